@@ -1,0 +1,184 @@
+"""The one sampling loop, of which every alignment method is a filling."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..posteriors import PosteriorSampler
+from ..rewards.base import Reward
+from ..transitions import Transition
+from .look_ahead import GRADIENTS, LookAhead
+from .model import Evaluation, TiltedModel
+from .random_source import RandomSource
+from .resampling import invert, uniform
+from .trace import Trace, TraceStep
+
+FINAL_SELECTIONS = ("sample", "best", "all")
+
+StepCallback = Callable[[int, Tensor], Tensor | None]
+"""Gets the step's index and the particles `[B P, ...]`; returns replaced particles, or None to leave them."""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """`P` particles of each of `B` images at one level, image after image.
+
+    Attributes:
+        x: `[B P, ...]` in the bounded coordinate.
+        log_weights: `[B, P]` float64, unnormalised.
+        log_evidence: `[B]`, gathered at resamplings.
+        ahead: estimates at `x`; None where they are still to be made.
+        final: the decoded and scored `x` at the last level, where a method has made it.
+        figures: what the last step recorded for the trace.
+    """
+
+    x: Tensor
+    log_weights: Tensor
+    log_evidence: Tensor
+    ahead: LookAhead | None = None
+    final: Evaluation | None = None
+    figures: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """What a method returns.
+
+    Attributes:
+        latents: clean latents `[B, P, ...]`.
+        log_weights: `[B, P]`, normalised per image.
+        rewards: `[B, P]`, unscaled; None without a reward.
+        reward_terms: each term of the reward, `[B, P]`.
+        images: the final images `[B, P, 3, H, W]` in [0, 1]; None without a reward, for which nothing is decoded.
+        log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one.
+        trace: figures of each step.
+    """
+
+    latents: Tensor
+    log_weights: Tensor
+    rewards: Tensor | None
+    reward_terms: dict[str, Tensor]
+    images: Tensor | None
+    log_evidence: Tensor | None
+    trace: Trace
+
+    def select(self, final_selection: str, random: RandomSource) -> Tensor:
+        """Indices `[B, n]` of the particles to return: one drawn by weight, the best, or all."""
+        if final_selection == "all":
+            return torch.arange(self.log_weights.shape[1]).expand(self.log_weights.shape)
+        if final_selection == "best" and self.rewards is not None:
+            return self.rewards.cpu().argmax(1, keepdim=True)
+        weights = self.log_weights.exp().cpu()
+        return torch.stack([invert(row, uniform(1, random.of_image(i))) for i, row in enumerate(weights)])
+
+
+class Alignment(ABC):
+    """A way to make samples obey a reward.
+
+    Attributes:
+        num_particles: particles P of each image.
+        transition: how particles move.
+        needs_reward: whether the method is nothing without a reward.
+        needs_reward_gradient: whether it differentiates the reward.
+        default_selection: which particle of an image is returned if the caller does not say.
+    """
+
+    num_particles: int = 1
+    transition: Transition
+    needs_reward: bool = True
+    needs_reward_gradient: bool = False
+    default_selection: str = "sample"
+
+    @abstractmethod
+    def step(
+        self,
+        model: TiltedModel,
+        cloud: Cloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        is_last: bool,
+    ) -> Cloud:
+        """Moves a cloud one level on."""
+
+    def check(self, reward: Reward | None) -> None:
+        """Raises a `ValueError` where the method cannot work with this reward; called before any expensive work."""
+        if self.needs_reward and reward is None:
+            raise ValueError(f"reward is None, but alignment {type(self).__name__} needs one; give reward=...")
+
+    def run(
+        self,
+        model: TiltedModel,
+        x: Tensor,
+        levels: Sequence[float],
+        random: RandomSource,
+        on_step: StepCallback | None = None,
+    ) -> AlignmentResult:
+        """Carries particles from pure noise to clean latents.
+
+        Args:
+            model: the law to sample.
+            x: starting particles `[B P, ...]` in the bounded coordinate, at `levels[0]`.
+            levels: falling noise-to-signal ratios; the last is the level at which `x` is taken as clean.
+            random: draws of the run.
+            on_step: called after each step; raising `StopIteration` ends the loop early.
+        """
+        started = time.perf_counter()
+        shape = (model.num_images, self.num_particles)
+        weights = torch.zeros(shape, dtype=torch.float64, device=x.device)
+        cloud = Cloud(x, weights, torch.zeros(shape[0], dtype=torch.float64, device=x.device))
+        trace = Trace()
+        for index, (kappa, kappa_next) in enumerate(pairwise(levels)):
+            cloud = self.step(model, cloud, kappa, kappa_next, random, index == len(levels) - 2)
+            trace.steps.append(TraceStep(kappa, **cloud.figures))
+            try:
+                replaced = on_step(index, cloud.x) if on_step else None
+            except StopIteration:
+                break
+            if replaced is not None:
+                cloud = replace(cloud, x=replaced, ahead=None, final=None)
+        result = self.finish(model, cloud, trace)
+        model.cost.seconds += time.perf_counter() - started
+        return result
+
+    def finish(self, model: TiltedModel, cloud: Cloud, trace: Trace) -> AlignmentResult:
+        """Scores the final particles, unless that is done already, and normalises their weights."""
+        shape = cloud.log_weights.shape
+        rewards, terms, images = None, {}, None
+        if model.reward is not None:
+            final = cloud.final or model.evaluate(cloud.x, model.owners(self.num_particles, cloud.x.device))
+            rewards = final.total.reshape(shape)
+            terms = {name: term.reshape(shape) for name, term in final.terms.items()}
+            images = final.images.unflatten(0, shape)
+        return AlignmentResult(
+            latents=cloud.x.unflatten(0, shape),
+            log_weights=torch.log_softmax(cloud.log_weights, 1),
+            rewards=rewards,
+            reward_terms=terms,
+            images=images,
+            log_evidence=None,
+            trace=trace,
+        )
+
+
+def check_gradient(gradient: str, posterior: PosteriorSampler) -> None:
+    """Raises a `ValueError` for an unknown gradient, or one that these look-aheads cannot give."""
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient is {gradient!r}; choose one of {', '.join(GRADIENTS)}")
+    if gradient == "tilted_mean" and posterior.num_samples < 2:
+        raise ValueError(
+            f"gradient is 'tilted_mean', which compares look-aheads, but the posterior draws "
+            f"{posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
+        )
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Of each row of `[N, ...]`."""
+    return x.flatten(1).square().mean(1).sqrt()

@@ -1,0 +1,107 @@
+"""Guidance: sampling with the denoiser of the reward-tilted law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..levels import Denoiser, Level, signal_and_noise
+from ..posteriors import DenoiserPoint, PosteriorSampler
+from ..rewards.base import Reward
+from ..transitions import ODETransition, Transition
+from .base import Alignment, Cloud, check_gradient, root_mean_square
+from .look_ahead import LookAhead, look_ahead
+from .model import TiltedModel
+from .random_source import RandomSource
+
+
+@dataclass(frozen=True)
+class Guidance(Alignment):
+    """Replaces the denoiser by the reward-tilted one, `D_r = D + guidance_strength * kappa^2 grad_y V`.
+
+    With `DenoiserPoint` and `pathwise` this is DPS (arXiv 2209.14687); with exact look-aheads, strength 1 and no limit
+    it samples the tilted law as the steps shrink.
+
+    Args:
+        posterior: draws the look-aheads from which the value is estimated.
+        gradient: `pathwise` differentiates through network, decoder and reward; `tilted_mean` needs no derivative but
+            at least two look-aheads.
+        guidance_strength: multiplies the shift; 1 is exact.
+        max_shift: limit of the shift's root-mean-square, in units of `kappa / sqrt(1 + kappa^2)`, the posterior
+            deviation of data of unit variance; None for no limit.
+        transition: how particles move. Transitions of several inner steps are guided in each of them.
+        num_particles: guided samples of each image, of which the best is returned.
+    """
+
+    posterior: PosteriorSampler = field(default_factory=DenoiserPoint)
+    gradient: str = "pathwise"
+    guidance_strength: float = 1.0
+    max_shift: float | None = 0.5
+    transition: Transition = field(default_factory=ODETransition)
+    num_particles: int = 1
+
+    default_selection = "best"
+
+    def __post_init__(self) -> None:
+        check_gradient(self.gradient, self.posterior)
+        if self.max_shift is not None and self.max_shift <= 0:
+            raise ValueError(f"max_shift is {self.max_shift}; give a positive number, or None for no limit")
+
+    @property
+    def needs_reward_gradient(self) -> bool:
+        return self.gradient == "pathwise"
+
+    def check(self, reward: Reward | None) -> None:
+        super().check(reward)
+        if self.needs_reward_gradient and not reward.differentiable:
+            raise ValueError(
+                f"gradient is 'pathwise', but reward {reward.name!r} has no gradient; "
+                "use gradient='tilted_mean' with GlassPosterior(num_samples=4), or alignment 'smc' or 'best_of_n'"
+            )
+
+    def shift(self, ahead: LookAhead, noise_to_signal: Level) -> Tensor:
+        """The limited, scaled shift of the denoised samples, `[N, ...]`."""
+        shift = self.guidance_strength * ahead.shift
+        if self.max_shift is None:
+            return shift
+        _, sigma = signal_and_noise(noise_to_signal)
+        size = root_mean_square(shift).clamp(min=torch.finfo(shift.dtype).tiny)
+        return shift * (self.max_shift * sigma / size).clamp(max=1).to(shift).reshape(-1, *[1] * (shift.ndim - 1))
+
+    def step(
+        self,
+        model: TiltedModel,
+        cloud: Cloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        is_last: bool,
+    ) -> Cloud:
+        ahead = look_ahead(model, self.posterior, cloud.x, noise_to_signal, random, self.gradient)
+        shift = self.shift(ahead, noise_to_signal)
+        x = self.transition.step(
+            self._tilted_denoiser(model, random),
+            cloud.x,
+            noise_to_signal,
+            next_noise_to_signal,
+            ahead.denoised + shift,
+            random.normal(self.num_particles, cloud.x.shape[1:]),
+        )
+        values = ahead.values.unflatten(0, (-1, self.num_particles))
+        figures = {
+            "mean_value": values.mean(1),
+            "best_value": values.amax(1),
+            "gradient_norm": root_mean_square(shift).unflatten(0, (-1, self.num_particles)).mean(1),
+        }
+        return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
+
+    def _tilted_denoiser(self, model: TiltedModel, random: RandomSource) -> Denoiser:
+        """`D_r` at the inner queries of a transition."""
+
+        def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
+            ahead = look_ahead(model, self.posterior, x, float(noise_to_signal), random, self.gradient)
+            return ahead.denoised + self.shift(ahead, noise_to_signal)
+
+        return denoise

@@ -1,0 +1,98 @@
+"""What a method learns of its particles at one level: denoised samples, values, and the shift towards the reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..posteriors import PosteriorSampler
+from ..values import pathwise_shift, tilted_mean_shift, value
+from .model import TiltedModel
+from .random_source import RandomSource
+
+GRADIENTS = ("pathwise", "tilted_mean")
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """Estimates at the particles of one level.
+
+    Attributes:
+        denoised: `D(x)`, `[N, ...]`; None at the last level.
+        values: `V(x)`, `[N]`.
+        shift: `kappa^2 grad_y V`, `[N, ...]`, where it was asked for.
+    """
+
+    denoised: Tensor | None
+    values: Tensor
+    shift: Tensor | None = None
+
+    def rows(self, index: Tensor) -> LookAhead:
+        """The estimates of the particles `index`."""
+        return LookAhead(
+            None if self.denoised is None else self.denoised[index],
+            self.values[index],
+            None if self.shift is None else self.shift[index],
+        )
+
+
+def look_ahead(
+    model: TiltedModel,
+    posterior: PosteriorSampler,
+    x: Tensor,
+    noise_to_signal: float,
+    random: RandomSource,
+    gradient: str | None = None,
+) -> LookAhead:
+    """Draws look-aheads of particles `[N, ...]` (equally many of each image) and estimates their values.
+
+    Args:
+        gradient: None, `pathwise` (differentiates through network, decoder and reward) or `tilted_mean` (needs at
+            least two look-aheads and no derivative).
+    """
+    num_samples = posterior.num_samples
+    owners = model.owners(len(x) // model.num_images, x.device)
+    noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+    if gradient != "pathwise":
+        return _estimate(model, posterior, x, noise_to_signal, owners, noise, gradient)
+    # The graph of one chunk is all that memory must hold.
+    size = max(1, (model.particle_batch_size or len(noise)) // num_samples)
+    parts = [
+        _estimate(model, posterior, rows, noise_to_signal, row_owners, row_noise, gradient)
+        for rows, row_owners, row_noise in zip(
+            x.split(size), owners.split(size), noise.split(size * num_samples), strict=True
+        )
+    ]
+    return LookAhead(
+        torch.cat([part.denoised for part in parts]),
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.shift for part in parts]),
+    )
+
+
+def _estimate(
+    model: TiltedModel,
+    posterior: PosteriorSampler,
+    x: Tensor,
+    noise_to_signal: float,
+    owners: Tensor,
+    noise: Tensor,
+    gradient: str | None,
+) -> LookAhead:
+    pathwise = gradient == "pathwise"
+    with torch.set_grad_enabled(pathwise):
+        x = x.detach().requires_grad_(pathwise)
+        denoise = model.denoiser(owners)
+        denoised = denoise(x, noise_to_signal)
+        drawn = posterior.sample(denoise, x, noise_to_signal, denoised, noise)
+        rewards = model.tilt(drawn.samples.flatten(0, 1), owners).unflatten(0, (len(x), -1))
+        values = value(rewards, drawn.log_weights)
+    if pathwise:
+        shift = pathwise_shift(values, x, noise_to_signal)
+    elif gradient == "tilted_mean":
+        shift = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights)
+    else:
+        shift = None
+    return LookAhead(denoised.detach(), values.detach(), shift)

@@ -1,0 +1,50 @@
+"""No alignment, and its simplest use: the best of several plain samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..transitions import ODETransition, Transition
+from .base import Alignment, Cloud
+from .model import TiltedModel
+from .random_source import RandomSource
+
+
+@dataclass(frozen=True)
+class NoAlignment(Alignment):
+    """Plain sampling; a reward is only reported.
+
+    Args:
+        transition: how particles move.
+        num_particles: plain samples of each image.
+    """
+
+    transition: Transition = field(default_factory=ODETransition)
+    num_particles: int = 1
+
+    needs_reward = False
+
+    def step(
+        self,
+        model: TiltedModel,
+        cloud: Cloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        is_last: bool,
+    ) -> Cloud:
+        denoise = model.denoiser(model.owners(self.num_particles, cloud.x.device))
+        noise = random.normal(self.num_particles, cloud.x.shape[1:])
+        denoised = denoise(cloud.x, noise_to_signal)
+        x = self.transition.step(denoise, cloud.x, noise_to_signal, next_noise_to_signal, denoised, noise)
+        return Cloud(x, cloud.log_weights, cloud.log_evidence)
+
+
+@dataclass(frozen=True)
+class BestOfN(NoAlignment):
+    """Draws `num_particles` plain samples of each image and keeps the one of highest reward."""
+
+    num_particles: int = 4
+
+    needs_reward = True
+    default_selection = "best"

@@ -1,0 +1,47 @@
+"""Finds the backbone of a stock pipeline by its class."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from .base import Backbone
+
+_BACKBONES: dict[str, type[Backbone]] = {}
+
+
+def register_backbone(*pipeline_classes: str) -> Callable[[type[Backbone]], type[Backbone]]:
+    """Makes a backbone known for stock pipelines of the named classes."""
+
+    def register(backbone: type[Backbone]) -> type[Backbone]:
+        for name in pipeline_classes:
+            _BACKBONES[name] = backbone
+        return backbone
+
+    return register
+
+
+def supported_pipelines() -> dict[str, type[Backbone]]:
+    """The stock pipeline classes that have a backbone."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_BACKBONES.items()))
+
+
+def backbone_for(pipeline: Any) -> Backbone:
+    """The backbone of a stock pipeline.
+
+    Raises:
+        TypeError: no backbone is registered for exactly this class; a subclass may sample differently.
+    """
+    supported = supported_pipelines()
+    name = type(pipeline).__name__
+    if name not in supported:
+        raise TypeError(
+            f"pipeline is a {name}, for which there is no backbone; supported are {', '.join(supported)}. "
+            "docs/adding_a_family.md shows how to add one"
+        )
+    return supported[name](pipeline)

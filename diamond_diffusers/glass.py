@@ -1,0 +1,186 @@
+"""GLASS: exact stochastic transitions out of a pretrained denoiser (Holderrieth et al., arXiv 2509.25170).
+
+To sample `z ~ p(z | x_t)`, an *inner* flow builds a second, independent observation of `z` along
+`xbar_s = (1 - s) z + s eps`, `s` from 1 to 0. The observation at hand and the inner one fuse into one sufficient
+statistic `(S, kappa*)`, at which the pretrained denoiser `D` gives the velocity of the inner flow:
+
+    d xbar / d s = (xbar_s - D(S, kappa*)) / s
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .levels import Denoiser, Level, as_level, expand, fuse, signal_and_noise, working_dtype
+
+InnerSolver = Callable[[float, float, Tensor, tuple[float, Tensor] | None], Tensor]
+"""Maps `(s, s_next, D_i, (s_previous, D_previous) or None)` to the denoised sample that carries `xbar` to `s_next`."""
+
+
+def _euler(s: float, s_next: float, denoised: Tensor, previous: tuple[float, Tensor] | None) -> Tensor:
+    return denoised
+
+
+def _multistep(s: float, s_next: float, denoised: Tensor, previous: tuple[float, Tensor] | None) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095) with `lambda = log((1 - s) / s)`."""
+    if previous is None or s_next == 0:
+        return denoised
+    s_previous, previous_denoised = previous
+    if s_previous == 1:
+        # lambda(1) = -inf: extrapolate over s, which is finite there.
+        ratio = (s_next - s) / (s - s_previous)
+    else:
+        ratio = (_log_signal(s_next) - _log_signal(s)) / (_log_signal(s) - _log_signal(s_previous))
+    return denoised + ratio / 2 * (denoised - previous_denoised)
+
+
+def _exponential(s: float, s_next: float, denoised: Tensor, previous: tuple[float, Tensor] | None) -> Tensor:
+    """Integrates the inner flow exactly for a `D` that is linear in `s` through the last two evaluations."""
+    if previous is None:
+        return denoised
+    s_previous, previous_denoised = previous
+    slope = (denoised - previous_denoised) / (s - s_previous)
+    # D(s) = D_i + slope (s - s_i)  =>  D~ = D(0) - slope s' log(s' / s) / (1 - s' / s).
+    mean_time = 0.0 if s_next == 0 else -s_next * math.log(s_next / s) / (1 - s_next / s)
+    return denoised + slope * (mean_time - s)
+
+
+def _log_signal(s: float) -> float:
+    return math.log((1 - s) / s)
+
+
+INNER_SOLVERS: dict[str, InnerSolver] = {"euler": _euler, "multistep": _multistep, "exponential": _exponential}
+
+
+def check_inner_options(num_inner_steps: int, solver: str) -> None:
+    """Raises a `ValueError` for fewer than one inner step or an unknown solver."""
+    if num_inner_steps < 1:
+        raise ValueError(f"num_inner_steps is {num_inner_steps}; it must be at least 1")
+    if solver not in INNER_SOLVERS:
+        raise ValueError(f"solver is {solver!r}; choose one of {', '.join(INNER_SOLVERS)}")
+
+
+def inner_flow(
+    denoise: Denoiser,
+    x: Tensor,
+    noise_to_signal: Level,
+    noise: Tensor,
+    *,
+    num_inner_steps: int,
+    stop: float = 0.0,
+    solver: str = "multistep",
+    denoised: Tensor | None = None,
+) -> Tensor:
+    """Runs the inner flow from noise at `s = 1` down to `stop`.
+
+    At `s = 1` the statistic is the observation itself, so that all samples of one observation share that evaluation:
+    K samples of each of N observations cost `N (1 + K (num_inner_steps - 1))` evaluations.
+
+    Args:
+        denoise: the denoiser; called with rows repeated K times each after the first evaluation.
+        x: observations `[N, ...]` in the bounded coordinate.
+        noise_to_signal: their level.
+        noise: standard normal `[N K, ...]`, K consecutive rows for each observation.
+        num_inner_steps: number of uniform steps in `s`, at least 1.
+        stop: last inner time, in `[0, 1)`.
+        solver: a name in `INNER_SOLVERS`; each spends one evaluation a step.
+        denoised: `D(x, noise_to_signal)`, where it is known already.
+
+    Returns:
+        `xbar` at `stop`, `[N K, ...]`; with `stop = 0` these are samples of `p(z | x)`.
+    """
+    check_inner_options(num_inner_steps, solver)
+    samples_per_row = noise.shape[0] // x.shape[0]
+    effective_denoised = INNER_SOLVERS[solver]
+    if denoised is None:
+        denoised = denoise(x, noise_to_signal)
+    rows = x.repeat_interleave(samples_per_row, 0)
+    current, previous = denoised.to(working_dtype(x)).repeat_interleave(samples_per_row, 0), None
+    xbar = noise.to(working_dtype(x))
+    times = torch.linspace(1, stop, num_inner_steps + 1, dtype=torch.float64).tolist()
+    for i, (s, s_next) in enumerate(pairwise(times)):
+        if i > 0:
+            current = denoise(*query(rows, noise_to_signal, xbar, s)).to(working_dtype(x))
+        target = effective_denoised(s, s_next, current, previous)
+        xbar = torch.lerp(target, xbar, s_next / s)
+        previous = (s, current)
+    return xbar
+
+
+def query(x: Tensor, noise_to_signal: Level, xbar: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """The sufficient statistic `(S, kappa*)` of an observation and an inner state, in the bounded coordinate."""
+    return fuse(x, noise_to_signal, xbar / math.hypot(1 - s, s), math.inf if s == 1 else s / (1 - s))
+
+
+def sample_posterior(
+    denoise: Denoiser,
+    x: Tensor,
+    noise_to_signal: Level,
+    noise: Tensor,
+    *,
+    num_inner_steps: int,
+    solver: str = "multistep",
+    denoised: Tensor | None = None,
+) -> Tensor:
+    """Samples `[N K, ...]` of `p(z | x)`, exact as `num_inner_steps` grows; arguments as of `inner_flow`.
+
+    Raises:
+        ValueError: more than one sample a row with one inner step, which makes all of them the denoiser point.
+    """
+    if num_inner_steps == 1 and noise.shape[0] > x.shape[0]:
+        raise ValueError(
+            "num_inner_steps is 1, which makes all posterior samples the denoiser point; "
+            "take num_samples=1 or num_inner_steps >= 2"
+        )
+    return inner_flow(
+        denoise, x, noise_to_signal, noise, num_inner_steps=num_inner_steps, solver=solver, denoised=denoised
+    )
+
+
+def sample_transition(
+    denoise: Denoiser,
+    x: Tensor,
+    noise_to_signal: float,
+    next_noise_to_signal: float,
+    correlation: float,
+    noise: Tensor,
+    *,
+    num_inner_steps: int,
+    solver: str = "multistep",
+    denoised: Tensor | None = None,
+) -> Tensor:
+    """Samples `x_u` given `x_t` where their noises have a given correlation, by stopping the inner flow early.
+
+    Args:
+        noise_to_signal: level `kappa_t` of `x`; infinity is allowed.
+        next_noise_to_signal: level `kappa_u < kappa_t` of the result.
+        correlation: `rho` in `[0, 1]` between the noises of `x_t` and `x_u`; `kappa_u / kappa_t` makes the chain
+            Markov (DDPM).
+        noise: standard normal of the shape of `x`; other arguments as of `inner_flow`.
+
+    Returns:
+        `x_u` in the bounded coordinate, `[N, ...]`. With one inner step this is the DDIM step of matching eta.
+    """
+    kappa_t, kappa_u = float(noise_to_signal), float(next_noise_to_signal)
+    gain = correlation * kappa_u / kappa_t
+    stop_level = kappa_u * math.sqrt(1 - correlation**2) / (1 - gain)
+    stop = stop_level / (1 + stop_level)
+    xbar = inner_flow(
+        denoise,
+        x,
+        noise_to_signal,
+        noise,
+        num_inner_steps=num_inner_steps,
+        stop=stop,
+        solver=solver,
+        denoised=denoised,
+    )
+    # y_u = gain y_t + (1 - gain) xbar / (1 - s); gain y_t is written so that it stays finite at pure noise.
+    (_, sigma_t), (alpha_u, sigma_u) = signal_and_noise(kappa_t), signal_and_noise(kappa_u)
+    kept = expand(as_level(correlation * sigma_u / sigma_t), x) * x
+    return kept + expand(alpha_u * (1 - gain) / (1 - stop), x) * xbar

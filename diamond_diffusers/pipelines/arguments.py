@@ -1,0 +1,73 @@
+"""Turns what the user passed into the arguments of the wrapped pipeline's `__call__`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ..backbones.base import Backbone
+
+
+def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Every keyword of the stock `__call__`: as given, else the model's default, else the stock default.
+
+    An argument that is None counts as not given.
+
+    Raises:
+        TypeError: a keyword that the stock pipeline does not have, or that its backbone refuses.
+    """
+    name = type(backbone.pipeline).__name__
+    parameters = inspect.signature(type(backbone.pipeline).__call__).parameters
+    stock = {key: parameter.default for key, parameter in parameters.items() if key != "self"}
+    passed = {key: value for key, value in given.items() if value is not None}
+    unknown = sorted(set(passed) - set(stock))
+    if unknown:
+        raise TypeError(
+            f"{unknown[0]!r} is no argument of DiamondMapPipeline or of the {name} inside; "
+            f"the latter takes {', '.join(stock)}"
+        )
+    for key in passed:
+        if key in backbone.refused_arguments:
+            raise TypeError(f"{key!r} cannot be used with {name} here: {backbone.refused_arguments[key]}")
+    declared = {key: value for key, value in defaults.items() if key in stock}
+    if passed.get("negative_prompt_embeds") is not None:
+        declared.pop("negative_prompt", None)
+    return {**stock, **declared, **passed}
+
+
+def num_images(arguments: Mapping[str, Any]) -> int:
+    """Number of images that a call returns: prompts times `num_images_per_prompt`.
+
+    Raises:
+        ValueError: `num_images_per_prompt` or `num_inference_steps` is not positive.
+    """
+    for key in ("num_images_per_prompt", "num_inference_steps"):
+        if arguments[key] < 1:
+            raise ValueError(f"{key} is {arguments[key]}; it must be at least 1")
+    return num_prompts(arguments) * arguments["num_images_per_prompt"]
+
+
+def num_prompts(arguments: Mapping[str, Any]) -> int:
+    """Number of prompts of a call, however they are given."""
+    prompt = arguments["prompt"]
+    if prompt is None:
+        embeds = arguments.get("prompt_embeds")
+        if embeds is None:
+            raise ValueError("prompt is None; give a prompt, or prompt_embeds")
+        return len(embeds)
+    return 1 if isinstance(prompt, str) else len(prompt)
+
+
+def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | None) -> list[str]:
+    """The prompt that the reward reads for each image; empty texts where none is known.
+
+    Raises:
+        ValueError: as many `reward_prompt` as there are prompts are needed.
+    """
+    texts = reward_prompt if reward_prompt is not None else arguments["prompt"]
+    count = num_prompts(arguments)
+    texts = [texts] if isinstance(texts, str) else list(texts or [""] * count)
+    if len(texts) != count:
+        raise ValueError(f"reward_prompt holds {len(texts)} texts for {count} prompts; give one for each prompt")
+    return [text for text in texts for _ in range(arguments["num_images_per_prompt"])]
