@@ -1,0 +1,24 @@
+"""Posterior sampler, transition and method are chosen apart: guided SMC with GLASS look-aheads."""
+
+import torch
+
+from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, GlassTransition, Guidance
+
+pipe = DiamondMapPipeline.from_pretrained()
+look_aheads = GlassPosterior(num_inner_steps=2, num_samples=4)
+alignment = SMC(
+    num_particles=4,
+    posterior=look_aheads,
+    transition=GlassTransition(num_inner_steps=2),
+    guidance=Guidance(posterior=look_aheads, gradient="tilted_mean"),
+)
+out = pipe(
+    ["a red circle above a blue square", "four green stars"],
+    alignment=alignment,
+    generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+)
+for index, image in enumerate(out.images):
+    image.save(f"guided_smc_{index}.png")
+out.trace.plot().savefig("trace.png")
+print("rewards", out.rewards.tolist(), "log evidence", out.log_evidence.tolist())
+print(out.cost)
