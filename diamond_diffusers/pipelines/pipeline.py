@@ -37,8 +37,9 @@ class DiamondMapPipeline:
     """
 
     def __init__(self, pipeline: DiffusionPipeline, defaults: Mapping[str, Any] | None = None) -> None:
-        own = {"pipeline": pipeline, "backbone": backbone_for(pipeline), "defaults": dict(defaults or {})}
-        self.__dict__.update(own)
+        self.__dict__.update(
+            pipeline=pipeline, backbone=backbone_for(pipeline), defaults=dict(defaults or {}), _named_rewards={}
+        )
 
     @classmethod
     def from_pretrained(
@@ -74,7 +75,7 @@ class DiamondMapPipeline:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipeline", "backbone", "defaults"):
+        if name in ("pipeline", "backbone", "defaults", "_named_rewards"):
             raise AttributeError(name)
         return getattr(self.pipeline, name)
 
@@ -153,6 +154,10 @@ class DiamondMapPipeline:
         texts = reward_texts(arguments, reward_prompt)
         reward = self._resolve_reward(reward, alignment)
         alignment = self._resolve_alignment(alignment, reward)
+        if reward is not None:
+            size = (arguments.get("height") or 64, arguments.get("width") or 64)
+            device = self.pipeline._execution_device
+            reward.probe(device, size, texts[0] or "a photo", needs_gradient=alignment.needs_reward_gradient)
         selection = final_selection or alignment.default_selection
         if selection not in FINAL_SELECTIONS:
             raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
@@ -183,6 +188,11 @@ class DiamondMapPipeline:
                     "give reward=... or alignment='none'"
                 )
             return None
+        if isinstance(reward, str):
+            # A named reward is a model: loaded once, not at every call.
+            if reward not in self._named_rewards:
+                self._named_rewards[reward] = as_reward(reward)
+            reward = self._named_rewards[reward]
         return as_reward(reward).to(device=self.pipeline._execution_device)
 
     def _resolve_alignment(self, alignment: Alignment | str | None, reward: Reward | None) -> Alignment:
@@ -190,8 +200,6 @@ class DiamondMapPipeline:
             alignment = self.defaults.get("alignment", "smc") if reward is not None else "none"
         alignment = as_alignment(alignment)
         alignment.check(reward)
-        if reward is not None:
-            reward.probe(self.pipeline._execution_device, needs_gradient=alignment.needs_reward_gradient)
         return alignment
 
     def _starting_particles(

@@ -107,9 +107,7 @@ def test_image_i_depends_on_generator_i_alone(tiny_flux: FluxPipeline) -> None:
     alignment = NoAlignment(transition=GlassTransition(num_inner_steps=2), num_particles=3)
     both = pipe(PROMPTS, generator=generators(), alignment=alignment, final_selection="all", **CALL).images
     for i in range(2):
-        alone = pipe(
-            PROMPTS[i], generator=generators()[i], alignment=alignment, final_selection="all", **CALL
-        ).images
+        alone = pipe(PROMPTS[i], generator=generators()[i], alignment=alignment, final_selection="all", **CALL).images
         # Batched kernels round differently.
         torch.testing.assert_close(both[3 * i : 3 * i + 3], alone, atol=1e-4, rtol=0)
     chunked = pipe(

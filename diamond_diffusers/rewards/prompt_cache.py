@@ -1,0 +1,43 @@
+"""Text features that are computed once per distinct prompt."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class PromptCache:
+    """Encodes each distinct prompt once and remembers those used last.
+
+    Args:
+        encode: maps N prompts to features `[N, ...]`.
+        capacity: how many prompts are remembered between calls.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Tensor], capacity: int) -> None:
+        self._encode = encode
+        self._capacity = capacity
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """The features `[B, ...]` of `B` prompts, without a graph; repeated prompts cost nothing."""
+        distinct = list(dict.fromkeys(prompts))
+        missing = [prompt for prompt in distinct if prompt not in self._features]
+        if missing:
+            with torch.no_grad():
+                encoded = self._encode(missing)
+            # A row that is a view would keep the features of its whole batch alive.
+            self._features.update({prompt: row.clone() for prompt, row in zip(missing, encoded, strict=True)})
+        for prompt in distinct:
+            self._features.move_to_end(prompt)
+        features = torch.stack([self._features[prompt] for prompt in prompts])
+        while len(self._features) > self._capacity:
+            self._features.popitem(last=False)
+        return features
+
+    def clear(self) -> None:
+        """Forgets all prompts."""
+        self._features.clear()

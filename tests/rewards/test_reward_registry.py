@@ -1,0 +1,172 @@
+import pytest
+import torch
+
+from diamond_diffusers.rewards import (
+    CallableReward,
+    MiniatureReward,
+    Reward,
+    WeightedSum,
+    as_reward,
+    available_rewards,
+    register_reward,
+    registered_reward,
+)
+from diamond_diffusers.rewards.registry import parse_expression
+
+
+@pytest.fixture
+def toys(empty_registry):
+    """Registers `mean` and `peak`, two classes that count their instances."""
+    made = []
+
+    @register_reward("mean")
+    class Mean(Reward):
+        name = "mean"
+
+        def __init__(self):
+            made.append(self.name)
+
+        def score(self, images, prompts):
+            return images.mean((1, 2, 3))
+
+    @register_reward("peak")
+    class Peak(Mean):
+        name = "peak"
+
+        def score(self, images, prompts):
+            return images.amax((1, 2, 3))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("expression", "terms"),
+    [
+        ("clip", [(1, "clip")]),
+        ("imagereward + 5*hpsv2 - 0.01*clip", [(1, "imagereward"), (5, "hpsv2"), (-0.01, "clip")]),
+        ("-0.2*jpeg_size", [(-0.2, "jpeg_size")]),
+        ("  +2. * a-.5*b+1e-3*c ", [(2, "a"), (-0.5, "b"), (1e-3, "c")]),
+        ("2e*a", None),
+        ("", None),
+        ("a +", None),
+        ("a b", None),
+        ("5", None),
+        ("5 a", None),
+        ("a*5", None),
+        ("a - -b", None),
+        ("a / b", None),
+        ("(a)", None),
+        ("hps-v2.1", None),
+    ],
+)
+def test_expressions(expression, terms):
+    if terms is None:
+        with pytest.raises(ValueError, match=r"was expected; write it like 'imagereward"):
+            parse_expression(expression)
+    else:
+        assert parse_expression(expression) == terms
+
+
+def test_the_place_of_a_mistake_is_named():
+    with pytest.raises(ValueError, match=r"'a \+ 2 b' has 'b' at position 6 where '\*' was expected"):
+        parse_expression("a + 2 b")
+    with pytest.raises(ValueError, match=r"'a -' has the end where a reward name was expected"):
+        parse_expression("a -")
+
+
+class TestAsReward:
+    def test_a_reward_is_returned_as_it_is(self, toys):
+        reward = as_reward("mean")
+        assert as_reward(reward) is reward
+
+    def test_a_name_is_that_reward_and_an_expression_a_sum(self, toys):
+        assert type(as_reward("mean")) is registered_reward("mean")
+        reward = as_reward("2*mean - peak")
+        assert isinstance(reward, WeightedSum) and reward.weights == [2, -1]
+        assert as_reward(reward.name).weights == reward.weights
+        images = torch.rand(2, 3, 4, 4)
+        expected = 2 * images.mean((1, 2, 3)) - images.amax((1, 2, 3))
+        torch.testing.assert_close(reward(images, ["a", "b"]), expected)
+
+    def test_a_callable_is_wrapped(self):
+        reward = as_reward(lambda images, prompts: images.mean((1, 2, 3)))
+        assert isinstance(reward, CallableReward)
+
+    def test_names_are_instantiated_when_used_and_after_all_names_are_known(self, toys):
+        assert available_rewards() == ["mean", "peak"] and toys == []
+        with pytest.raises(ValueError, match=r"no reward named 'unknown'; the known ones are mean, peak"):
+            as_reward("mean + unknown")
+        assert toys == []
+        as_reward("peak")
+        assert toys == ["peak"]
+
+    def test_a_class_is_refused(self, toys):
+        with pytest.raises(
+            TypeError, match=r"reward=MiniatureReward is a class; give an instance, MiniatureReward\(\)"
+        ):
+            as_reward(MiniatureReward)
+
+    def test_anything_else_is_refused(self):
+        with pytest.raises(TypeError, match=r"reward=3 is no reward; give a Reward, a callable"):
+            as_reward(3)
+
+
+class TestRegistration:
+    def test_a_function_is_a_reward_in_three_lines(self, empty_registry):
+        @register_reward("brightness")
+        def mean_of_pixels(images, prompts):
+            return images.mean((1, 2, 3))
+
+        assert available_rewards() == ["brightness"]
+        assert as_reward("brightness").name == "brightness"
+        images = torch.rand(2, 3, 4, 4)
+        torch.testing.assert_close(as_reward("2*brightness")(images, ["a", "b"]), 2 * mean_of_pixels(images, []))
+
+    def test_an_instance_is_itself(self, empty_registry):
+        reward = register_reward("zero")(CallableReward(lambda images, prompts: torch.zeros(len(images)), "zero"))
+        assert as_reward("zero") is reward
+
+    def test_a_name_has_one_owner_but_its_definition_can_be_repeated(self, empty_registry):
+        def define():
+            @register_reward("mine")
+            def mine(images, prompts):
+                return images.mean((1, 2, 3))
+
+        define()
+        define()
+        with pytest.raises(ValueError, match=r"'mine' belongs to .*define.<locals>.mine; choose another"):
+            register_reward("mine")(lambda images, prompts: None)
+
+    @pytest.mark.parametrize("name", ["hps-v2", "2clip", "", "a b"])
+    def test_a_name_is_an_identifier(self, name):
+        with pytest.raises(ValueError, match=r"is not an identifier; use letters"):
+            register_reward(name)
+
+    def test_the_package_s_own(self):
+        assert {"clip", "miniature"} <= set(available_rewards())
+
+
+@pytest.fixture
+def plug_in(tmp_path, monkeypatch):
+    """An installed distribution that offers two rewards, one of which cannot be imported."""
+    (tmp_path / "reward_plug_in.py").write_text("def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
+    information = tmp_path / "reward_plug_in-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: reward-plug-in\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(
+        "[diamond_diffusers.rewards]\nredness = reward_plug_in:redness\nbroken = reward_plug_in.absent:score\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+class TestPlugIns:
+    def test_are_listed_and_used_by_name(self, toys, plug_in):
+        assert available_rewards() == ["broken", "mean", "peak", "redness"]
+        images = torch.rand(2, 3, 4, 4)
+        output = as_reward("3*redness - mean").evaluate(images, ["a", "b"])
+        torch.testing.assert_close(output.terms["redness"], images[:, 0].mean((1, 2)))
+
+    def test_a_broken_one_is_named(self, toys, plug_in):
+        with pytest.raises(ImportError, match=r"'broken' .* 'reward_plug_in.absent:score', .*; mend or uninstall"):
+            as_reward("mean + broken")
+        assert toys == []
