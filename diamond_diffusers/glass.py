@@ -99,13 +99,15 @@ def inner_flow(
     effective_denoised = INNER_SOLVERS[solver]
     if denoised is None:
         denoised = denoise(x, noise_to_signal)
-    rows = x.repeat_interleave(samples_per_row, 0)
+    rows, row_level = x.repeat_interleave(samples_per_row, 0), as_level(noise_to_signal)
+    if row_level.ndim > 0:
+        row_level = row_level.repeat_interleave(samples_per_row)
     current, previous = denoised.to(working_dtype(x)).repeat_interleave(samples_per_row, 0), None
     xbar = noise.to(working_dtype(x))
     times = torch.linspace(1, stop, num_inner_steps + 1, dtype=torch.float64).tolist()
     for i, (s, s_next) in enumerate(pairwise(times)):
         if i > 0:
-            current = denoise(*query(rows, noise_to_signal, xbar, s)).to(working_dtype(x))
+            current = denoise(*query(rows, row_level, xbar, s)).to(working_dtype(x))
         target = effective_denoised(s, s_next, current, previous)
         xbar = torch.lerp(target, xbar, s_next / s)
         previous = (s, current)
@@ -165,7 +167,12 @@ def sample_transition(
 
     Returns:
         `x_u` in the bounded coordinate, `[N, ...]`. With one inner step this is the DDIM step of matching eta.
+
+    Raises:
+        ValueError: the correlation is out of range.
     """
+    if not 0 <= correlation <= 1:
+        raise ValueError(f"correlation is {correlation}; it must lie between 0 and 1")
     kappa_t, kappa_u = float(noise_to_signal), float(next_noise_to_signal)
     gain = correlation * kappa_u / kappa_t
     stop_level = kappa_u * math.sqrt(1 - correlation**2) / (1 - gain)

@@ -30,8 +30,8 @@ def as_level(noise_to_signal: Level) -> Tensor:
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape `[]` or `[B]`, shaped to multiply the rows of `x`."""
-    if coefficient.ndim == 0:
+    """A coefficient of shape `[]` or `[B]`, shaped to multiply the rows of `x`; products have the working dtype."""
+    if coefficient.ndim == 0 and x.dtype == working_dtype(x):
         return coefficient
     return coefficient.to(x.device, working_dtype(x)).reshape(-1, *[1] * (x.ndim - 1))
 

@@ -172,12 +172,10 @@ class GlassTransition(Transition):
         )
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        if next_noise_to_signal == 0:
-            # The inner flow runs through: its noise spans the whole posterior, whose deviation is about
-            # kappa / sqrt(1 + kappa^2) for data of unit variance; with one inner step it has no effect.
-            return 0.0 if self.num_inner_steps == 1 else math.sqrt(1 + noise_to_signal**-2)
         correlation = self._correlation(noise_to_signal, next_noise_to_signal)
         fresh = next_noise_to_signal * math.sqrt(1 - correlation**2)
         if fresh == 0:
-            return 0.0
+            # The inner flow runs through: its noise spans the whole posterior, whose deviation is about
+            # kappa / sqrt(1 + kappa^2) for data of unit variance; with one inner step it has no effect.
+            return 0.0 if self.num_inner_steps == 1 else math.sqrt(1 + noise_to_signal**-2)
         return (1 - correlation * next_noise_to_signal / noise_to_signal) / fresh

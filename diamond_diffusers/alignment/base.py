@@ -143,10 +143,14 @@ class Alignment(ABC):
             except StopIteration:
                 break
             if replaced is not None:
-                cloud = replace(cloud, x=replaced, ahead=None, final=None)
+                cloud = self.replace_particles(cloud, replaced)
         result = self.finish(model, cloud, trace)
         model.cost.seconds += time.perf_counter() - started
         return result
+
+    def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
+        """The cloud with particles from a callback in place of its own; what was known of those is forgotten."""
+        return replace(cloud, x=x, ahead=None, final=None)
 
     def finish(self, model: TiltedModel, cloud: Cloud, trace: Trace) -> AlignmentResult:
         """Scores the final particles, unless that is done already, and normalises their weights."""

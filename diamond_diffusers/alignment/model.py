@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone, Conditions
 from ..cost import Cost
-from ..levels import Denoiser, Level
+from ..levels import Denoiser, Level, as_level
 from ..rewards.base import Reward
 
 
@@ -81,9 +81,12 @@ class TiltedModel:
 
         def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
             row_owners = owners.repeat_interleave(len(x) // len(owners))
+            level = as_level(noise_to_signal)
             return torch.cat(
                 [
-                    self.backbone.denoise(x[chunk], noise_to_signal, self.conditions.rows(row_owners[chunk]))
+                    self.backbone.denoise(
+                        x[chunk], level[chunk] if level.ndim else level, self.conditions.rows(row_owners[chunk])
+                    )
                     for chunk in self._counted_chunks(x)
                 ]
             )

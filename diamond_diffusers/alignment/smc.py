@@ -110,18 +110,27 @@ class SMC(Alignment):
         moved = Cloud(x, log_weights, cloud.log_evidence, ahead, final, figures)
         return moved if is_last else self._resample(moved, random)
 
+    def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
+        """The new particles take over the weights, in which their own values will stand for the old ones."""
+        values = cloud.ahead.values.double().unflatten(0, (-1, self.num_particles))
+        return replace(super().replace_particles(cloud, x), log_weights=cloud.log_weights - values)
+
     def finish(self, model: TiltedModel, cloud: Cloud, trace: Trace) -> AlignmentResult:
         result = super().finish(model, cloud, trace)
-        return replace(result, log_evidence=cloud.log_evidence + _log_mean(cloud.log_weights))
+        log_weights = cloud.log_weights
+        if cloud.ahead is None:
+            log_weights = log_weights + model.reward_scale * result.rewards.to(log_weights)
+        return replace(
+            result,
+            log_weights=torch.log_softmax(log_weights, 1),
+            log_evidence=cloud.log_evidence + _log_mean(log_weights),
+        )
 
     def _start(self, model: TiltedModel, cloud: Cloud, noise_to_signal: float, random: RandomSource) -> Cloud:
-        """Estimates the first values, or those of particles that a callback replaced; the latter keep their weights."""
+        """Puts the values into the weights, at the first level or where a callback replaced the particles."""
         ahead = self._look_ahead(model, cloud.x, noise_to_signal, random)
-        is_first = not cloud.figures
-        log_weights = cloud.log_weights
-        if is_first:
-            log_weights = ahead.values.double().unflatten(0, (-1, self.num_particles))
-        return replace(cloud, ahead=ahead, log_weights=log_weights)
+        values = ahead.values.double().unflatten(0, (-1, self.num_particles))
+        return replace(cloud, ahead=ahead, log_weights=cloud.log_weights + values)
 
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
         if noise_to_signal > self.max_noise_to_signal:

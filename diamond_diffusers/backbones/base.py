@@ -78,9 +78,11 @@ class Backbone(Denoising):
         pipeline: the stock pipeline; read, never changed.
 
     Attributes:
+        family: its name in a saved model's configuration.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
     """
 
+    family: ClassVar[str]
     refused_arguments: ClassVar[dict[str, str]] = {}
 
     def __init__(self, pipeline: Any) -> None:

@@ -21,6 +21,7 @@ _ADAPTER_REASON = "image prompts are not supported while aligning; drop it, or c
 class FluxBackbone(Backbone):
     """Reads a `FluxPipeline`. Latents are packed, `[N, tokens, channels]`, as everywhere in that pipeline."""
 
+    family = "flux"
     path = RectifiedFlowPath()
 
     refused_arguments: ClassVar[dict[str, str]] = dict.fromkeys(

@@ -16,6 +16,7 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
 
     Raises:
         TypeError: a keyword that the stock pipeline does not have, or that its backbone refuses.
+        ValueError: a callback wants tensors other than the latents.
     """
     name = type(backbone.pipeline).__name__
     parameters = inspect.signature(type(backbone.pipeline).__call__).parameters
@@ -30,6 +31,12 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
     for key in passed:
         if key in backbone.refused_arguments:
             raise TypeError(f"{key!r} cannot be used with {name} here: {backbone.refused_arguments[key]}")
+    watched = set(passed.get("callback_on_step_end_tensor_inputs", ())) - {"latents"}
+    if watched:
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs holds {sorted(watched)[0]!r}; while aligning only 'latents' can be "
+            "watched, so leave it at ['latents']"
+        )
     declared = {key: value for key, value in defaults.items() if key in stock}
     if passed.get("negative_prompt_embeds") is not None:
         declared.pop("negative_prompt", None)

@@ -67,7 +67,7 @@ class DiamondMapPipeline:
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the stock pipeline, loadable by stock diffusers, and this model's defaults beside it."""
         self.pipeline.save_pretrained(save_directory, **kwargs)
-        write_defaults(save_directory, type(self.pipeline).__name__, self.defaults)
+        write_defaults(save_directory, self.backbone.family, self.defaults)
 
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
@@ -161,6 +161,10 @@ class DiamondMapPipeline:
         selection = final_selection or alignment.default_selection
         if selection not in FINAL_SELECTIONS:
             raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
+        if selection == "best" and reward is None:
+            raise ValueError(
+                "final_selection is 'best', but no reward compares particles; give reward=..."
+            )
         if reward is not None and not any(texts):
             raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
         scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale

@@ -201,6 +201,8 @@ def test_unknown_pipeline_class_is_refused_with_the_supported_ones() -> None:
         ({"alignment": "smc"}, "reward is None"),
         ({"alignment": "smx", "reward": brightness}, "alignment is 'smx'; choose one of"),
         ({"final_selection": "worst"}, "final_selection is 'worst'"),
+        ({"final_selection": "best"}, "no reward compares"),
+        ({"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}, "'prompt_embeds'"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"particle_batch_size": 0}, "particle_batch_size is 0"),
