@@ -375,5 +375,5 @@ def benchmark(
     write_examples(records, output)
     console = Console()
     for table in console_tables(summaries):
-        console.print(table)
+        console.print(table, end="\n\n")
     console.print(f"Results, table and examples are in {output}", soft_wrap=True, highlight=False)

@@ -96,6 +96,10 @@ class Alignment(ABC):
     needs_reward_gradient: bool = False
     default_selection: str = "sample"
 
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise ValueError(f"num_particles is {self.num_particles}; it must be at least 1")
+
     @abstractmethod
     def step(
         self,

@@ -45,6 +45,7 @@ class Guidance(Alignment):
     default_selection = "best"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_gradient(self.gradient, self.posterior)
         if self.max_shift is not None and self.max_shift <= 0:
             raise ValueError(f"max_shift is {self.max_shift}; give a positive number, or None for no limit")

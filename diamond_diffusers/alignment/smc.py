@@ -57,8 +57,7 @@ class SMC(Alignment):
     max_tilt: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles is {self.num_particles}; it must be at least 1")
+        super().__post_init__()
         if self.resampling not in RESAMPLING_SCHEMES:
             raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}")
         if not 0 <= self.resampling_threshold <= 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +15,8 @@ from torch import Tensor
 from ..levels import Level, RectifiedFlowPath, working_dtype
 from .base import Backbone, Conditions
 from .registry import register_backbone
+
+logger = logging.getLogger(__name__)
 
 _ADAPTER_REASON = "image prompts are not supported while aligning; drop it, or call the stock pipeline"
 
@@ -43,6 +47,7 @@ class FluxBackbone(Backbone):
             "pooled_prompt_embeds negative_pooled_prompt_embeds callback_on_step_end_tensor_inputs max_sequence_length"
         )
         pipeline.check_inputs(height=height, width=width, **{name: arguments[name] for name in checked.split()})
+        self._warn_of_unused_guidance(arguments["guidance_scale"])
         features, text_ids = self._encode_prompt(arguments, "")
         negative_features = None
         has_negative = arguments["negative_prompt"] is not None or arguments["negative_prompt_embeds"] is not None
@@ -66,6 +71,15 @@ class FluxBackbone(Backbone):
             "joint_attention_kwargs": arguments["joint_attention_kwargs"] or {},
         }
         return Conditions(features, negative_features, arguments["true_cfg_scale"], shared)
+
+    def _warn_of_unused_guidance(self, guidance_scale: float) -> None:
+        stock_default = inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default
+        if not self.pipeline.transformer.config.guidance_embeds and guidance_scale not in (0, stock_default):
+            logger.warning(
+                "guidance_scale is %s, which has no effect on a FLUX without guidance embedding; "
+                "use true_cfg_scale with a negative_prompt",
+                guidance_scale,
+            )
 
     def _encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> tuple[dict[str, Tensor], Tensor]:
         attention_options = arguments["joint_attention_kwargs"] or {}

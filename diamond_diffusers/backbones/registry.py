@@ -31,17 +31,21 @@ def supported_pipelines() -> dict[str, type[Backbone]]:
     return dict(sorted(_BACKBONES.items()))
 
 
-def backbone_for(pipeline: Any) -> Backbone:
-    """The backbone of a stock pipeline.
+def check_supported(pipeline_class: str) -> type[Backbone]:
+    """The backbone class of a stock pipeline class.
 
     Raises:
-        TypeError: no backbone is registered for exactly this class; a subclass may sample differently.
+        TypeError: none is registered for exactly this class; a subclass may sample differently.
     """
     supported = supported_pipelines()
-    name = type(pipeline).__name__
-    if name not in supported:
+    if pipeline_class not in supported:
         raise TypeError(
-            f"pipeline is a {name}, for which there is no backbone; supported are {', '.join(supported)}. "
+            f"pipeline is a {pipeline_class}, for which there is no backbone; supported are {', '.join(supported)}. "
             "docs/adding_a_family.md shows how to add one"
         )
-    return supported[name](pipeline)
+    return supported[pipeline_class]
+
+
+def backbone_for(pipeline: Any) -> Backbone:
+    """The backbone of a loaded stock pipeline; raises a `TypeError` as `check_supported` does."""
+    return check_supported(type(pipeline).__name__)(pipeline)

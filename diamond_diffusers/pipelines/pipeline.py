@@ -14,7 +14,7 @@ from ..alignment import Alignment, as_alignment
 from ..alignment.base import FINAL_SELECTIONS, AlignmentResult, StepCallback
 from ..alignment.model import TiltedModel
 from ..alignment.random_source import RandomSource
-from ..backbones import Conditions, backbone_for
+from ..backbones import Conditions, backbone_for, check_supported
 from ..rewards import Reward, RewardLike, as_reward
 from .arguments import num_images, resolve_arguments, reward_texts
 from .loading import embedded_model, read_defaults, write_defaults
@@ -49,14 +49,16 @@ class DiamondMapPipeline:
 
         Args:
             pretrained_model_name_or_path: folder or Hub repository; None for the embedded miniature.
-            **kwargs: of `DiffusionPipeline.from_pretrained` (`torch_dtype`, `revision`, `variant`, `token`,
-                `cache_dir`, `device_map`, `quantization_config`, components, ...).
+            **kwargs: of `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`, `cache_dir`,
+                `device_map`, `quantization_config`, components, ...).
+
+        Raises:
+            TypeError: the pipeline's class is not supported; raised before its weights are loaded.
         """
-        model = pretrained_model_name_or_path
-        if model is None:
-            model = embedded_model()
-        forwarded = ("revision", "token", "cache_dir", "local_files_only")
-        defaults = read_defaults(model, **{key: kwargs[key] for key in forwarded if key in kwargs})
+        model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
+        defaults = read_defaults(model, **hub)
         return cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults)
 
     @classmethod
@@ -162,9 +164,7 @@ class DiamondMapPipeline:
         if selection not in FINAL_SELECTIONS:
             raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
         if selection == "best" and reward is None:
-            raise ValueError(
-                "final_selection is 'best', but no reward compares particles; give reward=..."
-            )
+            raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
         if reward is not None and not any(texts):
             raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
         scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale

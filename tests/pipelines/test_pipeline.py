@@ -195,6 +195,12 @@ def test_unknown_pipeline_class_is_refused_with_the_supported_ones() -> None:
         DiamondMapPipeline.from_pipe(DDPMPipeline(unet, DDPMScheduler()))
 
 
+def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline", "_diffusers_version": "0.42.1"}')
+    with pytest.raises(TypeError, match="NoSuchPipeline"):
+        DiamondMapPipeline.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,1 @@
+"""Compares alignment methods at equal cost, and what they draw side by side."""

@@ -1,0 +1,162 @@
+"""The plain and the aligned images of the same prompts from the same seeds."""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from ..alignment import Alignment, NoAlignment
+from ..pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
+from ..pipelines.arguments import resolve_arguments
+from ..rewards import Reward
+from .files import write_bytes, write_image, write_json
+from .sheets import Block, Tile, draw_sheet
+
+PACKAGES = ("diamond-diffusers", "diffusers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What was drawn, image after image: all of the first prompt, then all of the second.
+
+    Attributes:
+        prompts: one an image.
+        seeds: one an image.
+        plain: without alignment.
+        aligned: with it; None where no alignment was asked for.
+        settings: everything that the images depend on.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    plain: DiamondMapPipelineOutput
+    aligned: DiamondMapPipelineOutput | None
+    settings: dict[str, Any]
+
+    @property
+    def outputs(self) -> dict[str, DiamondMapPipelineOutput]:
+        """The runs by name."""
+        return {"plain": self.plain} | ({} if self.aligned is None else {"aligned": self.aligned})
+
+
+def draw_side_by_side(
+    pipe: DiamondMapPipeline,
+    prompts: Sequence[str],
+    alignment: Alignment,
+    reward: Reward | None,
+    seed: int = 0,
+    num_images: int = 1,
+    reward_scale: float | None = None,
+    particle_batch_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> SideBySide:
+    """Draws `num_images` images of each prompt plainly and aligned; image `i` of them all has the seed `seed + i`.
+
+    Args:
+        arguments: of the stock pipeline's `__call__`; None stands for the model's default.
+
+    Raises:
+        ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}; it must be at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must not be negative")
+    seeds = [seed + i for i in range(len(prompts) * num_images)]
+    given = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
+    resolved = resolve_arguments(pipe.backbone, given, pipe.defaults)
+    common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
+    alignment.check(reward)
+    if reward is not None:
+        reward.to(device=pipe.device).probe(pipe.device, needs_gradient=alignment.needs_reward_gradient)
+
+    def draw(method: Alignment, name: str) -> DiamondMapPipelineOutput:
+        pipe.set_progress_bar_config(desc=name)
+        generators = [torch.Generator().manual_seed(each) for each in seeds]
+        return pipe(**given, **common, alignment=method, generator=generators)
+
+    return SideBySide(
+        prompts=[prompt for prompt in prompts for _ in range(num_images)],
+        seeds=seeds,
+        plain=draw(NoAlignment(), "plain"),
+        aligned=draw(alignment, "aligned") if alignment.needs_reward else None,
+        settings={
+            "alignment": alignment,
+            "reward": reward and reward.name,
+            "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
+            "particle_batch_size": particle_batch_size,
+            "seed": seed,
+            "device": pipe.device,
+            "dtype": pipe.dtype,
+            "call": {key: value for key, value in resolved.items() if value is not None},
+        },
+    )
+
+
+def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes every image, `contact_sheet.png`, `trace.png` where there is a trace, and `record.json`.
+
+    Args:
+        settings: further ones for the record.
+    """
+    for name, out in drawn.outputs.items():
+        for i, image in enumerate(out.images):
+            write_image(folder / image_name(name, i), image)
+    write_image(folder / "contact_sheet.png", contact_sheet(drawn))
+    if drawn.aligned is not None and drawn.aligned.trace.figures():
+        write_bytes(folder / "trace.png", _trace_picture(drawn.aligned))
+    write_json(folder / "record.json", record(drawn, settings))
+
+
+def image_name(run: str, index: int) -> str:
+    """The file of image `index` of a run."""
+    return f"{run}_{index:03d}.png"
+
+
+def contact_sheet(drawn: SideBySide) -> Image:
+    """Plain and aligned images in pairs, under their prompts and over their rewards."""
+    blocks: dict[str, list[Tile]] = {}
+    for i, prompt in enumerate(drawn.prompts):
+        for name, out in drawn.outputs.items():
+            reward = "" if out.rewards is None else f": reward {out.rewards[i]:.2f}"
+            blocks.setdefault(prompt, []).append(Tile(out.images[i], f"{name}{reward}"))
+    widest = max(len(tiles) for tiles in blocks.values())
+    return draw_sheet([Block(prompt, tiles) for prompt, tiles in blocks.items()], columns=min(widest, 4))
+
+
+def _trace_picture(out: DiamondMapPipelineOutput) -> bytes:
+    picture = io.BytesIO()
+    out.trace.plot().savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
+
+
+def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, and what came of them."""
+    images = []
+    for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
+        runs = {name: _image_facts(out, name, i) for name, out in drawn.outputs.items()}
+        images.append({"prompt": prompt, "seed": seed, **runs})
+    return {
+        "settings": {**settings, **drawn.settings},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "images": images,
+        "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()},
+        "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
+    }
+
+
+def _image_facts(out: DiamondMapPipelineOutput, name: str, i: int) -> dict[str, Any]:
+    return {
+        "file": image_name(name, i),
+        "reward": None if out.rewards is None else out.rewards[i],
+        "reward_terms": {term: values[i] for term, values in out.reward_terms.items()},
+        "log_evidence": None if out.log_evidence is None else out.log_evidence[i],
+    }

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.rewards import registry
+
+from ..pipelines.conftest import build_tiny_flux
+
+DEFAULTS = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "true_cfg_scale": 2.0}
+
+
+def save_tiny_model(folder, **defaults):
+    """A random FLUX under classifier-free guidance, saved with its defaults."""
+    DiamondMapPipeline(
+        build_tiny_flux(guidance_embeds=False), {**DEFAULTS, "negative_prompt": "", **defaults}
+    ).save_pretrained(folder)
+    return folder
+
+
+def redness(images, prompts):
+    """A differentiable reward that costs nothing."""
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+@pytest.fixture
+def redness_reward(monkeypatch):
+    """The reward's name in expressions."""
+    monkeypatch.setitem(registry._registered, "redness", redness)
+    return "redness"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    with torch.random.fork_rng():
+        return save_tiny_model(tmp_path_factory.mktemp("tiny_flux"))
+
+
+@pytest.fixture
+def tiny_pipe(tiny_folder):
+    pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,240 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import diamond_diffusers.miniature as miniature
+from diamond_diffusers import SMC, BestOfN, DenoiserPoint, GlassPosterior, Guidance, NoAlignment
+from diamond_diffusers.alignment import ALIGNMENTS
+from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
+from diamond_diffusers.evaluation.methods import RECIPES
+from diamond_diffusers.rewards import available_rewards, registry
+
+from .evaluation.conftest import redness_reward, save_tiny_model, tiny_folder  # noqa: F401
+
+WEIGHTS = Path(miniature.__file__).parent / "weights"
+
+
+def invoke(*arguments):
+    environment = {"COLUMNS": "200", "TERM": "dumb"}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def succeed(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture
+def generate(tiny_folder, redness_reward, tmp_path):  # noqa: F811
+    """Runs `generate` on the tiny model; returns the output and the record."""
+
+    def run(*arguments, prompts=("three red circles",)):
+        output = succeed(
+            "generate", *prompts, "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path, *arguments
+        )
+        return output, json.loads((tmp_path / "record.json").read_text())
+
+    return run
+
+
+def test_version_and_help():
+    assert re.fullmatch(r"diamond-diffusers \d+\.\d+\.\d+\S*\n", succeed("--version"))
+    for command in ("generate", "rewards", "models", "benchmark"):
+        assert command in succeed("--help")
+    assert all(name in succeed("generate", "--help") for name in ALIGNMENTS)
+
+
+def test_rewards_and_models_are_listed():
+    listed = succeed("rewards")
+    assert all(name in listed for name in available_rewards())
+    assert "FluxPipeline" in succeed("models")
+
+
+def test_generate_writes_images_sheet_trace_and_record(generate, tmp_path):
+    prompts = ("three red circles", "a star")
+    output, record = generate("--num-images", "2", "--seed", "5", "--num-particles", "3", prompts=prompts)
+    files = {path.name for path in tmp_path.iterdir()}
+    images = {f"{run}_{i:03d}.png" for run in ("plain", "aligned") for i in range(4)}
+    assert files == images | {"contact_sheet.png", "trace.png", "record.json"}
+    assert [(image["prompt"], image["seed"]) for image in record["images"]] == [
+        (prompts[0], 5),
+        (prompts[0], 6),
+        (prompts[1], 7),
+        (prompts[1], 8),
+    ]
+    assert record["settings"]["alignment"]["type"] == "SMC"
+    assert record["settings"]["alignment"]["num_particles"] == 3
+    assert record["settings"]["call"]["true_cfg_scale"] == 2.0
+    # Three steps of four images, twice each under classifier-free guidance.
+    assert record["cost"]["plain"]["network_evaluations"] == 24
+    assert record["cost"]["aligned"]["network_evaluations"] == 72
+    assert len(record["trace"]["aligned"]) == 3
+    assert record["images"][0]["aligned"]["log_evidence"] is not None
+    assert set(record["versions"]) == {"python", "diamond-diffusers", "diffusers", "torch", "transformers"}
+    for run in ("plain", "aligned"):
+        assert f"{record['images'][0][run]['reward']:.3f}" in output
+    assert "72 network evaluations" in output
+
+
+def test_every_image_has_a_seed_of_its_own(generate, tmp_path):
+    generate("--num-images", "2", "--seed", "5")
+    second = np.asarray(Image.open(tmp_path / "aligned_001.png")).astype(int)
+    generate("--seed", "6")
+    alone = np.asarray(Image.open(tmp_path / "aligned_000.png")).astype(int)
+    assert abs(second - alone).max() <= 1
+
+
+def test_best_of_n_never_falls_below_plain(generate):
+    _, record = generate("--alignment", "best_of_n", "--num-images", "3")
+    for image in record["images"]:
+        assert image["aligned"]["reward"] >= image["plain"]["reward"] - 1e-5
+
+
+def test_without_alignment_only_plain_images_are_drawn(generate, tmp_path):
+    _, record = generate("--alignment", "none")
+    assert {path.name for path in tmp_path.iterdir()} == {"plain_000.png", "contact_sheet.png", "record.json"}
+    assert set(record["cost"]) == {"plain"}
+
+
+def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):  # noqa: F811
+    output = succeed("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
+    assert "aligned" not in output
+    assert json.loads((tmp_path / "record.json").read_text())["images"][0]["plain"]["reward"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("none", {}, NoAlignment()),
+        ("best_of_n", {"num_particles": 6}, BestOfN(num_particles=6)),
+        (
+            "smc",
+            {"posterior": "glass", "num_inner_steps": 3, "num_lookaheads": 2},
+            SMC(posterior=GlassPosterior(num_inner_steps=3, num_samples=2)),
+        ),
+        ("smc", {"guidance_strength": 0.5}, SMC(guidance=Guidance(guidance_strength=0.5))),
+        (
+            "smc",
+            {"posterior": "glass", "num_lookaheads": 4, "gradient": "tilted_mean"},
+            SMC(
+                posterior=GlassPosterior(num_samples=4),
+                guidance=Guidance(gradient="tilted_mean", posterior=GlassPosterior(num_samples=4)),
+            ),
+        ),
+        ("guidance", {"posterior": "denoiser", "reward_scale": 2.0}, Guidance(posterior=DenoiserPoint())),
+        ("guidance", {"gradient": "pathwise", "guidance_strength": 2.0}, Guidance(guidance_strength=2.0)),
+    ],
+)
+def test_options_describe_an_alignment(name, options, expected):
+    assert build_alignment(name, AlignmentOptions(**options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--alignment", "magic"), "alignment is 'magic'; choose one of none"),
+        (("--alignment", "none", "--num-particles", 2), "--num-particles is 2, but alignment 'none' does not use it"),
+        (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),
+        (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
+        (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
+        (("--num-lookaheads", 2), "add --posterior glass"),
+        (("--posterior", "magic"), "--posterior is 'magic'; choose denoiser or glass"),
+        (("--alignment", "guidance", "--gradient", "magic"), "gradient is 'magic'; choose one of pathwise"),
+        (("--reward", "magic"), "There is no reward named 'magic'"),
+        (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
+        (("--device", "magic"), "--device is 'magic', which is not usable here"),
+        (("--dtype", "int8"), "--dtype is 'int8'; choose auto, float32"),
+        (("--model", "/nowhere"), "--model is '/nowhere', which cannot be loaded"),
+    ],
+)
+def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, arguments, sentence):  # noqa: F811
+    folder = tmp_path / "out"
+    defaults = ("--model", tiny_folder, "--reward", redness_reward, "--output", folder)
+    result = invoke("generate", "a star", *defaults, *arguments)
+    assert result.exit_code == 2
+    (error,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert sentence in error
+    assert "Traceback" not in result.output
+    assert not folder.exists()
+
+
+def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
+    def rounded(images, prompts):
+        return images.detach().mean((1, 2, 3))
+
+    monkeypatch.setitem(registry._registered, "rounded", rounded)
+    command = ("generate", "a star", "--model", tiny_folder, "--reward", "rounded", "--output", tmp_path / "out")
+    result = invoke(*command, "--alignment", "guidance")
+    assert result.exit_code == 2
+    assert "gradient is 'pathwise', but reward 'rounded' has no gradient" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tiny_folder, redness_reward, tmp_path):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "out"
+    result = invoke("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", target)
+    assert result.exit_code == 2
+    assert "where nothing can be written" in result.output
+
+
+def test_benchmark_prints_and_resumes(tiny_folder, redness_reward, tmp_path):  # noqa: F811
+    command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
+    command += ("--num-captions", 4, "--batch-size", 3, "--budget", 12)
+    printed = succeed(*command, "--methods", "plain, best_of_n,smc")
+    assert all(name in printed for name in ("plain", "best_of_n", "smc", "attribution", "mean", "decodes"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"]["name"] for row in results["methods"]] == ["plain", "best_of_n", "smc"]
+    assert results["methods"][1]["cost"]["equivalent_evaluations"] == 12
+    drawn = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images/*/*.png")}
+    assert len(drawn) == 12
+    succeed(*command, "--methods", "smc,plain")
+    assert drawn == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images/*/*.png")}
+    result = invoke(*command, "--methods", "plain", "--seed", 1)
+    assert result.exit_code == 2
+    assert "seed is 1, but" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--methods", "plain,magic"), f"methods names 'magic'; choose among {', '.join(RECIPES)}"),
+        (("--num-captions", 301), "num_captions is 301; give a number from 1 to 300"),
+        (("--budget", 2), "budget is 2, but method 'plain' takes at least 6"),
+    ],
+)
+def test_benchmark_refuses_bad_input(tiny_folder, redness_reward, tmp_path, arguments, sentence):  # noqa: F811
+    command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
+    result = invoke(*command, *arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+
+
+def test_benchmark_needs_a_reward(tiny_folder, tmp_path):  # noqa: F811
+    result = invoke("benchmark", "--model", tiny_folder, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "--reward is not given" in result.output
+
+
+def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_path):  # noqa: F811
+    with torch.random.fork_rng():
+        model = save_tiny_model(tmp_path / "model", alignment="best_of_n", reward=redness_reward)
+    succeed("generate", "a star", "--model", model, "--output", tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "record.json").read_text())["settings"]
+    assert (settings["alignment"]["type"], settings["reward"]) == ("BestOfN", "redness")
+
+
+@pytest.mark.skipif(not (WEIGHTS / "clip").is_dir(), reason="the embedded weights are not built yet")
+def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
+    output = succeed("generate", "three red circles", "--num-inference-steps", "2", "--output", tmp_path)
+    assert "three red circles" in output
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["settings"]["model"], record["settings"]["reward"]) == ("embedded", "miniature")
+    assert Image.open(tmp_path / "aligned_000.png").size == (64, 64)
