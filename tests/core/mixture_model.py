@@ -1,0 +1,158 @@
+"""The mixture as the network of a model family, and rewards that it can be tilted by in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diamond_diffusers.alignment.model import TiltedModel
+from diamond_diffusers.backbones.base import Conditions, Denoising
+from diamond_diffusers.levels import (
+    GaussianPath,
+    Level,
+    RectifiedFlowPath,
+    TrigonometricPath,
+    VariancePreservingPath,
+)
+from diamond_diffusers.rewards.base import Reward
+
+from .mixture import GaussianMixture
+
+SIGMA_DATA = 0.7
+
+
+@dataclass(frozen=True)
+class Family:
+    """A path of the package next to the test's own account of it.
+
+    Attributes:
+        path: under test.
+        schedule: `alpha_t` and `sigma_t` of a time.
+        predict: what the network returns where `x_t = alpha_t z + sigma_t eps`, from `(z, eps, alpha_t, sigma_t)`.
+    """
+
+    path: GaussianPath
+    schedule: Callable[[Tensor], tuple[Tensor, Tensor]]
+    predict: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _circle(t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cos(t), torch.sin(t)
+
+
+FAMILIES = {
+    "rectified_flow": Family(RectifiedFlowPath(), lambda t: (1 - t, t), lambda z, eps, alpha, sigma: eps - z),
+    "epsilon": Family(VariancePreservingPath("epsilon"), _circle, lambda z, eps, alpha, sigma: eps),
+    "v_prediction": Family(
+        VariancePreservingPath("v_prediction"), _circle, lambda z, eps, alpha, sigma: alpha * eps - sigma * z
+    ),
+    "sample": Family(VariancePreservingPath("sample"), _circle, lambda z, eps, alpha, sigma: z),
+    "trigonometric": Family(
+        TrigonometricPath(SIGMA_DATA),
+        lambda t: (torch.cos(t), SIGMA_DATA * torch.sin(t)),
+        lambda z, eps, alpha, sigma: alpha * eps - sigma / SIGMA_DATA**2 * z,
+    ),
+}
+# An epsilon network says nothing of z at pure noise.
+FAMILIES_AT_PURE_NOISE = [name for name in FAMILIES if name != "epsilon"]
+
+
+class MixtureBackbone(Denoising):
+    """The exact network of a family for a mixture that each image's conditions displace by their `offset`.
+
+    Latents may have any shape `[N, ...]` of `d` numbers. Counts what it is asked for.
+
+    Attributes:
+        evaluations: network evaluations.
+        backwards: network evaluations that were differentiated.
+        decoded: latents decoded.
+        largest_batch: rows of the largest call.
+    """
+
+    def __init__(self, mixture: GaussianMixture, family: str = "rectified_flow") -> None:
+        self.mixture = mixture
+        self.family = FAMILIES[family]
+        self.path = self.family.path
+        self.evaluations = self.backwards = self.decoded = self.largest_batch = 0
+
+    def network(self, x: Tensor, time: Tensor, offset: Tensor | None) -> Tensor:
+        """The family's prediction at `x_t` in the family's scale."""
+        self._count(x)
+        alpha, sigma = self.family.schedule(time)
+        noisy = x.double().flatten(1)
+        column_alpha, column_sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
+        centre = torch.zeros_like(noisy) if offset is None else offset.double()
+        z = self.mixture.given(noisy - column_alpha * centre, alpha, sigma).mean + centre
+        eps = (noisy - column_alpha * z) / column_sigma
+        return self.family.predict(z, eps, column_alpha, column_sigma).reshape(x.shape).to(x.dtype)
+
+    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        time = self.path.time(noise_to_signal)
+        noisy = self.path.from_bounded(x, time)
+        prediction = self.network(noisy, time, conditions.features.get("offset"))
+        if conditions.negative_features is not None:
+            negative = self.network(noisy, time, conditions.negative_features.get("offset"))
+            prediction = negative + conditions.classifier_free_guidance_scale * (prediction - negative)
+        return self.path.denoised(noisy, prediction, time)
+
+    def decode(self, z: Tensor, conditions: Conditions) -> Tensor:
+        """Three equal channels of one row, which holds `z`."""
+        self.decoded += len(z)
+        return z.flatten(1)[:, None, None].expand(-1, 3, 1, -1)
+
+    def _count(self, x: Tensor) -> None:
+        rows = len(x)
+        self.evaluations += rows
+        self.largest_batch = max(self.largest_batch, rows)
+        if torch.is_grad_enabled() and x.requires_grad:
+            x.register_hook(lambda _: self._count_backward(rows))
+
+    def _count_backward(self, rows: int) -> None:
+        self.backwards += rows
+
+
+class QuadraticReward(Reward):
+    """`linear . z - quadratic |z|^2 / 2`, with a `linear` for each prompt."""
+
+    name = "quadratic"
+
+    def __init__(self, linear: dict[str, Sequence[float]], quadratic: float = 0.0) -> None:
+        self.linear = {prompt: torch.tensor(direction, dtype=torch.float64) for prompt, direction in linear.items()}
+        self.quadratic = quadratic
+        self.calls = 0
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.calls += len(prompts)
+        z = images[:, 0, 0].double()
+        linear = torch.stack([self.linear[prompt] for prompt in prompts])
+        return (linear * z).sum(1) - self.quadratic / 2 * z.square().sum(1)
+
+    def tilt(self, law: GaussianMixture, prompt: str = "", scale: float = 1.0) -> tuple[GaussianMixture, Tensor]:
+        """The tilted law and `log E[exp(scale * reward)]`."""
+        identity = torch.eye(law.means.shape[-1], dtype=torch.float64)
+        return law.tilt(scale * self.linear[prompt], scale * self.quadratic * identity)
+
+
+LINEAR = QuadraticReward({"": (0.9, -0.7, 0.6)})
+QUADRATIC = QuadraticReward({"": (0.6, 0.8, -0.5)}, 0.5)
+
+
+def unconditional(num_images: int = 1) -> Conditions:
+    return Conditions({"offset": torch.zeros(num_images, 1)})
+
+
+def make_model(
+    mixture: GaussianMixture,
+    reward: Reward | None = None,
+    family: str = "rectified_flow",
+    num_images: int = 1,
+    **options: object,
+) -> TiltedModel:
+    """The same tilted mixture for every image, with the empty prompt."""
+    return TiltedModel(
+        MixtureBackbone(mixture, family), unconditional(num_images), [""] * num_images, reward, **options
+    )

@@ -1,0 +1,113 @@
+"""The value of a look-ahead cloud and its two gradients, against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from diamond_diffusers.alignment.look_ahead import look_ahead
+from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
+from diamond_diffusers.values import tilted_mean_shift, value
+
+from .mixture import make_gaussian, make_mixture, seeded, standard_error
+from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, make_model
+
+MIXTURE = make_mixture(3)
+REPLICATES, NUM_SAMPLES = 250, 96
+POSTERIOR = GlassPosterior(16, NUM_SAMPLES, "multistep")
+
+
+def rewards_of(reward, z):
+    return reward.score(z[:, None, None].expand(-1, 3, 1, -1), [""] * len(z))
+
+
+def look_aheads(family, reward, level, gradient, num_observations=2):
+    """Replicated look-aheads `[num_observations, REPLICATES, ...]` next to the exact posteriors."""
+    x = MIXTURE.observation(level).sample(num_observations, seeded(5))
+    model = make_model(MIXTURE, reward, family)
+    random = RandomSource(seeded(6), 1, dtype=torch.float64)
+    ahead = look_ahead(model, POSTERIOR, x.repeat_interleave(REPLICATES, 0), level, random, gradient)
+    law = MIXTURE.posterior(x, level)
+    tilted, exact_value = reward.tilt(law)
+    shape = (num_observations, REPLICATES)
+    return ahead.values.unflatten(0, shape), ahead.shift.unflatten(0, shape), exact_value, tilted.mean - law.mean
+
+
+@pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
+@pytest.mark.parametrize("level", [0.4, 1.5, math.inf])
+def test_the_bias_of_the_value_falls_as_one_over_the_samples(reward, level):
+    """`E[V_K] = V - var(w) / (2 K) + O(K^-2)` for `w = exp(r) / E[exp r]`, whose variance is known too."""
+    law = MIXTURE.posterior(torch.tensor([[0.5, -0.8, 0.9]], dtype=torch.float64), level)
+    _, exact = reward.tilt(law)
+    _, exact_of_square = reward.tilt(law, scale=2.0)
+    constant = (torch.exp(exact_of_square - 2 * exact) - 1).item() / 2
+    for num_samples in (32, 128):
+        rewards = rewards_of(reward, law.sample(8192 * num_samples, seeded(num_samples))[0]).reshape(8192, num_samples)
+        error = value(rewards, torch.zeros_like(rewards)) - exact
+        # The mean weight has expectation 1: subtracting its deviation leaves the second order, which is the bias.
+        error = error - (torch.exp(rewards - exact).mean(1) - 1)
+        # Four standard errors, and the next order in 1 / K.
+        tolerance = 4 * num_samples * standard_error(error).item() + 8 * constant / num_samples
+        assert -num_samples * error.mean().item() == pytest.approx(constant, abs=tolerance)
+    assert tolerance < 0.2 * constant
+
+
+def test_weights_of_look_aheads_count_as_repetitions():
+    rewards, samples = torch.randn(2, 3, generator=seeded(1)), torch.randn(2, 3, 4, generator=seeded(2))
+    log_weights = torch.log(torch.tensor([1.0, 2.0, 3.0])).expand(2, 3)
+    index = torch.tensor([0, 1, 1, 2, 2, 2])
+    equal = torch.full((2, 6), 0.7)
+    torch.testing.assert_close(value(rewards, log_weights), value(rewards[:, index], equal))
+    torch.testing.assert_close(
+        tilted_mean_shift(samples, rewards, log_weights), tilted_mean_shift(samples[:, index], rewards[:, index], equal)
+    )
+
+
+def assert_matches(estimates, exact):
+    """Within four standard errors, and a bias that falls as one over the samples."""
+    error, scale = (estimates.mean(1) - exact).abs(), exact.abs().max()
+    tolerance = 4 * standard_error(estimates.transpose(0, 1)) + 3 * scale / NUM_SAMPLES
+    assert (error < tolerance).all()
+    assert tolerance.max() < 0.22 * scale
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_gradients_are_the_exact_gradient(family, gradient):
+    for level, reward in [(0.4, LINEAR), (1.0, QUADRATIC), (1.5, LINEAR)]:
+        values, shifts, exact_value, exact_shift = look_aheads(family, reward, level, gradient)
+        assert_matches(shifts, exact_shift)
+        assert_matches(values, exact_value)
+
+
+@pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
+def test_gradients_at_pure_noise_are_finite(family):
+    """There the tilted mean tells the shift of the prior's mean, and the pathwise gradient nothing."""
+    _, shifts, _, exact_shift = look_aheads(family, LINEAR, math.inf, "tilted_mean")
+    assert_matches(shifts, exact_shift)
+    _, shifts, _, _ = look_aheads(family, LINEAR, math.inf, "pathwise", num_observations=1)
+    assert torch.equal(shifts, torch.zeros_like(shifts))
+
+
+@pytest.mark.parametrize("level", [0.2, 1.0, 30.0])
+def test_the_denoiser_point_has_the_exact_gradient_of_a_linear_reward_of_a_gaussian(level):
+    """`V = a . D(y) + const` there, and `kappa^2 grad_y V` the posterior covariance times `a`."""
+    gaussian = make_gaussian()
+    x = gaussian.observation(level).sample(4, seeded(1))
+    ahead = look_ahead(
+        make_model(gaussian, LINEAR), DenoiserPoint(), x, level, RandomSource(seeded(2), 1), gradient="pathwise"
+    )
+    law = gaussian.posterior(x, level)
+    torch.testing.assert_close(ahead.shift, LINEAR.tilt(law)[0].mean - law.mean, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ahead.denoised, law.mean)
+    torch.testing.assert_close(ahead.values, rewards_of(LINEAR, law.mean), atol=1e-6, rtol=1e-6)
+
+
+def test_rows_may_have_levels_of_their_own():
+    levels = torch.tensor([0.2, 1.0, math.inf], dtype=torch.float64)
+    x = torch.randn(3, 3, generator=seeded(1), dtype=torch.float64)
+    for batch_size in (None, 2):
+        model = make_model(MIXTURE, particle_batch_size=batch_size)
+        together = model.denoiser(model.owners(3))(x, levels)
+        torch.testing.assert_close(together, MIXTURE.posterior(x, levels).mean)
