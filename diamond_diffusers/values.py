@@ -1,4 +1,4 @@
-"""The value function `V(y, kappa) = log E[exp(r(z)) | y]` and its two gradients, from look-ahead samples.
+"""The value function `V(y, kappa) = log E[exp(r(z)) | y]` and its gradients, from look-ahead samples.
 
 Gradients are given as the shift that they make to the denoiser, `kappa^2 grad_y V`, which is how guidance uses them:
 `D_r = D + guidance_strength * shift` is the denoiser of the reward-tilted law at strength 1, and the shift stays finite
@@ -54,3 +54,23 @@ def pathwise_shift(values: Tensor, x: Tensor, noise_to_signal: Level) -> Tensor:
     # grad_y = alpha grad_x and kappa^2 = sigma^2 / alpha^2.
     coefficient = torch.where(alpha > 0, sigma**2 / alpha, 0.0)
     return expand(coefficient, gradient) * gradient
+
+
+def isotropic_shift(values: Tensor, samples: Tensor, noise_to_signal: Level) -> Tensor:
+    """`kappa^2 grad_y V` with the gradient taken at the look-aheads and no derivative of the network.
+
+    `d E[z | y] / dy = Cov[z | y] / kappa^2`; the covariance is taken as that of data of unit variance,
+    `kappa^2 / (1 + kappa^2)` times the identity (compare MPGD, arXiv 2311.16424). Exact for such data and a linear
+    reward, an approximation otherwise; finite at pure noise.
+
+    Args:
+        values: `V` of each row, `[N]`, with a graph to `samples`.
+        samples: look-aheads `[N, K, ...]`, requiring gradients.
+        noise_to_signal: level of the observations.
+
+    Returns:
+        `[N, ...]`, without a graph.
+    """
+    (gradient,) = torch.autograd.grad(values, samples, torch.ones_like(values))
+    _, sigma = signal_and_noise(noise_to_signal)
+    return expand(sigma**2, gradient) * gradient.sum(1)

@@ -12,7 +12,7 @@ from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import ODETransition, Transition
 from .base import Alignment, Cloud, check_gradient, root_mean_square
-from .look_ahead import LookAhead, look_ahead
+from .look_ahead import REWARD_GRADIENTS, LookAhead, look_ahead
 from .model import TiltedModel
 from .random_source import RandomSource
 
@@ -26,8 +26,8 @@ class Guidance(Alignment):
 
     Args:
         posterior: draws the look-aheads from which the value is estimated.
-        gradient: `pathwise` differentiates through network, decoder and reward; `tilted_mean` needs no derivative but
-            at least two look-aheads.
+        gradient: `pathwise` differentiates network, decoder and reward; `isotropic` decoder and reward only, at no
+            further cost of the network; `tilted_mean` needs no derivative but at least two look-aheads.
         guidance_strength: multiplies the shift; 1 is exact.
         max_shift: limit of the shift's root-mean-square, in units of `kappa / sqrt(1 + kappa^2)`, the posterior
             deviation of data of unit variance; None for no limit.
@@ -52,13 +52,13 @@ class Guidance(Alignment):
 
     @property
     def needs_reward_gradient(self) -> bool:
-        return self.gradient == "pathwise"
+        return self.gradient in REWARD_GRADIENTS
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
         if self.needs_reward_gradient and not reward.differentiable:
             raise ValueError(
-                f"gradient is 'pathwise', but reward {reward.name!r} has no gradient; "
+                f"gradient is {self.gradient!r}, but reward {reward.name!r} has no gradient; "
                 "use gradient='tilted_mean' with GlassPosterior(num_samples=4), or alignment 'smc' or 'best_of_n'"
             )
 

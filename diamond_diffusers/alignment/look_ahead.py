@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..posteriors import PosteriorSampler
-from ..values import pathwise_shift, tilted_mean_shift, value
+from ..values import isotropic_shift, pathwise_shift, tilted_mean_shift, value
 from .model import TiltedModel
 from .random_source import RandomSource
 
-GRADIENTS = ("pathwise", "tilted_mean")
+GRADIENTS = ("pathwise", "isotropic", "tilted_mean")
+REWARD_GRADIENTS = ("pathwise", "isotropic")
+"""Those that differentiate the reward."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ def look_ahead(
     """Draws look-aheads of particles `[N, ...]` (equally many of each image) and estimates their values.
 
     Args:
-        gradient: None, `pathwise` (differentiates through network, decoder and reward) or `tilted_mean` (needs at
-            least two look-aheads and no derivative).
+        gradient: None, `pathwise` (differentiates network, decoder and reward), `isotropic` (decoder and reward only)
+            or `tilted_mean` (needs at least two look-aheads and no derivative).
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
     noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
-    if gradient != "pathwise":
+    if gradient not in REWARD_GRADIENTS:
         return _estimate(model, posterior, x, noise_to_signal, owners, noise, gradient)
     # The graph of one chunk is all that memory must hold.
     size = max(1, (model.particle_batch_size or len(noise)) // num_samples)
@@ -81,16 +83,20 @@ def _estimate(
     noise: Tensor,
     gradient: str | None,
 ) -> LookAhead:
-    pathwise = gradient == "pathwise"
+    pathwise, isotropic = gradient == "pathwise", gradient == "isotropic"
     with torch.set_grad_enabled(pathwise):
         x = x.detach().requires_grad_(pathwise)
         denoise = model.denoiser(owners)
         denoised = denoise(x, noise_to_signal)
         drawn = posterior.sample(denoise, x, noise_to_signal, denoised, noise)
-        rewards = model.tilt(drawn.samples.flatten(0, 1), owners).unflatten(0, (len(x), -1))
+    with torch.set_grad_enabled(pathwise or isotropic):
+        samples = drawn.samples.detach().requires_grad_() if isotropic else drawn.samples
+        rewards = model.tilt(samples.flatten(0, 1), owners).unflatten(0, (len(x), -1))
         values = value(rewards, drawn.log_weights)
     if pathwise:
         shift = pathwise_shift(values, x, noise_to_signal)
+    elif isotropic:
+        shift = isotropic_shift(values, samples, noise_to_signal)
     elif gradient == "tilted_mean":
         shift = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights)
     else:

@@ -55,7 +55,7 @@ def clip(
 def flow(
     autoencoder: Annotated[Path, typer.Option(help="A trained autoencoder.")] = WEIGHTS / "pipeline" / "vae",
     folder: Folder = Path("runs/flow"),
-    num_steps: NumSteps = 7200,
+    num_steps: NumSteps = 5300,
     seed: Seed = 3,
     output: Output = WEIGHTS / "pipeline",
 ) -> None:
