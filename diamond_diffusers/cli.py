@@ -86,7 +86,9 @@ Posterior = Annotated[
 ]
 NumInnerSteps = Annotated[int | None, typer.Option(min=1, help="Steps of a GLASS look-ahead.")]
 NumLookaheads = Annotated[int | None, typer.Option(min=1, help="GLASS look-aheads of a particle.")]
-Gradient = Annotated[str | None, typer.Option(help="'pathwise' or 'tilted_mean'; with smc it switches guidance on.")]
+Gradient = Annotated[
+    str | None, typer.Option(help="'isotropic', 'pathwise' or 'tilted_mean'; with smc it switches guidance on.")
+]
 GuidanceStrength = Annotated[
     float | None, typer.Option(help="Multiplies the reward's gradient; with smc it switches guidance on.")
 ]
@@ -335,7 +337,7 @@ def _first_sentence(documented: Any) -> str:
 
 @app.command()
 def benchmark(
-    budget: Budget = 320,
+    budget: Budget = 120,
     methods: Methods = None,
     num_captions: NumCaptions = 300,
     batch_size: BatchSize = 25,

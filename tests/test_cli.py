@@ -129,7 +129,11 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path): 
             ),
         ),
         ("guidance", {"posterior": "denoiser", "reward_scale": 2.0}, Guidance(posterior=DenoiserPoint())),
-        ("guidance", {"gradient": "pathwise", "guidance_strength": 2.0}, Guidance(guidance_strength=2.0)),
+        (
+            "guidance",
+            {"gradient": "pathwise", "guidance_strength": 2.0},
+            Guidance(gradient="pathwise", guidance_strength=2.0),
+        ),
     ],
 )
 def test_options_describe_an_alignment(name, options, expected):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..levels import Denoiser, Level, signal_and_noise
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
-from ..transitions import ODETransition, Transition
+from ..transitions import GlassTransition, Transition
 from .base import Alignment, Cloud, check_gradient, root_mean_square
 from .look_ahead import REWARD_GRADIENTS, LookAhead, look_ahead
 from .model import TiltedModel
@@ -21,8 +21,9 @@ from .random_source import RandomSource
 class Guidance(Alignment):
     """Replaces the denoiser by the reward-tilted one, `D_r = D + guidance_strength * kappa^2 grad_y V`.
 
-    With `DenoiserPoint` and `pathwise` this is DPS (arXiv 2209.14687); with exact look-aheads, strength 1 and no limit
-    it samples the tilted law as the steps shrink.
+    With `DenoiserPoint` and `pathwise` this is DPS (arXiv 2209.14687); with exact look-aheads, `pathwise` or
+    `tilted_mean`, strength 1 and no limit it samples the tilted law as the steps shrink. The defaults are made to
+    raise the reward at the price of plain sampling.
 
     Args:
         posterior: draws the look-aheads from which the value is estimated.
@@ -36,10 +37,10 @@ class Guidance(Alignment):
     """
 
     posterior: PosteriorSampler = field(default_factory=DenoiserPoint)
-    gradient: str = "pathwise"
+    gradient: str = "isotropic"
     guidance_strength: float = 1.0
-    max_shift: float | None = 0.5
-    transition: Transition = field(default_factory=ODETransition)
+    max_shift: float | None = 0.25
+    transition: Transition = field(default_factory=GlassTransition)
     num_particles: int = 1
 
     default_selection = "best"

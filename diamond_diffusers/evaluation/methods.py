@@ -46,10 +46,11 @@ RECIPES: dict[str, Recipe] = {
     "plain": Recipe(NoAlignment(), grows=()),
     "best_of_n": Recipe(BestOfN()),
     "fk_steering": Recipe(SMC(posterior=DenoiserPoint(), transition=GlassTransition(num_inner_steps=1))),
-    "smc": Recipe(SMC(posterior=GlassPosterior(num_inner_steps=2), transition=GlassTransition(num_inner_steps=1))),
-    "guidance": Recipe(Guidance(posterior=DenoiserPoint(), gradient="pathwise")),
-    "glass_guidance": Recipe(Guidance(posterior=GlassPosterior(num_inner_steps=2), gradient="pathwise")),
-    "guided_smc": Recipe(SMC(posterior=DenoiserPoint(), guidance=Guidance(gradient="pathwise"))),
+    # Twice the evaluations a step, so half the steps for as many particles.
+    "glass_smc": Recipe(SMC(posterior=GlassPosterior(num_inner_steps=2)), num_inference_steps=6),
+    "guidance": Recipe(Guidance(gradient="isotropic")),
+    "pathwise_guidance": Recipe(Guidance(gradient="pathwise")),
+    "guided_smc": Recipe(SMC(posterior=DenoiserPoint(), guidance=Guidance(gradient="isotropic"))),
 }
 
 # Differences are reported to these.

@@ -25,18 +25,19 @@ METHODS = {
     "best of n": (BestOfN(num_particles=5), 1, 0, 0),
     "fk steering": (SMC(3, DenoiserPoint(), GlassTransition(1)), 1, 0, 1),
     "glass smc": (SMC(3, LOOK_AHEADS, GlassTransition(2)), 9 + 1, 0, 4),
-    "pathwise smc": (SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance()), 9 + 1, 9, 4),
+    "pathwise smc": (SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(gradient="pathwise")), 9 + 1, 9, 4),
     "tilted mean smc": (
         SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "tilted_mean")),
         9 + 1,
         0,
         4,
     ),
-    "dps": (Guidance(), 1, 1, 1),
-    "pathwise": (Guidance(LOOK_AHEADS, num_particles=2), 9, 9, 4),
+    "dps": (Guidance(gradient="pathwise"), 1, 1, 1),
+    "isotropic": (Guidance(LOOK_AHEADS, num_particles=2, transition=ODETransition()), 9, 0, 4),
+    "pathwise": (Guidance(LOOK_AHEADS, "pathwise", num_particles=2), 9, 9, 4),
     "tilted mean": (Guidance(LOOK_AHEADS, "tilted_mean"), 9, 0, 4),
     "guided inner steps": (Guidance(LOOK_AHEADS, "tilted_mean", transition=GlassTransition(3)), 27, 0, 12),
-    "guided ode": (Guidance(GlassPosterior(2, 1), transition=ODETransition()), 2, 2, 1),
+    "guided ode": (Guidance(GlassPosterior(2, 1), "pathwise", transition=ODETransition()), 2, 2, 1),
 }
 
 

@@ -36,7 +36,12 @@ def test_the_denoiser_point_samples_the_tilted_law_of_a_gaussian_and_a_linear_re
     x = exactly_distributed(tilted.observation(20.0), 50)
     errors = []
     for num_steps in (20, 40):
-        result = run(Guidance(max_shift=None, num_particles=50), model, falling_levels(num_steps, 20.0), x=x)
+        result = run(
+            Guidance(gradient="pathwise", max_shift=None, transition=ODETransition(), num_particles=50),
+            model,
+            falling_levels(num_steps, 20.0),
+            x=x,
+        )
         z = result.latents[0]
         torch.testing.assert_close(z.mean(0), tilted.mean, atol=1e-6, rtol=0)
         errors.append((z.T.cov() - tilted.covariance).abs().max())
@@ -48,7 +53,13 @@ def test_the_tilted_mean_moves_a_gaussian_by_as_much():
     model = make_model(GAUSSIAN, LINEAR, reward_scale=1.5)
     tilted, _ = LINEAR.tilt(GAUSSIAN, scale=1.5)
     x = exactly_distributed(tilted.observation(20.0), 100)
-    guidance = Guidance(GlassPosterior(16, 64, "multistep"), "tilted_mean", max_shift=None, num_particles=100)
+    guidance = Guidance(
+        GlassPosterior(16, 64, "multistep"),
+        "tilted_mean",
+        max_shift=None,
+        transition=ODETransition(),
+        num_particles=100,
+    )
     z = run(guidance, model, falling_levels(15, 20.0), x=x).latents[0]
     # A finite cloud of look-aheads sees a little less than the whole shift.
     moved, exact = z.mean(0) - GAUSSIAN.mean, tilted.mean - GAUSSIAN.mean
@@ -79,7 +90,13 @@ def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
 
 def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
     tilted, _ = LINEAR.tilt(MIXTURE)
-    guidance = Guidance(GlassPosterior(8, 16, "multistep"), "tilted_mean", max_shift=None, num_particles=PARTICLES)
+    guidance = Guidance(
+        GlassPosterior(8, 16, "multistep"),
+        "tilted_mean",
+        max_shift=None,
+        transition=ODETransition(),
+        num_particles=PARTICLES,
+    )
     z = run(guidance, make_model(MIXTURE, LINEAR, "v_prediction"), falling_levels(20)).latents[0]
     exact = tilted.sample(PARTICLES, seeded(4)).float()
     assert energy_distance(z, exact) < energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact) / 8
@@ -88,10 +105,10 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
 @pytest.mark.parametrize(
     "guidance",
     [
-        Guidance(num_particles=5),
-        Guidance(num_particles=5, max_shift=None),
-        Guidance(GlassPosterior(3, 4), "pathwise", num_particles=5),
-        Guidance(GlassPosterior(3, 4), "tilted_mean", num_particles=5),
+        Guidance(num_particles=5, transition=ODETransition()),
+        Guidance(gradient="pathwise", num_particles=5, max_shift=None, transition=ODETransition()),
+        Guidance(GlassPosterior(3, 4), "pathwise", transition=ODETransition(), num_particles=5),
+        Guidance(GlassPosterior(3, 4), "tilted_mean", transition=ODETransition(), num_particles=5),
     ],
     ids=str,
 )
@@ -147,7 +164,7 @@ def test_the_limit_bounds_the_shift_and_keeps_its_direction(kappa):
 
 
 def test_the_trace_records_values_and_the_size_of_the_shift():
-    guidance = Guidance(num_particles=3, max_shift=0.1)
+    guidance = Guidance(num_particles=3, max_shift=0.1, transition=ODETransition())
     result = run(guidance, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=5.0))
     assert [step.noise_to_signal for step in result.trace.steps] == list(COARSE_LEVELS[:-1])
     for step in result.trace.steps[1:]:
@@ -159,7 +176,7 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient": "finite_difference"}, "gradient is 'finite_difference'; choose one of pathwise, tilted_mean"),
+        ({"gradient": "finite"}, "gradient is 'finite'; choose one of pathwise, isotropic, tilted_mean"),
         ({"gradient": "tilted_mean"}, "compares look-aheads"),
         ({"max_shift": 0.0}, r"max_shift is 0\.0"),
         ({"max_shift": -1.0}, r"max_shift is -1\.0"),

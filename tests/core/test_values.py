@@ -1,4 +1,4 @@
-"""The value of a look-ahead cloud and its two gradients, against closed forms."""
+"""The value of a look-ahead cloud and its gradients, against closed forms."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.values import tilted_mean_shift, value
+from diamond_diffusers.values import isotropic_shift, tilted_mean_shift, value
 
 from .mixture import make_gaussian, make_mixture, seeded, standard_error
 from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, make_model
@@ -111,3 +111,13 @@ def test_rows_may_have_levels_of_their_own():
         model = make_model(MIXTURE, particle_batch_size=batch_size)
         together = model.denoiser(model.owners(3))(x, levels)
         torch.testing.assert_close(together, MIXTURE.posterior(x, levels).mean)
+
+
+@pytest.mark.parametrize("kappa", [0.3, 1.0, 4.0, math.inf])
+def test_isotropic_shift_is_exact_for_unit_variance_data_and_a_linear_reward(kappa):
+    """There `Cov[z | y]` is `kappa^2 / (1 + kappa^2)` times the identity, and `kappa^2 grad V = Cov[z | y] a`."""
+    direction = torch.tensor([0.7, -1.1, 0.4], dtype=torch.float64)
+    samples = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
+    values = value(samples @ direction, torch.zeros(5, 4, dtype=torch.float64))
+    variance = 1.0 if math.isinf(kappa) else kappa**2 / (1 + kappa**2)
+    torch.testing.assert_close(isotropic_shift(values, samples, kappa), (variance * direction).expand(5, 3))

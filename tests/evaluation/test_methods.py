@@ -31,7 +31,7 @@ def cost_of(tiny_pipe):
         (BestOfN(num_particles=4), (24, 0, 4, 4)),
         # Two values per level and particle, then the final images.
         (SMC(num_particles=2, posterior=GlassPosterior(2)), (24, 0, 8, 8)),
-        (Guidance(num_particles=2), (12, 12, 8, 8)),
+        (Guidance(gradient="pathwise", num_particles=2), (12, 12, 8, 8)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -54,7 +54,9 @@ def test_particles_grow_before_steps(cost_of):
     method = fit_to_budget("best_of_n", Recipe(BestOfN()), budget=40, default_steps=3, cost_of=cost_of)
     # 3 steps x 2 evaluations x 6 particles = 36; a fourth step would make 48.
     assert (method.alignment.num_particles, method.num_inference_steps) == (6, 3)
-    method = fit_to_budget("guidance", Recipe(Guidance()), budget=16, default_steps=3, cost_of=cost_of)
+    method = fit_to_budget(
+        "guidance", Recipe(Guidance(gradient="pathwise")), budget=16, default_steps=3, cost_of=cost_of
+    )
     # A guided step costs 2 + 2 x 2, so that three are too dear.
     assert (method.alignment.num_particles, method.num_inference_steps) == (1, 2)
 

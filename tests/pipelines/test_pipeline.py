@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FluxPipeline, UNet2DModel
 
-from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance
+from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance, ODETransition
 from tests.pipelines.conftest import build_tiny_flux
 
 PROMPTS = ["a red circle", "two blue stars"]
@@ -22,6 +22,7 @@ ALIGNMENTS = {
     "best_of_n": BestOfN(num_particles=3),
     "smc": SMC(num_particles=3, posterior=GlassPosterior(num_inner_steps=2, num_samples=2)),
     "guidance": Guidance(),
+    "pathwise_guidance": Guidance(gradient="pathwise", transition=ODETransition()),
     "guidance_tilted_mean": Guidance(posterior=GlassPosterior(num_samples=3), gradient="tilted_mean"),
     "guided_smc": SMC(num_particles=3, guidance=Guidance()),
 }
@@ -45,8 +46,8 @@ def test_alignment_gains_reward_over_plain_samples(pipe: DiamondMapPipeline, nam
     prompts = ["a red circle"] * 8
     call = {**CALL, "num_inference_steps": 6, "reward": brightness}
     alignment = ALIGNMENTS[name]
-    # SMC moves its particles by other transitions than plain sampling; without a tilt its law is the one to beat.
-    plain_method = alignment if isinstance(alignment, SMC) else "none"
+    # A method may move its particles by other transitions than plain sampling; then its own untilted law is to beat.
+    plain_method = alignment if alignment.transition.is_stochastic else "none"
     plain = pipe(prompts, generator=generators(8), alignment=plain_method, reward_scale=0.0, **call).rewards
     aligned = pipe(prompts, generator=generators(8), alignment=alignment, reward_scale=20.0, **call).rewards
     assert aligned.mean() > plain.mean()
@@ -117,7 +118,9 @@ def test_reward_reads_each_images_own_prompt(pipe: DiamondMapPipeline) -> None:
 def test_zero_reward_scale_makes_guidance_plain(pipe: DiamondMapPipeline) -> None:
     call = {**CALL, "output_type": "pt", "reward": brightness}
     plain = pipe(PROMPTS, generator=generators(), alignment="none", **call).images
-    guided = pipe(PROMPTS, generator=generators(), alignment=Guidance(), reward_scale=0.0, **call).images
+    guided = pipe(
+        PROMPTS, generator=generators(), alignment=Guidance(transition=ODETransition()), reward_scale=0.0, **call
+    ).images
     assert torch.equal(plain, guided)
 
 
