@@ -177,7 +177,7 @@ def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path,
     command = ("generate", "a star", "--model", tiny_folder, "--reward", "rounded", "--output", tmp_path / "out")
     result = invoke(*command, "--alignment", "guidance")
     assert result.exit_code == 2
-    assert "gradient is 'pathwise', but reward 'rounded' has no gradient" in result.output
+    assert "gradient is 'isotropic', but reward 'rounded' has no gradient" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -192,14 +192,14 @@ def test_an_output_that_cannot_be_written_is_refused(tiny_folder, redness_reward
 def test_benchmark_prints_and_resumes(tiny_folder, redness_reward, tmp_path):  # noqa: F811
     command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
     command += ("--num-captions", 4, "--batch-size", 3, "--budget", 12)
-    printed = succeed(*command, "--methods", "plain, best_of_n,smc")
-    assert all(name in printed for name in ("plain", "best_of_n", "smc", "attribution", "mean", "decodes"))
+    printed = succeed(*command, "--methods", "plain, best_of_n,fk_steering")
+    assert all(name in printed for name in ("plain", "best_of_n", "fk_steering", "attribution", "mean", "decodes"))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["method"]["name"] for row in results["methods"]] == ["plain", "best_of_n", "smc"]
+    assert [row["method"]["name"] for row in results["methods"]] == ["plain", "best_of_n", "fk_steering"]
     assert results["methods"][1]["cost"]["equivalent_evaluations"] == 12
     drawn = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images/*/*.png")}
     assert len(drawn) == 12
-    succeed(*command, "--methods", "smc,plain")
+    succeed(*command, "--methods", "fk_steering,plain")
     assert drawn == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images/*/*.png")}
     result = invoke(*command, "--methods", "plain", "--seed", 1)
     assert result.exit_code == 2
