@@ -1,6 +1,5 @@
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,16 +7,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import diamond_diffusers.miniature as miniature
 from diamond_diffusers import SMC, BestOfN, DenoiserPoint, GlassPosterior, Guidance, NoAlignment
 from diamond_diffusers.alignment import ALIGNMENTS
 from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
 from diamond_diffusers.evaluation.methods import RECIPES
 from diamond_diffusers.rewards import available_rewards, registry
 
-from .evaluation.conftest import redness_reward, save_tiny_model, tiny_folder  # noqa: F401
-
-WEIGHTS = Path(miniature.__file__).parent / "weights"
+from .conftest import save_tiny_model
 
 
 def invoke(*arguments):
@@ -32,7 +28,7 @@ def succeed(*arguments):
 
 
 @pytest.fixture
-def generate(tiny_folder, redness_reward, tmp_path):  # noqa: F811
+def generate(tiny_folder, redness_reward, tmp_path):
     """Runs `generate` on the tiny model; returns the output and the record."""
 
     def run(*arguments, prompts=("three red circles",)):
@@ -103,7 +99,7 @@ def test_without_alignment_only_plain_images_are_drawn(generate, tmp_path):
     assert set(record["cost"]) == {"plain"}
 
 
-def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):  # noqa: F811
+def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
     output = succeed("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
     assert "aligned" not in output
     assert json.loads((tmp_path / "record.json").read_text())["images"][0]["plain"]["reward"] is None
@@ -158,7 +154,7 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--model", "/nowhere"), "--model is '/nowhere', which cannot be loaded"),
     ],
 )
-def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, arguments, sentence):  # noqa: F811
+def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, arguments, sentence):
     folder = tmp_path / "out"
     defaults = ("--model", tiny_folder, "--reward", redness_reward, "--output", folder)
     result = invoke("generate", "a star", *defaults, *arguments)
@@ -169,7 +165,7 @@ def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, argu
     assert not folder.exists()
 
 
-def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
+def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path, monkeypatch):
     def rounded(images, prompts):
         return images.detach().mean((1, 2, 3))
 
@@ -181,7 +177,7 @@ def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused(tiny_folder, redness_reward, tmp_path):  # noqa: F811
+def test_an_output_that_cannot_be_written_is_refused(tiny_folder, redness_reward, tmp_path):
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "out"
     result = invoke("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", target)
@@ -189,7 +185,7 @@ def test_an_output_that_cannot_be_written_is_refused(tiny_folder, redness_reward
     assert "where nothing can be written" in result.output
 
 
-def test_benchmark_prints_and_resumes(tiny_folder, redness_reward, tmp_path):  # noqa: F811
+def test_benchmark_prints_and_resumes(tiny_folder, redness_reward, tmp_path):
     command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
     command += ("--num-captions", 4, "--batch-size", 3, "--budget", 12)
     printed = succeed(*command, "--methods", "plain, best_of_n,fk_steering")
@@ -214,20 +210,20 @@ def test_benchmark_prints_and_resumes(tiny_folder, redness_reward, tmp_path):  #
         (("--budget", 2), "budget is 2, but method 'plain' takes at least 6"),
     ],
 )
-def test_benchmark_refuses_bad_input(tiny_folder, redness_reward, tmp_path, arguments, sentence):  # noqa: F811
+def test_benchmark_refuses_bad_input(tiny_folder, redness_reward, tmp_path, arguments, sentence):
     command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
     result = invoke(*command, *arguments)
     assert result.exit_code == 2
     assert sentence in result.output
 
 
-def test_benchmark_needs_a_reward(tiny_folder, tmp_path):  # noqa: F811
+def test_benchmark_needs_a_reward(tiny_folder, tmp_path):
     result = invoke("benchmark", "--model", tiny_folder, "--output", tmp_path)
     assert result.exit_code == 2
     assert "--reward is not given" in result.output
 
 
-def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_path):  # noqa: F811
+def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_path):
     with torch.random.fork_rng():
         model = save_tiny_model(tmp_path / "model", alignment="best_of_n", reward=redness_reward)
     succeed("generate", "a star", "--model", model, "--output", tmp_path / "out")
@@ -235,7 +231,6 @@ def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_pa
     assert (settings["alignment"]["type"], settings["reward"]) == ("BestOfN", "redness")
 
 
-@pytest.mark.skipif(not (WEIGHTS / "clip").is_dir(), reason="the embedded weights are not built yet")
 def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
     output = succeed("generate", "three red circles", "--num-inference-steps", "2", "--output", tmp_path)
     assert "three red circles" in output

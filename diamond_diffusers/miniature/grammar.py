@@ -58,6 +58,11 @@ class Caption:
         return sum(group.count for group in self.groups)
 
 
+def relation_offset(dx: float, dy: float, relation: str) -> tuple[float, float]:
+    """How far an offset (to the right, downwards) goes along a relation's direction, and how far across it."""
+    return {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+
+
 def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("s") else "s")
 

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .grammar import SHAPES, Caption, ObjectGroup, parse_caption
+from .grammar import SHAPES, Caption, ObjectGroup, parse_caption, relation_offset
 from .render import IMAGE_SIZE, PALETTE, coverage
 
 # Two objects stand in a relation when their centres differ by this much along its axis, and by less across it.
@@ -70,13 +70,7 @@ class DetectedObject:
 
 def relation_holds(first: PlacedObject, second: PlacedObject, relation: str) -> bool:
     """Whether `first` lies to `second` as `relation` says."""
-    dx, dy = first.x - second.x, first.y - second.y
-    along, across = {
-        "left of": (-dx, dy),
-        "right of": (dx, dy),
-        "above": (-dy, dx),
-        "below": (dy, dx),
-    }[relation]
+    along, across = relation_offset(first.x - second.x, first.y - second.y, relation)
     return along >= MIN_SEPARATION and along > abs(across)
 
 

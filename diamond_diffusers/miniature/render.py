@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grammar import COLOURS, SHAPES, Caption
+from .grammar import COLOURS, SHAPES, Caption, relation_offset
 
 IMAGE_SIZE = 64
 
@@ -143,13 +143,7 @@ def render(scenes: Sequence[Scene], size: int = IMAGE_SIZE) -> Tensor:
 
 
 def _relation_holds(first: tuple[float, float], second: tuple[float, float], relation: str) -> bool:
-    dx, dy = first[0] - second[0], first[1] - second[1]
-    along, across = {
-        "left of": (-dx, dy),
-        "right of": (dx, dy),
-        "above": (-dy, dx),
-        "below": (dy, dx),
-    }[relation]
+    along, across = relation_offset(first[0] - second[0], first[1] - second[1], relation)
     return along >= 14.0 and abs(across) <= 0.6 * along
 
 

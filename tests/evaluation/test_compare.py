@@ -13,7 +13,7 @@ from diamond_diffusers.evaluation.report import markdown_table, summarise, write
 from diamond_diffusers.miniature.grammar import held_out_captions
 from diamond_diffusers.rewards import CallableReward
 
-from .conftest import redness
+from ..conftest import redness
 
 METHODS = [Method("plain", NoAlignment(), 3), Method("best_of_n", BestOfN(num_particles=2), 3)]
 

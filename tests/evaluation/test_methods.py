@@ -15,7 +15,7 @@ from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.posteriors import GlassPosterior
 from diamond_diffusers.rewards import CallableReward
 
-from .conftest import redness
+from ..conftest import redness
 
 
 @pytest.fixture
