@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
     from .posteriors import DenoiserPoint, GlassPosterior, PosteriorSampler
     from .rewards import Reward, available_rewards, register_reward
-    from .transitions import AncestralTransition, GlassTransition, ODETransition, Transition
+    from .schedulers import GlassDDPMScheduler, GlassFlowMatchScheduler
+    from .transitions import AncestralTransition, GlassTransition, ODETransition, RenoiseTransition, Transition
 
 __version__ = version("diamond-diffusers")
 
@@ -25,24 +26,29 @@ __all__ = [
     "DenoiserPoint",
     "DiamondMapPipeline",
     "DiamondMapPipelineOutput",
+    "GlassDDPMScheduler",
+    "GlassFlowMatchScheduler",
     "GlassPosterior",
     "GlassTransition",
     "Guidance",
     "NoAlignment",
     "ODETransition",
     "PosteriorSampler",
+    "RenoiseTransition",
     "Reward",
     "Transition",
     "available_rewards",
     "register_reward",
 ]
 
-_ROOMS = ("alignment", "cost", "pipelines", "posteriors", "rewards", "transitions")
+# A saved stock pipeline names its scheduler's class, and those are not to wait for the other rooms.
+_ROOMS = ("schedulers", "alignment", "cost", "pipelines", "posteriors", "rewards", "transitions")
 
 
 def __getattr__(name: str) -> Any:
-    # torch and diffusers take seconds to import, for which the command line's help must not wait.
-    if name in __all__:
+    # torch and diffusers take seconds to import, for which the command line's help must not wait. Of a module that a
+    # saved pipeline names, diffusers asks for the scheduler's base class too.
+    if name in __all__ or name == "SchedulerMixin":
         modules = (import_module(f".{room}", __name__) for room in _ROOMS)
         return next(getattr(module, name) for module in modules if hasattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .glass import check_inner_options, sample_posterior
-from .levels import Denoiser, Level
+from .levels import Level
+from .network import Network, UsesNetwork
 
 
 @dataclass(frozen=True)
@@ -25,29 +26,33 @@ class PosteriorSamples:
     log_weights: Tensor
 
 
-class PosteriorSampler(ABC):
+class PosteriorSampler(UsesNetwork, ABC):
     """Draws look-ahead samples. `num_samples` is the number K of samples of one observation."""
 
     num_samples: int
 
     @abstractmethod
     def sample(
-        self, denoise: Denoiser, x: Tensor, noise_to_signal: Level, denoised: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
     ) -> PosteriorSamples:
         """Samples `p(z | x)`, differentiably in `x`.
 
         Args:
-            denoise: the denoiser; called with `[N K, ...]` rows, K consecutive ones of each observation.
+            network: the model; called with `[N, ...]` rows, or with `[N K, ...]`, K consecutive ones of each
+                observation.
             x: observations `[N, ...]` in the bounded coordinate.
             noise_to_signal: their level.
-            denoised: `D(x, noise_to_signal)`, which every caller has at hand.
+            predicted: `network.predict(x, noise_to_signal)`, which every caller has at hand.
             noise: standard normal `[N K, ...]`.
         """
 
 
 @dataclass(frozen=True)
 class DenoiserPoint(PosteriorSampler):
-    """The posterior mean as the only sample: free, and inconsistent (DPS, arXiv 2209.14687; FK steering)."""
+    """The predicted clean sample as the only one: free, and inconsistent (DPS, arXiv 2209.14687; FK steering).
+
+    That is the posterior mean, and of a few-step model the end of its flow map (arXiv 2511.22688).
+    """
 
     num_samples: int = 1
 
@@ -56,9 +61,9 @@ class DenoiserPoint(PosteriorSampler):
             raise ValueError(f"num_samples is {self.num_samples}; the denoiser point is a single sample, leave it at 1")
 
     def sample(
-        self, denoise: Denoiser, x: Tensor, noise_to_signal: Level, denoised: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
     ) -> PosteriorSamples:
-        return _equally_weighted(denoised, 1)
+        return _equally_weighted(predicted, 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,9 @@ class GlassPosterior(PosteriorSampler):
     num_samples: int = 1
     solver: str = "exponential"
 
+    needs_denoiser = True
+    without_denoiser = "DenoiserPoint() or WeightedPosterior(weights='reward_softmax')"
+
     def __post_init__(self) -> None:
         check_inner_options(self.num_inner_steps, self.solver)
         if self.num_samples < 1:
@@ -88,16 +96,16 @@ class GlassPosterior(PosteriorSampler):
             )
 
     def sample(
-        self, denoise: Denoiser, x: Tensor, noise_to_signal: Level, denoised: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
     ) -> PosteriorSamples:
         samples = sample_posterior(
-            denoise,
+            network.denoise,
             x,
             noise_to_signal,
             noise,
             num_inner_steps=self.num_inner_steps,
             solver=self.solver,
-            denoised=denoised,
+            denoised=network.mean(x, noise_to_signal, predicted),
         )
         return _equally_weighted(samples, self.num_samples)
 

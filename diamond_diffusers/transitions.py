@@ -9,30 +9,31 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .glass import check_inner_options, sample_transition
-from .levels import Denoiser, expand, ode_step, signal_and_noise
+from .levels import add_noise, expand, ode_step, signal_and_noise
+from .network import Network, UsesNetwork
 
 
-class Transition(ABC):
-    """A map of a particle, its denoised sample and driving noise to the particle at the next level."""
+class Transition(UsesNetwork, ABC):
+    """A map of a particle, its predicted clean sample and driving noise to the particle at the next level."""
 
     @abstractmethod
     def step(
         self,
-        denoise: Denoiser,
+        network: Network,
         x: Tensor,
         noise_to_signal: float,
         next_noise_to_signal: float,
-        denoised: Tensor,
+        predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
         """Moves particles one level on.
 
         Args:
-            denoise: the denoiser, for transitions that take more than one evaluation.
+            network: the model, for transitions that take more than one evaluation.
             x: particles `[N, ...]` in the bounded coordinate.
             noise_to_signal: level of `x`, at most infinity.
             next_noise_to_signal: the lower level to reach, at least 0.
-            denoised: `D(x, noise_to_signal)`.
+            predicted: what the model as loaded predicts at `x`: `network.predict(x, noise_to_signal)`, perhaps tilted.
             noise: driving noise, standard normal of the shape of `x`; the step is a deterministic map of it.
 
         Returns:
@@ -59,14 +60,14 @@ class ODETransition(Transition):
 
     def step(
         self,
-        denoise: Denoiser,
+        network: Network,
         x: Tensor,
         noise_to_signal: float,
         next_noise_to_signal: float,
-        denoised: Tensor,
+        predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        return ode_step(x, denoised, noise_to_signal, next_noise_to_signal)
+        return ode_step(x, predicted, noise_to_signal, next_noise_to_signal)
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
         return 0.0
@@ -92,18 +93,18 @@ class AncestralTransition(Transition):
 
     def step(
         self,
-        denoise: Denoiser,
+        network: Network,
         x: Tensor,
         noise_to_signal: float,
         next_noise_to_signal: float,
-        denoised: Tensor,
+        predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
         fresh = self._fresh_noise(noise_to_signal, next_noise_to_signal)
         kept = math.sqrt(max(next_noise_to_signal**2 - fresh**2, 0.0))
         alpha_next, _ = signal_and_noise(next_noise_to_signal)
         return expand(alpha_next, x) * fresh * noise + _with_noise_kept(
-            x, denoised, noise_to_signal, next_noise_to_signal, kept
+            x, predicted, noise_to_signal, next_noise_to_signal, kept
         )
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
@@ -115,10 +116,29 @@ class AncestralTransition(Transition):
         return (1 - kept / noise_to_signal) / fresh
 
 
-def _with_noise_kept(x: Tensor, denoised: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:
-    """`alpha' (D + kept eps)` with `eps` the noise that the denoised sample leaves in `x`."""
+@dataclass(frozen=True)
+class RenoiseTransition(Transition):
+    """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample."""
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        return add_noise(predicted, noise, next_noise_to_signal)
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        return 0.0 if next_noise_to_signal == 0 else 1 / next_noise_to_signal
+
+
+def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:
+    """`alpha' (D + kept eps)` with `eps` the noise that the predicted sample leaves in `x`."""
     alpha_next, _ = signal_and_noise(kappa_next)
-    at_kept = ode_step(x, denoised, kappa, kept)
+    at_kept = ode_step(x, predicted, kappa, kept)
     alpha_kept, _ = signal_and_noise(kept)
     return at_kept * expand(alpha_next / alpha_kept, x)
 
@@ -140,6 +160,9 @@ class GlassTransition(Transition):
     correlation: float | str = "ddpm"
     solver: str = "multistep"
 
+    needs_denoiser = True
+    without_denoiser = "RenoiseTransition() or AncestralTransition()"
+
     def __post_init__(self) -> None:
         check_inner_options(self.num_inner_steps, self.solver)
         if self.correlation != "ddpm" and not (
@@ -147,32 +170,33 @@ class GlassTransition(Transition):
         ):
             raise ValueError(f"correlation is {self.correlation!r}; give 'ddpm' or a number between 0 and 1")
 
-    def _correlation(self, kappa: float, kappa_next: float) -> float:
+    def correlation_at(self, kappa: float, kappa_next: float) -> float:
+        """`rho` of a step between two levels."""
         return kappa_next / kappa if self.correlation == "ddpm" else float(self.correlation)
 
     def step(
         self,
-        denoise: Denoiser,
+        network: Network,
         x: Tensor,
         noise_to_signal: float,
         next_noise_to_signal: float,
-        denoised: Tensor,
+        predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
         return sample_transition(
-            denoise,
+            network.denoise,
             x,
             noise_to_signal,
             next_noise_to_signal,
-            self._correlation(noise_to_signal, next_noise_to_signal),
+            self.correlation_at(noise_to_signal, next_noise_to_signal),
             noise,
             num_inner_steps=self.num_inner_steps,
             solver=self.solver,
-            denoised=denoised,
+            denoised=network.mean(x, noise_to_signal, predicted),
         )
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        correlation = self._correlation(noise_to_signal, next_noise_to_signal)
+        correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
         fresh = next_noise_to_signal * math.sqrt(1 - correlation**2)
         if fresh == 0:
             # The inner flow runs through: its noise spans the whole posterior, whose deviation is about

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from ..backbones.base import Denoising
 from ..posteriors import PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
@@ -84,14 +86,14 @@ class Alignment(ABC):
 
     Attributes:
         num_particles: particles P of each image.
-        transition: how particles move.
+        transition: how particles move; None for what suits the model.
         needs_reward: whether the method is nothing without a reward.
         needs_reward_gradient: whether it differentiates the reward.
         default_selection: which particle of an image is returned if the caller does not say.
     """
 
     num_particles: int = 1
-    transition: Transition
+    transition: Transition | None = None
     needs_reward: bool = True
     needs_reward_gradient: bool = False
     default_selection: str = "sample"
@@ -117,6 +119,22 @@ class Alignment(ABC):
         if self.needs_reward and reward is None:
             raise ValueError(f"reward is None, but alignment {type(self).__name__} needs one; give reward=...")
 
+    def default_transition(self, model: Denoising) -> Transition:
+        """How particles of this model move if the caller does not say: so that copies of one part."""
+        return model.stochastic_transition()
+
+    def resolve(self, model: Denoising) -> Self:
+        """This method with what the caller left open filled in for a model.
+
+        Raises:
+            ValueError: the model lacks what the method asks of it.
+        """
+        transition = self.transition or self.default_transition(model)
+        transition.check(model)
+        if isinstance(posterior := getattr(self, "posterior", None), PosteriorSampler):
+            posterior.check(model)
+        return self if transition is self.transition else replace(self, transition=transition)
+
     def run(
         self,
         model: TiltedModel,
@@ -135,20 +153,21 @@ class Alignment(ABC):
             on_step: called after each step; raising `StopIteration` ends the loop early.
         """
         started = time.perf_counter()
+        method = self.resolve(model.backbone)
         shape = (model.num_images, self.num_particles)
         weights = torch.zeros(shape, dtype=torch.float64, device=x.device)
         cloud = Cloud(x, weights, torch.zeros(shape[0], dtype=torch.float64, device=x.device))
         trace = Trace()
         for index, (kappa, kappa_next) in enumerate(pairwise(levels)):
-            cloud = self.step(model, cloud, kappa, kappa_next, random, index == len(levels) - 2)
+            cloud = method.step(model, cloud, kappa, kappa_next, random, index == len(levels) - 2)
             trace.steps.append(TraceStep(kappa, **cloud.figures))
             try:
                 replaced = on_step(index, cloud.x) if on_step else None
             except StopIteration:
                 break
             if replaced is not None:
-                cloud = self.replace_particles(cloud, replaced)
-        result = self.finish(model, cloud, trace)
+                cloud = method.replace_particles(cloud, replaced)
+        result = method.finish(model, cloud, trace)
         model.cost.seconds += time.perf_counter() - started
         return result
 

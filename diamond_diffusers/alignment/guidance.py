@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..levels import Denoiser, Level, signal_and_noise
+from ..levels import Level, signal_and_noise
+from ..network import Network
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
-from ..transitions import GlassTransition, Transition
+from ..transitions import Transition
 from .base import Alignment, Cloud, check_gradient, root_mean_square
 from .look_ahead import REWARD_GRADIENTS, LookAhead, look_ahead
 from .model import TiltedModel
@@ -32,7 +33,8 @@ class Guidance(Alignment):
         guidance_strength: multiplies the shift; 1 is exact.
         max_shift: limit of the shift's root-mean-square, in units of `kappa / sqrt(1 + kappa^2)`, the posterior
             deviation of data of unit variance; None for no limit.
-        transition: how particles move. Transitions of several inner steps are guided in each of them.
+        transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
+            few-step one. Transitions of several inner steps are guided in each of them.
         num_particles: guided samples of each image, of which the best is returned.
     """
 
@@ -40,7 +42,7 @@ class Guidance(Alignment):
     gradient: str = "isotropic"
     guidance_strength: float = 1.0
     max_shift: float | None = 0.25
-    transition: Transition = field(default_factory=GlassTransition)
+    transition: Transition | None = None
     num_particles: int = 1
 
     default_selection = "best"
@@ -84,11 +86,11 @@ class Guidance(Alignment):
         ahead = look_ahead(model, self.posterior, cloud.x, noise_to_signal, random, self.gradient)
         shift = self.shift(ahead, noise_to_signal)
         x = self.transition.step(
-            self._tilted_denoiser(model, random),
+            self._tilted_network(model, random),
             cloud.x,
             noise_to_signal,
             next_noise_to_signal,
-            ahead.denoised + shift,
+            ahead.predicted + shift,
             random.normal(self.num_particles, cloud.x.shape[1:]),
         )
         values = ahead.values.unflatten(0, (-1, self.num_particles))
@@ -99,11 +101,11 @@ class Guidance(Alignment):
         }
         return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
 
-    def _tilted_denoiser(self, model: TiltedModel, random: RandomSource) -> Denoiser:
+    def _tilted_network(self, model: TiltedModel, random: RandomSource) -> Network:
         """`D_r` at the inner queries of a transition."""
 
         def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
             ahead = look_ahead(model, self.posterior, x, float(noise_to_signal), random, self.gradient)
-            return ahead.denoised + self.shift(ahead, noise_to_signal)
+            return ahead.predicted + self.shift(ahead, noise_to_signal)
 
-        return denoise
+        return Network.of_denoiser(denoise)

@@ -1,4 +1,4 @@
-"""What a method learns of its particles at one level: denoised samples, values, and the shift towards the reward."""
+"""What a method learns of its particles at one level: predicted samples, values, and the shift towards the reward."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class LookAhead:
     """Estimates at the particles of one level.
 
     Attributes:
-        denoised: `D(x)`, `[N, ...]`; None at the last level.
+        predicted: what the model as loaded predicts at `x`, `[N, ...]`; None at the last level.
         values: `V(x)`, `[N]`.
         shift: `kappa^2 grad_y V`, `[N, ...]`, where it was asked for.
     """
 
-    denoised: Tensor | None
+    predicted: Tensor | None
     values: Tensor
     shift: Tensor | None = None
 
     def rows(self, index: Tensor) -> LookAhead:
         """The estimates of the particles `index`."""
         return LookAhead(
-            None if self.denoised is None else self.denoised[index],
+            None if self.predicted is None else self.predicted[index],
             self.values[index],
             None if self.shift is None else self.shift[index],
         )
@@ -68,7 +68,7 @@ def look_ahead(
         )
     ]
     return LookAhead(
-        torch.cat([part.denoised for part in parts]),
+        torch.cat([part.predicted for part in parts]),
         torch.cat([part.values for part in parts]),
         torch.cat([part.shift for part in parts]),
     )
@@ -86,9 +86,9 @@ def _estimate(
     pathwise, isotropic = gradient == "pathwise", gradient == "isotropic"
     with torch.set_grad_enabled(pathwise):
         x = x.detach().requires_grad_(pathwise)
-        denoise = model.denoiser(owners)
-        denoised = denoise(x, noise_to_signal)
-        drawn = posterior.sample(denoise, x, noise_to_signal, denoised, noise)
+        network = model.network(owners)
+        predicted = network.predict(x, noise_to_signal)
+        drawn = posterior.sample(network, x, noise_to_signal, predicted, noise)
     with torch.set_grad_enabled(pathwise or isotropic):
         samples = drawn.samples.detach().requires_grad_() if isotropic else drawn.samples
         rewards = model.tilt(samples.flatten(0, 1), owners).unflatten(0, (len(x), -1))
@@ -101,4 +101,4 @@ def _estimate(
         shift = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights)
     else:
         shift = None
-    return LookAhead(denoised.detach(), values.detach(), shift)
+    return LookAhead(predicted.detach(), values.detach(), shift)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ..backbones.base import Backbone, Conditions
+from ..backbones.base import Conditions, Denoising
 from ..cost import Cost
-from ..levels import Denoiser, Level, as_level
-from ..rewards.base import Reward
+from ..levels import Level, as_level
+from ..network import Network
+from ..rewards.base import Reward, RewardOutput
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Evaluation:
 class TiltedModel:
     """`p(z | prompt) exp(reward_scale * reward(z, prompt))` for each of `B` images.
 
-    Rows of any number are evaluated in chunks of `particle_batch_size`; `owners [N]` names the image that each row
-    belongs to.
+    Rows of any number are evaluated in chunks of `particle_batch_size`, the last one filled up, so that a row's result
+    does not depend on how many others there are; `owners [N]` names the image that each row belongs to.
 
     Args:
         backbone: the model family.
@@ -42,16 +45,22 @@ class TiltedModel:
         reward: None where only the plain model is sampled.
         reward_scale: multiplies the reward (inverse temperature).
         particle_batch_size: rows of one network, decoder or reward call; None for all at once.
+        score_model: another model of the same latents and its conditions, which gives the posterior mean in place of
+            the backbone.
+        gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass, instead
+            of holding what they computed.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Denoising,
         conditions: Conditions,
         prompts: Sequence[str],
         reward: Reward | None = None,
         reward_scale: float = 1.0,
         particle_batch_size: int | None = None,
+        score_model: tuple[Denoising, Conditions] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         if particle_batch_size is not None and particle_batch_size < 1:
             raise ValueError(f"particle_batch_size is {particle_batch_size}; give at least 1, or None for no limit")
@@ -61,6 +70,8 @@ class TiltedModel:
         self.reward = reward
         self.reward_scale = reward_scale
         self.particle_batch_size = particle_batch_size
+        self.score_model = score_model
+        self.gradient_checkpointing = gradient_checkpointing
         self.cost = Cost()
 
     @property
@@ -71,53 +82,93 @@ class TiltedModel:
         """The owners of `rows_per_image` consecutive rows of every image."""
         return torch.arange(self.num_images, device=device).repeat_interleave(rows_per_image)
 
-    def chunks(self, num_rows: int) -> list[slice]:
-        """Slices that cover `num_rows` rows in chunks of `particle_batch_size`."""
-        size = self.particle_batch_size or num_rows
-        return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    def network(self, owners: Tensor) -> Network:
+        """The model at rows with these owners, or at equally many consecutive copies of each of them."""
+        scores, score_conditions = self.score_model or (self.backbone, self.conditions)
+        backbone, conditions = self.backbone, self.conditions
 
-    def denoiser(self, owners: Tensor) -> Denoiser:
-        """The denoiser of rows with these owners, or of equally many consecutive copies of each of them."""
+        def predict(x: Tensor, noise_to_signal: Level) -> Tensor:
+            return self._evaluate(backbone.predict, backbone, conditions, owners, x, noise_to_signal)
 
         def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
-            row_owners = owners.repeat_interleave(len(x) // len(owners))
-            level = as_level(noise_to_signal)
-            return torch.cat(
-                [
-                    self.backbone.denoise(
-                        x[chunk], level[chunk] if level.ndim else level, self.conditions.rows(row_owners[chunk])
-                    )
-                    for chunk in self._counted_chunks(x)
-                ]
-            )
+            return self._evaluate(scores.denoise, scores, score_conditions, owners, x, noise_to_signal)
 
-        return denoise
+        def flow_map(x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level) -> Tensor:
+            levels = (noise_to_signal, next_noise_to_signal)
+            return self._evaluate(backbone.flow_map, backbone, conditions, owners, x, *levels)
 
-    def _counted_chunks(self, x: Tensor) -> list[slice]:
-        evaluations = len(x) * self.conditions.evaluations_per_row
+        predicts_mean = backbone.predicts_mean and self.score_model is None
+        return Network(
+            predict,
+            (predict if predicts_mean else denoise) if scores.has_denoiser else None,
+            flow_map if backbone.has_flow_map else None,
+            predicts_mean,
+        )
+
+    def _evaluate(
+        self,
+        function: Callable[..., Tensor],
+        model: Denoising,
+        conditions: Conditions,
+        owners: Tensor,
+        x: Tensor,
+        *levels: Level,
+    ) -> Tensor:
+        """Rows `x` through a function of (x, levels, conditions), in chunks and counted."""
+        row_owners = owners.repeat_interleave(len(x) // len(owners))
+        row_levels = [as_level(level) for level in levels]
+        evaluations = len(x) * model.evaluations_per_row(row_levels[0], conditions)
         self.cost.network_evaluations += evaluations
         if torch.is_grad_enabled() and x.requires_grad:
             # Every graph built here is traversed once.
             self.cost.backward_passes += evaluations
-        return self.chunks(len(x))
 
-    def decode(self, z: Tensor, owners: Tensor) -> Tensor:
+        def evaluate_rows(rows: Tensor, index: Tensor) -> Tensor:
+            chunk_levels = [level[index.to(level.device)] if level.ndim else level for level in row_levels]
+            return function(rows, *chunk_levels, conditions.rows(row_owners[index]))
+
+        return torch.cat([self._checkpointed(evaluate_rows, x[rows], rows)[:kept] for rows, kept in self._chunks(x)])
+
+    def _chunks(self, x: Tensor) -> list[tuple[Tensor, int]]:
+        """Indices that cover the rows of `x` in chunks, the last filled up with its last row, and how many to keep."""
+        size = self.particle_batch_size or len(x)
+        starts = range(0, len(x), size)
+        positions = torch.arange(size, device=x.device)
+        return [((start + positions).clamp(max=len(x) - 1), min(size, len(x) - start)) for start in starts]
+
+    def _checkpointed(self, function: Callable[..., Any], x: Tensor, *arguments: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled() and x.requires_grad:
+            return checkpoint(function, x, *arguments, use_reentrant=False)
+        return function(x, *arguments)
+
+    def decode(self, z: Tensor, owners: Tensor, preview: bool = False) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1] of clean latents `[N, ...]`."""
         self.cost.decodes += len(z)
-        chunks = self.chunks(len(z))
-        return torch.cat([self.backbone.decode(z[chunk], self.conditions.rows(owners[chunk])) for chunk in chunks])
 
-    def evaluate(self, z: Tensor, owners: Tensor) -> Evaluation:
-        """Decodes and scores clean latents `[N, ...]`."""
-        images = self.decode(z, owners)
-        prompts = [self.prompts[owner] for owner in owners.tolist()]
-        chunks = self.chunks(len(z))
-        outputs = [self.reward.evaluate(images[chunk], prompts[chunk]) for chunk in chunks]
+        def decode_rows(rows: Tensor, index: Tensor) -> Tensor:
+            return self.backbone.decode(rows, self.conditions.rows(owners[index]), preview)
+
+        return torch.cat([self._checkpointed(decode_rows, z[rows], rows)[:kept] for rows, kept in self._chunks(z)])
+
+    def evaluate(self, z: Tensor, owners: Tensor, preview: bool = False) -> Evaluation:
+        """Decodes and scores clean latents `[N, ...]`; a preview may come from a smaller decoder."""
+        images = self.decode(z, owners, preview)
         self.cost.reward_calls += len(z)
-        terms = {name: torch.cat([output.terms[name] for output in outputs]) for name in outputs[0].terms}
-        return Evaluation(torch.cat([output.total for output in outputs]), terms, images)
+
+        def score_rows(rows: Tensor, index: Tensor) -> RewardOutput:
+            return self.reward.evaluate(rows, [self.prompts[owner] for owner in owners[index].tolist()])
+
+        outputs = []
+        for rows, kept in self._chunks(images):
+            # A reward without tensor operations gains nothing from a filled-up chunk.
+            rows = rows if self.reward.differentiable else rows[:kept]
+            outputs.append((self._checkpointed(score_rows, images[rows], rows), kept))
+        terms = {
+            name: torch.cat([output.terms[name][:kept] for output, kept in outputs]) for name in outputs[0][0].terms
+        }
+        return Evaluation(torch.cat([output.total[:kept] for output, kept in outputs]), terms, images)
 
     def tilt(self, z: Tensor, owners: Tensor) -> Tensor:
-        """`reward_scale * reward` of clean latents `[N K, ...]`, consecutive copies of the owners `[N]`."""
+        """`reward_scale * reward` of look-aheads `[N K, ...]`, consecutive copies of the owners `[N]`."""
         owners = owners.repeat_interleave(len(z) // len(owners))
-        return self.reward_scale * self.evaluate(z, owners).total.to(z.device)
+        return self.reward_scale * self.evaluate(z, owners, preview=True).total.to(z.device)

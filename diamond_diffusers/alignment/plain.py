@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..transitions import ODETransition, Transition
+from ..backbones.base import Denoising
+from ..transitions import Transition
 from .base import Alignment, Cloud
 from .model import TiltedModel
 from .random_source import RandomSource
@@ -15,14 +16,17 @@ class NoAlignment(Alignment):
     """Plain sampling; a reward is only reported.
 
     Args:
-        transition: how particles move.
+        transition: how particles move; None for how the stock pipeline moves them.
         num_particles: plain samples of each image.
     """
 
-    transition: Transition = field(default_factory=ODETransition)
+    transition: Transition | None = None
     num_particles: int = 1
 
     needs_reward = False
+
+    def default_transition(self, model: Denoising) -> Transition:
+        return model.stock_transition()
 
     def step(
         self,
@@ -33,10 +37,10 @@ class NoAlignment(Alignment):
         random: RandomSource,
         is_last: bool,
     ) -> Cloud:
-        denoise = model.denoiser(model.owners(self.num_particles, cloud.x.device))
+        network = model.network(model.owners(self.num_particles, cloud.x.device))
         noise = random.normal(self.num_particles, cloud.x.shape[1:])
-        denoised = denoise(cloud.x, noise_to_signal)
-        x = self.transition.step(denoise, cloud.x, noise_to_signal, next_noise_to_signal, denoised, noise)
+        predicted = network.predict(cloud.x, noise_to_signal)
+        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)
 
 

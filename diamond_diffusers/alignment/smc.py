@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
-from ..transitions import GlassTransition, Transition
+from ..transitions import Transition
 from .base import Alignment, AlignmentResult, Cloud
 from .guidance import Guidance
 from .look_ahead import LookAhead, look_ahead
@@ -38,7 +38,8 @@ class SMC(Alignment):
     Args:
         num_particles: particles P of each image.
         posterior: draws the look-aheads from which values are estimated.
-        transition: how particles move; stochastic, since copies of a particle must part.
+        transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
+            few-step one. Stochastic, since copies of a particle must part.
         resampling: a name in `RESAMPLING_SCHEMES`.
         resampling_threshold: share of P under which the effective sample size triggers resampling, in [0, 1].
         max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
@@ -49,7 +50,7 @@ class SMC(Alignment):
 
     num_particles: int = 4
     posterior: PosteriorSampler = field(default_factory=DenoiserPoint)
-    transition: Transition = field(default_factory=GlassTransition)
+    transition: Transition | None = None
     resampling: str = "systematic"
     resampling_threshold: float = 0.5
     max_noise_to_signal: float = math.inf
@@ -62,7 +63,7 @@ class SMC(Alignment):
             raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
-        if not self.transition.is_stochastic:
+        if self.transition is not None and not self.transition.is_stochastic:
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
                 "take GlassTransition() or AncestralTransition()"
@@ -93,9 +94,9 @@ class SMC(Alignment):
     ) -> Cloud:
         if cloud.ahead is None:
             cloud = self._start(model, cloud, noise_to_signal, random)
-        denoise = model.denoiser(model.owners(self.num_particles, cloud.x.device))
+        network = model.network(model.owners(self.num_particles, cloud.x.device))
         noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
-        x = self.transition.step(denoise, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.denoised, noise)
+        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise)
         final = None
         if is_last:
             final = model.evaluate(x, model.owners(self.num_particles, x.device))
@@ -133,8 +134,8 @@ class SMC(Alignment):
 
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
         if noise_to_signal > self.max_noise_to_signal:
-            denoised = model.denoiser(model.owners(self.num_particles, x.device))(x, noise_to_signal)
-            return LookAhead(denoised, torch.zeros(len(x), device=x.device, dtype=x.dtype))
+            predicted = model.network(model.owners(self.num_particles, x.device)).predict(x, noise_to_signal)
+            return LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
         gradient = self.guidance.gradient if self.guidance is not None else None
         return look_ahead(model, self.posterior, x, noise_to_signal, random, gradient)
 

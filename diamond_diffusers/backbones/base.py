@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from ..levels import GaussianPath, Level
+from ..levels import GaussianPath, Level, as_level, ode_step, working_dtype
+from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
+from .schedules import is_variance_exploding, renoises, stock_levels, stock_transition
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,6 @@ class Conditions:
     classifier_free_guidance_scale: float = 1.0
     shared: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def evaluations_per_row(self) -> int:
-        """Network evaluations that one denoised row costs."""
-        return 1 if self.negative_features is None else 2
-
     def rows(self, index: Tensor) -> Conditions:
         """The conditions of the images `index [N]`, one row each."""
         negative = self.negative_features
@@ -45,48 +44,118 @@ class Conditions:
 
 
 class Denoising(ABC):
-    """A pretrained model as a denoiser of observations in the bounded coordinate of `levels`: all that alignment needs.
+    """A pretrained model of observations in the bounded coordinate of `levels`: all that alignment needs.
 
     Attributes:
+        family: its name.
         path: the family's Gaussian path.
-        has_denoiser: whether `denoise` is the posterior mean.
-        has_flow_map: whether the model maps between levels in one evaluation.
+        has_denoiser: whether `denoise` gives the posterior mean.
+        has_flow_map: whether `flow_map` maps between levels.
+        predicts_mean: whether `predict` is the posterior mean too.
     """
 
+    family: str = "model"
     path: GaussianPath
     has_denoiser: bool = True
     has_flow_map: bool = False
+    predicts_mean: bool = True
 
     @abstractmethod
-    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        """`E[z | x]` of observations `[N, ...]`, whose conditions have `N` rows; differentiable in `x`.
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """The clean sample that the model as loaded predicts at observations `[N, ...]`, differentiable in `x`.
 
-        The result has the dtype of `x`, whatever the dtype of the network.
+        It is the posterior mean of an ordinary model and the end of the flow map of a few-step one. The result has the
+        dtype of `x`, whatever the dtype of the network. The conditions have `N` rows.
         """
 
+    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """`E[z | x]`; arguments as of `predict`. Called only where `has_denoiser`."""
+        return self.predict(x, noise_to_signal, conditions)
+
+    def flow_map(
+        self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        """The observation at a lower level on the same path of the probability-flow ODE, `[N, ...]`, in one evaluation.
+
+        Called only where `has_flow_map`. A few-step model knows the end of the path; levels between lie on the chord.
+        """
+        return ode_step(x, self.predict(x, noise_to_signal, conditions), noise_to_signal, next_noise_to_signal)
+
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        """Network evaluations that one row costs at a level: two where there is classifier-free guidance."""
+        return 1 if conditions.negative_features is None else 2
+
     @abstractmethod
-    def decode(self, z: Tensor, conditions: Conditions) -> Tensor:
-        """Images `[N, 3, H, W]` in [0, 1], float32 or wider, of clean latents `[N, ...]`; differentiable in `z`."""
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        """Images `[N, 3, H, W]` in [0, 1], float32 or wider, of clean latents `[N, ...]`; differentiable in `z`.
+
+        With `preview` a smaller decoder may serve, where there is one.
+        """
+
+    def stock_transition(self) -> Transition:
+        """How the model samples without alignment."""
+        return ODETransition()
+
+    def stochastic_transition(self) -> Transition:
+        """How its particles move where copies of one must part."""
+        return GlassTransition() if self.predicts_mean else RenoiseTransition()
 
 
 class Backbone(Denoising):
     """A model family: reads a stock diffusers pipeline of its class.
 
-    A family is one file that subclasses this and is registered with `register_backbone`.
+    A family is one file that subclasses `FlowMatchingBackbone` or `DiscreteTimeBackbone` (or this) and is registered
+    with `register_backbone`.
 
     Args:
         pipeline: the stock pipeline; read, never changed.
 
     Attributes:
         family: its name in a saved model's configuration.
+        network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
+        few_step_checkpoints: names of published checkpoints that are few-step models.
+        few_step: whether the checkpoint is a few-step model, or the names of the LoRA adapters that make it one; None
+            to tell by the scheduler and the checkpoint's name.
+        preview_vae: a smaller decoder of the same latents (`AutoencoderTiny`) for look-aheads.
+        score_model: another model of the same latents that gives the posterior mean in place of this one.
     """
 
     family: ClassVar[str]
+    network_name: ClassVar[str] = "transformer"
     refused_arguments: ClassVar[dict[str, str]] = {}
+    few_step_checkpoints: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
+        self.few_step: bool | tuple[str, ...] | None = None
+        self.preview_vae: Any = None
+        self.score_model: Backbone | None = None
+
+    @property
+    def model(self) -> Any:
+        """The network."""
+        return getattr(self.pipeline, self.network_name)
+
+    @property
+    def is_few_step(self) -> bool:
+        """Whether the model as loaded is a few-step one: a flow map, not a denoiser."""
+        if self.few_step is not None:
+            return bool(self.few_step)
+        checkpoint = str(self.pipeline.config.get("_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1].lower()
+        return renoises(self.pipeline.scheduler) or checkpoint in self.few_step_checkpoints
+
+    @property
+    def has_flow_map(self) -> bool:
+        return self.is_few_step
+
+    @property
+    def predicts_mean(self) -> bool:
+        return not self.is_few_step
+
+    @property
+    def has_denoiser(self) -> bool:
+        return not self.is_few_step or isinstance(self.few_step, tuple) or self.score_model is not None
 
     @abstractmethod
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
@@ -100,15 +169,127 @@ class Backbone(Denoising):
         """
 
     @abstractmethod
-    def initial_latents(
+    def prepare_latents(
         self,
         arguments: Mapping[str, Any],
         conditions: Conditions,
         num_rows: int,
         generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
     ) -> Tensor:
-        """Noise `[num_rows, ...]` in the bounded coordinate at the first level, drawn as by the stock pipeline."""
+        """The stock pipeline's initial latents `[num_rows, ...]`, scaled as by it: drawn, or made of given noise."""
 
     @abstractmethod
+    def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+        """Sets the stock scheduler's timesteps as the stock pipeline does."""
+
     def levels(self, arguments: Mapping[str, Any], conditions: Conditions) -> list[float]:
         """Falling noise-to-signal ratios of a run, first to last, from the stock scheduler."""
+        self.set_timesteps(arguments, conditions)
+        return stock_levels(self.pipeline.scheduler)
+
+    @abstractmethod
+    def timestep(self, noise_to_signal: Level) -> Tensor:
+        """The stock timestep of a level, `[]` or `[B]`, float64."""
+
+    def from_stock(self, latents: Tensor, noise_to_signal: float) -> Tensor:
+        """Latents as in the stock loop, brought to the bounded coordinate."""
+        if is_variance_exploding(self.pipeline.scheduler):
+            return latents / (1 + noise_to_signal**2) ** 0.5
+        return self.path.to_bounded(latents, self.path.time(noise_to_signal))
+
+    def to_stock(self, x: Tensor, noise_to_signal: float) -> Tensor:
+        """Observations in the bounded coordinate, as the stock loop has them."""
+        if is_variance_exploding(self.pipeline.scheduler):
+            return x * (1 + noise_to_signal**2) ** 0.5
+        return self.path.from_bounded(x, self.path.time(noise_to_signal))
+
+    @abstractmethod
+    def network(
+        self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
+        """What the network predicts.
+
+        Args:
+            latents: `[N, ...]` in the scale of `path` and the dtype of the network.
+            noise_to_signal: `[N]` float64, on the CPU.
+            features: of the prompts, or of the negative prompts, `N` rows.
+            shared: what the conditions share.
+
+        Returns:
+            `[N, ...]`, in the sense of `path`.
+        """
+
+    def guide(self, positive: Tensor, negative: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598) of predictions `[N, ...]`; a family may have a rule of its own."""
+        return negative + conditions.classifier_free_guidance_scale * (positive - negative)
+
+    def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
+        """The network's prediction under the family's guidance rule; arguments as of `network`."""
+        shared, positive, negative = conditions.shared, conditions.features, conditions.negative_features
+        if self.evaluations_per_row(noise_to_signal, conditions) == 1:
+            return self.network(latents, noise_to_signal, positive, shared)
+        if all(positive[name].shape == negative[name].shape for name in positive):
+            both = {name: torch.cat([feature, negative[name]]) for name, feature in positive.items()}
+            predictions = self.network(
+                latents.repeat(2, *[1] * (latents.ndim - 1)), noise_to_signal.repeat(2), both, shared
+            )
+            guided, unguided = predictions.chunk(2)
+        else:
+            guided, unguided = (self.network(latents, noise_to_signal, rows, shared) for rows in (positive, negative))
+        return self.guide(guided, unguided, noise_to_signal, conditions)
+
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        time = self.path.time(noise_to_signal)
+        latents = self.path.from_bounded(x, time)
+        row_levels = as_level(noise_to_signal).cpu().expand(len(x))
+        prediction = self.guided_prediction(latents.to(self.model.dtype), row_levels, conditions)
+        return self.path.denoised(latents, prediction.to(x.dtype), time)
+
+    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        if self.predicts_mean:
+            return self.predict(x, noise_to_signal, conditions)
+        with adapters_disabled(self.model, self.few_step):
+            return self.predict(x, noise_to_signal, conditions)
+
+    def decoder(self, preview: bool) -> Any:
+        """The autoencoder that decodes."""
+        return self.preview_vae if preview and self.preview_vae is not None else self.pipeline.vae
+
+    def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
+        """What the stock pipeline does to decoded images `[N, 3, H, W]` in [0, 1] before it returns them.
+
+        Returns:
+            The images, and for each whether a safety checker blacked it out; None where there is no checker.
+        """
+        return images, None
+
+    def stock_transition(self) -> Transition:
+        return stock_transition(self.pipeline.scheduler)
+
+
+@contextmanager
+def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Evaluates a model without some of its LoRA adapters, and leaves the others, with their weights, active."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    active = [layer.active_adapters for layer in layers]
+    for layer, adapters in zip(layers, active, strict=True):
+        layer.set_adapter([name for name in adapters if name not in names], inference_mode=True)
+    try:
+        yield
+    finally:
+        for layer, adapters in zip(layers, active, strict=True):
+            layer.set_adapter(adapters, inference_mode=True)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Decoded images in [-1, 1], brought to [0, 1] in float32 or wider."""
+    return (images.to(working_dtype(images)) / 2 + 0.5).clamp(0, 1)
+
+
+def repeat_rows(features: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
+    """Features with as many rows as there are images, where one negative prompt serves several prompts."""
+    return {
+        name: feature.repeat_interleave(num_rows // len(feature), 0) if len(feature) < num_rows else feature
+        for name, feature in features.items()
+    }

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
-from ..levels import Level, RectifiedFlowPath, working_dtype
-from .base import Backbone, Conditions
+from .base import Conditions, repeat_rows, to_unit_range
+from .flow_matching import FlowMatchingBackbone
 from .registry import register_backbone
 
 logger = logging.getLogger(__name__)
@@ -22,12 +21,11 @@ _ADAPTER_REASON = "image prompts are not supported while aligning; drop it, or c
 
 
 @register_backbone("FluxPipeline")
-class FluxBackbone(Backbone):
+class FluxBackbone(FlowMatchingBackbone):
     """Reads a `FluxPipeline`. Latents are packed, `[N, tokens, channels]`, as everywhere in that pipeline."""
 
     family = "flux"
-    path = RectifiedFlowPath()
-
+    few_step_checkpoints: ClassVar[tuple[str, ...]] = ("flux.1-schnell",)
     refused_arguments: ClassVar[dict[str, str]] = dict.fromkeys(
         (
             "ip_adapter_image",
@@ -53,12 +51,7 @@ class FluxBackbone(Backbone):
         has_negative = arguments["negative_prompt"] is not None or arguments["negative_prompt_embeds"] is not None
         if arguments["true_cfg_scale"] > 1 and has_negative:
             negative_features, _ = self._encode_prompt(arguments, "negative_")
-            count = len(features["encoder_hidden_states"])
-            # One negative prompt serves a batch of prompts.
-            negative_features = {
-                name: feature.repeat(count // len(feature), *[1] * (feature.ndim - 1))
-                for name, feature in negative_features.items()
-            }
+            negative_features = repeat_rows(negative_features, len(features["encoder_hidden_states"]))
         block = pipeline.vae_scale_factor * 2
         latent_height, latent_width = 2 * (int(height) // block), 2 * (int(width) // block)
         dtype, device = features["encoder_hidden_states"].dtype, features["encoder_hidden_states"].device
@@ -95,12 +88,13 @@ class FluxBackbone(Backbone):
         )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}, text_ids
 
-    def initial_latents(
+    def prepare_latents(
         self,
         arguments: Mapping[str, Any],
         conditions: Conditions,
         num_rows: int,
         generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
     ) -> Tensor:
         features = conditions.features["encoder_hidden_states"]
         latents, _ = self.pipeline.prepare_latents(
@@ -111,45 +105,23 @@ class FluxBackbone(Backbone):
             features.dtype,
             features.device,
             generator,
+            latents,
         )
-        return latents.to(working_dtype(latents))
+        return latents
 
-    def levels(self, arguments: Mapping[str, Any], conditions: Conditions) -> list[float]:
-        scheduler, count = self.pipeline.scheduler, arguments["num_inference_steps"]
-        sigmas = arguments["sigmas"]
-        if sigmas is None and not scheduler.config.get("use_flow_sigmas"):
-            sigmas = np.linspace(1.0, 1 / count, count)
-        mu = calculate_shift(
-            len(conditions.shared["img_ids"]),
-            scheduler.config.get("base_image_seq_len", 256),
-            scheduler.config.get("max_image_seq_len", 4096),
-            scheduler.config.get("base_shift", 0.5),
-            scheduler.config.get("max_shift", 1.15),
-        )
-        retrieve_timesteps(scheduler, count, self.pipeline._execution_device, sigmas=sigmas, mu=mu)
-        return self.path.noise_to_signal(scheduler.sigmas.double().cpu()).tolist()
+    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
+        options: dict[str, Any] = {"mu": self.dynamic_shift(len(conditions.shared["img_ids"]))}
+        if arguments["sigmas"] is None and not self.pipeline.scheduler.config.get("use_flow_sigmas"):
+            count = arguments["num_inference_steps"]
+            options["sigmas"] = np.linspace(1.0, 1 / count, count)
+        return options
 
-    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        time = self.path.time(noise_to_signal)
-        latents = self.path.from_bounded(x, time)
-        inputs = latents.to(self.pipeline.transformer.dtype)
-        if conditions.negative_features is None:
-            velocity = self._velocity(inputs, time, conditions.features, conditions.shared)
-        else:
-            both = {
-                name: torch.cat([feature, conditions.negative_features[name]])
-                for name, feature in conditions.features.items()
-            }
-            positive, negative = self._velocity(
-                torch.cat([inputs, inputs]), time.repeat(2) if time.ndim else time, both, conditions.shared
-            ).chunk(2)
-            velocity = negative + conditions.classifier_free_guidance_scale * (positive - negative)
-        return self.path.denoised(latents, velocity.to(x.dtype), time)
-
-    def _velocity(self, latents: Tensor, time: Tensor, features: dict[str, Tensor], shared: dict[str, Any]) -> Tensor:
+    def network(
+        self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
         transformer = self.pipeline.transformer
         # The stock loop rounds the timestep, in thousandths, to the dtype of the latents.
-        timestep = (time * 1000).to(latents.device, torch.float32).to(latents.dtype).expand(len(latents)) / 1000
+        timestep = self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
         guidance = None
         if transformer.config.guidance_embeds:
             guidance = torch.full([len(latents)], shared["guidance_scale"], device=latents.device, dtype=torch.float32)
@@ -164,11 +136,10 @@ class FluxBackbone(Backbone):
             **features,
         )[0]
 
-    def decode(self, z: Tensor, conditions: Conditions) -> Tensor:
-        pipeline = self.pipeline
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        pipeline, vae = self.pipeline, self.decoder(preview)
         latents = pipeline._unpack_latents(
             z, conditions.shared["height"], conditions.shared["width"], pipeline.vae_scale_factor
         )
-        latents = latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
-        images = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
-        return (images.to(working_dtype(images)) / 2 + 0.5).clamp(0, 1)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])

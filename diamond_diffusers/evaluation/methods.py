@@ -21,7 +21,7 @@ from ..pipelines import DiamondMapPipeline
 from ..pipelines.arguments import resolve_arguments
 from ..posteriors import DenoiserPoint, GlassPosterior
 from ..rewards import CallableReward
-from ..transitions import GlassTransition
+from ..transitions import GlassTransition, Transition
 
 PARTICLES, STEPS = "num_particles", "num_inference_steps"
 
@@ -130,12 +130,12 @@ def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostO
     """A function that counts what one image of a method costs, by running the method's own loop on an empty model."""
     with torch.no_grad():
         conditions = pipe.backbone.encode(arguments)
-    guided = conditions.negative_features is not None
-    empty = Conditions(features={}, negative_features={} if guided else None)
+    empty = _EmptyModel(pipe.backbone, conditions)
 
     def cost_of(method: Method) -> Cost:
         levels = pipe.backbone.levels({**arguments, STEPS: method.num_inference_steps}, conditions)
-        model = TiltedModel(_EmptyModel(), empty, ["a circle"], CallableReward(_mean_pixel, differentiable=True))
+        reward = CallableReward(_mean_pixel, differentiable=True)
+        model = TiltedModel(empty, Conditions(features={}), ["a circle"], reward)
         x = torch.zeros(method.alignment.num_particles, 1)
         with torch.no_grad():
             method.alignment.run(model, x, levels, RandomSource(torch.Generator(), 1))
@@ -145,15 +145,28 @@ def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostO
 
 
 class _EmptyModel(Denoising):
-    """A model of a single number, for counting only."""
+    """A model of a single number that costs what another does under its conditions; for counting only."""
 
     path = RectifiedFlowPath()
 
-    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+    def __init__(self, model: Denoising, conditions: Conditions) -> None:
+        self.model = model
+        self.model_conditions = conditions
+        self.has_denoiser = model.has_denoiser
+        self.has_flow_map = model.has_flow_map
+        self.predicts_mean = model.predicts_mean
+
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         return x / 2
 
-    def decode(self, z: Tensor, conditions: Conditions) -> Tensor:
-        return z.reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        return self.model.evaluations_per_row(noise_to_signal, self.model_conditions)
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        return z.reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1).sigmoid()
+
+    def stock_transition(self) -> Transition:
+        return self.model.stock_transition()
 
 
 def _mean_pixel(images: Tensor, prompts: Sequence[str]) -> Tensor:

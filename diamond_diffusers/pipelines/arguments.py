@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from ..backbones.base import Backbone
 
@@ -78,3 +80,39 @@ def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | 
     if len(texts) != count:
         raise ValueError(f"reward_prompt holds {len(texts)} texts for {count} prompts; give one for each prompt")
     return [text for text in texts for _ in range(arguments["num_images_per_prompt"])]
+
+
+def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:
+    """`few_step` as a backbone keeps it.
+
+    Raises:
+        ValueError: it names an adapter that is not loaded.
+    """
+    if few_step is None or isinstance(few_step, bool):
+        return few_step
+    names = (few_step,) if isinstance(few_step, str) else tuple(few_step)
+    loaded = set(getattr(backbone.model, "peft_config", {}))
+    for name in names:
+        if name not in loaded:
+            raise ValueError(
+                f"few_step names the adapter {name!r}, but loaded are {sorted(loaded) or 'none'}; "
+                "load it first with load_lora_weights(..., adapter_name=...)"
+            )
+    return names
+
+
+def refuse_cache(backbone: Backbone) -> None:
+    """Raises a `ValueError` where diffusers' feature cache is on: it hands the features of one particle to another."""
+    if getattr(backbone.model, "is_cache_enabled", False):
+        raise ValueError(
+            f"the {backbone.network_name} has a feature cache enabled, which mixes particles; "
+            f"call pipe.{backbone.network_name}.disable_cache() first"
+        )
+
+
+def is_offloaded(pipeline: DiffusionPipeline) -> bool:
+    """Whether accelerate moves the components on and off the device during a call."""
+    components = pipeline.components.values()
+    return any(getattr(getattr(component, "_hf_hook", None), "offload", False) for component in components) or bool(
+        getattr(pipeline, "_all_hooks", None)
+    )

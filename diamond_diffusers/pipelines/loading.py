@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from ..backbones import check_supported
 
 MAP_FOLDER = "diamond_map"
 CONFIG_NAME = "diamond_map_config.json"
@@ -64,3 +71,26 @@ def write_defaults(folder: str | Path, family: str, defaults: dict[str, Any]) ->
     target.mkdir(parents=True, exist_ok=True)
     config = {"format_version": FORMAT_VERSION, "family": family, "defaults": defaults}
     (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any]) -> type[DiffusionPipeline]:
+    """The stock pipeline class that loads a checkpoint file.
+
+    Args:
+        checkpoint: a file, or its address on the Hub.
+        options: of the stock `from_single_file`; `config` is read where given, else the checkpoint's keys.
+
+    Raises:
+        TypeError: the class is not supported, or has no `from_single_file`.
+    """
+    hub = {name: options[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in options}
+    config = options.get("config")
+    if config is None:
+        keys = load_single_file_checkpoint(str(checkpoint), **hub)
+        config = fetch_diffusers_config(keys)["pretrained_model_name_or_path"]
+    name = DiffusionPipeline.load_config(config, **hub)["_class_name"]
+    check_supported(name)
+    loader = getattr(diffusers, name)
+    if not hasattr(loader, "from_single_file"):
+        raise TypeError(f"stock diffusers cannot load {name} from a single file; save it as a folder first")
+    return loader

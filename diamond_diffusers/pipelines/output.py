@@ -24,6 +24,8 @@ class DiamondMapPipelineOutput:
         log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image, or None.
         trace: figures of each step; `trace.plot()` draws them.
         cost: what the whole call has cost.
+        nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
+            there is no checker.
     """
 
     images: Any
@@ -33,3 +35,4 @@ class DiamondMapPipelineOutput:
     log_evidence: Tensor | None
     trace: Trace
     cost: Cost
+    nsfw_content_detected: list[bool] | None = None

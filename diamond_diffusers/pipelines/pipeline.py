@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..alignment import Alignment, as_alignment
 from ..alignment.base import FINAL_SELECTIONS, AlignmentResult, StepCallback
 from ..alignment.model import TiltedModel
 from ..alignment.random_source import RandomSource
-from ..backbones import Conditions, backbone_for, check_supported
+from ..backbones import Backbone, Conditions, backbone_for, check_supported
 from ..rewards import Reward, RewardLike, as_reward
-from .arguments import num_images, resolve_arguments, reward_texts
-from .loading import embedded_model, read_defaults, write_defaults
+from .arguments import checked_few_step, is_offloaded, num_images, refuse_cache, resolve_arguments, reward_texts
+from .loading import embedded_model, read_defaults, single_file_class, write_defaults
 from .output import DiamondMapPipelineOutput
+from .particles import starting_particles
+
+OPTIONS = ("few_step", "score_model", "preview_vae")
 
 
 class DiamondMapPipeline:
@@ -31,15 +34,37 @@ class DiamondMapPipeline:
         pipeline: a loaded stock pipeline of a supported class.
         defaults: values for arguments of a call that are not given (`height`, `num_inference_steps`, `alignment`,
             `reward`, ...).
+        few_step: True where the checkpoint is a few-step model (a flow map), or the name or names of the LoRA adapters
+            that make it one: then the map is the model with them and the denoiser the model without; None to tell by
+            the scheduler and the checkpoint's name.
+        score_model: a stock or wrapped pipeline of an ordinary model of the same latents, which gives the posterior
+            mean where a few-step model has none.
+        preview_vae: a small decoder of the same latents (`AutoencoderTiny`) for look-aheads; final images are decoded
+            in full.
+
+    Attributes:
+        few_step, score_model, preview_vae: as given; they may be set later, as after `load_lora_weights`.
 
     Raises:
         TypeError: the pipeline's class is not supported.
+        ValueError: `few_step` names an adapter that is not loaded.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        few_step: bool | str | Sequence[str] | None = None,
+        score_model: DiamondMapPipeline | DiffusionPipeline | None = None,
+        preview_vae: nn.Module | None = None,
+    ) -> None:
         self.__dict__.update(
             pipeline=pipeline, backbone=backbone_for(pipeline), defaults=dict(defaults or {}), _named_rewards={}
         )
+        self.few_step = few_step
+        self.score_model = score_model
+        self.preview_vae = preview_vae
 
     @classmethod
     def from_pretrained(
@@ -49,7 +74,8 @@ class DiamondMapPipeline:
 
         Args:
             pretrained_model_name_or_path: folder or Hub repository; None for the embedded miniature.
-            **kwargs: of `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`, `cache_dir`,
+            **kwargs: of this class (`few_step`, `score_model`, `preview_vae`) and of
+                `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`, `cache_dir`,
                 `device_map`, `quantization_config`, components, ...).
 
         Raises:
@@ -59,12 +85,34 @@ class DiamondMapPipeline:
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
         defaults = read_defaults(model, **hub)
-        return cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults)
+        own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        return cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults, **own)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline) -> DiamondMapPipeline:
-        """Wraps a loaded stock pipeline; its components, dtype, hooks and scheduler stay as they are."""
-        return cls(pipeline)
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> DiamondMapPipeline:
+        """Loads a supported pipeline from one checkpoint file.
+
+        Args:
+            pretrained_model_link_or_path: a file, or its address on the Hub.
+            **kwargs: of this class and of the stock pipeline's `from_single_file`; `config` names the folder or
+                repository of the pipeline's configuration and is found from the checkpoint's keys if not given.
+
+        Raises:
+            TypeError: the pipeline's class is not supported, or stock diffusers cannot load it from a single file.
+        """
+        own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        loader = single_file_class(pretrained_model_link_or_path, kwargs)
+        return cls(loader.from_single_file(pretrained_model_link_or_path, **kwargs), **own)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiamondMapPipeline:
+        """Wraps a loaded stock pipeline; its components, dtype, hooks and scheduler stay as they are.
+
+        Args:
+            pipeline: of a supported class.
+            **kwargs: of this class (`defaults`, `few_step`, `score_model`, `preview_vae`).
+        """
+        return cls(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the stock pipeline, loadable by stock diffusers, and this model's defaults beside it."""
@@ -76,8 +124,20 @@ class DiamondMapPipeline:
         self.pipeline.to(*args, **kwargs)
         return self
 
+    @property
+    def few_step(self) -> bool | tuple[str, ...] | None:
+        return self.backbone.few_step
+
+    @property
+    def score_model(self) -> DiamondMapPipeline | None:
+        return self.__dict__["_score_model"]
+
+    @property
+    def preview_vae(self) -> nn.Module | None:
+        return self.backbone.preview_vae
+
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipeline", "backbone", "defaults", "_named_rewards"):
+        if name in ("pipeline", "backbone", "defaults", "_named_rewards", "_score_model"):
             raise AttributeError(name)
         return getattr(self.pipeline, name)
 
@@ -86,6 +146,14 @@ class DiamondMapPipeline:
             raise AttributeError(f"{name!r} is fixed; wrap another pipeline with DiamondMapPipeline.from_pipe(...)")
         if name == "defaults":
             self.__dict__[name] = dict(value)
+        elif name == "few_step":
+            self.backbone.few_step = checked_few_step(self.backbone, value)
+        elif name == "score_model":
+            wrapped = value if value is None or isinstance(value, DiamondMapPipeline) else DiamondMapPipeline(value)
+            self.__dict__["_score_model"] = wrapped
+            self.backbone.score_model = wrapped and wrapped.backbone
+        elif name == "preview_vae":
+            self.backbone.preview_vae = value
         else:
             setattr(self.pipeline, name, value)
 
@@ -102,6 +170,7 @@ class DiamondMapPipeline:
         reward_scale: float | None = None,
         final_selection: str | None = None,
         particle_batch_size: int | None = None,
+        gradient_checkpointing: bool | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
@@ -126,7 +195,10 @@ class DiamondMapPipeline:
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `best` or `all`;
                 None for the method's own choice.
-            particle_batch_size: rows of one network, decoder or reward call; None for all at once.
+            particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
+                filled up, so that an image is the same, bit for bit, whatever else is in the batch.
+            gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass
+                instead of holding what they computed; None for only where components are offloaded.
             reward_prompt: what the reward reads, where it is not the prompt.
             negative_prompt, height, width, num_inference_steps, num_images_per_prompt, output_type, return_dict:
                 as of the stock pipeline.
@@ -151,6 +223,7 @@ class DiamondMapPipeline:
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
+        refuse_cache(self.backbone)
         arguments = resolve_arguments(self.backbone, given, self.defaults)
         count = num_images(arguments)
         texts = reward_texts(arguments, reward_prompt)
@@ -170,11 +243,24 @@ class DiamondMapPipeline:
         scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
         random = RandomSource(generator, count, self.pipeline._execution_device)
 
+        if gradient_checkpointing is None:
+            gradient_checkpointing = is_offloaded(self.pipeline)
+
         self.pipeline._interrupt = False
         conditions = self.backbone.encode(arguments)
-        model = TiltedModel(self.backbone, conditions, texts, reward, scale, particle_batch_size)
+        model = TiltedModel(
+            self.backbone,
+            conditions,
+            texts,
+            reward,
+            scale,
+            particle_batch_size,
+            self._encode_for_scores(arguments),
+            gradient_checkpointing,
+        )
         levels = self.backbone.levels(arguments, conditions)
-        x = self._starting_particles(arguments, conditions, alignment, levels[0], random, latents)
+        self.pipeline._num_timesteps = len(levels) - 1
+        x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
         with self.pipeline.progress_bar(total=len(levels) - 1) as progress_bar:
             on_step = self._step_callback(levels, progress_bar, callback_on_step_end)
             result = alignment.run(model, x, levels, random, on_step)
@@ -204,48 +290,18 @@ class DiamondMapPipeline:
             alignment = self.defaults.get("alignment", "smc") if reward is not None else "none"
         alignment = as_alignment(alignment)
         alignment.check(reward)
-        return alignment
+        return alignment.resolve(self.backbone)
 
-    def _starting_particles(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        alignment: Alignment,
-        level: float,
-        random: RandomSource,
-        latents: Tensor | None,
-    ) -> Tensor:
-        """`[B P, ...]`; the first particle of each image starts where the stock pipeline would."""
-        count, particles = random.num_images, alignment.num_particles
-        if latents is not None:
-            return self._given_particles(alignment, level, random, latents)
-        generators = random.generators
-        first = self.backbone.initial_latents(arguments, conditions, count, generators)
-        if particles == 1:
-            return first
-        others = count * (particles - 1)
-        if isinstance(generators, list | tuple):
-            generators = [generator for generator in generators for _ in range(particles - 1)]
-        more = self.backbone.initial_latents(arguments, conditions, others, generators)
-        return torch.cat([first.unflatten(0, (count, 1)), more.unflatten(0, (count, -1))], 1).flatten(0, 1)
-
-    def _given_particles(self, alignment: Alignment, level: float, random: RandomSource, latents: Tensor) -> Tensor:
-        count, particles = random.num_images, alignment.num_particles
-        if len(latents) not in (count, count * particles):
-            raise ValueError(
-                f"latents holds {len(latents)} rows for {count} images of {particles} particles; "
-                f"give {count} or {count * particles}"
-            )
-        if len(latents) == count and particles > 1:
-            if not alignment.transition.is_stochastic:
-                raise ValueError(
-                    f"latents holds {count} rows, from which all {particles} particles of an image would take the "
-                    f"same deterministic path; give {count * particles} rows or a stochastic transition"
-                )
-            latents = latents.repeat_interleave(particles, 0)
-        latents = latents.to(self.pipeline._execution_device, torch.promote_types(latents.dtype, torch.float32))
-        path = self.backbone.path
-        return path.to_bounded(latents, path.time(level))
+    def _encode_for_scores(self, arguments: Mapping[str, Any]) -> tuple[Backbone, Conditions] | None:
+        """The score model and its own encoding of the same prompts."""
+        if self.score_model is None:
+            return None
+        if arguments["prompt"] is None:
+            raise ValueError("prompt is None, but score_model encodes prompts by itself; give the prompt as text")
+        shared = ("prompt", "negative_prompt", "height", "width", "num_images_per_prompt")
+        given = {name: arguments[name] for name in shared if arguments.get(name) is not None}
+        backbone = self.score_model.backbone
+        return backbone, backbone.encode(resolve_arguments(backbone, given, self.score_model.defaults))
 
     def _step_callback(
         self,
@@ -253,19 +309,19 @@ class DiamondMapPipeline:
         progress_bar: Any,
         callback: Callable[..., dict[str, Any]] | None,
     ) -> StepCallback:
-        path, timesteps = self.backbone.path, self.pipeline.scheduler.timesteps
+        backbone = self.backbone
 
         def on_step(index: int, x: Tensor) -> Tensor | None:
             progress_bar.update()
             if callback is None:
                 return None
-            time = path.time(levels[index + 1])
-            latents = path.from_bounded(x, time)
-            returned = callback(self, index, timesteps[index], {"latents": latents}) or {}
+            latents = backbone.to_stock(x, levels[index + 1])
+            timestep = backbone.timestep(levels[index]).to(x.device, torch.float32)
+            returned = callback(self, index, timestep, {"latents": latents}) or {}
             if self.pipeline.interrupt:
                 raise StopIteration
             replaced = returned.get("latents", latents)
-            return None if replaced is latents else path.to_bounded(replaced.to(x), time)
+            return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[index + 1])
 
         return on_step
 
@@ -283,10 +339,12 @@ class DiamondMapPipeline:
         def pick(per_particle: Tensor) -> Tensor:
             return per_particle[rows.to(per_particle.device), chosen.to(per_particle.device)].flatten(0, 1)
 
+        flagged = None
         if output_type == "latent":
             images = pick(result.latents)
         else:
             images = pick(result.images) if result.images is not None else self._decode(model, pick(result.latents))
+            images, flagged = self.backbone.finish(images)
             images = self.pipeline.image_processor.postprocess(
                 images, output_type=output_type, do_denormalize=[False] * len(images)
             )
@@ -298,6 +356,7 @@ class DiamondMapPipeline:
             log_evidence=result.log_evidence,
             trace=result.trace,
             cost=model.cost,
+            nsfw_content_detected=flagged,
         )
 
     def _decode(self, model: TiltedModel, z: Tensor) -> Tensor:

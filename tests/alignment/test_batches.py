@@ -108,7 +108,7 @@ def test_classifier_free_guidance_weighs_the_two_predictions():
     conditions = Conditions({"offset": OFFSETS[1:2]}, {"offset": OFFSETS[3:4]}, 1.5)
     model = TiltedModel(MixtureBackbone(MIXTURE), conditions, [""])
     x = torch.randn(1, 3, generator=seeded(0))
-    both = model.denoiser(model.owners(1))(x, 1.0)
+    both = model.network(model.owners(1)).predict(x, 1.0)
     positive, negative = (
         MixtureBackbone(MIXTURE).denoise(x, 1.0, Conditions({"offset": offset}))
         for offset in (OFFSETS[1:2], OFFSETS[3:4])

@@ -144,7 +144,7 @@ def test_the_shift_is_the_known_correction_of_each_network(family, kappa):
     value = model.tilt(path.denoised(noisy, prediction, time), model.owners(6))
     (gradient,) = torch.autograd.grad(value.sum(), noisy)
     corrected = path.denoised(noisy, prediction - NETWORK_TERMS[family](time) * gradient, time)
-    torch.testing.assert_close(ahead.denoised + ahead.shift, corrected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ahead.predicted + ahead.shift, corrected.detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kappa", [0.3, 2.0, math.inf])

@@ -22,6 +22,8 @@ from diamond_diffusers.rewards.base import Reward
 from .mixture import GaussianMixture
 
 SIGMA_DATA = 0.7
+PIXEL_RANGE = 1000.0
+"""Width of the latents that fit into an image."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class MixtureBackbone(Denoising):
         eps = (noisy - column_alpha * z) / column_sigma
         return self.family.predict(z, eps, column_alpha, column_sigma).reshape(x.shape).to(x.dtype)
 
-    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         time = self.path.time(noise_to_signal)
         noisy = self.path.from_bounded(x, time)
@@ -99,10 +101,9 @@ class MixtureBackbone(Denoising):
             prediction = negative + conditions.classifier_free_guidance_scale * (prediction - negative)
         return self.path.denoised(noisy, prediction, time)
 
-    def decode(self, z: Tensor, conditions: Conditions) -> Tensor:
-        """Three equal channels of one row, which holds `z`."""
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         self.decoded += len(z)
-        return z.flatten(1)[:, None, None].expand(-1, 3, 1, -1)
+        return images_of(z)
 
     def _count(self, x: Tensor) -> None:
         rows = len(x)
@@ -113,6 +114,11 @@ class MixtureBackbone(Denoising):
 
     def _count_backward(self, rows: int) -> None:
         self.backwards += rows
+
+
+def images_of(z: Tensor) -> Tensor:
+    """Three equal channels of one row, which holds `z`, brought to [0, 1]."""
+    return (z.double().flatten(1) / PIXEL_RANGE + 0.5)[:, None, None].expand(-1, 3, 1, -1)
 
 
 class QuadraticReward(Reward):
@@ -127,7 +133,7 @@ class QuadraticReward(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         self.calls += len(prompts)
-        z = images[:, 0, 0].double()
+        z = PIXEL_RANGE * (images[:, 0, 0].double() - 0.5)
         linear = torch.stack([self.linear[prompt] for prompt in prompts])
         return (linear * z).sum(1) - self.quadratic / 2 * z.square().sum(1)
 

@@ -8,6 +8,7 @@ import torch
 from diamond_diffusers.backbones.base import Conditions
 from diamond_diffusers.glass import sample_transition
 from diamond_diffusers.levels import ode_step
+from diamond_diffusers.network import Network
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
 
 from .mixture import coefficients, energy_distance, excess_variance, make_gaussian, make_mixture, seeded, standard_error
@@ -17,6 +18,8 @@ MIXTURE = make_mixture(3)
 STEPS = [(0.8, 0.3), (2.0, 0.8), (6.0, 0.5), (math.inf, 2.0)]
 CORRELATIONS = [0.0, 0.3, "ddpm", 0.9, 1.0]
 OBSERVATIONS, SAMPLES = 8, 600
+UNUSED = Network.of_denoiser(None)
+"""Of steps of one evaluation, which is handed to them."""
 
 
 def denoiser_of(backbone):
@@ -29,7 +32,7 @@ def observations(level):
 
 def stepped(transition, backbone, x, level, next_level, noise):
     denoise = denoiser_of(backbone)
-    return transition.step(denoise, x, level, next_level, denoise(x, level), noise)
+    return transition.step(Network.of_denoiser(denoise), x, level, next_level, denoise(x, level), noise)
 
 
 def errors_of_the_joint_law(transition, family, correlation, steps):
@@ -102,7 +105,7 @@ def test_the_ancestral_step_is_the_formula_of_ddim(eta, level):
     fresh = eta * next_sigma / sigma * torch.sqrt(1 - (alpha / next_alpha) ** 2)
     predicted = (x - alpha * denoised) / sigma
     expected = next_alpha * denoised + torch.sqrt(next_sigma**2 - fresh**2) * predicted + fresh * noise
-    torch.testing.assert_close(AncestralTransition(eta).step(None, x, level, next_level, denoised, noise), expected)
+    torch.testing.assert_close(AncestralTransition(eta).step(UNUSED, x, level, next_level, denoised, noise), expected)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +117,12 @@ def test_the_ancestral_step_is_the_formula_of_ddim(eta, level):
 def test_tilted_noise_moves_the_mean_as_a_shifted_denoised_sample_does(transition, level, next_level):
     x, denoised, noise, shift = torch.randn(4, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)
     gain = transition.tilt_gain(level, next_level)
-    shifted = transition.step(None, x, level, next_level, denoised + shift, noise)
-    tilted = transition.step(None, x, level, next_level, denoised, noise + gain * shift)
+    shifted = transition.step(UNUSED, x, level, next_level, denoised + shift, noise)
+    tilted = transition.step(UNUSED, x, level, next_level, denoised, noise + gain * shift)
     assert transition.is_stochastic == (not isinstance(transition, ODETransition))
     if gain == 0:
         assert next_level == 0 or not transition.is_stochastic
-        torch.testing.assert_close(tilted, transition.step(None, x, level, next_level, denoised, 5 * noise))
+        torch.testing.assert_close(tilted, transition.step(UNUSED, x, level, next_level, denoised, 5 * noise))
     else:
         torch.testing.assert_close(tilted, shifted)
 

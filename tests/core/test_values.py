@@ -11,7 +11,7 @@ from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.values import isotropic_shift, tilted_mean_shift, value
 
 from .mixture import make_gaussian, make_mixture, seeded, standard_error
-from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, make_model
+from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, images_of, make_model
 
 MIXTURE = make_mixture(3)
 REPLICATES, NUM_SAMPLES = 250, 96
@@ -19,7 +19,7 @@ POSTERIOR = GlassPosterior(16, NUM_SAMPLES, "multistep")
 
 
 def rewards_of(reward, z):
-    return reward.score(z[:, None, None].expand(-1, 3, 1, -1), [""] * len(z))
+    return reward.score(images_of(z), [""] * len(z))
 
 
 def look_aheads(family, reward, level, gradient, num_observations=2):
@@ -100,7 +100,7 @@ def test_the_denoiser_point_has_the_exact_gradient_of_a_linear_reward_of_a_gauss
     )
     law = gaussian.posterior(x, level)
     torch.testing.assert_close(ahead.shift, LINEAR.tilt(law)[0].mean - law.mean, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(ahead.denoised, law.mean)
+    torch.testing.assert_close(ahead.predicted, law.mean)
     torch.testing.assert_close(ahead.values, rewards_of(LINEAR, law.mean), atol=1e-6, rtol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_rows_may_have_levels_of_their_own():
     x = torch.randn(3, 3, generator=seeded(1), dtype=torch.float64)
     for batch_size in (None, 2):
         model = make_model(MIXTURE, particle_batch_size=batch_size)
-        together = model.denoiser(model.owners(3))(x, levels)
+        together = model.network(model.owners(3)).predict(x, levels)
         torch.testing.assert_close(together, MIXTURE.posterior(x, levels).mean)
 
 

@@ -47,7 +47,7 @@ def test_alignment_gains_reward_over_plain_samples(pipe: DiamondMapPipeline, nam
     call = {**CALL, "num_inference_steps": 6, "reward": brightness}
     alignment = ALIGNMENTS[name]
     # A method may move its particles by other transitions than plain sampling; then its own untilted law is to beat.
-    plain_method = alignment if alignment.transition.is_stochastic else "none"
+    plain_method = alignment if alignment.resolve(pipe.backbone).transition.is_stochastic else "none"
     plain = pipe(prompts, generator=generators(8), alignment=plain_method, reward_scale=0.0, **call).rewards
     aligned = pipe(prompts, generator=generators(8), alignment=alignment, reward_scale=20.0, **call).rewards
     assert aligned.mean() > plain.mean()

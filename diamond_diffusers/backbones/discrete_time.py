@@ -1,0 +1,48 @@
+"""What families trained on discrete variance-preserving steps share (Stable Diffusion, SDXL, PixArt)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from torch import Tensor
+
+from ..levels import Level, VariancePreservingPath, as_level, expand
+from .base import Backbone, Conditions
+from .schedules import interpolate_timesteps, training_levels
+
+
+class DiscreteTimeBackbone(Backbone):
+    """Noise levels are those of the training steps; between them `log kappa` is interpolated, never rounded."""
+
+    @property
+    def path(self) -> VariancePreservingPath:
+        return VariancePreservingPath(self.pipeline.scheduler.config.prediction_type)
+
+    def timestep(self, noise_to_signal: Level) -> Tensor:
+        return interpolate_timesteps(as_level(noise_to_signal), training_levels(self.pipeline.scheduler))
+
+    def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+        options = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
+        retrieve_timesteps(
+            self.pipeline.scheduler, arguments["num_inference_steps"], self.pipeline._execution_device, **options
+        )
+
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """Outside the trained levels the network is asked at their ends.
+
+        Above, pure noise is taken as the noisiest trained level, as stock pipelines take it. Below, the predicted
+        noise is kept: `D = y - kappa eps_hat`.
+        """
+        kappa, table = as_level(noise_to_signal), training_levels(self.pipeline.scheduler)
+        queried = kappa.cpu().clamp(table[0], table[-1]).to(kappa.device)
+        raised = kappa < queried
+        # The same y = x sqrt(1 + kappa^2) at the queried level.
+        scale = torch.where(raised, torch.sqrt((1 + kappa**2) / (1 + queried**2)), 1.0)
+        denoised = super().predict(expand(scale, x) * x, queried, conditions)
+        if not raised.any():
+            return denoised
+        y = expand(torch.where(raised, torch.sqrt(1 + kappa**2), 1.0), x) * x
+        return torch.lerp(y, denoised, expand(torch.where(raised, kappa / queried, 1.0), x).to(x.dtype))

@@ -1,0 +1,43 @@
+"""What families of rectified flow share (SD3, FLUX, SANA, Qwen-Image, Lumina 2, Z-Image)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from torch import Tensor
+
+from ..levels import Level, RectifiedFlowPath
+from .base import Backbone, Conditions
+
+
+class FlowMatchingBackbone(Backbone):
+    """Noise levels are those of `x_t = (1 - t) z + t eps`, with `t` in thousandths as the stock timestep."""
+
+    path = RectifiedFlowPath()
+
+    def timestep(self, noise_to_signal: Level) -> Tensor:
+        return 1000 * self.path.time(noise_to_signal)
+
+    def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+        options = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
+        options |= self.schedule_options(arguments, conditions)
+        retrieve_timesteps(
+            self.pipeline.scheduler, arguments["num_inference_steps"], self.pipeline._execution_device, **options
+        )
+
+    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
+        """Keywords of the scheduler's `set_timesteps` that the stock pipeline adds (`mu`, default `sigmas`)."""
+        return {}
+
+    def dynamic_shift(self, num_tokens: int) -> float:
+        """`mu` of the timestep shift that grows with the number of image tokens."""
+        config = self.pipeline.scheduler.config
+        return calculate_shift(
+            num_tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )

@@ -1,0 +1,76 @@
+"""What posterior samplers and transitions may ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .levels import Denoiser, Level
+
+FlowMap = Callable[[Tensor, Level, Level], Tensor]
+"""Maps observations `[N, ...]` from one noise-to-signal ratio to a lower one along the probability-flow ODE."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model at rows whose prompts are fixed, in the bounded coordinate of `levels`.
+
+    Attributes:
+        predict: the clean sample that the model predicts as it is loaded, which is what plain sampling uses: the
+            posterior mean of an ordinary model, the end of the flow map of a few-step one.
+        denoise: the posterior mean `E[z | x]`; None where the model is a flow map alone.
+        flow_map: None where the model is a denoiser alone.
+        predicts_mean: whether `predict` is `denoise`, so that either serves for both.
+    """
+
+    predict: Denoiser
+    denoise: Denoiser | None = None
+    flow_map: FlowMap | None = None
+    predicts_mean: bool = True
+
+    @classmethod
+    def of_denoiser(cls, denoise: Denoiser) -> Network:
+        """An ordinary model."""
+        return cls(denoise, denoise)
+
+    def mean(self, x: Tensor, noise_to_signal: Level, predicted: Tensor) -> Tensor:
+        """`E[z | x]`, for which `predicted` is taken where it is that already."""
+        return predicted if self.predicts_mean else self.denoise(x, noise_to_signal)
+
+
+class Capabilities(Protocol):
+    """What a model declares of itself.
+
+    Attributes:
+        family: name of the model family.
+        has_denoiser: whether the posterior mean can be evaluated.
+        has_flow_map: whether the flow map can be evaluated.
+    """
+
+    family: str
+    has_denoiser: bool
+    has_flow_map: bool
+
+
+class UsesNetwork:
+    """A posterior sampler or a transition.
+
+    Attributes:
+        needs_denoiser: whether it evaluates the posterior mean, beyond what is handed to it.
+        without_denoiser: what to use with a model that has none.
+    """
+
+    needs_denoiser: bool = False
+    without_denoiser: str = ""
+
+    def check(self, model: Capabilities) -> None:
+        """Raises a `ValueError` where the model lacks what is asked of it."""
+        if self.needs_denoiser and not model.has_denoiser:
+            raise ValueError(
+                f"{type(self).__name__} needs the posterior mean E[z | x], but this {model.family} model is a few-step "
+                "flow map without one; give its base model as score_model=..., name its few-step LoRA in few_step=..., "
+                f"or use {self.without_denoiser}"
+            )

@@ -1,0 +1,63 @@
+"""Where the particles of a run start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..alignment import Alignment
+from ..alignment.random_source import RandomSource
+from ..backbones import Backbone, Conditions
+from ..levels import working_dtype
+
+
+def starting_particles(
+    backbone: Backbone,
+    arguments: Mapping[str, Any],
+    conditions: Conditions,
+    alignment: Alignment,
+    level: float,
+    random: RandomSource,
+    latents: Tensor | None,
+) -> Tensor:
+    """Particles `[B P, ...]` in the bounded coordinate; the first of each image starts where the stock pipeline would.
+
+    Args:
+        latents: starting noise as the stock pipeline takes it, a row for each image or each particle; None to draw it.
+
+    Raises:
+        ValueError: the number of rows of `latents` does not fit, or all particles of an image would be the same.
+    """
+    count, particles = random.num_images, alignment.num_particles
+    if latents is not None:
+        latents = _row_for_each_particle(alignment, count, latents)
+        x = backbone.prepare_latents(arguments, conditions, count * particles, None, latents)
+    else:
+        generators = random.generators
+        x = backbone.prepare_latents(arguments, conditions, count, generators)
+        if particles > 1:
+            if isinstance(generators, list | tuple):
+                generators = [generator for generator in generators for _ in range(particles - 1)]
+            more = backbone.prepare_latents(arguments, conditions, count * (particles - 1), generators)
+            x = torch.cat([x.unflatten(0, (count, 1)), more.unflatten(0, (count, -1))], 1).flatten(0, 1)
+    return backbone.from_stock(x.to(working_dtype(x)), level)
+
+
+def _row_for_each_particle(alignment: Alignment, count: int, latents: Tensor) -> Tensor:
+    particles = alignment.num_particles
+    if len(latents) not in (count, count * particles):
+        raise ValueError(
+            f"latents holds {len(latents)} rows for {count} images of {particles} particles; "
+            f"give {count} or {count * particles}"
+        )
+    if len(latents) == count and particles > 1:
+        if not alignment.transition.is_stochastic:
+            raise ValueError(
+                f"latents holds {count} rows, from which all {particles} particles of an image would take the "
+                f"same deterministic path; give {count * particles} rows or a stochastic transition"
+            )
+        latents = latents.repeat_interleave(particles, 0)
+    return latents
