@@ -10,11 +10,17 @@ from torch import Tensor
 
 from .glass import check_inner_options, sample_transition
 from .levels import add_noise, expand, ode_step, signal_and_noise
-from .network import Network, UsesNetwork
+from .network import Capabilities, Network, UsesNetwork
 
 
 class Transition(UsesNetwork, ABC):
-    """A map of a particle, its predicted clean sample and driving noise to the particle at the next level."""
+    """A map of a particle, its predicted clean sample and driving noise to the particle at the next level.
+
+    Attributes:
+        uses_prediction: whether a step depends on the predicted sample; where not, plain sampling does without it.
+    """
+
+    uses_prediction: bool = True
 
     @abstractmethod
     def step(
@@ -133,6 +139,34 @@ class RenoiseTransition(Transition):
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
         return 0.0 if next_noise_to_signal == 0 else 1 / next_noise_to_signal
+
+
+@dataclass(frozen=True)
+class FlowMapTransition(Transition):
+    """Follows the flow map of a few-step model from level to level (arXiv 2506.14603); no noise."""
+
+    uses_prediction = False
+
+    def check(self, model: Capabilities) -> None:
+        if not model.has_flow_map:
+            raise ValueError(
+                f"FlowMapTransition needs a flow map, but this {model.family} model is a denoiser; "
+                "load a few-step LoRA (and name it in few_step=...), or use ODETransition()"
+            )
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor | None,
+        noise: Tensor,
+    ) -> Tensor:
+        return network.flow_map(x, noise_to_signal, next_noise_to_signal)
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        return 0.0
 
 
 def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any, ClassVar
 
 import torch
@@ -114,6 +115,7 @@ class Backbone(Denoising):
         family: its name in a saved model's configuration.
         network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
+        arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.
         few_step_checkpoints: names of published checkpoints that are few-step models.
         few_step: whether the checkpoint is a few-step model, or the names of the LoRA adapters that make it one; None
             to tell by the scheduler and the checkpoint's name.
@@ -124,6 +126,7 @@ class Backbone(Denoising):
     family: ClassVar[str]
     network_name: ClassVar[str] = "transformer"
     refused_arguments: ClassVar[dict[str, str]] = {}
+    arguments_with_none: ClassVar[tuple[str, ...]] = ()
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipeline: Any) -> None:
@@ -156,6 +159,41 @@ class Backbone(Denoising):
     @property
     def has_denoiser(self) -> bool:
         return not self.is_few_step or isinstance(self.few_step, tuple) or self.score_model is not None
+
+    def load_lora_weights(self, source: str | PathLike | dict[str, Tensor], **options: Any) -> None:
+        """Loads a LoRA into the stock pipeline as its own method does.
+
+        Raises:
+            AttributeError: stock diffusers has no LoRA loader for the pipeline.
+            ValueError: the LoRA is for modules that the network does not have, which stock diffusers would ignore.
+        """
+        if not hasattr(self.pipeline, "load_lora_weights"):
+            raise AttributeError(
+                f"stock diffusers has no LoRA loader for {type(self.pipeline).__name__}; add an adapter with "
+                f"peft.inject_adapter_in_model(config, pipe.{self.network_name})"
+            )
+        modules = dict(self.model.named_modules())
+        prefix = f"{self.network_name}."
+        for key in self.lora_keys(source, options):
+            module, _, rest = key.removeprefix(prefix).partition(".lora_")
+            if key.startswith(prefix) and rest.startswith(("A.", "B.")) and module not in modules:
+                raise ValueError(
+                    f"the LoRA holds weights for {module!r}, which this {type(self.model).__name__} does not have; "
+                    "it was made for another model"
+                )
+        self.pipeline.load_lora_weights(source, **options)
+
+    def unload_lora_weights(self, **options: Any) -> None:
+        """Removes every LoRA; the base is then, bit for bit, as before they were loaded."""
+        self.pipeline.unload_lora_weights(**options)
+        if isinstance(self.few_step, tuple):
+            self.few_step = None
+
+    def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
+        """The names of a LoRA's weights, as stock diffusers reads them."""
+        reading = {name: value for name, value in options.items() if name != "adapter_name"}
+        read = self.pipeline.lora_state_dict(dict(source) if isinstance(source, dict) else source, **reading)
+        return list(read[0] if isinstance(read, tuple) else read)
 
     @abstractmethod
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
@@ -221,23 +259,28 @@ class Backbone(Denoising):
         """
 
     def guide(self, positive: Tensor, negative: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598) of predictions `[N, ...]`; a family may have a rule of its own."""
+        """Classifier-free guidance (arXiv 2207.12598) of predictions `[N, ...]`; some families have their own rule."""
         return negative + conditions.classifier_free_guidance_scale * (positive - negative)
 
     def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
         """The network's prediction under the family's guidance rule; arguments as of `network`."""
-        shared, positive, negative = conditions.shared, conditions.features, conditions.negative_features
         if self.evaluations_per_row(noise_to_signal, conditions) == 1:
-            return self.network(latents, noise_to_signal, positive, shared)
+            return self.network(latents, noise_to_signal, conditions.features, conditions.shared)
+        positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
+        return self.guide(positive, negative, noise_to_signal, conditions)
+
+    def both_predictions(
+        self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions
+    ) -> tuple[Tensor, Tensor]:
+        """The network's predictions for the prompts and for the negative prompts; arguments as of `network`."""
+        shared, positive, negative = conditions.shared, conditions.features, conditions.negative_features
         if all(positive[name].shape == negative[name].shape for name in positive):
             both = {name: torch.cat([feature, negative[name]]) for name, feature in positive.items()}
             predictions = self.network(
                 latents.repeat(2, *[1] * (latents.ndim - 1)), noise_to_signal.repeat(2), both, shared
             )
-            guided, unguided = predictions.chunk(2)
-        else:
-            guided, unguided = (self.network(latents, noise_to_signal, rows, shared) for rows in (positive, negative))
-        return self.guide(guided, unguided, noise_to_signal, conditions)
+            return predictions.chunk(2)
+        return tuple(self.network(latents, noise_to_signal, rows, shared) for rows in (positive, negative))
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         time = self.path.time(noise_to_signal)

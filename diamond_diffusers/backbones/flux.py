@@ -5,17 +5,26 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from ..levels import Level
+from ..models.two_time import TwoTimeEmbedder
+from ..transitions import FlowMapTransition, Transition
 from .base import Conditions, repeat_rows, to_unit_range
 from .flow_matching import FlowMatchingBackbone
 from .registry import register_backbone
 
 logger = logging.getLogger(__name__)
+
+TARGET = "target_timestep"
+"""Feature that names the time to which a two-time model maps."""
 
 _ADAPTER_REASON = "image prompts are not supported while aligning; drop it, or call the stock pipeline"
 
@@ -35,6 +44,54 @@ class FluxBackbone(FlowMatchingBackbone):
         ),
         _ADAPTER_REASON,
     )
+
+    def load_lora_weights(self, source: str | PathLike | dict[str, Tensor], **options: Any) -> None:
+        """Loads a LoRA; one that tells the network two times makes it a flow map and needs its embedder first."""
+        transformer = self.pipeline.transformer
+        embedder = transformer.time_text_embed
+        is_two_time = any("time_text_embed.second_embedder." in key for key in self.lora_keys(source, options))
+        if is_two_time and not isinstance(embedder, TwoTimeEmbedder):
+            transformer.time_text_embed = TwoTimeEmbedder(embedder)
+        try:
+            super().load_lora_weights(source, **options)
+        except ValueError:
+            transformer.time_text_embed = embedder
+            raise
+
+    def unload_lora_weights(self, **options: Any) -> None:
+        super().unload_lora_weights(**options)
+        embedder = self.pipeline.transformer.time_text_embed
+        if isinstance(embedder, TwoTimeEmbedder):
+            self.pipeline.transformer.time_text_embed = embedder.original_embedder
+
+    @property
+    def is_two_time(self) -> bool:
+        """Whether a two-time flow-map LoRA is active: then `u(t, t)` is the velocity, and `u(t, t')` the mean one."""
+        embedder = self.pipeline.transformer.time_text_embed
+        return isinstance(embedder, TwoTimeEmbedder) and any(
+            isinstance(module, BaseTunerLayer) and module.active_adapters and not module.disable_adapters
+            for module in embedder.second_embedder.modules()
+        )
+
+    @property
+    def has_flow_map(self) -> bool:
+        return self.is_two_time or super().has_flow_map
+
+    def flow_map(
+        self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        if self.is_two_time:
+            target = self.timestep(next_noise_to_signal).to(x.device, torch.float32).expand(len(x))
+            negative = conditions.negative_features
+            conditions = replace(
+                conditions,
+                features={**conditions.features, TARGET: target},
+                negative_features=negative and {**negative, TARGET: target},
+            )
+        return super().flow_map(x, noise_to_signal, next_noise_to_signal, conditions)
+
+    def stock_transition(self) -> Transition:
+        return FlowMapTransition() if self.is_two_time else super().stock_transition()
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
@@ -122,6 +179,9 @@ class FluxBackbone(FlowMatchingBackbone):
         transformer = self.pipeline.transformer
         # The stock loop rounds the timestep, in thousandths, to the dtype of the latents.
         timestep = self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
+        if self.is_two_time:
+            target = features[TARGET].to(latents.dtype) / 1000 if TARGET in features else timestep
+            timestep = torch.stack([timestep, target], -1)
         guidance = None
         if transformer.config.guidance_embeds:
             guidance = torch.full([len(latents)], shared["guidance_scale"], device=latents.device, dtype=torch.float32)
@@ -133,7 +193,7 @@ class FluxBackbone(FlowMatchingBackbone):
             img_ids=shared["img_ids"],
             joint_attention_kwargs=shared["joint_attention_kwargs"],
             return_dict=False,
-            **features,
+            **{name: feature for name, feature in features.items() if name != TARGET},
         )[0]
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from ..backbones.base import Backbone
 def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Every keyword of the stock `__call__`: as given, else the model's default, else the stock default.
 
-    An argument that is None counts as not given.
+    An argument that is None counts as not given, except where None is a value of its own in the stock call.
 
     Raises:
         TypeError: a keyword that the stock pipeline does not have, or that its backbone refuses.
@@ -22,8 +22,12 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
     """
     name = type(backbone.pipeline).__name__
     parameters = inspect.signature(type(backbone.pipeline).__call__).parameters
-    stock = {key: parameter.default for key, parameter in parameters.items() if key != "self"}
-    passed = {key: value for key, value in given.items() if value is not None}
+    stock = {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    passed = {key: value for key, value in given.items() if value is not None or key in backbone.arguments_with_none}
     unknown = sorted(set(passed) - set(stock))
     if unknown:
         raise TypeError(
@@ -41,7 +45,8 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
         )
     declared = {key: value for key, value in defaults.items() if key in stock}
     if passed.get("negative_prompt_embeds") is not None:
-        declared.pop("negative_prompt", None)
+        # Some stock pipelines take the empty text as a default and refuse it beside embeddings.
+        declared["negative_prompt"] = None
     return {**stock, **declared, **passed}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from .arguments import checked_few_step, is_offloaded, num_images, refuse_cache,
 from .loading import embedded_model, read_defaults, single_file_class, write_defaults
 from .output import DiamondMapPipelineOutput
 from .particles import starting_particles
+from .saving import clean_weights
 
 OPTIONS = ("few_step", "score_model", "preview_vae")
 
@@ -115,9 +117,32 @@ class DiamondMapPipeline:
         return cls(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the stock pipeline, loadable by stock diffusers, and this model's defaults beside it."""
-        self.pipeline.save_pretrained(save_directory, **kwargs)
+        """Saves the stock pipeline, loadable by stock diffusers, and this model's defaults beside it.
+
+        The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged.
+        """
+        with clean_weights(self.pipeline):
+            self.pipeline.save_pretrained(save_directory, **kwargs)
         write_defaults(save_directory, self.backbone.family, self.defaults)
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, Tensor], **kwargs: Any
+    ) -> None:
+        """Loads a LoRA as the stock pipeline does; also FLUX's two-time LoRA, which makes it a flow map.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: folder, file, Hub repository, or weights.
+            **kwargs: of the stock method (`adapter_name`, `weight_name`, ...).
+
+        Raises:
+            AttributeError: stock diffusers has no LoRA loader for the pipeline.
+            ValueError: the LoRA is for modules that the network does not have.
+        """
+        self.backbone.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
+
+    def unload_lora_weights(self, **kwargs: Any) -> None:
+        """Removes every LoRA, as the stock pipeline's method does; a `few_step` that names adapters is forgotten."""
+        self.backbone.unload_lora_weights(**kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
@@ -298,9 +323,10 @@ class DiamondMapPipeline:
             return None
         if arguments["prompt"] is None:
             raise ValueError("prompt is None, but score_model encodes prompts by itself; give the prompt as text")
-        shared = ("prompt", "negative_prompt", "height", "width", "num_images_per_prompt")
-        given = {name: arguments[name] for name in shared if arguments.get(name) is not None}
+        shared = ("prompt", "negative_prompt", "height", "width", "use_resolution_binning", "num_images_per_prompt")
         backbone = self.score_model.backbone
+        taken = inspect.signature(type(backbone.pipeline).__call__).parameters
+        given = {name: arguments[name] for name in shared if arguments.get(name) is not None and name in taken}
         return backbone, backbone.encode(resolve_arguments(backbone, given, self.score_model.defaults))
 
     def _step_callback(
@@ -318,7 +344,8 @@ class DiamondMapPipeline:
             latents = backbone.to_stock(x, levels[index + 1])
             timestep = backbone.timestep(levels[index]).to(x.device, torch.float32)
             returned = callback(self, index, timestep, {"latents": latents}) or {}
-            if self.pipeline.interrupt:
+            # Not every stock pipeline has the property `interrupt` that reads this.
+            if self.pipeline._interrupt:
                 raise StopIteration
             replaced = returned.get("latents", latents)
             return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[index + 1])
