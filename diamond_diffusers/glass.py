@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -96,7 +97,6 @@ def inner_flow(
     """
     check_inner_options(num_inner_steps, solver)
     samples_per_row = noise.shape[0] // x.shape[0]
-    effective_denoised = INNER_SOLVERS[solver]
     if denoised is None:
         denoised = denoise(x, noise_to_signal)
     rows, row_level = x.repeat_interleave(samples_per_row, 0), as_level(noise_to_signal)
@@ -104,19 +104,35 @@ def inner_flow(
         row_level = row_level.repeat_interleave(samples_per_row)
     current, previous = denoised.to(working_dtype(x)).repeat_interleave(samples_per_row, 0), None
     xbar = noise.to(working_dtype(x))
-    times = torch.linspace(1, stop, num_inner_steps + 1, dtype=torch.float64).tolist()
-    for i, (s, s_next) in enumerate(pairwise(times)):
+    for i, (s, s_next) in enumerate(pairwise(inner_times(num_inner_steps, stop))):
         if i > 0:
             current = denoise(*query(rows, row_level, xbar, s)).to(working_dtype(x))
-        target = effective_denoised(s, s_next, current, previous)
-        xbar = torch.lerp(target, xbar, s_next / s)
+        xbar = inner_step(solver, s, s_next, xbar, current, previous)
         previous = (s, current)
     return xbar
 
 
-def query(x: Tensor, noise_to_signal: Level, xbar: Tensor, s: float) -> tuple[Tensor, Tensor]:
+def inner_times(num_inner_steps: int, stop: float = 0.0) -> list[float]:
+    """The uniform grid of `num_inner_steps` steps from 1 to `stop`."""
+    return torch.linspace(1, stop, num_inner_steps + 1, dtype=torch.float64).tolist()
+
+
+def inner_step(
+    solver: str, s: float, s_next: float, xbar: Tensor, denoised: Tensor, previous: tuple[float, Tensor] | None
+) -> Tensor:
+    """Moves the inner state from `s` to `s_next`, given `D` at `s` and, from the second step on, `(s, D)` before."""
+    return torch.lerp(INNER_SOLVERS[solver](s, s_next, denoised, previous), xbar, s_next / s)
+
+
+def query(x: Tensor, noise_to_signal: Level, xbar: Tensor, s: Level) -> tuple[Tensor, Tensor]:
     """The sufficient statistic `(S, kappa*)` of an observation and an inner state, in the bounded coordinate."""
-    return fuse(x, noise_to_signal, xbar / math.hypot(1 - s, s), math.inf if s == 1 else s / (1 - s))
+    s = as_level(s)
+    return fuse(x, noise_to_signal, xbar / expand(torch.hypot(1 - s, s), xbar), s / (1 - s))
+
+
+def query_level(noise_to_signal: float, s: float) -> float:
+    """`kappa*` of `query`: `1 / kappa*^2 = 1 / kappa_t^2 + ((1 - s) / s)^2`."""
+    return noise_to_signal if s == 1 else 1 / math.hypot(1 / noise_to_signal, (1 - s) / s)
 
 
 def sample_posterior(
@@ -142,6 +158,47 @@ def sample_posterior(
     return inner_flow(
         denoise, x, noise_to_signal, noise, num_inner_steps=num_inner_steps, solver=solver, denoised=denoised
     )
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Where the inner flow stops on the way from one level to the next, and what its state stands for there.
+
+    Args:
+        noise_to_signal: level `kappa_t` of the particle; infinity is allowed.
+        next_noise_to_signal: level `kappa_u < kappa_t` to reach.
+        correlation: `rho` in `[0, 1]` between the noises at the two levels.
+
+    Raises:
+        ValueError: the correlation is out of range.
+    """
+
+    noise_to_signal: float
+    next_noise_to_signal: float
+    correlation: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correlation <= 1:
+            raise ValueError(f"correlation is {self.correlation}; it must lie between 0 and 1")
+
+    @property
+    def gain(self) -> float:
+        """The weight `g` of `y_t` in `y_u`."""
+        return self.correlation * self.next_noise_to_signal / self.noise_to_signal
+
+    @property
+    def stop(self) -> float:
+        """The last inner time, in `[0, 1)`."""
+        level = self.next_noise_to_signal * math.sqrt(1 - self.correlation**2) / (1 - self.gain)
+        return level / (1 + level)
+
+    def observation(self, x: Tensor, xbar: Tensor) -> Tensor:
+        """`x_u` in the bounded coordinate: `y_u = g y_t + (1 - g) xbar / (1 - s)` at the stop `s`."""
+        _, sigma_t = signal_and_noise(self.noise_to_signal)
+        alpha_u, sigma_u = signal_and_noise(self.next_noise_to_signal)
+        # g y_t, written so that it stays finite at pure noise.
+        kept = expand(as_level(self.correlation * sigma_u / sigma_t), x) * x
+        return kept + expand(alpha_u * (1 - self.gain) / (1 - self.stop), x) * xbar
 
 
 def sample_transition(
@@ -171,23 +228,15 @@ def sample_transition(
     Raises:
         ValueError: the correlation is out of range.
     """
-    if not 0 <= correlation <= 1:
-        raise ValueError(f"correlation is {correlation}; it must lie between 0 and 1")
-    kappa_t, kappa_u = float(noise_to_signal), float(next_noise_to_signal)
-    gain = correlation * kappa_u / kappa_t
-    stop_level = kappa_u * math.sqrt(1 - correlation**2) / (1 - gain)
-    stop = stop_level / (1 + stop_level)
+    early_stop = EarlyStop(float(noise_to_signal), float(next_noise_to_signal), correlation)
     xbar = inner_flow(
         denoise,
         x,
         noise_to_signal,
         noise,
         num_inner_steps=num_inner_steps,
-        stop=stop,
+        stop=early_stop.stop,
         solver=solver,
         denoised=denoised,
     )
-    # y_u = gain y_t + (1 - gain) xbar / (1 - s); gain y_t is written so that it stays finite at pure noise.
-    (_, sigma_t), (alpha_u, sigma_u) = signal_and_noise(kappa_t), signal_and_noise(kappa_u)
-    kept = expand(as_level(correlation * sigma_u / sigma_t), x) * x
-    return kept + expand(alpha_u * (1 - gain) / (1 - stop), x) * xbar
+    return early_stop.observation(x, xbar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..levels import GaussianPath, Level, as_level, ode_step, working_dtype
 from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
-from .schedules import is_variance_exploding, renoises, stock_levels, stock_transition
+from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Denoising(ABC):
         has_denoiser: whether `denoise` gives the posterior mean.
         has_flow_map: whether `flow_map` maps between levels.
         predicts_mean: whether `predict` is the posterior mean too.
+        max_noise_to_signal: the largest level that it was trained at.
     """
 
     family: str = "model"
@@ -60,6 +62,7 @@ class Denoising(ABC):
     has_denoiser: bool = True
     has_flow_map: bool = False
     predicts_mean: bool = True
+    max_noise_to_signal: float = math.inf
 
     @abstractmethod
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
@@ -146,7 +149,7 @@ class Backbone(Denoising):
         if self.few_step is not None:
             return bool(self.few_step)
         checkpoint = str(self.pipeline.config.get("_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1].lower()
-        return renoises(self.pipeline.scheduler) or checkpoint in self.few_step_checkpoints
+        return samples_few_steps(self.pipeline.scheduler) or checkpoint in self.few_step_checkpoints
 
     @property
     def has_flow_map(self) -> bool:
@@ -194,6 +197,17 @@ class Backbone(Denoising):
         reading = {name: value for name, value in options.items() if name != "adapter_name"}
         read = self.pipeline.lora_state_dict(dict(source) if isinstance(source, dict) else source, **reading)
         return list(read[0] if isinstance(read, tuple) else read)
+
+    @contextmanager
+    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Surrounds a call, from before its arguments are checked: reads those that decide how the model samples.
+
+        Whatever else the stock `__call__` changes in its pipeline for as long as it lasts belongs here too.
+
+        Args:
+            arguments: as of `encode`.
+        """
+        yield
 
     @abstractmethod
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
@@ -317,17 +331,23 @@ def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     active = [layer.active_adapters for layer in layers]
     for layer, adapters in zip(layers, active, strict=True):
-        layer.set_adapter([name for name in adapters if name not in names], inference_mode=True)
+        # set_adapter would also set requires_grad.
+        layer._active_adapter = [name for name in adapters if name not in names]
     try:
         yield
     finally:
         for layer, adapters in zip(layers, active, strict=True):
-            layer.set_adapter(adapters, inference_mode=True)
+            layer._active_adapter = adapters
 
 
 def to_unit_range(images: Tensor) -> Tensor:
     """Decoded images in [-1, 1], brought to [0, 1] in float32 or wider."""
     return (images.to(working_dtype(images)) / 2 + 0.5).clamp(0, 1)
+
+
+def where_rows(marked: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
+    """Of two predictions `[N, ...]`, the chosen one in the rows that are marked `[N]`."""
+    return torch.where(marked.to(chosen.device).reshape(-1, *[1] * (chosen.ndim - 1)), chosen, otherwise)
 
 
 def repeat_rows(features: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:

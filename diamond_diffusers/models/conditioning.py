@@ -1,0 +1,132 @@
+"""What a Diamond Map tells an unmodified diffusers network beyond its own inputs, through zero-initialised layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a family's network takes in its latents and its time.
+
+    Attributes:
+        latents: module that embeds the latents; the embedded inner state is added to its output.
+        time: module that embeds the time, with output `[N, width]`; the embedded times are added to it.
+    """
+
+    latents: str
+    time: str
+
+
+SITES: dict[str, Sites] = {
+    "flux": Sites("x_embedder", "time_text_embed"),
+    "stable_diffusion_3": Sites("pos_embed", "time_text_embed"),
+    "sana": Sites("patch_embed", "time_embed.emb"),
+    "pixart_sigma": Sites("pos_embed", "adaln_single.emb"),
+    "stable_diffusion": Sites("conv_in", "time_embedding"),
+    "sdxl": Sites("conv_in", "time_embedding"),
+}
+"""By name of the family."""
+
+NUM_FREQUENCIES = 4
+
+
+class TimesEmbedding(nn.Module):
+    """Embeds the outer time and the inner times `(s, r)`, each in [0, 1]; zero before training.
+
+    Frequencies are low, from `pi / 2` to `4 pi`: with the usual features of `1000 t` the derivative in `r` would be far
+    greater than all others.
+
+    Args:
+        width: of the network's time embedding.
+    """
+
+    def __init__(self, width: int, hidden_width: int = 128) -> None:
+        super().__init__()
+        frequencies = math.pi / 2 * 2.0 ** torch.arange(NUM_FREQUENCIES)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.hidden = nn.Linear(3 * 2 * NUM_FREQUENCIES, hidden_width)
+        self.output = nn.Linear(hidden_width, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """`[N, width]` of times `[N, 3]`."""
+        angles = (times[..., None] * self.frequencies).flatten(1)
+        return self.output(nn.functional.silu(self.hidden(torch.cat([angles.sin(), angles.cos()], 1))))
+
+
+class MapConditioning(nn.Module):
+    """The layers that make a denoiser a Diamond Map: they carry the inner state and the times into the network.
+
+    At initialisation they add zero, so that the network is what it was.
+
+    Args:
+        network: the unmodified diffusers model.
+        sites: where it is conditioned.
+    """
+
+    def __init__(self, network: nn.Module, sites: Sites) -> None:
+        super().__init__()
+        self.sites = sites
+        self.inner_state = _zero_copy(_embedding_layer(network.get_submodule(sites.latents)))
+        self.times = TimesEmbedding(_output_width(network.get_submodule(sites.time)))
+
+    @contextmanager
+    def attached(self, network: nn.Module, inner_state: Tensor, times: Tensor) -> Iterator[None]:
+        """Conditions every evaluation of a network inside the context.
+
+        Args:
+            inner_state: `xbar_s` in the form and of the number of rows of the network's latents.
+            times: outer time and inner times `(s, r)`, `[N, 3]`, each in [0, 1].
+        """
+
+        def add_inner_state(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            embedded = self.inner_state(inner_state.to(self.inner_state.weight.dtype))
+            if embedded.ndim > output.ndim:
+                embedded = embedded.flatten(2).transpose(1, 2)
+            return output + embedded.to(output.dtype)
+
+        def add_times(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            return output + self.times(times.to(self.times.hidden.weight.dtype)).to(output.dtype)
+
+        handles = [
+            network.get_submodule(self.sites.latents).register_forward_hook(add_inner_state),
+            network.get_submodule(self.sites.time).register_forward_hook(add_times),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _embedding_layer(module: nn.Module) -> nn.Linear | nn.Conv2d:
+    """The linear or convolutional layer that a module embeds latents with, under its adapters if it has any."""
+    layer = getattr(module, "proj", module)
+    return getattr(layer, "base_layer", layer)
+
+
+def _zero_copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """A layer of the same form that gives zero."""
+    if isinstance(layer, nn.Linear):
+        copy = nn.Linear(layer.in_features, layer.out_features)
+    else:
+        copy = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+    for parameter in copy.parameters():
+        nn.init.zeros_(parameter)
+    return copy
+
+
+def _output_width(module: nn.Module) -> int:
+    """The width of a time embedding: that of the last layer of its timestep's multilayer perceptron."""
+    embedder = getattr(module, "timestep_embedder", module)
+    layer = embedder.linear_2
+    return getattr(layer, "base_layer", layer).out_features
