@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from typer.core import TyperGroup
+
+from .cli_common import first_sentence, named_dtype, text_table, usable_device
+from .cli_rewards import rewards, score
 
 if TYPE_CHECKING:
     from .alignment import Alignment
@@ -240,24 +242,16 @@ def _reward(expression: str | None, defaults: dict[str, Any]) -> Reward | None:
 
 def _load(model: str | None, dtype: str, device: str, output: Path) -> DiamondMapPipeline:
     """The model on its device, after a look at what else the run needs."""
-    import torch
-
     from .evaluation.files import prepare_folder
     from .pipelines import DiamondMapPipeline
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {device!r}, which is not usable here; take cpu or auto") from error
+    device = usable_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if model is not None and device.startswith("cuda") else "float32"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"--dtype is {dtype!r}; choose auto, float32, bfloat16 or float16")
+    weights_dtype = named_dtype(dtype)
     prepare_folder(output)
     with _blaming(model):
-        return DiamondMapPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+        return DiamondMapPipeline.from_pretrained(model, dtype=weights_dtype).to(device)
 
 
 @contextmanager
@@ -275,7 +269,7 @@ def _blaming(model: str | None) -> Iterator[None]:
 
 
 def _print_rewards(drawn: SideBySide) -> None:
-    table = _table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
+    table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
         rewards = [None if out.rewards is None else out.rewards[i] for out in drawn.outputs.values()]
         table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
@@ -288,18 +282,8 @@ def _print_rewards(drawn: SideBySide) -> None:
         console.print(f"{name}: {out.cost}", soft_wrap=True)
 
 
-@app.command()
-def rewards() -> None:
-    """Lists the rewards that expressions can name."""
-    from .rewards import available_rewards, registered_reward
-
-    table = _table("name", "what", "differentiable", "source", "licence")
-    for name in available_rewards():
-        reward = registered_reward(name)
-        differentiable = {True: "yes", False: "no"}.get(getattr(reward, "differentiable", None), "found on use")
-        source, licence = getattr(reward, "source", "–"), getattr(reward, "licence", "–")
-        table.add_row(*map(escape, (name, _first_sentence(reward), differentiable, source, licence)))
-    Console().print(table)
+app.command()(rewards)
+app.command()(score)
 
 
 @app.command()
@@ -308,9 +292,9 @@ def models() -> None:
     from .backbones import supported_pipelines
     from .pipelines.loading import embedded_model, read_defaults
 
-    table = _table("diffusers pipeline", "family", "what")
+    table = text_table("diffusers pipeline", "family", "what")
     for name, backbone in supported_pipelines().items():
-        table.add_row(name, backbone.family, escape(_first_sentence(inspect.getmodule(backbone))))
+        table.add_row(name, backbone.family, escape(first_sentence(inspect.getmodule(backbone))))
     console = Console()
     console.print(table)
     folder = embedded_model()
@@ -319,20 +303,6 @@ def models() -> None:
         return
     defaults = ", ".join(f"{key} {value!r}" for key, value in read_defaults(folder).items())
     console.print(f"Without --model the embedded miniature world is used: {defaults}.", soft_wrap=True)
-
-
-def _table(*headers: str) -> Table:
-    table = Table()
-    for header in headers:
-        # Long words are broken, not cut.
-        table.add_column(header, overflow="fold")
-    return table
-
-
-def _first_sentence(documented: Any) -> str:
-    """Of an object's documentation, without markup."""
-    paragraph = (inspect.getdoc(documented) or "–").split("\n\n")[0]
-    return paragraph.replace("\n", " ").replace("`", "").split(". ")[0].split("; ")[0]
 
 
 @app.command()

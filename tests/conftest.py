@@ -4,7 +4,7 @@ import torch
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.rewards import registry
 
-from .pipelines.conftest import build_tiny_flux
+from .families.tiny_flux import build_tiny_flux
 
 DEFAULTS = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "true_cfg_scale": 2.0}
 

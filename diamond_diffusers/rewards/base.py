@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from .checks import check_batch, check_scores
+from .context import check_context, select_context, wanted_context
+from .shared_features import one_evaluation
 
 GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc'"
 
@@ -25,7 +29,8 @@ class RewardOutput:
 
     Attributes:
         total: `[B]`, float32, on the images' device; carries the graph to the images where they require gradients.
-        terms: the unweighted scores `[B]` by reward name, float32, for reports: without a graph.
+        terms: the scores `[B]` of every reward by name, before weights and transforms, float32, for reports: without
+            a graph.
     """
 
     total: Tensor
@@ -38,18 +43,30 @@ class Reward(ABC):
     Attributes:
         name: under which scores and errors are reported; an identifier where the reward is to be named in expressions.
         differentiable: whether the scores carry gradients to the pixels.
+        max_batch_size: the most images of one call of `score`; None for all at once.
         licence: of the weights.
         source: the publication or the project that the score comes from.
+        size: of what is downloaded on first use, such as "1.7 GB".
+        hub_files: the repositories on the Hub that are needed on first use, each with one file that tells whether it
+            is in the local cache.
+        requires: importable packages that are needed beyond this one's own dependencies.
     """
 
     name: str
     differentiable: bool = True
+    max_batch_size: int | None = None
     licence: str = "unspecified"
     source: str = "unspecified"
+    size: str = "none"
+    hub_files: tuple[tuple[str, str], ...] = ()
+    requires: tuple[str, ...] = ()
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """One score per image, higher is better.
+
+        A subclass that needs more names it as further parameters: `latents`, `noise_to_signal`, `pil_images`; see
+        `context.py` for their forms. One with a default value is not required to be there.
 
         Args:
             images: `[B, 3, H, W]` in [0, 1], of any floating dtype, size and device.
@@ -59,23 +76,32 @@ class Reward(ABC):
             `[B]` finite numbers.
         """
 
-    def evaluate(self, images: Tensor, prompts: Sequence[str]) -> RewardOutput:
-        """The checked scores of a batch. A reward that is not differentiable never sees the images' graph.
+    @property
+    def wanted_context(self) -> dict[str, bool]:
+        """The further parameters that `score` names, and whether each is required."""
+        return wanted_context(self.score)
+
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
+        """The checked scores of a batch. A reward that is not differentiable never sees a graph.
 
         Args:
             images: `[B, 3, H, W]` in [0, 1], of any floating dtype, size and device.
             prompts: `B` of them.
+            context: `latents` `[B, ...]` and `noise_to_signal` (a number or `[B]`), where the caller knows them.
 
         Raises:
-            TypeError: `images` is not a floating tensor, `prompts` is a single string, or the score is not a tensor.
-            ValueError: the shape of `images` or the number of `prompts` is wrong; the scores have a wrong shape, are
-                not finite, or lack the gradient that the reward declares.
+            TypeError: `images` is not a floating tensor, `prompts` is a single string, the context has another name,
+                or the score is not a tensor.
+            ValueError: the shape or range of `images`, or the number of `prompts`, is wrong; a required context is
+                missing; the scores have a wrong shape, are not finite, or lack the gradient that the reward declares.
         """
-        self._check_batch(images, prompts)
-        tracked = self._tracks(images)
+        check_batch(self.name, images, prompts)
+        context = check_context(self.name, images, context)
+        tracked = self._tracks(images, *context.values())
+        if not tracked:
+            images, context = images.detach(), {key: value.detach() for key, value in context.items()}
         with torch.set_grad_enabled(tracked):
-            scores = self.score(images if tracked else images.detach(), prompts)
-        self._check_scores(scores, prompts)
+            scores = self._score_in_batches(images, prompts, context)
         if tracked and not scores.requires_grad:
             raise ValueError(
                 f"Reward '{self.name}' declares itself differentiable, but its scores carry no gradient to the images; "
@@ -84,9 +110,20 @@ class Reward(ABC):
         total = scores.to(images.device, torch.float32)
         return RewardOutput(total, {self.name: total.detach()})
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
+        selected = select_context(self.name, self.wanted_context, images, context)
+        size = self.max_batch_size or len(images)
+        scores = []
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            extra = {key: value[rows] for key, value in selected.items()}
+            scores.append(self.score(images[rows], prompts[rows], **extra))
+            check_scores(self.name, scores[-1], prompts[rows])
+        return torch.cat(scores)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Tensor:
         """The checked scores `[B]`; see `evaluate`."""
-        return self.evaluate(images, prompts).total
+        return self.evaluate(images, prompts, **context).total
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts every torch module that the reward holds as an attribute, in place; returns the reward."""
@@ -101,6 +138,7 @@ class Reward(ABC):
         image_size: tuple[int, int] = (64, 64),
         prompt: str = "a photo",
         needs_gradient: bool = False,
+        **context: Tensor | float,
     ) -> None:
         """Scores one random image, so that a broken reward fails before the expensive work.
 
@@ -109,21 +147,23 @@ class Reward(ABC):
             image_size: height and width.
             prompt: any.
             needs_gradient: whether the run differentiates the reward.
+            context: as in `evaluate`, of one row; the level is 0 where it is not given.
 
         Raises:
             TypeError, ValueError: as in `evaluate`; and where a gradient is needed, but missing or not finite.
         """
+        context = {"noise_to_signal": 0.0, **context}
         with torch.inference_mode(False), torch.set_grad_enabled(needs_gradient):
             images = random_image(device, image_size)
             if not needs_gradient:
-                self.evaluate(images, [prompt])
+                self.evaluate(images, [prompt], **context)
                 return
             if not self.differentiable:
                 raise ValueError(
                     f"Reward '{self.name}' gives no gradients to the pixels; choose an alignment that needs none, "
                     f"{GRADIENT_FREE_ALIGNMENTS}, or another reward."
                 )
-            total = self.evaluate(images.requires_grad_(), [prompt]).total
+            total = self.evaluate(images.requires_grad_(), [prompt], **context).total
             (gradient,) = torch.autograd.grad(total.sum(), images, allow_unused=True)
         if gradient is None or not gradient.isfinite().all():
             found = "no gradient" if gradient is None else "a gradient that is not finite"
@@ -132,40 +172,10 @@ class Reward(ABC):
                 f"image; mend its `score`, or set `differentiable` to False."
             )
 
-    def _tracks(self, images: Tensor) -> bool:
-        return images.requires_grad and torch.is_grad_enabled() and self.differentiable
-
-    def _check_batch(self, images: Tensor, prompts: Sequence[str]) -> None:
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            found = f"dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"Reward '{self.name}' got images of {found}; give a floating tensor in [0, 1].")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"Reward '{self.name}' got images of shape {list(images.shape)}; give [B, 3, H, W], in RGB."
-            )
-        if isinstance(prompts, str):
-            raise TypeError(f"Reward '{self.name}' got the string prompts={prompts!r}; give a list, one per image.")
-        if len(prompts) != len(images):
-            raise ValueError(
-                f"Reward '{self.name}' got {len(prompts)} prompts for {len(images)} images; give one prompt per image."
-            )
-
-    def _check_scores(self, scores: Tensor, prompts: Sequence[str]) -> None:
-        if not isinstance(scores, Tensor):
-            raise TypeError(
-                f"Reward '{self.name}' returned a {type(scores).__name__}; return a tensor with one score per image."
-            )
-        if scores.shape != (len(prompts),):
-            raise ValueError(
-                f"Reward '{self.name}' returned scores of shape {list(scores.shape)} for {len(prompts)} images; "
-                f"return shape [{len(prompts)}]."
-            )
-        if not scores.isfinite().all():
-            first = int(scores.isfinite().logical_not().nonzero()[0, 0])
-            raise ValueError(
-                f"Reward '{self.name}' returned {scores[first].item()} for image {first} (prompt {prompts[first]!r}); "
-                "scores must be finite: mend its `score`, or load it in float32."
-            )
+    def _tracks(self, *inputs: Tensor | float) -> bool:
+        has_graph = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        # Whether a callable is differentiable may have to be tried first, so that comes last.
+        return has_graph and torch.is_grad_enabled() and self.differentiable
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
         return [(1.0, self)]
@@ -196,8 +206,61 @@ class Reward(ABC):
         return f"{type(self).__name__}({self.name!r})"
 
 
-class WeightedSum(Reward):
-    """`sum_i weight_i * reward_i`, made by arithmetic on rewards; differentiable where every term is.
+class CompositeReward(Reward):
+    """A reward that is made of others; subclasses say how in `evaluate`.
+
+    It is differentiable where every part is: the gradient of some of the parts would be that of another reward.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], name: str) -> None:
+        self.rewards = list(rewards)
+        self.name = name
+        self.licence = ", ".join(dict.fromkeys(reward.licence for reward in self.rewards))
+        self.source = ", ".join(dict.fromkeys(reward.source for reward in self.rewards))
+
+    @abstractmethod
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
+        """The total, and the scores of every part; errors name the part. See `Reward.evaluate`."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether every part is."""
+        return all(reward.differentiable for reward in self.rewards)
+
+    @property
+    def wanted_context(self) -> dict[str, bool]:
+        """What any part wants."""
+        wanted: dict[str, bool] = {}
+        for reward in self.rewards:
+            for key, is_required in reward.wanted_context.items():
+                wanted[key] = wanted.get(key, False) or is_required
+        return wanted
+
+    def score(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Tensor:
+        """The total `[B]`."""
+        return self.evaluate(images, prompts, **context).total
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves and casts every part, in place; returns this reward."""
+        for reward in self.rewards:
+            reward.to(device, dtype)
+        return self
+
+    def probe(
+        self,
+        device: torch.device | str = "cpu",
+        image_size: tuple[int, int] = (64, 64),
+        prompt: str = "a photo",
+        needs_gradient: bool = False,
+        **context: Tensor | float,
+    ) -> None:
+        """Probes every part, so that an error names the one at fault. See `Reward.probe`."""
+        for reward in self.rewards:
+            reward.probe(device, image_size, prompt, needs_gradient, **context)
+
+
+class WeightedSum(CompositeReward):
+    """`sum_i weight_i * reward_i`, made by arithmetic on rewards.
 
     Args:
         terms: at least one pair of a finite weight and a reward. Where two rewards share a name, the scores of the
@@ -214,50 +277,17 @@ class WeightedSum(Reward):
             if not math.isfinite(weight):
                 raise ValueError(f"Reward '{reward.name}' got the weight {weight}; give a finite number.")
         self.weights = [float(weight) for weight, _ in terms]
-        self.rewards = [reward for _, reward in terms]
-        self.term_names = _distinct([reward.name for reward in self.rewards])
-        self.name = _expression(self.weights, [reward.name for reward in self.rewards])
-        self.licence = ", ".join(dict.fromkeys(reward.licence for reward in self.rewards))
-        self.source = ", ".join(dict.fromkeys(reward.source for reward in self.rewards))
+        rewards = [reward for _, reward in terms]
+        super().__init__(rewards, _expression(self.weights, [reward.name for reward in rewards]))
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether every term is: the gradient of some of the terms would be that of another reward."""
-        return all(reward.differentiable for reward in self.rewards)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The weighted sum `[B]` of the terms' checked scores."""
-        return self._combine(self._score_terms(images, prompts))
-
-    def evaluate(self, images: Tensor, prompts: Sequence[str]) -> RewardOutput:
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The total, and the unweighted scores of every term; errors name the term. See `Reward.evaluate`."""
-        self._check_batch(images, prompts)
-        scores = self._score_terms(images if self._tracks(images) else images.detach(), prompts)
-        reported = {name: score.detach() for name, score in zip(self.term_names, scores, strict=True)}
-        return RewardOutput(self._combine(scores), reported)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves and casts every term, in place; returns the sum."""
-        for reward in self.rewards:
-            reward.to(device, dtype)
-        return self
-
-    def probe(
-        self,
-        device: torch.device | str = "cpu",
-        image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
-        needs_gradient: bool = False,
-    ) -> None:
-        """Probes every term, so that an error names the one at fault. See `Reward.probe`."""
-        for reward in self.rewards:
-            reward.probe(device, image_size, prompt, needs_gradient)
-
-    def _score_terms(self, images: Tensor, prompts: Sequence[str]) -> list[Tensor]:
-        return [reward(images, prompts) for reward in self.rewards]
-
-    def _combine(self, scores: Sequence[Tensor]) -> Tensor:
-        return sum(weight * score for weight, score in zip(self.weights, scores, strict=True))
+        with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
+            outputs = [reward.evaluate(images, prompts, **context) for reward in self.rewards]
+        total = sum(weight * output.total for weight, output in zip(self.weights, outputs, strict=True))
+        scores = [item for output in outputs for item in output.terms.items()]
+        names = _distinct([name for name, _ in scores])
+        return RewardOutput(total, {name: score for name, (_, score) in zip(names, scores, strict=True)})
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
         return list(zip(self.weights, self.rewards, strict=True))

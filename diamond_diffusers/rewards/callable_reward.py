@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import Reward, random_image
+from .context import check_context, select_context, wanted_context
 
-ScoreFunction = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float]]
+ScoreFunction = Callable[..., Tensor | Sequence[float]]
+"""`(images, prompts) -> scores`; it may name `latents`, `noise_to_signal` and `pil_images` as further parameters."""
 
 
 class CallableReward(Reward):
     """Any callable `(images, prompts) -> scores` as a reward.
 
     Args:
-        function: maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to a tensor `[B]` or to `B` numbers.
+        function: maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to a tensor `[B]` or to `B` numbers. Where it
+            names `latents`, `noise_to_signal` or `pil_images` as further parameters, it gets them; see `context.py`.
         name: by default the function's own.
         differentiable: whether the scores carry gradients to the pixels. By default this is tried on one random image:
             by `probe` on the run's device, or when the answer is first needed, on the CPU.
+        max_batch_size: the most images of one call; None for all at once.
     """
 
-    def __init__(self, function: ScoreFunction, name: str | None = None, differentiable: bool | None = None) -> None:
+    def __init__(
+        self,
+        function: ScoreFunction,
+        name: str | None = None,
+        differentiable: bool | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.max_batch_size = max_batch_size
         self._differentiable = differentiable
 
     @property
     def differentiable(self) -> bool:
-        """Whether gradients reach the pixels, as given or as found on a random image."""
+        """Whether gradients reach the pixels, as given or as found on a random image.
+
+        Raises:
+            ValueError: it was not given, and the function needs latents, for which a random image is no substitute.
+        """
         if self._differentiable is None:
+            if self.wanted_context.get("latents"):
+                raise ValueError(
+                    f"Reward '{self.name}' needs latents, so that it cannot be tried on a random image; say whether "
+                    "it is differentiable: CallableReward(function, differentiable=True) or False."
+                )
             self.probe()
         return self._differentiable
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    @property
+    def wanted_context(self) -> dict[str, bool]:
+        """The further parameters that the function names, and whether each is required."""
+        return wanted_context(self.function)
+
+    def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         """The callable's scores; plain numbers become a tensor `[B]`."""
-        scores = self.function(images, prompts)
+        scores = self.function(images, prompts, **context)
         if isinstance(scores, Tensor) or not hasattr(scores, "__len__"):
             return scores
         return torch.as_tensor(scores, device=images.device)
@@ -47,17 +73,21 @@ class CallableReward(Reward):
         image_size: tuple[int, int] = (64, 64),
         prompt: str = "a photo",
         needs_gradient: bool = False,
+        **context: Tensor | float,
     ) -> None:
         """Finds out whether the callable is differentiable where that was not given, then `Reward.probe`."""
         if self._differentiable is None:
-            self._differentiable = self._gives_gradients(random_image(device, image_size), prompt)
-        super().probe(device, image_size, prompt, needs_gradient)
+            image = random_image(device, image_size)
+            given = check_context(self.name, image, {"noise_to_signal": 0.0, **context})
+            selected = select_context(self.name, self.wanted_context, image, given)
+            self._differentiable = self._gives_gradients(image, prompt, selected)
+        super().probe(device, image_size, prompt, needs_gradient, **context)
 
-    def _gives_gradients(self, image: Tensor, prompt: str) -> bool:
+    def _gives_gradients(self, image: Tensor, prompt: str, context: dict[str, Any]) -> bool:
         with torch.inference_mode(False), torch.enable_grad():
             image = image.clone().requires_grad_()
             try:
-                scores = self.score(image, [prompt])
+                scores = self.score(image, [prompt], **context)
             except RuntimeError:
                 # `.numpy()`, and with it every PIL-based score, refuses tensors that require gradients; an error of
                 # another origin comes back in the probe, which scores the image without them.

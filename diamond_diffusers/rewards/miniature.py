@@ -27,6 +27,8 @@ class MiniatureReward(CLIPReward):
 
     licence = "Apache-2.0"
     source = "diamond_diffusers.miniature"
+    size = "none"
+    hub_files = ()
 
     def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
         folder = resources.files("diamond_diffusers.miniature") / "weights" / "clip"

@@ -10,25 +10,28 @@ from torch import Tensor
 
 
 class PromptCache:
-    """Encodes each distinct prompt once and remembers those used last.
+    """Has each distinct prompt encoded once and remembers those used last.
 
     Args:
-        encode: maps N prompts to features `[N, ...]`.
         capacity: how many prompts are remembered between calls.
     """
 
-    def __init__(self, encode: Callable[[list[str]], Tensor], capacity: int) -> None:
-        self._encode = encode
+    def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """The features `[B, ...]` of `B` prompts, without a graph; repeated prompts cost nothing."""
+    def __call__(self, prompts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
+        """The features `[B, ...]` of `B` prompts, without a graph; repeated prompts cost nothing.
+
+        Args:
+            prompts: `B` of them.
+            encode: maps N prompts to features `[N, ...]`; always the same function.
+        """
         distinct = list(dict.fromkeys(prompts))
         missing = [prompt for prompt in distinct if prompt not in self._features]
         if missing:
             with torch.no_grad():
-                encoded = self._encode(missing)
+                encoded = encode(missing)
             # A row that is a view would keep the features of its whole batch alive.
             self._features.update({prompt: row.clone() for prompt, row in zip(missing, encoded, strict=True)})
         for prompt in distinct:
@@ -37,6 +40,10 @@ class PromptCache:
         while len(self._features) > self._capacity:
             self._features.popitem(last=False)
         return features
+
+    def to(self, device: torch.device) -> None:
+        """Moves the features of all prompts."""
+        self._features = OrderedDict((prompt, row.to(device)) for prompt, row in self._features.items())
 
     def clear(self) -> None:
         """Forgets all prompts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import TypeVar
 
@@ -19,26 +19,37 @@ Registered = type[Reward] | Reward | ScoreFunction
 T = TypeVar("T", bound=Registered)
 
 _registered: dict[str, Registered] = {}
+_aliases: dict[str, str] = {}
 
 
-def register_reward(name: str) -> Callable[[T], T]:
+def register_reward(name: str, aliases: Sequence[str] = ()) -> Callable[[T], T]:
     """Registers the decorated object as the reward `name`, and returns it unchanged.
 
     A `Reward` class is instantiated without arguments when the name is used; a function `(images, prompts) -> scores`
     is the reward itself. Other packages need no call: they name such an object as an entry point of the group
     `diamond_diffusers.rewards`.
 
+    Args:
+        name: an identifier.
+        aliases: other spellings of the whole name, which may hold dashes and dots, such as "hps-v2.1".
+
     Raises:
-        ValueError: `name` is not an identifier, or belongs to another reward.
+        ValueError: `name` is not an identifier, an alias could not be told from a number or an operator, or one of
+            them belongs to another reward.
     """
     if not name.isidentifier():
         raise ValueError(f"The reward name {name!r} is not an identifier; use letters, digits and underscores.")
+    for alias in aliases:
+        if not _ALIAS.fullmatch(alias):
+            raise ValueError(f"The alias {alias!r} is malformed; use letters, digits, '_', and '-' or '.' within.")
 
     def register(reward: T) -> T:
-        known = _registered.get(name)
-        if known is not None and _origin(known) != _origin(reward):
-            raise ValueError(f"The reward name '{name}' belongs to {_origin(known)}; choose another name.")
+        for word in (name, *aliases):
+            known = _registered.get(_aliases.get(word, word))
+            if known is not None and _origin(known) != _origin(reward):
+                raise ValueError(f"The reward name '{word}' belongs to {_origin(known)}; choose another name.")
         _registered[name] = reward
+        _aliases.update(dict.fromkeys(aliases, name))
         return reward
 
     return register
@@ -52,10 +63,14 @@ def available_rewards() -> list[str]:
 def registered_reward(name: str) -> Registered:
     """The class or function registered as `name`: a class tells its licence and source without being instantiated.
 
+    Args:
+        name: or one of its aliases.
+
     Raises:
         ValueError: no reward has this name.
         ImportError: the plug-in that offers it cannot be imported.
     """
+    name = _aliases.get(name, name)
     if name in _registered:
         return _registered[name]
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
@@ -79,7 +94,7 @@ def as_reward(reward: RewardLike) -> Reward:
 
     Raises:
         TypeError: `reward` is none of these.
-        ValueError: the expression cannot be read, or names an unknown reward.
+        ValueError: the expression cannot be read, or names an unknown reward or one that needs arguments.
     """
     if isinstance(reward, Reward):
         return reward
@@ -103,14 +118,30 @@ def _build(expression: str) -> Reward:
     return WeightedSum(terms)
 
 
+def required_arguments(registered: Registered) -> list[str]:
+    """The arguments without which a registered class cannot be instantiated, so that no expression can name it."""
+    if not inspect.isclass(registered):
+        return []
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    parameters = inspect.signature(registered).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+
+
 def _instantiate(name: str, registered: Registered) -> Reward:
     if inspect.isclass(registered):
+        if required := required_arguments(registered):
+            raise ValueError(
+                f"The reward '{name}' needs {' and '.join(required)}, so its name alone does not make it; "
+                f"construct a {registered.__name__} in Python."
+            )
         return registered()
     return registered if isinstance(registered, Reward) else CallableReward(registered, name)
 
 
 def parse_expression(expression: str) -> list[tuple[float, str]]:
     """Reads `[sign] [number *] name {sign [number *] name}` into pairs of a weight and a name.
+
+    A known alias with dashes or dots is read as a whole; `a-b` is a difference where it is no alias.
 
     Raises:
         ValueError: with the place where reading stopped.
@@ -133,15 +164,20 @@ def parse_expression(expression: str) -> list[tuple[float, str]]:
 
 Token = tuple[str, str, int]
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)|(?P<sign>[+-])|(?P<times>\*)"
+_ALIAS = re.compile(r"[^\W\d]\w*(?:[-.]\w+)*")
+_TOKEN = (
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>{aliases}[^\W\d]\w*)|(?P<sign>[+-])|(?P<times>\*)"
     r"|(?P<end>$)|(?P<unknown>.))"
 )
 
 
 def _tokens(expression: str) -> Iterator[Token]:
-    for match in _TOKEN.finditer(expression):
-        yield match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)
+    longest_first = sorted(_aliases, key=len, reverse=True)
+    # An alias ends where no longer word goes on: `a-b` is not the beginning of `a-bc` or `a-b.1`.
+    aliases = "".join(rf"{re.escape(alias)}(?![\w]|[.]\d)|" for alias in longest_first)
+    for match in re.finditer(_TOKEN.replace("{aliases}", aliases), expression):
+        kind, text = match.lastgroup, match[match.lastgroup]
+        yield kind, _aliases.get(text, text), match.start(kind)
 
 
 def _take(expression: str, tokens: list[Token], kind: str, description: str) -> str:

@@ -1,11 +1,14 @@
 import random
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from diamond_diffusers.rewards import registry
+from diamond_diffusers.rewards import clip_tower, registry
+
+from .golden import FIXTURES, L14_CONFIG, Golden, write_heads, write_open_clip, write_transformers
 
 WORDS = ["a", "photo", "of", "one", "two", "red", "blue", "green", "circle", "square", "star", "left", "above"]
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>"]
@@ -58,6 +61,18 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Every golden CLIP as a checkpoint on disk, and the heads of the aesthetic predictors, by name."""
+    made = {name: write_transformers(Golden(name), tmp_path_factory.mktemp(name)) for name in ("clip_b32", "pickscore")}
+    for name, config in {"clip_l14": L14_CONFIG, "hpsv2": Golden("hpsv2").values["config"]}.items():
+        made[name] = write_open_clip(Golden(name), tmp_path_factory.mktemp(name), config)
+    heads = write_heads(tmp_path_factory.mktemp("heads"))
+    made |= {name: heads / f"{name}.safetensors" for name in ("vit_l_14", "vit_b_32")}
+    made["mlp"] = FIXTURES / "aesthetic" / "sac+logos+ava1-l14-linearMSE.safetensors"
+    return made
+
+
 @pytest.fixture
 def prompts():
     generator = random.Random(0)
@@ -79,3 +94,10 @@ def images():
 def empty_registry(monkeypatch):
     """A registry of the test's own, which knows only what is registered in the test."""
     monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_aliases", {})
+
+
+@pytest.fixture(autouse=True)
+def own_towers(monkeypatch):
+    """No CLIP of an earlier test is shared with this one."""
+    monkeypatch.setattr(clip_tower, "_towers", WeakValueDictionary())

@@ -151,11 +151,20 @@ class TestMove:
         (torch.zeros(2, 4, 8, 8), ["a", "b"], ValueError, r"shape \[2, 4, 8, 8\]; give \[B, 3, H, W\]"),
         (torch.zeros(2, 3, 8, 8), ["a"], ValueError, "1 prompts for 2 images; give one prompt per image"),
         (torch.zeros(2, 3, 8, 8), "ab", TypeError, "the string prompts='ab'; give a list"),
+        (torch.zeros(0, 3, 8, 8), [], ValueError, r"shape \[0, 3, 8, 8\]; give at least one pixel"),
+        (torch.full((1, 3, 8, 8), 1.01), ["a"], ValueError, r"from 1.01 to 1.01; give values in \[0, 1\]"),
+        (torch.linspace(-1, 1, 192).view(1, 3, 8, 8), ["a"], ValueError, r"from -1 to 1; give values in \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), torch.nan), ["a"], ValueError, r"from nan to nan; give values in \[0, 1\]"),
     ],
 )
 def test_bad_batches(reward, images, prompts, error, message):
     with pytest.raises(error, match=r"'brightness.*" + message):
         reward.evaluate(images, prompts)
+
+
+def test_a_rounding_outside_the_range_is_no_error():
+    images = torch.tensor([-5e-4, 1.0005]).expand(1, 3, 8, 2)
+    assert Brightness()(images, ["a"]).isfinite().all()
 
 
 @pytest.mark.parametrize(

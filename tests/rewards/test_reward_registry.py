@@ -3,6 +3,7 @@ import torch
 
 from diamond_diffusers.rewards import (
     CallableReward,
+    HPSv21Reward,
     MiniatureReward,
     Reward,
     WeightedSum,
@@ -10,6 +11,7 @@ from diamond_diffusers.rewards import (
     available_rewards,
     register_reward,
     registered_reward,
+    registry,
 )
 from diamond_diffusers.rewards.registry import parse_expression
 
@@ -56,10 +58,16 @@ def toys(empty_registry):
         ("a - -b", None),
         ("a / b", None),
         ("(a)", None),
-        ("hps-v2.1", None),
+        ("un-known.1", None),
+        ("hps-v2.1", [(1, "hpsv2_1")]),
+        ("2*hps-v2-3*hpsv2.1 + .5*hps-v2.1", [(2, "hpsv2"), (-3, "hpsv2_1"), (0.5, "hpsv2_1")]),
+        ("hps-v23", [(1, "hps"), (-1, "v23")]),
+        ("hps-v2.2", None),
+        ("a-b", [(1, "a"), (-1, "b")]),
     ],
 )
-def test_expressions(expression, terms):
+def test_expressions(expression, terms, monkeypatch):
+    monkeypatch.setattr(registry, "_aliases", {"hps-v2": "hpsv2", "hps-v2.1": "hpsv2_1", "hpsv2.1": "hpsv2_1"})
     if terms is None:
         with pytest.raises(ValueError, match=r"was expected; write it like 'imagereward"):
             parse_expression(expression)
@@ -142,8 +150,28 @@ class TestRegistration:
         with pytest.raises(ValueError, match=r"is not an identifier; use letters"):
             register_reward(name)
 
+    @pytest.mark.parametrize("alias", ["2x", "a--b", "a b", "-a", "a*b", ""])
+    def test_an_alias_reads_as_one_word(self, alias):
+        with pytest.raises(ValueError, match=r"is malformed; use letters, digits"):
+            register_reward("mine", aliases=[alias])
+
+    def test_an_alias_is_the_whole_name(self, empty_registry):
+        @register_reward("contrast_ratio", aliases=["contrast-ratio", "contrast.ratio"])
+        def contrast_ratio(images, prompts):
+            return images.std((1, 2, 3))
+
+        for word in ("contrast_ratio", "contrast-ratio", "contrast.ratio"):
+            assert registered_reward(word) is contrast_ratio
+            assert as_reward(f"2*{word}").name == "2*contrast_ratio"
+        assert available_rewards() == ["contrast_ratio"]
+        with pytest.raises(ValueError, match=r"'contrast-ratio' belongs to .*; choose another"):
+            register_reward("other", aliases=["contrast-ratio"])(lambda images, prompts: None)
+
     def test_the_package_s_own(self):
-        assert {"clip", "miniature"} <= set(available_rewards())
+        assert {"clip", "miniature", "pickscore", "hpsv2", "hpsv2_1", "aesthetic", "aesthetic_v1"} <= set(
+            available_rewards()
+        )
+        assert registered_reward("hps-v2.1") is registered_reward("hpsv2_1") is HPSv21Reward
 
 
 @pytest.fixture

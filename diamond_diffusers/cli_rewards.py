@@ -1,0 +1,193 @@
+"""The commands about rewards: `diamond-diffusers rewards` and `diamond-diffusers score`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .cli_common import first_sentence, named_dtype, text_table, usable_device
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .rewards import Reward
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
+RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2 - 0.2*jpeg_size'.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="One for all images, or one for each in their order; some rewards need none."),
+]
+Format = Annotated[str, typer.Option("--format", help="'table' or 'csv'.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at once, where their sizes are equal.")]
+DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; 'auto' is each reward's own.")]
+Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one image.
+
+    Attributes:
+        terms: of every reward in the expression, by name.
+        total: of the expression.
+    """
+
+    terms: dict[str, float]
+    total: float
+
+
+def rewards() -> None:
+    """Lists the rewards that expressions can name, and whether each can be used here."""
+    from .rewards import available_rewards, registered_reward
+    from .rewards.availability import availability
+
+    table = text_table("name", "what", "differentiable", "licence", "download", "usable here")
+    # Names are there to be copied.
+    table.columns[0].no_wrap = True
+    for name in available_rewards():
+        try:
+            reward = registered_reward(name)
+        except ImportError as error:
+            table.add_row(name, "–", "–", "–", "–", escape(f"no: {error}"))
+            continue
+        differentiable = {True: "yes", False: "no"}.get(getattr(reward, "differentiable", None), "found on use")
+        licence, size = getattr(reward, "licence", "–"), getattr(reward, "size", "–")
+        cells = name, first_sentence(reward), differentiable, licence, size, availability(reward)
+        table.add_row(*map(escape, cells))
+    Console().print(table)
+
+
+def score(
+    images: ImagePaths,
+    reward: RewardExpression,
+    prompts: Prompts = None,
+    output_format: Format = "table",
+    batch_size: BatchSize = 8,
+    dtype: DType = "auto",
+    device: Device = "auto",
+) -> None:
+    """Scores image files and folders, and prints a table or CSV."""
+    if output_format not in ("table", "csv"):
+        raise ValueError(f"--format is {output_format!r}; choose table or csv")
+    paths = find_images(images)
+    texts = _one_each(prompts or [""], paths)
+    place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
+
+    from .rewards import as_reward
+
+    judge = as_reward(reward).to(place, precision)
+    scores = score_files(judge, paths, texts, batch_size, place)
+    # A reward of one term is that term.
+    totals = [] if list(scores[0].terms) == [judge.name] else [judge.name]
+    rows = [[*result.terms.values(), *([result.total] if totals else [])] for result in scores]
+    headers = [*scores[0].terms, *totals]
+    if output_format == "csv":
+        _print_csv(headers, paths, texts, rows)
+    else:
+        _print_table(headers, paths, rows)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The given files, and the images directly within the given folders, by name.
+
+    Raises:
+        ValueError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise ValueError(f"IMAGE is '{path}', which does not exist; give image files or folders")
+        within = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not within:
+            raise ValueError(f"IMAGE is the folder '{path}', which holds no {', '.join(IMAGE_SUFFIXES)} file")
+        found += within
+    return found
+
+
+def score_files(
+    reward: Reward, paths: Sequence[Path], prompts: Sequence[str], batch_size: int, device: str
+) -> list[Scores]:
+    """Scores of image files in their order.
+
+    Args:
+        reward: on its device.
+        paths: of the images.
+        prompts: one for each image.
+        batch_size: the most images of one call; images of different sizes never share one.
+        device: where images are put.
+
+    Raises:
+        ValueError: a file cannot be read as an image.
+    """
+    import torch
+
+    from .rewards.preprocessing import images_from_pil
+
+    scores: dict[int, Scores] = {}
+    for rows in _batches_of_one_size(paths, batch_size):
+        images = images_from_pil([_read(paths[row]) for row in rows]).to(device)
+        with torch.no_grad():
+            output = reward.evaluate(images, [prompts[row] for row in rows])
+        for i, row in enumerate(rows):
+            terms = {name: term[i].item() for name, term in output.terms.items()}
+            scores[row] = Scores(terms, output.total[i].item())
+    return [scores[row] for row in range(len(paths))]
+
+
+def _batches_of_one_size(paths: Sequence[Path], batch_size: int) -> Iterator[list[int]]:
+    rows_by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, path in enumerate(paths):
+        with _read(path) as image:
+            rows_by_size[image.size].append(row)
+    for rows in rows_by_size.values():
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+
+def _read(path: Path) -> Image.Image:
+    from PIL import Image
+
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise ValueError(f"IMAGE is '{path}', which cannot be read; give a PNG, JPEG or WebP file") from error
+
+
+def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    if len(prompts) not in (1, len(paths)):
+        raise ValueError(
+            f"--prompt is given {len(prompts)} times for {len(paths)} images; give it once or once for each"
+        )
+    return list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)
+
+
+def _print_csv(headers: Sequence[str], paths: Sequence[Path], prompts: Sequence[str], rows: list[list[float]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "prompt", *headers])
+    for path, prompt, row in zip(paths, prompts, rows, strict=True):
+        writer.writerow([path, prompt, *(f"{value:.6g}" for value in row)])
+
+
+def _print_table(headers: Sequence[str], paths: Sequence[Path], rows: list[list[float]]) -> None:
+    table = text_table("image", *headers)
+    for path, row in zip(paths, rows, strict=True):
+        table.add_row(escape(str(path)), *(f"{value:.4f}" for value in row))
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("mean", *(f"{sum(column) / len(rows):.4f}" for column in zip(*rows, strict=True)))
+    Console().print(table)

@@ -1,0 +1,63 @@
+"""The checks that every call of a reward passes, with the sentences that explain what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RANGE_TOLERANCE = 1e-3
+"""How far outside [0, 1] a pixel may be: decoders round."""
+
+
+def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
+    """Checks images and prompts of the reward `name`.
+
+    Raises:
+        TypeError: `images` is not a floating tensor, or `prompts` is a single string.
+        ValueError: the shape or the range of `images`, or the number of `prompts`, is wrong.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        found = f"dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"Reward '{name}' got images of {found}; give a floating tensor in [0, 1].")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"Reward '{name}' got images of shape {list(images.shape)}; give [B, 3, H, W], in RGB.")
+    if isinstance(prompts, str):
+        raise TypeError(f"Reward '{name}' got the string prompts={prompts!r}; give a list, one per image.")
+    if len(prompts) != len(images):
+        raise ValueError(
+            f"Reward '{name}' got {len(prompts)} prompts for {len(images)} images; give one prompt per image."
+        )
+    if images.numel() == 0:
+        raise ValueError(f"Reward '{name}' got images of shape {list(images.shape)}; give at least one pixel.")
+    lowest, highest = torch.stack(images.detach().aminmax()).tolist()
+    if not (lowest >= -RANGE_TOLERANCE and highest <= 1 + RANGE_TOLERANCE):
+        raise ValueError(
+            f"Reward '{name}' got images from {lowest:.4g} to {highest:.4g}; give values in [0, 1], such as "
+            "`(x / 2 + 0.5).clamp(0, 1)` of images in [-1, 1]."
+        )
+
+
+def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
+    """Checks what `score` of the reward `name` returned.
+
+    Raises:
+        TypeError: `scores` is no tensor.
+        ValueError: the shape of `scores` is not `[B]`, or one is not finite.
+    """
+    if not isinstance(scores, Tensor):
+        raise TypeError(
+            f"Reward '{name}' returned a {type(scores).__name__}; return a tensor with one score per image."
+        )
+    if scores.shape != (len(prompts),):
+        raise ValueError(
+            f"Reward '{name}' returned scores of shape {list(scores.shape)} for {len(prompts)} images; "
+            f"return shape [{len(prompts)}]."
+        )
+    if not scores.isfinite().all():
+        first = int(scores.isfinite().logical_not().nonzero()[0, 0])
+        raise ValueError(
+            f"Reward '{name}' returned {scores[first].item()} for image {first} (prompt {prompts[first]!r}); "
+            "scores must be finite: mend its `score`, or load it in float32."
+        )

@@ -1,0 +1,72 @@
+"""What a reward can ask for beside images and prompts, by naming it as a parameter of its `score`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .preprocessing import images_to_pil
+
+GIVEN_NAMES = ("latents", "noise_to_signal")
+"""`latents`: the clean latents `[B, ...]` that the images were decoded from, with their graph.
+
+`noise_to_signal`: `[B]`, the level of the noisy sample that the images are a look-ahead of; 0 where they are final.
+"""
+
+CONTEXT_NAMES = (*GIVEN_NAMES, "pil_images")
+"""`pil_images`: the images as a list of PIL images; made where a reward asks for them."""
+
+
+def wanted_context(function: Callable[..., Any]) -> dict[str, bool]:
+    """The context that a scoring function names in its signature, and whether it cannot do without."""
+    try:
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: parameters[name].default is inspect.Parameter.empty for name in CONTEXT_NAMES if name in parameters}
+
+
+def check_context(name: str, images: Tensor, context: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The context given to the reward `name`, as tensors with one row per image.
+
+    Raises:
+        TypeError: a name is unknown.
+        ValueError: a tensor has another number of rows than there are images.
+    """
+    checked = {}
+    for key, value in context.items():
+        if key not in GIVEN_NAMES:
+            raise TypeError(f"Reward '{name}' got {key}=...; the context is made of {' and '.join(GIVEN_NAMES)}.")
+        tensor = torch.as_tensor(value, device=None if isinstance(value, Tensor) else images.device)
+        rows = tensor.expand(len(images)) if tensor.ndim == 0 else tensor
+        if len(rows) != len(images):
+            raise ValueError(
+                f"Reward '{name}' got {key} of shape {list(tensor.shape)} for {len(images)} images; "
+                "give one row per image."
+            )
+        checked[key] = rows
+    return checked
+
+
+def select_context(
+    name: str, wanted: Mapping[str, bool], images: Tensor, context: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The part of the context that the reward `name` wants, with the PIL images if it wants those.
+
+    Raises:
+        ValueError: something that it cannot do without was not given.
+    """
+    available = dict(context)
+    if "pil_images" in wanted:
+        available["pil_images"] = images_to_pil(images)
+    for key, is_required in wanted.items():
+        if is_required and key not in available:
+            raise ValueError(
+                f"Reward '{name}' wants `{key}`, which this call does not give; pass {key}=..., or give the parameter "
+                "a default."
+            )
+    return {key: available[key] for key in wanted if key in available}

@@ -1,0 +1,82 @@
+"""Human Preference Score v2 and v2.1."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub import hf_hub_download
+
+from .clip import CLIPReward
+from .clip_loading import OPEN_CLIP_PREFIX
+from .preprocessing import LongestSidePadding
+from .registry import register_reward
+
+REPOSITORY = "xswu/HPSv2"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+@register_reward("hpsv2", aliases=("hps-v2",))
+class HPSv2Reward(CLIPReward):
+    """Cosine of a CLIP ViT-H/14 that was trained on human choices, about 0.2 to 0.35.
+
+    Args:
+        checkpoint: None for the published one, from the Hub; a weights file in its layout (`.pt` or `.safetensors`);
+            or any checkpoint that `CLIPReward` takes.
+        preprocessing: `"pad"` as in the official package, which resizes the longer side to 224 and pads with black, or
+            `"crop"`, which resizes the shorter side and crops the centre, as CLIP does.
+        name: under which the scores are reported.
+        options: see `CLIPReward`; `revision`, `token`, `cache_dir` and `local_files_only` also hold for the download.
+
+    Raises:
+        OSError, ValueError: as `CLIPReward`; and `preprocessing` is neither.
+
+    Source: Wu et al. 2023, "Human Preference Score v2".
+    """
+
+    licence = "Apache-2.0"
+    source = "Wu et al. 2023, arXiv:2306.09341"
+    size = "2.0 GB"
+    file_name: ClassVar[str] = "HPS_v2_compressed.pt"
+    hub_files = ((REPOSITORY, file_name),)
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str] | None = None,
+        *,
+        preprocessing: Literal["pad", "crop"] = "pad",
+        name: str = "hpsv2",
+        **options: Any,
+    ) -> None:
+        if preprocessing not in ("pad", "crop"):
+            raise ValueError(f"Reward '{name}' got preprocessing={preprocessing!r}; give 'pad' or 'crop'.")
+        if checkpoint is None:
+            checkpoint = self._download(name, options)
+        if Path(checkpoint).suffix in WEIGHT_SUFFIXES:
+            checkpoint = f"{OPEN_CLIP_PREFIX}ViT-H-14/{checkpoint}"
+        super().__init__(checkpoint, name=name, **options)
+        if preprocessing == "pad":
+            crop = self.tower.preprocessing
+            self.preprocessing = LongestSidePadding(crop.size[0], crop.mean, crop.std)
+
+    def _download(self, name: str, options: dict[str, Any]) -> str:
+        hub_options = {key: options.pop(key) for key in ("revision", "token", "local_files_only") if key in options}
+        try:
+            return hf_hub_download(REPOSITORY, self.file_name, cache_dir=options.get("cache_dir"), **hub_options)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"Reward '{name}' cannot download {self.file_name} from '{REPOSITORY}' "
+                f"({str(error).splitlines()[0]}); give checkpoint=..., a local file."
+            ) from error
+
+
+@register_reward("hpsv2_1", aliases=("hpsv2.1", "hps-v2.1"))
+class HPSv21Reward(HPSv2Reward):
+    """`HPSv2Reward` with the weights of version 2.1, trained on cleaner choices; the same architecture and range."""
+
+    file_name = "HPS_v2.1_compressed.pt"
+    hub_files = ((REPOSITORY, file_name),)
+
+    def __init__(self, checkpoint: str | PathLike[str] | None = None, *, name: str = "hpsv2_1", **options: Any) -> None:
+        super().__init__(checkpoint, name=name, **options)

@@ -1,0 +1,172 @@
+"""ImageReward: a human preference score for an image and its prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor
+from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
+
+from .base import Reward
+from .checkpointing import checkpoint_layers
+from .clip_tower import at_least_float32
+from .errors import first_line
+from .imagereward_network import TEXT_CONFIG, VISION_CONFIG, build_network, read_weights
+from .preprocessing import ImagePreprocessing
+from .registry import register_reward
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 35
+LOCAL_NAMES = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
+SHARED_HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
+
+
+@register_reward("imagereward", aliases=("image-reward",))
+class ImageReward(Reward):
+    """Human preference for the image given the prompt, standardised: zero mean and unit deviation on its own data.
+
+    Runs the published checkpoint on transformers' BLIP modules. Images of any size are preprocessed on tensors as the
+    official code does on PIL images, and scores are differentiable to the pixels. The text tower looks at the image
+    from its first layer on, so prompts have no features to cache. In float16 and bfloat16 the two towers are in that
+    precision, the head stays in float32, and scores deviate by up to 0.05 and 0.01 on a small copy of the network.
+
+    Args:
+        checkpoint: a repository on the Hub that holds `ImageReward.pt`, or a local `.pt` or `.safetensors` file in
+            the published layout, or a folder with `ImageReward.safetensors`, `model.safetensors` or `ImageReward.pt`.
+        name: under which the scores are reported.
+        tokenizer: name or folder of the uncased BERT tokenizer.
+        vision_config: of a checkpoint whose image tower is not the published one.
+        text_config: of a checkpoint whose text tower is not the published one.
+        gradient_checkpointing: recomputes each layer in the backward pass instead of storing its activations.
+        max_batch_size: the most images of one call of the model; None for all at once.
+        device: of the model; images are moved to it.
+        dtype: of the two towers.
+        hub_options: forwarded to the Hub: `revision`, `token`, `cache_dir`, `local_files_only`; the tokenizer gets
+            all but `revision`.
+
+    Raises:
+        OSError: the checkpoint or the tokenizer cannot be found or read.
+        ValueError: the checkpoint is of another architecture; the first tensor at fault is named.
+
+    Source: Xu et al. 2023, "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation".
+    """
+
+    licence = "Apache-2.0"
+    source = "Xu et al. 2023, arXiv:2304.05977"
+    size = "1.8 GB"
+    hub_files = (("THUDM/ImageReward", "ImageReward.pt"), ("google-bert/bert-base-uncased", "vocab.txt"))
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str] = "THUDM/ImageReward",
+        *,
+        name: str = "imagereward",
+        tokenizer: str | PathLike[str] = "google-bert/bert-base-uncased",
+        vision_config: BlipVisionConfig = VISION_CONFIG,
+        text_config: BlipTextConfig = TEXT_CONFIG,
+        gradient_checkpointing: bool = False,
+        max_batch_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **hub_options: Any,
+    ) -> None:
+        self.name = name
+        self.max_batch_size = max_batch_size
+        path = find_checkpoint(name, checkpoint, hub_options)
+        try:
+            self.model = build_network(read_weights(path), vision_config, text_config)
+        except ValueError as error:
+            raise ValueError(
+                f"Reward '{name}' got checkpoint='{checkpoint}', but {error}; give one in its published layout."
+            ) from error
+        self._prepare(tokenizer, vision_config.image_size, hub_options)
+        if gradient_checkpointing:
+            checkpoint_layers(self.model)
+        self.to(device, dtype)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Standardised scores `[B]`, about -2.5 to 2, of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
+        weight = next(self.model.parameters())
+        pixels = self.preprocessing(at_least_float32(images.to(weight.device)))
+        tokens = self._tokenize(prompts)
+        ids, mask = tokens.input_ids.to(weight.device), tokens.attention_mask.to(weight.device)
+        return self.model(pixels.to(weight.dtype), ids, mask)
+
+    def compile(self, **options: Any) -> Self:
+        """Compiles the model with `torch.compile(**options)`, in place; returns the reward."""
+        self.model.compile(**options)
+        return self
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves and casts the model, in place; returns the reward. The head is in float32 at least."""
+        self.model.to(device=device)
+        if dtype is not None:
+            self.model.vision.to(dtype)
+            self.model.text.to(dtype)
+            self.model.head.to(torch.promote_types(dtype, torch.float32))
+        return self
+
+    def _prepare(self, tokenizer: str | PathLike[str], image_size: int, hub_options: dict[str, Any]) -> None:
+        self.preprocessing = ImagePreprocessing(size=[image_size], crop_size=[image_size, image_size])
+        shared = {key: value for key, value in hub_options.items() if key in SHARED_HUB_OPTIONS}
+        try:
+            self.tokenizer = BertTokenizer.from_pretrained(tokenizer, **shared)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"Reward '{self.name}' cannot load tokenizer='{tokenizer}' ({first_line(error)}); give the "
+                "name or the folder of an uncased BERT tokenizer."
+            ) from error
+        # BLIP's two tokens of its own, which follow BERT's vocabulary.
+        self.tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+        self._has_warned_of_truncation = False
+
+    def _tokenize(self, prompts: Sequence[str]) -> Any:
+        self._warn_of_truncation(prompts)
+        return self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+
+    def _warn_of_truncation(self, prompts: Sequence[str]) -> None:
+        if self._has_warned_of_truncation:
+            return
+        distinct = list(dict.fromkeys(prompts))
+        for prompt, tokens in zip(distinct, self.tokenizer(distinct, verbose=False).input_ids, strict=True):
+            if len(tokens) > MAX_TOKENS:
+                cut = f"reads only {MAX_TOKENS} of the {len(tokens)} tokens of {prompt!r}"
+                logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
+                self._has_warned_of_truncation = True
+                return
+
+
+def find_checkpoint(name: str, checkpoint: str | PathLike[str], hub_options: dict[str, Any]) -> Path:
+    """The file of a checkpoint given as a file, a folder or a repository on the Hub, from which it is downloaded.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = [path / local for local in LOCAL_NAMES if (path / local).is_file()]
+        if found:
+            return found[0]
+        raise OSError(
+            f"Reward '{name}' got checkpoint='{checkpoint}', a folder without {' or '.join(LOCAL_NAMES)}; "
+            "put the checkpoint there, or give its file."
+        )
+    try:
+        return Path(hf_hub_download(str(checkpoint), "ImageReward.pt", **hub_options))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise OSError(
+            f"Reward '{name}' cannot load checkpoint='{checkpoint}' ({first_line(error)}); give a "
+            "repository on the Hub with ImageReward.pt, or a local file or folder."
+        ) from error

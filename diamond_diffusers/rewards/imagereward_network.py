@@ -1,0 +1,147 @@
+"""ImageReward's network on transformers' BLIP modules, and the names under which its checkpoint was published."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BlipTextConfig, BlipVisionConfig
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from .errors import first_line
+
+# The published network: ViT-L/16 and BERT-base with cross-attention. transformers' own BLIP defaults differ in the
+# vision layer norm's eps (1e-5) and in the number of text heads (8).
+VISION_CONFIG = BlipVisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=224,
+    patch_size=16,
+    layer_norm_eps=1e-6,
+)
+TEXT_CONFIG = BlipTextConfig(encoder_hidden_size=1024, num_attention_heads=12)
+
+SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072
+PROJECTION_DIM = 256
+HEAD_WIDTHS = (1024, 128, 64, 16, 1)
+# Dropout layers take the numbers that are left out.
+HEAD_NAMES = ("0", "2", "4", "6", "7")
+
+_PUBLISHED_NAMES = (
+    ("vision.embeddings.class_embedding", "blip.visual_encoder.cls_token"),
+    ("vision.embeddings.position_embedding", "blip.visual_encoder.pos_embed"),
+    ("vision.embeddings.patch_embedding.", "blip.visual_encoder.patch_embed.proj."),
+    ("vision.encoder.layers.", "blip.visual_encoder.blocks."),
+    ("vision.post_layernorm.", "blip.visual_encoder.norm."),
+    (".self_attn.qkv.", ".attn.qkv."),
+    (".self_attn.projection.", ".attn.proj."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+    ("text.", "blip.text_encoder."),
+    ("head.", "mlp.layers."),
+)
+
+
+class ImageRewardNetwork(nn.Module):
+    """Pixels and token ids to standardised scores.
+
+    Args:
+        vision_config: of the image tower.
+        text_config: of the text tower, which attends to the image tower's patches in every layer.
+
+    Source: Xu et al. 2023, "ImageReward", arXiv:2304.05977, section 3; the BLIP towers are Li et al. 2022,
+    arXiv:2201.12086.
+    """
+
+    def __init__(self, vision_config: BlipVisionConfig, text_config: BlipTextConfig) -> None:
+        super().__init__()
+        self.vision = BlipVisionModel(vision_config)
+        self.text = BlipTextModel(text_config, add_pooling_layer=False)
+        widths = (text_config.hidden_size, *HEAD_WIDTHS)
+        layers = (nn.Linear(*pair) for pair in pairwise(widths))
+        # No activations: the published head is a chain of linear maps.
+        self.head = nn.Sequential(OrderedDict(zip(HEAD_NAMES, layers, strict=True)))
+
+    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores `[B]` of normalised pixels `[B, 3, H, W]` and token ids and their mask, both `[B, L]`."""
+        patches = self.vision(pixels).last_hidden_state
+        states = self.text(input_ids, attention_mask=attention_mask, encoder_hidden_states=patches).last_hidden_state
+        score = self.head(states[:, 0].to(self.head[0].weight.dtype))[:, 0]
+        return (score - SCORE_MEAN) / SCORE_STD
+
+
+def published_shapes(network: ImageRewardNetwork) -> dict[str, torch.Size]:
+    """Name and shape of every tensor of the network's checkpoint, in the layout in which it was published."""
+    vision, text = network.vision.config, network.text.config
+    unused = {
+        "blip.text_encoder.embeddings.position_ids": (1, text.max_position_embeddings),
+        "blip.vision_proj.weight": (PROJECTION_DIM, vision.hidden_size),
+        "blip.vision_proj.bias": (PROJECTION_DIM,),
+        "blip.text_proj.weight": (PROJECTION_DIM, text.hidden_size),
+        "blip.text_proj.bias": (PROJECTION_DIM,),
+    }
+    used = {_published_name(name): weight.shape for name, weight in network.state_dict().items()}
+    return used | {name: torch.Size(shape) for name, shape in unused.items()}
+
+
+def build_network(
+    weights: Mapping[str, Tensor], vision_config: BlipVisionConfig, text_config: BlipTextConfig
+) -> ImageRewardNetwork:
+    """The network with published weights, in float32, for inference.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.
+    """
+    with torch.device("meta"):
+        network = ImageRewardNetwork(vision_config, text_config)
+    _check_layout(weights, published_shapes(network))
+    named = {name: weights[_published_name(name)].float() for name in network.state_dict()}
+    network.load_state_dict(named, assign=True)
+    # No checkpoint holds this buffer, so it is still without storage.
+    positions = torch.arange(text_config.max_position_embeddings)
+    network.text.embeddings.position_ids = positions.expand(1, -1)
+    return network.eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a `.pt` file that holds nothing but tensors.
+
+    Raises:
+        ValueError: the file cannot be read so.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"'{path}' cannot be read as a file of tensors ({first_line(error)})") from error
+    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        raise ValueError(f"'{path}' holds something other than named tensors")
+    return weights
+
+
+def _check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name]]
+    for names, fault in ((missing, "lacks"), (unexpected, "has the unexpected")):
+        if names:
+            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            raise ValueError(f"the checkpoint {fault} tensor '{names[0]}'{others}")
+    if misshapen:
+        name = misshapen[0]
+        raise ValueError(f"tensor '{name}' has shape {list(weights[name].shape)}, not {list(expected[name])}")
+
+
+def _published_name(name: str) -> str:
+    for ours, published in _PUBLISHED_NAMES:
+        name = name.replace(ours, published)
+    return name

@@ -1,0 +1,93 @@
+"""A reward on a device of its own, where it can also be only while it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .base import CompositeReward, Reward, RewardOutput
+
+
+class PlacedReward(CompositeReward):
+    """Scores on one device, whichever device the images are on.
+
+    With `rest_device` the reward is on `device` only while it scores, and again while its gradient is computed: the
+    scores are then computed once more in the backward pass, and nothing is stored between the passes.
+
+    Args:
+        reward: the reward within; `to` moves it no more, except to another dtype.
+        device: where it scores.
+        rest_device: where it is between calls, such as "cpu"; None to stay.
+    """
+
+    def __init__(
+        self, reward: Reward, device: torch.device | str, rest_device: torch.device | str | None = None
+    ) -> None:
+        super().__init__([reward], reward.name)
+        self.device = torch.device(device)
+        self.rest_device = None if rest_device is None else torch.device(rest_device)
+        reward.to(self.device if rest_device is None else self.rest_device)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Casts the reward, in place; it stays on its own device."""
+        self.rewards[0].to(dtype=dtype)
+        return self
+
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
+        """The scores of the reward within, on the images' device. See `Reward.evaluate`."""
+        if self.rest_device is None:
+            return self._evaluate(images, prompts, context)
+        with torch.no_grad(), self._at_work():
+            output = self._evaluate(images, prompts, context)
+        if not self._tracks(images, *context.values()):
+            return output
+        total = _ScoreAgainBackwards.apply(self, prompts, context, output.total, images, context.get("latents"))
+        return RewardOutput(total, output.terms)
+
+    def _evaluate(self, images: Tensor, prompts: Sequence[str], context: dict[str, Any]) -> RewardOutput:
+        moved = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in context.items()}
+        output = self.rewards[0].evaluate(images.to(self.device), prompts, **moved)
+        terms = {name: term.to(images.device) for name, term in output.terms.items()}
+        return RewardOutput(output.total.to(images.device), terms)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self.rewards[0].to(self.device)
+        try:
+            yield
+        finally:
+            self.rewards[0].to(self.rest_device)
+
+
+class _ScoreAgainBackwards(torch.autograd.Function):
+    """The identity of scores that were computed without a graph; their graph is built in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        placed: PlacedReward,
+        prompts: Sequence[str],
+        context: dict[str, Any],
+        total: Tensor,
+        images: Tensor,
+        latents: Tensor | None,
+    ) -> Tensor:
+        ctx.placed, ctx.prompts, ctx.context = placed, prompts, context
+        ctx.save_for_backward(images, latents)
+        return total.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [None if saved is None else saved.detach().requires_grad_() for saved in ctx.saved_tensors]
+        images, latents = inputs
+        context = ctx.context if latents is None else {**ctx.context, "latents": latents}
+        leaves = [leaf for leaf in inputs if leaf is not None]
+        with torch.enable_grad(), ctx.placed._at_work():
+            total = ctx.placed._evaluate(images, ctx.prompts, context).total
+            found = iter(torch.autograd.grad(total, leaves, gradient, allow_unused=True))
+        return None, None, None, None, *(None if leaf is None else next(found) for leaf in inputs)

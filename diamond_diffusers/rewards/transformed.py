@@ -1,0 +1,124 @@
+"""Rewards on another scale: standardised, clipped, tempered. They report the scores of the reward within."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .base import CompositeReward, Reward, RewardOutput
+
+
+class TransformedReward(CompositeReward):
+    """A function of another reward's score; subclasses say which in `transform`.
+
+    Args:
+        reward: the reward within.
+        name: of the transformed reward.
+    """
+
+    def __init__(self, reward: Reward, name: str) -> None:
+        super().__init__([reward], name)
+
+    @abstractmethod
+    def transform(self, scores: Tensor) -> Tensor:
+        """Maps scores `[B]` to scores `[B]`, differentiably."""
+
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
+        """The transformed total, and the scores of the reward within. See `Reward.evaluate`."""
+        output = self.rewards[0].evaluate(images, prompts, **context)
+        return RewardOutput(self.transform(output.total), output.terms)
+
+
+class StandardisedReward(TransformedReward):
+    """`(score - mean) / standard_deviation`, so that rewards of different scales can be added.
+
+    Args:
+        reward: the reward within.
+        mean: of its scores.
+        standard_deviation: of its scores, positive.
+
+    Raises:
+        ValueError: `mean` is not finite, or `standard_deviation` not a positive number.
+    """
+
+    def __init__(self, reward: Reward, mean: float, standard_deviation: float) -> None:
+        if not math.isfinite(mean):
+            raise ValueError(f"mean={mean} of reward '{reward.name}' is not finite; give a finite number.")
+        _check_positive("standard_deviation", standard_deviation, reward)
+        super().__init__(reward, f"standardised_{reward.name}")
+        self.mean = mean
+        self.standard_deviation = standard_deviation
+
+    @classmethod
+    def fitted(cls, reward: Reward, images: Tensor, prompts: Sequence[str]) -> Self:
+        """Takes mean and standard deviation from the scores of images `[B, 3, H, W]` in [0, 1] and `B` prompts.
+
+        Raises:
+            ValueError: there are fewer than two images, or all scores are equal.
+        """
+        if len(images) < 2:
+            raise ValueError(f"A standard deviation needs more than {len(images)} images; give at least two.")
+        with torch.no_grad():
+            scores = reward(images, prompts)
+        return cls(reward, scores.mean().item(), scores.std().item())
+
+    def transform(self, scores: Tensor) -> Tensor:
+        """`(scores - mean) / standard_deviation`."""
+        return (scores - self.mean) / self.standard_deviation
+
+
+class ClippedReward(TransformedReward):
+    """The score, kept within bounds, so that no image is worth more than `highest`; there the gradient is zero.
+
+    Args:
+        reward: the reward within.
+        lowest: bound from below.
+        highest: bound from above.
+
+    Raises:
+        ValueError: `lowest` is not below `highest`.
+    """
+
+    def __init__(self, reward: Reward, lowest: float = -math.inf, highest: float = math.inf) -> None:
+        if not lowest < highest:
+            raise ValueError(
+                f"Reward '{reward.name}' got the bounds lowest={lowest} and highest={highest}; give lowest < highest."
+            )
+        super().__init__(reward, f"clipped_{reward.name}")
+        self.lowest = lowest
+        self.highest = highest
+
+    def transform(self, scores: Tensor) -> Tensor:
+        """`min(max(scores, lowest), highest)`."""
+        return scores.clamp(self.lowest, self.highest)
+
+
+class TemperedReward(TransformedReward):
+    """`score / temperature`: a high temperature flattens the law `exp(reward)`, a low one sharpens it.
+
+    Args:
+        reward: the reward within.
+        temperature: positive.
+
+    Raises:
+        ValueError: `temperature` is not a positive number.
+    """
+
+    def __init__(self, reward: Reward, temperature: float) -> None:
+        _check_positive("temperature", temperature, reward)
+        super().__init__(reward, f"tempered_{reward.name}")
+        self.temperature = temperature
+
+    def transform(self, scores: Tensor) -> Tensor:
+        """`scores / temperature`."""
+        return scores / self.temperature
+
+
+def _check_positive(argument: str, value: float, reward: Reward) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{argument}={value} of reward '{reward.name}' is not a positive number; give one.")

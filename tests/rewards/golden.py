@@ -1,0 +1,99 @@
+"""Official outputs on tiny networks with the published checkpoints' layout; see fixtures/rewards/README.md."""
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diamond_diffusers.rewards.preprocessing import CLIP_STD, images_from_pil
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "rewards"
+TOKENIZER = FIXTURES / "tokenizers" / "clip"
+VOCABULARY = 49408
+L14_CONFIG = {
+    "embed_dim": 768,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": 2, "width": 128, "patch_size": 14},
+    "text_cfg": {"context_length": 77, "vocab_size": VOCABULARY, "layers": 2, "width": 64, "heads": 1},
+}
+
+
+class Golden:
+    """What the official implementation returned on the network `name`."""
+
+    def __init__(self, name):
+        self.folder = FIXTURES / name
+        self.values = json.loads((self.folder / "golden.json").read_text())
+        self.images, self.prompts = self.values["images"], self.values.get("prompts", [])
+
+    def scores(self, key):
+        return torch.tensor(self.values[key])
+
+    def tensor(self, key):
+        return load_file(self.folder / "tensors.safetensors")[key]
+
+    def full_size_keys(self):
+        return json.loads((self.folder / "full_size_keys.json").read_text())
+
+    def unpacked_weights(self):
+        """The checkpoint, with zeros for the tokens that no prompt uses, which are not stored."""
+        weights = load_file(self.folder / "model.safetensors")
+        (key,) = [key.removesuffix(".rows") for key in weights if key.endswith(".rows")]
+        rows, values = weights.pop(f"{key}.rows"), weights.pop(f"{key}.values")
+        weights[key] = torch.zeros(VOCABULARY, values.shape[1], dtype=values.dtype)
+        weights[key][rows.long()] = values
+        return weights
+
+
+def write_transformers(golden, folder):
+    """A transformers checkpoint with its tokenizer and image processor."""
+    for file in [golden.folder / "config.json", *TOKENIZER.iterdir()]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    save_file(golden.unpacked_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_open_clip(golden, folder, model_config):
+    """An open_clip checkpoint: `local-dir:<folder>`."""
+    config = {"model_cfg": model_config, "preprocess_cfg": {"size": 224}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(golden.unpacked_weights(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_heads(folder):
+    """LAION's first heads, each in a file of its own."""
+    weights = load_file(FIXTURES / "aesthetic" / "sa_0_4_linear_heads.safetensors")
+    for name in ("vit_l_14", "vit_b_32"):
+        head = {key.rpartition(".")[2]: value for key, value in weights.items() if key.startswith(name)}
+        save_file(head, folder / f"{name}.safetensors")
+    return folder
+
+
+def picture(name):
+    """One image of the fixtures, `[1, 3, H, W]` in [0, 1]."""
+    with Image.open(FIXTURES / "images" / f"{name}.png") as image:
+        return images_from_pil([image])
+
+
+def official_crops(names):
+    """The official 224 crops of images, `[B, 3, 224, 224]` in [0, 1]."""
+    order = json.loads((FIXTURES / "preprocessed" / "image_order.json").read_text())
+    pixels = load_file(FIXTURES / "preprocessed" / "pil_resize_crop_224_uint8.safetensors")["pixel_uint8"]
+    return pixels[[order.index(name) for name in names]].float() / 255
+
+
+def score_table(reward, batches, prompts):
+    """Scores `[prompt][image]` of the images of batches `[B, 3, H, W]`, each of a size of its own."""
+    with torch.no_grad():
+        columns = [torch.stack([reward(batch, [prompt] * len(batch)) for prompt in prompts]) for batch in batches]
+    return torch.cat(columns, dim=1)
+
+
+def gradient_of_normalised_pixels(reward, image, prompt):
+    """The score's gradient, by the normalised pixels, of an image that needs no resizing."""
+    image = image.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(image, [prompt]).sum(), image)
+    return gradient * torch.tensor(CLIP_STD)[:, None, None]

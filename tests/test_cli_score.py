@@ -1,0 +1,170 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from diamond_diffusers.cli import app
+from diamond_diffusers.rewards import Reward, as_reward, availability, available_rewards, registry
+from diamond_diffusers.rewards.preprocessing import images_from_pil
+
+SIZES = {"a.png": (20, 12), "b.jpg": (12, 20), "c.png": (20, 12), "d.webp": (20, 12)}
+
+
+def invoke(*arguments):
+    environment = {"COLUMNS": "250", "TERM": "dumb"}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def succeed(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four images of two sizes, and a file that is none."""
+    generator = np.random.default_rng(0)
+    for name, (width, height) in SIZES.items():
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "record.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def length_reward(monkeypatch):
+    """A reward that reads the prompt, and how many images it got in each call."""
+    calls = []
+
+    def length(images, prompts):
+        calls.append(len(images))
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    monkeypatch.setitem(registry._registered, "length", length)
+    return calls
+
+
+def read_csv(output):
+    return list(csv.DictReader(io.StringIO(output)))
+
+
+def expected_score(expression, path):
+    return as_reward(expression)(images_from_pil([Image.open(path)]), [""]).item()
+
+
+def test_scores_are_those_of_the_reward_in_the_files_order(folder):
+    expression = "2*brightness - 0.5*jpeg_size"
+    rows = read_csv(succeed("score", folder, "--reward", expression, "--format", "csv"))
+    assert [row["image"] for row in rows] == [str(folder / name) for name in SIZES]
+    for row in rows:
+        for column in ("brightness", "jpeg_size", expression):
+            assert float(row[column]) == pytest.approx(expected_score(column, row["image"]), rel=1e-5)
+
+
+def test_the_table_shows_scores_and_their_mean(folder):
+    output = succeed("score", folder / "c.png", folder / "a.png", "--reward", "brightness")
+    scores = [expected_score("brightness", folder / name) for name in ("c.png", "a.png")]
+    assert output.index("c.png") < output.index("a.png") < output.index("mean")
+    for value in (*scores, sum(scores) / 2):
+        assert f"{value:.4f}" in output
+    assert "mean" not in succeed("score", folder / "a.png", "--reward", "brightness")
+
+
+def test_one_prompt_for_all_or_one_for_each(folder, length_reward):
+    command = ("score", folder, "--reward", "length", "--format", "csv")
+    rows = read_csv(succeed(*command, "--prompt", "a cat, red"))
+    assert [(row["prompt"], row["length"]) for row in rows] == [("a cat, red", "10")] * 4
+    each = [option for text in ("a", "bb", "ccc", "dddd") for option in ("--prompt", text)]
+    assert [row["length"] for row in read_csv(succeed(*command, *each))] == ["1", "2", "3", "4"]
+
+
+def test_images_of_one_size_share_a_batch(folder, length_reward):
+    succeed("score", folder, "--reward", "length", "--batch-size", 2)
+    assert sorted(length_reward) == [1, 1, 2]
+
+
+def test_dtype_reaches_the_reward(folder, monkeypatch):
+    class Typed(Reward):
+        name = "typed"
+
+        def __init__(self):
+            self.layer = torch.nn.Linear(1, 1)
+
+        def score(self, images, prompts):
+            return torch.full((len(images),), float(self.layer.weight.dtype == torch.bfloat16))
+
+    monkeypatch.setitem(registry._registered, "typed", Typed)
+    command = ("score", folder / "a.png", "--reward", "typed", "--format", "csv")
+    assert read_csv(succeed(*command))[0]["typed"] == "0"
+    assert read_csv(succeed(*command, "--dtype", "bfloat16"))[0]["typed"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nowhere.png",), "IMAGE is 'nowhere.png', which does not exist"),
+        (("{folder}/record.json",), "record.json', which cannot be read"),
+        (("{folder}/empty",), "empty', which holds no .png, .jpg"),
+        (("{folder}", "--prompt", "a", "--prompt", "b"), "--prompt is given 2 times for 4 images"),
+        (("{folder}", "--format", "json"), "--format is 'json'; choose table or csv"),
+        (("{folder}", "--device", "magic"), "--device is 'magic', which is not usable here"),
+        (("{folder}", "--dtype", "int8"), "--dtype is 'int8'; choose auto"),
+        (("{folder}", "--reward", "magic"), "There is no reward named 'magic'"),
+        (("{folder}", "--reward", "similarity"), "The reward 'similarity' needs references"),
+    ],
+)
+def test_bad_input_gets_one_sentence(folder, arguments, sentence):
+    (folder / "empty").mkdir()
+    filled = [argument.format(folder=folder) for argument in arguments]
+    result = invoke("score", *filled, *(() if "--reward" in filled else ("--reward", "brightness")))
+    assert result.exit_code == 2
+    (error,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert sentence in error
+    assert "Traceback" not in result.output
+
+
+class TestRewardsCommand:
+    def test_lists_every_reward(self):
+        listed = succeed("rewards")
+        assert all(name in listed for name in available_rewards())
+        assert all(word in listed for word in ("differentiable", "licence", "download", "usable here", "Apache-2.0"))
+
+    def test_a_plug_in_that_does_not_import_is_listed_with_its_error(self, monkeypatch):
+        def registered_reward(name):
+            raise ImportError("this package is broken")
+
+        monkeypatch.setattr("diamond_diffusers.rewards.available_rewards", lambda: ["broken"])
+        monkeypatch.setattr("diamond_diffusers.rewards.registered_reward", registered_reward)
+        assert "no: this package is broken" in succeed("rewards")
+
+
+class Declared(Reward):
+    hub_files = (("someone/model", "model.safetensors"), ("someone/tokenizer", "vocab.txt"))
+
+    def score(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+
+class TestAvailability:
+    def test_what_is_in_the_cache_is_usable(self, monkeypatch):
+        cached = {("someone/model", "model.safetensors")}
+        monkeypatch.setattr(
+            availability, "try_to_load_from_cache", lambda repo, file: "/file" if (repo, file) in cached else None
+        )
+        assert availability.availability(Declared) == "after download of someone/tokenizer"
+        cached.add(("someone/tokenizer", "vocab.txt"))
+        assert availability.availability(Declared) == "yes"
+
+    def test_packages_that_are_missing(self, monkeypatch):
+        monkeypatch.setattr(Declared, "requires", ("json", "no_such_package"))
+        assert availability.availability(Declared).startswith("no: package no_such_package does not import (No module")
+
+    def test_rewards_that_need_arguments(self):
+        assert availability.availability(registry.registered_reward("similarity")) == "in Python, with references"
+
+    def test_functions(self):
+        assert availability.availability(lambda images, prompts: images.mean((1, 2, 3))) == "yes"
