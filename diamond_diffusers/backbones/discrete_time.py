@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,22 +11,39 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from torch import Tensor
 
 from ..levels import Level, VariancePreservingPath, as_level, expand
+from ..transitions import Transition
 from .base import Backbone, Conditions
-from .schedules import interpolate_timesteps, training_levels
+from .schedules import check_discrete_time, interpolate_timesteps, stock_transition, trained_range, training_levels
 
 
 class DiscreteTimeBackbone(Backbone):
     """Noise levels are those of the training steps; between them `log kappa` is interpolated, never rounded."""
 
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._eta = 0.0
+
+    @contextmanager
+    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        check_discrete_time(self.pipeline.scheduler)
+        self._eta = arguments.get("eta", 0.0)
+        with super().calling(arguments):
+            yield
+
     @property
     def path(self) -> VariancePreservingPath:
         return VariancePreservingPath(self.pipeline.scheduler.config.prediction_type)
+
+    @property
+    def max_noise_to_signal(self) -> float:
+        return trained_range(self.pipeline.scheduler)[1]
 
     def timestep(self, noise_to_signal: Level) -> Tensor:
         return interpolate_timesteps(as_level(noise_to_signal), training_levels(self.pipeline.scheduler))
 
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
-        options = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
+        names = ("timesteps", "sigmas", "original_inference_steps")
+        options = {name: arguments[name] for name in names if arguments.get(name) is not None}
         retrieve_timesteps(
             self.pipeline.scheduler, arguments["num_inference_steps"], self.pipeline._execution_device, **options
         )
@@ -36,8 +54,8 @@ class DiscreteTimeBackbone(Backbone):
         Above, pure noise is taken as the noisiest trained level, as stock pipelines take it. Below, the predicted
         noise is kept: `D = y - kappa eps_hat`.
         """
-        kappa, table = as_level(noise_to_signal), training_levels(self.pipeline.scheduler)
-        queried = kappa.cpu().clamp(table[0], table[-1]).to(kappa.device)
+        kappa = as_level(noise_to_signal)
+        queried = kappa.clamp(*trained_range(self.pipeline.scheduler))
         raised = kappa < queried
         # The same y = x sqrt(1 + kappa^2) at the queried level.
         scale = torch.where(raised, torch.sqrt((1 + kappa**2) / (1 + queried**2)), 1.0)
@@ -46,3 +64,10 @@ class DiscreteTimeBackbone(Backbone):
             return denoised
         y = expand(torch.where(raised, torch.sqrt(1 + kappa**2), 1.0), x) * x
         return torch.lerp(y, denoised, expand(torch.where(raised, kappa / queried, 1.0), x).to(x.dtype))
+
+    def stock_transition(self) -> Transition:
+        return stock_transition(self.pipeline.scheduler, self._eta)
+
+    def stochastic_transition(self) -> Transition:
+        """The stock one where `eta` asks for noise."""
+        return self.stock_transition() if self._eta > 0 else super().stochastic_transition()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..levels import Level, as_level
 from ..transitions import AncestralTransition, ODETransition, RenoiseTransition, Transition
 
-# abar = 0 (zero terminal SNR) is evaluated at this level by the schedulers of diffusers, 1 / sqrt(2^-24).
+# Stands for pure noise (abar = 0, zero terminal SNR) where levels are interpolated; 1 / sqrt(2^-24), as in diffusers.
 LARGEST_LEVEL = 4096.0
 
 _RENOISING = ("LCMScheduler", "SCMScheduler")
 _ANCESTRAL = ("EulerAncestralDiscreteScheduler", "DDPMScheduler")
+_TRAJECTORY = "TCDScheduler"
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -26,10 +31,36 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
+def check_discrete_time(scheduler: Any) -> None:
+    """Checks that the scheduler's levels are training steps of a variance-preserving model, and that it samples them.
+
+    Raises:
+        ValueError: the levels are of another kind, or the scheduler clips its predictions.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if is_flow(scheduler) or not hasattr(scheduler, "alphas_cumprod") or config.get("timestep_type") == "continuous":
+        raise ValueError(
+            f"scheduler is a {name} whose noise levels are not those of discrete training steps; "
+            "take DDIMScheduler.from_config(...) or another scheduler with betas and discrete timesteps"
+        )
+    for option in ("clip_sample", "thresholding"):
+        if config.get(option):
+            raise ValueError(
+                f"{option} is on in the {name}, which clips predicted latents and makes their gradients vanish; "
+                f"take {name}.from_config(scheduler.config, {option}=False)"
+            )
+
+
 def training_levels(scheduler: Any) -> Tensor:
     """Noise-to-signal ratio of each training step of a discrete-time model, rising, float64."""
     abar = scheduler.alphas_cumprod.double().cpu()
     return torch.sqrt((1 - abar) / abar).clamp(max=LARGEST_LEVEL)
+
+
+def trained_range(scheduler: Any) -> tuple[float, float]:
+    """The lowest and the highest level that a discrete-time model knows; infinity with zero terminal SNR."""
+    table = training_levels(scheduler)
+    return table[0].item(), float("inf") if table[-1] >= LARGEST_LEVEL else table[-1].item()
 
 
 def interpolate_levels(timesteps: Tensor, table: Tensor) -> Tensor:
@@ -59,7 +90,9 @@ def stock_levels(scheduler: Any) -> list[float]:
         levels = scheduler.sigmas.double().cpu()
     else:
         table = training_levels(scheduler)
-        levels = torch.cat([interpolate_levels(scheduler.timesteps, table), _final_level(scheduler)])
+        levels = interpolate_levels(scheduler.timesteps, table)
+        levels[scheduler.timesteps.cpu() == len(table) - 1] = trained_range(scheduler)[1]
+        levels = torch.cat([levels, _final_level(scheduler)])
     falling = [float("inf")]
     for level in levels.tolist():
         if level < falling[-1] or len(falling) == 1:
@@ -67,8 +100,29 @@ def stock_levels(scheduler: Any) -> list[float]:
     return falling[1:]
 
 
+def level_interval(levels: Sequence[float], steps: Sequence[int]) -> tuple[float, float]:
+    """The levels `low < kappa <= high` that consecutive steps of a run leave from and pass; empty without steps.
+
+    Rules that a stock pipeline writes for steps by their index become rules for noise levels in this way.
+
+    Args:
+        levels: of the run, the final one included.
+        steps: consecutive indices.
+    """
+    return (levels[steps[-1] + 1], levels[steps[0]]) if steps else (float("inf"), float("inf"))
+
+
+def within(noise_to_signal: Level, interval: tuple[float, float]) -> Tensor:
+    """Which levels lie in an interval of `level_interval`."""
+    low, high = interval
+    level = as_level(noise_to_signal)
+    return (low < level) & (level <= high)
+
+
 def _final_level(scheduler: Any) -> Tensor:
     """Where the last step of a scheduler without sigmas ends: not at zero for Stable Diffusion's DDIM."""
+    if type(scheduler).__name__ == _TRAJECTORY:
+        return training_levels(scheduler)[:1]
     if type(scheduler).__name__ in _RENOISING or not hasattr(scheduler, "final_alpha_cumprod"):
         return torch.zeros(1, dtype=torch.float64)
     abar = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
@@ -86,15 +140,45 @@ def renoises(scheduler: Any) -> bool:
     return type(scheduler).__name__ in _RENOISING
 
 
+def samples_few_steps(scheduler: Any) -> bool:
+    """Whether the scheduler is made for few-step models."""
+    return renoises(scheduler) or type(scheduler).__name__ == _TRAJECTORY
+
+
+@dataclass(frozen=True)
+class TrajectoryTransition(AncestralTransition):
+    """Strategic stochastic sampling of trajectory consistency models (TCD, arXiv 2402.19159).
+
+    Follows the trajectory past the next level to the training step `(1 - eta)` times its own, and renoises from there.
+
+    Args:
+        eta: the paper's gamma, in `[0, 1]`.
+        table: noise-to-signal ratio of each training step.
+    """
+
+    eta: float = 0.0
+    table: Tensor = field(kw_only=True, repr=False, compare=False)
+
+    def _fresh_noise(self, kappa: float, kappa_next: float) -> float:
+        step = interpolate_timesteps(as_level(kappa_next), self.table).round().long()
+        kept = self.table[torch.floor((1 - self.eta) * step).long()].item()
+        return math.sqrt(max(kappa_next**2 - kept**2, 0.0))
+
+
 def stock_transition(scheduler: Any, eta: float = 0.0) -> Transition:
     """The first-order step of a scheduler; for those of higher order, the step that they refine.
 
     Args:
-        eta: of `DDIMScheduler`; other schedulers ignore it, as their pipelines do.
+        eta: of `DDIMScheduler` and `TCDScheduler`; other schedulers ignore it, as their pipelines do.
     """
     name = type(scheduler).__name__
+    if isinstance(transition := getattr(scheduler, "transition", None), Transition):
+        # The GLASS schedulers of this package.
+        return transition
     if renoises(scheduler) or scheduler.config.get("stochastic_sampling"):
         return RenoiseTransition()
     if name in _ANCESTRAL:
         return AncestralTransition()
-    return AncestralTransition(eta) if name == "DDIMScheduler" and eta > 0 else ODETransition()
+    if name == _TRAJECTORY and eta != 0:
+        return TrajectoryTransition(eta, table=training_levels(scheduler))
+    return AncestralTransition(eta) if name == "DDIMScheduler" and eta != 0 else ODETransition()

@@ -1,0 +1,72 @@
+"""PixArt-Sigma: a variance-preserving transformer that predicts noise and variances, with classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
+    ASPECT_RATIO_256_BIN,
+    ASPECT_RATIO_512_BIN,
+    ASPECT_RATIO_1024_BIN,
+)
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
+from torch import Tensor
+
+from .base import Conditions
+from .discrete_time import DiscreteTimeBackbone
+from .registry import register_backbone
+from .resolution_bins import BinnedBackbone
+
+_CALLBACK_REASON = "use callback_on_step_end, which gets the latents in the same scale"
+
+
+@register_backbone("PixArtSigmaPipeline")
+class PixArtSigmaBackbone(BinnedBackbone, DiscreteTimeBackbone):
+    """Reads a `PixArtSigmaPipeline`."""
+
+    family = "pixart_sigma"
+    resolution_bins: ClassVar = {
+        256: ASPECT_RATIO_2048_BIN,
+        128: ASPECT_RATIO_1024_BIN,
+        64: ASPECT_RATIO_512_BIN,
+        32: ASPECT_RATIO_256_BIN,
+    }
+    refused_arguments: ClassVar[dict[str, str]] = dict.fromkeys(("callback", "callback_steps"), _CALLBACK_REASON)
+
+    def encode(self, arguments: Mapping[str, Any]) -> Conditions:
+        pipeline, sizes = self.pipeline, self.sizes(arguments)
+        checked = (
+            "prompt negative_prompt callback_steps prompt_embeds negative_prompt_embeds prompt_attention_mask "
+            "negative_prompt_attention_mask"
+        )
+        pipeline.check_inputs(
+            height=sizes["height"], width=sizes["width"], **{name: arguments[name] for name in checked.split()}
+        )
+        encoded = (
+            "prompt negative_prompt num_images_per_prompt prompt_embeds negative_prompt_embeds prompt_attention_mask "
+            "negative_prompt_attention_mask clean_caption max_sequence_length"
+        )
+        is_guided = arguments["guidance_scale"] > 1
+        embeds, mask, negative_embeds, negative_mask = pipeline.encode_prompt(
+            do_classifier_free_guidance=is_guided,
+            device=pipeline._execution_device,
+            **{name: arguments[name] for name in encoded.split()},
+        )
+        features = {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+        negative_features = {"encoder_hidden_states": negative_embeds, "encoder_attention_mask": negative_mask}
+        return Conditions(features, negative_features if is_guided else None, arguments["guidance_scale"], sizes)
+
+    def network(
+        self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
+        prediction = self.pipeline.transformer(
+            latents,
+            timestep=self.timestep(noise_to_signal).to(latents.device, torch.float32),
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+            **features,
+        )[0]
+        # The second half of the channels are learned variances, which samplers leave aside.
+        return prediction[:, : latents.shape[1]]

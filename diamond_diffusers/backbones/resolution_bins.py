@@ -1,0 +1,73 @@
+"""What families share whose stock pipelines sample at the nearest trained size (SANA, SANA-Sprint, PixArt)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Backbone, Conditions, to_unit_range
+
+
+class BinnedBackbone(Backbone):
+    """Samples at the trained size of the nearest aspect ratio; decoded images are resized and cropped as asked for.
+
+    Conditions share `height` and `width` of the sampled image in pixels, and `resized_to`, width and height of the
+    returned one; None without bins.
+
+    Attributes:
+        resolution_bins: for each `sample_size` of the network, heights and widths by aspect ratio.
+        latents_dtype: of the initial latents; None for the dtype of the prompt's features.
+    """
+
+    resolution_bins: ClassVar[Mapping[int, Mapping[str, Sequence[float]]]]
+    latents_dtype: ClassVar[torch.dtype | None] = None
+
+    def sizes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Sizes that the conditions share.
+
+        Raises:
+            ValueError: `use_resolution_binning` with a network for whose `sample_size` there are no bins.
+        """
+        sample_size, scale = self.model.config.sample_size, self.pipeline.vae_scale_factor
+        height, width = arguments["height"] or sample_size * scale, arguments["width"] or sample_size * scale
+        if not arguments["use_resolution_binning"]:
+            return {"height": height, "width": width, "resized_to": None}
+        if sample_size not in self.resolution_bins:
+            raise ValueError(
+                f"use_resolution_binning is True, but the sample_size of the {self.network_name} is {sample_size} and "
+                f"bins are known for {', '.join(map(str, self.resolution_bins))}; give use_resolution_binning=False"
+            )
+        binned_height, binned_width = self.pipeline.image_processor.classify_height_width_bin(
+            height, width, ratios=self.resolution_bins[sample_size]
+        )
+        return {"height": binned_height, "width": binned_width, "resized_to": (width, height)}
+
+    def prepare_latents(
+        self,
+        arguments: Mapping[str, Any],
+        conditions: Conditions,
+        num_rows: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        features = conditions.features["encoder_hidden_states"]
+        return self.pipeline.prepare_latents(
+            num_rows,
+            self.model.config.in_channels,
+            conditions.shared["height"],
+            conditions.shared["width"],
+            self.latents_dtype or features.dtype,
+            features.device,
+            generator,
+            latents,
+        )
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        vae, resized_to = self.decoder(preview), conditions.shared["resized_to"]
+        images = vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        if resized_to is not None:
+            images = self.pipeline.image_processor.resize_and_crop_tensor(images, *resized_to)
+        return to_unit_range(images)

@@ -1,0 +1,198 @@
+"""Stable Diffusion 1.5 and 2.1, and latent consistency models: a variance-preserving UNet on 4-channel latents."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor
+
+from .base import Conditions, to_unit_range
+from .discrete_time import DiscreteTimeBackbone
+from .registry import register_backbone
+
+_EMBEDDINGS = ("text_embeds", "time_ids")
+_IMAGES = "image_embeds_"
+
+
+@register_backbone("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+class StableDiffusionBackbone(DiscreteTimeBackbone):
+    """Reads a `StableDiffusionPipeline`, or a `LatentConsistencyModelPipeline`.
+
+    A UNet that embeds the guidance scale is a latent consistency model, thus a few-step one, in either pipeline. The
+    boundary scalings of `LCMScheduler` differ from 1 and 0 by less than 1e-5 at all but its last training steps and
+    are left out.
+    """
+
+    family = "stable_diffusion"
+    network_name = "unet"
+    few_step_checkpoints: ClassVar[tuple[str, ...]] = ("sd-turbo",)
+
+    @property
+    def is_few_step(self) -> bool:
+        if self.few_step is None and self.model.config.time_cond_proj_dim is not None:
+            return True
+        return super().is_few_step
+
+    def encode(self, arguments: Mapping[str, Any]) -> Conditions:
+        pipeline = self.pipeline
+        height, width = self.image_size(arguments)
+        sizes = {"height": height, "width": width}
+        call_stock(pipeline.check_inputs, {**arguments, **sizes, "callback_steps": None})
+        # The stock pipeline's own methods and properties read these.
+        pipeline._guidance_scale = arguments["guidance_scale"]
+        pipeline._guidance_rescale = arguments.get("guidance_rescale", 0.0)
+        pipeline._clip_skip = arguments["clip_skip"]
+        pipeline._cross_attention_kwargs = arguments["cross_attention_kwargs"]
+        positive, negative = self.prompt_features(arguments, sizes)
+        if self.model.config.time_cond_proj_dim is not None:
+            positive["timestep_cond"] = self._guidance_embedding(positive["encoder_hidden_states"])
+        self._add_image_features(arguments, positive, negative)
+        shared = {
+            **sizes,
+            "guidance_rescale": pipeline._guidance_rescale,
+            "cross_attention_kwargs": pipeline._cross_attention_kwargs,
+        }
+        is_guided = pipeline.do_classifier_free_guidance
+        return Conditions(positive, negative if is_guided else None, arguments["guidance_scale"], shared)
+
+    def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = arguments["height"], arguments["width"]
+        if not height or not width:
+            size, scale = self.model.config.sample_size, self.pipeline.vae_scale_factor
+            default_height, default_width = (size, size) if isinstance(size, int) else size
+            return default_height * scale, default_width * scale
+        return height, width
+
+    def prompt_features(
+        self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """Features of the prompts and of the negative prompts; the latter hold None without guidance."""
+        embeds, negative_embeds = self.encode_prompt(arguments)
+        return {"encoder_hidden_states": embeds}, {"encoder_hidden_states": negative_embeds}
+
+    def _guidance_embedding(self, embeds: Tensor) -> Tensor:
+        # Guidance is off at 1 in the stock pipelines, and at 0 for the embedding.
+        scales = torch.tensor(self.pipeline.guidance_scale - 1).repeat(len(embeds))
+        return self.pipeline.get_guidance_scale_embedding(
+            scales, embedding_dim=self.model.config.time_cond_proj_dim
+        ).to(embeds)
+
+    def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
+        """What the stock pipeline's `encode_prompt` returns; one negative text serves several prompts."""
+        prompt, negative_prompt = arguments["prompt"], arguments.get("negative_prompt")
+        if isinstance(prompt, list) and isinstance(negative_prompt, str):
+            negative_prompt = [negative_prompt] * len(prompt)
+        options = {
+            "device": self.pipeline._execution_device,
+            "do_classifier_free_guidance": self.pipeline.do_classifier_free_guidance,
+            "negative_prompt": negative_prompt,
+            "lora_scale": (arguments["cross_attention_kwargs"] or {}).get("scale"),
+        }
+        with _text_model_within(self.pipeline.text_encoder):
+            return call_stock(self.pipeline.encode_prompt, {**arguments, **options})
+
+    def _add_image_features(
+        self, arguments: Mapping[str, Any], positive: dict[str, Tensor], negative: dict[str, Tensor]
+    ) -> None:
+        """Adds what IP-Adapters are given, one feature for each adapter."""
+        given = [name for name in ("ip_adapter_image", "ip_adapter_image_embeds") if arguments[name] is not None]
+        if not given:
+            return
+        if self.model.encoder_hid_proj is None:
+            raise ValueError(f"{given[0]} is given, but no IP-Adapter is loaded; call load_ip_adapter(...) first")
+        is_guided = self.pipeline.do_classifier_free_guidance
+        rows = len(positive["encoder_hidden_states"])
+        adapters = self.pipeline.prepare_ip_adapter_image_embeds(
+            arguments["ip_adapter_image"],
+            arguments["ip_adapter_image_embeds"],
+            self.pipeline._execution_device,
+            rows,
+            is_guided,
+        )
+        for index, embeds in enumerate(adapters):
+            positive[f"{_IMAGES}{index}"] = embeds[-rows:]
+            negative[f"{_IMAGES}{index}"] = embeds[:rows]
+
+    def prepare_latents(
+        self,
+        arguments: Mapping[str, Any],
+        conditions: Conditions,
+        num_rows: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        features = conditions.features["encoder_hidden_states"]
+        return self.pipeline.prepare_latents(
+            num_rows,
+            self.model.config.in_channels,
+            conditions.shared["height"],
+            conditions.shared["width"],
+            features.dtype,
+            features.device,
+            generator,
+            latents,
+        )
+
+    def network(
+        self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
+        added: dict[str, Any] = {name: features[name] for name in _EMBEDDINGS if name in features}
+        images = [feature for name, feature in features.items() if name.startswith(_IMAGES)]
+        if images:
+            added["image_embeds"] = images
+        return self.model(
+            latents,
+            self.timestep(noise_to_signal).to(latents.device, torch.float32),
+            encoder_hidden_states=features["encoder_hidden_states"],
+            timestep_cond=features.get("timestep_cond"),
+            cross_attention_kwargs=shared["cross_attention_kwargs"],
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )[0]
+
+    def guide(self, positive: Tensor, negative: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
+        """Classifier-free guidance, rescaled to the deviation of the prompt's prediction (arXiv 2305.08891, 3.4)."""
+        guided = super().guide(positive, negative, noise_to_signal, conditions)
+        rescale = conditions.shared["guidance_rescale"]
+        return rescale_noise_cfg(guided, positive, rescale) if rescale > 0 else guided
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        vae = self.decoder(preview)
+        return to_unit_range(vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0])
+
+    def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
+        """Blacks out what the stock pipeline's safety checker flags."""
+        checker = self.pipeline.safety_checker
+        if checker is None:
+            return images, None
+        _, flagged = self.pipeline.run_safety_checker(2 * images - 1, images.device, checker.dtype)
+        keep = torch.tensor([not flag for flag in flagged], device=images.device)
+        return images * keep.reshape(-1, 1, 1, 1), flagged
+
+
+def call_stock(method: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Calls a method of a stock pipeline with those of the given arguments that it takes."""
+    return method(**{name: given[name] for name in inspect.signature(method).parameters if name in given})
+
+
+@contextmanager
+def _text_model_within(text_encoder: Any) -> Iterator[None]:
+    """Lets `clip_skip` find the final norm of Stable Diffusion's text encoder.
+
+    diffusers looks for it in `text_encoder.text_model`, whose layers transformers 5 has in the text encoder itself.
+    """
+    missing = text_encoder is not None and not hasattr(text_encoder, "text_model")
+    if missing:
+        # Not as a submodule, which it would be of itself.
+        text_encoder.__dict__["text_model"] = text_encoder
+    try:
+        yield
+    finally:
+        if missing:
+            del text_encoder.__dict__["text_model"]

@@ -1,0 +1,187 @@
+"""Stable Diffusion 3 and 3.5: rectified flow under classifier-free and skip-layer guidance, with IP-Adapters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..levels import Level
+from .base import Conditions, repeat_rows, to_unit_range, where_rows
+from .flow_matching import FlowMatchingBackbone
+from .registry import register_backbone
+from .schedules import level_interval, within
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_EMBEDS = "ip_adapter_image_embeds"
+
+
+@register_backbone("StableDiffusion3Pipeline")
+class StableDiffusion3Backbone(FlowMatchingBackbone):
+    """Reads a `StableDiffusion3Pipeline`.
+
+    Skip-layer guidance (`skip_guidance_layers`) costs a third evaluation. Its range of steps is read as the range of
+    noise levels that those steps of the stock loop pass.
+    """
+
+    family = "stable_diffusion_3"
+    few_step_checkpoints: ClassVar[tuple[str, ...]] = ("stable-diffusion-3.5-large-turbo",)
+
+    def encode(self, arguments: Mapping[str, Any]) -> Conditions:
+        pipeline = self.pipeline
+        height = arguments["height"] or pipeline.default_sample_size * pipeline.vae_scale_factor
+        width = arguments["width"] or pipeline.default_sample_size * pipeline.vae_scale_factor
+        checked = (
+            "prompt prompt_2 prompt_3 negative_prompt negative_prompt_2 negative_prompt_3 prompt_embeds "
+            "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds "
+            "callback_on_step_end_tensor_inputs max_sequence_length"
+        )
+        pipeline.check_inputs(height=height, width=width, **{name: arguments[name] for name in checked.split()})
+        pipeline._guidance_scale = arguments["guidance_scale"]
+        pipeline._clip_skip = arguments["clip_skip"]
+        pipeline._joint_attention_kwargs = arguments["joint_attention_kwargs"]
+        features, negative_features = self._encode_prompt(arguments)
+        self._add_image_prompt(arguments, features, negative_features)
+        shared = {
+            "height": height,
+            "width": width,
+            "joint_attention_kwargs": arguments["joint_attention_kwargs"] or {},
+        }
+        conditions = Conditions(
+            features,
+            negative_features if pipeline.do_classifier_free_guidance else None,
+            arguments["guidance_scale"],
+            shared,
+        )
+        if arguments["skip_guidance_layers"] is not None:
+            shared.update(self._skip_layer_guidance(arguments, conditions))
+        return conditions
+
+    def _encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        passed = (
+            "prompt prompt_2 prompt_3 negative_prompt negative_prompt_2 negative_prompt_3 prompt_embeds "
+            "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds clip_skip num_images_per_prompt "
+            "max_sequence_length"
+        )
+        embeds, negative_embeds, pooled, negative_pooled = self.pipeline.encode_prompt(
+            **{name: arguments[name] for name in passed.split()},
+            do_classifier_free_guidance=self.pipeline.do_classifier_free_guidance,
+            device=self.pipeline._execution_device,
+            lora_scale=(arguments["joint_attention_kwargs"] or {}).get("scale"),
+        )
+        # Stock repeats what it encodes, not what it is given.
+        num_rows = len(embeds) * (1 if arguments["prompt_embeds"] is None else arguments["num_images_per_prompt"])
+        features = repeat_rows({"encoder_hidden_states": embeds, "pooled_projections": pooled}, num_rows)
+        if not self.pipeline.do_classifier_free_guidance:
+            return features, {}
+        negative = {"encoder_hidden_states": negative_embeds, "pooled_projections": negative_pooled}
+        return features, repeat_rows(negative, num_rows)
+
+    def _add_image_prompt(
+        self, arguments: Mapping[str, Any], features: dict[str, Tensor], negative_features: dict[str, Tensor]
+    ) -> None:
+        """Adds the features of the image prompt, one for all images."""
+        pipeline, image, embeds = self.pipeline, arguments["ip_adapter_image"], arguments[_IMAGE_EMBEDS]
+        if image is None and embeds is None:
+            return
+        if getattr(pipeline.transformer, "image_proj", None) is None:
+            raise ValueError("an image prompt is given, but no IP-Adapter is loaded; call load_ip_adapter(...) first")
+        if embeds is None and not pipeline.is_ip_adapter_active:
+            return
+        guided = pipeline.do_classifier_free_guidance
+        embeds = pipeline.prepare_ip_adapter_image_embeds(image, embeds, pipeline._execution_device, 1, guided)
+        num_rows = len(features["encoder_hidden_states"])
+        if guided:
+            negative, embeds = embeds.chunk(2)
+            negative_features.update(repeat_rows({_IMAGE_EMBEDS: negative}, num_rows))
+        features.update(repeat_rows({_IMAGE_EMBEDS: embeds}, num_rows))
+
+    def _skip_layer_guidance(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
+        """The layers to skip, the weight, and the levels at which the stock loop skips them."""
+        if conditions.negative_features is None:
+            logger.warning(
+                "skip_guidance_layers is given, but has no effect at guidance_scale %s, without classifier-free "
+                "guidance; use a guidance_scale above 1",
+                arguments["guidance_scale"],
+            )
+            return {}
+        levels = self.levels(arguments, conditions)
+        count = len(levels) - 1
+        start, stop = arguments["skip_layer_guidance_start"], arguments["skip_layer_guidance_stop"]
+        steps = [step for step in range(count) if count * start < step < count * stop]
+        return {
+            "skip_guidance_layers": arguments["skip_guidance_layers"],
+            "skip_layer_guidance_scale": arguments["skip_layer_guidance_scale"],
+            "skip_layer_guidance_levels": level_interval(levels, steps),
+        }
+
+    def prepare_latents(
+        self,
+        arguments: Mapping[str, Any],
+        conditions: Conditions,
+        num_rows: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        features = conditions.features["encoder_hidden_states"]
+        return self.pipeline.prepare_latents(
+            num_rows,
+            self.pipeline.transformer.config.in_channels,
+            conditions.shared["height"],
+            conditions.shared["width"],
+            features.dtype,
+            features.device,
+            generator,
+            latents,
+        )
+
+    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
+        if arguments["mu"] is not None:
+            return {"mu": arguments["mu"]}
+        if not self.pipeline.scheduler.config.get("use_dynamic_shifting"):
+            return {}
+        patch = self.pipeline.vae_scale_factor * self.pipeline.transformer.config.patch_size
+        tokens = (conditions.shared["height"] // patch) * (conditions.shared["width"] // patch)
+        return {"mu": self.dynamic_shift(tokens)}
+
+    def network(
+        self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
+        attention_options = dict(shared["joint_attention_kwargs"])
+        if _IMAGE_EMBEDS in features:
+            attention_options[_IMAGE_EMBEDS] = features[_IMAGE_EMBEDS]
+        return self.pipeline.transformer(
+            hidden_states=latents,
+            timestep=self.timestep(noise_to_signal).to(latents.device, torch.float32),
+            encoder_hidden_states=features["encoder_hidden_states"],
+            pooled_projections=features["pooled_projections"],
+            joint_attention_kwargs=attention_options,
+            return_dict=False,
+            skip_layers=shared.get("skip_layers"),
+        )[0]
+
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        evaluations = super().evaluations_per_row(noise_to_signal, conditions)
+        interval = conditions.shared.get("skip_layer_guidance_levels")
+        return evaluations + 1 if interval and within(noise_to_signal, interval).any() else evaluations
+
+    def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
+        """Classifier-free guidance, and skip-layer guidance away from what the network says without some layers."""
+        if self.evaluations_per_row(noise_to_signal, conditions) < 3:
+            return super().guided_prediction(latents, noise_to_signal, conditions)
+        positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
+        guided = self.guide(positive, negative, noise_to_signal, conditions)
+        shared = conditions.shared
+        skipping = {**shared, "skip_layers": shared["skip_guidance_layers"]}
+        skipped = self.network(latents, noise_to_signal, conditions.features, skipping)
+        skipped_away = guided + shared["skip_layer_guidance_scale"] * (positive - skipped)
+        return where_rows(within(noise_to_signal, shared["skip_layer_guidance_levels"]), skipped_away, guided)
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        vae = self.decoder(preview)
+        latents = z / vae.config.scaling_factor + vae.config.shift_factor
+        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])

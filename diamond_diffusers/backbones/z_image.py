@@ -1,0 +1,161 @@
+"""Z-Image and Z-Image-Turbo: rectified flow in reversed time, under truncated and renormalised guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..levels import Level
+from .base import Conditions, repeat_rows, to_unit_range, where_rows
+from .flow_matching import FlowMatchingBackbone
+from .registry import register_backbone
+
+
+@register_backbone("ZImagePipeline")
+class ZImageBackbone(FlowMatchingBackbone):
+    """Reads a `ZImagePipeline`.
+
+    Its network takes lists of latents and of prompt embeddings of any length, the time `1 - t`, and predicts `z - eps`.
+    `cfg_truncation` is a rule for times as it stands: guidance ends where `1 - t` exceeds it, and with it the second
+    evaluation.
+    """
+
+    family = "z_image"
+    few_step_checkpoints: ClassVar[tuple[str, ...]] = ("z-image-turbo",)
+
+    def encode(self, arguments: Mapping[str, Any]) -> Conditions:
+        pipeline = self.pipeline
+        height, width = arguments["height"] or 1024, arguments["width"] or 1024
+        block = pipeline.vae_scale_factor * 2
+        for name, size in (("height", height), ("width", width)):
+            if size % block:
+                raise ValueError(f"{name} is {size}; give a multiple of {block}")
+        pipeline._guidance_scale = arguments["guidance_scale"]
+        pipeline._joint_attention_kwargs = arguments["joint_attention_kwargs"]
+        pipeline._cfg_normalization = arguments["cfg_normalization"]
+        pipeline._cfg_truncation = arguments["cfg_truncation"]
+        embeds, negative_embeds = self._encode_prompt(arguments)
+        # Padded to one length, the prompts and the negative prompts pass the network together.
+        padded = pad_sequence([*embeds, *negative_embeds], batch_first=True)
+        lengths = torch.tensor([len(rows) for rows in (*embeds, *negative_embeds)], device=padded.device)
+        num_rows = len(embeds) * arguments["num_images_per_prompt"]
+        positive, negative = slice(len(embeds)), slice(len(embeds), None)
+        features = repeat_rows({"embeds": padded[positive], "lengths": lengths[positive]}, num_rows)
+        negative_features = None
+        if pipeline.do_classifier_free_guidance:
+            negative_features = repeat_rows({"embeds": padded[negative], "lengths": lengths[negative]}, num_rows)
+        shared = {
+            "height": height,
+            "width": width,
+            "cfg_normalization": float(arguments["cfg_normalization"] or 0),
+            "cfg_truncation": 1.0 if arguments["cfg_truncation"] is None else float(arguments["cfg_truncation"]),
+            "joint_attention_kwargs": arguments["joint_attention_kwargs"],
+        }
+        return Conditions(features, negative_features, arguments["guidance_scale"], shared)
+
+    def _encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Embeddings `[tokens, channels]` of each prompt and of each negative prompt, of which there may be none."""
+        prompt, negative_prompt = arguments["prompt"], arguments["negative_prompt"]
+        embeds, negative_embeds = arguments["prompt_embeds"], arguments["negative_prompt_embeds"]
+        guided = self.pipeline.do_classifier_free_guidance
+        if prompt is None:
+            if guided and negative_embeds is None:
+                raise ValueError(
+                    "negative_prompt_embeds is None; with prompt_embeds and without a prompt, give it too, "
+                    "or guidance_scale=0"
+                )
+            return embeds, negative_embeds if guided else ()
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if isinstance(negative_prompt, str):
+            negative_prompt = [negative_prompt] * len(prompts)
+        elif negative_prompt is not None and len(negative_prompt) != len(prompts):
+            raise ValueError(
+                f"negative_prompt holds {len(negative_prompt)} texts for {len(prompts)} prompts; give one for each"
+            )
+        return self.pipeline.encode_prompt(
+            # Stock writes its chat template into the lists.
+            prompt=list(prompts),
+            negative_prompt=negative_prompt and list(negative_prompt),
+            do_classifier_free_guidance=guided,
+            prompt_embeds=embeds,
+            negative_prompt_embeds=negative_embeds,
+            device=self.pipeline._execution_device,
+            max_sequence_length=arguments["max_sequence_length"],
+        )
+
+    def prepare_latents(
+        self,
+        arguments: Mapping[str, Any],
+        conditions: Conditions,
+        num_rows: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        return self.pipeline.prepare_latents(
+            num_rows,
+            self.pipeline.transformer.in_channels,
+            conditions.shared["height"],
+            conditions.shared["width"],
+            torch.float32,
+            conditions.features["embeds"].device,
+            generator,
+            latents,
+        )
+
+    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
+        block = self.pipeline.vae_scale_factor * 2
+        tokens = (conditions.shared["height"] // block) * (conditions.shared["width"] // block)
+        options: dict[str, Any] = {"mu": self.dynamic_shift(tokens)}
+        if arguments["sigmas"] is None:
+            count = arguments["num_inference_steps"]
+            options["sigmas"] = torch.linspace(1.0, 1 / count, count).tolist()
+        return options
+
+    def network_time(self, noise_to_signal: Level) -> Tensor:
+        """The time as the network counts it, rounded as in the stock loop, `[]` or `[N]`, float32."""
+        return (1000 - self.timestep(noise_to_signal).float()) / 1000
+
+    def network(
+        self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
+        lengths = features["lengths"].tolist()
+        predictions = self.pipeline.transformer(
+            list(latents.unsqueeze(2).unbind()),
+            self.network_time(noise_to_signal).to(latents.device),
+            [rows[:length] for rows, length in zip(features["embeds"], lengths, strict=True)],
+            joint_attention_kwargs=shared["joint_attention_kwargs"],
+            return_dict=False,
+        )[0]
+        return -torch.stack([prediction.float() for prediction in predictions]).squeeze(2)
+
+    def is_guided(self, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """Where guidance is not truncated, `[]` or `[N]`."""
+        return self.network_time(noise_to_signal).double() <= conditions.shared["cfg_truncation"]
+
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        if conditions.negative_features is None:
+            return 1
+        return 2 if self.is_guided(noise_to_signal, conditions).any() else 1
+
+    def guide(self, positive: Tensor, negative: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
+        """Pushes away from the negative prediction, and shortens to `cfg_normalization` times the positive norm."""
+        guided = positive + conditions.classifier_free_guidance_scale * (positive - negative)
+        limit = conditions.shared["cfg_normalization"]
+        if limit > 0:
+            longest = limit * _norm(positive)
+            guided = guided * (longest / _norm(guided)).clamp(max=1)
+        return where_rows(self.is_guided(noise_to_signal, conditions), guided, positive)
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        vae = self.decoder(preview)
+        latents = z / vae.config.scaling_factor + vae.config.shift_factor
+        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+
+
+def _norm(predictions: Tensor) -> Tensor:
+    """Of each row `[N, ...]`, shaped to divide the rows."""
+    return torch.linalg.vector_norm(predictions, dim=list(range(1, predictions.ndim)), keepdim=True)

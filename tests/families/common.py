@@ -1,0 +1,405 @@
+"""What `DiamondMapPipeline` owes its users whatever the family: one list of tests, run for each.
+
+A family's tests subclass `FamilyTests` and set `family`; further variants of the same class (another prediction type,
+another guidance embedding) may subclass `StockTests` alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from diffusers import DiffusionPipeline, PyramidAttentionBroadcastConfig
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, NoAlignment
+from diamond_diffusers.backbones import Backbone
+from diamond_diffusers.pipelines.arguments import is_offloaded
+
+from .counting import GraphMemory, counted
+from .family import PROMPTS, TESTED_APART, Family, brightness, generators
+
+# Each is more than plain sampling in its own way: noise on the way, resampling, gradients.
+BATCH_METHODS = {
+    "none": NoAlignment(),
+    "smc": SMC(num_particles=3),
+    "guidance": Guidance(num_particles=2),
+    "pathwise": Guidance(gradient="pathwise"),
+}
+WORST_GAP = 3 / 255
+"""Mean difference of half precision from float32 that no eye sees."""
+
+
+def offload_model(pipe: DiamondMapPipeline) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def offload_sequentially(pipe: DiamondMapPipeline) -> None:
+    # The stock method, which covers text encoders too, cannot offload them from the CPU to itself.
+    for component in (pipe.backbone.model, pipe.vae):
+        cpu_offload(component, "cpu")
+
+
+class StockTests:
+    """With alignment off, users see their model."""
+
+    family: ClassVar[Family]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "variant" in metafunc.fixturenames:
+            metafunc.parametrize("variant", ["plain", *self.family.variants])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pipe(cls) -> DiamondMapPipeline:
+        """Shared by the tests of a class: none may change it."""
+        return cls.fresh()
+
+    @classmethod
+    def fresh(cls) -> DiamondMapPipeline:
+        return DiamondMapPipeline.from_pipe(cls.family.build())
+
+    def images(self, pipe: DiamondMapPipeline | DiffusionPipeline, *prompts: list[str], **call: Any) -> Tensor:
+        """Of a call of the wrapped or of the stock pipeline; from the generators of the images if nothing is said."""
+        if call.get("generator") is None:
+            call["generator"] = generators()
+        return pipe(*(prompts or (PROMPTS,)), **{"output_type": "pt", **self.family.call, **call}).images
+
+    def assert_stock(self, pipe: DiamondMapPipeline, *prompts: list[str], **call: Any) -> Tensor:
+        stock = self.images(pipe.pipeline, *prompts, **call)
+        if isinstance(generator := call.get("generator"), torch.Generator):
+            generator.manual_seed(generator.initial_seed())
+        self.assert_same(self.images(pipe, *prompts, **call), stock)
+        return stock
+
+    def assert_same(self, images: Any, expected: Any) -> None:
+        torch.testing.assert_close(images, expected, atol=self.family.tolerance, rtol=0)
+
+    def test_the_stock_image_is_reproduced(self, pipe: DiamondMapPipeline, variant: str) -> None:
+        images = self.assert_stock(pipe, **self.family.variants.get(variant, {}))
+        assert images.isfinite().all()
+        assert images.std() > 0.05
+
+    def test_one_generator_draws_as_in_the_stock_pipeline(self, pipe: DiamondMapPipeline) -> None:
+        generator = torch.Generator().manual_seed(3)
+        assert len(self.assert_stock(pipe, generator=generator, num_images_per_prompt=2)) == 4
+
+    def test_each_image_of_a_prompt_has_its_generator(self, pipe: DiamondMapPipeline) -> None:
+        call = {"num_images_per_prompt": 2}
+        four = self.images(pipe, generator=generators(4), **call)
+        self.assert_same(four, self.images(pipe.pipeline, generator=generators(4), **call))
+        self.assert_same(self.images(pipe, PROMPTS[1:], generator=generators(2, first=2), **call), four[2:])
+
+    def test_given_latents_start_the_stock_image(self, pipe: DiamondMapPipeline) -> None:
+        self.assert_stock(pipe, latents=self.latents())
+
+    def latents(self) -> Tensor:
+        return torch.randn(2, *self.family.latents_shape, generator=torch.Generator().manual_seed(5))
+
+    def test_embeds_stand_for_their_prompts(self, pipe: DiamondMapPipeline) -> None:
+        guided = self.family.variants.get(self.family.guided, {})
+        guided = {name: value for name, value in guided.items() if not re.fullmatch(r"(negative_)?prompt(_\d)?", name)}
+        self.assert_stock(pipe, None, **guided, **self.family.embeds(pipe.pipeline, PROMPTS))
+
+    def test_output_types_are_those_of_the_stock_pipeline(self, pipe: DiamondMapPipeline) -> None:
+        for output_type in ("latent", "np", "pil"):
+            stock, ours = (self.images(p, output_type=output_type) for p in (pipe.pipeline, pipe))
+            if output_type == "pil":
+                assert [image.size for image in ours] == [image.size for image in stock]
+                # A value between two shades may be rounded to either.
+                gaps = [np.abs(np.int16(one) - np.int16(other)).max() for one, other in zip(ours, stock, strict=True)]
+                assert max(gaps) <= 1
+            else:
+                self.assert_same(torch.as_tensor(ours), torch.as_tensor(stock))
+        call = {**self.family.call, "output_type": "pt", "return_dict": False}
+        images, rewards = pipe(PROMPTS, reward=brightness, alignment="none", **call)
+        torch.testing.assert_close(brightness(images, PROMPTS), rewards)
+
+    def test_callbacks_read_what_they_read_in_the_stock_pipeline(self, pipe: DiamondMapPipeline) -> None:
+        stock, ours = ([], [])
+        self.images(pipe.pipeline, **self.step_callback(pipe.pipeline, stock))
+        self.images(pipe, callback_on_step_end=lambda _, *seen: ours.append(seen) or {})
+        assert len(ours) == len(stock) == pipe._num_timesteps
+        for (index, timestep, tensors), (stock_index, stock_timestep, latents) in zip(ours, stock, strict=True):
+            assert index == stock_index
+            torch.testing.assert_close(float(timestep), float(stock_timestep), atol=1e-3, rtol=1e-3)
+            self.assert_same(tensors["latents"], latents)
+
+    def step_callback(self, pipeline: DiffusionPipeline, seen: list) -> dict[str, Any]:
+        """The stock keywords under which each step's index, time and latents are recorded."""
+        if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
+            return {"callback": lambda *step: seen.append(step), "callback_steps": 1}
+
+        def record(pipeline: DiffusionPipeline, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            seen.append((index, timestep, tensors["latents"]))
+            return {}
+
+        return {"callback_on_step_end": record}
+
+    def test_callbacks_replace_latents_and_interrupt(self, pipe: DiamondMapPipeline) -> None:
+        def halve_and_stop(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            pipeline._interrupt = index == 1
+            return {"latents": tensors["latents"] / 2}
+
+        if "callback_on_step_end" in inspect.signature(pipe.pipeline.__call__).parameters:
+            self.assert_stock(pipe, callback_on_step_end=halve_and_stop, output_type="latent")
+            self.assert_stock(pipe, callback_on_step_end=halve_and_stop)
+        calls = []
+
+        def zero(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            calls.append(index)
+            return {"latents": torch.zeros_like(tensors["latents"])}
+
+        assert self.images(pipe, callback_on_step_end=zero, output_type="latent").abs().max() == 0
+        assert calls == list(range(pipe._num_timesteps))
+
+    def test_every_stock_keyword_works_or_is_refused_by_name(self, pipe: DiamondMapPipeline) -> None:
+        refused = pipe.backbone.refused_arguments
+        embeds = self.family.embeds(pipe.pipeline, PROMPTS)
+        named = {*self.family.call, *self.family.apart, *embeds, *(key for variant in self.family.variants.values() for key in variant)}
+        parameters = inspect.signature(type(pipe.pipeline).__call__).parameters.values()
+        stock = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD} - {"self"}
+        assert stock - named - TESTED_APART - set(refused) == set(), "neither tested nor refused"
+        assert set(refused) <= stock, "refused, but no stock keyword"
+        for name in refused:
+            with pytest.raises(TypeError, match=rf"'{name}' cannot be used"):
+                pipe(PROMPTS, **{**self.family.call, name: object()})
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+    def test_half_precision_stays_close_to_float32(self, pipe: DiamondMapPipeline, dtype: torch.dtype) -> None:
+        full = self.images(pipe, latents=self.latents())
+        half = self.images(self.fresh().to(dtype), latents=self.latents()).float()
+        assert half.isfinite().all()
+        assert (half - full).abs().mean() < WORST_GAP
+
+
+class FamilyTests(StockTests):
+    """Everything that every family owes."""
+
+    @pytest.mark.parametrize("name", BATCH_METHODS)
+    def test_an_image_depends_on_its_own_prompt_and_generator_alone(self, pipe: DiamondMapPipeline, name: str) -> None:
+        call = {"reward": brightness, "alignment": BATCH_METHODS[name]}
+        together = self.images(pipe, particle_batch_size=2, **call)
+        alone = self.images(pipe, PROMPTS[1:], generator=generators(1, first=1), particle_batch_size=2, **call)
+        # Chunks of equal shapes: bit for bit.
+        assert torch.equal(together[1:], alone)
+        if name != "smc":
+            unchunked = self.images(pipe, **call)
+            torch.testing.assert_close(unchunked, together, atol=1e-4, rtol=0)
+
+    def test_rewards_are_those_of_the_returned_images(self, pipe: DiamondMapPipeline) -> None:
+        for selection, count in (("sample", 4), ("best", 4), ("all", 8)):
+            out = pipe(
+                PROMPTS,
+                reward=brightness,
+                alignment=SMC(num_particles=2),
+                num_images_per_prompt=2,
+                final_selection=selection,
+                generator=generators(4),
+                **{**self.family.call, "output_type": "pt"},
+            )
+            assert len(out.images) == len(out.rewards) == count
+            assert out.log_evidence.shape == (4,)
+            torch.testing.assert_close(brightness(out.images, PROMPTS), out.rewards)
+
+    def test_guidance_raises_the_reward(self, pipe: DiamondMapPipeline) -> None:
+        for gradient in ("isotropic", "pathwise"):
+            guidance = Guidance(gradient=gradient, max_shift=1.0)
+            call = {**self.family.call, "reward": brightness, "alignment": guidance}
+            rewards = {
+                scale: pipe(["a red circle"] * 4, generator=generators(4), reward_scale=scale, **call)
+                for scale in (0.0, 20.0)
+            }
+            figures = [step.gradient_norm for step in rewards[20.0].trace.steps]
+            assert all(figure.isfinite().all() for figure in figures)
+            assert figures[-1].min() > 0
+            assert rewards[20.0].rewards.mean() > rewards[0.0].rewards.mean()
+
+    @pytest.mark.parametrize("guided", [False, True], ids=["", "classifier-free guidance"])
+    def test_a_guided_step_costs_one_of_each(self, pipe: DiamondMapPipeline, guided: bool) -> None:
+        """Per particle: one network evaluation, one decode, one reward call, one backward pass."""
+        if guided and self.family.guided is None:
+            pytest.skip("the family has no classifier-free guidance")
+        call = {**self.family.call, **(self.family.variants[self.family.guided] if guided else {})}
+        weights = list(pipe.backbone.model.parameters())
+        with counted(pipe) as counts:
+            out = pipe(PROMPTS, reward=brightness, alignment=Guidance(gradient="pathwise", num_particles=3), **call)
+        # Frozen for the call, so that graphs do not hold what only weights would need.
+        assert not counts.trained_weights
+        assert all(weight.requires_grad for weight in weights)
+        particles = 2 * 3
+        steps = len(out.trace.steps)
+        assert steps == pipe._num_timesteps
+        assert counts.network == counts.backward == out.cost.network_evaluations == out.cost.backward_passes
+        # Guidance may end, or leave out, some levels; then its rows cost less there.
+        assert counts.network == particles * steps if not guided else counts.network > particles * steps
+        assert counts.decoded == out.cost.decodes == out.cost.reward_calls == particles * (steps + 1)
+
+    def test_plain_sampling_decodes_each_image_once(self, pipe: DiamondMapPipeline) -> None:
+        with counted(pipe) as counts:
+            out = pipe(PROMPTS, **self.family.call)
+            assert counts.decoded == out.cost.decodes == 2
+            pipe(PROMPTS, **{**self.family.call, "output_type": "latent"})
+        assert counts.decoded == 2
+        assert counts.backward == 0
+
+    def test_graphs_hold_one_chunk_however_many_particles(self, pipe: DiamondMapPipeline) -> None:
+        peaks = []
+        for particles in (2, 6):
+            guidance = Guidance(gradient="pathwise", num_particles=particles)
+            with GraphMemory().watched() as memory:
+                pipe(PROMPTS, reward=brightness, alignment=guidance, particle_batch_size=2, **self.family.call)
+            assert memory.live == 0
+            peaks.append(memory.peak)
+        assert peaks[0] == peaks[1] > 0
+
+    def test_gradient_checkpointing_changes_nothing_but_memory(self, pipe: DiamondMapPipeline) -> None:
+        call = {**self.family.call, "output_type": "pt", "reward": brightness}
+        call["alignment"] = Guidance(gradient="pathwise")
+        with counted(pipe) as held:
+            plain = pipe(PROMPTS, generator=generators(), **call)
+        with counted(pipe) as recomputed:
+            checkpointed = pipe(PROMPTS, generator=generators(), gradient_checkpointing=True, **call)
+        torch.testing.assert_close(checkpointed.images, plain.images, atol=1e-5, rtol=0)
+        for step, plain_step in zip(checkpointed.trace.steps, plain.trace.steps, strict=True):
+            torch.testing.assert_close(step.gradient_norm, plain_step.gradient_norm, atol=1e-6, rtol=1e-4)
+        assert recomputed.network == 2 * held.network
+
+    def test_look_aheads_alone_are_decoded_by_the_preview_vae(self, pipe: DiamondMapPipeline) -> None:
+        pipe = DiamondMapPipeline.from_pipe(
+            pipe.pipeline, preview_vae=self.family.preview_vae(pipe.pipeline).requires_grad_(False)
+        )
+        previewed = []
+        hook = pipe.preview_vae.decoder.register_forward_hook(lambda module, args, output: previewed.append(args))
+        out_of = {"reward": brightness, "alignment": Guidance(), "generator": generators()}
+        with counted(pipe) as counts:
+            out = pipe(PROMPTS, **out_of, **{**self.family.call, "output_type": "pt"})
+        hook.remove()
+        assert len(previewed) == len(out.trace.steps)
+        assert counts.decoded == 2
+        assert out.cost.decodes == 2 * (len(out.trace.steps) + 1)
+        torch.testing.assert_close(brightness(out.images, PROMPTS), out.rewards)
+
+    def test_slicing_and_tiling_of_the_vae(self) -> None:
+        pipe = self.fresh()
+        whole = self.images(pipe)
+        for part in ("slicing", "tiling"):
+            if hasattr(pipe.vae, f"enable_{part}"):
+                getattr(pipe.vae, f"enable_{part}")()
+                self.assert_same(self.images(pipe), whole)
+                getattr(pipe.vae, f"disable_{part}")()
+        if hasattr(pipe.vae, "tile_latent_min_size"):
+            pipe.vae.enable_tiling()
+            pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 2, 2 * whole.shape[-1] // 4
+            self.assert_stock(pipe)
+
+    def test_lora_weights_act_as_in_the_stock_pipeline(self) -> None:
+        pipe = self.fresh()
+        if not self.family.has_lora:
+            with pytest.raises(AttributeError, match="LoRA"):
+                pipe.load_lora_weights({})
+            return
+        weights = lora_weights(self.fresh().backbone, self.family.lora_targets)
+        plain = self.images(pipe)
+        pipe.load_lora_weights(weights, adapter_name="style")
+        pipe.set_adapters(["style"], [0.7])
+        stock = self.family.build()
+        stock.load_lora_weights(weights, adapter_name="style")
+        stock.set_adapters(["style"], [0.7])
+        styled = self.images(pipe)
+        self.assert_same(styled, self.images(stock))
+        assert (styled - plain).abs().mean() > 1e-3
+        pipe.unload_lora_weights()
+        self.assert_same(self.images(pipe), plain)
+
+    @pytest.mark.parametrize("offload", [offload_model, offload_sequentially])
+    def test_offloaded_components(
+        self, pipe: DiamondMapPipeline, offload: Callable[[DiamondMapPipeline], None]
+    ) -> None:
+        call = {**self.family.call, "output_type": "pt", "reward": brightness}
+        call["alignment"] = Guidance(gradient="pathwise")
+        expected = pipe(PROMPTS, generator=generators(), **call)
+        offloaded = self.fresh()
+        assert not is_offloaded(offloaded.pipeline)
+        offload(offloaded)
+        with counted(offloaded) as counts:
+            out = offloaded(PROMPTS, generator=generators(), **call)
+        self.assert_same(out.images, expected.images)
+        # Graphs would keep offloaded weights alive, so the network is evaluated again on the way back.
+        assert counts.network == 2 * expected.cost.network_evaluations
+        assert is_offloaded(offloaded.pipeline)
+
+    def test_attention_backends(self) -> None:
+        pipe = self.fresh()
+        expected = self.images(pipe)
+        network = pipe.backbone.model
+        network.set_attention_backend("_native_math")
+        try:
+            self.assert_same(self.images(pipe), expected)
+        finally:
+            network.set_attention_backend("native")
+            network.reset_attention_backend()
+
+    def test_a_compiled_network_is_compiled_once(self) -> None:
+        pipe = self.fresh()
+        expected = self.images(pipe)
+        graphs = []
+
+        def count_graphs(*step: Any) -> dict:
+            graphs.append(counters["stats"]["unique_graphs"])
+            return {}
+
+        torch._dynamo.reset()
+        counters.clear()
+        # A break of the graph is an error here.
+        pipe.backbone.model.compile(backend="eager", fullgraph=True)
+        try:
+            self.assert_same(self.images(pipe, callback_on_step_end=count_graphs), expected)
+            self.images(pipe)
+            assert counters["stats"]["unique_graphs"] == graphs[1] > 0
+        finally:
+            torch._dynamo.reset()
+
+    def test_a_saved_model_is_stock_and_loads_again(self, tmp_path: Any) -> None:
+        pipe = DiamondMapPipeline(self.family.build(), dict(self.family.call))
+        expected = self.images(pipe)
+        pipe.save_pretrained(tmp_path)
+        again = DiamondMapPipeline.from_pretrained(tmp_path)
+        stock = type(pipe.pipeline).from_pretrained(tmp_path)
+        for loaded in (again, stock):
+            loaded.set_progress_bar_config(disable=True)
+        assert again.defaults == self.family.call
+        call = {"generator": generators(), "output_type": "pt"}
+        torch.testing.assert_close(again(PROMPTS, **call).images, expected, atol=1e-5, rtol=0)
+        self.assert_same(self.images(stock), expected)
+
+    def test_a_feature_cache_is_refused(self) -> None:
+        pipe = self.fresh()
+        if not hasattr(pipe.backbone.model, "enable_cache"):
+            pytest.skip("the network has no feature cache")
+        config = PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+        )
+        pipe.backbone.model.enable_cache(config)
+        with pytest.raises(ValueError, match="feature cache"):
+            self.images(pipe)
+        pipe.backbone.model.disable_cache()
+        self.images(pipe)
+
+
+def lora_weights(backbone: Backbone, targets: tuple[str, ...]) -> dict[str, Tensor]:
+    """A random LoRA for a family's network, in diffusers' format."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        backbone.model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(targets), init_lora_weights=False))
+    weights = get_peft_model_state_dict(backbone.model)
+    return {f"{backbone.network_name}.{name}": weight for name, weight in weights.items()}

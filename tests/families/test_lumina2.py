@@ -1,0 +1,168 @@
+"""The Lumina 2 backbone reads the stock pipeline as the stock pipeline reads itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
+from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.levels import RectifiedFlowPath
+from diamond_diffusers.pipelines.arguments import resolve_arguments
+
+from .common import FamilyTests, StockTests
+from .counting import counted
+from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .tiny_lumina2 import build_tiny_lumina2
+
+# The system prompt has 24 words, and the text follows it.
+CALL = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 36, "guidance_scale": 1.0}
+GUIDED = {"guidance_scale": 4.0, "negative_prompt": ["a ring", "a small red cross"]}
+
+
+def prompt_embeds(pipeline: Lumina2Pipeline, prompts: list[str]) -> dict[str, Tensor]:
+    names = "prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"
+    negative_prompts = GUIDED["negative_prompt"][: len(prompts)]
+    encoded = pipeline.encode_prompt(prompts, negative_prompt=negative_prompts, max_sequence_length=36)
+    return dict(zip(names, encoded, strict=True))
+
+
+LUMINA2 = Family(
+    build=build_tiny_lumina2,
+    call=CALL,
+    latents_shape=(4, 4, 4),
+    embeds=prompt_embeds,
+    variants={
+        "guided": GUIDED,
+        "default_negative_prompt": {"guidance_scale": 3.0},
+        "not_normalised": {**GUIDED, "cfg_normalization": False},
+        "truncated": {**GUIDED, "cfg_trunc_ratio": 0.5},
+        "never_guided": {**GUIDED, "cfg_trunc_ratio": 0.0},
+        "system_prompt": {"system_prompt": "a blue"},
+        "sigmas": {"sigmas": [1.0, 0.7, 0.2], "num_inference_steps": 3},
+        "attention_options": {"attention_kwargs": {"scale": 0.5}},
+    },
+    guided="guided",
+    preview_vae=lambda pipeline: tiny_preview_vae(4, 8),
+)
+
+
+def build_with_dynamic_shifting() -> Lumina2Pipeline:
+    pipeline = build_tiny_lumina2()
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return pipeline
+
+
+class CallbackTests(StockTests):
+    """The stock loop does not ask whether it is interrupted; ours does."""
+
+    def test_callbacks_replace_latents_and_interrupt(self, pipe: DiamondMapPipeline) -> None:
+        calls = []
+
+        def halve(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            return {"latents": tensors["latents"] / 2}
+
+        def stop(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            calls.append(tensors["latents"])
+            pipeline._interrupt = index == 1
+            return {}
+
+        self.assert_stock(pipe, callback_on_step_end=halve)
+        stopped = self.images(pipe, callback_on_step_end=stop, output_type="latent")
+        assert len(calls) == 2
+        self.assert_same(stopped, calls[-1])
+
+
+class TestLumina2(CallbackTests, FamilyTests):
+    family = LUMINA2
+
+    def test_a_compiled_network_is_compiled_once(self) -> None:
+        """The stock network reads the lengths of its masks, which breaks its graph."""
+        pipe = self.fresh()
+        expected = self.images(pipe)
+        torch._dynamo.reset()
+        counters.clear()
+        pipe.backbone.model.compile(backend="eager")
+        try:
+            self.assert_same(self.images(pipe), expected)
+            graphs = counters["stats"]["unique_graphs"]
+            self.images(pipe)
+            assert counters["stats"]["unique_graphs"] == graphs > 0
+        finally:
+            torch._dynamo.reset()
+
+
+class TestDynamicShifting(CallbackTests):
+    family = replace(LUMINA2, build=build_with_dynamic_shifting)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DiamondMapPipeline:
+    return DiamondMapPipeline.from_pipe(build_tiny_lumina2())
+
+
+def encode(pipe: DiamondMapPipeline, **call: Any) -> Conditions:
+    return pipe.backbone.encode(resolve_arguments(pipe.backbone, {**CALL, "prompt": PROMPTS, **call}, {}))
+
+
+@torch.no_grad()
+def test_prediction_is_the_guided_velocity_in_reversed_time(pipe: DiamondMapPipeline) -> None:
+    path = RectifiedFlowPath()
+    conditions = encode(pipe, **GUIDED)
+    embeds = prompt_embeds(pipe.pipeline, PROMPTS)
+    x = torch.randn(2, 4, 4, 4, generator=generators(1)[0])
+    for time in (1.0, 0.77, 0.3, 0.02):
+        positive, negative = (
+            -pipe.transformer(
+                x,
+                torch.full((2,), 1 - time),
+                embeds[f"{prefix}prompt_embeds"],
+                embeds[f"{prefix}prompt_attention_mask"],
+            ).sample
+            for prefix in ("", "negative_")
+        )
+        predicted = pipe.backbone.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
+        guided = 4 * positive - 3 * negative
+        guided = guided * positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(predicted, x - time * guided, atol=2e-5, rtol=0)
+        assert (positive - negative).abs().max() > 0.01
+
+
+def test_truncated_guidance_costs_one_evaluation(pipe: DiamondMapPipeline) -> None:
+    call = {**CALL, **GUIDED, "cfg_trunc_ratio": 0.5}
+    with counted(pipe) as counts:
+        out = pipe(PROMPTS, **call)
+        assert out.cost.network_evaluations == counts.network == 2 * (2 + 2 + 1 + 1)
+    with counted(pipe) as counts:
+        # The inner levels of a transition lie between those of its step and of the next.
+        out = pipe(PROMPTS, alignment=NoAlignment(transition=GlassTransition(num_inner_steps=3)), **call)
+        assert out.cost.network_evaluations == counts.network == 2 * 3 * (2 + 2 + 1 + 1)
+
+
+@torch.no_grad()
+def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPipeline) -> None:
+    conditions = encode(pipe, **GUIDED, cfg_trunc_ratio=0.5)
+    last, _ = conditions.shared["guided_levels"]
+    levels, x = torch.tensor([2 * last, last], dtype=torch.float64), torch.randn(2, 4, 4, 4, generator=generators(1)[0])
+    assert [pipe.backbone.evaluations_per_row(level, conditions) for level in levels] == [2, 1]
+    both = pipe.backbone.predict(x, levels, conditions)
+    for i in range(2):
+        row = torch.tensor([i])
+        alone = pipe.backbone.predict(x[row], float(levels[i]), conditions.rows(row))
+        torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=0)
+
+
+def test_each_image_has_the_mask_of_its_own_prompt(pipe: DiamondMapPipeline) -> None:
+    """The stock pipeline deals the masks of several prompts out in turn."""
+    prompts = ["a ring", "a small red circle left of a blue star"]
+    call = {**CALL, "output_type": "pt", "num_images_per_prompt": 2}
+    together = pipe(prompts, generator=generators(4), **call).images
+    for i, prompt in enumerate(prompts):
+        alone = pipe.pipeline(prompt, generator=generators(2, first=2 * i), **call).images
+        torch.testing.assert_close(together[2 * i : 2 * i + 2], alone, atol=1e-4, rtol=0)
