@@ -10,10 +10,18 @@ if TYPE_CHECKING:
     from .alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment
     from .cost import Cost
     from .pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
-    from .posteriors import DenoiserPoint, GlassPosterior, PosteriorSampler
+    from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
     from .rewards import Reward, available_rewards, register_reward
     from .schedulers import GlassDDPMScheduler, GlassFlowMatchScheduler
-    from .transitions import AncestralTransition, GlassTransition, ODETransition, RenoiseTransition, Transition
+    from .transitions import (
+        AncestralTransition,
+        FlowMapTransition,
+        GlassTransition,
+        ODETransition,
+        RenoiseTransition,
+        Transition,
+    )
+    from .weighted_posterior import WeightedPosterior
 
 __version__ = version("diamond-diffusers")
 
@@ -26,6 +34,8 @@ __all__ = [
     "DenoiserPoint",
     "DiamondMapPipeline",
     "DiamondMapPipelineOutput",
+    "FlowMapPoint",
+    "FlowMapTransition",
     "GlassDDPMScheduler",
     "GlassFlowMatchScheduler",
     "GlassPosterior",
@@ -37,12 +47,13 @@ __all__ = [
     "RenoiseTransition",
     "Reward",
     "Transition",
+    "WeightedPosterior",
     "available_rewards",
     "register_reward",
 ]
 
 # A saved stock pipeline names its scheduler's class, and those are not to wait for the other rooms.
-_ROOMS = ("schedulers", "alignment", "cost", "pipelines", "posteriors", "rewards", "transitions")
+_ROOMS = ("schedulers", "alignment", "cost", "pipelines", "posteriors", "rewards", "transitions", "weighted_posterior")
 
 
 def __getattr__(name: str) -> Any:
