@@ -69,5 +69,6 @@ class DiscreteTimeBackbone(Backbone):
         return stock_transition(self.pipeline.scheduler, self._eta)
 
     def stochastic_transition(self) -> Transition:
-        """The stock one where `eta` asks for noise."""
-        return self.stock_transition() if self._eta > 0 else super().stochastic_transition()
+        """The stock one where `eta` asks for its noise."""
+        stock = self.stock_transition()
+        return stock if self._eta > 0 and stock.is_stochastic else super().stochastic_transition()

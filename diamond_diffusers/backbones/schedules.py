@@ -81,7 +81,9 @@ def interpolate_timesteps(noise_to_signal: Tensor, table: Tensor) -> Tensor:
 def stock_levels(scheduler: Any) -> list[float]:
     """The falling noise-to-signal ratios of a scheduler whose timesteps are set, the final one included.
 
-    Higher-order schedulers visit a level several times; here it comes once.
+    Higher-order schedulers visit a level several times; here it comes once. `DDIMScheduler` leads to another level than
+    its next timestep's where timesteps are spaced by `linspace`, or by `trailing` and their number does not divide that
+    of the training steps; here steps lead to the next timestep's.
     """
     if is_flow(scheduler):
         sigma = scheduler.sigmas.double().cpu()

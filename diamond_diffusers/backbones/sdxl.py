@@ -53,32 +53,28 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
         self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
         embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(arguments)
-        positive = {
-            "encoder_hidden_states": embeds,
-            "text_embeds": pooled,
-            "time_ids": self._time_ids(arguments, sizes, pooled, ""),
-        }
-        negative = {
-            "encoder_hidden_states": negative_embeds,
-            "text_embeds": negative_pooled,
-            "time_ids": positive["time_ids"],
-        }
+        pooled = pooled.to(embeds.device)
+        time_ids = negative_time_ids = self._time_ids(arguments, sizes, pooled, "")
         if arguments["negative_original_size"] is not None and arguments["negative_target_size"] is not None:
-            negative["time_ids"] = self._time_ids(arguments, sizes, pooled, "negative_")
-        return positive, negative
+            negative_time_ids = self._time_ids(arguments, sizes, pooled, "negative_")
+        if negative_pooled is not None:
+            negative_pooled = negative_pooled.to(embeds.device)
+        return (
+            {"encoder_hidden_states": embeds, "text_embeds": pooled, "time_ids": time_ids},
+            {"encoder_hidden_states": negative_embeds, "text_embeds": negative_pooled, "time_ids": negative_time_ids},
+        )
 
     def _time_ids(self, arguments: Mapping[str, Any], sizes: Mapping[str, int], pooled: Tensor, prefix: str) -> Tensor:
         """Original size, crop and target size, which condition the UNet, `[B, 6]`."""
         size = (sizes["height"], sizes["width"])
         text_encoder = self.pipeline.text_encoder_2
+        width = pooled.shape[-1] if text_encoder is None else text_encoder.config.projection_dim
         ids = self.pipeline._get_add_time_ids(
             tuple(arguments[f"{prefix}original_size"] or size),
             tuple(arguments[f"{prefix}crops_coords_top_left"]),
             tuple(arguments[f"{prefix}target_size"] or size),
             dtype=pooled.dtype,
-            text_encoder_projection_dim=pooled.shape[-1]
-            if text_encoder is None
-            else text_encoder.config.projection_dim,
+            text_encoder_projection_dim=width,
         )
         return ids.to(pooled.device).repeat(len(pooled), 1)
 
@@ -97,5 +93,5 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
         return (images if watermark is None else to_unit_range(watermark.apply_watermark(2 * images - 1))), None
 
     def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
-        # Weights named by the blocks of the original checkpoint are renamed by this.
+        # By it, weights named by the blocks of the original checkpoint are renamed.
         return super().lora_keys(source, {"unet_config": self.model.config, **options})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import Tensor
 
 from .base import Conditions, to_unit_range
@@ -118,6 +120,10 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
         for index, embeds in enumerate(adapters):
             positive[f"{_IMAGES}{index}"] = embeds[-rows:]
             negative[f"{_IMAGES}{index}"] = embeds[:rows]
+
+    def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
+        # Many LoRAs for these models have older names, which the stock loader renames in the same way.
+        return list(convert_unet_state_dict_to_peft(dict.fromkeys(super().lora_keys(source, options))))
 
     def prepare_latents(
         self,

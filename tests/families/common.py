@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DiffusionPipeline, PyramidAttentionBroadcastConfig
+from diffusers.hooks import HookRegistry, ModelHook
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
@@ -165,7 +166,12 @@ class StockTests:
     def test_every_stock_keyword_works_or_is_refused_by_name(self, pipe: DiamondMapPipeline) -> None:
         refused = pipe.backbone.refused_arguments
         embeds = self.family.embeds(pipe.pipeline, PROMPTS)
-        named = {*self.family.call, *self.family.apart, *embeds, *(key for variant in self.family.variants.values() for key in variant)}
+        named = {
+            *self.family.call,
+            *self.family.apart,
+            *embeds,
+            *(key for variant in self.family.variants.values() for key in variant),
+        }
         parameters = inspect.signature(type(pipe.pipeline).__call__).parameters.values()
         stock = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD} - {"self"}
         assert stock - named - TESTED_APART - set(refused) == set(), "neither tested nor refused"
@@ -384,16 +390,27 @@ class FamilyTests(StockTests):
 
     def test_a_feature_cache_is_refused(self) -> None:
         pipe = self.fresh()
-        if not hasattr(pipe.backbone.model, "enable_cache"):
-            pytest.skip("the network has no feature cache")
-        config = PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
-        )
-        pipe.backbone.model.enable_cache(config)
+        network = pipe.backbone.model
+        hooks = HookRegistry.check_if_exists_or_initialize(network)
+        hooks.register_hook(RememberingHook(), "cache")
         with pytest.raises(ValueError, match="feature cache"):
             self.images(pipe)
-        pipe.backbone.model.disable_cache()
+        hooks.remove_hook("cache")
+        if hasattr(network, "enable_cache"):
+            network.enable_cache(PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2))
+            with pytest.raises(ValueError, match="feature cache"):
+                self.images(pipe)
+            network.disable_cache()
         self.images(pipe)
+
+
+class RememberingHook(ModelHook):
+    """What the hooks of every feature cache have in common."""
+
+    _is_stateful = True
+
+    def reset_state(self, module: torch.nn.Module) -> None:
+        pass
 
 
 def lora_weights(backbone: Backbone, targets: tuple[str, ...]) -> dict[str, Tensor]:

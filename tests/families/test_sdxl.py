@@ -14,7 +14,15 @@ from diamond_diffusers import DiamondMapPipeline, Guidance
 
 from .common import BATCH_METHODS, FamilyTests, StockTests
 from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
-from .tiny_stable_diffusion import IMAGE_EMBED_SIZE, LATENTS_SHAPE, SCHEDULE, add_ip_adapter, build_tiny_sdxl, lora
+from .tiny_stable_diffusion import (
+    IMAGE_EMBED_SIZE,
+    LATENTS_SHAPE,
+    SCHEDULE,
+    add_ip_adapter,
+    build_tiny_sdxl,
+    kohya_lora,
+    lora,
+)
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 1.0}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": ["a ring", "a red ring"]}
@@ -182,16 +190,9 @@ def test_an_lcm_lora_samples_as_in_the_stock_pipeline() -> None:
 
 
 def test_a_lora_named_by_the_blocks_of_the_original_checkpoint_loads() -> None:
-    """The form of most LoRAs for SDXL, of kohya's scripts."""
-    weights = lora(build_tiny_sdxl().unet, 1)
-    down = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    original = "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q"
-    kohya = {
-        f"{original}.lora_down.weight": weights[f"unet.{down}.lora_A.weight"],
-        f"{original}.lora_up.weight": weights[f"unet.{down}.lora_B.weight"],
-        f"{original}.alpha": torch.tensor(2.0),
-    }
     pipe = DiamondMapPipeline.from_pipe(build_tiny_sdxl())
     plain = images(pipe)
-    pipe.load_lora_weights(kohya, adapter_name="style")
+    pipe.load_lora_weights(kohya_lora("input_blocks_3_1_transformer_blocks_0_attn1_to_q"), adapter_name="style")
     assert (images(pipe) - plain).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="made for another model"):
+        pipe.load_lora_weights(kohya_lora("input_blocks_3_1_transformer_blocks_7_attn1_to_q"), adapter_name="other")

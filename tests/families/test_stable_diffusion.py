@@ -18,6 +18,7 @@ from diamond_diffusers import (
     AncestralTransition,
     DiamondMapPipeline,
     GlassPosterior,
+    GlassTransition,
     Guidance,
     NoAlignment,
     RenoiseTransition,
@@ -35,6 +36,7 @@ from .tiny_stable_diffusion import (
     add_safety_checker,
     build_tiny_latent_consistency,
     build_tiny_stable_diffusion,
+    kohya_lora,
     lora,
     zero_terminal_snr,
 )
@@ -233,6 +235,19 @@ def test_turbo_is_known_by_name(name: str) -> None:
     assert not pipe.backbone.has_flow_map
 
 
+def test_a_base_model_gives_the_scores_of_turbo() -> None:
+    turbo, base = build_tiny_stable_diffusion(), build_tiny_stable_diffusion("v_prediction")
+    turbo.scheduler = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
+    pipe = DiamondMapPipeline.from_pipe(turbo, few_step=True, score_model=base)
+    smc = SMC(num_particles=2, posterior=GlassPosterior(num_inner_steps=2))
+    with counted(pipe) as maps, counted(pipe.score_model) as scores:
+        out = pipe(PROMPTS, reward=brightness, alignment=smc, **CALL)
+    assert maps.network == 2 * 2 * 3
+    # Guided by the base model's own default, thus twice.
+    assert scores.network == 2 * 2 * 3 * 2 * 2
+    assert out.cost.network_evaluations == maps.network + scores.network
+
+
 def test_a_few_step_lora_makes_the_map_and_the_base_is_the_denoiser() -> None:
     pipe = DiamondMapPipeline.from_pipe(build_tiny_stable_diffusion())
     weights = [lora(pipe.unet, seed) for seed in (1, 2)]
@@ -253,6 +268,13 @@ def test_a_few_step_lora_makes_the_map_and_the_base_is_the_denoiser() -> None:
         torch.testing.assert_close(styled, pipe.backbone.predict(x, level, given), atol=1e-5, rtol=0)
     for one, other in ((mapped, base), (styled, base), (both, mapped)):
         assert (one - other).abs().max() > 1e-2
+
+
+def test_a_lora_for_another_model_is_refused_whatever_its_names() -> None:
+    pipe = DiamondMapPipeline.from_pipe(build_tiny_stable_diffusion())
+    pipe.load_lora_weights(kohya_lora("down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"))
+    with pytest.raises(ValueError, match="made for another model"):
+        pipe.load_lora_weights(kohya_lora("down_blocks_3_attentions_0_transformer_blocks_0_attn1_to_q"))
 
 
 @pytest.mark.parametrize(("scheduler", "call"), [(LCMScheduler, {}), (TCDScheduler, {}), (TCDScheduler, {"eta": 0.3})])
@@ -326,3 +348,7 @@ def test_eta_decides_how_particles_move() -> None:
     guided = images(eta=0.7, alignment=Guidance())
     assert torch.equal(guided, images(alignment=Guidance(transition=AncestralTransition(0.7))))
     assert not torch.equal(guided, images(alignment=Guidance()))
+    # Other samplers make nothing of it.
+    pipe.scheduler = EulerDiscreteScheduler(**SCHEDULE)
+    with pipe.backbone.calling({"eta": 0.7}):
+        assert pipe.backbone.stochastic_transition() == GlassTransition()

@@ -160,6 +160,16 @@ def lora(unet: UNet2DConditionModel, seed: int) -> dict[str, Tensor]:
     return weights
 
 
+def kohya_lora(module: str) -> dict[str, Tensor]:
+    """A LoRA of one linear layer of 16 channels, in the form of kohya's scripts, which most LoRAs for SDXL have."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"lora_unet_{module}.lora_down.weight": torch.randn(2, 16, generator=generator),
+        f"lora_unet_{module}.lora_up.weight": torch.randn(16, 2, generator=generator),
+        f"lora_unet_{module}.alpha": torch.tensor(2.0),
+    }
+
+
 def _text_config(tokenizer: PreTrainedTokenizerFast) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),

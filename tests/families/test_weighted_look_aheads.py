@@ -1,0 +1,55 @@
+"""The Weighted Diamond Map on every family: by the ODE of an ordinary model, and by a few-step map with a score model."""
+
+import importlib
+
+import pytest
+import torch
+
+from diamond_diffusers import DiamondMapPipeline, Guidance, WeightedPosterior
+
+from ..conftest import redness
+
+FAMILIES = {
+    "flux": "FLUX",
+    "lumina2": "LUMINA2",
+    "pixart_sigma": "FAMILY",
+    "qwen_image": "QWEN_IMAGE",
+    "sana": "FAMILY",
+    "sana_sprint": "FAMILY",
+    "sdxl": "SDXL",
+    "stable_diffusion": "STABLE_DIFFUSION",
+    "stable_diffusion_3": "SD35",
+    "z_image": "Z_IMAGE",
+}
+NUM_SAMPLES = 2
+PROMPT = "a red circle"
+
+
+def guided(pipe, family, **options):
+    alignment = Guidance(WeightedPosterior(NUM_SAMPLES, **options), "pathwise")
+    generator = torch.Generator().manual_seed(0)
+    return pipe(PROMPT, reward=redness, alignment=alignment, generator=generator, output_type="pt", **family.call)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_takes_weighted_look_aheads(name):
+    family = getattr(importlib.import_module(f".test_{name}", __package__), FAMILIES[name])
+    runs = []
+    few_step = DiamondMapPipeline(family.build(), few_step=True)
+    with pytest.raises(ValueError, match="needs the posterior mean"):
+        guided(few_step, family)
+    runs.append(guided(few_step, family, weights="likelihood"))
+    if name != "sana_sprint":
+        ordinary = DiamondMapPipeline(family.build(), few_step=False)
+        with pytest.raises(ValueError, match="num_map_steps is 1"):
+            guided(ordinary, family)
+        runs.append(guided(ordinary, family, num_map_steps=2))
+        few_step.score_model = ordinary
+        runs.append(guided(few_step, family))
+    for out in runs:
+        assert out.images.isfinite().all()
+        for step in out.trace.steps:
+            size = step.look_ahead_effective_sample_size
+            assert (size >= 1 - 1e-5).all() and (size <= NUM_SAMPLES + 1e-5).all()
+            assert step.gradient_norm.isfinite().all()
+        assert out.trace.steps[-1].gradient_norm > 0
