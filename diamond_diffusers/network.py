@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,12 +25,14 @@ class Network:
         denoise: the posterior mean `E[z | x]`; None where the model is a flow map alone.
         flow_map: None where the model is a denoiser alone.
         predicts_mean: whether `predict` is `denoise`, so that either serves for both.
+        max_noise_to_signal: the largest level at which it is asked about renoised observations.
     """
 
     predict: Denoiser
     denoise: Denoiser | None = None
     flow_map: FlowMap | None = None
     predicts_mean: bool = True
+    max_noise_to_signal: float = math.inf
 
     @classmethod
     def of_denoiser(cls, denoise: Denoiser) -> Network:

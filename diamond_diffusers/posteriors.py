@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .flow_map import check_is_map, check_map_steps, flow_to_data
 from .glass import check_inner_options, sample_posterior
 from .levels import Level
-from .network import Network, UsesNetwork
+from .network import Capabilities, Network, UsesNetwork
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class PosteriorSamples:
 
     Attributes:
         samples: `[N, K, ...]`.
-        log_weights: `[N, K]`, up to a constant; zero where the samples are exact draws.
+        log_weights: `[N, K]`, up to a constant for each observation, differentiable in it; zero where the samples are
+            equally weighted.
     """
 
     samples: Tensor
@@ -27,9 +29,17 @@ class PosteriorSamples:
 
 
 class PosteriorSampler(UsesNetwork, ABC):
-    """Draws look-ahead samples. `num_samples` is the number K of samples of one observation."""
+    """Draws look-ahead samples.
+
+    Attributes:
+        num_samples: number K of samples of one observation.
+        is_weighted: whether they differ in weight, so that their effective sample size says something.
+        differentiates_predicted: whether gradients of the samples go through `predicted`.
+    """
 
     num_samples: int
+    is_weighted: bool = False
+    differentiates_predicted: bool = True
 
     @abstractmethod
     def sample(
@@ -64,6 +74,40 @@ class DenoiserPoint(PosteriorSampler):
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
     ) -> PosteriorSamples:
         return _equally_weighted(predicted, 1)
+
+
+@dataclass(frozen=True)
+class FlowMapPoint(PosteriorSampler):
+    """The end of the flow map as the only sample (FMTT, arXiv 2511.22688): a typical one, but not a random one.
+
+    Free where the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end; else it costs
+    `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what that predicts.
+
+    Args:
+        num_steps: evaluations from the observation down to clean data; at least 2 for an ordinary model.
+    """
+
+    num_steps: int = 1
+
+    num_samples = 1
+
+    def __post_init__(self) -> None:
+        check_map_steps("num_steps", self.num_steps)
+
+    def check(self, model: Capabilities) -> None:
+        super().check(model)
+        check_is_map("num_steps", self.num_steps, model)
+
+    def sample(
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+    ) -> PosteriorSamples:
+        if network.flow_map is not None:
+            is_end = self.num_steps == 1 and not network.predicts_mean
+            end = predicted if is_end else flow_to_data(network, x, noise_to_signal, self.num_steps)
+        else:
+            denoised = network.mean(x, noise_to_signal, predicted)
+            end = flow_to_data(network, x, noise_to_signal, self.num_steps, denoised)
+        return _equally_weighted(end, 1)
 
 
 @dataclass(frozen=True)

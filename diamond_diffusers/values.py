@@ -39,7 +39,7 @@ def tilted_mean_shift(samples: Tensor, rewards: Tensor, log_weights: Tensor) -> 
 
 
 def pathwise_shift(values: Tensor, x: Tensor, noise_to_signal: Level) -> Tensor:
-    """`kappa^2 grad_y V` by differentiating the value through its look-aheads.
+    """`kappa^2 grad_y V` by differentiating the value through its look-aheads and their weights.
 
     Args:
         values: `V` of each row, `[N]`, with a graph to `x`.

@@ -150,7 +150,8 @@ class Alignment(ABC):
             x: starting particles `[B P, ...]` in the bounded coordinate, at `levels[0]`.
             levels: falling noise-to-signal ratios; the last is the level at which `x` is taken as clean.
             random: draws of the run.
-            on_step: called after each step; raising `StopIteration` ends the loop early.
+            on_step: called after each step; raising `StopIteration` ends the loop early, with the particles that it holds,
+                if any, in place of its own.
         """
         started = time.perf_counter()
         method = self.resolve(model.backbone)
@@ -163,7 +164,8 @@ class Alignment(ABC):
             trace.steps.append(TraceStep(kappa, **cloud.figures))
             try:
                 replaced = on_step(index, cloud.x) if on_step else None
-            except StopIteration:
+            except StopIteration as stopped:
+                cloud = cloud if stopped.value is None else method.replace_particles(cloud, stopped.value)
                 break
             if replaced is not None:
                 cloud = method.replace_particles(cloud, replaced)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -93,19 +93,16 @@ class Guidance(Alignment):
             ahead.predicted + shift,
             random.normal(self.num_particles, cloud.x.shape[1:]),
         )
-        values = ahead.values.unflatten(0, (-1, self.num_particles))
-        figures = {
-            "mean_value": values.mean(1),
-            "best_value": values.amax(1),
-            "gradient_norm": root_mean_square(shift).unflatten(0, (-1, self.num_particles)).mean(1),
-        }
+        sizes = root_mean_square(shift).unflatten(0, (-1, self.num_particles))
+        figures = {**ahead.figures(self.num_particles), "gradient_norm": sizes.mean(1)}
         return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
 
     def _tilted_network(self, model: TiltedModel, random: RandomSource) -> Network:
-        """`D_r` at the inner queries of a transition."""
+        """The model with `D_r` in place of `D` at the inner queries of a transition."""
+        network = model.network(model.owners(self.num_particles))
 
         def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
             ahead = look_ahead(model, self.posterior, x, float(noise_to_signal), random, self.gradient)
-            return ahead.predicted + self.shift(ahead, noise_to_signal)
+            return network.mean(x, noise_to_signal, ahead.predicted) + self.shift(ahead, noise_to_signal)
 
-        return Network.of_denoiser(denoise)
+        return replace(network, denoise=denoise)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..posteriors import PosteriorSampler
 from ..values import isotropic_shift, pathwise_shift, tilted_mean_shift, value
 from .model import TiltedModel
 from .random_source import RandomSource
+from .resampling import effective_sample_size
 
 GRADIENTS = ("pathwise", "isotropic", "tilted_mean")
 REWARD_GRADIENTS = ("pathwise", "isotropic")
@@ -25,19 +27,33 @@ class LookAhead:
         predicted: what the model as loaded predicts at `x`, `[N, ...]`; None at the last level.
         values: `V(x)`, `[N]`.
         shift: `kappa^2 grad_y V`, `[N, ...]`, where it was asked for.
+        effective_sample_size: of each particle's look-aheads, `[N]`, where they differ in weight.
     """
 
     predicted: Tensor | None
     values: Tensor
     shift: Tensor | None = None
+    effective_sample_size: Tensor | None = None
 
     def rows(self, index: Tensor) -> LookAhead:
         """The estimates of the particles `index`."""
-        return LookAhead(
-            None if self.predicted is None else self.predicted[index],
-            self.values[index],
-            None if self.shift is None else self.shift[index],
-        )
+        estimates = (getattr(self, field.name) for field in fields(self))
+        return LookAhead(*(None if estimate is None else estimate[index] for estimate in estimates))
+
+    @classmethod
+    def joined(cls, parts: Sequence[LookAhead]) -> LookAhead:
+        """The estimates of consecutive parts of a cloud."""
+        estimates = ([getattr(part, field.name) for part in parts] for field in fields(cls))
+        return cls(*(None if of_parts[0] is None else torch.cat(of_parts) for of_parts in estimates))
+
+    def figures(self, num_particles: int) -> dict[str, Tensor]:
+        """What the trace records of `num_particles` particles an image, each `[B]`."""
+        values = self.values.unflatten(0, (-1, num_particles))
+        figures = {"mean_value": values.mean(1), "best_value": values.amax(1)}
+        if self.effective_sample_size is not None:
+            sizes = self.effective_sample_size.unflatten(0, (-1, num_particles))
+            figures["look_ahead_effective_sample_size"] = sizes.mean(1)
+        return figures
 
 
 def look_ahead(
@@ -67,11 +83,7 @@ def look_ahead(
             x.split(size), owners.split(size), noise.split(size * num_samples), strict=True
         )
     ]
-    return LookAhead(
-        torch.cat([part.predicted for part in parts]),
-        torch.cat([part.values for part in parts]),
-        torch.cat([part.shift for part in parts]),
-    )
+    return LookAhead.joined(parts)
 
 
 def _estimate(
@@ -87,11 +99,12 @@ def _estimate(
     with torch.set_grad_enabled(pathwise):
         x = x.detach().requires_grad_(pathwise)
         network = model.network(owners)
-        predicted = network.predict(x, noise_to_signal)
+        with torch.set_grad_enabled(pathwise and posterior.differentiates_predicted):
+            predicted = network.predict(x, noise_to_signal)
         drawn = posterior.sample(network, x, noise_to_signal, predicted, noise)
     with torch.set_grad_enabled(pathwise or isotropic):
         samples = drawn.samples.detach().requires_grad_() if isotropic else drawn.samples
-        rewards = model.tilt(samples.flatten(0, 1), owners).unflatten(0, (len(x), -1))
+        rewards = model.tilt(samples.flatten(0, 1), owners, noise_to_signal).unflatten(0, (len(x), -1))
         values = value(rewards, drawn.log_weights)
     if pathwise:
         shift = pathwise_shift(values, x, noise_to_signal)
@@ -101,4 +114,5 @@ def _estimate(
         shift = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights)
     else:
         shift = None
-    return LookAhead(predicted.detach(), values.detach(), shift)
+    sizes = effective_sample_size(drawn.log_weights.detach()) if posterior.is_weighted else None
+    return LookAhead(predicted.detach(), values.detach(), shift, sizes)

@@ -103,6 +103,7 @@ class TiltedModel:
             (predict if predicts_mean else denoise) if scores.has_denoiser else None,
             flow_map if backbone.has_flow_map else None,
             predicts_mean,
+            min(backbone.max_noise_to_signal, scores.max_noise_to_signal),
         )
 
     def _evaluate(
@@ -150,13 +151,16 @@ class TiltedModel:
 
         return torch.cat([self._checkpointed(decode_rows, z[rows], rows)[:kept] for rows, kept in self._chunks(z)])
 
-    def evaluate(self, z: Tensor, owners: Tensor, preview: bool = False) -> Evaluation:
-        """Decodes and scores clean latents `[N, ...]`; a preview may come from a smaller decoder."""
+    def evaluate(self, z: Tensor, owners: Tensor, noise_to_signal: Level = 0.0, preview: bool = False) -> Evaluation:
+        """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
         images = self.decode(z, owners, preview)
         self.cost.reward_calls += len(z)
+        level = as_level(noise_to_signal)
 
         def score_rows(rows: Tensor, index: Tensor) -> RewardOutput:
-            return self.reward.evaluate(rows, [self.prompts[owner] for owner in owners[index].tolist()])
+            prompts = [self.prompts[owner] for owner in owners[index].tolist()]
+            row_levels = level[index.to(level.device)] if level.ndim else level
+            return self.reward.evaluate(rows, prompts, latents=z[index], noise_to_signal=row_levels)
 
         outputs = []
         for rows, kept in self._chunks(images):
@@ -168,7 +172,7 @@ class TiltedModel:
         }
         return Evaluation(torch.cat([output.total[:kept] for output, kept in outputs]), terms, images)
 
-    def tilt(self, z: Tensor, owners: Tensor) -> Tensor:
-        """`reward_scale * reward` of look-aheads `[N K, ...]`, consecutive copies of the owners `[N]`."""
+    def tilt(self, z: Tensor, owners: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
+        """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of the owners `[N]`."""
         owners = owners.repeat_interleave(len(z) // len(owners))
-        return self.reward_scale * self.evaluate(z, owners, preview=True).total.to(z.device)
+        return self.reward_scale * self.evaluate(z, owners, noise_to_signal, preview=True).total.to(z.device)

@@ -105,9 +105,7 @@ class SMC(Alignment):
             ahead = self._look_ahead(model, x, next_noise_to_signal, random)
         increment = ahead.values.double() - cloud.ahead.values.double() + log_ratio
         log_weights = cloud.log_weights + increment.unflatten(0, (-1, self.num_particles))
-        values = ahead.values.unflatten(0, (-1, self.num_particles))
-        figures = {"mean_value": values.mean(1), "best_value": values.amax(1)}
-        moved = Cloud(x, log_weights, cloud.log_evidence, ahead, final, figures)
+        moved = Cloud(x, log_weights, cloud.log_evidence, ahead, final, ahead.figures(self.num_particles))
         return moved if is_last else self._resample(moved, random)
 
     def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:

@@ -21,6 +21,8 @@ class TraceStep:
         best_value: its maximum.
         effective_sample_size: of the particles' weights, before any resampling.
         resampled: which images were resampled here.
+        look_ahead_effective_sample_size: of the importance weights of one particle's look-aheads, mean over particles;
+            where it is near 1, a value rests on a single look-ahead.
         gradient_norm: mean root-mean-square of the shift that guidance made to the denoised sample.
     """
 
@@ -29,6 +31,7 @@ class TraceStep:
     best_value: Tensor | None = None
     effective_sample_size: Tensor | None = None
     resampled: Tensor | None = None
+    look_ahead_effective_sample_size: Tensor | None = None
     gradient_norm: Tensor | None = None
 
 
@@ -36,6 +39,7 @@ FIGURES = {
     "mean_value": "mean value",
     "best_value": "best value",
     "effective_sample_size": "effective sample size",
+    "look_ahead_effective_sample_size": "look-aheads' effective sample size",
     "gradient_norm": "guidance shift (RMS)",
 }
 

@@ -56,7 +56,8 @@ def test_particles_replaced_at_the_end_are_the_ones_that_are_scored(name):
     model = make_model(MIXTURE, LINEAR, reward_scale=3.0)
     result = run(METHODS[name], model, on_step=on_step)
     assert (result.latents == 2).all()
-    torch.testing.assert_close(result.images, images_of(result.latents.flatten(0, 1)).unflatten(0, result.latents.shape[:2]))
+    shape = result.latents.shape[:2]
+    torch.testing.assert_close(result.images, images_of(result.latents.flatten(0, 1)).unflatten(0, shape))
     torch.testing.assert_close(result.rewards, torch.full_like(result.rewards, 2 * 0.8), atol=1e-5, rtol=0)
 
 

@@ -7,12 +7,23 @@ import torch
 
 from diamond_diffusers.alignment import Guidance, NoAlignment
 from diamond_diffusers.alignment.look_ahead import look_ahead
+from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
 
 from ..core.mixture import energy_distance, make_gaussian, make_mixture, seeded
-from ..core.mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, SIGMA_DATA, make_model
+from ..core.mixture_model import (
+    FAMILIES,
+    FAMILIES_AT_PURE_NOISE,
+    LINEAR,
+    QUADRATIC,
+    SIGMA_DATA,
+    MixtureBackbone,
+    MixtureMapBackbone,
+    make_model,
+    unconditional,
+)
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -185,3 +196,17 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
 def test_unusable_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Guidance(**options)
+
+
+def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():
+    """Its predicted sample is the end of the flow map, which a GLASS transition must not take for `E[z | x]`."""
+    scores, conditions, transition = MixtureBackbone(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
+    model = TiltedModel(MixtureMapBackbone(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
+    x = torch.randn(5, 3, generator=seeded(1))
+    unguided = Guidance(guidance_strength=0.0, transition=transition, num_particles=5)
+    result = run(unguided, model, levels=(3.0, 1.0), x=x, seed=4)
+    random = RandomSource(seeded(4), 1)
+    _, noise = random.normal(5, (3,)), random.normal(5, (3,))
+    network = make_model(MIXTURE).network(torch.zeros(5, dtype=torch.long))
+    expected = transition.step(network, x, 3.0, 1.0, network.predict(x, 3.0), noise)
+    torch.testing.assert_close(result.latents[0], expected, atol=1e-5, rtol=1e-5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -86,6 +87,28 @@ class GaussianMixture:
         kept = correlation * next_sigma / sigma
         fresh_variance = next_sigma**2 * (1 - correlation**2)
         return self.posterior(x, kappa).affine(next_alpha - kept * alpha, kept * x.double(), fresh_variance)
+
+    def flow(self, x: Tensor, kappa: float, next_kappa: float = 0.0, num_steps: int = 16) -> Tensor:
+        """The flow map of `x` from one level to a lower one, by the classical Runge-Kutta method in the angle.
+
+        `x = cos z + sin eps` has `dx / d angle = (cos x - D) / sin`; close to the data its end is the posterior mean.
+        """
+        last = max(math.atan(next_kappa), 1e-3)
+        angles = torch.linspace(math.atan(kappa), last, num_steps + 1, dtype=torch.float64).tolist()
+
+        def slope(x: Tensor, angle: float) -> Tensor:
+            level = math.inf if angle == math.pi / 2 else math.tan(angle)
+            return (math.cos(angle) * x - self.posterior(x, level).mean) / math.sin(angle)
+
+        x = x.double()
+        for angle, next_angle in pairwise(angles):
+            step, middle = next_angle - angle, (angle + next_angle) / 2
+            first = slope(x, angle)
+            second = slope(x + step / 2 * first, middle)
+            third = slope(x + step / 2 * second, middle)
+            fourth = slope(x + step * third, next_angle)
+            x = x + step / 6 * (first + 2 * second + 2 * third + fourth)
+        return x if math.atan(next_kappa) == last else self.posterior(x, math.tan(last)).mean
 
     def log_density(self, z: Tensor) -> Tensor:
         centred = (z.unsqueeze(-2) - self.means).unsqueeze(-1)

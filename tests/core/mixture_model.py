@@ -19,7 +19,7 @@ from diamond_diffusers.levels import (
 )
 from diamond_diffusers.rewards.base import Reward
 
-from .mixture import GaussianMixture
+from .mixture import GaussianMixture, coefficients
 
 SIGMA_DATA = 0.7
 PIXEL_RANGE = 1000.0
@@ -116,6 +116,34 @@ class MixtureBackbone(Denoising):
         self.backwards += rows
 
 
+class MixtureMapBackbone(MixtureBackbone):
+    """The exact flow map of the mixture, as a few-step model knows it; its score model, if any, has the denoiser."""
+
+    has_flow_map = True
+    predicts_mean = False
+
+    def __init__(
+        self, mixture: GaussianMixture, score_model: MixtureBackbone | None = None, num_steps: int = 16
+    ) -> None:
+        super().__init__(mixture)
+        self.score_model = score_model
+        self.has_denoiser = score_model is not None
+        self.num_steps = num_steps
+
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        return self.flow_map(x, noise_to_signal, 0.0, conditions)
+
+    def flow_map(
+        self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        self._count(x)
+        offset = conditions.features["offset"].double()
+        (alpha, _), (next_alpha, _) = coefficients(noise_to_signal), coefficients(next_noise_to_signal)
+        levels = float(noise_to_signal), float(next_noise_to_signal)
+        end = self.mixture.flow(x.double().flatten(1) - alpha * offset, *levels, self.num_steps) + next_alpha * offset
+        return end.reshape(x.shape).to(x.dtype)
+
+
 def images_of(z: Tensor) -> Tensor:
     """Three equal channels of one row, which holds `z`, brought to [0, 1]."""
     return (z.double().flatten(1) / PIXEL_RANGE + 0.5)[:, None, None].expand(-1, 3, 1, -1)
@@ -161,4 +189,25 @@ def make_model(
     """The same tilted mixture for every image, with the empty prompt."""
     return TiltedModel(
         MixtureBackbone(mixture, family), unconditional(num_images), [""] * num_images, reward, **options
+    )
+
+
+def make_map_model(
+    mixture: GaussianMixture,
+    reward: Reward | None = None,
+    num_images: int = 1,
+    has_scores: bool = True,
+    num_steps: int = 16,
+    **options: object,
+) -> TiltedModel:
+    """As `make_model`, of the exact flow map, with the exact denoiser as its score model."""
+    scores = MixtureBackbone(mixture) if has_scores else None
+    conditions = unconditional(num_images)
+    return TiltedModel(
+        MixtureMapBackbone(mixture, scores, num_steps),
+        conditions,
+        [""] * num_images,
+        reward,
+        score_model=scores and (scores, conditions),
+        **options,
     )

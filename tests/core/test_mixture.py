@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from .mixture import coefficients, energy_distance, make_mixture, seeded, standard_error
-from .mixture_model import QuadraticReward
+from .mixture_model import QuadraticReward, images_of
 
 REWARD = QuadraticReward({"": (0.9, -0.7)}, 0.6)
 
@@ -19,7 +19,7 @@ def grid():
 
 
 def rewards_of(z):
-    return REWARD.score(z[:, None, None].expand(-1, 3, 1, -1), [""] * len(z))
+    return REWARD.score(images_of(z), [""] * len(z))
 
 
 def test_posterior_value_and_tilted_mean_agree_with_quadrature(grid):

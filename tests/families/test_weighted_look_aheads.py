@@ -1,4 +1,4 @@
-"""The Weighted Diamond Map on every family: by the ODE of an ordinary model, and by a few-step map with a score model."""
+"""The Weighted Diamond Map on every family: by the ODE of ordinary models and by few-step maps with a score model."""
 
 import importlib
 

@@ -1,0 +1,87 @@
+"""From an observation down its path of the probability-flow ODE to clean data."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .levels import Denoiser, Level, as_level, expand, ode_step, signal_and_noise
+from .network import Capabilities, Network
+
+_GRID_POWER = 1.5
+
+
+def flow_to_data(
+    network: Network, x: Tensor, noise_to_signal: Level, num_steps: int, denoised: Tensor | None = None
+) -> Tensor:
+    """The clean ends `[N, ...]` of the flow map, in `num_steps` evaluations of each row; differentiable in `x`.
+
+    A model that is a flow map is composed with itself; an ordinary one is integrated with `integrate_ode`.
+
+    Args:
+        network: the model.
+        x: observations `[N, ...]` in the bounded coordinate.
+        noise_to_signal: their level.
+        num_steps: at least 1.
+        denoised: `E[z | x]` where an ordinary model has been asked for it already.
+    """
+    if network.flow_map is None:
+        return integrate_ode(network.denoise, x, noise_to_signal, num_steps, denoised)
+    for level, next_level in pairwise(ode_levels(noise_to_signal, num_steps)):
+        x = network.flow_map(x, level, next_level)
+    return x
+
+
+def integrate_ode(
+    denoise: Denoiser, x: Tensor, noise_to_signal: Level, num_steps: int, denoised: Tensor | None = None
+) -> Tensor:
+    """The clean ends of the probability-flow ODE of a denoiser.
+
+    `d(y / kappa) / d kappa = -D / kappa^2` is integrated exactly for a `D` that is linear in `theta = atan kappa`
+    through the last two evaluations, and constant on the first step. On a mixture this is closer to the end than Euler
+    steps and DPM-Solver++(2M) are for 2 to 8 steps. Arguments as of `flow_to_data`.
+    """
+    previous, angle_before = None, None
+    for level, next_level in pairwise(ode_levels(noise_to_signal, num_steps)):
+        current = denoise(x, level) if denoised is None or previous is not None else denoised
+        effective, angle = current, torch.atan(level)
+        if previous is not None:
+            ahead = (_mean_angle(level, next_level) - angle) / (angle - angle_before)
+            effective = current + expand(ahead, x) * (current - previous)
+        x = ode_step(x, effective, level, next_level)
+        previous, angle_before = current, angle
+    return x
+
+
+def ode_levels(noise_to_signal: Level, num_steps: int) -> list[Tensor]:
+    """`num_steps + 1` levels down to 0, where `atan kappa` falls as `(1 - i / num_steps)^1.5`.
+
+    The angle is finite at pure noise; steps shorten towards the data, where paths bend.
+    """
+    first = as_level(noise_to_signal)
+    shares = [(1 - i / num_steps) ** _GRID_POWER for i in range(1, num_steps)]
+    return [first, *(torch.tan(share * torch.atan(first)) for share in shares), torch.zeros_like(first)]
+
+
+def _mean_angle(level: Tensor, next_level: Tensor) -> Tensor:
+    """Mean of `theta` over a step under the weight `d kappa / kappa^2`; 0 for a step to 0."""
+    (_, sigma), (_, next_sigma) = signal_and_noise(level), signal_and_noise(next_level)
+    moment = torch.atan(next_level) / next_level - torch.atan(level) / level + torch.log(sigma / next_sigma)
+    return torch.where(next_level > 0, moment / (1 / next_level - 1 / level), 0.0)
+
+
+def check_map_steps(argument: str, num_steps: int) -> None:
+    """Raises a `ValueError` for fewer than one step; `argument` is the name by which the caller knows them."""
+    if num_steps < 1:
+        raise ValueError(f"{argument} is {num_steps}; it must be at least 1")
+
+
+def check_is_map(argument: str, num_steps: int, model: Capabilities) -> None:
+    """Raises a `ValueError` where the map would take one step of a model that is none."""
+    if num_steps == 1 and not model.has_flow_map:
+        raise ValueError(
+            f"{argument} is 1, but this {model.family} model is not a few-step flow map, and one step of its ODE ends "
+            f"at the posterior mean; give {argument}=4, or use DenoiserPoint()"
+        )
