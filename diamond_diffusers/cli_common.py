@@ -55,4 +55,4 @@ def text_table(*headers: str) -> Table:
 def first_sentence(documented: Any) -> str:
     """Of an object's documentation, without markup."""
     paragraph = (inspect.getdoc(documented) or "–").split("\n\n")[0]
-    return paragraph.replace("\n", " ").replace("`", "").split(". ")[0].split("; ")[0]
+    return paragraph.replace("\n", " ").replace("`", "").split(". ")[0].split("; ")[0].removesuffix(".")

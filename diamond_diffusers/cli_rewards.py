@@ -6,6 +6,7 @@ import csv
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,16 +19,20 @@ from .cli_common import first_sentence, named_dtype, text_table, usable_device
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from .rewards import Reward
 
+WIDTH_FOR_SENTENCES = 120
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
 RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2 - 0.2*jpeg_size'.")]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="One for all images, or one for each in their order; some rewards need none."),
+    typer.Option(
+        "--prompt", help="One for all images, or one for each in order; rewards of the image alone need none."
+    ),
 ]
 Format = Annotated[str, typer.Option("--format", help="'table' or 'csv'.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at once, where their sizes are equal.")]
@@ -53,20 +58,26 @@ def rewards() -> None:
     from .rewards import available_rewards, registered_reward
     from .rewards.availability import availability
 
-    table = text_table("name", "what", "differentiable", "licence", "download", "usable here")
-    # Names are there to be copied.
-    table.columns[0].no_wrap = True
+    rows = []
     for name in available_rewards():
         try:
             reward = registered_reward(name)
         except ImportError as error:
-            table.add_row(name, "–", "–", "–", "–", escape(f"no: {error}"))
+            rows.append((name, "–", "–", "–", f"no: {error}", "–"))
             continue
-        differentiable = {True: "yes", False: "no"}.get(getattr(reward, "differentiable", None), "found on use")
+        gradient = {True: "yes", False: "no"}.get(getattr(reward, "differentiable", None), "found on use")
         licence, size = getattr(reward, "licence", "–"), getattr(reward, "size", "–")
-        cells = name, first_sentence(reward), differentiable, licence, size, availability(reward)
-        table.add_row(*map(escape, cells))
-    Console().print(table)
+        rows.append((name, gradient, licence, size, availability(reward), first_sentence(reward)))
+    console = Console()
+    headers = ["name", "gradient", "licence", "download", "usable here", "what"]
+    if console.width < WIDTH_FOR_SENTENCES:
+        headers.remove("what")
+    table = text_table(*headers)
+    # Names are there to be copied.
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row[: len(headers)]))
+    console.print(table)
 
 
 def score(
@@ -82,13 +93,18 @@ def score(
     if output_format not in ("table", "csv"):
         raise ValueError(f"--format is {output_format!r}; choose table or csv")
     paths = find_images(images)
+    if not prompts and _reads_prompts(reward):
+        raise ValueError(
+            f"--prompt is not given, but the reward {reward!r} reads prompts; give one, which may be empty"
+        )
     texts = _one_each(prompts or [""], paths)
+    batches = batches_of_one_size(paths, batch_size)
     place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
 
     from .rewards import as_reward
 
     judge = as_reward(reward).to(place, precision)
-    scores = score_files(judge, paths, texts, batch_size, place)
+    scores = score_files(judge, paths, texts, batches, place)
     # A reward of one term is that term.
     totals = [] if list(scores[0].terms) == [judge.name] else [judge.name]
     rows = [[*result.terms.values(), *([result.total] if totals else [])] for result in scores]
@@ -120,7 +136,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def score_files(
-    reward: Reward, paths: Sequence[Path], prompts: Sequence[str], batch_size: int, device: str
+    reward: Reward, paths: Sequence[Path], prompts: Sequence[str], batches: Sequence[Sequence[int]], device: str
 ) -> list[Scores]:
     """Scores of image files in their order.
 
@@ -128,7 +144,7 @@ def score_files(
         reward: on its device.
         paths: of the images.
         prompts: one for each image.
-        batch_size: the most images of one call; images of different sizes never share one.
+        batches: the rows of `paths` that are scored at once, each of images of one size.
         device: where images are put.
 
     Raises:
@@ -136,11 +152,9 @@ def score_files(
     """
     import torch
 
-    from .rewards.preprocessing import images_from_pil
-
     scores: dict[int, Scores] = {}
-    for rows in _batches_of_one_size(paths, batch_size):
-        images = images_from_pil([_read(paths[row]) for row in rows]).to(device)
+    for rows in batches:
+        images = torch.cat([_read(paths[row]) for row in rows]).to(device)
         with torch.no_grad():
             output = reward.evaluate(images, [prompts[row] for row in rows])
         for i, row in enumerate(rows):
@@ -149,23 +163,48 @@ def score_files(
     return [scores[row] for row in range(len(paths))]
 
 
-def _batches_of_one_size(paths: Sequence[Path], batch_size: int) -> Iterator[list[int]]:
+def batches_of_one_size(paths: Sequence[Path], batch_size: int) -> list[list[int]]:
+    """Splits the rows of `paths` into batches of at most `batch_size` images that have one size.
+
+    Raises:
+        ValueError: a file is no image.
+    """
     rows_by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
-        with _read(path) as image:
+        with _opened(path) as image:
             rows_by_size[image.size].append(row)
-    for rows in rows_by_size.values():
-        for start in range(0, len(rows), batch_size):
-            yield rows[start : start + batch_size]
+    return [
+        rows[start : start + batch_size] for rows in rows_by_size.values() for start in range(0, len(rows), batch_size)
+    ]
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path) -> Tensor:
+    """The image `[1, 3, H, W]` in [0, 1]."""
+    from .rewards.preprocessing import images_from_pil
+
+    with _opened(path) as image:
+        return images_from_pil([image])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     from PIL import Image
 
     try:
-        return Image.open(path)
-    except OSError as error:
-        raise ValueError(f"IMAGE is '{path}', which cannot be read; give a PNG, JPEG or WebP file") from error
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"IMAGE is '{path}', which cannot be read ({str(error).rstrip('.')}); give an 8-bit PNG, JPEG or WebP file"
+        ) from error
+
+
+def _reads_prompts(expression: str) -> bool:
+    """Whether a term of the expression does, known before any is loaded."""
+    from .rewards.registry import parse_expression, registered_reward
+
+    registered = [registered_reward(name) for _, name in parse_expression(expression)]
+    return any(getattr(reward, "reads_prompts", True) for reward in registered)
 
 
 def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:

@@ -8,7 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diamond_diffusers.cli import app
-from diamond_diffusers.rewards import Reward, as_reward, availability, available_rewards, registry
+from diamond_diffusers.rewards import AestheticReward, Reward, as_reward, available_rewards, hub, registry
+from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.preprocessing import images_from_pil
 
 SIZES = {"a.png": (20, 12), "b.jpg": (12, 20), "c.png": (20, 12), "d.webp": (20, 12)}
@@ -83,22 +84,29 @@ def test_one_prompt_for_all_or_one_for_each(folder, length_reward):
 
 
 def test_images_of_one_size_share_a_batch(folder, length_reward):
-    succeed("score", folder, "--reward", "length", "--batch-size", 2)
+    succeed("score", folder, "--reward", "length", "--batch-size", 2, "--prompt", "a cat")
     assert sorted(length_reward) == [1, 1, 2]
 
 
-def test_dtype_reaches_the_reward(folder, monkeypatch):
+def test_prompts_are_asked_for_before_a_reward_is_made_and_dtypes_reach_it(folder, monkeypatch):
+    made = []
+
     class Typed(Reward):
         name = "typed"
 
         def __init__(self):
             self.layer = torch.nn.Linear(1, 1)
+            made.append(self.name)
 
         def score(self, images, prompts):
             return torch.full((len(images),), float(self.layer.weight.dtype == torch.bfloat16))
 
     monkeypatch.setitem(registry._registered, "typed", Typed)
     command = ("score", folder / "a.png", "--reward", "typed", "--format", "csv")
+    result = invoke(*command)
+    assert result.exit_code == 2 and made == []
+    assert "--prompt is not given, but the reward 'typed' reads prompts; give one" in result.output
+    command += ("--prompt", "")
     assert read_csv(succeed(*command))[0]["typed"] == "0"
     assert read_csv(succeed(*command, "--dtype", "bfloat16"))[0]["typed"] == "1"
 
@@ -108,6 +116,11 @@ def test_dtype_reaches_the_reward(folder, monkeypatch):
     [
         (("nowhere.png",), "IMAGE is 'nowhere.png', which does not exist"),
         (("{folder}/record.json",), "record.json', which cannot be read"),
+        (("{folder}/other/cut.png",), "cut.png', which cannot be read (image file is truncated); give an 8-bit"),
+        (
+            ("{folder}/other/deep.png",),
+            "deep.png', which cannot be read (An image has the mode 'I;16', of more than 8 bits; convert it",
+        ),
         (("{folder}/empty",), "empty', which holds no .png, .jpg"),
         (("{folder}", "--prompt", "a", "--prompt", "b"), "--prompt is given 2 times for 4 images"),
         (("{folder}", "--format", "json"), "--format is 'json'; choose table or csv"),
@@ -119,6 +132,9 @@ def test_dtype_reaches_the_reward(folder, monkeypatch):
 )
 def test_bad_input_gets_one_sentence(folder, arguments, sentence):
     (folder / "empty").mkdir()
+    (folder / "other").mkdir()
+    (folder / "other" / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "other" / "deep.png")
     filled = [argument.format(folder=folder) for argument in arguments]
     result = invoke("score", *filled, *(() if "--reward" in filled else ("--reward", "brightness")))
     assert result.exit_code == 2
@@ -131,7 +147,12 @@ class TestRewardsCommand:
     def test_lists_every_reward(self):
         listed = succeed("rewards")
         assert all(name in listed for name in available_rewards())
-        assert all(word in listed for word in ("differentiable", "licence", "download", "usable here", "Apache-2.0"))
+        assert all(word in listed for word in ("gradient", "licence", "download", "usable here", "what", "Apache-2.0"))
+
+    def test_a_narrow_terminal_gets_no_sentences(self):
+        listed = CliRunner().invoke(app, ["rewards"], env={"COLUMNS": "80", "TERM": "dumb"}).output
+        assert all(name in listed for name in available_rewards())
+        assert all(word in listed for word in ("gradient", "licence", "download")) and "what" not in listed
 
     def test_a_plug_in_that_does_not_import_is_listed_with_its_error(self, monkeypatch):
         def registered_reward(name):
@@ -153,18 +174,26 @@ class TestAvailability:
     def test_what_is_in_the_cache_is_usable(self, monkeypatch):
         cached = {("someone/model", "model.safetensors")}
         monkeypatch.setattr(
-            availability, "try_to_load_from_cache", lambda repo, file: "/file" if (repo, file) in cached else None
+            hub, "try_to_load_from_cache", lambda repo, file: "/file" if (repo, file) in cached else None
         )
-        assert availability.availability(Declared) == "after download of someone/tokenizer"
+        assert availability(Declared) == "after download of someone/tokenizer"
         cached.add(("someone/tokenizer", "vocab.txt"))
-        assert availability.availability(Declared) == "yes"
+        assert availability(Declared) == "yes"
+
+    def test_the_head_of_a_predictor_counts(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repo, file: "/file")
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        assert availability(AestheticReward) == "after download of sac+logos+ava1-l14-linearMSE.pth"
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "sac+logos+ava1-l14-linearMSE.pth").touch()
+        assert availability(AestheticReward) == "yes"
 
     def test_packages_that_are_missing(self, monkeypatch):
         monkeypatch.setattr(Declared, "requires", ("json", "no_such_package"))
-        assert availability.availability(Declared).startswith("no: package no_such_package does not import (No module")
+        assert availability(Declared).startswith("no: package no_such_package does not import (No module")
 
     def test_rewards_that_need_arguments(self):
-        assert availability.availability(registry.registered_reward("similarity")) == "in Python, with references"
+        assert availability(registry.registered_reward("similarity")) == "in Python, with references"
 
     def test_functions(self):
-        assert availability.availability(lambda images, prompts: images.mean((1, 2, 3))) == "yes"
+        assert availability(lambda images, prompts: images.mean((1, 2, 3))) == "yes"

@@ -36,6 +36,7 @@ class CLIPHeadReward(CLIPBasedReward):
         OSError, ValueError: as `CLIPReward`; and the head cannot be found, or is of another architecture.
     """
 
+    reads_prompts = False
     url: ClassVar[str]
     sha256: ClassVar[str]
 
@@ -99,8 +100,18 @@ class CLIPHeadReward(CLIPBasedReward):
                 "give head=..., a local file of the published weights."
             ) from error
 
+    @classmethod
+    def missing_downloads(cls) -> list[str]:
+        """See `Reward`; the head counts too."""
+        path = cls._head_path()
+        return super().missing_downloads() + ([] if path.exists() else [path.name])
+
+    @classmethod
+    def _head_path(cls) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / cls.url.rpartition("/")[2]
+
     def _download_head(self) -> Path:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / self.url.rpartition("/")[2]
+        path = self._head_path()
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256, progress=False)

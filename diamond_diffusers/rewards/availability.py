@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 
-from huggingface_hub import try_to_load_from_cache
-
+from .base import Reward
 from .errors import first_line
 from .registry import Registered, required_arguments
 
@@ -23,9 +23,6 @@ def availability(registered: Registered) -> str:
             return f"no: package {package} does not import ({first_line(error)})"
     if required := required_arguments(registered):
         return f"in Python, with {', '.join(required)}"
-    absent = [repo for repo, file in getattr(registered, "hub_files", ()) if not _is_cached(repo, file)]
+    declares = isinstance(registered, Reward) or (inspect.isclass(registered) and issubclass(registered, Reward))
+    absent = registered.missing_downloads() if declares else []
     return f"after download of {', '.join(absent)}" if absent else "yes"
-
-
-def _is_cached(repository: str, file: str) -> bool:
-    return isinstance(try_to_load_from_cache(repository, file), str)

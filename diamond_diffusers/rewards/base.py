@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Self
 
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from .checks import check_batch, check_scores
 from .context import check_context, select_context, wanted_context
+from .hub import is_cached
 from .shared_features import one_evaluation
 
-GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc'"
+GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc' or guidance with gradient='tilted_mean'"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Reward(ABC):
     """Scores images against prompts; subclasses say how in `score`.
 
     Attributes:
-        name: under which scores and errors are reported; an identifier where the reward is to be named in expressions.
         differentiable: whether the scores carry gradients to the pixels.
+        reads_prompts: whether the scores depend on the prompts.
         max_batch_size: the most images of one call of `score`; None for all at once.
         licence: of the weights.
         source: the publication or the project that the score comes from.
@@ -52,8 +54,8 @@ class Reward(ABC):
         requires: importable packages that are needed beyond this one's own dependencies.
     """
 
-    name: str
     differentiable: bool = True
+    reads_prompts: bool = True
     max_batch_size: int | None = None
     licence: str = "unspecified"
     source: str = "unspecified"
@@ -76,6 +78,11 @@ class Reward(ABC):
             `[B]` finite numbers.
         """
 
+    @cached_property
+    def name(self) -> str:
+        """Under which scores and errors are reported; the class's name where a subclass gives no other."""
+        return type(self).__name__
+
     @property
     def wanted_context(self) -> dict[str, bool]:
         """The further parameters that `score` names, and whether each is required."""
@@ -90,10 +97,11 @@ class Reward(ABC):
             context: `latents` `[B, ...]` and `noise_to_signal` (a number or `[B]`), where the caller knows them.
 
         Raises:
-            TypeError: `images` is not a floating tensor, `prompts` is a single string, the context has another name,
+            TypeError: `images` is not a floating tensor, `prompts` is no list of strings, the context has another name,
                 or the score is not a tensor.
-            ValueError: the shape or range of `images`, or the number of `prompts`, is wrong; a required context is
-                missing; the scores have a wrong shape, are not finite, or lack the gradient that the reward declares.
+            ValueError: the shape or range of `images`, or the number of `prompts`, is wrong; `max_batch_size` is not
+                positive; a required context is missing; the scores have a wrong shape, are not finite, or lack the
+                gradient that the reward declares.
         """
         check_batch(self.name, images, prompts)
         context = check_context(self.name, images, context)
@@ -112,7 +120,9 @@ class Reward(ABC):
 
     def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
         selected = select_context(self.name, self.wanted_context, images, context)
-        size = self.max_batch_size or len(images)
+        size = len(images) if self.max_batch_size is None else self.max_batch_size
+        if size < 1:
+            raise ValueError(f"Reward '{self.name}' has max_batch_size={size}; give a positive number, or None.")
         scores = []
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
@@ -172,6 +182,11 @@ class Reward(ABC):
                 f"image; mend its `score`, or set `differentiable` to False."
             )
 
+    @classmethod
+    def missing_downloads(cls) -> list[str]:
+        """What is still to be downloaded before the reward can be made with its default arguments."""
+        return [repository for repository, file in cls.hub_files if not is_cached(repository, file)]
+
     def _tracks(self, *inputs: Tensor | float) -> bool:
         has_graph = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
         # Whether a callable is differentiable may have to be tried first, so that comes last.
@@ -226,6 +241,11 @@ class CompositeReward(Reward):
     def differentiable(self) -> bool:
         """Whether every part is."""
         return all(reward.differentiable for reward in self.rewards)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether any part does."""
+        return any(reward.reads_prompts for reward in self.rewards)
 
     @property
     def wanted_context(self) -> dict[str, bool]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Reward, random_image
-from .context import check_context, select_context, wanted_context
+from .context import check_context, check_signature, select_context, wanted_context
 
 ScoreFunction = Callable[..., Tensor | Sequence[float]]
 """`(images, prompts) -> scores`; it may name `latents`, `noise_to_signal` and `pil_images` as further parameters."""
@@ -25,6 +25,9 @@ class CallableReward(Reward):
         differentiable: whether the scores carry gradients to the pixels. By default this is tried on one random image:
             by `probe` on the run's device, or when the answer is first needed, on the CPU.
         max_batch_size: the most images of one call; None for all at once.
+
+    Raises:
+        TypeError: `function` cannot be called with images and prompts.
     """
 
     def __init__(
@@ -34,8 +37,9 @@ class CallableReward(Reward):
         differentiable: bool | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        check_signature(self.name, function)
+        self.function = function
         self.max_batch_size = max_batch_size
         self._differentiable = differentiable
 

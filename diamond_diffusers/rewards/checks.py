@@ -15,7 +15,7 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
     """Checks images and prompts of the reward `name`.
 
     Raises:
-        TypeError: `images` is not a floating tensor, or `prompts` is a single string.
+        TypeError: `images` is not a floating tensor, or `prompts` is no list of strings.
         ValueError: the shape or the range of `images`, or the number of `prompts`, is wrong.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
@@ -23,8 +23,8 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
         raise TypeError(f"Reward '{name}' got images of {found}; give a floating tensor in [0, 1].")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"Reward '{name}' got images of shape {list(images.shape)}; give [B, 3, H, W], in RGB.")
-    if isinstance(prompts, str):
-        raise TypeError(f"Reward '{name}' got the string prompts={prompts!r}; give a list, one per image.")
+    if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TypeError(f"Reward '{name}' got prompts={prompts!r}; give a list of strings, one per image.")
     if len(prompts) != len(images):
         raise ValueError(
             f"Reward '{name}' got {len(prompts)} prompts for {len(images)} images; give one prompt per image."

@@ -82,8 +82,9 @@ class CLIPBasedReward(Reward):
 class CLIPReward(CLIPBasedReward):
     """`scale` times the cosine of a CLIP's image and text features.
 
-    Each distinct prompt is encoded once. In float16 and bfloat16 only the two towers are in that precision; cosines
-    then deviate by up to 1e-3 and 1e-2.
+    Each distinct prompt is encoded once. open_clip mends broken characters and entities in texts first, as OpenAI's own
+    code does; transformers takes texts as they are. In float16 and bfloat16 only the two towers are in that precision;
+    cosines then deviate by up to 1e-3 and 1e-2.
 
     Args:
         checkpoint: a transformers CLIP or SigLIP, by name on the Hub or as a local folder, with weights in
@@ -99,11 +100,12 @@ class CLIPReward(CLIPBasedReward):
             rewards that share the tower.
             `max_batch_size`: the most images of one call of the towers.
             `device` and `dtype`: of the two towers; images are moved there.
-            Anything else is forwarded to `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
-            `subfolder`.
+            Forwarded to `from_pretrained`: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+            `force_download`.
 
     Raises:
         OSError: the checkpoint cannot be found or read.
+        TypeError: an option is unknown.
         ValueError: the checkpoint is no CLIP or lacks weights, or `scale` or `prompt_template` is malformed.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".

@@ -15,20 +15,16 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from .checkpointing import checkpoint_layers
 from .clip_tower import CLIPTower, files_of, shared_tower
+from .hub import check_hub_options
 from .preprocessing import ImagePreprocessing
 
 OPEN_CLIP_PREFIX = "open_clip:"
 OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")
 TRANSFORMERS_ARCHITECTURES = ("clip", "siglip")
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class TransformersTower(CLIPTower):
     """A transformers CLIP or SigLIP with its tokenizer."""
-
-    def __init__(self, *arguments: Any, tokenizer: Any) -> None:
-        super().__init__(*arguments)
-        self.tokenizer = tokenizer
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """See `CLIPTower`."""
@@ -63,10 +59,6 @@ class TransformersTower(CLIPTower):
 
 class OpenCLIPTower(CLIPTower):
     """An open_clip model with its tokenizer, which cleans texts with ftfy."""
-
-    def __init__(self, *arguments: Any, tokenizer: Any) -> None:
-        super().__init__(*arguments)
-        self.tokenizer = tokenizer
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """See `CLIPTower`."""
@@ -109,20 +101,15 @@ def load_clip(
         processor: where transformers finds the image processor and the tokenizer; None for the checkpoint itself.
         device: of the model.
         dtype: of the model.
-        hub_options: some of `HUB_OPTIONS`, forwarded to `from_pretrained`; the processor gets them without `revision`
-            and `subfolder` where it is not the checkpoint's own.
+        hub_options: some of `hub.HUB_OPTIONS`, forwarded to `from_pretrained`; the processor gets them without
+            `revision` and `subfolder` where it is not the checkpoint's own.
 
     Raises:
         OSError: the checkpoint cannot be found or read.
         TypeError: an option is unknown.
         ValueError: it is of another architecture, or lacks weights.
     """
-    unknown = [option for option in hub_options if option not in HUB_OPTIONS]
-    if unknown:
-        raise TypeError(
-            f"Reward '{name}' got the unknown option {unknown[0]}={hub_options[unknown[0]]!r}; for loading it takes "
-            f"{', '.join(HUB_OPTIONS)}."
-        )
+    check_hub_options(name, hub_options)
     text = str(checkpoint)
     uses_open_clip = text.startswith((OPEN_CLIP_PREFIX, *OPEN_CLIP_SCHEMAS))
     path = text.partition("/" if text.startswith(OPEN_CLIP_PREFIX) else ":")[2] if uses_open_clip else text
@@ -161,7 +148,7 @@ def _load_transformers(name: str, checkpoint: str, processor: str, hub_options: 
         preprocessing = ImagePreprocessing.from_processor(AutoImageProcessor.from_pretrained(processor, **options))
         tokenizer = AutoTokenizer.from_pretrained(processor, **options)
     max_tokens = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-    return TransformersTower(model, preprocessing, max_tokens, checkpoint, tokenizer=tokenizer)
+    return TransformersTower(model, preprocessing, tokenizer, max_tokens, checkpoint)
 
 
 def _check_report(name: str, checkpoint: str, report: dict[str, Any]) -> None:
@@ -188,14 +175,19 @@ def _load_open_clip(name: str, checkpoint: str, hub_options: dict[str, Any]) -> 
     architecture, _, weights = checkpoint.removeprefix(OPEN_CLIP_PREFIX).partition("/")
     if checkpoint.startswith(OPEN_CLIP_SCHEMAS):
         architecture, weights = checkpoint, None
-    is_quick = bool(weights) and open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu", False)
+    if weights == "":
+        raise ValueError(
+            f"Reward '{name}' got checkpoint='{checkpoint}', which names no weights; give "
+            f"{OPEN_CLIP_PREFIX}<architecture>/<pretrained tag or file>."
+        )
+    is_quick = weights is not None and open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu", False)
     with _explaining(name, checkpoint):
         model = open_clip.create_model(
-            architecture, weights or None, force_quick_gelu=is_quick, require_pretrained=True, **hub_options
+            architecture, weights, force_quick_gelu=is_quick, require_pretrained=True, **hub_options
         )
         tokenizer = open_clip.get_tokenizer(architecture, **hub_options)
     preprocessing = _read_open_clip_preprocessing(name, open_clip.get_model_preprocess_cfg(model))
-    return OpenCLIPTower(model, preprocessing, tokenizer.context_length, checkpoint, tokenizer=tokenizer)
+    return OpenCLIPTower(model, preprocessing, tokenizer, tokenizer.context_length, checkpoint)
 
 
 def _read_open_clip_preprocessing(name: str, config: dict[str, Any]) -> ImagePreprocessing:

@@ -30,6 +30,7 @@ class CLIPTower(ABC):
     Args:
         model: with a parameter `logit_scale`.
         preprocessing: maps images to the pixels that the model was trained on.
+        tokenizer: that of the model's library.
         max_tokens: of one text.
         checkpoint: for messages.
 
@@ -38,9 +39,12 @@ class CLIPTower(ABC):
         users: the rewards that hold this tower.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: ImagePreprocessing, max_tokens: int, checkpoint: str) -> None:
+    def __init__(
+        self, model: nn.Module, preprocessing: ImagePreprocessing, tokenizer: Any, max_tokens: int, checkpoint: str
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.preprocessing = preprocessing
+        self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.checkpoint = checkpoint
         # Read before the model is cast: bfloat16 would move it by 2 %.

@@ -23,11 +23,29 @@ CONTEXT_NAMES = (*GIVEN_NAMES, "pil_images")
 
 def wanted_context(function: Callable[..., Any]) -> dict[str, bool]:
     """The context that a scoring function names in its signature, and whether it cannot do without."""
-    try:
-        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
-    except (TypeError, ValueError):
-        return {}
+    signature = _signature(function)
+    parameters = {} if signature is None else signature.parameters
     return {name: parameters[name].default is inspect.Parameter.empty for name in CONTEXT_NAMES if name in parameters}
+
+
+def check_signature(name: str, function: Callable[..., Any]) -> None:
+    """Checks that the scoring function of the reward `name` takes images, prompts and the context that it names.
+
+    Raises:
+        TypeError: it does not, or cannot be called at all.
+    """
+    if not callable(function):
+        raise TypeError(f"Reward '{name}' is {function!r}; give a callable (images, prompts) -> scores.")
+    signature = _signature(function)
+    if signature is None:
+        return
+    try:
+        signature.bind(None, None, **wanted_context(function))
+    except TypeError as error:
+        raise TypeError(
+            f"Reward '{name}' cannot be called with images and prompts ({error}); it may name "
+            f"{', '.join(CONTEXT_NAMES)} besides, and everything else needs a default."
+        ) from error
 
 
 def check_context(name: str, images: Tensor, context: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -70,3 +88,11 @@ def select_context(
                 "a default."
             )
     return {key: available[key] for key in wanted if key in available}
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """None where it is written in another language than Python."""
+    try:
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return None

@@ -6,10 +6,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from huggingface_hub import hf_hub_download
-
 from .clip import CLIPReward
 from .clip_loading import OPEN_CLIP_PREFIX
+from .hub import HUB_OPTIONS, download
 from .preprocessing import LongestSidePadding
 from .registry import register_reward
 
@@ -27,7 +26,7 @@ class HPSv2Reward(CLIPReward):
         preprocessing: `"pad"` as in the official package, which resizes the longer side to 224 and pads with black, or
             `"crop"`, which resizes the shorter side and crops the centre, as CLIP does.
         name: under which the scores are reported.
-        options: see `CLIPReward`; `revision`, `token`, `cache_dir` and `local_files_only` also hold for the download.
+        options: see `CLIPReward`.
 
     Raises:
         OSError, ValueError: as `CLIPReward`; and `preprocessing` is neither.
@@ -52,31 +51,28 @@ class HPSv2Reward(CLIPReward):
         if preprocessing not in ("pad", "crop"):
             raise ValueError(f"Reward '{name}' got preprocessing={preprocessing!r}; give 'pad' or 'crop'.")
         if checkpoint is None:
-            checkpoint = self._download(name, options)
-        if Path(checkpoint).suffix in WEIGHT_SUFFIXES:
+            hub_options = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+            checkpoint = download(name, REPOSITORY, self.file_name, hub_options)
+        if _is_weights_file(checkpoint):
+            if not Path(checkpoint).is_file():
+                raise OSError(f"Reward '{name}' got checkpoint='{checkpoint}', which does not exist; give another.")
             checkpoint = f"{OPEN_CLIP_PREFIX}ViT-H-14/{checkpoint}"
         super().__init__(checkpoint, name=name, **options)
         if preprocessing == "pad":
             crop = self.tower.preprocessing
             self.preprocessing = LongestSidePadding(crop.size[0], crop.mean, crop.std)
 
-    def _download(self, name: str, options: dict[str, Any]) -> str:
-        hub_options = {key: options.pop(key) for key in ("revision", "token", "local_files_only") if key in options}
-        try:
-            return hf_hub_download(REPOSITORY, self.file_name, cache_dir=options.get("cache_dir"), **hub_options)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"Reward '{name}' cannot download {self.file_name} from '{REPOSITORY}' "
-                f"({str(error).splitlines()[0]}); give checkpoint=..., a local file."
-            ) from error
-
 
 @register_reward("hpsv2_1", aliases=("hpsv2.1", "hps-v2.1"))
 class HPSv21Reward(HPSv2Reward):
-    """`HPSv2Reward` with the weights of version 2.1, trained on cleaner choices; the same architecture and range."""
+    """Cosine of version 2.1, which was trained on cleaner choices; otherwise as `HPSv2Reward`."""
 
     file_name = "HPS_v2.1_compressed.pt"
     hub_files = ((REPOSITORY, file_name),)
 
     def __init__(self, checkpoint: str | PathLike[str] | None = None, *, name: str = "hpsv2_1", **options: Any) -> None:
         super().__init__(checkpoint, name=name, **options)
+
+
+def _is_weights_file(checkpoint: str | PathLike[str]) -> bool:
+    return Path(checkpoint).suffix in WEIGHT_SUFFIXES and not str(checkpoint).startswith(OPEN_CLIP_PREFIX)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
@@ -18,6 +16,7 @@ from .base import Reward
 from .checkpointing import checkpoint_layers
 from .clip_tower import at_least_float32
 from .errors import first_line
+from .hub import check_hub_options, download
 from .imagereward_network import TEXT_CONFIG, VISION_CONFIG, build_network, read_weights
 from .preprocessing import ImagePreprocessing
 from .registry import register_reward
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 35
 LOCAL_NAMES = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
-SHARED_HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
+OWN_HUB_OPTIONS = ("revision", "subfolder")
 
 
 @register_reward("imagereward", aliases=("image-reward",))
@@ -49,11 +48,11 @@ class ImageReward(Reward):
         max_batch_size: the most images of one call of the model; None for all at once.
         device: of the model; images are moved to it.
         dtype: of the two towers.
-        hub_options: forwarded to the Hub: `revision`, `token`, `cache_dir`, `local_files_only`; the tokenizer gets
-            all but `revision`.
+        hub_options: forwarded to the Hub, see `CLIPReward`; the tokenizer gets all but `revision` and `subfolder`.
 
     Raises:
         OSError: the checkpoint or the tokenizer cannot be found or read.
+        TypeError: an option is unknown.
         ValueError: the checkpoint is of another architecture; the first tensor at fault is named.
 
     Source: Xu et al. 2023, "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation".
@@ -80,6 +79,7 @@ class ImageReward(Reward):
     ) -> None:
         self.name = name
         self.max_batch_size = max_batch_size
+        check_hub_options(name, hub_options)
         path = find_checkpoint(name, checkpoint, hub_options)
         try:
             self.model = build_network(read_weights(path), vision_config, text_config)
@@ -116,7 +116,7 @@ class ImageReward(Reward):
 
     def _prepare(self, tokenizer: str | PathLike[str], image_size: int, hub_options: dict[str, Any]) -> None:
         self.preprocessing = ImagePreprocessing(size=[image_size], crop_size=[image_size, image_size])
-        shared = {key: value for key, value in hub_options.items() if key in SHARED_HUB_OPTIONS}
+        shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
         try:
             self.tokenizer = BertTokenizer.from_pretrained(tokenizer, **shared)
         except (OSError, ValueError) as error:
@@ -163,10 +163,4 @@ def find_checkpoint(name: str, checkpoint: str | PathLike[str], hub_options: dic
             f"Reward '{name}' got checkpoint='{checkpoint}', a folder without {' or '.join(LOCAL_NAMES)}; "
             "put the checkpoint there, or give its file."
         )
-    try:
-        return Path(hf_hub_download(str(checkpoint), "ImageReward.pt", **hub_options))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        raise OSError(
-            f"Reward '{name}' cannot load checkpoint='{checkpoint}' ({first_line(error)}); give a "
-            "repository on the Hub with ImageReward.pt, or a local file or folder."
-        ) from error
+    return download(name, str(checkpoint), "ImageReward.pt", hub_options)

@@ -7,11 +7,11 @@ from os import PathLike
 from typing import Any, Self
 
 import torch
-from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from .base import Reward
 from .errors import first_line
+from .hub import check_hub_options, download
 from .imagereward import ImageReward, find_checkpoint
 from .registry import register_reward
 
@@ -43,11 +43,12 @@ class PackageImageReward(ImageReward):
         med_config: the file with the text tower's configuration; by default the published one, from the Hub.
         max_batch_size: as in `ImageReward`.
         device: of the model; images are moved to it.
-        hub_options: forwarded to the Hub.
+        hub_options: as in `ImageReward`.
 
     Raises:
         ImportError: the package is not installed, or does not import with the installed transformers.
         OSError: the checkpoint, the configuration or the tokenizer cannot be found or read.
+        TypeError: an option is unknown.
     """
 
     requires = ("ImageReward",)
@@ -65,9 +66,10 @@ class PackageImageReward(ImageReward):
     ) -> None:
         self.name = name
         self.max_batch_size = max_batch_size
+        check_hub_options(name, hub_options)
         package = _import_package(name)
         path = find_checkpoint(name, checkpoint, hub_options)
-        config = med_config or hf_hub_download("THUDM/ImageReward", "med_config.json", **hub_options)
+        config = med_config or download(name, "THUDM/ImageReward", "med_config.json", hub_options)
         model = package.load(str(path), device="cpu", med_config=str(config))
         self.model = PackageNetwork(model).eval().requires_grad_(False)
         self._prepare(tokenizer, 224, hub_options)

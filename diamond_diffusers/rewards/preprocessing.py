@@ -151,8 +151,12 @@ def images_from_pil(images: Sequence[Image]) -> Tensor:
     """PIL images of one size as `[B, 3, H, W]` in [0, 1], float32; grey becomes RGB and transparency is dropped.
 
     Raises:
-        ValueError: there is no image, or their sizes differ.
+        ValueError: there is no image, their sizes differ, or one has more than 8 bits per channel.
     """
+    for image in images:
+        # PIL would cut such values off at 255 instead of scaling them.
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"An image has the mode '{image.mode}', of more than 8 bits; convert it to 8-bit RGB.")
     sizes = {image.size for image in images}
     if len(sizes) != 1:
         raise ValueError(f"images={sorted(sizes)} (width, height) are not of one size; score each size on its own.")

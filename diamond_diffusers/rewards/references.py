@@ -11,12 +11,13 @@ from typing import Any, Literal, Self
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
 from .base import Reward
 from .checkpointing import checkpoint_layers
 from .clip_tower import at_least_float32
 from .errors import first_line
+from .hub import check_hub_options
 from .preprocessing import ImagePreprocessing, images_from_pil, resize_like_pil
 from .registry import register_reward
 
@@ -50,6 +51,7 @@ class LPIPSReward(Reward):
     source = "Zhang et al. 2018, arXiv:1801.03924"
     size = "0.2 GB (alex), 0.5 GB (vgg), 5 MB (squeeze)"
     requires = ("lpips",)
+    reads_prompts = False
 
     def __init__(
         self,
@@ -96,10 +98,11 @@ class SimilarityReward(Reward):
         max_batch_size: the most images of one call of the model; None for all at once.
         device: of the model.
         dtype: of the model; cosines are in float32.
-        hub_options: forwarded to `from_pretrained`.
+        hub_options: forwarded to `from_pretrained`, see `CLIPReward`.
 
     Raises:
         OSError: the checkpoint cannot be found or read.
+        TypeError: an option is unknown.
         ValueError: the references are malformed, or the checkpoint is no vision model.
 
     Source: Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision".
@@ -109,6 +112,7 @@ class SimilarityReward(Reward):
     source = "Oquab et al. 2023, arXiv:2304.07193"
     size = "0.4 GB"
     hub_files = (("facebook/dinov2-base", "model.safetensors"),)
+    reads_prompts = False
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class SimilarityReward(Reward):
         self.name = name
         self.max_batch_size = max_batch_size
         self.references = read_references(name, references)
+        check_hub_options(name, hub_options)
         self.model, self.preprocessing = _load_vision_model(name, checkpoint, hub_options)
         if gradient_checkpointing:
             checkpoint_layers(self.model)
@@ -207,7 +212,6 @@ def _load_vision_model(
     name: str, checkpoint: str | PathLike[str], hub_options: dict[str, Any]
 ) -> tuple[nn.Module, ImagePreprocessing]:
     try:
-        config = AutoConfig.from_pretrained(checkpoint, **hub_options)
         model, report = AutoModel.from_pretrained(
             checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **hub_options
         )
@@ -221,7 +225,7 @@ def _load_vision_model(
         missing = sorted(report["missing_keys"])
         raise ValueError(
             f"Reward '{name}' got checkpoint='{checkpoint}', which lacks {missing[0]} and {len(missing) - 1} other "
-            f"weights of a {config.model_type}; give a complete checkpoint."
+            f"weights of a {model.config.model_type}; give a complete checkpoint."
         )
     return model.eval().requires_grad_(False), ImagePreprocessing.from_processor(processor)
 

@@ -25,8 +25,8 @@ _aliases: dict[str, str] = {}
 def register_reward(name: str, aliases: Sequence[str] = ()) -> Callable[[T], T]:
     """Registers the decorated object as the reward `name`, and returns it unchanged.
 
-    A `Reward` class is instantiated without arguments when the name is used; a function `(images, prompts) -> scores`
-    is the reward itself. Other packages need no call: they name such an object as an entry point of the group
+    A class is instantiated without arguments when the name is used; a function `(images, prompts) -> scores` is the
+    reward itself. Other packages need no call: they name such an object as an entry point of the group
     `diamond_diffusers.rewards`.
 
     Args:
@@ -74,6 +74,10 @@ def registered_reward(name: str) -> Registered:
     if name in _registered:
         return _registered[name]
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
+        if not name.isidentifier():
+            raise ImportError(
+                f"The entry point '{name}' is not an identifier, so no expression can name it; rename it."
+            )
         try:
             return point.load()
         except Exception as error:
@@ -134,7 +138,7 @@ def _instantiate(name: str, registered: Registered) -> Reward:
                 f"The reward '{name}' needs {' and '.join(required)}, so its name alone does not make it; "
                 f"construct a {registered.__name__} in Python."
             )
-        return registered()
+        registered = registered()
     return registered if isinstance(registered, Reward) else CallableReward(registered, name)
 
 

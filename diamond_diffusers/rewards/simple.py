@@ -23,6 +23,7 @@ class Formula(Reward):
 
     licence = "Apache-2.0"
     size = "none"
+    reads_prompts = False
 
 
 @register_reward("jpeg_size", aliases=("jpeg-size",))
@@ -115,7 +116,15 @@ class Sharpness(Formula):
         self.name = name
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Variances `[B]` over the inner pixels of images `[B, 3, H, W]` in [0, 1], at least 3 by 3."""
+        """Variances `[B]` over the inner pixels of images `[B, 3, H, W]` in [0, 1].
+
+        Raises:
+            ValueError: the images are smaller than 3 by 3 pixels.
+        """
+        if min(images.shape[-2:]) < 3:
+            raise ValueError(
+                f"Reward '{self.name}' got images of shape {list(images.shape)}; give at least 3 by 3 pixels."
+            )
         grey = luminance(images)
         laplacian = grey.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
         return nn.functional.conv2d(grey, laplacian[None, None]).var((1, 2, 3), correction=0)

@@ -50,7 +50,7 @@ class StandardisedReward(TransformedReward):
         if not math.isfinite(mean):
             raise ValueError(f"mean={mean} of reward '{reward.name}' is not finite; give a finite number.")
         _check_positive("standard_deviation", standard_deviation, reward)
-        super().__init__(reward, f"standardised_{reward.name}")
+        super().__init__(reward, f"standardised({reward.name})")
         self.mean = mean
         self.standard_deviation = standard_deviation
 
@@ -89,7 +89,7 @@ class ClippedReward(TransformedReward):
             raise ValueError(
                 f"Reward '{reward.name}' got the bounds lowest={lowest} and highest={highest}; give lowest < highest."
             )
-        super().__init__(reward, f"clipped_{reward.name}")
+        super().__init__(reward, f"clipped({reward.name})")
         self.lowest = lowest
         self.highest = highest
 
@@ -111,7 +111,7 @@ class TemperedReward(TransformedReward):
 
     def __init__(self, reward: Reward, temperature: float) -> None:
         _check_positive("temperature", temperature, reward)
-        super().__init__(reward, f"tempered_{reward.name}")
+        super().__init__(reward, f"tempered({reward.name})")
         self.temperature = temperature
 
     def transform(self, scores: Tensor) -> Tensor:

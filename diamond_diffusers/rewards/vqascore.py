@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .base import Reward, random_image
 from .checkpointing import checkpoint_layers
 from .clip_tower import at_least_float32
 from .errors import first_line
+from .hub import check_hub_options
 from .preprocessing import images_to_pil
 from .registry import register_reward
 
@@ -39,10 +40,11 @@ class VQAScoreReward(Reward):
         max_batch_size: the most images of one call of the model; None for all at once.
         device: of the model; images are moved to it.
         dtype: of the model; by default the checkpoint's own. Probabilities are in float32.
-        hub_options: forwarded to `from_pretrained`.
+        hub_options: forwarded to `from_pretrained`, see `CLIPReward`.
 
     Raises:
         OSError: the checkpoint cannot be found or read.
+        TypeError: an option is unknown.
         ValueError: the checkpoint is no such model, or `question` or `answer` is malformed.
 
     Source: Lin et al. 2024, "Evaluating Text-to-Visual Generation with Image-to-Text Generation", equation 1.
@@ -68,6 +70,7 @@ class VQAScoreReward(Reward):
     ) -> None:
         if "{}" not in question:
             raise ValueError(f"Reward '{name}' got question={question!r}; put {{}} in the prompt's place.")
+        check_hub_options(name, hub_options)
         self.name = name
         self.max_batch_size = max_batch_size
         self.question = question
@@ -125,7 +128,6 @@ def _load(
     name: str, checkpoint: str | PathLike[str], dtype: torch.dtype | None, hub_options: dict[str, Any]
 ) -> tuple[Any, Any]:
     try:
-        config = AutoConfig.from_pretrained(checkpoint, **hub_options)
         model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **hub_options
         )
@@ -140,7 +142,7 @@ def _load(
         lacks = f"{sorted(report['missing_keys'])[0]} and {len(report['missing_keys']) - 1} other weights"
     elif getattr(processor, "chat_template", None) is None:
         lacks = "a chat template"
-    elif config.is_encoder_decoder:
+    elif model.config.is_encoder_decoder:
         lacks = "a decoder-only language model"
     if lacks:
         raise ValueError(

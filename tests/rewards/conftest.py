@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from diamond_diffusers.rewards import clip_tower, registry
 
-from .golden import FIXTURES, L14_CONFIG, Golden, write_heads, write_open_clip, write_transformers
+from .golden import FIXTURES, L14_CONFIG, Golden, picture, write_heads, write_open_clip, write_transformers
 
 WORDS = ["a", "photo", "of", "one", "two", "red", "blue", "green", "circle", "square", "star", "left", "above"]
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>"]
@@ -77,6 +77,12 @@ def checkpoints(tmp_path_factory):
 def prompts():
     generator = random.Random(0)
     return [" ".join(generator.sample(WORDS, length)) for length in (1, 3, 5, 8)]
+
+
+@pytest.fixture
+def exact():
+    """One image of the right size and a prompt."""
+    return picture("exact224"), ["a photo of a cat"]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diamond_diffusers.rewards.preprocessing import CLIP_STD, images_from_pil
+from diamond_diffusers.rewards.shared_features import one_evaluation
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "rewards"
 TOKENIZER = FIXTURES / "tokenizers" / "clip"
@@ -87,8 +88,11 @@ def official_crops(names):
 
 def score_table(reward, batches, prompts):
     """Scores `[prompt][image]` of the images of batches `[B, 3, H, W]`, each of a size of its own."""
-    with torch.no_grad():
-        columns = [torch.stack([reward(batch, [prompt] * len(batch)) for prompt in prompts]) for batch in batches]
+    columns = []
+    for batch in batches:
+        # Images are encoded once for all prompts, as they are for all terms of a sum.
+        with torch.no_grad(), one_evaluation():
+            columns.append(torch.stack([reward(batch, [prompt] * len(batch)) for prompt in prompts]))
     return torch.cat(columns, dim=1)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import normalize
 from transformers import BlipTextConfig, BlipVisionConfig
 
+from diamond_diffusers.rewards import SimilarityReward, VQAScoreReward
 from diamond_diffusers.rewards.imagereward import MAX_TOKENS, ImageReward
 from diamond_diffusers.rewards.imagereward_network import (
     TEXT_CONFIG,
@@ -189,6 +190,15 @@ class TestCheckpoint:
             ImageReward("not/a/repository")
         with pytest.raises(OSError, match="cannot load tokenizer="):
             ImageReward(FOLDER, **ARGUMENTS | {"tokenizer": tmp_path / "nowhere"})
+
+
+@pytest.mark.parametrize("reward_class", [ImageReward, PackageImageReward, SimilarityReward, VQAScoreReward])
+def test_unknown_options_are_refused(reward_class):
+    references = [torch.zeros(3, 8, 8)] if reward_class is SimilarityReward else []
+    with pytest.raises(
+        TypeError, match=r"got the unknown option trust_remote_code=True; for loading it takes cache_dir"
+    ):
+        reward_class(*references, trust_remote_code=True)
 
 
 class TestUse:

@@ -189,6 +189,11 @@ class TestPIL:
         transparent.putalpha(7)
         assert torch.equal(images_from_pil([transparent]), images_from_pil([opaque]))
 
+    @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+    def test_more_than_8_bits_are_refused(self, mode):
+        with pytest.raises(ValueError, match=rf"has the mode '{mode}', of more than 8 bits; convert it"):
+            images_from_pil([Image.new(mode, (4, 4))])
+
     def test_sizes_must_agree(self):
         images = [*images_to_pil(eight_bits(1, 3, 4, 4)), *images_to_pil(eight_bits(1, 3, 4, 5))]
         with pytest.raises(ValueError, match=r"are not of one size; score each size on its own"):

@@ -39,6 +39,24 @@ def always(result, **options):
     return CallableReward(lambda images, prompts: result, name="always", **options)
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_bad_batch_sizes(size):
+    images, prompts = batch()
+    with pytest.raises(ValueError, match=rf"'always' has max_batch_size={size}; give a positive number, or None"):
+        always(torch.zeros(3), max_batch_size=size)(images, prompts)
+
+
+def test_a_reward_without_a_name_has_its_class_s():
+    class Nameless(Reward):
+        def score(self, images, prompts):
+            return images.mean((1, 2, 3))
+
+    assert (2 * Nameless()).name == "2*Nameless"
+    renamed = Nameless()
+    renamed.name = "other"
+    assert list(renamed.evaluate(*batch()).terms) == ["other"]
+
+
 class TestArithmetic:
     def test_total_is_the_weighted_sum_and_terms_are_unweighted(self):
         a, b, c = Brightness(), Contrast(), BlackBox()
@@ -130,7 +148,11 @@ class TestMove:
             def __init__(self):
                 self.layer = torch.nn.Linear(1, 1)
 
-        held, function = Linear(), CallableReward(torch.nn.Linear(1, 1))
+        class Scorer(torch.nn.Linear):
+            def forward(self, images, prompts):
+                return super().forward(images.mean((1, 2, 3))[:, None])[:, 0]
+
+        held, function = Linear(), CallableReward(Scorer(1, 1))
         moved = (held + 2 * function).to(dtype=torch.float64)
         assert isinstance(moved, WeightedSum)
         assert held.layer.weight.dtype == function.function.weight.dtype == torch.float64
@@ -150,7 +172,9 @@ class TestMove:
         (torch.zeros(3, 8, 8), ["a"], ValueError, r"shape \[3, 8, 8\]; give \[B, 3, H, W\]"),
         (torch.zeros(2, 4, 8, 8), ["a", "b"], ValueError, r"shape \[2, 4, 8, 8\]; give \[B, 3, H, W\]"),
         (torch.zeros(2, 3, 8, 8), ["a"], ValueError, "1 prompts for 2 images; give one prompt per image"),
-        (torch.zeros(2, 3, 8, 8), "ab", TypeError, "the string prompts='ab'; give a list"),
+        (torch.zeros(2, 3, 8, 8), "ab", TypeError, "prompts='ab'; give a list of strings"),
+        (torch.zeros(2, 3, 8, 8), None, TypeError, "prompts=None; give a list of strings"),
+        (torch.zeros(2, 3, 8, 8), ["a", 2], TypeError, r"prompts=\['a', 2\]; give a list of strings"),
         (torch.zeros(0, 3, 8, 8), [], ValueError, r"shape \[0, 3, 8, 8\]; give at least one pixel"),
         (torch.full((1, 3, 8, 8), 1.01), ["a"], ValueError, r"from 1.01 to 1.01; give values in \[0, 1\]"),
         (torch.linspace(-1, 1, 192).view(1, 3, 8, 8), ["a"], ValueError, r"from -1 to 1; give values in \[0, 1\]"),
@@ -205,7 +229,10 @@ class TestProbe:
             Brightness().probe(needs_gradient=True)
 
     def test_names_the_black_box_and_the_alternative(self):
-        with pytest.raises(ValueError, match=r"'black_box' gives no gradients.*'best_of_n' or 'smc'"):
+        with pytest.raises(
+            ValueError,
+            match=r"'black_box' gives no gradients.*'best_of_n' or 'smc' or guidance with gradient='tilted_mean'",
+        ):
             (Brightness() + BlackBox()).probe(needs_gradient=True)
 
     def test_finds_a_gradient_that_is_not_finite(self):

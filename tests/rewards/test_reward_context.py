@@ -1,5 +1,7 @@
 """Rewards that ask for more than images and prompts."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -135,6 +137,33 @@ class TestErrors:
         images, latents = batch()
         with pytest.raises(ValueError, match=r"got latents of shape \[2, 4, 2, 2\] for 3 images; give one row"):
             as_reward(patient)(images, PROMPTS, latents=latents[:2])
+
+
+def only_images(images):
+    return images.mean((1, 2, 3))
+
+
+def one_more(images, prompts, strength):
+    return strength * images.mean((1, 2, 3))
+
+
+class TestSignatures:
+    @pytest.mark.parametrize("function", [only_images, one_more, nn.Identity()])
+    def test_other_parameters_are_refused_at_once(self, function):
+        with pytest.raises(
+            TypeError, match=r"^Reward '\w+' cannot be called with images and prompts \(.*\); it may name "
+        ):
+            as_reward(function)
+
+    @pytest.mark.parametrize(
+        "function", [patient, widths, partial(one_more, strength=2), lambda *inputs, **more: inputs[0].mean((1, 2, 3))]
+    )
+    def test_defaults_and_context_are_fine(self, function):
+        as_reward(function).probe()
+
+    def test_what_cannot_be_called(self):
+        with pytest.raises(TypeError, match=r"'three' is 3; give a callable \(images, prompts\) -> scores"):
+            CallableReward(3, "three")
 
 
 class TestProbe:

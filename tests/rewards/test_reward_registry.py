@@ -130,6 +130,16 @@ class TestRegistration:
         images = torch.rand(2, 3, 4, 4)
         torch.testing.assert_close(as_reward("2*brightness")(images, ["a", "b"]), 2 * mean_of_pixels(images, []))
 
+    def test_a_class_of_another_kind_is_instantiated_and_wrapped(self, empty_registry):
+        @register_reward("judge")
+        class Judge:
+            def __call__(self, images, prompts):
+                return images.mean((1, 2, 3))
+
+        images = torch.rand(2, 3, 4, 4)
+        output = as_reward("2*judge").evaluate(images, ["a", "b"])
+        torch.testing.assert_close(output.terms["judge"], images.mean((1, 2, 3)))
+
     def test_an_instance_is_itself(self, empty_registry):
         reward = register_reward("zero")(CallableReward(lambda images, prompts: torch.zeros(len(images)), "zero"))
         assert as_reward("zero") is reward
@@ -183,13 +193,14 @@ def plug_in(tmp_path, monkeypatch):
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: reward-plug-in\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(
         "[diamond_diffusers.rewards]\nredness = reward_plug_in:redness\nbroken = reward_plug_in.absent:score\n"
+        "dashed-name = reward_plug_in:redness\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
 class TestPlugIns:
     def test_are_listed_and_used_by_name(self, toys, plug_in):
-        assert available_rewards() == ["broken", "mean", "peak", "redness"]
+        assert available_rewards() == ["broken", "dashed-name", "mean", "peak", "redness"]
         images = torch.rand(2, 3, 4, 4)
         output = as_reward("3*redness - mean").evaluate(images, ["a", "b"])
         torch.testing.assert_close(output.terms["redness"], images[:, 0].mean((1, 2)))
@@ -198,3 +209,7 @@ class TestPlugIns:
         with pytest.raises(ImportError, match=r"'broken' .* 'reward_plug_in.absent:score', .*; mend or uninstall"):
             as_reward("mean + broken")
         assert toys == []
+
+    def test_a_name_that_no_expression_can_hold_is_refused(self, toys, plug_in):
+        with pytest.raises(ImportError, match=r"entry point 'dashed-name' is not an identifier, .*; rename it"):
+            registered_reward("dashed-name")

@@ -69,6 +69,13 @@ def test_no_jpeg_quality(quality):
         JPEGSize(quality)
 
 
+def test_a_laplacian_needs_three_pixels():
+    with pytest.raises(
+        ValueError, match=r"'sharpness' got images of shape \[1, 3, 2, 9\]; give at least 3 by 3 pixels"
+    ):
+        score("sharpness", torch.zeros(1, 3, 2, 9))
+
+
 @pytest.mark.parametrize("name", NAMES[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_finite_also_for_a_grey_image(pictures, name, dtype):

@@ -61,7 +61,7 @@ class TestTransforms:
         assert list(output.terms) == ["brightness", "brightness_2"]
         torch.testing.assert_close(output.terms["brightness_2"], raw)
         torch.testing.assert_close(output.total, 2 * raw.clamp(1, 6) + raw / 4)
-        assert reward.name == "2*clipped_brightness + tempered_brightness"
+        assert reward.name == "2*clipped(brightness) + tempered(brightness)"
         assert (reward.licence, reward.source) == ("free", "here")
 
     def test_fitted(self, images):
