@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment
     from .cost import Cost
+    from .diamond import DiamondPosterior, DiamondTransition
     from .pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
     from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
     from .rewards import Reward, available_rewards, register_reward
@@ -34,6 +35,8 @@ __all__ = [
     "DenoiserPoint",
     "DiamondMapPipeline",
     "DiamondMapPipelineOutput",
+    "DiamondPosterior",
+    "DiamondTransition",
     "FlowMapPoint",
     "FlowMapTransition",
     "GlassDDPMScheduler",
@@ -53,7 +56,17 @@ __all__ = [
 ]
 
 # A saved stock pipeline names its scheduler's class, and those are not to wait for the other rooms.
-_ROOMS = ("schedulers", "alignment", "cost", "pipelines", "posteriors", "rewards", "transitions", "weighted_posterior")
+_ROOMS = (
+    "schedulers",
+    "alignment",
+    "cost",
+    "diamond",
+    "pipelines",
+    "posteriors",
+    "rewards",
+    "transitions",
+    "weighted_posterior",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,10 @@ FlowMap = Callable[[Tensor, Level, Level], Tensor]
 """Maps observations `[N, ...]` from one noise-to-signal ratio to a lower one along the probability-flow ODE."""
 
 
+InnerFlowMap = Callable[[Tensor, float, float, Tensor, Level], Tensor]
+"""A Diamond Map: maps inner states `[N, ...]` from `s` to `r`, given the observations `[N, ...]` and their level."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A model at rows whose prompts are fixed, in the bounded coordinate of `levels`.
@@ -26,6 +30,7 @@ class Network:
         flow_map: None where the model is a denoiser alone.
         predicts_mean: whether `predict` is `denoise`, so that either serves for both.
         max_noise_to_signal: the largest level at which it is asked about renoised observations.
+        diamond_map: None where none is loaded.
     """
 
     predict: Denoiser
@@ -33,6 +38,7 @@ class Network:
     flow_map: FlowMap | None = None
     predicts_mean: bool = True
     max_noise_to_signal: float = math.inf
+    diamond_map: InnerFlowMap | None = None
 
     @classmethod
     def of_denoiser(cls, denoise: Denoiser) -> Network:
@@ -51,11 +57,13 @@ class Capabilities(Protocol):
         family: name of the model family.
         has_denoiser: whether the posterior mean can be evaluated.
         has_flow_map: whether the flow map can be evaluated.
+        has_diamond_map: whether a Diamond Map is loaded.
     """
 
     family: str
     has_denoiser: bool
     has_flow_map: bool
+    has_diamond_map: bool
 
 
 class UsesNetwork:

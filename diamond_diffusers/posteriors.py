@@ -34,11 +34,13 @@ class PosteriorSampler(UsesNetwork, ABC):
     Attributes:
         num_samples: number K of samples of one observation.
         is_weighted: whether they differ in weight, so that their effective sample size says something.
+        uses_prediction: whether it needs `predicted`, which is None where nothing does.
         differentiates_predicted: whether gradients of the samples go through `predicted`.
     """
 
     num_samples: int
     is_weighted: bool = False
+    uses_prediction: bool = True
     differentiates_predicted: bool = True
 
     @abstractmethod

@@ -177,8 +177,38 @@ def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: flo
     return at_kept * expand(alpha_next / alpha_kept, x)
 
 
+class InnerFlowTransition(Transition):
+    """An inner flow that is stopped early.
+
+    Attributes:
+        correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
+            which the chain is Markov.
+    """
+
+    correlation: float | str
+
+    def __post_init__(self) -> None:
+        if self.correlation != "ddpm" and not (
+            isinstance(self.correlation, int | float) and 0 <= self.correlation <= 1
+        ):
+            raise ValueError(f"correlation is {self.correlation!r}; give 'ddpm' or a number between 0 and 1")
+
+    def correlation_at(self, kappa: float, kappa_next: float) -> float:
+        """`rho` of a step between two levels."""
+        return kappa_next / kappa if self.correlation == "ddpm" else float(self.correlation)
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
+        fresh = next_noise_to_signal * math.sqrt(1 - correlation**2)
+        if fresh == 0:
+            # The inner flow runs through: its noise spans the whole posterior, whose deviation is about
+            # kappa / sqrt(1 + kappa^2) for data of unit variance.
+            return math.sqrt(1 + noise_to_signal**-2)
+        return (1 - correlation * next_noise_to_signal / noise_to_signal) / fresh
+
+
 @dataclass(frozen=True)
-class GlassTransition(Transition):
+class GlassTransition(InnerFlowTransition):
     """Early-stopped inner GLASS flow (arXiv 2509.25170), exact for its correlation as `num_inner_steps` grows.
 
     A step costs `num_inner_steps` evaluations, the denoised sample at its start included.
@@ -198,15 +228,8 @@ class GlassTransition(Transition):
     without_denoiser = "RenoiseTransition() or AncestralTransition()"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_inner_options(self.num_inner_steps, self.solver)
-        if self.correlation != "ddpm" and not (
-            isinstance(self.correlation, int | float) and 0 <= self.correlation <= 1
-        ):
-            raise ValueError(f"correlation is {self.correlation!r}; give 'ddpm' or a number between 0 and 1")
-
-    def correlation_at(self, kappa: float, kappa_next: float) -> float:
-        """`rho` of a step between two levels."""
-        return kappa_next / kappa if self.correlation == "ddpm" else float(self.correlation)
 
     def step(
         self,
@@ -230,10 +253,8 @@ class GlassTransition(Transition):
         )
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
-        fresh = next_noise_to_signal * math.sqrt(1 - correlation**2)
-        if fresh == 0:
-            # The inner flow runs through: its noise spans the whole posterior, whose deviation is about
-            # kappa / sqrt(1 + kappa^2) for data of unit variance; with one inner step it has no effect.
-            return 0.0 if self.num_inner_steps == 1 else math.sqrt(1 + noise_to_signal**-2)
-        return (1 - correlation * next_noise_to_signal / noise_to_signal) / fresh
+        runs_through = next_noise_to_signal == 0 or self.correlation_at(noise_to_signal, next_noise_to_signal) == 1
+        if runs_through and self.num_inner_steps == 1:
+            # One inner step ends at the denoised sample, whatever the noise.
+            return 0.0
+        return super().tilt_gain(noise_to_signal, next_noise_to_signal)

@@ -150,8 +150,8 @@ class Alignment(ABC):
             x: starting particles `[B P, ...]` in the bounded coordinate, at `levels[0]`.
             levels: falling noise-to-signal ratios; the last is the level at which `x` is taken as clean.
             random: draws of the run.
-            on_step: called after each step; raising `StopIteration` ends the loop early, with the particles that it holds,
-                if any, in place of its own.
+            on_step: called after each step; raising `StopIteration` ends the loop early, with the particles that the
+                exception holds, if any, in place of its own.
         """
         started = time.perf_counter()
         method = self.resolve(model.backbone)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..backbones.base import Denoising
 from ..levels import Level, signal_and_noise
 from ..network import Network
 from ..posteriors import DenoiserPoint, PosteriorSampler
@@ -65,6 +66,15 @@ class Guidance(Alignment):
                 "use gradient='tilted_mean' with GlassPosterior(num_samples=4), or alignment 'smc' or 'best_of_n'"
             )
 
+    def resolve(self, model: Denoising) -> Guidance:
+        method = super().resolve(model)
+        if not method.transition.uses_prediction and not method.transition.is_stochastic:
+            raise ValueError(
+                f"transition is {method.transition}, which neither uses the predicted sample nor draws noise, so that "
+                "nothing could guide it; take ODETransition() or RenoiseTransition()"
+            )
+        return method
+
     def shift(self, ahead: LookAhead, noise_to_signal: Level) -> Tensor:
         """The limited, scaled shift of the denoised samples, `[N, ...]`."""
         shift = self.guidance_strength * ahead.shift
@@ -83,16 +93,17 @@ class Guidance(Alignment):
         random: RandomSource,
         is_last: bool,
     ) -> Cloud:
-        ahead = look_ahead(model, self.posterior, cloud.x, noise_to_signal, random, self.gradient)
+        with_prediction = self.transition.uses_prediction
+        ahead = look_ahead(model, self.posterior, cloud.x, noise_to_signal, random, self.gradient, with_prediction)
         shift = self.shift(ahead, noise_to_signal)
-        x = self.transition.step(
-            self._tilted_network(model, random),
-            cloud.x,
-            noise_to_signal,
-            next_noise_to_signal,
-            ahead.predicted + shift,
-            random.normal(self.num_particles, cloud.x.shape[1:]),
-        )
+        predicted, noise = ahead.predicted, random.normal(self.num_particles, cloud.x.shape[1:])
+        if with_prediction:
+            predicted = predicted + shift
+        else:
+            # The shift enters through the noise, whose mean moves the step's as much.
+            noise = noise + self.transition.tilt_gain(noise_to_signal, next_noise_to_signal) * shift
+        network = self._tilted_network(model, random)
+        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, predicted, noise)
         sizes = root_mean_square(shift).unflatten(0, (-1, self.num_particles))
         figures = {**ahead.figures(self.num_particles), "gradient_norm": sizes.mean(1)}
         return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)

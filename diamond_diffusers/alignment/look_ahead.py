@@ -24,7 +24,8 @@ class LookAhead:
     """Estimates at the particles of one level.
 
     Attributes:
-        predicted: what the model as loaded predicts at `x`, `[N, ...]`; None at the last level.
+        predicted: what the model as loaded predicts at `x`, `[N, ...]`; None at the last level, and where neither
+            look-aheads nor the transition use it.
         values: `V(x)`, `[N]`.
         shift: `kappa^2 grad_y V`, `[N, ...]`, where it was asked for.
         effective_sample_size: of each particle's look-aheads, `[N]`, where they differ in weight.
@@ -63,22 +64,24 @@ def look_ahead(
     noise_to_signal: float,
     random: RandomSource,
     gradient: str | None = None,
+    with_prediction: bool = True,
 ) -> LookAhead:
     """Draws look-aheads of particles `[N, ...]` (equally many of each image) and estimates their values.
 
     Args:
         gradient: None, `pathwise` (differentiates network, decoder and reward), `isotropic` (decoder and reward only)
             or `tilted_mean` (needs at least two look-aheads and no derivative).
+        with_prediction: whether the predicted sample is needed for more than the look-aheads.
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
     noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
     if gradient not in REWARD_GRADIENTS:
-        return _estimate(model, posterior, x, noise_to_signal, owners, noise, gradient)
+        return _estimate(model, posterior, x, noise_to_signal, owners, noise, gradient, with_prediction)
     # The graph of one chunk is all that memory must hold.
     size = max(1, (model.particle_batch_size or len(noise)) // num_samples)
     parts = [
-        _estimate(model, posterior, rows, noise_to_signal, row_owners, row_noise, gradient)
+        _estimate(model, posterior, rows, noise_to_signal, row_owners, row_noise, gradient, with_prediction)
         for rows, row_owners, row_noise in zip(
             x.split(size), owners.split(size), noise.split(size * num_samples), strict=True
         )
@@ -94,13 +97,16 @@ def _estimate(
     owners: Tensor,
     noise: Tensor,
     gradient: str | None,
+    with_prediction: bool,
 ) -> LookAhead:
     pathwise, isotropic = gradient == "pathwise", gradient == "isotropic"
     with torch.set_grad_enabled(pathwise):
         x = x.detach().requires_grad_(pathwise)
         network = model.network(owners)
-        with torch.set_grad_enabled(pathwise and posterior.differentiates_predicted):
-            predicted = network.predict(x, noise_to_signal)
+        predicted = None
+        if with_prediction or posterior.uses_prediction:
+            with torch.set_grad_enabled(pathwise and posterior.differentiates_predicted):
+                predicted = network.predict(x, noise_to_signal)
         drawn = posterior.sample(network, x, noise_to_signal, predicted, noise)
     with torch.set_grad_enabled(pathwise or isotropic):
         samples = drawn.samples.detach().requires_grad_() if isotropic else drawn.samples
@@ -115,4 +121,4 @@ def _estimate(
     else:
         shift = None
     sizes = effective_sample_size(drawn.log_weights.detach()) if posterior.is_weighted else None
-    return LookAhead(predicted.detach(), values.detach(), shift, sizes)
+    return LookAhead(predicted if predicted is None else predicted.detach(), values.detach(), shift, sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,14 +88,22 @@ class TiltedModel:
         backbone, conditions = self.backbone, self.conditions
 
         def predict(x: Tensor, noise_to_signal: Level) -> Tensor:
-            return self._evaluate(backbone.predict, backbone, conditions, owners, x, noise_to_signal)
+            return self._evaluate(backbone.predict, backbone, conditions, owners, (x,), noise_to_signal)
 
         def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
-            return self._evaluate(scores.denoise, scores, score_conditions, owners, x, noise_to_signal)
+            return self._evaluate(scores.denoise, scores, score_conditions, owners, (x,), noise_to_signal)
 
         def flow_map(x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level) -> Tensor:
             levels = (noise_to_signal, next_noise_to_signal)
-            return self._evaluate(backbone.flow_map, backbone, conditions, owners, x, *levels)
+            return self._evaluate(backbone.flow_map, backbone, conditions, owners, (x,), *levels)
+
+        def diamond_map(xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level) -> Tensor:
+            def mapped(xbar: Tensor, x: Tensor, noise_to_signal: Level, rows: Conditions) -> Tensor:
+                return backbone.diamond_map(xbar, s, r, x, noise_to_signal, rows)
+
+            # Its guidance is baked in.
+            unguided = replace(conditions, negative_features=None)
+            return self._evaluate(mapped, backbone, unguided, owners, (xbar, x), noise_to_signal)
 
         predicts_mean = backbone.predicts_mean and self.score_model is None
         return Network(
@@ -104,6 +112,7 @@ class TiltedModel:
             flow_map if backbone.has_flow_map else None,
             predicts_mean,
             min(backbone.max_noise_to_signal, scores.max_noise_to_signal),
+            diamond_map if backbone.has_diamond_map else None,
         )
 
     def _evaluate(
@@ -112,23 +121,29 @@ class TiltedModel:
         model: Denoising,
         conditions: Conditions,
         owners: Tensor,
-        x: Tensor,
+        states: tuple[Tensor, ...],
         *levels: Level,
     ) -> Tensor:
-        """Rows `x` through a function of (x, levels, conditions), in chunks and counted."""
-        row_owners = owners.repeat_interleave(len(x) // len(owners))
+        """Rows of states through a function of (states, levels, conditions), in chunks and counted."""
+        num_rows = len(states[0])
+        row_owners = owners.repeat_interleave(num_rows // len(owners))
         row_levels = [as_level(level) for level in levels]
-        evaluations = len(x) * model.evaluations_per_row(row_levels[0], conditions)
+        evaluations = num_rows * model.evaluations_per_row(row_levels[0], conditions)
         self.cost.network_evaluations += evaluations
-        if torch.is_grad_enabled() and x.requires_grad:
+        if torch.is_grad_enabled() and any(state.requires_grad for state in states):
             # Every graph built here is traversed once.
             self.cost.backward_passes += evaluations
 
-        def evaluate_rows(rows: Tensor, index: Tensor) -> Tensor:
+        def evaluate_rows(index: Tensor, *rows: Tensor) -> Tensor:
             chunk_levels = [level[index.to(level.device)] if level.ndim else level for level in row_levels]
-            return function(rows, *chunk_levels, conditions.rows(row_owners[index]))
+            return function(*rows, *chunk_levels, conditions.rows(row_owners[index]))
 
-        return torch.cat([self._checkpointed(evaluate_rows, x[rows], rows)[:kept] for rows, kept in self._chunks(x)])
+        return torch.cat(
+            [
+                self._checkpointed(evaluate_rows, index, *(state[index] for state in states))[:kept]
+                for index, kept in self._chunks(states[0])
+            ]
+        )
 
     def _chunks(self, x: Tensor) -> list[tuple[Tensor, int]]:
         """Indices that cover the rows of `x` in chunks, the last filled up with its last row, and how many to keep."""
@@ -137,19 +152,19 @@ class TiltedModel:
         positions = torch.arange(size, device=x.device)
         return [((start + positions).clamp(max=len(x) - 1), min(size, len(x) - start)) for start in starts]
 
-    def _checkpointed(self, function: Callable[..., Any], x: Tensor, *arguments: Any) -> Any:
-        if self.gradient_checkpointing and torch.is_grad_enabled() and x.requires_grad:
-            return checkpoint(function, x, *arguments, use_reentrant=False)
-        return function(x, *arguments)
+    def _checkpointed(self, function: Callable[..., Any], index: Tensor, *rows: Tensor) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled() and any(state.requires_grad for state in rows):
+            return checkpoint(function, index, *rows, use_reentrant=False)
+        return function(index, *rows)
 
     def decode(self, z: Tensor, owners: Tensor, preview: bool = False) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1] of clean latents `[N, ...]`."""
         self.cost.decodes += len(z)
 
-        def decode_rows(rows: Tensor, index: Tensor) -> Tensor:
+        def decode_rows(index: Tensor, rows: Tensor) -> Tensor:
             return self.backbone.decode(rows, self.conditions.rows(owners[index]), preview)
 
-        return torch.cat([self._checkpointed(decode_rows, z[rows], rows)[:kept] for rows, kept in self._chunks(z)])
+        return torch.cat([self._checkpointed(decode_rows, index, z[index])[:kept] for index, kept in self._chunks(z)])
 
     def evaluate(self, z: Tensor, owners: Tensor, noise_to_signal: Level = 0.0, preview: bool = False) -> Evaluation:
         """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
@@ -157,16 +172,16 @@ class TiltedModel:
         self.cost.reward_calls += len(z)
         level = as_level(noise_to_signal)
 
-        def score_rows(rows: Tensor, index: Tensor) -> RewardOutput:
+        def score_rows(index: Tensor, rows: Tensor) -> RewardOutput:
             prompts = [self.prompts[owner] for owner in owners[index].tolist()]
             row_levels = level[index.to(level.device)] if level.ndim else level
             return self.reward.evaluate(rows, prompts, latents=z[index], noise_to_signal=row_levels)
 
         outputs = []
-        for rows, kept in self._chunks(images):
+        for index, kept in self._chunks(images):
             # A reward without tensor operations gains nothing from a filled-up chunk.
-            rows = rows if self.reward.differentiable else rows[:kept]
-            outputs.append((self._checkpointed(score_rows, images[rows], rows), kept))
+            index = index if self.reward.differentiable else index[:kept]
+            outputs.append((self._checkpointed(score_rows, index, images[index]), kept))
         terms = {
             name: torch.cat([output.terms[name][:kept] for output, kept in outputs]) for name in outputs[0][0].terms
         }

@@ -132,10 +132,12 @@ class SMC(Alignment):
 
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
         if noise_to_signal > self.max_noise_to_signal:
-            predicted = model.network(model.owners(self.num_particles, x.device)).predict(x, noise_to_signal)
+            network = model.network(model.owners(self.num_particles, x.device))
+            predicted = network.predict(x, noise_to_signal) if self.transition.uses_prediction else None
             return LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
         gradient = self.guidance.gradient if self.guidance is not None else None
-        return look_ahead(model, self.posterior, x, noise_to_signal, random, gradient)
+        with_prediction = self.transition.uses_prediction
+        return look_ahead(model, self.posterior, x, noise_to_signal, random, gradient, with_prediction)
 
     def _propose(
         self, cloud: Cloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource

@@ -1,0 +1,150 @@
+"""Look-aheads and transitions of an exact Diamond Map of a Gaussian mixture."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from diamond_diffusers.alignment import SMC, Guidance, NoAlignment
+from diamond_diffusers.alignment.model import TiltedModel
+from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
+from diamond_diffusers.glass import inner_step, query
+from diamond_diffusers.posteriors import GlassPosterior
+from diamond_diffusers.transitions import FlowMapTransition, GlassTransition
+
+from ..alignment.runs import run
+from .mixture import coefficients, energy_distance, make_mixture, seeded
+from .mixture_model import LINEAR, MixtureBackbone, unconditional
+
+MIXTURE = make_mixture(3)
+SAMPLES = 600
+
+
+class DiamondMixture(MixtureBackbone):
+    """The mixture with its exact Diamond Map: the inner flow in many small steps, which count as one evaluation."""
+
+    has_diamond_map = True
+    max_step = 0.02
+
+    def diamond_map(self, xbar, s, r, x, noise_to_signal, conditions):
+        self._count(xbar)
+        num_steps = math.ceil((s - r) / self.max_step)
+        times = torch.linspace(s, r, num_steps + 1, dtype=torch.float64).tolist()
+        previous = None
+        for time, next_time in pairwise(times):
+            statistic, level = query(x, noise_to_signal, xbar, time)
+            denoised = self.mixture.given(statistic.double(), *coefficients(level)).mean.to(xbar)
+            xbar = inner_step("exponential", time, next_time, xbar, denoised, previous)
+            previous = (time, denoised)
+        return xbar
+
+
+def tilted_model(num_images=1, **options):
+    return TiltedModel(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR, **options)
+
+
+@pytest.mark.parametrize("num_map_steps", [1, 3])
+@pytest.mark.parametrize("level", [0.5, 2.0, math.inf])
+def test_look_aheads_have_the_law_of_the_posterior(level, num_map_steps):
+    model = tilted_model()
+    x = MIXTURE.observation(level).sample(4, seeded(1)).float()
+    noise = torch.randn(4 * SAMPLES, 3, generator=seeded(2))
+    posterior = DiamondPosterior(SAMPLES, num_map_steps)
+    network = model.network(torch.zeros(4, dtype=torch.long))
+    drawn = posterior.sample(network, x, level, None, noise)
+    assert torch.equal(drawn.log_weights, torch.zeros(4, SAMPLES))
+    assert model.cost.network_evaluations == 4 * SAMPLES * num_map_steps
+    law = MIXTURE.posterior(x, level)
+    exact, again = law.sample(SAMPLES, seeded(3)).float(), law.sample(SAMPLES, seeded(4)).float()
+    for samples, first, second in zip(drawn.samples, exact, again, strict=True):
+        noise_floor = abs(energy_distance(first, second))
+        assert abs(energy_distance(samples, first)) < 2 * noise_floor + 0.01
+
+
+@pytest.mark.parametrize("correlation", ["ddpm", 0.3, 1.0])
+@pytest.mark.parametrize(("level", "next_level"), [(2.0, 0.8), (math.inf, 2.0), (0.8, 0.0)])
+def test_a_transition_is_the_glass_transition_of_many_steps(level, next_level, correlation):
+    model = tilted_model()
+    network = model.network(torch.zeros(50, dtype=torch.long))
+    x = MIXTURE.observation(level).sample(50, seeded(1)).float()
+    noise = torch.randn(50, 3, generator=seeded(2))
+    mapped = DiamondTransition(correlation=correlation).step(network, x, level, next_level, None, noise)
+    glass = GlassTransition(60, correlation, solver="exponential")
+    expected = glass.step(network, x, level, next_level, network.predict(x, level), noise)
+    torch.testing.assert_close(mapped, expected, atol=5e-3, rtol=0)
+    assert DiamondTransition(correlation=correlation).tilt_gain(level, next_level) == glass.tilt_gain(level, next_level)
+
+
+def test_a_run_evaluates_nothing_but_the_map():
+    """One evaluation a look-ahead and one a step: the predicted sample that nobody uses is not made."""
+    model = tilted_model(num_images=2)
+    alignment = SMC(num_particles=3, posterior=DiamondPosterior(4), transition=DiamondTransition())
+    run(alignment, model, levels=(math.inf, 2.0, 0.5, 0.0))
+    assert model.backbone.evaluations == model.cost.network_evaluations == 2 * 3 * (3 * 4 + 3)
+    plain = tilted_model()
+    run(NoAlignment(DiamondTransition()), plain, levels=(math.inf, 2.0, 0.5, 0.0))
+    assert plain.backbone.evaluations == plain.cost.network_evaluations == 3
+
+
+def test_guidance_baked_in_is_not_paid_for_again():
+    conditions = unconditional()
+    guided = type(conditions)(conditions.features, conditions.features, 3.0)
+    model = TiltedModel(DiamondMixture(MIXTURE), guided, [""], LINEAR)
+    run(NoAlignment(DiamondTransition()), model, levels=(math.inf, 1.0, 0.0))
+    assert model.cost.network_evaluations == 2
+    run(NoAlignment(GlassTransition()), model, levels=(math.inf, 1.0, 0.0))
+    assert model.cost.network_evaluations == 2 + 4
+
+
+def test_smc_samples_the_tilted_law_and_its_evidence():
+    tilted, log_evidence = LINEAR.tilt(MIXTURE)
+    model = tilted_model(num_images=40)
+    alignment = SMC(num_particles=48, posterior=DiamondPosterior(4), transition=DiamondTransition())
+    result = run(alignment, model, levels=(math.inf, 2.0, 0.7, 0.0))
+    ratios = (result.log_evidence - log_evidence).exp()
+    assert abs(ratios.mean() - 1) < 4 * ratios.std() / len(ratios) ** 0.5 + 0.01
+    means = (result.log_weights.exp()[..., None] * result.latents.double()).sum(1)
+    error = means.mean(0) - tilted.mean
+    assert (error.abs() < 4 * means.std(0) / len(means) ** 0.5 + 0.02).all()
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean"])
+def test_guidance_reaches_a_map_through_its_noise(gradient):
+    tilted, _ = LINEAR.tilt(MIXTURE)
+    levels = (math.inf, *torch.logspace(1, -1.5, 24).tolist(), 0.0)
+    model = tilted_model(num_images=200)
+    guidance = Guidance(DiamondPosterior(8), gradient, max_shift=None, transition=DiamondTransition())
+    guided = run(guidance, model, levels=levels).latents[:, 0].double()
+    plain_gap = (tilted.mean - MIXTURE.mean).norm()
+    assert (guided.mean(0) - tilted.mean).norm() < plain_gap / 4
+    assert (model.cost.backward_passes > 0) == (gradient == "pathwise")
+
+
+def test_what_lacks_a_map_or_cannot_be_guided_is_refused():
+    plain = MixtureBackbone(MIXTURE)
+    for alignment in (NoAlignment(DiamondTransition()), SMC(posterior=DiamondPosterior())):
+        with pytest.raises(ValueError, match=r"needs a Diamond Map.*load_diamond_map"):
+            alignment.resolve(plain)
+    with pytest.raises(ValueError, match="num_map_steps is 0"):
+        DiamondPosterior(num_map_steps=0)
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        DiamondPosterior(0)
+    with pytest.raises(ValueError, match="correlation is 2"):
+        DiamondTransition(correlation=2)
+
+    class MapMixture(MixtureBackbone):
+        has_flow_map = True
+
+    with pytest.raises(ValueError, match="nothing could guide it"):
+        Guidance(transition=FlowMapTransition()).resolve(MapMixture(MIXTURE))
+
+
+def test_posteriors_of_glass_and_of_the_map_agree_sample_by_sample():
+    model = tilted_model()
+    network = model.network(torch.zeros(3, dtype=torch.long))
+    x = MIXTURE.observation(1.0).sample(3, seeded(1)).float()
+    noise = torch.randn(3 * 5, 3, generator=seeded(2))
+    mapped = DiamondPosterior(5).sample(network, x, 1.0, None, noise).samples
+    glass = GlassPosterior(60, 5).sample(network, x, 1.0, network.predict(x, 1.0), noise).samples
+    torch.testing.assert_close(mapped, glass, atol=5e-3, rtol=0)
