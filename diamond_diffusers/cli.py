@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from .cli_common import first_sentence, named_dtype, text_table, usable_device
+from .cli_cost import benchmark_cost
 from .cli_rewards import rewards, score
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ def _print_rewards(drawn: SideBySide) -> None:
 
 app.command()(rewards)
 app.command()(score)
+app.command()(benchmark_cost)
 
 
 @app.command()

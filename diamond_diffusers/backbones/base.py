@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from ..levels import GaussianPath, Level, as_level, ode_step, working_dtype
+from ..levels import GaussianPath, Level, as_level, ode_step
 from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
+from .helpers import adapters_disabled, to_unit_range, where_rows
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
+
+InnerMap = Callable[[Tensor, float, float, Tensor, Level, "Conditions"], Tensor]
+"""A `DiamondMap` of `models`: `X_{s -> r}` of inner states, observations, their level and conditions."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Denoising(ABC):
         path: the family's Gaussian path.
         has_denoiser: whether `denoise` gives the posterior mean.
         has_flow_map: whether `flow_map` maps between levels.
+        has_diamond_map: whether `diamond_map` maps inner states.
         predicts_mean: whether `predict` is the posterior mean too.
         max_noise_to_signal: the largest level that it was trained at.
     """
@@ -61,6 +65,7 @@ class Denoising(ABC):
     path: GaussianPath
     has_denoiser: bool = True
     has_flow_map: bool = False
+    has_diamond_map: bool = False
     predicts_mean: bool = True
     max_noise_to_signal: float = math.inf
 
@@ -84,6 +89,12 @@ class Denoising(ABC):
         Called only where `has_flow_map`. A few-step model knows the end of the path; levels between lie on the chord.
         """
         return ode_step(x, self.predict(x, noise_to_signal, conditions), noise_to_signal, next_noise_to_signal)
+
+    def diamond_map(
+        self, xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        """`X_{s -> r}(xbar; x)` of the Diamond Map that is loaded, `[N, ...]`; called only where `has_diamond_map`."""
+        raise NotImplementedError(f"a {self.family} model has no Diamond Map")
 
     def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
         """Network evaluations that one row costs at a level: two where there is classifier-free guidance."""
@@ -120,10 +131,12 @@ class Backbone(Denoising):
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
         arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.
         few_step_checkpoints: names of published checkpoints that are few-step models.
+        latents_dtype: of the initial latents; None for the dtype of the prompt's features.
         few_step: whether the checkpoint is a few-step model, or the names of the LoRA adapters that make it one; None
             to tell by the scheduler and the checkpoint's name.
         preview_vae: a smaller decoder of the same latents (`AutoencoderTiny`) for look-aheads.
         score_model: another model of the same latents that gives the posterior mean in place of this one.
+        posterior_map: the Diamond Map around this model's network.
     """
 
     family: ClassVar[str]
@@ -131,12 +144,14 @@ class Backbone(Denoising):
     refused_arguments: ClassVar[dict[str, str]] = {}
     arguments_with_none: ClassVar[tuple[str, ...]] = ()
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ()
+    latents_dtype: ClassVar[torch.dtype | None] = None
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self.few_step: bool | tuple[str, ...] | None = None
         self.preview_vae: Any = None
         self.score_model: Backbone | None = None
+        self.posterior_map: InnerMap | None = None
 
     @property
     def model(self) -> Any:
@@ -162,6 +177,15 @@ class Backbone(Denoising):
     @property
     def has_denoiser(self) -> bool:
         return not self.is_few_step or isinstance(self.few_step, tuple) or self.score_model is not None
+
+    @property
+    def has_diamond_map(self) -> bool:
+        return self.posterior_map is not None
+
+    def diamond_map(
+        self, xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        return self.posterior_map(xbar, s, r, x, noise_to_signal, conditions)
 
     def load_lora_weights(self, source: str | PathLike | dict[str, Tensor], **options: Any) -> None:
         """Loads a LoRA into the stock pipeline as its own method does.
@@ -220,7 +244,21 @@ class Backbone(Denoising):
             Conditions with a row for each image: `num_images_per_prompt` consecutive ones of each prompt.
         """
 
-    @abstractmethod
+    def remember(self, arguments: Mapping[str, Any], *names: str) -> None:
+        """Keeps arguments where the stock `__call__` does: its pipeline's methods and properties read them there."""
+        for name in names:
+            setattr(self.pipeline, f"_{name}", arguments[name])
+
+    def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Height and width in pixels, as given or the stock pipeline's own."""
+        default = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        return arguments["height"] or default, arguments["width"] or default
+
+    @property
+    def num_latent_channels(self) -> int:
+        """Channels of the latents before they are packed."""
+        return self.model.config.in_channels
+
     def prepare_latents(
         self,
         arguments: Mapping[str, Any],
@@ -230,6 +268,19 @@ class Backbone(Denoising):
         latents: Tensor | None = None,
     ) -> Tensor:
         """The stock pipeline's initial latents `[num_rows, ...]`, scaled as by it: drawn, or made of given noise."""
+        features = conditions.features["encoder_hidden_states"]
+        prepared = self.pipeline.prepare_latents(
+            num_rows,
+            self.num_latent_channels,
+            conditions.shared["height"],
+            conditions.shared["width"],
+            self.latents_dtype or features.dtype,
+            features.device,
+            generator,
+            latents,
+        )
+        # Some return the positions of their tokens too.
+        return prepared[0] if isinstance(prepared, tuple) else prepared
 
     @abstractmethod
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
@@ -276,12 +327,21 @@ class Backbone(Denoising):
         """Classifier-free guidance (arXiv 2207.12598) of predictions `[N, ...]`; some families have their own rule."""
         return negative + conditions.classifier_free_guidance_scale * (positive - negative)
 
+    def is_guided(self, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """At which levels, `[]` or `[N]`, there is classifier-free guidance: at all, unless the family truncates it."""
+        return torch.ones_like(as_level(noise_to_signal), dtype=torch.bool)
+
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        is_guided = conditions.negative_features is not None and self.is_guided(noise_to_signal, conditions).any()
+        return 2 if is_guided else 1
+
     def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
         """The network's prediction under the family's guidance rule; arguments as of `network`."""
         if self.evaluations_per_row(noise_to_signal, conditions) == 1:
             return self.network(latents, noise_to_signal, conditions.features, conditions.shared)
         positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
-        return self.guide(positive, negative, noise_to_signal, conditions)
+        guided = self.guide(positive, negative, noise_to_signal, conditions)
+        return where_rows(self.is_guided(noise_to_signal, conditions), guided, positive)
 
     def both_predictions(
         self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions
@@ -313,6 +373,15 @@ class Backbone(Denoising):
         """The autoencoder that decodes."""
         return self.preview_vae if preview and self.preview_vae is not None else self.pipeline.vae
 
+    def decode_latents(self, latents: Tensor, preview: bool = False) -> Tensor:
+        """What the autoencoder makes of unpacked latents `[N, C, h, w]`: images of about [-1, 1] in its dtype."""
+        vae = self.decoder(preview)
+        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        return to_unit_range(self.decode_latents(z, preview))
+
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
         """What the stock pipeline does to decoded images `[N, 3, H, W]` in [0, 1] before it returns them.
 
@@ -323,36 +392,3 @@ class Backbone(Denoising):
 
     def stock_transition(self) -> Transition:
         return stock_transition(self.pipeline.scheduler)
-
-
-@contextmanager
-def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
-    """Evaluates a model without some of its LoRA adapters, and leaves the others, with their weights, active."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    active = [layer.active_adapters for layer in layers]
-    for layer, adapters in zip(layers, active, strict=True):
-        # set_adapter would also set requires_grad.
-        layer._active_adapter = [name for name in adapters if name not in names]
-    try:
-        yield
-    finally:
-        for layer, adapters in zip(layers, active, strict=True):
-            layer._active_adapter = adapters
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """Decoded images in [-1, 1], brought to [0, 1] in float32 or wider."""
-    return (images.to(working_dtype(images)) / 2 + 0.5).clamp(0, 1)
-
-
-def where_rows(marked: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
-    """Of two predictions `[N, ...]`, the chosen one in the rows that are marked `[N]`."""
-    return torch.where(marked.to(chosen.device).reshape(-1, *[1] * (chosen.ndim - 1)), chosen, otherwise)
-
-
-def repeat_rows(features: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
-    """Features with as many rows as there are images, where one negative prompt serves several prompts."""
-    return {
-        name: feature.repeat_interleave(num_rows // len(feature), 0) if len(feature) < num_rows else feature
-        for name, feature in features.items()
-    }

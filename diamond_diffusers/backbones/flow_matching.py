@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
@@ -31,13 +32,26 @@ class FlowMatchingBackbone(Backbone):
         """Keywords of the scheduler's `set_timesteps` that the stock pipeline adds (`mu`, default `sigmas`)."""
         return {}
 
-    def dynamic_shift(self, num_tokens: int) -> float:
-        """`mu` of the timestep shift that grows with the number of image tokens."""
+    def shifted_schedule(self, arguments: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
+        """What FLUX's pipeline and those modelled on it add: `mu`, and evenly spaced `sigmas` where none are given."""
+        options: dict[str, Any] = {"mu": self.dynamic_shift(num_tokens)}
+        if arguments["sigmas"] is None and not self.pipeline.scheduler.config.get("use_flow_sigmas"):
+            count = arguments["num_inference_steps"]
+            options["sigmas"] = np.linspace(1.0, 1 / count, count)
+        return options
+
+    def dynamic_shift(self, num_tokens: int, max_shift: float = 1.15) -> float:
+        """`mu` of the timestep shift that grows with the number of image tokens.
+
+        Args:
+            num_tokens: of one image.
+            max_shift: of the stock pipeline, for schedulers that declare none.
+        """
         config = self.pipeline.scheduler.config
         return calculate_shift(
             num_tokens,
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
             config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
+            config.get("max_shift", max_shift),
         )

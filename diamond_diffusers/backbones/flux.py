@@ -9,7 +9,6 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
@@ -17,8 +16,9 @@ from torch import Tensor
 from ..levels import Level
 from ..models.two_time import TwoTimeEmbedder
 from ..transitions import FlowMapTransition, Transition
-from .base import Conditions, repeat_rows, to_unit_range
-from .flow_matching import FlowMatchingBackbone
+from .base import Conditions
+from .helpers import call_stock
+from .packed_latents import PackedBackbone
 from .registry import register_backbone
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ _ADAPTER_REASON = "image prompts are not supported while aligning; drop it, or c
 
 
 @register_backbone("FluxPipeline")
-class FluxBackbone(FlowMatchingBackbone):
-    """Reads a `FluxPipeline`. Latents are packed, `[N, tokens, channels]`, as everywhere in that pipeline."""
+class FluxBackbone(PackedBackbone):
+    """Reads a `FluxPipeline`."""
 
     family = "flux"
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("flux.1-schnell",)
@@ -95,31 +95,20 @@ class FluxBackbone(FlowMatchingBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
-        height = arguments["height"] or pipeline.default_sample_size * pipeline.vae_scale_factor
-        width = arguments["width"] or pipeline.default_sample_size * pipeline.vae_scale_factor
-        checked = (
-            "prompt prompt_2 negative_prompt negative_prompt_2 prompt_embeds negative_prompt_embeds "
-            "pooled_prompt_embeds negative_pooled_prompt_embeds callback_on_step_end_tensor_inputs max_sequence_length"
-        )
-        pipeline.check_inputs(height=height, width=width, **{name: arguments[name] for name in checked.split()})
+        height, width = self.image_size(arguments)
+        call_stock(pipeline.check_inputs, {**arguments, "height": height, "width": width})
         self._warn_of_unused_guidance(arguments["guidance_scale"])
-        features, text_ids = self._encode_prompt(arguments, "")
-        negative_features = None
-        has_negative = arguments["negative_prompt"] is not None or arguments["negative_prompt_embeds"] is not None
-        if arguments["true_cfg_scale"] > 1 and has_negative:
-            negative_features, _ = self._encode_prompt(arguments, "negative_")
-            negative_features = repeat_rows(negative_features, len(features["encoder_hidden_states"]))
-        block = pipeline.vae_scale_factor * 2
-        latent_height, latent_width = 2 * (int(height) // block), 2 * (int(width) // block)
-        dtype, device = features["encoder_hidden_states"].dtype, features["encoder_hidden_states"].device
+        self.remember(arguments, "guidance_scale", "joint_attention_kwargs")
+        pipeline._current_timestep = None
+        features, negative_features = self.both_features(arguments)
         shared = {
             "height": height,
             "width": width,
-            "txt_ids": text_ids,
-            "img_ids": pipeline._prepare_latent_image_ids(1, latent_height // 2, latent_width // 2, device, dtype),
             "guidance_scale": arguments["guidance_scale"],
             "joint_attention_kwargs": arguments["joint_attention_kwargs"] or {},
         }
+        embeds = features["encoder_hidden_states"]
+        shared["img_ids"] = pipeline._prepare_latent_image_ids(1, *self.token_grid(shared), embeds.device, embeds.dtype)
         return Conditions(features, negative_features, arguments["true_cfg_scale"], shared)
 
     def _warn_of_unused_guidance(self, guidance_scale: float) -> None:
@@ -131,9 +120,9 @@ class FluxBackbone(FlowMatchingBackbone):
                 guidance_scale,
             )
 
-    def _encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> tuple[dict[str, Tensor], Tensor]:
+    def encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
         attention_options = arguments["joint_attention_kwargs"] or {}
-        embeds, pooled, text_ids = self.pipeline.encode_prompt(
+        embeds, pooled, _ = self.pipeline.encode_prompt(
             prompt=arguments[f"{prefix}prompt"],
             prompt_2=arguments[f"{prefix}prompt_2"],
             prompt_embeds=arguments[f"{prefix}prompt_embeds"],
@@ -143,42 +132,13 @@ class FluxBackbone(FlowMatchingBackbone):
             max_sequence_length=arguments["max_sequence_length"],
             lora_scale=attention_options.get("scale"),
         )
-        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}, text_ids
-
-    def prepare_latents(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        num_rows: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        features = conditions.features["encoder_hidden_states"]
-        latents, _ = self.pipeline.prepare_latents(
-            num_rows,
-            self.pipeline.transformer.config.in_channels // 4,
-            conditions.shared["height"],
-            conditions.shared["width"],
-            features.dtype,
-            features.device,
-            generator,
-            latents,
-        )
-        return latents
-
-    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
-        options: dict[str, Any] = {"mu": self.dynamic_shift(len(conditions.shared["img_ids"]))}
-        if arguments["sigmas"] is None and not self.pipeline.scheduler.config.get("use_flow_sigmas"):
-            count = arguments["num_inference_steps"]
-            options["sigmas"] = np.linspace(1.0, 1 / count, count)
-        return options
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
     def network(
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
     ) -> Tensor:
-        transformer = self.pipeline.transformer
-        # The stock loop rounds the timestep, in thousandths, to the dtype of the latents.
-        timestep = self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
+        transformer, embeds = self.pipeline.transformer, features["encoder_hidden_states"]
+        timestep = self.network_time(latents, noise_to_signal)
         if self.is_two_time:
             target = features[TARGET].to(latents.dtype) / 1000 if TARGET in features else timestep
             timestep = torch.stack([timestep, target], -1)
@@ -189,7 +149,8 @@ class FluxBackbone(FlowMatchingBackbone):
             hidden_states=latents,
             timestep=timestep,
             guidance=guidance,
-            txt_ids=shared["txt_ids"],
+            # Texts have no positions; negative ones may be of another length.
+            txt_ids=embeds.new_zeros(embeds.shape[1], 3),
             img_ids=shared["img_ids"],
             joint_attention_kwargs=shared["joint_attention_kwargs"],
             return_dict=False,
@@ -197,9 +158,4 @@ class FluxBackbone(FlowMatchingBackbone):
         )[0]
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        pipeline, vae = self.pipeline, self.decoder(preview)
-        latents = pipeline._unpack_latents(
-            z, conditions.shared["height"], conditions.shared["width"], pipeline.vae_scale_factor
-        )
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return super().decode(self.unpacked(z, conditions.shared), conditions, preview)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .base import Conditions
 from .discrete_time import DiscreteTimeBackbone
+from .helpers import call_stock
 from .registry import register_backbone
 from .resolution_bins import BinnedBackbone
 
@@ -37,23 +38,10 @@ class PixArtSigmaBackbone(BinnedBackbone, DiscreteTimeBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline, sizes = self.pipeline, self.sizes(arguments)
-        checked = (
-            "prompt negative_prompt callback_steps prompt_embeds negative_prompt_embeds prompt_attention_mask "
-            "negative_prompt_attention_mask"
-        )
-        pipeline.check_inputs(
-            height=sizes["height"], width=sizes["width"], **{name: arguments[name] for name in checked.split()}
-        )
-        encoded = (
-            "prompt negative_prompt num_images_per_prompt prompt_embeds negative_prompt_embeds prompt_attention_mask "
-            "negative_prompt_attention_mask clean_caption max_sequence_length"
-        )
+        call_stock(pipeline.check_inputs, {**arguments, **sizes})
         is_guided = arguments["guidance_scale"] > 1
-        embeds, mask, negative_embeds, negative_mask = pipeline.encode_prompt(
-            do_classifier_free_guidance=is_guided,
-            device=pipeline._execution_device,
-            **{name: arguments[name] for name in encoded.split()},
-        )
+        overrides = {"do_classifier_free_guidance": is_guided, "device": pipeline._execution_device}
+        embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**arguments, **overrides})
         features = {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
         negative_features = {"encoder_hidden_states": negative_embeds, "encoder_attention_mask": negative_mask}
         return Conditions(features, negative_features if is_guided else None, arguments["guidance_scale"], sizes)

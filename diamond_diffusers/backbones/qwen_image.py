@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Conditions, repeat_rows, to_unit_range
-from .flow_matching import FlowMatchingBackbone
+from .base import Conditions
+from .helpers import call_stock, to_unit_range
+from .packed_latents import PackedBackbone, has_negative
 from .registry import register_backbone
 
 logger = logging.getLogger(__name__)
@@ -20,32 +20,24 @@ _MASK = "encoder_hidden_states_mask"
 
 
 @register_backbone("QwenImagePipeline")
-class QwenImageBackbone(FlowMatchingBackbone):
+class QwenImageBackbone(PackedBackbone):
     """Reads a `QwenImagePipeline`.
 
-    Latents are packed, `[N, tokens, channels]`, as everywhere in that pipeline; its decoder takes them as videos of
-    one frame, standardised channel by channel.
+    Its decoder takes latents as videos of one frame, standardised channel by channel.
     """
 
     family = "qwen_image"
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
-        height = arguments["height"] or pipeline.default_sample_size * pipeline.vae_scale_factor
-        width = arguments["width"] or pipeline.default_sample_size * pipeline.vae_scale_factor
-        checked = (
-            "prompt negative_prompt prompt_embeds negative_prompt_embeds prompt_embeds_mask "
-            "negative_prompt_embeds_mask callback_on_step_end_tensor_inputs max_sequence_length"
-        )
-        pipeline.check_inputs(height=height, width=width, **{name: arguments[name] for name in checked.split()})
+        height, width = self.image_size(arguments)
+        call_stock(pipeline.check_inputs, {**arguments, "height": height, "width": width})
         self._check_guidance(arguments)
-        features = self._encode_prompt(arguments, "")
-        negative_features = None
-        if arguments["true_cfg_scale"] > 1 and _has_negative(arguments):
-            negative_features = self._encode_prompt(arguments, "negative_")
-            negative_features = repeat_rows(negative_features, len(features["encoder_hidden_states"]))
-            if _MASK in features or _MASK in negative_features:
-                features, negative_features = _with_mask(features), _with_mask(negative_features)
+        self.remember(arguments, "guidance_scale", "attention_kwargs")
+        pipeline._current_timestep = None
+        features, negative_features = self.both_features(arguments)
+        if negative_features is not None and (_MASK in features or _MASK in negative_features):
+            features, negative_features = _with_mask(features), _with_mask(negative_features)
         shared = {"height": height, "width": width, "attention_kwargs": arguments["attention_kwargs"] or {}}
         return Conditions(features, negative_features, arguments["true_cfg_scale"], shared)
 
@@ -60,13 +52,13 @@ class QwenImageBackbone(FlowMatchingBackbone):
                 "guidance_scale is %s, which has no effect on Qwen-Image; use true_cfg_scale with a negative_prompt",
                 arguments["guidance_scale"],
             )
-        if arguments["true_cfg_scale"] <= 1 and _has_negative(arguments):
+        if arguments["true_cfg_scale"] <= 1 and has_negative(arguments):
             logger.warning(
                 "a negative prompt is given, but has no effect at true_cfg_scale %s; use one above 1",
                 arguments["true_cfg_scale"],
             )
 
-    def _encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    def encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
         """The embeddings and, where some are padding, their mask."""
         embeds, mask = self.pipeline.encode_prompt(
             prompt=arguments[f"{prefix}prompt"],
@@ -78,48 +70,13 @@ class QwenImageBackbone(FlowMatchingBackbone):
         )
         return {"encoder_hidden_states": embeds} | ({} if mask is None else {_MASK: mask})
 
-    def _latent_shape(self, shared: Mapping[str, Any]) -> tuple[int, int]:
-        """Rows and columns of packed latents."""
-        block = self.pipeline.vae_scale_factor * 2
-        return int(shared["height"]) // block, int(shared["width"]) // block
-
-    def prepare_latents(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        num_rows: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        features = conditions.features["encoder_hidden_states"]
-        return self.pipeline.prepare_latents(
-            num_rows,
-            self.pipeline.transformer.config.in_channels // 4,
-            conditions.shared["height"],
-            conditions.shared["width"],
-            features.dtype,
-            features.device,
-            generator,
-            latents,
-        )
-
-    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
-        rows, columns = self._latent_shape(conditions.shared)
-        options: dict[str, Any] = {"mu": self.dynamic_shift(rows * columns)}
-        if arguments["sigmas"] is None:
-            count = arguments["num_inference_steps"]
-            options["sigmas"] = np.linspace(1.0, 1 / count, count)
-        return options
-
     def network(
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
     ) -> Tensor:
-        # The stock loop rounds the timestep, in thousandths, to the dtype of the latents.
-        timestep = self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
         return self.pipeline.transformer(
             hidden_states=latents,
-            timestep=timestep,
-            img_shapes=[[(1, *self._latent_shape(shared))]] * len(latents),
+            timestep=self.network_time(latents, noise_to_signal),
+            img_shapes=[[(1, *self.token_grid(shared))]] * len(latents),
             attention_kwargs=shared["attention_kwargs"],
             return_dict=False,
             **features,
@@ -131,20 +88,13 @@ class QwenImageBackbone(FlowMatchingBackbone):
         return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        pipeline, vae = self.pipeline, self.decoder(preview)
-        latents = pipeline._unpack_latents(
-            z, conditions.shared["height"], conditions.shared["width"], pipeline.vae_scale_factor
-        )
+        vae, latents = self.decoder(preview), self.unpacked(z, conditions.shared)
         mean, std = (
             torch.tensor(statistic, device=z.device, dtype=z.dtype).reshape(1, -1, 1, 1, 1)
             for statistic in (vae.config.latents_mean, vae.config.latents_std)
         )
         videos = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
         return to_unit_range(videos[:, :, 0])
-
-
-def _has_negative(arguments: Mapping[str, Any]) -> bool:
-    return arguments["negative_prompt"] is not None or arguments["negative_prompt_embeds"] is not None
 
 
 def _with_mask(features: dict[str, Tensor]) -> dict[str, Tensor]:

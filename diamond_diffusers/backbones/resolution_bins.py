@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from .base import Backbone, Conditions, to_unit_range
+from .base import Backbone, Conditions
+from .helpers import to_unit_range
 
 
 class BinnedBackbone(Backbone):
@@ -19,11 +19,13 @@ class BinnedBackbone(Backbone):
 
     Attributes:
         resolution_bins: for each `sample_size` of the network, heights and widths by aspect ratio.
-        latents_dtype: of the initial latents; None for the dtype of the prompt's features.
     """
 
     resolution_bins: ClassVar[Mapping[int, Mapping[str, Sequence[float]]]]
-    latents_dtype: ClassVar[torch.dtype | None] = None
+
+    def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        default = self.model.config.sample_size * self.pipeline.vae_scale_factor
+        return arguments["height"] or default, arguments["width"] or default
 
     def sizes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Sizes that the conditions share.
@@ -31,8 +33,8 @@ class BinnedBackbone(Backbone):
         Raises:
             ValueError: `use_resolution_binning` with a network for whose `sample_size` there are no bins.
         """
-        sample_size, scale = self.model.config.sample_size, self.pipeline.vae_scale_factor
-        height, width = arguments["height"] or sample_size * scale, arguments["width"] or sample_size * scale
+        height, width = self.image_size(arguments)
+        sample_size = self.model.config.sample_size
         if not arguments["use_resolution_binning"]:
             return {"height": height, "width": width, "resized_to": None}
         if sample_size not in self.resolution_bins:
@@ -45,29 +47,8 @@ class BinnedBackbone(Backbone):
         )
         return {"height": binned_height, "width": binned_width, "resized_to": (width, height)}
 
-    def prepare_latents(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        num_rows: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        features = conditions.features["encoder_hidden_states"]
-        return self.pipeline.prepare_latents(
-            num_rows,
-            self.model.config.in_channels,
-            conditions.shared["height"],
-            conditions.shared["width"],
-            self.latents_dtype or features.dtype,
-            features.device,
-            generator,
-            latents,
-        )
-
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        vae, resized_to = self.decoder(preview), conditions.shared["resized_to"]
-        images = vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        images, resized_to = self.decode_latents(z, preview), conditions.shared["resized_to"]
         if resized_to is not None:
             images = self.pipeline.image_processor.resize_and_crop_tensor(images, *resized_to)
         return to_unit_range(images)

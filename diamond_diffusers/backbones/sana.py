@@ -11,8 +11,10 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
 
-from .base import Conditions, repeat_rows
+from ..levels import working_dtype
+from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
+from .helpers import call_stock, masked_features
 from .registry import register_backbone
 from .resolution_bins import BinnedBackbone
 
@@ -33,29 +35,19 @@ class SanaBackbone(BinnedBackbone, FlowMatchingBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline, sizes = self.pipeline, self.sizes(arguments)
-        checked = (
-            "prompt negative_prompt prompt_embeds negative_prompt_embeds prompt_attention_mask "
-            "negative_prompt_attention_mask callback_on_step_end_tensor_inputs"
-        )
-        pipeline.check_inputs(
-            height=sizes["height"], width=sizes["width"], **{name: arguments[name] for name in checked.split()}
-        )
-        pipeline._guidance_scale = arguments["guidance_scale"]
-        pipeline._attention_kwargs = arguments["attention_kwargs"]
-        encoded = (
-            "prompt negative_prompt prompt_embeds negative_prompt_embeds prompt_attention_mask "
-            "negative_prompt_attention_mask clean_caption max_sequence_length complex_human_instruction"
-        )
-        embeds, mask, negative_embeds, negative_mask = pipeline.encode_prompt(
-            do_classifier_free_guidance=pipeline.do_classifier_free_guidance,
-            device=pipeline._execution_device,
-            lora_scale=(arguments["attention_kwargs"] or {}).get("scale"),
-            **{name: arguments[name] for name in encoded.split()},
-        )
-        features = gemma_features(embeds, mask, arguments["num_images_per_prompt"])
-        negative_features = None
+        call_stock(pipeline.check_inputs, {**arguments, **sizes})
+        self.remember(arguments, "guidance_scale", "attention_kwargs")
+        overrides = {
+            "do_classifier_free_guidance": pipeline.do_classifier_free_guidance,
+            "device": pipeline._execution_device,
+            "lora_scale": (arguments["attention_kwargs"] or {}).get("scale"),
+            "num_images_per_prompt": 1,
+        }
+        embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**arguments, **overrides})
+        num_rows = len(embeds) * arguments["num_images_per_prompt"]
+        features, negative_features = masked_features(embeds, mask, num_rows), None
         if pipeline.do_classifier_free_guidance:
-            negative_features = gemma_features(negative_embeds, negative_mask, arguments["num_images_per_prompt"])
+            negative_features = masked_features(negative_embeds, negative_mask, num_rows)
         shared = {**sizes, "attention_kwargs": arguments["attention_kwargs"]}
         return Conditions(features, negative_features, arguments["guidance_scale"], shared)
 
@@ -91,14 +83,6 @@ class SanaBackbone(BinnedBackbone, FlowMatchingBackbone):
             return_dict=False,
         )[0]
         # A network with learned variances appends them as further channels.
-        return prediction[:, : latents.shape[1]]
-
-
-def gemma_features(embeds: Tensor, attention_mask: Tensor, num_images_per_prompt: int) -> dict[str, Tensor]:
-    """The encoding of `P` prompts, a row for each image.
-
-    Encode one image per prompt and repeat here: for several, the stock `encode_prompt` of SANA orders the masks unlike
-    the embeddings, so that an image would depend on the prompts beside its own.
-    """
-    features = {"encoder_hidden_states": embeds, "encoder_attention_mask": attention_mask}
-    return repeat_rows(features, len(embeds) * num_images_per_prompt)
+        prediction = prediction[:, : latents.shape[1]]
+        # The stock loop guides in float32.
+        return prediction.to(working_dtype(prediction))

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..levels import Level, RectifiedFlowPath, as_level
 from .base import Conditions
+from .helpers import call_stock, masked_features
 from .registry import register_backbone
 from .resolution_bins import BinnedBackbone
-from .sana import gemma_features
 
 
 @register_backbone("SanaSprintPipeline")
@@ -44,29 +44,21 @@ class SanaSprintBackbone(BinnedBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline, sizes = self.pipeline, self.sizes(arguments)
-        checked = (
-            "prompt num_inference_steps timesteps max_timesteps intermediate_timesteps "
-            "callback_on_step_end_tensor_inputs prompt_embeds prompt_attention_mask"
-        )
-        pipeline.check_inputs(
-            height=sizes["height"], width=sizes["width"], **{name: arguments[name] for name in checked.split()}
-        )
-        pipeline._guidance_scale = arguments["guidance_scale"]
-        pipeline._attention_kwargs = arguments["attention_kwargs"]
-        encoded = (
-            "prompt prompt_embeds prompt_attention_mask clean_caption max_sequence_length complex_human_instruction"
-        )
-        embeds, mask = pipeline.encode_prompt(
-            device=pipeline._execution_device,
-            lora_scale=(arguments["attention_kwargs"] or {}).get("scale"),
-            **{name: arguments[name] for name in encoded.split()},
-        )
+        call_stock(pipeline.check_inputs, {**arguments, **sizes})
+        self.remember(arguments, "guidance_scale", "attention_kwargs")
+        overrides = {
+            "device": pipeline._execution_device,
+            "lora_scale": (arguments["attention_kwargs"] or {}).get("scale"),
+            "num_images_per_prompt": 1,
+        }
+        embeds, mask = call_stock(pipeline.encode_prompt, {**arguments, **overrides})
         shared = {
             **sizes,
             "guidance_scale": arguments["guidance_scale"],
             "attention_kwargs": arguments["attention_kwargs"],
         }
-        return Conditions(gemma_features(embeds, mask, arguments["num_images_per_prompt"]), shared=shared)
+        num_rows = len(embeds) * arguments["num_images_per_prompt"]
+        return Conditions(masked_features(embeds, mask, num_rows), shared=shared)
 
     def prepare_latents(
         self,

@@ -105,13 +105,16 @@ def stock_levels(scheduler: Any) -> list[float]:
 def level_interval(levels: Sequence[float], steps: Sequence[int]) -> tuple[float, float]:
     """The levels `low < kappa <= high` that consecutive steps of a run leave from and pass; empty without steps.
 
-    Rules that a stock pipeline writes for steps by their index become rules for noise levels in this way.
+    Rules that a stock pipeline writes for steps by their index become rules for noise levels in this way; what holds
+    for the first step holds above it.
 
     Args:
         levels: of the run, the final one included.
         steps: consecutive indices.
     """
-    return (levels[steps[-1] + 1], levels[steps[0]]) if steps else (float("inf"), float("inf"))
+    if not steps:
+        return float("inf"), float("inf")
+    return levels[steps[-1] + 1], levels[steps[0]] if steps[0] > 0 else float("inf")
 
 
 def within(noise_to_signal: Level, interval: tuple[float, float]) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..levels import Level
-from .base import Conditions, repeat_rows, to_unit_range, where_rows
+from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
+from .helpers import call_stock, repeat_rows, where_rows
 from .registry import register_backbone
 from .schedules import level_interval, within
 
@@ -33,17 +34,9 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
-        height = arguments["height"] or pipeline.default_sample_size * pipeline.vae_scale_factor
-        width = arguments["width"] or pipeline.default_sample_size * pipeline.vae_scale_factor
-        checked = (
-            "prompt prompt_2 prompt_3 negative_prompt negative_prompt_2 negative_prompt_3 prompt_embeds "
-            "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds "
-            "callback_on_step_end_tensor_inputs max_sequence_length"
-        )
-        pipeline.check_inputs(height=height, width=width, **{name: arguments[name] for name in checked.split()})
-        pipeline._guidance_scale = arguments["guidance_scale"]
-        pipeline._clip_skip = arguments["clip_skip"]
-        pipeline._joint_attention_kwargs = arguments["joint_attention_kwargs"]
+        height, width = self.image_size(arguments)
+        call_stock(pipeline.check_inputs, {**arguments, "height": height, "width": width})
+        self.remember(arguments, "guidance_scale", "skip_layer_guidance_scale", "clip_skip", "joint_attention_kwargs")
         features, negative_features = self._encode_prompt(arguments)
         self._add_image_prompt(arguments, features, negative_features)
         shared = {
@@ -62,21 +55,19 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
         return conditions
 
     def _encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        passed = (
-            "prompt prompt_2 prompt_3 negative_prompt negative_prompt_2 negative_prompt_3 prompt_embeds "
-            "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds clip_skip num_images_per_prompt "
-            "max_sequence_length"
-        )
-        embeds, negative_embeds, pooled, negative_pooled = self.pipeline.encode_prompt(
-            **{name: arguments[name] for name in passed.split()},
-            do_classifier_free_guidance=self.pipeline.do_classifier_free_guidance,
-            device=self.pipeline._execution_device,
-            lora_scale=(arguments["joint_attention_kwargs"] or {}).get("scale"),
+        guided = self.pipeline.do_classifier_free_guidance
+        overrides = {
+            "do_classifier_free_guidance": guided,
+            "device": self.pipeline._execution_device,
+            "lora_scale": (arguments["joint_attention_kwargs"] or {}).get("scale"),
+        }
+        embeds, negative_embeds, pooled, negative_pooled = call_stock(
+            self.pipeline.encode_prompt, {**arguments, **overrides}
         )
         # Stock repeats what it encodes, not what it is given.
         num_rows = len(embeds) * (1 if arguments["prompt_embeds"] is None else arguments["num_images_per_prompt"])
         features = repeat_rows({"encoder_hidden_states": embeds, "pooled_projections": pooled}, num_rows)
-        if not self.pipeline.do_classifier_free_guidance:
+        if not guided:
             return features, {}
         negative = {"encoder_hidden_states": negative_embeds, "pooled_projections": negative_pooled}
         return features, repeat_rows(negative, num_rows)
@@ -119,26 +110,6 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
             "skip_layer_guidance_levels": level_interval(levels, steps),
         }
 
-    def prepare_latents(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        num_rows: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        features = conditions.features["encoder_hidden_states"]
-        return self.pipeline.prepare_latents(
-            num_rows,
-            self.pipeline.transformer.config.in_channels,
-            conditions.shared["height"],
-            conditions.shared["width"],
-            features.dtype,
-            features.device,
-            generator,
-            latents,
-        )
-
     def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
         if arguments["mu"] is not None:
             return {"mu": arguments["mu"]}
@@ -146,7 +117,7 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
             return {}
         patch = self.pipeline.vae_scale_factor * self.pipeline.transformer.config.patch_size
         tokens = (conditions.shared["height"] // patch) * (conditions.shared["width"] // patch)
-        return {"mu": self.dynamic_shift(tokens)}
+        return {"mu": self.dynamic_shift(tokens, max_shift=1.16)}
 
     def network(
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
@@ -180,8 +151,3 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
         skipped = self.network(latents, noise_to_signal, conditions.features, skipping)
         skipped_away = guided + shared["skip_layer_guidance_scale"] * (positive - skipped)
         return where_rows(within(noise_to_signal, shared["skip_layer_guidance_levels"]), skipped_away, guided)
-
-    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        vae = self.decoder(preview)
-        latents = z / vae.config.scaling_factor + vae.config.shift_factor
-        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..levels import Level
-from .base import Conditions, repeat_rows, to_unit_range, where_rows
+from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
+from .helpers import repeat_rows
 from .registry import register_backbone
 
 
@@ -26,28 +27,26 @@ class ZImageBackbone(FlowMatchingBackbone):
 
     family = "z_image"
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("z-image-turbo",)
+    latents_dtype = torch.float32
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
-        height, width = arguments["height"] or 1024, arguments["width"] or 1024
+        height, width = self.image_size(arguments)
         block = pipeline.vae_scale_factor * 2
         for name, size in (("height", height), ("width", width)):
             if size % block:
                 raise ValueError(f"{name} is {size}; give a multiple of {block}")
-        pipeline._guidance_scale = arguments["guidance_scale"]
-        pipeline._joint_attention_kwargs = arguments["joint_attention_kwargs"]
-        pipeline._cfg_normalization = arguments["cfg_normalization"]
-        pipeline._cfg_truncation = arguments["cfg_truncation"]
+        self.remember(arguments, "guidance_scale", "joint_attention_kwargs", "cfg_normalization", "cfg_truncation")
         embeds, negative_embeds = self._encode_prompt(arguments)
         # Padded to one length, the prompts and the negative prompts pass the network together.
         padded = pad_sequence([*embeds, *negative_embeds], batch_first=True)
         lengths = torch.tensor([len(rows) for rows in (*embeds, *negative_embeds)], device=padded.device)
         num_rows = len(embeds) * arguments["num_images_per_prompt"]
-        positive, negative = slice(len(embeds)), slice(len(embeds), None)
-        features = repeat_rows({"embeds": padded[positive], "lengths": lengths[positive]}, num_rows)
+        both = {"encoder_hidden_states": padded, "lengths": lengths}
+        features = repeat_rows({name: rows[: len(embeds)] for name, rows in both.items()}, num_rows)
         negative_features = None
         if pipeline.do_classifier_free_guidance:
-            negative_features = repeat_rows({"embeds": padded[negative], "lengths": lengths[negative]}, num_rows)
+            negative_features = repeat_rows({name: rows[len(embeds) :] for name, rows in both.items()}, num_rows)
         shared = {
             "height": height,
             "width": width,
@@ -87,33 +86,17 @@ class ZImageBackbone(FlowMatchingBackbone):
             max_sequence_length=arguments["max_sequence_length"],
         )
 
-    def prepare_latents(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        num_rows: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        return self.pipeline.prepare_latents(
-            num_rows,
-            self.pipeline.transformer.in_channels,
-            conditions.shared["height"],
-            conditions.shared["width"],
-            torch.float32,
-            conditions.features["embeds"].device,
-            generator,
-            latents,
-        )
+    def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        return arguments["height"] or 1024, arguments["width"] or 1024
+
+    @property
+    def num_latent_channels(self) -> int:
+        return self.pipeline.transformer.in_channels
 
     def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
         block = self.pipeline.vae_scale_factor * 2
         tokens = (conditions.shared["height"] // block) * (conditions.shared["width"] // block)
-        options: dict[str, Any] = {"mu": self.dynamic_shift(tokens)}
-        if arguments["sigmas"] is None:
-            count = arguments["num_inference_steps"]
-            options["sigmas"] = torch.linspace(1.0, 1 / count, count).tolist()
-        return options
+        return self.shifted_schedule(arguments, tokens)
 
     def network_time(self, noise_to_signal: Level) -> Tensor:
         """The time as the network counts it, rounded as in the stock loop, `[]` or `[N]`, float32."""
@@ -126,20 +109,14 @@ class ZImageBackbone(FlowMatchingBackbone):
         predictions = self.pipeline.transformer(
             list(latents.unsqueeze(2).unbind()),
             self.network_time(noise_to_signal).to(latents.device),
-            [rows[:length] for rows, length in zip(features["embeds"], lengths, strict=True)],
+            [rows[:length] for rows, length in zip(features["encoder_hidden_states"], lengths, strict=True)],
             joint_attention_kwargs=shared["joint_attention_kwargs"],
             return_dict=False,
         )[0]
         return -torch.stack([prediction.float() for prediction in predictions]).squeeze(2)
 
     def is_guided(self, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        """Where guidance is not truncated, `[]` or `[N]`."""
         return self.network_time(noise_to_signal).double() <= conditions.shared["cfg_truncation"]
-
-    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
-        if conditions.negative_features is None:
-            return 1
-        return 2 if self.is_guided(noise_to_signal, conditions).any() else 1
 
     def guide(self, positive: Tensor, negative: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
         """Pushes away from the negative prediction, and shortens to `cfg_normalization` times the positive norm."""
@@ -148,12 +125,7 @@ class ZImageBackbone(FlowMatchingBackbone):
         if limit > 0:
             longest = limit * _norm(positive)
             guided = guided * (longest / _norm(guided)).clamp(max=1)
-        return where_rows(self.is_guided(noise_to_signal, conditions), guided, positive)
-
-    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        vae = self.decoder(preview)
-        latents = z / vae.config.scaling_factor + vae.config.shift_factor
-        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return guided
 
 
 def _norm(predictions: Tensor) -> Tensor:

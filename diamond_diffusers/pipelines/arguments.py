@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from torch import nn
 
 from ..backbones.base import Backbone
 
@@ -108,16 +110,27 @@ def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | 
 
 def refuse_cache(backbone: Backbone) -> None:
     """Raises a `ValueError` where diffusers' feature cache is on: it hands the features of one particle to another."""
-    if getattr(backbone.model, "is_cache_enabled", False):
+    name = backbone.network_name
+    registries = (getattr(module, "_diffusers_hook", None) for module in backbone.model.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    # Only hooks that carry features from one evaluation to the next have a state.
+    if getattr(backbone.model, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks):
         raise ValueError(
-            f"the {backbone.network_name} has a feature cache enabled, which mixes particles; "
-            f"call pipe.{backbone.network_name}.disable_cache() first"
+            f"the {name} has a feature cache enabled, which mixes particles; call pipe.{name}.disable_cache() first, "
+            "or remove the hook that you applied to it"
         )
 
 
 def is_offloaded(pipeline: DiffusionPipeline) -> bool:
-    """Whether accelerate moves the components on and off the device during a call."""
-    components = pipeline.components.values()
-    return any(getattr(getattr(component, "_hf_hook", None), "offload", False) for component in components) or bool(
-        getattr(pipeline, "_all_hooks", None)
+    """Whether weights are moved on and off the device during a call: whole models, layers, or groups of layers."""
+    if getattr(pipeline, "_all_hooks", None):
+        return True
+    components = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+    return any(_is_group_offload_enabled(component) for component in components) or any(
+        _offloads(getattr(module, "_hf_hook", None)) for component in components for module in component.modules()
     )
+
+
+def _offloads(hook: Any) -> bool:
+    """Whether an accelerate hook offloads; sequential offloading puts such hooks on the innermost modules."""
+    return getattr(hook, "offload", False) or any(_offloads(part) for part in getattr(hook, "hooks", ()))

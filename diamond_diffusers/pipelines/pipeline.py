@@ -18,6 +18,7 @@ from ..alignment.random_source import RandomSource
 from ..backbones import Backbone, Conditions, backbone_for, check_supported
 from ..rewards import Reward, RewardLike, as_reward
 from .arguments import checked_few_step, is_offloaded, num_images, refuse_cache, resolve_arguments, reward_texts
+from .freezing import frozen
 from .loading import embedded_model, read_defaults, single_file_class, write_defaults
 from .output import DiamondMapPipelineOutput
 from .particles import starting_particles
@@ -250,48 +251,55 @@ class DiamondMapPipeline:
         )
         refuse_cache(self.backbone)
         arguments = resolve_arguments(self.backbone, given, self.defaults)
-        count = num_images(arguments)
-        texts = reward_texts(arguments, reward_prompt)
-        reward = self._resolve_reward(reward, alignment)
-        alignment = self._resolve_alignment(alignment, reward)
-        if reward is not None:
-            size = (arguments.get("height") or 64, arguments.get("width") or 64)
-            device = self.pipeline._execution_device
-            reward.probe(device, size, texts[0] or "a photo", needs_gradient=alignment.needs_reward_gradient)
-        selection = final_selection or alignment.default_selection
-        if selection not in FINAL_SELECTIONS:
-            raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
-        if selection == "best" and reward is None:
-            raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
-        if reward is not None and not any(texts):
-            raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
-        scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
-        random = RandomSource(generator, count, self.pipeline._execution_device)
+        with self.backbone.calling(arguments):
+            count = num_images(arguments)
+            texts = reward_texts(arguments, reward_prompt)
+            reward = self._resolve_reward(reward, alignment)
+            alignment = self._resolve_alignment(alignment, reward)
+            if reward is not None:
+                size = (arguments.get("height") or 64, arguments.get("width") or 64)
+                device = self.pipeline._execution_device
+                reward.probe(device, size, texts[0] or "a photo", needs_gradient=alignment.needs_reward_gradient)
+            selection = final_selection or alignment.default_selection
+            if selection not in FINAL_SELECTIONS:
+                raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
+            if selection == "best" and reward is None:
+                raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
+            if reward is not None and not any(texts):
+                raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
+            scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
+            random = RandomSource(generator, count, self.pipeline._execution_device)
 
-        if gradient_checkpointing is None:
-            gradient_checkpointing = is_offloaded(self.pipeline)
+            if gradient_checkpointing is None:
+                gradient_checkpointing = is_offloaded(self.pipeline)
 
-        self.pipeline._interrupt = False
-        conditions = self.backbone.encode(arguments)
-        model = TiltedModel(
-            self.backbone,
-            conditions,
-            texts,
-            reward,
-            scale,
-            particle_batch_size,
-            self._encode_for_scores(arguments),
-            gradient_checkpointing,
-        )
-        levels = self.backbone.levels(arguments, conditions)
-        self.pipeline._num_timesteps = len(levels) - 1
-        x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
-        with self.pipeline.progress_bar(total=len(levels) - 1) as progress_bar:
-            on_step = self._step_callback(levels, progress_bar, callback_on_step_end)
-            result = alignment.run(model, x, levels, random, on_step)
-        output = self._output(model, result, selection, random, output_type)
-        self.pipeline.maybe_free_model_hooks()
+            self.pipeline._interrupt = False
+            conditions = self.backbone.encode(arguments)
+            model = TiltedModel(
+                self.backbone,
+                conditions,
+                texts,
+                reward,
+                scale,
+                particle_batch_size,
+                self._encode_for_scores(arguments),
+                gradient_checkpointing,
+            )
+            levels = self.backbone.levels(arguments, conditions)
+            self.pipeline._num_timesteps = len(levels) - 1
+            x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
+            with self.pipeline.progress_bar(total=len(levels) - 1) as progress_bar, frozen(self._modules()):
+                on_step = self._step_callback(levels, progress_bar, callback_on_step_end)
+                result = alignment.run(model, x, levels, random, on_step)
+            output = self._output(model, result, selection, random, output_type)
+            self.pipeline.maybe_free_model_hooks()
         return output if return_dict else (output.images, output.rewards)
+
+    def _modules(self) -> list[nn.Module]:
+        """Everything with weights that a call evaluates, but for the reward."""
+        own = [*self.pipeline.components.values(), self.preview_vae]
+        scoring = [] if self.score_model is None else self.score_model._modules()
+        return [module for module in own if isinstance(module, nn.Module)] + scoring
 
     def _resolve_reward(self, reward: RewardLike | None, alignment: Alignment | str | None) -> Reward | None:
         if reward is None:
@@ -344,10 +352,11 @@ class DiamondMapPipeline:
             latents = backbone.to_stock(x, levels[index + 1])
             timestep = backbone.timestep(levels[index]).to(x.device, torch.float32)
             returned = callback(self, index, timestep, {"latents": latents}) or {}
-            # Not every stock pipeline has the property `interrupt` that reads this.
-            if self.pipeline._interrupt:
-                raise StopIteration
             replaced = returned.get("latents", latents)
+            # Not every stock pipeline has the property that reads this.
+            if self.pipeline._interrupt:
+                # Stock pipelines decode what they have, as it is.
+                raise StopIteration(backbone.from_stock(replaced.to(x), 0.0))
             return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[index + 1])
 
         return on_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,8 +56,11 @@ class TestSchnell(FamilyTests):
 class TestDev(StockTests):
     """With an embedding of the guidance scale."""
 
-    family = Family(
-        **{**vars(FLUX), "build": lambda: build_tiny_flux(guidance_embeds=True)},
+    family = replace(
+        FLUX,
+        build=lambda: build_tiny_flux(guidance_embeds=True),
+        variants={name: FLUX.variants[name] for name in ("true_cfg", "guidance_scale")},
+        apart=tuple({keyword for variant in FLUX.variants.values() for keyword in variant}),
     )
 
 
@@ -83,7 +87,7 @@ def test_the_denoiser_satisfies_the_velocity_identity(pipe: DiamondMapPipeline) 
                 timestep=torch.full((2,), sigma),
                 guidance=torch.full((2,), 3.5),
                 img_ids=conditions.shared["img_ids"],
-                txt_ids=conditions.shared["txt_ids"],
+                txt_ids=torch.zeros(conditions.features["encoder_hidden_states"].shape[1], 3),
                 **conditions.features,
             ).sample
         torch.testing.assert_close(denoised, x - sigma * velocity, atol=1e-5, rtol=0)
@@ -112,3 +116,11 @@ def test_guidance_scale_without_an_embedding_is_warned_of(caplog: pytest.LogCapt
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     pipe("a red circle", guidance_scale=2.0, **CALL)
     assert "true_cfg_scale" in caplog.text
+
+
+def test_negative_embeds_may_be_of_another_length(pipe: DiamondMapPipeline) -> None:
+    embeds, pooled, _ = pipe.encode_prompt(prompt=["a ring", "a red ring"], prompt_2=None, max_sequence_length=7)
+    negative = {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
+    call = {**CALL, "output_type": "pt", "true_cfg_scale": 2.5, **negative}
+    stock = pipe.pipeline(PROMPTS, generator=generators(), **call).images
+    torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)

@@ -48,7 +48,8 @@ def encoded(pipe: DiamondMapPipeline) -> tuple[Conditions, dict[str, Tensor]]:
     """Conditions of the backbone, and the same as keywords of the network."""
     conditions = pipe.backbone.encode(resolve_arguments(pipe.backbone, {"prompt": ["a ring", "a star"], **CALL}, {}))
     known = {"guidance": torch.full((2,), 3.5), **conditions.features}
-    return conditions, known | {name: conditions.shared[name] for name in ("img_ids", "txt_ids")}
+    text_ids = torch.zeros(conditions.features["encoder_hidden_states"].shape[1], 3)
+    return conditions, known | {"img_ids": conditions.shared["img_ids"], "txt_ids": text_ids}
 
 
 @torch.no_grad()

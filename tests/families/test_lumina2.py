@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,17 +12,18 @@ from torch._dynamo.utils import counters
 
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
 from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.levels import RectifiedFlowPath
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
-from .common import FamilyTests, StockTests
-from .counting import counted
+from .common import FamilyTests
 from .family import PROMPTS, Family, generators, tiny_preview_vae
 from .tiny_lumina2 import build_tiny_lumina2
 
 # The system prompt has 24 words, and the text follows it.
-CALL = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 36, "guidance_scale": 1.0}
+CALL = {"height": 32, "width": 32, "num_inference_steps": 3, "max_sequence_length": 36, "guidance_scale": 1.0}
 GUIDED = {"guidance_scale": 4.0, "negative_prompt": ["a ring", "a small red cross"]}
+TRUNCATED = {**GUIDED, "num_inference_steps": 4, "cfg_trunc_ratio": 0.5}
 
 
 def prompt_embeds(pipeline: Lumina2Pipeline, prompts: list[str]) -> dict[str, Tensor]:
@@ -42,10 +42,10 @@ LUMINA2 = Family(
         "guided": GUIDED,
         "default_negative_prompt": {"guidance_scale": 3.0},
         "not_normalised": {**GUIDED, "cfg_normalization": False},
-        "truncated": {**GUIDED, "cfg_trunc_ratio": 0.5},
+        "truncated": TRUNCATED,
         "never_guided": {**GUIDED, "cfg_trunc_ratio": 0.0},
         "system_prompt": {"system_prompt": "a blue"},
-        "sigmas": {"sigmas": [1.0, 0.7, 0.2], "num_inference_steps": 3},
+        "sigmas": {"sigmas": [1.0, 0.7, 0.2]},
         "attention_options": {"attention_kwargs": {"scale": 0.5}},
     },
     guided="guided",
@@ -53,16 +53,11 @@ LUMINA2 = Family(
 )
 
 
-def build_with_dynamic_shifting() -> Lumina2Pipeline:
-    pipeline = build_tiny_lumina2()
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    return pipeline
-
-
-class CallbackTests(StockTests):
-    """The stock loop does not ask whether it is interrupted; ours does."""
+class TestLumina2(FamilyTests):
+    family = LUMINA2
 
     def test_callbacks_replace_latents_and_interrupt(self, pipe: DiamondMapPipeline) -> None:
+        """The stock loop does not ask whether it is interrupted; ours does."""
         calls = []
 
         def halve(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
@@ -78,10 +73,6 @@ class CallbackTests(StockTests):
         assert len(calls) == 2
         self.assert_same(stopped, calls[-1])
 
-
-class TestLumina2(CallbackTests, FamilyTests):
-    family = LUMINA2
-
     def test_a_compiled_network_is_compiled_once(self) -> None:
         """The stock network reads the lengths of its masks, which breaks its graph."""
         pipe = self.fresh()
@@ -96,10 +87,6 @@ class TestLumina2(CallbackTests, FamilyTests):
             assert counters["stats"]["unique_graphs"] == graphs > 0
         finally:
             torch._dynamo.reset()
-
-
-class TestDynamicShifting(CallbackTests):
-    family = replace(LUMINA2, build=build_with_dynamic_shifting)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +121,20 @@ def test_prediction_is_the_guided_velocity_in_reversed_time(pipe: DiamondMapPipe
         assert (positive - negative).abs().max() > 0.01
 
 
+def test_dynamic_shift_is_that_of_the_stock_pipeline() -> None:
+    pipe = DiamondMapPipeline.from_pipe(build_tiny_lumina2())
+    call = {**CALL, "output_type": "latent"}
+    images = []
+    for options in ({"use_dynamic_shifting": True}, {}):
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(**options)
+        stock = pipe.pipeline(PROMPTS, generator=generators(), **call).images
+        torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)
+        images.append(stock)
+    assert (images[0] - images[1]).abs().max() > 1e-2
+
+
 def test_truncated_guidance_costs_one_evaluation(pipe: DiamondMapPipeline) -> None:
-    call = {**CALL, **GUIDED, "cfg_trunc_ratio": 0.5}
+    call = {**CALL, **TRUNCATED}
     with counted(pipe) as counts:
         out = pipe(PROMPTS, **call)
         assert out.cost.network_evaluations == counts.network == 2 * (2 + 2 + 1 + 1)
@@ -147,7 +146,7 @@ def test_truncated_guidance_costs_one_evaluation(pipe: DiamondMapPipeline) -> No
 
 @torch.no_grad()
 def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPipeline) -> None:
-    conditions = encode(pipe, **GUIDED, cfg_trunc_ratio=0.5)
+    conditions = encode(pipe, **TRUNCATED)
     last, _ = conditions.shared["guided_levels"]
     levels, x = torch.tensor([2 * last, last], dtype=torch.float64), torch.randn(2, 4, 4, 4, generator=generators(1)[0])
     assert [pipe.backbone.evaluations_per_row(level, conditions) for level in levels] == [2, 1]
@@ -156,6 +155,14 @@ def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPip
         row = torch.tensor([i])
         alone = pipe.backbone.predict(x[row], float(levels[i]), conditions.rows(row))
         torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=0)
+
+
+def test_guidance_from_the_first_step_holds_above_it(pipe: DiamondMapPipeline) -> None:
+    """Renoised look-aheads ask about levels above the one that they start from."""
+    conditions = encode(pipe, **GUIDED, sigmas=[0.5, 0.25], num_inference_steps=2, cfg_trunc_ratio=0.5)
+    low, _ = conditions.shared["guided_levels"]
+    costs = [pipe.backbone.evaluations_per_row(level, conditions) for level in (low, 1.01 * low, 100.0, float("inf"))]
+    assert costs == [1, 2, 2, 2]
 
 
 def test_each_image_has_the_mask_of_its_own_prompt(pipe: DiamondMapPipeline) -> None:

@@ -28,7 +28,8 @@ CALL = {
     "width": 16,
     "use_resolution_binning": False,
     "max_sequence_length": 8,
-    "num_inference_steps": 4,
+    # DDIM ends its steps where the next begin only if their number divides that of the training steps.
+    "num_inference_steps": 2,
     "guidance_scale": 1.0,
     "clean_caption": False,
 }
@@ -87,7 +88,7 @@ def our_images(pipeline: PixArtSigmaPipeline, **call: object) -> torch.Tensor:
 def test_schedulers_reproduce_the_stock_latents(name: str) -> None:
     pipeline = with_scheduler(name)
     # Images would hide a wrong scale: the decoder normalises.
-    call = {"guidance_scale": 2.0, "output_type": "latent"}
+    call = {"guidance_scale": 2.0, "num_inference_steps": 4, "output_type": "latent"}
     torch.testing.assert_close(our_images(pipeline, **call), stock_images(pipeline, **call), atol=1e-4, rtol=0)
 
 
@@ -132,7 +133,7 @@ def test_denoiser_is_the_schedulers_predicted_sample(learned_variances: bool) ->
 def test_levels_are_those_of_the_stock_scheduler() -> None:
     pipeline = with_scheduler("ddim_trailing")
     backbone = DiamondMapPipeline.from_pipe(pipeline).backbone
-    arguments = resolve_arguments(backbone, {**CALL, "prompt": PROMPTS}, {})
+    arguments = resolve_arguments(backbone, {**CALL, "prompt": PROMPTS, "num_inference_steps": 4}, {})
     levels = backbone.levels(arguments, backbone.encode(arguments))
     abar = pipeline.scheduler.alphas_cumprod.double()[[999, 749, 499, 249]]
     assert levels == pytest.approx([*torch.sqrt(1 / abar - 1).tolist(), 0.0])

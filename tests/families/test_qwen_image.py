@@ -18,7 +18,7 @@ from .common import FamilyTests
 from .family import PROMPTS, Family, generators
 from .tiny_qwen_image import build_tiny_qwen_image
 
-CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "max_sequence_length": 32}
+CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 32}
 NEGATIVE = ["a ring", "a small red cross"]
 GUIDED = {"true_cfg_scale": 4.0, "negative_prompt": NEGATIVE}
 
@@ -43,7 +43,7 @@ QWEN_IMAGE = Family(
         "guided": GUIDED,
         "prompts_without_padding": {"true_cfg_scale": 2.5, "negative_prompt": ["a ring", "a star"]},
         "guidance_scale": {"guidance_scale": 3.0},
-        "sigmas": {"sigmas": [1.0, 0.7, 0.2], "num_inference_steps": 3},
+        "sigmas": {"sigmas": [1.0, 0.7, 0.2]},
         "attention_options": {"attention_kwargs": {"scale": 0.5}},
     },
     guided="guided",
@@ -96,15 +96,6 @@ def test_prompts_of_other_lengths_are_masked(pipe: DiamondMapPipeline) -> None:
         alone = pipe.pipeline(prompt, generator=generators(1, first=i), **call).images
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=0)
     assert "encoder_hidden_states_mask" not in encode(pipe, prompt=prompts[:1]).features
-
-
-def test_one_negative_prompt_serves_all(pipe: DiamondMapPipeline) -> None:
-    call = {**CALL, "output_type": "pt", "true_cfg_scale": 2.0, "num_images_per_prompt": 2}
-    one, two = (
-        pipe(PROMPTS, generator=generators(4), negative_prompt=negative, **call).images
-        for negative in ("a small red cross", ["a small red cross"] * 2)
-    )
-    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
 
 
 def test_keywords_without_effect_are_warned_of(pipe: DiamondMapPipeline, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,10 +19,10 @@ from diamond_diffusers import (
     NoAlignment,
     WeightedPosterior,
 )
+from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .counting import counted
 from .family import PROMPTS, Family, brightness, generators
 from .tiny_sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 

@@ -24,9 +24,9 @@ from diamond_diffusers import (
     RenoiseTransition,
 )
 from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.evaluation.counting import counted
 
 from .common import FamilyTests, StockTests
-from .counting import counted
 from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
 from .tiny_stable_diffusion import (
     IMAGE_EMBED_SIZE,

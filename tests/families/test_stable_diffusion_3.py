@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
@@ -20,10 +21,11 @@ from .common import BATCH_METHODS, FamilyTests, StockTests
 from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
 from .tiny_stable_diffusion_3 import add_tiny_ip_adapter, build_tiny_stable_diffusion_3
 
-CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "max_sequence_length": 12, "guidance_scale": 1.0}
+CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "guidance_scale": 1.0}
 GUIDED = {"guidance_scale": 4.0, "negative_prompt": ["a ring", "a cross"]}
 SKIPPING = {
     **GUIDED,
+    "num_inference_steps": 4,
     "skip_guidance_layers": [1],
     "skip_layer_guidance_scale": 2.5,
     "skip_layer_guidance_start": 0.01,
@@ -34,7 +36,7 @@ VARIANTS = {
     "negative_prompts": {**GUIDED, "negative_prompt_2": "a blue star", "negative_prompt_3": "two rings"},
     "prompts": {"prompt_2": ["a ring", "a star"], "prompt_3": ["a blue ring", "a cross"], "clip_skip": 1},
     "skip_layers": SKIPPING,
-    "sigmas": {"sigmas": [1.0, 0.7, 0.2], "num_inference_steps": 3},
+    "sigmas": {"sigmas": [1.0, 0.7, 0.2]},
     "mu": {"mu": 0.4},
     "attention_options": {"joint_attention_kwargs": {"scale": 0.5}},
 }
@@ -70,13 +72,13 @@ SD35 = Family(
     variants=VARIANTS,
     guided="guided",
     preview_vae=lambda pipeline: tiny_preview_vae(4, 4),
+    # They need an adapter: `TestStableDiffusion3` has one.
+    apart=("ip_adapter_image", "ip_adapter_image_embeds"),
 )
 
 
 class TestStableDiffusion35(FamilyTests):
     family = SD35
-    # The keywords of image prompts need an adapter: `TestStableDiffusion3` has one.
-    test_every_stock_keyword_works_or_is_refused_by_name = None
 
     @pytest.mark.parametrize("name", BATCH_METHODS)
     def test_an_image_depends_on_its_own_prompt_and_generator_alone(self, pipe: DiamondMapPipeline, name: str) -> None:
@@ -102,7 +104,12 @@ def build_with_image_prompts() -> StableDiffusion3Pipeline:
 class TestStableDiffusion3(StockTests):
     """Without key normalisation and dual attention, but with dynamic shifting and an IP-Adapter."""
 
-    family = replace(SD35, build=build_with_image_prompts, variants={**VARIANTS, **IMAGE_PROMPTS})
+    family = replace(
+        SD35,
+        build=build_with_image_prompts,
+        variants={"guided": GUIDED, **IMAGE_PROMPTS},
+        apart=tuple({keyword for variant in VARIANTS.values() for keyword in variant}),
+    )
 
 
 def encode(pipe: DiamondMapPipeline, **call: object) -> Conditions:
@@ -156,7 +163,8 @@ def test_skip_layers_cost_a_third_evaluation_at_the_levels_of_their_steps() -> N
     out = pipe(PROMPTS, alignment=alignment, **CALL | SKIPPING)
     assert out.cost.network_evaluations == sum(rows) == 2 * 3 * (2 + 3 + 3 + 2)
     hook.remove()
-    levels = pipe.backbone.levels(resolve_arguments(pipe.backbone, {**CALL, "prompt": PROMPTS}, {}), Conditions({}))
+    arguments = resolve_arguments(pipe.backbone, {**CALL, **SKIPPING, "prompt": PROMPTS}, {})
+    levels = pipe.backbone.levels(arguments, Conditions({}))
     conditions = encode(pipe, **SKIPPING)
     costs = {level: pipe.backbone.evaluations_per_row(level, conditions) for level in levels}
     assert list(costs.values()) == [2, 3, 3, 2, 2]
@@ -203,8 +211,15 @@ def test_image_prompt_without_adapter_is_refused() -> None:
         pipe(PROMPTS, ip_adapter_image=PIL.Image.new("RGB", (16, 16)), **CALL)
 
 
-def test_large_turbo_is_a_few_step_model() -> None:
-    pipe = DiamondMapPipeline.from_pipe(build_tiny_stable_diffusion_3())
-    assert not pipe.backbone.is_few_step
-    pipe.pipeline.register_to_config(_name_or_path="stabilityai/stable-diffusion-3.5-large-turbo")
-    assert pipe.backbone.is_few_step
+def test_dynamic_shift_of_a_scheduler_that_declares_no_bounds() -> None:
+    """SD3's pipeline has another highest shift than FLUX's."""
+    stock = build_tiny_stable_diffusion_3()
+    options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "use_dynamic_shifting": True}
+    stock.scheduler = DPMSolverMultistepScheduler(**options, time_shift_type="exponential")
+    pipe = DiamondMapPipeline.from_pipe(stock)
+    # At 1024 pixels and more the highest shift counts.
+    arguments = {"num_inference_steps": 3, "sigmas": None, "mu": None}
+    pipe.backbone.levels(arguments, Conditions({}, shared={"height": 1024, "width": 1024}))
+    ours, tokens = stock.scheduler.sigmas, (1024 // 4 // 2) ** 2
+    stock.scheduler.set_timesteps(3, mu=calculate_shift(tokens, max_shift=1.16))
+    torch.testing.assert_close(ours, stock.scheduler.sigmas, atol=1e-6, rtol=0)

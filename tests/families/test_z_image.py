@@ -11,15 +11,15 @@ from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.levels import RectifiedFlowPath
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .counting import counted
 from .family import PROMPTS, Family, generators, tiny_preview_vae
 from .tiny_z_image import build_tiny_z_image
 
-CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "max_sequence_length": 48, "guidance_scale": 0.0}
+CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 48, "guidance_scale": 0.0}
 # Longer than what the network pads prompts to, so that they are padded to each other.
 LONG = " ".join(["a red ring"] * 12)
 GUIDED = {"guidance_scale": 2.0, "negative_prompt": ["a ring", LONG]}
@@ -42,8 +42,8 @@ Z_IMAGE = Family(
         "default_negative_prompt": {"guidance_scale": 1.5},
         "normalised": {**GUIDED, "cfg_normalization": True},
         "normalised_to_half": {**GUIDED, "cfg_normalization": 0.5},
-        "truncated": {**GUIDED, "cfg_truncation": 0.3},
-        "sigmas": {"sigmas": [1.0, 0.7, 0.2], "num_inference_steps": 3},
+        "truncated": {**GUIDED, "num_inference_steps": 4, "cfg_truncation": 0.3},
+        "sigmas": {"sigmas": [1.0, 0.7, 0.2]},
         "attention_options": {"joint_attention_kwargs": {"scale": 0.5}},
     },
     guided="guided",
@@ -97,7 +97,8 @@ def test_prediction_is_the_guided_velocity_in_reversed_time(pipe: DiamondMapPipe
 
 def test_truncated_guidance_costs_one_evaluation(pipe: DiamondMapPipeline) -> None:
     with counted(pipe) as counts:
-        out = pipe(PROMPTS, **{**CALL, **GUIDED, "sigmas": [1.0, 0.75, 0.5, 0.25], "cfg_truncation": 0.3})
+        schedule = {"sigmas": [1.0, 0.75, 0.5, 0.25], "num_inference_steps": 4}
+        out = pipe(PROMPTS, **{**CALL, **GUIDED, **schedule, "cfg_truncation": 0.3})
     # Dynamic shifting raises the levels a little: only the last two are below 1 - 0.3.
     levels = pipe.scheduler.sigmas[:-1]
     expected = sum(2 if 1 - sigma <= 0.3 else 1 for sigma in levels.tolist())
@@ -115,13 +116,6 @@ def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPip
         row = torch.tensor([i])
         alone = pipe.backbone.predict(x[row], float(levels[i]), conditions.rows(row))
         torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=0)
-
-
-def test_turbo_is_a_few_step_model() -> None:
-    pipe = DiamondMapPipeline.from_pipe(build_tiny_z_image())
-    assert not pipe.backbone.is_few_step
-    pipe.pipeline.register_to_config(_name_or_path="Tongyi-MAI/Z-Image-Turbo")
-    assert pipe.backbone.is_few_step
 
 
 @pytest.mark.parametrize(

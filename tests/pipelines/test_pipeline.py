@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FluxPipeline, UNet2DModel
 
 from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance, ODETransition
-from tests.pipelines.conftest import build_tiny_flux
+from tests.families.tiny_flux import build_tiny_flux
 
 PROMPTS = ["a red circle", "two blue stars"]
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12}
@@ -238,3 +238,16 @@ def test_bad_arguments_are_named_before_any_sampling(
 def test_unknown_keyword_is_named(pipe: DiamondMapPipeline) -> None:
     with pytest.raises(TypeError, match="guidence_scale"):
         pipe("a red circle", guidence_scale=3.0, **CALL)
+
+
+def test_a_reward_sees_the_latents_and_the_level_that_it_names(pipe: DiamondMapPipeline) -> None:
+    seen: list[tuple[torch.Size, float]] = []
+
+    def quiet(images: torch.Tensor, prompts: list[str], latents: torch.Tensor, noise_to_signal: torch.Tensor):
+        seen.append((latents.shape[1:], noise_to_signal.max().item()))
+        return -latents.square().mean((1, 2))
+
+    out = pipe(PROMPTS, reward=quiet, alignment=SMC(num_particles=2), particle_batch_size=3, **CALL)
+    levels = [0.0, *(step.noise_to_signal for step in out.trace.steps), 0.0]
+    assert {shape for shape, _ in seen} == {torch.Size([4, 16])}
+    assert list(dict.fromkeys(level for _, level in seen)) == list(dict.fromkeys(levels))

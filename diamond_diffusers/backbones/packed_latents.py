@@ -1,0 +1,60 @@
+"""What families share whose stock pipelines pack latents into tokens (FLUX, Qwen-Image)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Conditions
+from .flow_matching import FlowMatchingBackbone
+from .helpers import repeat_rows
+
+
+class PackedBackbone(FlowMatchingBackbone):
+    """Latents are packed, `[N, tokens, channels]`, as everywhere in these pipelines.
+
+    Classifier-free guidance is what they call true: off unless `true_cfg_scale` is above 1 and a negative prompt given.
+    """
+
+    @property
+    def num_latent_channels(self) -> int:
+        return super().num_latent_channels // 4
+
+    def token_grid(self, shared: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of tokens of images whose `height` and `width` are shared."""
+        block = self.pipeline.vae_scale_factor * 2
+        return int(shared["height"]) // block, int(shared["width"]) // block
+
+    @abstractmethod
+    def encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Features of the prompts, or with the prefix `negative_` of the negative ones."""
+
+    def both_features(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Features of the prompts and, under guidance, of the negative prompts."""
+        features = self.encode_prompt(arguments, "")
+        if arguments["true_cfg_scale"] <= 1 or not has_negative(arguments):
+            return features, None
+        negative_features = self.encode_prompt(arguments, "negative_")
+        return features, repeat_rows(negative_features, len(features["encoder_hidden_states"]))
+
+    def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
+        rows, columns = self.token_grid(conditions.shared)
+        return self.shifted_schedule(arguments, rows * columns)
+
+    def network_time(self, latents: Tensor, noise_to_signal: Tensor) -> Tensor:
+        """The time as the network takes it, `[N]`."""
+        # The stock loops round the timestep, in thousandths, to the dtype of the latents.
+        return self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
+
+    def unpacked(self, z: Tensor, shared: Mapping[str, Any]) -> Tensor:
+        """Latents as the autoencoder takes them."""
+        return self.pipeline._unpack_latents(z, shared["height"], shared["width"], self.pipeline.vae_scale_factor)
+
+
+def has_negative(arguments: Mapping[str, Any]) -> bool:
+    """Whether a negative prompt is given, as text or embedded."""
+    return arguments["negative_prompt"] is not None or arguments["negative_prompt_embeds"] is not None

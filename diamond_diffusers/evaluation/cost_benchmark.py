@@ -1,0 +1,144 @@
+"""What one step of reward guidance costs, measured on models with random weights."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..alignment import Guidance
+from ..pipelines import DiamondMapPipeline
+from .counting import GraphMemory, counted
+from .random_models import RANDOM_MODELS, SIZES
+
+NUM_STEPS = 4
+"""Of a measured run, whose first is not timed."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured.
+
+    Attributes:
+        family: a name in `RANDOM_MODELS`.
+        size: `tiny` or `full`.
+        gradient: of the guidance, as of `Guidance`.
+        particle_batch_size: the most particles of one chunk; None for all.
+        gradient_checkpointing: whether activations are computed again on the way back.
+        pixels: height and width; None for those of the published model.
+        device: of the model.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: there is no such family or size.
+    """
+
+    family: str
+    size: str = "tiny"
+    gradient: str = "pathwise"
+    particle_batch_size: int | None = None
+    gradient_checkpointing: bool = False
+    pixels: int | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.family not in RANDOM_MODELS:
+            raise ValueError(f"family is {self.family!r}; choose one of {', '.join(RANDOM_MODELS)}")
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}; choose one of {', '.join(SIZES)}")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The cost of one guided step of one image.
+
+    Attributes:
+        num_particles: of the image.
+        forwards: rows through the network; under classifier-free guidance a particle has two.
+        backwards: rows back through it.
+        decodes: latents brought to images.
+        seconds: median over steps.
+        graph_bytes: the most that autograd graphs held at once, weights aside.
+        peak_bytes: the most memory at once: what torch had allocated on a GPU, or the resident set of the process.
+    """
+
+    num_particles: int
+    forwards: int
+    backwards: int
+    decodes: int
+    seconds: float
+    graph_bytes: int
+    peak_bytes: int
+
+
+def measure(workload: Workload, particles: Sequence[int]) -> Iterator[StepCost]:
+    """Builds the model and measures a guided step for each number of particles, in rising order."""
+    random_model = RANDOM_MODELS[workload.family]
+    pipe = DiamondMapPipeline.from_pipe(random_model.build(workload.size, workload.device, workload.dtype))
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {
+        **random_model.arguments(pipe.pipeline, workload.size, workload.pixels),
+        "reward": brightness,
+        "reward_prompt": "any",
+        "num_inference_steps": NUM_STEPS,
+        "output_type": "pt",
+        "gradient_checkpointing": workload.gradient_checkpointing,
+    }
+    for num_particles in sorted(particles):
+        guidance = Guidance(gradient=workload.gradient, num_particles=num_particles)
+        # A larger chunk would be filled up with rows that are of no use.
+        chunk = min(workload.particle_batch_size or num_particles, num_particles)
+        yield _measure(pipe, {**arguments, "alignment": guidance, "particle_batch_size": chunk}, num_particles)
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward whose own cost is nothing."""
+    return images.mean((1, 2, 3))
+
+
+def _measure(pipe: DiamondMapPipeline, arguments: dict[str, Any], num_particles: int) -> StepCost:
+    """Counts in a first run, which warms up, and times a second one, which nothing watches."""
+    counts_after, memory = [(0, 0, 0)], GraphMemory(pipe.backbone.model.parameters())
+    with counted(pipe) as counts, memory.watched():
+
+        def count(*step: Any) -> dict[str, Tensor]:
+            counts_after.append((counts.network, counts.backward, counts.decoded))
+            return {}
+
+        _run(pipe, arguments, count)
+    per_step = {tuple(map(int.__sub__, after, before)) for before, after in pairwise(counts_after)}
+    if len(per_step) != 1:
+        raise RuntimeError(f"steps differ in what they evaluate: {sorted(per_step)}")
+    forwards, backwards, decodes = per_step.pop()
+    times: list[float] = []
+
+    def read_clock(*step: Any) -> dict[str, Tensor]:
+        if pipe.device.type == "cuda":
+            torch.cuda.synchronize(pipe.device)
+        times.append(time.perf_counter())
+        return {}
+
+    peak_bytes = _run(pipe, arguments, read_clock)
+    seconds = median(after - before for before, after in pairwise(times))
+    return StepCost(num_particles, forwards, backwards, decodes, seconds, memory.peak, peak_bytes)
+
+
+def _run(pipe: DiamondMapPipeline, arguments: dict[str, Any], on_step: Any) -> int:
+    """Draws one image, and returns the peak of the memory in bytes."""
+    on_gpu = pipe.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(pipe.device)
+    pipe(generator=torch.Generator().manual_seed(0), callback_on_step_end=on_step, **arguments)
+    if on_gpu:
+        return torch.cuda.max_memory_allocated(pipe.device)
+    # Linux counts in kibibytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

