@@ -11,7 +11,7 @@ from torch import Tensor
 from .flow_map import check_map_steps
 from .glass import EarlyStop, inner_times
 from .levels import Level, as_level
-from .network import Capabilities, Network
+from .network import Network
 from .posteriors import PosteriorSampler, PosteriorSamples
 from .transitions import InnerFlowTransition
 
@@ -42,14 +42,6 @@ def map_inner_flow(
     return xbar
 
 
-def _check_has_map(user: str, model: Capabilities) -> None:
-    if not model.has_diamond_map:
-        raise ValueError(
-            f"{user} needs a Diamond Map, but this {model.family} model has none; load one with "
-            "pipe.load_diamond_map(...), distil one (docs/training.md), or use the GLASS class of the same name"
-        )
-
-
 @dataclass(frozen=True)
 class DiamondPosterior(PosteriorSampler):
     """Samples of `p(z | x)` by a Posterior Diamond Map, each from `num_map_steps` evaluations.
@@ -65,6 +57,7 @@ class DiamondPosterior(PosteriorSampler):
     num_samples: int = 4
     num_map_steps: int = 1
 
+    needs_diamond_map = True
     uses_prediction = False
     differentiates_predicted = False
 
@@ -72,9 +65,6 @@ class DiamondPosterior(PosteriorSampler):
         check_map_steps("num_map_steps", self.num_map_steps)
         if self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
-
-    def check(self, model: Capabilities) -> None:
-        _check_has_map("DiamondPosterior", model)
 
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
@@ -98,14 +88,12 @@ class DiamondTransition(InnerFlowTransition):
     num_map_steps: int = 1
     correlation: float | str = "ddpm"
 
+    needs_diamond_map = True
     uses_prediction = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_map_steps("num_map_steps", self.num_map_steps)
-
-    def check(self, model: Capabilities) -> None:
-        _check_has_map("DiamondTransition", model)
 
     def step(
         self,

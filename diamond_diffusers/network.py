@@ -71,14 +71,21 @@ class UsesNetwork:
 
     Attributes:
         needs_denoiser: whether it evaluates the posterior mean, beyond what is handed to it.
+        needs_diamond_map: whether it evaluates a Diamond Map.
         without_denoiser: what to use with a model that has none.
     """
 
     needs_denoiser: bool = False
+    needs_diamond_map: bool = False
     without_denoiser: str = ""
 
     def check(self, model: Capabilities) -> None:
         """Raises a `ValueError` where the model lacks what is asked of it."""
+        if self.needs_diamond_map and not model.has_diamond_map:
+            raise ValueError(
+                f"{type(self).__name__} needs a Diamond Map, but this {model.family} model has none; load one with "
+                "pipe.load_diamond_map(...), or take the GLASS class of the same name"
+            )
         if self.needs_denoiser and not model.has_denoiser:
             raise ValueError(
                 f"{type(self).__name__} needs the posterior mean E[z | x], but this {model.family} model is a few-step "

@@ -123,6 +123,13 @@ class Alignment(ABC):
         """How particles of this model move if the caller does not say: so that copies of one part."""
         return model.stochastic_transition()
 
+    @property
+    def uses_diamond_map(self) -> bool:
+        """Whether look-aheads or transitions are those of a Diamond Map."""
+        return any(
+            getattr(part, "needs_diamond_map", False) for part in (self.transition, getattr(self, "posterior", None))
+        )
+
     def resolve(self, model: Denoising) -> Self:
         """This method with what the caller left open filled in for a model.
 

@@ -79,6 +79,10 @@ class MapConditioning(nn.Module):
         self.inner_state = _zero_copy(_embedding_layer(network.get_submodule(sites.latents)))
         self.times = TimesEmbedding(_output_width(network.get_submodule(sites.time)))
 
+    @property
+    def device(self) -> torch.device:
+        return self.inner_state.weight.device
+
     @contextmanager
     def attached(self, network: nn.Module, inner_state: Tensor, times: Tensor) -> Iterator[None]:
         """Conditions every evaluation of a network inside the context.

@@ -10,9 +10,10 @@ parametrised by its mean denoiser `D_th`: the base network at the sufficient sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -30,7 +31,8 @@ ADAPTER = "diamond_map"
 class DiamondMap(nn.Module):
     """A backbone's network with the adapter and the conditioning of a Posterior Diamond Map.
 
-    The network's own weights are never changed. Outside this class the adapter is to be off: `dormant` sees to it.
+    The network's own weights are never changed. The adapter is active in evaluations of the map alone, where it adds to
+    the other LoRAs that are active then; at rest the network is the base.
 
     Args:
         backbone: an ordinary model of a family in `SITES`.
@@ -38,8 +40,12 @@ class DiamondMap(nn.Module):
         lora_alpha: scale of the LoRA, which multiplies by `lora_alpha / rank`; None for the rank.
         lora_layers: names or name endings of the modules that are adapted; None for every linear layer in a block.
 
+    Attributes:
+        guidance: arguments of a call that are baked in, with the values that they had in distillation.
+        training_facts: what is known of the distillation.
+
     Raises:
-        ValueError: the family has no known sites.
+        ValueError: the family has no known sites, or the network has a Diamond Map already.
     """
 
     def __init__(
@@ -52,9 +58,13 @@ class DiamondMap(nn.Module):
         super().__init__()
         if backbone.family not in SITES:
             raise ValueError(f"a {backbone.family} model has no Diamond Map; families with one are {', '.join(SITES)}")
+        self.guidance: dict[str, float] = {}
+        self.training_facts: dict[str, Any] = {}
         # Not a submodule: the base's weights are not the map's.
         self.__dict__["backbone"] = backbone
         network = backbone.model
+        if ADAPTER in getattr(network, "peft_config", {}):
+            raise ValueError(f"the {type(network).__name__} has a Diamond Map already; remove() that one first")
         self.conditioning = MapConditioning(network, SITES[backbone.family])
         config = LoraConfig(
             r=rank,
@@ -62,11 +72,25 @@ class DiamondMap(nn.Module):
             target_modules=list(lora_layers) if lora_layers else block_linear_layers(network),
             init_lora_weights=True,
         )
+        at_rest = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _tuned_layers(network)]
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
         network.requires_grad_(False)
-        layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
-        self.__dict__["_adapted"] = [layer for layer in layers if ADAPTER in layer.lora_A]
-        self.dormant()
+        # Not submodules either.
+        self.__dict__["_adapted"] = [layer for layer in _tuned_layers(network) if ADAPTER in layer.lora_A]
+        for layer in _tuned_layers(network):
+            layer._active_adapter = []
+        for layer, active, disabled in at_rest:
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA."""
+        return self.backbone.model.peft_config[ADAPTER].r
+
+    @property
+    def lora_alpha(self) -> float:
+        """Scale of the LoRA, which multiplies by `lora_alpha / rank`."""
+        return self.backbone.model.peft_config[ADAPTER].lora_alpha
 
     @property
     def lora_parameters(self) -> dict[str, nn.Parameter]:
@@ -75,25 +99,63 @@ class DiamondMap(nn.Module):
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What distillation trains."""
-        return [*self.conditioning.parameters(), *self.lora_parameters.values()]
+        return list(self.weights().values())
 
-    def dormant(self) -> None:
-        """Makes the network the base again, other adapters as they are."""
-        self._activate(lambda adapters: [name for name in adapters if name != ADAPTER])
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by the names under which they are saved: those of stock LoRA files, and
+        `conditioning.*`."""
+        conditioning = {f"conditioning.{name}": weight for name, weight in self.conditioning.named_parameters()}
+        lora = {name.replace(f".{ADAPTER}.", "."): weight for name, weight in self.lora_parameters.items()}
+        return {**conditioning, **lora}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Sets the trained parameters to values named as by `weights`.
+
+        Raises:
+            ValueError: a name or a shape is not that of this map.
+        """
+        own = self.weights()
+        odd = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+        if odd:
+            raise ValueError(f"the weight {odd[0]!r} of the Diamond Map does not fit this network; use its own base")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+    def remove(self) -> None:
+        """Takes the adapter out of the network, which is then, bit for bit, as it was; the map cannot be used again."""
+        network = self.backbone.model
+        for layer in self._adapted:
+            layer.delete_adapter(ADAPTER)
+        for parent in list(network.modules()):
+            for name, child in list(parent.named_children()):
+                if any(child is layer for layer in self._adapted) and not child.lora_A:
+                    setattr(parent, name, child.base_layer)
+        del network.peft_config[ADAPTER]
+        if not network.peft_config:
+            del network.peft_config
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """The network with the map's adapter, beside the others that are active."""
-        self._activate(lambda adapters: [*adapters, ADAPTER])
+        """The network with the map's adapter, beside the others that are active.
+
+        Raises:
+            RuntimeError: the adapter is no longer in the network, or other LoRAs are fused into its weights.
+        """
+        if ADAPTER not in getattr(self.backbone.model, "peft_config", {}):
+            raise RuntimeError("the Diamond Map was unloaded, perhaps with all LoRAs of its network; load it again")
+        if any(layer.merged for layer in self._adapted):
+            raise RuntimeError("LoRAs are fused into the network's weights, which hides the Diamond Map; unfuse them")
+        at_rest = [(layer._active_adapter, layer._disable_adapters) for layer in self._adapted]
         try:
+            for layer in self._adapted:
+                # set_adapter would also set requires_grad, which torch.func forbids inside its transforms.
+                others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != ADAPTER]
+                layer._active_adapter, layer._disable_adapters = [*others, ADAPTER], False
             yield
         finally:
-            self.dormant()
-
-    def _activate(self, choose: Callable[[list[str]], list[str]]) -> None:
-        for layer in self._adapted:
-            # set_adapter would also set requires_grad, which torch.func forbids inside its transforms.
-            layer._active_adapter = choose(layer.active_adapters)
+            for layer, (active, disabled) in zip(self._adapted, at_rest, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
 
     def mean_denoiser(
         self, xbar: Tensor, s: Level, r: Tensor | float, x: Tensor, noise_to_signal: Level, conditions: Conditions
@@ -115,6 +177,8 @@ class DiamondMap(nn.Module):
         kappa = as_level(noise_to_signal)
         outer = torch.where(torch.isinf(kappa), 1.0, kappa / (1 + kappa))
         times = [torch.as_tensor(time, device=x.device).float().expand(len(x)) for time in (outer, s, r)]
+        if self.conditioning.device != x.device:
+            self.conditioning.to(x.device)
         unguided = replace(conditions, negative_features=None, classifier_free_guidance_scale=1.0)
         with self.awake(), self.conditioning.attached(self.backbone.model, xbar, torch.stack(times, 1)):
             return self.backbone.predict(statistic, level, unguided)
@@ -134,9 +198,17 @@ def toward(xbar: Tensor, denoised: Tensor, s: Level, r: Tensor | float) -> Tenso
 
 
 def block_linear_layers(network: nn.Module) -> list[str]:
-    """The linear layers inside a network's blocks, by full name."""
+    """The linear layers inside a network's blocks, by full name, whether or not they carry adapters."""
+    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
+    inside = tuple(f"{name}." for name in adapted)
     return [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and "block" in name and not name.endswith("base_layer")
+        if isinstance(adapted[name].get_base_layer() if name in adapted else module, nn.Linear)
+        and "block" in name
+        and not name.startswith(inside)
     ]
+
+
+def _tuned_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]

@@ -10,7 +10,9 @@ from diffusers import DiffusionPipeline
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import nn
 
+from ..alignment.base import FINAL_SELECTIONS
 from ..backbones.base import Backbone
+from ..rewards import Reward
 
 
 def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +89,36 @@ def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | 
     if len(texts) != count:
         raise ValueError(f"reward_prompt holds {len(texts)} texts for {count} prompts; give one for each prompt")
     return [text for text in texts for _ in range(arguments["num_images_per_prompt"])]
+
+
+def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str]) -> str:
+    """`final_selection`, once it is known to be possible.
+
+    Raises:
+        ValueError: it is unknown, or there is nothing to compare particles by.
+    """
+    if selection not in FINAL_SELECTIONS:
+        raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
+    if selection == "best" and reward is None:
+        raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
+    if reward is not None and not any(texts):
+        raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
+    return selection
+
+
+def wants_latents(reward: Reward | None) -> bool:
+    """Whether the reward cannot do without the latents, which are not known before prompts are encoded."""
+    return reward is not None and reward.wanted_context.get("latents", False)
+
+
+def check_baked_guidance(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` where the guidance asked for is not the one that the Diamond Map was distilled with."""
+    for name, baked in backbone.posterior_map.guidance.items():
+        if arguments.get(name) != baked:
+            raise ValueError(
+                f"{name} is {arguments.get(name)}, but the Diamond Map was distilled with {baked}, which is baked in; "
+                f"leave it at {baked}, or align with look-aheads of the base (GlassPosterior)"
+            )
 
 
 def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:

@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..backbones import check_supported
+from ..models.storage import CONFIG_NAME, FORMAT_VERSION, MissingMapError, read_map_config
 
 MAP_FOLDER = "diamond_map"
-CONFIG_NAME = "diamond_map_config.json"
-FORMAT_VERSION = 1
+EMBEDDED_MODEL = "miniature"
+"""By which a map names the model that ships with the package as its base."""
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def embedded_model() -> Path:
@@ -65,12 +68,34 @@ def read_defaults(
     return config["defaults"]
 
 
-def write_defaults(folder: str | Path, family: str, defaults: dict[str, Any]) -> None:
-    """Writes call defaults beside a saved stock pipeline."""
-    target = Path(folder) / MAP_FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    config = {"format_version": FORMAT_VERSION, "family": family, "defaults": defaults}
-    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+@dataclass(frozen=True)
+class FoundMap:
+    """A Diamond Map that a model's folder or repository holds.
+
+    Attributes:
+        source, hub: what `load_diamond_map` takes.
+        base, base_revision: where the map's base is, where the folder or repository does not hold it itself.
+    """
+
+    source: str | Path
+    hub: dict[str, Any]
+    base: str | Path | None = None
+    base_revision: str | None = None
+
+
+def find_map(model: str | Path, hub: Mapping[str, Any]) -> FoundMap | None:
+    """The Diamond Map of a folder or Hub repository: the map alone, or beside its base in `diamond_map/`."""
+    for subfolder in (None, MAP_FOLDER):
+        options = {**hub, "subfolder": subfolder}
+        try:
+            config = read_map_config(model, **options)
+        except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError, MissingMapError):
+            continue
+        if subfolder is not None:
+            return FoundMap(model, options)
+        base = embedded_model() if config["base_model"] == EMBEDDED_MODEL else config["base_model"]
+        return FoundMap(model, options, base, config["base_revision"])
+    return None
 
 
 def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any]) -> type[DiffusionPipeline]:
@@ -83,7 +108,7 @@ def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any])
     Raises:
         TypeError: the class is not supported, or has no `from_single_file`.
     """
-    hub = {name: options[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in options}
+    hub = {name: options[name] for name in HUB_OPTIONS if name in options}
     config = options.get("config")
     if config is None:
         keys = load_single_file_checkpoint(str(checkpoint), **hub)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..alignment.base import AlignmentResult
+from ..alignment.model import TiltedModel
+from ..alignment.random_source import RandomSource
 from ..alignment.trace import Trace
 from ..cost import Cost
 
@@ -36,3 +40,36 @@ class DiamondMapPipelineOutput:
     trace: Trace
     cost: Cost
     nsfw_content_detected: list[bool] | None = None
+
+
+def make_output(
+    model: TiltedModel, result: AlignmentResult, selection: str, random: RandomSource, output_type: str
+) -> DiamondMapPipelineOutput:
+    """The chosen particles of a run as images of the wanted type, with what is known of them."""
+    backbone = model.backbone
+    chosen = result.select(selection, random).to(result.latents.device)
+    rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+
+    def pick(per_particle: Tensor) -> Tensor:
+        return per_particle[rows.to(per_particle.device), chosen.to(per_particle.device)].flatten(0, 1)
+
+    flagged, latents = None, pick(result.latents)
+    if output_type == "latent":
+        images = latents
+    else:
+        owners = model.owners(chosen.shape[1], latents.device)
+        images = model.decode(latents, owners) if result.images is None else pick(result.images)
+        images, flagged = backbone.finish(images)
+        images = backbone.pipeline.image_processor.postprocess(
+            images, output_type=output_type, do_denormalize=[False] * len(images)
+        )
+    return DiamondMapPipelineOutput(
+        images=images,
+        rewards=None if result.rewards is None else pick(result.rewards),
+        reward_terms={name: pick(term) for name, term in result.reward_terms.items()},
+        log_weights=pick(result.log_weights),
+        log_evidence=result.log_evidence,
+        trace=result.trace,
+        cost=model.cost,
+        nsfw_content_detected=flagged,
+    )

@@ -12,17 +12,28 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..alignment import Alignment, as_alignment
-from ..alignment.base import FINAL_SELECTIONS, AlignmentResult, StepCallback
 from ..alignment.model import TiltedModel
 from ..alignment.random_source import RandomSource
 from ..backbones import Backbone, Conditions, backbone_for, check_supported
+from ..models.storage import load_diamond_map, read_map_config
 from ..rewards import Reward, RewardLike, as_reward
-from .arguments import checked_few_step, is_offloaded, num_images, refuse_cache, resolve_arguments, reward_texts
+from .arguments import (
+    check_baked_guidance,
+    checked_few_step,
+    checked_selection,
+    is_offloaded,
+    num_images,
+    refuse_cache,
+    resolve_arguments,
+    reward_texts,
+    wants_latents,
+)
+from .callbacks import step_callback
 from .freezing import frozen
-from .loading import embedded_model, read_defaults, single_file_class, write_defaults
-from .output import DiamondMapPipelineOutput
+from .loading import HUB_OPTIONS, embedded_model, find_map, read_defaults, single_file_class
+from .output import DiamondMapPipelineOutput, make_output
 from .particles import starting_particles
-from .saving import clean_weights
+from .saving import clean_weights, write_defaults, write_map
 
 OPTIONS = ("few_step", "score_model", "preview_vae")
 
@@ -73,10 +84,11 @@ class DiamondMapPipeline:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs: Any
     ) -> DiamondMapPipeline:
-        """Loads a supported diffusers pipeline from a folder or the Hub, or the embedded model if none is named.
+        """Loads a supported diffusers pipeline or a Diamond Map, or the embedded model if none is named.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub repository; None for the embedded miniature.
+            pretrained_model_name_or_path: folder or Hub repository of a pipeline, of a Diamond Map, which names its
+                base, or of both; None for the embedded miniature.
             **kwargs: of this class (`few_step`, `score_model`, `preview_vae`) and of
                 `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`, `cache_dir`,
                 `device_map`, `quantization_config`, components, ...).
@@ -85,11 +97,19 @@ class DiamondMapPipeline:
             TypeError: the pipeline's class is not supported; raised before its weights are loaded.
         """
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        diamond_map = find_map(model, hub)
+        if diamond_map is not None and diamond_map.base is not None:
+            # The revision is that of the map; its base names its own.
+            kwargs["revision"] = hub["revision"] = diamond_map.base_revision
+            model = diamond_map.base
         check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
         defaults = read_defaults(model, **hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        return cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults, **own)
+        pipe = cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults, **own)
+        if diamond_map is not None:
+            pipe.load_diamond_map(diamond_map.source, **diamond_map.hub)
+        return pipe
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> DiamondMapPipeline:
@@ -118,13 +138,41 @@ class DiamondMapPipeline:
         return cls(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the stock pipeline, loadable by stock diffusers, and this model's defaults beside it.
+        """Saves the stock pipeline, loadable by stock diffusers, and beside it this model's defaults and Diamond Map.
 
         The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged.
         """
         with clean_weights(self.pipeline):
             self.pipeline.save_pretrained(save_directory, **kwargs)
-        write_defaults(save_directory, self.backbone.family, self.defaults)
+        if self.backbone.posterior_map is None:
+            write_defaults(save_directory, self.backbone.family, self.defaults)
+        else:
+            write_map(save_directory, self.backbone.posterior_map, self.defaults)
+
+    def load_diamond_map(self, source: str | os.PathLike, **hub: Any) -> None:
+        """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
+
+        Its defaults become this model's. The base stays what it is, bit for bit; ordinary LoRAs add to both.
+
+        Args:
+            source: folder or Hub repository of the map.
+            **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            FileNotFoundError: there is no map.
+            ValueError: the map is for another base.
+        """
+        self.unload_diamond_map()
+        defaults = read_map_config(source, **hub)["defaults"]
+        self.backbone.posterior_map = load_diamond_map(self.backbone, source, **hub)
+        self.backbone.posterior_map.conditioning.to(self.pipeline._execution_device)
+        self.defaults = {**self.defaults, **defaults}
+
+    def unload_diamond_map(self) -> None:
+        """Takes the Diamond Map away, if there is one; the base is then, bit for bit, as before it was loaded."""
+        if self.backbone.posterior_map is not None:
+            self.backbone.posterior_map.remove()
+            self.backbone.posterior_map = None
 
     def load_lora_weights(
         self, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, Tensor], **kwargs: Any
@@ -148,6 +196,8 @@ class DiamondMapPipeline:
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
         self.pipeline.to(*args, **kwargs)
+        if self.backbone.posterior_map is not None:
+            self.backbone.posterior_map.conditioning.to(self.pipeline.device)
         return self
 
     @property
@@ -252,46 +302,31 @@ class DiamondMapPipeline:
         refuse_cache(self.backbone)
         arguments = resolve_arguments(self.backbone, given, self.defaults)
         with self.backbone.calling(arguments):
-            count = num_images(arguments)
             texts = reward_texts(arguments, reward_prompt)
             reward = self._resolve_reward(reward, alignment)
-            alignment = self._resolve_alignment(alignment, reward)
-            if reward is not None:
-                size = (arguments.get("height") or 64, arguments.get("width") or 64)
-                device = self.pipeline._execution_device
-                reward.probe(device, size, texts[0] or "a photo", needs_gradient=alignment.needs_reward_gradient)
-            selection = final_selection or alignment.default_selection
-            if selection not in FINAL_SELECTIONS:
-                raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
-            if selection == "best" and reward is None:
-                raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
-            if reward is not None and not any(texts):
-                raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
+            alignment = self._resolve_alignment(alignment, reward, arguments)
+            selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
-            random = RandomSource(generator, count, self.pipeline._execution_device)
-
-            if gradient_checkpointing is None:
-                gradient_checkpointing = is_offloaded(self.pipeline)
+            random = RandomSource(generator, num_images(arguments), self.pipeline._execution_device)
+            checkpointing = is_offloaded(self.pipeline) if gradient_checkpointing is None else gradient_checkpointing
+            probe = self._probe(reward, arguments, texts, alignment)
+            if not wants_latents(reward):
+                probe()
 
             self.pipeline._interrupt = False
-            conditions = self.backbone.encode(arguments)
+            conditions, scoring = self.backbone.encode(arguments), self._encode_for_scores(arguments)
             model = TiltedModel(
-                self.backbone,
-                conditions,
-                texts,
-                reward,
-                scale,
-                particle_batch_size,
-                self._encode_for_scores(arguments),
-                gradient_checkpointing,
+                self.backbone, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing
             )
             levels = self.backbone.levels(arguments, conditions)
             self.pipeline._num_timesteps = len(levels) - 1
             x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
+            if wants_latents(reward):
+                probe(latents=x[:1])
             with self.pipeline.progress_bar(total=len(levels) - 1) as progress_bar, frozen(self._modules()):
-                on_step = self._step_callback(levels, progress_bar, callback_on_step_end)
+                on_step = step_callback(self, levels, progress_bar, callback_on_step_end)
                 result = alignment.run(model, x, levels, random, on_step)
-            output = self._output(model, result, selection, random, output_type)
+            output = make_output(model, result, selection, random, output_type)
             self.pipeline.maybe_free_model_hooks()
         return output if return_dict else (output.images, output.rewards)
 
@@ -318,12 +353,30 @@ class DiamondMapPipeline:
             reward = self._named_rewards[reward]
         return as_reward(reward).to(device=self.pipeline._execution_device)
 
-    def _resolve_alignment(self, alignment: Alignment | str | None, reward: Reward | None) -> Alignment:
+    def _resolve_alignment(
+        self, alignment: Alignment | str | None, reward: Reward | None, arguments: Mapping[str, Any]
+    ) -> Alignment:
         if alignment is None:
             alignment = self.defaults.get("alignment", "smc") if reward is not None else "none"
         alignment = as_alignment(alignment)
         alignment.check(reward)
-        return alignment.resolve(self.backbone)
+        alignment = alignment.resolve(self.backbone)
+        if alignment.uses_diamond_map:
+            check_baked_guidance(self.backbone, arguments)
+        return alignment
+
+    def _probe(
+        self, reward: Reward | None, arguments: Mapping[str, Any], texts: Sequence[str], alignment: Alignment
+    ) -> Callable[..., None]:
+        """What tries the reward on one image of the size of the run, with the context that it wants."""
+        size = (arguments.get("height") or 64, arguments.get("width") or 64)
+        device = self.pipeline._execution_device
+
+        def probe(**context: Tensor) -> None:
+            if reward is not None:
+                reward.probe(device, size, texts[0] or "a photo", alignment.needs_reward_gradient, **context)
+
+        return probe
 
     def _encode_for_scores(self, arguments: Mapping[str, Any]) -> tuple[Backbone, Conditions] | None:
         """The score model and its own encoding of the same prompts."""
@@ -336,64 +389,3 @@ class DiamondMapPipeline:
         taken = inspect.signature(type(backbone.pipeline).__call__).parameters
         given = {name: arguments[name] for name in shared if arguments.get(name) is not None and name in taken}
         return backbone, backbone.encode(resolve_arguments(backbone, given, self.score_model.defaults))
-
-    def _step_callback(
-        self,
-        levels: list[float],
-        progress_bar: Any,
-        callback: Callable[..., dict[str, Any]] | None,
-    ) -> StepCallback:
-        backbone = self.backbone
-
-        def on_step(index: int, x: Tensor) -> Tensor | None:
-            progress_bar.update()
-            if callback is None:
-                return None
-            latents = backbone.to_stock(x, levels[index + 1])
-            timestep = backbone.timestep(levels[index]).to(x.device, torch.float32)
-            returned = callback(self, index, timestep, {"latents": latents}) or {}
-            replaced = returned.get("latents", latents)
-            # Not every stock pipeline has the property that reads this.
-            if self.pipeline._interrupt:
-                # Stock pipelines decode what they have, as it is.
-                raise StopIteration(backbone.from_stock(replaced.to(x), 0.0))
-            return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[index + 1])
-
-        return on_step
-
-    def _output(
-        self,
-        model: TiltedModel,
-        result: AlignmentResult,
-        selection: str,
-        random: RandomSource,
-        output_type: str,
-    ) -> DiamondMapPipelineOutput:
-        chosen = result.select(selection, random).to(result.latents.device)
-        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
-
-        def pick(per_particle: Tensor) -> Tensor:
-            return per_particle[rows.to(per_particle.device), chosen.to(per_particle.device)].flatten(0, 1)
-
-        flagged = None
-        if output_type == "latent":
-            images = pick(result.latents)
-        else:
-            images = pick(result.images) if result.images is not None else self._decode(model, pick(result.latents))
-            images, flagged = self.backbone.finish(images)
-            images = self.pipeline.image_processor.postprocess(
-                images, output_type=output_type, do_denormalize=[False] * len(images)
-            )
-        return DiamondMapPipelineOutput(
-            images=images,
-            rewards=None if result.rewards is None else pick(result.rewards),
-            reward_terms={name: pick(term) for name, term in result.reward_terms.items()},
-            log_weights=pick(result.log_weights),
-            log_evidence=result.log_evidence,
-            trace=result.trace,
-            cost=model.cost,
-            nsfw_content_detected=flagged,
-        )
-
-    def _decode(self, model: TiltedModel, z: Tensor) -> Tensor:
-        return model.decode(z, model.owners(len(z) // model.num_images, z.device))

@@ -1,15 +1,21 @@
-"""Saving the weights of the base alone."""
+"""Saving a model: the weights of the base alone, and what goes beside them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..models.diamond_map import DiamondMap
+from ..models.storage import CONFIG_NAME, FORMAT_VERSION, save_diamond_map
 from ..models.two_time import TwoTimeEmbedder
+from .loading import MAP_FOLDER
 
 WRAPPERS = (BaseTunerLayer, TwoTimeEmbedder)
 
@@ -39,3 +45,16 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, TwoTimeEmbedder):
         return module.original_embedder
     return _unwrapped(module.base_layer) if isinstance(module, BaseTunerLayer) else module
+
+
+def write_defaults(folder: str | Path, family: str, defaults: dict[str, Any]) -> None:
+    """Writes call defaults beside a saved stock pipeline."""
+    target = Path(folder) / MAP_FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    config = {"format_version": FORMAT_VERSION, "family": family, "defaults": defaults}
+    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_map(folder: str | Path, diamond_map: DiamondMap, defaults: dict[str, Any]) -> None:
+    """Writes a Diamond Map, and the call defaults, beside a saved stock pipeline."""
+    save_diamond_map(Path(folder) / MAP_FOLDER, diamond_map, defaults, diamond_map.training_facts)
