@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -5,6 +7,10 @@ from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.rewards import registry
 
 from .families.tiny_flux import build_tiny_flux
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Every core has a worker of its own.
+    torch.set_num_threads(1)
 
 DEFAULTS = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "true_cfg_scale": 2.0}
 
