@@ -1,26 +1,13 @@
 """The Weighted Diamond Map on every family: by the ODE of ordinary models and by few-step maps with a score model."""
 
-import importlib
-
 import pytest
 import torch
 
 from diamond_diffusers import DiamondMapPipeline, Guidance, WeightedPosterior
 
 from ..conftest import redness
+from .all_families import FAMILIES, family_of
 
-FAMILIES = {
-    "flux": "FLUX",
-    "lumina2": "LUMINA2",
-    "pixart_sigma": "FAMILY",
-    "qwen_image": "QWEN_IMAGE",
-    "sana": "FAMILY",
-    "sana_sprint": "FAMILY",
-    "sdxl": "SDXL",
-    "stable_diffusion": "STABLE_DIFFUSION",
-    "stable_diffusion_3": "SD35",
-    "z_image": "Z_IMAGE",
-}
 NUM_SAMPLES = 2
 PROMPT = "a red circle"
 
@@ -33,7 +20,7 @@ def guided(pipe, family, **options):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_takes_weighted_look_aheads(name):
-    family = getattr(importlib.import_module(f".test_{name}", __package__), FAMILIES[name])
+    family = family_of(name)
     runs = []
     few_step = DiamondMapPipeline(family.build(), few_step=True)
     with pytest.raises(ValueError, match="needs the posterior mean"):
