@@ -128,22 +128,22 @@ class TiltedModel:
         num_rows = len(states[0])
         row_owners = owners.repeat_interleave(num_rows // len(owners))
         row_levels = [as_level(level) for level in levels]
-        evaluations = num_rows * model.evaluations_per_row(row_levels[0], conditions)
-        self.cost.network_evaluations += evaluations
-        if torch.is_grad_enabled() and any(state.requires_grad for state in states):
-            # Every graph built here is traversed once.
-            self.cost.backward_passes += evaluations
+        is_tracked = torch.is_grad_enabled() and any(state.requires_grad for state in states)
+
+        def at_rows(index: Tensor) -> list[Tensor]:
+            return [level[index.to(level.device)] if level.ndim else level for level in row_levels]
 
         def evaluate_rows(index: Tensor, *rows: Tensor) -> Tensor:
-            chunk_levels = [level[index.to(level.device)] if level.ndim else level for level in row_levels]
-            return function(*rows, *chunk_levels, conditions.rows(row_owners[index]))
+            return function(*rows, *at_rows(index), conditions.rows(row_owners[index]))
 
-        return torch.cat(
-            [
-                self._checkpointed(evaluate_rows, index, *(state[index] for state in states))[:kept]
-                for index, kept in self._chunks(states[0])
-            ]
-        )
+        results = []
+        for index, kept in self._chunks(states[0]):
+            evaluations = kept * model.evaluations_per_row(at_rows(index)[0], conditions)
+            self.cost.network_evaluations += evaluations
+            # Every graph built here is traversed once.
+            self.cost.backward_passes += evaluations if is_tracked else 0
+            results.append(self._checkpointed(evaluate_rows, index, *(state[index] for state in states))[:kept])
+        return torch.cat(results)
 
     def _chunks(self, x: Tensor) -> list[tuple[Tensor, int]]:
         """Indices that cover the rows of `x` in chunks, the last filled up with its last row, and how many to keep."""

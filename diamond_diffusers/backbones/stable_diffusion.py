@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, ClassVar
@@ -13,8 +12,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import Tensor
 
-from .base import Conditions, to_unit_range
+from .base import Conditions
 from .discrete_time import DiscreteTimeBackbone
+from .helpers import call_stock
 from .registry import register_backbone
 
 _EMBEDDINGS = ("text_embeds", "time_ids")
@@ -45,19 +45,17 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
         height, width = self.image_size(arguments)
         sizes = {"height": height, "width": width}
         call_stock(pipeline.check_inputs, {**arguments, **sizes, "callback_steps": None})
-        # The stock pipeline's own methods and properties read these.
-        pipeline._guidance_scale = arguments["guidance_scale"]
-        pipeline._guidance_rescale = arguments.get("guidance_rescale", 0.0)
-        pipeline._clip_skip = arguments["clip_skip"]
-        pipeline._cross_attention_kwargs = arguments["cross_attention_kwargs"]
+        # A latent consistency model's pipeline has no rescaling.
+        arguments = {"guidance_rescale": 0.0, **arguments}
+        self.remember(arguments, "guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs")
         positive, negative = self.prompt_features(arguments, sizes)
         if self.model.config.time_cond_proj_dim is not None:
             positive["timestep_cond"] = self._guidance_embedding(positive["encoder_hidden_states"])
         self._add_image_features(arguments, positive, negative)
         shared = {
             **sizes,
-            "guidance_rescale": pipeline._guidance_rescale,
-            "cross_attention_kwargs": pipeline._cross_attention_kwargs,
+            "guidance_rescale": arguments["guidance_rescale"],
+            "cross_attention_kwargs": arguments["cross_attention_kwargs"],
         }
         is_guided = pipeline.do_classifier_free_guidance
         return Conditions(positive, negative if is_guided else None, arguments["guidance_scale"], shared)
@@ -125,26 +123,6 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
         # Many LoRAs for these models have older names, which the stock loader renames in the same way.
         return list(convert_unet_state_dict_to_peft(dict.fromkeys(super().lora_keys(source, options))))
 
-    def prepare_latents(
-        self,
-        arguments: Mapping[str, Any],
-        conditions: Conditions,
-        num_rows: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        features = conditions.features["encoder_hidden_states"]
-        return self.pipeline.prepare_latents(
-            num_rows,
-            self.model.config.in_channels,
-            conditions.shared["height"],
-            conditions.shared["width"],
-            features.dtype,
-            features.device,
-            generator,
-            latents,
-        )
-
     def network(
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
     ) -> Tensor:
@@ -168,10 +146,6 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
         rescale = conditions.shared["guidance_rescale"]
         return rescale_noise_cfg(guided, positive, rescale) if rescale > 0 else guided
 
-    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        vae = self.decoder(preview)
-        return to_unit_range(vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0])
-
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
         """Blacks out what the stock pipeline's safety checker flags."""
         checker = self.pipeline.safety_checker
@@ -180,11 +154,6 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
         _, flagged = self.pipeline.run_safety_checker(2 * images - 1, images.device, checker.dtype)
         keep = torch.tensor([not flag for flag in flagged], device=images.device)
         return images * keep.reshape(-1, 1, 1, 1), flagged
-
-
-def call_stock(method: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """Calls a method of a stock pipeline with those of the given arguments that it takes."""
-    return method(**{name: given[name] for name in inspect.signature(method).parameters if name in given})
 
 
 @contextmanager

@@ -41,17 +41,22 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
     for key in passed:
         if key in backbone.refused_arguments:
             raise TypeError(f"{key!r} cannot be used with {name} here: {backbone.refused_arguments[key]}")
-    watched = set(passed.get("callback_on_step_end_tensor_inputs", ())) - {"latents"}
-    if watched:
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs holds {sorted(watched)[0]!r}; while aligning only 'latents' can be "
-            "watched, so leave it at ['latents']"
-        )
+    check_watched(passed.get("callback_on_step_end_tensor_inputs", ()))
     declared = {key: value for key, value in defaults.items() if key in stock}
     if passed.get("negative_prompt_embeds") is not None:
         # Some stock pipelines take the empty text as a default and refuse it beside embeddings.
         declared["negative_prompt"] = None
     return {**stock, **declared, **passed}
+
+
+def check_watched(names: Sequence[str]) -> None:
+    """Raises a `ValueError` where a callback wants tensors other than the latents."""
+    watched = sorted(set(names) - {"latents"})
+    if watched:
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs holds {watched[0]!r}; while aligning only 'latents' can be watched, "
+            "so leave it at ['latents'], and do without callbacks that change the prompts"
+        )
 
 
 def num_images(arguments: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ from ..models.storage import load_diamond_map, read_map_config
 from ..rewards import Reward, RewardLike, as_reward
 from .arguments import (
     check_baked_guidance,
+    check_watched,
     checked_few_step,
     checked_selection,
     is_offloaded,
@@ -300,6 +301,8 @@ class DiamondMapPipeline:
             num_images_per_prompt=num_images_per_prompt,
         )
         refuse_cache(self.backbone)
+        # The callbacks of diffusers name the tensors that they want.
+        check_watched(getattr(callback_on_step_end, "tensor_inputs", ()))
         arguments = resolve_arguments(self.backbone, given, self.defaults)
         with self.backbone.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)

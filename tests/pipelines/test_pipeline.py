@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FluxPipeline, UNet2DModel
+from diffusers.callbacks import SDCFGCutoffCallback
 
 from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance, ODETransition
 from tests.families.tiny_flux import build_tiny_flux
@@ -238,6 +239,11 @@ def test_bad_arguments_are_named_before_any_sampling(
 def test_unknown_keyword_is_named(pipe: DiamondMapPipeline) -> None:
     with pytest.raises(TypeError, match="guidence_scale"):
         pipe("a red circle", guidence_scale=3.0, **CALL)
+
+
+def test_a_callback_that_changes_the_prompts_is_refused(pipe: DiamondMapPipeline) -> None:
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs holds 'prompt_embeds'"):
+        pipe(PROMPTS, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5), **CALL)
 
 
 def test_a_reward_sees_the_latents_and_the_level_that_it_names(pipe: DiamondMapPipeline) -> None:

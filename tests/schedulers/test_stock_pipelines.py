@@ -142,9 +142,10 @@ def test_diamond_map_pipeline_reads_a_glass_scheduler(name):
 def test_one_inner_step_at_full_correlation_is_the_stock_step(name):
     case = CASES[name]
     pipeline = case.pipeline(num_inner_steps=1, correlation=1.0)
-    glass = case.images(pipeline)
+    # DDIM's steps end where the next begin only for numbers of steps that divide the training steps.
+    glass = case.images(pipeline, num_inference_steps=4)
     pipeline.scheduler = case.stock.from_config(pipeline.scheduler.config)
-    torch.testing.assert_close(glass, case.images(pipeline), atol=1e-4, rtol=0)
+    torch.testing.assert_close(glass, case.images(pipeline, num_inference_steps=4), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["flux", "stable_diffusion"])
