@@ -6,6 +6,7 @@ Every residual below is multiplied by its inner time, so that it is in units of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..backbones.base import Conditions
 from ..glass import query
-from ..levels import add_noise, expand
+from ..levels import add_noise, expand, signal_and_noise
 from ..models.diamond_map import DiamondMap, toward
 
 SMALLEST_TIME = 0.01
@@ -103,26 +104,60 @@ def _lagrangian_residual(diamond_map: DiamondMap, batch: Batch, mapped: Tensor, 
 
 
 def progressive(diamond_map: DiamondMap, batch: Batch) -> Tensor:
-    """`| X_{s -> r} - X_{m -> r}(X_{s -> m}) |^2` with `m` half-way: two short steps teach a long one."""
-    middle = (batch.s + batch.r) / 2
+    """`| D_{s -> r} - D_{s -> m -> r} |^2` with `m` half-way: two short steps of the map teach it a long one."""
+    middle = _between(batch, 0.5)
     with torch.no_grad():
-        halfway = student_denoised(diamond_map, batch, batch.xbar, batch.s, middle)
-        halfway = toward(batch.xbar, halfway, batch.s, middle)
-        target = toward(halfway, student_denoised(diamond_map, batch, halfway, middle, batch.r), middle, batch.r)
-    denoised = student_denoised(diamond_map, batch, batch.xbar, batch.s, batch.r)
-    return _squared(toward(batch.xbar, denoised, batch.s, batch.r) - target)
+        first = student_denoised(diamond_map, batch, batch.xbar, batch.s, middle)
+        halfway = toward(batch.xbar, first, batch.s, middle)
+        second = student_denoised(diamond_map, batch, halfway, middle, batch.r)
+    return _joined_residual(diamond_map, batch, middle, first, second)
 
 
-def eulerian(diamond_map: DiamondMap, batch: Batch, step: float = 0.05) -> Tensor:
-    """`| X_{s -> r}(xbar_s) - X_{s' -> r}(xbar_s') |^2` with `xbar_s'` one short teacher step below `xbar_s`."""
-    below = torch.maximum(batch.s - step, batch.r).clamp(min=SMALLEST_TIME)
-    below = torch.minimum(below, batch.s)
+def eulerian(diamond_map: DiamondMap, batch: Batch, step: float = 0.5) -> Tensor:
+    """`| D_{s -> r} - D_{s -> m -> r} |^2` where the teacher leads to `m` and the map goes on.
+
+    The teacher takes `step` of the way to `r`, by Heun's method.
+    """
+    middle = torch.minimum(_between(batch, step).clamp(min=SMALLEST_TIME), batch.s)
     with torch.no_grad():
-        taught = teacher_denoised(diamond_map, batch, batch.xbar, batch.s)
-        moved = toward(batch.xbar, taught, batch.s, below)
-        target = toward(moved, student_denoised(diamond_map, batch, moved, below, batch.r), below, batch.r)
-    denoised = student_denoised(diamond_map, batch, batch.xbar, batch.s, batch.r)
-    return _squared(toward(batch.xbar, denoised, batch.s, batch.r) - target)
+        start = teacher_denoised(diamond_map, batch, batch.xbar, batch.s)
+        end = teacher_denoised(diamond_map, batch, toward(batch.xbar, start, batch.s, middle), middle)
+        first = (start + end) / 2
+        halfway = toward(batch.xbar, first, batch.s, middle)
+        second = student_denoised(diamond_map, batch, halfway, middle, batch.r)
+    return _joined_residual(diamond_map, batch, middle, first, second)
+
+
+def _joined_residual(diamond_map: DiamondMap, batch: Batch, middle: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`| D_{s -> r} - D |^2` where `D` takes `xbar_s` to `r` as `first` to the middle and then `second` do."""
+    s, r = batch.s, batch.r
+    # (1 - r/s) D = (r/m) (1 - m/s) D_1 + (1 - r/m) D_2.
+    share = r * (s - middle) / (middle * (s - r)).clamp(min=1e-12)
+    target = torch.lerp(second, first, expand(share, first).to(first.dtype))
+    return _squared(student_denoised(diamond_map, batch, batch.xbar, s, r) - target)
+
+
+def inner_angle(s: Tensor, noise_to_signal: Tensor) -> Tensor:
+    """Inner times on a scale that is even at every outer level: the angle whose tangent is `s / ((1 - s) sigma)`.
+
+    What an inner state adds to an observation is decided where its own noise-to-signal ratio `s / (1 - s)` is about the
+    deviation of the posterior, which is `sigma` of the bounded coordinate for standard normal data.
+    """
+    _, sigma = signal_and_noise(noise_to_signal)
+    return torch.atan2(s, (1 - s) * sigma)
+
+
+def inner_time(angle: Tensor, noise_to_signal: Tensor) -> Tensor:
+    """The inverse of `inner_angle`."""
+    _, sigma = signal_and_noise(noise_to_signal)
+    noise, signal = sigma * torch.sin(angle), torch.cos(angle).clamp(min=0)
+    return noise / (noise + signal)
+
+
+def _between(batch: Batch, share: float) -> Tensor:
+    """The inner time after a share of the way from `s` to `r`."""
+    level = batch.noise_to_signal
+    return inner_time(torch.lerp(inner_angle(batch.s, level), inner_angle(batch.r, level), share), level)
 
 
 LOSSES: dict[str, Loss] = {
@@ -134,14 +169,25 @@ LOSSES: dict[str, Loss] = {
 """Off-diagonal losses by name."""
 
 
-def draw_inner_times(count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Inner times `(s, r)` of the off-diagonal loss, `[count]` float64, `0 <= r < s <= 1`.
+def draw_inner_times(noise_to_signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner times `(s, r)` of the off-diagonal loss at outer levels `[N]`: `[N]` float64, `0 <= r <= s <= 1`.
 
-    On half of the rows `s` is 1, where the map is used.
+    They are uniform in `inner_angle`; on about half of the rows `s` is 1, where the map is used.
     """
-    s = SMALLEST_TIME + (1 - SMALLEST_TIME) * torch.rand(count, generator=generator, dtype=torch.float64)
-    s[: count // 2] = 1.0
-    return s, s * torch.rand(count, generator=generator, dtype=torch.float64)
+    count = len(noise_to_signal)
+    angle = math.pi / 2 * torch.rand(count, dtype=torch.float64)
+    s = inner_time(angle, noise_to_signal).clamp(min=SMALLEST_TIME)
+    s = torch.where(torch.rand(count) < 0.5, 1.0, s)
+    r_angle = inner_angle(s, noise_to_signal) * torch.rand(count, dtype=torch.float64)
+    return s, torch.minimum(inner_time(r_angle, noise_to_signal), s)
+
+
+def draw_diagonal_times(noise_to_signal: Tensor) -> Tensor:
+    """Inner times `s` of the diagonal loss, as above; a quarter of them are 1."""
+    count = len(noise_to_signal)
+    angle = math.pi / 2 * torch.rand(count, dtype=torch.float64)
+    s = inner_time(angle, noise_to_signal).clamp(min=SMALLEST_TIME)
+    return torch.where(torch.rand(count) < 0.25, 1.0, s)
 
 
 def _squared(residual: Tensor) -> Tensor:

@@ -1,0 +1,230 @@
+"""Options of the trainer, under the names that diffusers' training scripts give them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from .losses import LOSSES
+
+MINIATURE = "miniature"
+"""Names the embedded model, and the world that it draws."""
+
+_TRACKERS = ("tensorboard", "wandb", "none")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a run, checked.
+
+    Args:
+        arguments: as on the command line; None for those of this process. Options of a file named by `--config` count
+            where the command line does not give them.
+
+    Raises:
+        SystemExit: an option is unknown, out of range, or cannot be used with another.
+    """
+    parser = build_parser()
+    config = parser.parse_known_args(arguments)[0].config
+    if config is not None:
+        parser.set_defaults(**_read_config(parser, config))
+    given = parser.parse_args(arguments)
+    for problem in _problems(given):
+        parser.error(problem)
+    return given
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch -m diamond_diffusers.training.distill",
+        description="Distils a Posterior Diamond Map from a text-to-image model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="YAML file of these options; the command line goes before it.")
+    _add_model_options(parser.add_argument_group("model"))
+    _add_data_options(parser.add_argument_group("data"))
+    _add_distillation_options(parser.add_argument_group("distillation"))
+    _add_optimizer_options(parser.add_argument_group("optimisation"))
+    _add_machine_options(parser.add_argument_group("machine"))
+    _add_output_options(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--pretrained_model_name_or_path", help="Base: folder or Hub repository, or 'miniature' for the embedded one.")
+    add("--revision", help="Of the base on the Hub.")
+    add("--variant", help="Of the base's weight files, such as fp16.")
+    add("--cache_dir", help="For downloads.")
+    add("--max_sequence_length", type=int, help="Of the prompts, where the base has that argument.")
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--dataset_name", help="A dataset for `datasets`, local or on the Hub, or 'miniature' for the embedded world.")
+    add("--dataset_config_name", help="Configuration of the dataset.")
+    add("--dataset_split", default="train")
+    add("--train_data_dir", type=Path, help="Folder of images with metadata.jsonl, metadata.csv or .txt captions.")
+    add("--prompts_file", type=Path, help="Prompts, one a line, for a run on samples of the teacher.")
+    add("--teacher_samples", action="store_true", help="Train on samples of the teacher instead of the images.")
+    add("--teacher_num_inference_steps", type=int, default=20, help="Of one sample of the teacher.")
+    add("--streaming", action="store_true", help="Read the dataset as it is downloaded.")
+    add("--shuffle_buffer_size", type=int, default=1000, help="Of a streamed dataset.")
+    add("--image_column", default="image")
+    add("--caption_column", default="text")
+    add("--max_train_samples", type=int, help="Use the first so many rows.")
+    add("--resolution", type=int, help="Of the square images, in pixels; by default the base's own.")
+    add("--center_crop", action="store_true", help="Crop at the centre instead of at random.")
+    add("--random_flip", action="store_true", help="Mirror half of the images.")
+    add("--cache_latents", action="store_true", help="Encode images and captions once, into the output folder.")
+    add("--dataloader_num_workers", type=int, default=0)
+
+
+def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--loss", choices=sorted(LOSSES), default="lagrangian", help="Of the steps; the velocity has its own.")
+    add("--diagonal_fraction", type=float, default=0.75, help="Share of the rows that learn the velocity.")
+    add("--adaptive_weight_power", type=float, default=0.0, help="p of the weights 1 / (loss + 0.01)^p; 0 for none.")
+    add("--guidance_scale", type=float, default=3.0, help="Of the teacher; baked into the map.")
+    add("--rank", type=int, default=64, help="Of the LoRA.")
+    add("--lora_alpha", type=float, help="Scale of the LoRA; by default its rank.")
+    add(
+        "--lora_layers", help="Names or endings of the adapted modules, comma-separated; by default every linear layer."
+    )
+
+
+def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--train_batch_size", type=int, default=4, help="Rows of one process in one forward pass.")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--max_train_steps", type=int, default=1000, help="Updates of the weights.")
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", default="constant_with_warmup", help="One of diffusers' schedules.")
+    add("--lr_warmup_steps", type=int, help="100 where the schedule has a warm-up.")
+    add("--lr_num_cycles", type=int, default=1, help="Of cosine_with_restarts.")
+    add("--lr_power", type=float, default=1.0, help="Of polynomial.")
+    add("--optimizer", type=str.lower, choices=("adamw", "prodigy"), default="adamw")
+    add("--use_8bit_adam", action="store_true", help="AdamW of bitsandbytes.")
+    add("--adam_beta1", type=float, default=0.9)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_weight_decay", type=float, default=0.0)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--ema_decay", type=float, default=0.9999, help="Of the averaged weights, which are those saved; 0 for none.")
+
+
+def _add_machine_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), help="By default as accelerate is configured.")
+    add("--allow_tf32", action="store_true")
+    add("--gradient_checkpointing", action="store_true", help="Not with the lagrangian loss.")
+    add("--seed", type=int, default=0)
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--output_dir", type=Path, default=Path("diamond-map"), help="The map is saved here.")
+    add("--logging_dir", default="logs", help="Of the trackers, inside the output folder.")
+    add("--report_to", default="tensorboard", help="tensorboard, wandb, none, or several, comma-separated.")
+    add("--tracker_project_name", default="diamond-map")
+    add("--checkpointing_steps", type=int, default=500)
+    add("--checkpoints_total_limit", type=int, help="Of checkpoints kept.")
+    add("--resume_from_checkpoint", help="A folder, or 'latest'.")
+    add("--validation_prompt", help="Drawn while training and for the model card.")
+    add("--num_validation_images", type=int, default=4)
+    add("--validation_steps", type=int, default=500)
+    add("--push_to_hub", action="store_true")
+    add("--hub_model_id", help="Repository; by default the name of the output folder.")
+    add("--hub_token")
+    add("--license", default="other", help="Of the map, in its model card.")
+
+
+def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, object]:
+    """Options of a file, as the parser would have them from the command line."""
+    options = {action.dest: action for action in parser._actions}
+    try:
+        settings = yaml.safe_load(file.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--config {file} cannot be read: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"--config {file} is no mapping of option names to values")
+    for name, value in settings.items():
+        if name not in options or name in ("config", "help"):
+            parser.error(f"--config {file} sets {name!r}, which is no option")
+        if isinstance(options[name], argparse._StoreTrueAction):
+            if not isinstance(value, bool):
+                parser.error(f"--config {file} sets {name} to {value!r}; it must be true or false")
+        elif value is not None:
+            # Text defaults are converted and checked like what the command line gives.
+            settings[name] = str(value)
+            choices, convert = options[name].choices, options[name].type or str
+            if choices is not None and convert(settings[name]) not in choices:
+                parser.error(f"--config {file} sets {name} to {value!r}; choose one of {', '.join(choices)}")
+    return settings
+
+
+def _problems(given: argparse.Namespace) -> list[str]:
+    """What is wrong with the options, each as a sentence."""
+    problems = [
+        f"--{name} is {getattr(given, name)}; it must be at least {least}"
+        for name, least in _LEAST.items()
+        if getattr(given, name) is not None and getattr(given, name) < least
+    ]
+    for name in ("diagonal_fraction", "ema_decay"):
+        if not 0 <= getattr(given, name) <= 1:
+            problems.append(f"--{name} is {getattr(given, name)}; it must lie between 0 and 1")
+    images = given.dataset_name is not None or given.train_data_dir is not None
+    trackers = given.report_to.split(",")
+    rules = {
+        "--pretrained_model_name_or_path is missing; name a base model": given.pretrained_model_name_or_path is None,
+        "both --dataset_name and --train_data_dir are given; give one": given.dataset_name is not None
+        and given.train_data_dir is not None,
+        "no data: give --dataset_name, --train_data_dir, or --prompts_file for samples of the teacher": not images
+        and given.prompts_file is None,
+        "--prompts_file is for samples of the teacher; drop it, or the images": images
+        and given.prompts_file is not None,
+        "--gradient_checkpointing has no forward-mode rule, which --loss lagrangian needs; drop it, or take "
+        "--loss central_difference": given.gradient_checkpointing and given.loss == "lagrangian",
+        "--streaming needs a --dataset_name for datasets": given.streaming and given.dataset_name in (None, MINIATURE),
+        "--cache_latents needs a dataset of known length; drop --streaming": given.cache_latents and given.streaming,
+        "--cache_latents encodes every image once; drop --random_flip": given.cache_latents and given.random_flip,
+        "--cache_latents is of no use with samples of the teacher; drop it": given.cache_latents
+        and (given.teacher_samples or not images),
+        "--dataloader_num_workers cannot be used with --streaming, whose order would depend on it; leave it at 0": (
+            given.streaming and given.dataloader_num_workers > 0
+        ),
+        "--use_8bit_adam is for --optimizer adamw": given.use_8bit_adam and given.optimizer != "adamw",
+        "--lr_scheduler constant has no warm-up; drop --lr_warmup_steps, or take constant_with_warmup": (
+            given.lr_scheduler == "constant" and given.lr_warmup_steps is not None
+        ),
+        "--hub_model_id is given without --push_to_hub; add that": given.hub_model_id is not None
+        and not given.push_to_hub,
+        f"--report_to is {given.report_to!r}; name {', '.join(_TRACKERS)}": bool(set(trackers) - set(_TRACKERS))
+        or ("none" in trackers and len(trackers) > 1),
+    }
+    return problems + [problem for problem, broken in rules.items() if broken]
+
+
+_LEAST = {
+    "max_sequence_length": 1,
+    "teacher_num_inference_steps": 1,
+    "shuffle_buffer_size": 1,
+    "max_train_samples": 1,
+    "resolution": 8,
+    "dataloader_num_workers": 0,
+    "adaptive_weight_power": 0,
+    "rank": 1,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_train_steps": 1,
+    "learning_rate": 0,
+    "lr_warmup_steps": 0,
+    "lr_num_cycles": 1,
+    "max_grad_norm": 0,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 1,
+    "num_validation_images": 1,
+    "validation_steps": 1,
+}

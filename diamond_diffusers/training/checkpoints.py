@@ -1,0 +1,119 @@
+"""Checkpoints that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import TrainingError
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial"
+
+
+class Checkpoints:
+    """The checkpoints of a run, `checkpoint-<step>` in its output folder.
+
+    A checkpoint is written under another name and renamed when it is complete; one that is deleted is renamed first.
+
+    Args:
+        folder: of the run.
+        total_limit: how many are kept; None for all.
+        process_index, num_processes: of this process.
+        one_state: whether the state of the first process is that of all, else each process writes its own.
+        barrier: waits for all processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_limit: int | None = None,
+        process_index: int = 0,
+        num_processes: int = 1,
+        one_state: bool = True,
+        barrier: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.total_limit, self.barrier = folder, total_limit, barrier
+        self.process_index = process_index
+        self.num_states = 1 if one_state else num_processes
+        self.is_first = process_index == 0
+        if self.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left_behind in folder.glob(f"checkpoint-*{_PARTIAL}"):
+                shutil.rmtree(left_behind)
+        barrier()
+
+    def save(self, step: int, state: dict[str, Any], write_more: Callable[[Path], None] | None = None) -> None:
+        """Writes the state at a step; called by all processes.
+
+        Args:
+            state: tensors in dictionaries and lists.
+            write_more: writes further files of all processes into the folder that it is given.
+        """
+        final = self.folder / f"checkpoint-{step}"
+        partial = final.with_name(final.name + _PARTIAL)
+        partial.mkdir(exist_ok=True)
+        if self.process_index < self.num_states:
+            torch.save({**state, "step": step, "num_states": self.num_states}, partial / self._file_name())
+        if write_more is not None:
+            write_more(partial)
+        self.barrier()
+        if self.is_first:
+            if final.exists():
+                self._delete(final)
+            os.replace(partial, final)
+            for old in self.complete()[: -self.total_limit] if self.total_limit else []:
+                self._delete(old)
+        self.barrier()
+
+    def complete(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def find(self, name: str) -> Path | None:
+        """The checkpoint of a name, a path or `latest`; None where there is no latest.
+
+        Raises:
+            TrainingError: it does not exist.
+        """
+        if name == "latest":
+            complete = self.complete()
+            return complete[-1] if complete else None
+        for path in (Path(name), self.folder / name):
+            if path.is_dir() and _NAME.fullmatch(path.name):
+                return path
+        there = ", ".join(path.name for path in self.complete()) or "none"
+        raise TrainingError(f"--resume_from_checkpoint {name} is no checkpoint; there are {there}")
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """The state of this process.
+
+        Raises:
+            TrainingError: it was written by another number of processes with states of their own, or cannot be read.
+        """
+        num_states = len(list(checkpoint.glob("state-*.pt")))
+        if num_states != self.num_states:
+            raise TrainingError(
+                f"{checkpoint} holds the states of {num_states} processes, and this run has {self.num_states}; "
+                "start as many processes, with the same kind of distribution"
+            )
+        try:
+            return torch.load(checkpoint / self._file_name(), map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{checkpoint} cannot be read; resume from another checkpoint") from error
+
+    def _file_name(self) -> str:
+        return f"state-{self.process_index if self.num_states > 1 else 0}.pt"
+
+    def _delete(self, checkpoint: Path) -> None:
+        doomed = checkpoint.with_name(f"{checkpoint.name}.old{_PARTIAL}")
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,304 @@
+"""Distils a Posterior Diamond Map: `accelerate launch -m diamond_diffusers.training.distill --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
+
+from ..models.diamond_map import DiamondMap
+from ..models.storage import save_diamond_map
+from .arguments import MINIATURE, parse_arguments
+from .checkpoints import Checkpoints
+from .data import Order
+from .errors import TrainingError
+from .model_card import create_repository, upload, write_model_card
+from .module import DistillationLoss, DistilledModule
+from .setup import DTYPES, build_optimizer, build_schedule, load_base, make_accelerator, prepare_distribution
+from .sources import open_source
+from .teacher import Teacher
+from .validation import image_grid, validation_images
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROMPT = "a photo of an astronaut riding a horse"
+MINIATURE_PROMPT = "a red star left of a blue ring"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: distils, saves, and pushes what its options name."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    given = parse_arguments(arguments)
+    try:
+        Distillation(given).run()
+    except (TrainingError, TypeError, ValueError) as error:
+        logger.debug("stopped", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+class Distillation:
+    """A run of the trainer.
+
+    All randomness of a batch follows from the seed, its number and its process, so that a resumed run continues as an
+    unbroken one would.
+
+    Args:
+        given: options, as of `parse_arguments`.
+        accelerator: in place of the one that the options describe.
+
+    Raises:
+        TrainingError, ValueError, TypeError: the run cannot start.
+    """
+
+    def __init__(self, given: argparse.Namespace, accelerator: Accelerator | None = None) -> None:
+        self.given = given
+        self.accelerator = accelerator or make_accelerator(given)
+        prepare_distribution(self.accelerator, given)
+        if given.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        self._build_map()
+        self._build_optimizer()
+        self.loss = DistillationLoss(given.loss, given.diagonal_fraction, given.adaptive_weight_power)
+        one_state = self.accelerator.distributed_type != DistributedType.FSDP
+        self.checkpoints = Checkpoints(
+            given.output_dir,
+            given.checkpoints_total_limit,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            one_state,
+            self.accelerator.wait_for_everyone,
+        )
+        self.step = 0
+        if given.resume_from_checkpoint is not None:
+            self._resume(given.resume_from_checkpoint)
+
+    def _build_map(self) -> None:
+        given, accelerator = self.given, self.accelerator
+        # Every process starts from the same LoRA.
+        torch.manual_seed(given.seed)
+        self.pipe = load_base(given, DTYPES[accelerator.mixed_precision]).to(accelerator.device)
+        backbone = self.pipe.backbone
+        self.teacher = Teacher(
+            backbone, self.pipe.defaults, given.resolution, given.guidance_scale, given.max_sequence_length
+        )
+        layers = given.lora_layers.split(",") if given.lora_layers else None
+        self.diamond_map = DiamondMap(backbone, given.rank, given.lora_alpha, layers)
+        if given.gradient_checkpointing:
+            backbone.model.enable_gradient_checkpointing()
+        size = self.teacher.resolution
+        mean, _ = self.teacher.encode_images(torch.zeros(1, 3, size, size))
+        self.latents_shape = tuple(mean.shape[1:])
+
+    def _build_optimizer(self) -> None:
+        module = DistilledModule(self.diamond_map).to(self.accelerator.device)
+        for parameter in self.diamond_map.trained_parameters():
+            parameter.requires_grad_(True)
+        optimizer = build_optimizer(self.given, self.diamond_map.trained_parameters())
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.schedule = build_schedule(self.given, self.optimizer.optimizer)
+        # Sharding replaces the parameters.
+        self.parameters = self.diamond_map.trained_parameters()
+        self.average = EMAModel(self.parameters, self.given.ema_decay) if self.given.ema_decay > 0 else None
+
+    def run(self) -> None:
+        """Trains, saves the map and its card, and pushes them."""
+        given, accelerator = self.given, self.accelerator
+        order = partial(
+            Order,
+            batch_size=given.train_batch_size,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            seed=given.seed,
+        )
+        first_batch = self.step * given.gradient_accumulation_steps
+        source = open_source(given, self.teacher, order, first_batch, accelerator.wait_for_everyone)
+        self._start_trackers()
+        bar = tqdm(
+            total=given.max_train_steps, initial=self.step, desc="Steps", disable=not accelerator.is_local_main_process
+        )
+        while self.step < given.max_train_steps:
+            figures = self._update(source)
+            self.step += 1
+            self.schedule.step()
+            if self.average is not None:
+                self.average.step(self.parameters)
+            bar.update()
+            bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+            accelerator.log(figures, step=self.step)
+            if self.step % given.checkpointing_steps == 0:
+                self._save_checkpoint()
+            if given.validation_prompt is not None and self.step % given.validation_steps == 0:
+                self._validate(given.validation_prompt)
+        bar.close()
+        self._finish()
+        accelerator.end_training()
+
+    def _start_trackers(self) -> None:
+        if not self.accelerator.log_with:
+            return
+        options = {name: value for name, value in vars(self.given).items() if name != "hub_token"}
+        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
+        self.accelerator.init_trackers(self.given.tracker_project_name, settings)
+
+    def _update(self, source: Any) -> dict[str, float]:
+        """One update of the weights; returns figures to log."""
+        given, accelerator = self.given, self.accelerator
+        totals: dict[str, list[Tensor]] = {}
+        for micro_step in range(given.gradient_accumulation_steps):
+            batch = self.step * given.gradient_accumulation_steps + micro_step
+            draw = next(source)
+            torch.manual_seed((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index)
+            z, features = draw()
+            conditions = self.teacher.conditions(features)
+            with accelerator.accumulate(self.module):
+                loss, parts = self.module(partial(self.loss, z=z, conditions=conditions, batch_number=batch))
+                self._check(loss)
+                # Checkpointed blocks are evaluated again, and have to be the map's then.
+                with self.diamond_map.awake() if given.gradient_checkpointing else nullcontext():
+                    accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.parameters, given.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                totals.setdefault(name, []).append(value)
+        means = {name: torch.stack(values).mean() for name, values in totals.items()}
+        return {name: value.item() for name, value in means.items()} | {"learning_rate": self.schedule.get_last_lr()[0]}
+
+    def _check(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.step}; lower --learning_rate or --max_grad_norm, or take "
+                "--mixed_precision bf16 or no, and resume from the last checkpoint"
+            )
+
+    def _save_checkpoint(self) -> None:
+        state = {
+            "weights": [weight.detach() for weight in self.parameters],
+            "average": self.average.state_dict() if self.average is not None else None,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+        }
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # The optimiser's state is in the engine, a part in each process.
+            self.checkpoints.save(
+                self.step, state, lambda folder: self.module.save_checkpoint(folder, exclude_frozen_parameters=True)
+            )
+        else:
+            self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
+
+    def _resume(self, name: str) -> None:
+        checkpoint = self.checkpoints.find(name)
+        if checkpoint is None:
+            logger.info("there is no checkpoint in %s; starting a new run", self.given.output_dir)
+            return
+        state = self.checkpoints.load(checkpoint)
+        if len(state["weights"]) != len(self.parameters) or (state["average"] is None) != (self.average is None):
+            raise TrainingError(
+                f"{checkpoint} is of a run with another --rank, --lora_layers or --ema_decay; resume with its options"
+            )
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.module.load_checkpoint(checkpoint, load_module_strict=False)
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters, state["weights"], strict=True):
+                if parameter.shape != weight.shape:
+                    raise TrainingError(f"{checkpoint} is of a run with another --rank; resume with its options")
+                parameter.copy_(weight)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.accelerator.device)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = state["step"]
+        logger.info("resumed from %s", checkpoint)
+
+    def _validate(self, prompt: str) -> Any:
+        """Draws, logs and returns the grid of the averaged weights."""
+        given = self.given
+        if self.average is not None:
+            self.average.store(self.parameters)
+            self.average.copy_to(self.parameters)
+        with torch.no_grad():
+            images = self.module(
+                lambda diamond_map: validation_images(
+                    diamond_map, self.teacher, prompt, self.latents_shape, given.num_validation_images, given.seed
+                )
+            )
+        if self.average is not None:
+            self.average.restore(self.parameters)
+        grid = image_grid(images)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
+        if self.accelerator.is_main_process:
+            folder = given.output_dir / "validation"
+            folder.mkdir(parents=True, exist_ok=True)
+            grid.save(folder / f"step-{self.step}.png")
+        return grid
+
+    def _finish(self) -> None:
+        """Saves the averaged map with its card, and pushes it where that is asked for."""
+        given, accelerator = self.given, self.accelerator
+        prompt = given.validation_prompt
+        if prompt is None:
+            prompt = MINIATURE_PROMPT if given.pretrained_model_name_or_path == MINIATURE else DEFAULT_PROMPT
+        samples = self._validate(prompt)
+        trained = self.parameters if self.average is None else self.average.shadow_params
+        weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
+        if accelerator.is_main_process:
+            save_diamond_map(
+                given.output_dir,
+                self.diamond_map,
+                self.teacher.call_defaults,
+                self._facts(),
+                base_model=given.pretrained_model_name_or_path,
+                base_revision=given.revision,
+                weights=weights,
+            )
+            repository = str(given.output_dir)
+            if given.push_to_hub:
+                repository = create_repository(given.hub_model_id or given.output_dir.name, given.hub_token)
+            write_model_card(given.output_dir, repository, given.license, prompt, samples)
+            if given.push_to_hub:
+                upload(given.output_dir, repository, given.hub_token)
+                logger.info("pushed to %s", repository)
+        accelerator.wait_for_everyone()
+
+    def _facts(self) -> dict[str, Any]:
+        """What the reader of the map's card wants to know of its training."""
+        given = self.given
+        rows = given.train_batch_size * given.gradient_accumulation_steps * self.accelerator.num_processes
+        data = given.dataset_name or (given.train_data_dir and given.train_data_dir.name) or "prompts"
+        names = "loss guidance_scale diagonal_fraction learning_rate lr_scheduler optimizer ema_decay rank seed"
+        return {
+            "steps": self.step,
+            "batch_size": rows,
+            "data": f"samples of the base at {data}" if given.teacher_samples or given.prompts_file else str(data),
+            "resolution": self.teacher.resolution,
+            "mixed_precision": self.accelerator.mixed_precision,
+            **{name: getattr(given, name) for name in names.split()},
+        }
+
+
+def full(weight: Tensor) -> Tensor:
+    """A weight in one piece, where it is sharded; called by all processes."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+if __name__ == "__main__":
+    main()

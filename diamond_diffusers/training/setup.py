@@ -1,0 +1,129 @@
+"""What a run is made of: accelerator, base model, optimiser, schedule."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import AutocastKwargs, ProjectConfiguration
+from diffusers.optimization import SchedulerType, get_scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from ..pipelines import DiamondMapPipeline
+from .arguments import MINIATURE
+from .errors import TrainingError
+
+DEFAULT_WARMUP_STEPS = 100
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_accelerator(given: argparse.Namespace) -> Accelerator:
+    """What distributes a run and logs it.
+
+    Raises:
+        TrainingError: a tracker is not installed.
+    """
+    trackers = [name for name in given.report_to.split(",") if name != "none"]
+    for name in trackers:
+        # accelerate would leave it out.
+        if importlib.util.find_spec(name) is None:
+            raise TrainingError(f"--report_to {name} needs the package {name}; install it, or take --report_to none")
+    return Accelerator(
+        gradient_accumulation_steps=given.gradient_accumulation_steps,
+        mixed_precision=given.mixed_precision,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(str(given.output_dir), str(given.output_dir / given.logging_dir)),
+        # The base is in half precision itself; forward-mode differentiation of a UNet fails under autocast.
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+    )
+
+
+def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) -> None:
+    """Refuses ways to distribute that cannot train a map, and tells DeepSpeed the batch.
+
+    Raises:
+        TrainingError: forward-mode differentiation meets unused parameters; weights are sharded in a way that mixes
+            trained and frozen ones; or a sharded model would have to draw samples.
+    """
+    kind, handler = accelerator.distributed_type, accelerator.ddp_handler
+    if given.loss == "lagrangian" and handler is not None and handler.find_unused_parameters:
+        raise TrainingError(
+            "find_unused_parameters has no forward-mode rule, which --loss lagrangian needs; turn it off, since every "
+            "trained parameter is used, or take --loss central_difference"
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise TrainingError(
+            "FSDP of version 1 joins trained and frozen weights of different precision; set fsdp_version: 2 in the "
+            "configuration of accelerate"
+        )
+    if kind == DistributedType.FSDP and (given.teacher_samples or given.prompts_file is not None):
+        raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
+    if kind == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.zero_stage == 3:
+            raise TrainingError("DeepSpeed's ZeRO stage 3 takes weights apart that the map reads; take stage 1 or 2")
+        # It would read them from a data loader, and there is none.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = given.train_batch_size
+        plugin.deepspeed_config["gradient_accumulation_steps"] = given.gradient_accumulation_steps
+
+
+def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeline:
+    """The base model; its autoencoder is in float32."""
+    name = given.pretrained_model_name_or_path
+    hub = {key: getattr(given, key) for key in ("revision", "variant", "cache_dir") if getattr(given, key) is not None}
+    pipe = DiamondMapPipeline.from_pretrained(None if name == MINIATURE else name, dtype=dtype, **hub)
+    if dtype != torch.float32:
+        pipe.pipeline.vae.to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False).eval()
+    return pipe
+
+
+def build_optimizer(given: argparse.Namespace, parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimiser that the options name.
+
+    Raises:
+        TrainingError: its package is not installed.
+    """
+    options = {"lr": given.learning_rate, "betas": (given.adam_beta1, given.adam_beta2)}
+    options["weight_decay"] = given.adam_weight_decay
+    if given.optimizer == "prodigy":
+        prodigyopt = _imported("prodigyopt", "--optimizer prodigy")
+        return prodigyopt.Prodigy(parameters, eps=given.adam_epsilon, **options)
+    if given.use_8bit_adam:
+        return _imported("bitsandbytes", "--use_8bit_adam").optim.AdamW8bit(
+            parameters, eps=given.adam_epsilon, **options
+        )
+    return torch.optim.AdamW(parameters, eps=given.adam_epsilon, **options)
+
+
+def _imported(package: str, option: str) -> Any:
+    if importlib.util.find_spec(package) is None:
+        raise TrainingError(f"{option} needs the package {package}; install it with pip install {package}")
+    return importlib.import_module(package)
+
+
+def build_schedule(given: argparse.Namespace, optimizer: Optimizer) -> Any:
+    """The learning rate over the updates.
+
+    Raises:
+        TrainingError: `--lr_scheduler` names none.
+    """
+    names = [schedule.value for schedule in SchedulerType if schedule != SchedulerType.PIECEWISE_CONSTANT]
+    if given.lr_scheduler not in names:
+        raise TrainingError(f"--lr_scheduler is {given.lr_scheduler!r}; choose one of {', '.join(names)}")
+    return get_scheduler(
+        given.lr_scheduler,
+        optimizer,
+        num_warmup_steps=DEFAULT_WARMUP_STEPS if given.lr_warmup_steps is None else given.lr_warmup_steps,
+        num_training_steps=given.max_train_steps,
+        num_cycles=given.lr_num_cycles,
+        power=given.lr_power,
+    )

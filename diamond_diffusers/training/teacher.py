@@ -1,0 +1,145 @@
+"""The frozen base as a teacher: its prompts under guidance, its latents, and samples of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import Backbone, Conditions
+from ..pipelines.arguments import resolve_arguments
+from .errors import TrainingError
+
+
+class Teacher:
+    """A base model with classifier-free guidance.
+
+    Args:
+        backbone: of an ordinary model, with text encoders and an autoencoder.
+        defaults: the model's own values for arguments of a call.
+        resolution: of its square images, in pixels.
+        guidance_scale: of the teacher.
+        max_sequence_length: of prompts; None for the model's own.
+
+    Raises:
+        TrainingError: the model is a few-step one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        defaults: Mapping[str, Any],
+        resolution: int | None = None,
+        guidance_scale: float = 3.0,
+        max_sequence_length: int | None = None,
+    ) -> None:
+        if backbone.is_few_step:
+            raise TrainingError(
+                f"this {backbone.family} model is a few-step one, which gives no posterior mean to learn from; "
+                "name its base model"
+            )
+        self.backbone, self.defaults = backbone, dict(defaults)
+        self.resolution = resolution or self._own_resolution()
+        own_length = self.defaults.get("max_sequence_length")
+        self.call = self._known(
+            height=self.resolution,
+            width=self.resolution,
+            use_resolution_binning=False,
+            max_sequence_length=max_sequence_length or own_length,
+        )
+        self.guidance = self._guidance(guidance_scale)
+        with torch.no_grad():
+            self._unconditional = self._encode([""], self.guidance)
+
+    def _own_resolution(self) -> int:
+        size = self.defaults.get("height")
+        if size is None:
+            size = (
+                getattr(self.backbone.pipeline, "default_sample_size", None) or self.backbone.model.config.sample_size
+            )
+            size *= self.backbone.pipeline.vae_scale_factor
+        return int(size)
+
+    def _known(self, **arguments: Any) -> dict[str, Any]:
+        """Those arguments that the stock call takes."""
+        taken = inspect.signature(type(self.backbone.pipeline).__call__).parameters
+        return {name: value for name, value in arguments.items() if name in taken and value is not None}
+
+    def _guidance(self, scale: float) -> dict[str, Any]:
+        """The arguments of the stock call that guide it: one where guidance is embedded, else classifier-free."""
+        known = self._known(true_cfg_scale=scale, guidance_scale=scale, negative_prompt="")
+        if "true_cfg_scale" not in known:
+            return known
+        if self.backbone.model.config.get("guidance_embeds"):
+            return {"guidance_scale": scale}
+        known.pop("guidance_scale", None)
+        return known
+
+    @property
+    def call_defaults(self) -> dict[str, Any]:
+        """The model's defaults, with the size and the guidance of this teacher."""
+        sizes = {name: value for name, value in self.call.items() if name != "use_resolution_binning"}
+        return {**self.defaults, **sizes, **self.guidance}
+
+    def _encode(self, captions: Sequence[str], guidance: Mapping[str, Any]) -> Conditions:
+        given = {**self.call, **guidance, "prompt": list(captions)}
+        if given.get("negative_prompt") is not None:
+            given["negative_prompt"] = [given["negative_prompt"]] * len(captions)
+        arguments = resolve_arguments(self.backbone, given, self.defaults)
+        with self.backbone.calling(arguments):
+            return self.backbone.encode(arguments)
+
+    @torch.no_grad()
+    def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the network is told of each caption, one row each."""
+        unguided = {name: 1.0 for name in self.guidance if name.endswith("_scale")}
+        return self._encode(captions, unguided).features
+
+    def conditions(self, features: Mapping[str, Tensor]) -> Conditions:
+        """Conditions of the teacher for rows of features."""
+        rows = len(next(iter(features.values())))
+        negative = self._unconditional.negative_features
+        return Conditions(
+            dict(features),
+            negative and {name: feature.expand(rows, *feature.shape[1:]) for name, feature in negative.items()},
+            self._unconditional.classifier_free_guidance_scale,
+            self._unconditional.shared,
+        )
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations `[N, ...]` of the latents of images `[N, 3, H, W]` in [-1, 1], in the family's form."""
+        vae = self.backbone.pipeline.vae
+        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        law = getattr(encoded, "latent_dist", None)
+        mean, deviation = (encoded.latent, torch.zeros_like(encoded.latent)) if law is None else (law.mean, law.std)
+        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+        channel_mean, channel_std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+        if channel_mean is not None and channel_std is not None:
+            shift = mean.new_tensor(channel_mean).reshape(1, -1, 1, 1)
+            scale = scale / mean.new_tensor(channel_std).reshape(1, -1, 1, 1)
+        return self._pack((mean - shift) * scale), self._pack(deviation * scale)
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        pack = getattr(self.backbone.pipeline, "_pack_latents", None)
+        return latents if pack is None else pack(latents, *latents.shape)
+
+    @torch.no_grad()
+    def sample(self, captions: Sequence[str], num_inference_steps: int, generator: torch.Generator) -> Tensor:
+        """Clean latents `[N, ...]` of captions, drawn by the stock pipeline with the teacher's guidance."""
+        pipeline = self.backbone.pipeline
+        shown = dict(getattr(pipeline, "_progress_bar_config", {}))
+        pipeline.set_progress_bar_config(disable=True)
+        try:
+            call = {**self.call, **self.guidance, "prompt": list(captions)}
+            if "negative_prompt" in call:
+                call["negative_prompt"] = [call["negative_prompt"]] * len(captions)
+            latents = pipeline(
+                **call, num_inference_steps=num_inference_steps, generator=generator, output_type="latent"
+            ).images
+        finally:
+            pipeline._progress_bar_config = shown
+        return latents.float()

@@ -1,0 +1,47 @@
+"""What the map draws while it is trained."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional
+from torchvision.utils import make_grid
+
+from ..models.diamond_map import DiamondMap
+from .teacher import Teacher
+
+ROWS = {"one evaluation": 1, "four evaluations": 4}
+"""Rows of the grid: inner steps of the map from pure noise down to an image."""
+
+
+@torch.no_grad()
+def validation_images(
+    diamond_map: DiamondMap, teacher: Teacher, prompt: str, latents_shape: tuple[int, ...], count: int, seed: int
+) -> Tensor:
+    """Images `[rows, count, 3, H, W]` in [0, 1] that the map draws of a prompt in few evaluations, by `ROWS`.
+
+    Args:
+        latents_shape: of one image.
+        seed: of the noise, which all rows share.
+    """
+    device = teacher.backbone.pipeline._execution_device
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = (torch.randn(count, *latents_shape, generator=generator).to(device) for _ in range(2))
+    conditions = teacher.conditions(teacher.features([prompt] * count))
+    rows = []
+    for num_steps in ROWS.values():
+        xbar = noise
+        for step in range(num_steps):
+            s, r = 1 - step / num_steps, 1 - (step + 1) / num_steps
+            xbar = diamond_map(xbar, s, r, x, math.inf, conditions)
+        rows.append(teacher.backbone.decode(xbar, conditions).float())
+    return torch.stack(rows)
+
+
+def image_grid(images: Tensor) -> Image.Image:
+    """One picture of images `[rows, columns, 3, H, W]` in [0, 1]."""
+    grid = make_grid(images.flatten(0, 1).cpu(), nrow=images.shape[1])
+    return functional.to_pil_image(grid)

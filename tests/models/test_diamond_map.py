@@ -1,0 +1,178 @@
+"""A Diamond Map starts as its base, says what it is told, and leaves the base as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from diamond_diffusers.glass import query
+from diamond_diffusers.models.diamond_map import ADAPTER, DiamondMap, block_linear_layers, toward
+
+from .tiny_maps import TINY_MODELS, Inputs, draw_inputs, perturb, tiny_backbone
+
+UNHEARD = {"stable_diffusion_3": {"transformer_blocks.2.attn.add_q_proj"}}
+"""SD3's last block drops what its text tokens attend to."""
+
+
+@pytest.fixture(scope="module", params=TINY_MODELS)
+def start(request):
+    """A fresh map, arguments for it, and the base's weights and denoised sample from before there was a map."""
+    backbone = tiny_backbone(request.param)
+    weights = {name: weight.clone() for name, weight in backbone.model.state_dict().items()}
+    inputs = draw_inputs(backbone)
+    with torch.no_grad():
+        base = backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions)
+    return DiamondMap(backbone, rank=4), inputs, weights, base
+
+
+@torch.no_grad()
+def test_the_untrained_map_is_the_teacher_without_guidance(start):
+    diamond_map, inputs, _, _ = start
+    backbone = diamond_map.backbone
+    statistic, level = query(inputs.x, inputs.noise_to_signal, inputs.xbar, inputs.s)
+    unguided = replace(inputs.conditions, negative_features=None, classifier_free_guidance_scale=1.0)
+    taught = backbone.predict(statistic, level, unguided)
+    assert (taught - backbone.predict(statistic, level, inputs.conditions)).abs().max() > 1e-3
+    diagonal = replace(inputs, r=inputs.s).denoised(diamond_map)
+    # The inner velocity, phi = (xbar - D) / s.
+    times = inputs.s.float().reshape(-1, *[1] * (inputs.x.ndim - 1))
+    torch.testing.assert_close((inputs.xbar - diagonal) / times, (inputs.xbar - taught) / times, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_the_map_goes_along_the_chord(start):
+    diamond_map, inputs, _, _ = start
+    mapped = diamond_map(inputs.xbar, inputs.s, inputs.r, inputs.x, inputs.noise_to_signal, inputs.conditions)
+    denoised = inputs.denoised(diamond_map)
+    torch.testing.assert_close(mapped[0], denoised[0])
+    torch.testing.assert_close(mapped[1], (inputs.xbar[1] + denoised[1]) / 2)
+    torch.testing.assert_close(toward(inputs.xbar, denoised, inputs.s, inputs.s), inputs.xbar)
+
+
+def test_every_trained_parameter_learns_and_no_other(start):
+    diamond_map, inputs, weights, base = start
+    backbone = diamond_map.backbone
+    perturb(diamond_map)
+    for parameter in diamond_map.trained_parameters():
+        parameter.requires_grad_(True)
+    xbar = inputs.xbar.clone().requires_grad_(True)
+    x = inputs.x.clone().requires_grad_(True)
+    replace(inputs, xbar=xbar, x=x).denoised(diamond_map).square().sum().backward()
+    trained = diamond_map.weights()
+    # A parameter without gradient would stop distributed training.
+    assert all(weight.grad is not None for weight in trained.values())
+    dead = {name.partition(".lora_")[0] for name, weight in trained.items() if not weight.grad.any()}
+    assert dead == UNHEARD.get(backbone.family, set())
+    assert xbar.grad.any() and x.grad.any()
+    frozen = [name for name, weight in backbone.model.named_parameters() if ADAPTER not in name]
+    assert all(backbone.model.get_parameter(name).grad is None for name in frozen)
+
+    # At rest the network is the base, and removing the map restores it.
+    with torch.no_grad():
+        assert torch.equal(backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions), base)
+    diamond_map.remove()
+    restored = backbone.model.state_dict()
+    assert restored.keys() == weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in restored.items())
+    with pytest.raises(RuntimeError, match="load it again"):
+        inputs.denoised(diamond_map)
+
+
+@pytest.fixture
+def flux():
+    backbone = tiny_backbone("flux")
+    return backbone, draw_inputs(backbone)
+
+
+@torch.no_grad()
+def test_it_hears_the_inner_state_and_all_three_times(flux):
+    backbone, inputs = flux
+    diamond_map = DiamondMap(backbone, rank=4)
+    perturb(diamond_map)
+    before = inputs.denoised(diamond_map)
+    # At s = 1 the statistic is x alone: what moves the first row is the conditioning.
+    changed = [
+        replace(inputs, xbar=inputs.xbar.flip(0)),
+        replace(inputs, r=torch.tensor([0.5, 0.1], dtype=torch.float64)),
+    ]
+    for other in changed:
+        assert ((other.denoised(diamond_map) - before).flatten(1).abs().amax(1) > 1e-3).all()
+    embedding = diamond_map.conditioning.times
+    times = torch.tensor([[0.5, 1.0, 0.0]]).repeat(4, 1) + torch.cat([torch.zeros(1, 3), -0.2 * torch.eye(3)])
+    moved = (embedding(times)[1:] - embedding(times)[0]).norm(dim=1)
+    assert (moved > 1e-2).all()
+
+
+def add_style(backbone, name="style"):
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    backbone.pipeline.transformer.add_adapter(config, adapter_name=name)
+
+
+def trained(backbone) -> DiamondMap:
+    torch.manual_seed(2)
+    diamond_map = DiamondMap(backbone, rank=4)
+    perturb(diamond_map)
+    return diamond_map
+
+
+@torch.no_grad()
+def test_it_composes_with_other_loras_in_either_order(flux):
+    """The style acts at rest and inside the map, whichever was there first."""
+    results = {}
+    for order in ("style first", "map first"):
+        backbone = tiny_backbone("flux")
+        inputs: Inputs = flux[1]
+        if order == "style first":
+            add_style(backbone)
+        diamond_map = trained(backbone)
+        if order == "map first":
+            add_style(backbone)
+        rest = backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions)
+        inside = inputs.denoised(diamond_map)
+        after = backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions)
+        assert torch.equal(rest, after)
+        backbone.pipeline.disable_lora()
+        plain = inputs.denoised(diamond_map)
+        assert (plain - inside).abs().max() > 1e-3
+        bare = backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions)
+        assert torch.equal(bare, flux[0].predict(inputs.x, inputs.noise_to_signal, inputs.conditions))
+        results[order] = torch.stack([rest, inside, plain])
+    torch.testing.assert_close(results["style first"], results["map first"])
+
+
+def test_layers_that_carry_adapters_are_adapted_like_others(flux):
+    backbone, _ = flux
+    names = block_linear_layers(backbone.model)
+    assert len(names) > 10
+    add_style(backbone)
+    assert block_linear_layers(backbone.model) == names
+
+
+def test_only_the_named_layers_are_adapted(flux):
+    diamond_map = DiamondMap(flux[0], rank=2, lora_alpha=4, lora_layers=["to_k"])
+    assert {name.partition(".lora_")[0].rsplit(".", 1)[1] for name in diamond_map.lora_parameters} == {"to_k"}
+    assert (diamond_map.rank, diamond_map.lora_alpha) == (2, 4)
+
+
+@torch.no_grad()
+def test_it_says_why_it_cannot_be_used(flux):
+    backbone, inputs = flux
+    diamond_map = trained(backbone)
+    with pytest.raises(ValueError, match="has a Diamond Map already"):
+        DiamondMap(backbone)
+    add_style(backbone)
+    backbone.pipeline.fuse_lora()
+    with pytest.raises(RuntimeError, match="unfuse"):
+        inputs.denoised(diamond_map)
+    backbone.pipeline.unfuse_lora()
+    inputs.denoised(diamond_map)
+    backbone.pipeline.unload_lora_weights()
+    with pytest.raises(RuntimeError, match="load it again"):
+        inputs.denoised(diamond_map)
+    backbone.family = "lumina2"
+    with pytest.raises(ValueError, match="lumina2 model has no Diamond Map"):
+        DiamondMap(backbone)

@@ -1,0 +1,115 @@
+"""A saved map is the map, a LoRA for stock diffusers, and refuses other bases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diamond_diffusers.models import storage
+from diamond_diffusers.models.diamond_map import DiamondMap
+from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map, read_map_config, save_diamond_map
+
+from .tiny_maps import TINY_MODELS, draw_inputs, perturb, tiny_backbone
+
+
+@pytest.fixture(scope="module", params=TINY_MODELS)
+def saved(request, tmp_path_factory):
+    """A saved map of each family, arguments, and what the map makes of them."""
+    backbone = tiny_backbone(request.param)
+    diamond_map = DiamondMap(backbone, rank=4, lora_alpha=8)
+    perturb(diamond_map)
+    inputs = draw_inputs(backbone)
+    folder = tmp_path_factory.mktemp(request.param)
+    save_diamond_map(folder, diamond_map, {"guidance_scale": 3.0}, {"steps": 5})
+    with torch.no_grad():
+        return folder, inputs, inputs.denoised(diamond_map)
+
+
+@torch.no_grad()
+def test_it_loads_as_it_was(saved, tmp_path):
+    folder, inputs, denoised = saved
+    assert {file.name for file in folder.iterdir()} == set(MAP_FILES)
+    config = read_map_config(folder)
+    assert (config["defaults"], config["training"]) == ({"guidance_scale": 3.0}, {"steps": 5})
+    shutil.copytree(folder, tmp_path / "model" / "diamond_map")
+    diamond_map = load_diamond_map(tiny_backbone(config["family"]), tmp_path / "model", subfolder="diamond_map")
+    assert torch.equal(inputs.denoised(diamond_map), denoised)
+    assert (diamond_map.rank, diamond_map.lora_alpha) == (4, 8)
+
+
+@pytest.fixture(scope="module")
+def flux_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flux_map")
+    diamond_map = DiamondMap(tiny_backbone("flux"), rank=2, lora_alpha=6)
+    perturb(diamond_map)
+    save_diamond_map(folder, diamond_map, {}, {})
+    return folder
+
+
+def test_stock_diffusers_reads_the_lora(flux_folder):
+    backbone = tiny_backbone("flux")
+    backbone.pipeline.load_lora_weights(flux_folder, adapter_name="map")
+    config = backbone.model.peft_config["map"]
+    assert (config.r, config.lora_alpha) == (2, 6)
+    ours = load_diamond_map(tiny_backbone("flux"), flux_folder).lora_parameters
+    stock = {name: weight for name, weight in backbone.model.named_parameters() if ".map." in name}
+    assert len(ours) == len(stock)
+    assert all(torch.equal(weight, stock[name.replace("diamond_map", "map")]) for name, weight in ours.items())
+
+
+def test_files_come_from_the_hub(flux_folder, monkeypatch):
+    asked = []
+
+    def download(repo, name, **options):
+        asked.append((repo, name, options["subfolder"], options["revision"]))
+        return str(Path(flux_folder) / name)
+
+    monkeypatch.setattr(storage, "hf_hub_download", download)
+    load_diamond_map(tiny_backbone("flux"), "someone/map", revision="v1", subfolder="diamond_map")
+    assert sorted(asked) == sorted(("someone/map", name, "diamond_map", "v1") for name in MAP_FILES)
+
+
+def test_another_base_is_refused(flux_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"for a flux model, but this is a sana model"):
+        load_diamond_map(tiny_backbone("sana"), flux_folder)
+    backbone = tiny_backbone("flux")
+    backbone.model.register_to_config(num_layers=19)
+    with pytest.raises(ValueError, match=r"whose num_layers is 1, but that of this flux model is 19"):
+        load_diamond_map(backbone, flux_folder)
+
+    folder = tmp_path / "renamed"
+    shutil.copytree(flux_folder, folder)
+    config = json.loads((folder / "diamond_map_config.json").read_text())
+    config["base_config"].pop("num_layers")
+    (folder / "diamond_map_config.json").write_text(json.dumps({**config, "base_model": "someone/base"}))
+    tampered = tiny_backbone("flux")
+    torch.nn.Module.__setattr__(tampered.model, "x_embedder", torch.nn.Linear(8, 32))
+    with pytest.raises(ValueError, match=r"conditioning.inner_state.weight.* does not fit"):
+        load_diamond_map(tampered, folder)
+    assert not hasattr(tampered.model, "peft_config")
+
+
+def test_what_is_no_map_is_refused(flux_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no diamond_map_config\.json"):
+        read_map_config(tmp_path)
+    config = json.loads((flux_folder / "diamond_map_config.json").read_text())
+    file = tmp_path / "diamond_map_config.json"
+    file.write_text(json.dumps({**config, "format_version": 9}))
+    with pytest.raises(ValueError, match="format_version 9"):
+        read_map_config(tmp_path)
+    file.write_text(json.dumps({"format_version": 1, "family": "flux", "defaults": {}}))
+    with pytest.raises(storage.MissingMapError, match="no Diamond Map"):
+        read_map_config(tmp_path)
+
+
+def test_a_map_of_another_prediction_is_refused(tmp_path):
+    backbone = tiny_backbone("stable_diffusion")
+    save_diamond_map(tmp_path, DiamondMap(backbone, rank=2), {}, {})
+    other = tiny_backbone("stable_diffusion")
+    other.pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="prediction_type is 'epsilon'"):
+        load_diamond_map(other, tmp_path)

@@ -1,0 +1,45 @@
+import argparse
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from diamond_diffusers.training.arguments import parse_arguments
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its state for the whole process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red circle\n\ntwo blue stars\na ring\n")
+    return file
+
+
+@pytest.fixture
+def options(tiny_folder, tmp_path):
+    """Options of a short run on the tiny model and scenes of the miniature's world; later ones count."""
+
+    def make(*further: object, output: Path | str = "out") -> argparse.Namespace:
+        run = {
+            "pretrained_model_name_or_path": tiny_folder,
+            "dataset_name": "miniature",
+            "max_train_samples": 5,
+            "max_train_steps": 3,
+            "train_batch_size": 2,
+            "rank": 2,
+            "lr_warmup_steps": 1,
+            "num_validation_images": 2,
+            "report_to": "none",
+            "output_dir": tmp_path / output,
+        }
+        arguments = [text for name, value in run.items() for text in (f"--{name}", str(value))]
+        return parse_arguments([*arguments, *map(str, further)])
+
+    return make

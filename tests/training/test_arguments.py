@@ -1,0 +1,102 @@
+"""The options of the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from diamond_diffusers.training.arguments import build_parser, parse_arguments
+
+BASE = ("--pretrained_model_name_or_path", "miniature")
+DATA = ("--dataset_name", "miniature")
+
+EXPECTED = frozenset(
+    """
+    pretrained_model_name_or_path revision variant dataset_name image_column caption_column resolution center_crop
+    random_flip train_batch_size gradient_accumulation_steps max_train_steps learning_rate lr_scheduler lr_warmup_steps
+    optimizer use_8bit_adam max_grad_norm rank lora_alpha lora_layers mixed_precision allow_tf32 gradient_checkpointing
+    cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint validation_prompt
+    num_validation_images validation_steps report_to tracker_project_name seed push_to_hub hub_model_id guidance_scale
+    ema_decay output_dir
+    """.split()  # noqa: SIM905
+)
+"""As in diffusers' training scripts."""
+
+
+def test_the_options_have_the_names_that_users_know():
+    assert {action.dest for action in build_parser()._actions} >= EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (DATA, "--pretrained_model_name_or_path is missing"),
+        (BASE, "no data: give --dataset_name, --train_data_dir, or --prompts_file"),
+        ((*BASE, *DATA, "--train_data_dir", "x"), "both --dataset_name and --train_data_dir"),
+        ((*BASE, *DATA, "--prompts_file", "x"), "--prompts_file is for samples of the teacher"),
+        ((*BASE, *DATA, "--gradient_checkpointing"), "no forward-mode rule"),
+        ((*BASE, *DATA, "--streaming"), "--streaming needs a --dataset_name"),
+        ((*BASE, "--dataset_name", "x", "--streaming", "--cache_latents"), "drop --streaming"),
+        ((*BASE, *DATA, "--cache_latents", "--random_flip"), "drop --random_flip"),
+        ((*BASE, *DATA, "--cache_latents", "--teacher_samples"), "of no use with samples of the teacher"),
+        (
+            (*BASE, "--dataset_name", "x", "--streaming", "--dataloader_num_workers", "2"),
+            "cannot be used with --streaming",
+        ),
+        ((*BASE, *DATA, "--use_8bit_adam", "--optimizer", "prodigy"), "is for --optimizer adamw"),
+        ((*BASE, *DATA, "--lr_scheduler", "constant", "--lr_warmup_steps", "5"), "has no warm-up"),
+        ((*BASE, *DATA, "--hub_model_id", "x/y"), "without --push_to_hub"),
+        ((*BASE, *DATA, "--report_to", "tensorboard,none"), "--report_to is 'tensorboard,none'"),
+        ((*BASE, *DATA, "--report_to", "mlflow"), "--report_to is 'mlflow'"),
+        ((*BASE, *DATA, "--train_batch_size", "0"), "--train_batch_size is 0; it must be at least 1"),
+        ((*BASE, *DATA, "--ema_decay", "1.5"), "--ema_decay is 1.5; it must lie between 0 and 1"),
+        ((*BASE, *DATA, "--loss", "mse"), "invalid choice: 'mse'"),
+        ((*BASE, *DATA, "--no_such_option", "1"), "unrecognized arguments: --no_such_option"),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "pretrained_model_name_or_path: miniature\ndataset_name: miniature\nlearning_rate: 1e-3\nrank: 7\n"
+        "center_crop: true\noutput_dir: maps/one\nloss: progressive\noptimizer: AdamW\nlora_alpha: null\n"
+    )
+    given = parse_arguments(["--config", str(file), "--rank", "5"])
+    assert (given.rank, given.learning_rate, given.center_crop, given.loss) == (5, 1e-3, True, "progressive")
+    assert (given.output_dir, given.optimizer, given.lora_alpha) == (Path("maps/one"), "adamw", None)
+    for line, message in (
+        ("nonsense: 1", "sets 'nonsense', which is no option"),
+        ("center_crop: 1", "sets center_crop to 1; it must be true or false"),
+        ("loss: mse", "sets loss to 'mse'; choose one of central_difference"),
+        ("rank: many", "invalid int value: 'many'"),
+    ):
+        file.write_text(line)
+        with pytest.raises(SystemExit):
+            parse_arguments(["--config", str(file)])
+        assert message in capsys.readouterr().err
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "training"
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_examples_are_runs(file):
+    given = parse_arguments(["--config", str(file)])
+    assert given.output_dir.parent == Path("maps")
+
+
+@pytest.mark.parametrize("file", sorted((EXAMPLES / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_its_examples(file):
+    config = load_config_from_file(str(file))
+    assert config.mixed_precision == "bf16"
+    if config.fsdp_config:
+        assert config.fsdp_config["fsdp_version"] == 2
+    if config.deepspeed_config:
+        assert config.deepspeed_config["zero_stage"] == 2

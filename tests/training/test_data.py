@@ -1,0 +1,190 @@
+"""Captioned images from every source, in an order that survives a restart."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import chain, islice
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from diamond_diffusers.training.arguments import parse_arguments
+from diamond_diffusers.training.data import (
+    Captioned,
+    ImageFolder,
+    MiniatureWorld,
+    Order,
+    Preparation,
+    batches_from,
+    load_captioned,
+    open_image,
+)
+from diamond_diffusers.training.errors import TrainingError
+
+
+def picture(number: int, size: tuple[int, int] = (24, 16)) -> PILImage.Image:
+    """Its number in its left half, brighter on the right."""
+    image = PILImage.new("RGB", size, (number, 0, 0))
+    image.paste((number, 200, 0), (size[0] // 2, 0, *size))
+    return image
+
+
+def flat(lists) -> list:
+    return list(chain.from_iterable(lists))
+
+
+def given(*arguments):
+    fixed = ("--pretrained_model_name_or_path", "miniature", "--report_to", "none")
+    return parse_arguments([*fixed, *map(str, arguments)])
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "more/c.webp")):
+        picture(number).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A folder that `datasets` loads, of six rows."""
+    rows = {"photo": [picture(number) for number in range(6)], "words": [f"caption {n}" for n in range(6)]}
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    features = Features({"photo": Image(), "words": Value("string")})
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+COLUMNS = ("--image_column", "photo", "--caption_column", "words")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
+def test_a_folder_has_captions_in_any_of_three_forms(images, kind):
+    names = ("a.png", "b.jpg", "more/c.webp")
+    if kind == "txt":
+        for name in names:
+            (images / name).with_suffix(".txt").write_text(f"this is {name}\n")
+    elif kind == "jsonl":
+        lines = [json.dumps({"file_name": name, "text": f"this is {name}"}) for name in names]
+        (images / "metadata.jsonl").write_text("\n".join(lines))
+    else:
+        (images / "metadata.csv").write_text("file_name,text\n" + "\n".join(f"{n},this is {n}" for n in names))
+    rows = load_captioned(given("--train_data_dir", images))
+    assert sorted(rows[index].captions for index in range(len(rows))) == [f"this is {name}" for name in names]
+    assert open_image(rows[0]).size == (24, 16)
+
+
+def test_a_dataset_is_read_from_the_disk(hub_folder):
+    rows = load_captioned(given("--dataset_name", hub_folder, *COLUMNS, "--max_train_samples", 4))
+    assert len(rows) == 4
+    assert [rows[index].captions for index in range(4)] == [f"caption {n}" for n in range(4)]
+    assert open_image(rows[3]).getpixel((0, 0)) == (3, 0, 0)
+
+
+def test_a_stream_repeats_in_the_same_order_and_is_shared_by_processes(hub_folder, monkeypatch):
+    # At the end of every epoch datasets waits five seconds for others.
+    monkeypatch.setattr("datasets.iterable_dataset.time.sleep", lambda seconds: None)
+    arguments = ("--dataset_name", hub_folder, *COLUMNS, "--streaming", "--shuffle_buffer_size", 3)
+
+    def captions(process: int, processes: int, first: int, count: int) -> list[list[str]]:
+        rows = load_captioned(given(*arguments))
+        order = Order(0, 2, process, processes, seed=0)
+        batches = batches_from(rows, lambda row, rng: row.captions, order, first, 0, True)
+        return list(islice(batches, count))
+
+    alone = captions(0, 1, 0, 9)
+    assert sorted(flat(alone[:3])) == [f"caption {n}" for n in range(6)]
+    assert sorted(flat(alone[3:6])) == [f"caption {n}" for n in range(6)]
+    assert alone[:3] != alone[3:6]
+    assert captions(0, 1, 4, 3) == alone[4:7]
+    together = zip(flat(captions(0, 2, 0, 3)), flat(captions(1, 2, 0, 3)), strict=True)
+    assert flat(together) == flat(alone[:6])
+
+
+def test_the_order_is_a_permutation_an_epoch_and_resumes():
+    alone = list(islice(Order(7, 3, seed=2).batches(0), 14))
+    rows, positions = zip(*flat(alone), strict=True)
+    assert sorted(rows[:7]) == sorted(rows[7:14]) == list(range(7))
+    assert rows[:7] != rows[7:14]
+    assert positions == tuple(range(42))
+    assert list(islice(Order(7, 3, seed=2).batches(5), 4)) == alone[5:9]
+    pairs = zip(*(islice(Order(7, 3, process, 2, seed=2).batches(0), 7) for process in range(2)), strict=True)
+    assert flat(pairs) == alone
+    assert next(Order(7, 3, seed=3).batches(0)) != alone[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_sees_the_same_crops_and_flips(num_workers):
+    rows = [Captioned(picture(number), ["one", "two", "three"], str(number)) for number in range(5)]
+    prepare = Preparation(12, random_flip=True)
+
+    def batches(first: int, count: int) -> list:
+        return list(islice(batches_from(rows, prepare, Order(5, 2), first, num_workers, False), count))
+
+    for resumed, unbroken in zip(batches(3, 2), batches(0, 5)[3:], strict=True):
+        for (image, caption), (expected, same) in zip(resumed, unbroken, strict=True):
+            assert torch.equal(image, expected) and caption == same
+
+
+def test_images_are_resized_cropped_and_flipped():
+    row = Captioned(picture(255, (40, 20)), "a caption", "row")
+    image, caption = Preparation(10, center_crop=True)(row, random.Random(0))
+    assert image.shape == (3, 10, 10) and caption == "a caption"
+    # Red throughout; the left half of the crop has no green, the right half 200 / 255 of it.
+    torch.testing.assert_close(image[0], torch.ones(10, 10))
+    torch.testing.assert_close(image[1, :, :4], -torch.ones(10, 4), atol=0.1, rtol=0)
+    torch.testing.assert_close(image[1, :, 6:], torch.full((10, 4), 2 * 200 / 255 - 1), atol=0.1, rtol=0)
+    flipping = Preparation(10, center_crop=True, random_flip=True)
+    flipped = [torch.equal(flipping(row, random.Random(seed))[0], image.flip(2)) for seed in range(100)]
+    assert 30 < sum(flipped) < 70
+    crops = {float(Preparation(10)(row, random.Random(seed))[0][1].mean()) for seed in range(40)}
+    assert len(crops) > 3
+
+
+def test_images_are_turned_upright():
+    image = picture(9)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.info["exif"] = exif.tobytes()
+    assert open_image(Captioned(image, "", "")).size == (16, 24)
+
+
+def test_scenes_of_the_miniature_world_follow_from_their_number():
+    world = MiniatureWorld(10)
+    assert world[3].image.tobytes() == MiniatureWorld(10)[3].image.tobytes()
+    assert world[3].captions == MiniatureWorld(10)[3].captions
+    assert len({world[index].captions for index in range(10)}) > 5
+    assert world[0].image.size == (64, 64)
+
+
+def test_every_mistake_is_named(images, hub_folder, tmp_path):
+    with pytest.raises(TrainingError, match=r"a.png has no caption; write it to a.txt"):
+        ImageFolder(images)
+    (images / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": "x"}))
+    with pytest.raises(TrainingError, match=r"has no column 'text'; set --caption_column to one of file_name, label"):
+        ImageFolder(images)
+    (images / "metadata.jsonl").write_text("")
+    with pytest.raises(TrainingError, match="is empty; give a row"):
+        ImageFolder(images)
+    with pytest.raises(TrainingError, match="holds no images"):
+        ImageFolder(hub_folder)
+    with pytest.raises(TrainingError, match="is no folder"):
+        ImageFolder(tmp_path / "nothing")
+    for streaming in ((), ("--streaming",)):
+        with pytest.raises(TrainingError, match=r"has no column 'image'; set --image_column to one of photo, words"):
+            load_captioned(given("--dataset_name", hub_folder, *streaming))
+        with pytest.raises(TrainingError, match=r"has no column 'text'; set --caption_column"):
+            load_captioned(given("--dataset_name", hub_folder, "--image_column", "photo", *streaming))
+    with pytest.raises(TrainingError, match=r"--dataset_name .*nothing cannot be loaded"):
+        load_captioned(given("--dataset_name", tmp_path / "nothing"))
+    (images / "a.png").write_bytes(b"no image")
+    with pytest.raises(TrainingError, match=r"the image of a.png does not decode .*; remove or replace it"):
+        open_image(Captioned(images / "a.png", "", "a.png"))
+    with pytest.raises(TrainingError, match=r"the caption of row 3 is None"):
+        Preparation(8)(Captioned(picture(1), None, "row 3"), random.Random(0))

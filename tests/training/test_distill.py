@@ -1,0 +1,210 @@
+"""Whole runs of the trainer on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from diamond_diffusers.models.storage import load_diamond_map, read_map_config
+from diamond_diffusers.pipelines import DiamondMapPipeline
+from diamond_diffusers.training import checkpoints, distill
+from diamond_diffusers.training.distill import Distillation
+from diamond_diffusers.training.errors import TrainingError
+from diamond_diffusers.training.losses import LOSSES
+
+
+def weights_of(run: Distillation) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in run.parameters]
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_a_run_saves_what_it_trained(options, loss):
+    given = options("--loss", loss, "--ema_decay", 0, "--learning_rate", 0.01)
+    run = Distillation(given)
+    before = weights_of(run)
+    base = {name: w.clone() for name, w in run.pipe.transformer.state_dict().items() if "diamond_map" not in name}
+    run.run()
+    assert all((old != new).any() for old, new in zip(before, run.parameters, strict=True))
+    state = run.pipe.transformer.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in base.items())
+
+    pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
+    loaded = load_diamond_map(pipe.backbone, given.output_dir)
+    assert_same(weights_of(run), list(loaded.weights().values()))
+    config = read_map_config(given.output_dir)
+    assert config["defaults"]["true_cfg_scale"] == 3.0
+    assert (config["training"]["loss"], config["training"]["steps"]) == (loss, 3)
+
+
+def test_the_averaged_weights_are_those_that_are_saved(options):
+    given = options("--ema_decay", 0.9)
+    run = Distillation(given)
+    history = []
+    step = run.average.step
+    run.average.step = lambda parameters: (history.append(weights_of(run)), step(parameters))
+    run.run()
+    # min(decay, (1 + n) / (10 + n)), and all of the first.
+    expected = history[0]
+    for n, weights in enumerate(history[1:], 1):
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, weights, strict=True)]
+    pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
+    saved = list(load_diamond_map(pipe.backbone, given.output_dir).weights().values())
+    torch.testing.assert_close(saved, expected)
+    assert any((old - new).abs().max() > 1e-7 for old, new in zip(saved, weights_of(run), strict=True))
+
+
+def test_accumulated_gradients_are_those_of_a_batch(options):
+    """The mean over micro-steps, clipped once."""
+    gradients = {}
+    for count in (1, 2):
+        run = Distillation(options("--gradient_accumulation_steps", count, output=f"out{count}"))
+        run.loss = lambda diamond_map, z, conditions, batch_number: (
+            sum(weight.sum() for weight in diamond_map.weights().values()) * z.sum(),
+            {},
+        )
+        sums = [torch.tensor([2.0]), torch.tensor([4.0])] if count == 2 else [torch.tensor([3.0])]
+        clipped = []
+        run.accelerator.clip_grad_norm_ = lambda parameters, norm, clipped=clipped: clipped.append(
+            torch.stack([parameter.grad.mean() for parameter in parameters])
+        )
+        features = run.teacher.features(["a ring"])
+        run._update(iter([lambda z=z: (z, features) for z in sums]))  # noqa: B023
+        assert len(clipped) == 1
+        gradients[count] = clipped[0]
+    torch.testing.assert_close(gradients[1], gradients[2])
+
+
+def test_checkpointed_gradients_are_the_same(options):
+    gradients = []
+    for further in ([], ["--gradient_checkpointing"]):
+        run = Distillation(options("--loss", "central_difference", "--max_grad_norm", 1e9, *further))
+        with torch.no_grad():
+            for parameter in run.parameters:
+                torch.manual_seed(parameter.numel())
+                parameter += 0.1 * torch.randn_like(parameter)
+        torch.manual_seed(3)
+        z = torch.randn(2, *run.latents_shape)
+        features = run.teacher.features(["a ring", "a red circle"])
+        kept = []
+        run.optimizer.step = lambda run=run, kept=kept: kept.append([p.grad.clone() for p in run.parameters])
+        run._update(iter([lambda z=z, features=features: (z, features)]))
+        gradients.append(kept[0])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def _killed_in_the_middle(given, monkeypatch_step: str) -> None:
+    """What the child does: a run that dies by SIGKILL."""
+    run = Distillation(given)
+    if monkeypatch_step == "update":
+        update = run._update
+        run._update = lambda source: os.kill(os.getpid(), signal.SIGKILL) if run.step == 3 else update(source)
+    else:
+        save = torch.save
+
+        def save_half(state, file):
+            if state["step"] == 4:
+                file.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(state, file)
+
+        checkpoints.torch.save = save_half
+    run.run()
+
+
+@pytest.mark.parametrize("moment", ["update", "checkpoint"])
+def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment):
+    further = ["--max_train_steps", 5, "--checkpointing_steps", 2, "--gradient_accumulation_steps", 2]
+    further += ["--random_flip", "--lr_scheduler", "cosine", "--max_train_samples", 7]
+    unbroken = Distillation(options(*further, output="unbroken"))
+    unbroken.run()
+
+    given = options(*further, "--resume_from_checkpoint", "latest", output="killed")
+    child = os.fork()
+    if child == 0:
+        try:
+            _killed_in_the_middle(given, moment)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert not (given.output_dir / "diamond_map_config.json").exists()
+    assert (given.output_dir / "checkpoint-4.partial").exists() == (moment == "checkpoint")
+
+    resumed = Distillation(given)
+    assert resumed.step == 2
+    assert not list(given.output_dir.glob("*.partial"))
+    resumed.run()
+    assert_same(weights_of(unbroken), weights_of(resumed))
+    assert_same(unbroken.average.shadow_params, resumed.average.shadow_params)
+
+
+def test_a_checkpoint_of_other_options_is_refused(options):
+    Distillation(options("--checkpointing_steps", 1, "--max_train_steps", 1)).run()
+    resume = ("--resume_from_checkpoint", "latest")
+    with pytest.raises(TrainingError, match=r"another --rank"):
+        Distillation(options(*resume, "--rank", 3))
+    with pytest.raises(TrainingError, match=r"--ema_decay; resume"):
+        Distillation(options(*resume, "--ema_decay", 0))
+    with pytest.raises(TrainingError, match=r"is no checkpoint; there are checkpoint-1"):
+        Distillation(options("--resume_from_checkpoint", "checkpoint-7"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(options):
+    run = Distillation(options())
+    with torch.no_grad():
+        run.parameters[0].fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 0; lower --learning_rate"):
+        run.run()
+
+
+def test_unused_parameters_are_not_looked_for_in_forward_mode(options):
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    with pytest.raises(TrainingError, match=r"find_unused_parameters has no forward-mode rule"):
+        Distillation(options(), accelerator)
+    Distillation(options("--loss", "progressive"), accelerator)
+
+
+def test_validation_and_trackers(options):
+    given = options(
+        "--report_to",
+        "tensorboard",
+        "--validation_prompt",
+        "a ring",
+        "--validation_steps",
+        2,
+        "--checkpointing_steps",
+        9,
+    )
+    Distillation(given).run()
+    assert {file.name for file in (given.output_dir / "validation").iterdir()} == {"step-2.png", "step-3.png"}
+    events = list((given.output_dir / "logs").rglob("events*"))
+    assert any(b"validation" in file.read_bytes() for file in events)
+    assert any(b"learning_rate" in file.read_bytes() for file in events)
+    assert "a ring" in (given.output_dir / "README.md").read_text()
+
+
+def test_the_command_says_what_is_wrong_in_one_line(options, capsys, tiny_folder, tmp_path):
+    folder = tmp_path / "unknown"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    shared = ["--dataset_name", "miniature", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"^error: pipeline is a KandinskyPipeline, for which there is no backbone"):
+        distill.main([*shared, "--pretrained_model_name_or_path", str(folder)])
+    tiny = [*shared, "--pretrained_model_name_or_path", str(tiny_folder)]
+    with pytest.raises(SystemExit, match=r"^error: --use_8bit_adam needs the package bitsandbytes"):
+        distill.main([*tiny, "--use_8bit_adam"])
+    with pytest.raises(SystemExit, match=r"^error: --lr_scheduler is 'sawtooth'; choose one of linear, cosine"):
+        distill.main([*tiny, "--lr_scheduler", "sawtooth"])
+    with pytest.raises(SystemExit, match=r"^error: --report_to wandb needs the package wandb"):
+        distill.main([*tiny, "--report_to", "wandb"])

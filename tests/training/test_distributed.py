@@ -1,0 +1,139 @@
+"""Two processes train as one does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diamond_diffusers.levels import add_noise, expand
+from diamond_diffusers.models.storage import CONDITIONING_NAME, LORA_NAME
+from diamond_diffusers.training.distill import Distillation, full
+from diamond_diffusers.training.errors import TrainingError
+from diamond_diffusers.training.losses import LOSSES, Batch, diagonal
+
+from .processes import in_two_processes, sharding_accelerator
+
+FLUX_BLOCKS = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+
+
+class Perturbed(Distillation):
+    """Starts where every parameter has a gradient, in every process alike."""
+
+    def _build_optimizer(self) -> None:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.diamond_map.trained_parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        super()._build_optimizer()
+
+
+def gradients(given, accelerator: Accelerator | None = None) -> list[torch.Tensor]:
+    """Of one update on rows 0 and 1, of which a process of two sees one."""
+    run = Perturbed(given, accelerator)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(2, *run.latents_shape, generator=generator)
+    features = run.teacher.features(["a ring", "a red circle"])
+    draws = [torch.rand(2, generator=generator).double() for _ in range(3)]
+    eps = [torch.randn(2, *run.latents_shape, generator=generator) for _ in range(2)]
+    if run.accelerator.num_processes == 2:
+        mine = slice(run.accelerator.process_index, run.accelerator.process_index + 1)
+        z, features = z[mine], {name: feature[mine] for name, feature in features.items()}
+        draws, eps = [draw[mine] for draw in draws], [noise[mine] for noise in eps]
+    if run.accelerator.distributed_type == DistributedType.FSDP:
+        assert all(isinstance(parameter, DTensor) for parameter in run.parameters)
+    run.loss = FixedLoss(given.loss, draws, eps)
+    kept = []
+    run.optimizer.step = lambda: kept.extend(full(parameter.grad).clone() for parameter in run.parameters)
+    run._update(iter([lambda: (z, features)]))
+    return kept
+
+
+class FixedLoss:
+    """A loss whose times and noise are given, so that rows do not depend on the batch that they are in."""
+
+    def __init__(self, name, draws, eps):
+        self.name, self.draws, self.eps = name, draws, eps
+
+    def __call__(self, diamond_map, z, conditions, batch_number):
+        level, s, r = self.draws
+        level, s = 0.5 + level, 0.5 + s / 2
+        inner = expand(s, z)
+        x = add_noise(z, self.eps[0], level)
+        batch = Batch(x, level, (1 - inner) * z + inner * self.eps[1], s, r * s, conditions)
+        with sdpa_kernel(SDPBackend.MATH):
+            rows = LOSSES[self.name](diamond_map, batch) + diagonal(diamond_map, batch)
+        return rows.mean(), {}
+
+
+WAYS = {
+    "replicas": lambda: Accelerator(cpu=True),
+    "shards": lambda: sharding_accelerator(*FLUX_BLOCKS),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "loss"),
+    [
+        ("replicas", "lagrangian"),
+        pytest.param("replicas", "central_difference", marks=pytest.mark.slow),
+        ("shards", "lagrangian"),
+        pytest.param("shards", "central_difference", marks=pytest.mark.slow),
+    ],
+)
+def test_the_gradients_are_those_of_the_doubled_batch(options, way, loss):
+    given = options("--loss", loss, "--max_grad_norm", 1e9)
+    expected = gradients(given)
+    assert all(gradient.any() for gradient in expected)
+
+    def child() -> None:
+        torch.testing.assert_close(gradients(given, WAYS[way]()), expected, atol=1e-5, rtol=1e-4)
+
+    in_two_processes(child)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_is_resumed_and_saved(options, way):
+    """Four updates are two and two, in the weights that are saved."""
+    shared = ["--checkpointing_steps", 2, "--loss", "central_difference", "--gradient_checkpointing"]
+    unbroken = options(*shared, "--max_train_steps", 4, output="unbroken")
+    first = options(*shared, "--max_train_steps", 2, output="broken")
+    second = options(*shared, "--max_train_steps", 4, "--resume_from_checkpoint", "latest", output="broken")
+
+    def child() -> None:
+        accelerator = WAYS[way]()
+        # It would take leave of the other process.
+        accelerator.end_training = lambda: None
+        for given in (unbroken, first):
+            Distillation(given, accelerator).run()
+        run = Distillation(second, accelerator)
+        assert run.step == 2
+        run.run()
+        assert len(list((second.output_dir / "checkpoint-4").iterdir())) == (2 if way == "shards" else 1)
+
+    in_two_processes(child)
+    for name in (LORA_NAME, CONDITIONING_NAME):
+        expected, found = load_file(unbroken.output_dir / name), load_file(second.output_dir / name)
+        assert all(torch.equal(weight, found[key]) for key, weight in expected.items())
+    if way == "shards":
+        with pytest.raises(TrainingError, match=r"states of 2 processes, and this run has 1; start as many"):
+            Distillation(second)
+
+
+def test_what_cannot_be_distributed_is_refused(options):
+    accelerator = sharding_accelerator()
+    with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
+        Distillation(options("--teacher_samples"), accelerator)
+    accelerator.state.fsdp_plugin.fsdp_version = 1
+    with pytest.raises(TrainingError, match="set fsdp_version: 2"):
+        Distillation(options(), accelerator)
+    accelerator.state.distributed_type = DistributedType.DEEPSPEED
+    accelerator.state.deepspeed_plugins = SimpleNamespace(zero_stage=3, selected=True)
+    with pytest.raises(TrainingError, match="take stage 1 or 2"):
+        Distillation(options(), accelerator)

@@ -1,0 +1,169 @@
+"""The losses on tiny models of every family."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diamond_diffusers.models.diamond_map import DiamondMap
+from diamond_diffusers.training import module
+from diamond_diffusers.training.loss_costs import measure
+from diamond_diffusers.training.losses import (
+    LOSSES,
+    Batch,
+    central_difference,
+    diagonal,
+    draw_diagonal_times,
+    draw_inner_times,
+    inner_angle,
+    inner_time,
+    lagrangian,
+)
+from diamond_diffusers.training.module import DistillationLoss, draw_levels
+
+from ..models.tiny_maps import TINY_MODELS, encode, perturb, tiny_backbone
+
+
+def tiny_map(family: str) -> DiamondMap:
+    torch.manual_seed(0)
+    diamond_map = DiamondMap(tiny_backbone(family), rank=2)
+    for parameter in diamond_map.trained_parameters():
+        parameter.requires_grad_(True)
+    return diamond_map
+
+
+def draw_batch(diamond_map: DiamondMap) -> Batch:
+    torch.manual_seed(1)
+    z = torch.randn(2, *TINY_MODELS[diamond_map.backbone.family].shape)
+    level, s, r = (torch.tensor(values, dtype=torch.float64) for values in ([0.7, 3.0], [1.0, 0.8], [0.3, 0.5]))
+    return Batch.draw(z, level, s, r, encode(diamond_map.backbone))
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_forward_mode_agrees_with_differences(family):
+    """Loss and gradients, of a map whose `D` depends on `r`."""
+    diamond_map = tiny_map(family)
+    # Random networks are rough: differences are true for gentle ones.
+    perturb(diamond_map, 0.03)
+    batch = draw_batch(diamond_map)
+    results = []
+    for loss in (lagrangian, partial(central_difference, step=0.01)):
+        with sdpa_kernel(SDPBackend.MATH):
+            rows = loss(diamond_map, batch)
+        gradients = torch.autograd.grad(rows.sum(), diamond_map.trained_parameters())
+        results.append((rows.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
+    (rows, gradient), (expected, differences) = results
+    torch.testing.assert_close(rows, expected, atol=0, rtol=0.02)
+    assert torch.nn.functional.cosine_similarity(gradient, differences, dim=0) > 0.999
+
+    # The derivative counts: without it the loss is another.
+    with torch.no_grad():
+        still = LOSSES["central_difference"](diamond_map, replace(batch, r=batch.s * 0.999))
+    assert not torch.allclose(still, rows, rtol=0.02)
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_the_untrained_map_has_no_diagonal_loss_without_guidance(family):
+    diamond_map = tiny_map(family)
+    batch = draw_batch(diamond_map)
+    batch = replace(batch, r=batch.s)
+    assert diagonal(diamond_map, batch).min() > 1e-6
+    unguided = replace(batch.conditions, negative_features=None, classifier_free_guidance_scale=1.0)
+    assert (diagonal(diamond_map, replace(batch, conditions=unguided)) == 0).all()
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_a_base_in_half_precision_trains(family):
+    """The base is in bfloat16 and its adapters are in float32; there is no autocast."""
+    diamond_map = tiny_map(family)
+    backbone = diamond_map.backbone
+    trained = {id(parameter) for parameter in diamond_map.trained_parameters()}
+    for parameter in backbone.model.parameters():
+        if id(parameter) not in trained:
+            parameter.data = parameter.data.bfloat16()
+    conditions = encode(backbone)
+    halve = {
+        name: feature.bfloat16() if feature.is_floating_point() else feature
+        for name, feature in conditions.features.items()
+    }
+    negative = {name: conditions.negative_features[name].to(feature.dtype) for name, feature in halve.items()}
+    conditions = replace(conditions, features=halve, negative_features=negative)
+    z = torch.randn(2, *TINY_MODELS[family].shape)
+    value, parts = DistillationLoss(diagonal_fraction=0.5)(diamond_map, z, conditions, 0)
+    assert parts.keys() == {"diagonal", "lagrangian"}
+    value.backward()
+    assert value.dtype == torch.float32
+    assert all(parameter.grad.dtype == torch.float32 for parameter in diamond_map.trained_parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in diamond_map.trained_parameters())
+
+
+def test_as_many_rows_learn_the_velocity_as_asked_for():
+    """Whatever the size of a batch."""
+
+    class Counting(DistillationLoss):
+        def __call__(self, count: int) -> int:
+            return [self._rows_before(n + 1, count) - self._rows_before(n, count) for n in range(100)]
+
+    for fraction in (0.0, 0.3, 0.75, 1.0):
+        for count in (1, 2, 7):
+            rows = Counting(diagonal_fraction=fraction)(count)
+            assert abs(sum(rows) - 100 * count * fraction) < 1
+            assert min(rows) >= 0 and max(rows) <= count and max(rows) - min(rows) <= 1
+
+
+def test_angles_are_even_at_every_level():
+    """From 0 at clean inner states to a right angle at noise; half a right angle where `s / (1 - s) = sigma`."""
+    s = torch.linspace(0, 1, 11, dtype=torch.float64).repeat(3)
+    levels = torch.tensor([0.1, 1.0, torch.inf], dtype=torch.float64).repeat_interleave(11)
+    torch.testing.assert_close(inner_time(inner_angle(s, levels), levels), s)
+    right = math.pi / 2
+    ends = inner_angle(torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64), levels[[0, 0, -1]])
+    torch.testing.assert_close(ends, torch.tensor([0.0, right, right / 2], dtype=torch.float64))
+    sigma = 0.1 / math.sqrt(1.01)
+    middle = inner_time(torch.tensor([right / 2], dtype=torch.float64), levels[:1])
+    torch.testing.assert_close(middle / (1 - middle), torch.tensor([sigma], dtype=torch.float64))
+
+
+def test_times_are_drawn_where_they_are_used():
+    torch.manual_seed(0)
+    for level in (0.1, 2.0, torch.inf):
+        levels = torch.full((4000,), level, dtype=torch.float64)
+        s, r = draw_inner_times(levels)
+        assert 0.45 < (s == 1).double().mean() < 0.55
+        assert s.min() >= 0.01 and s.max() <= 1 and (r >= 0).all() and (r <= s).all()
+        shares = inner_angle(r, levels) / inner_angle(s, levels)
+        assert abs(shares.mean() - 0.5) < 0.03
+        diagonal_times = draw_diagonal_times(levels)
+        assert 0.2 < (diagonal_times == 1).double().mean() < 0.3
+        angles = inner_angle(diagonal_times[diagonal_times < 1], levels[:1]) / (math.pi / 2)
+        assert abs(angles.mean() - 0.5) < 0.06
+    # Batches of one row learn at s = 1 too.
+    assert any(draw_inner_times(levels[:1])[0].item() == 1 for _ in range(20))
+    levels = draw_levels(4000)
+    assert 0.07 < torch.isinf(levels).double().mean() < 0.13
+    assert levels.min() > 0.02 and (levels > 10).double().mean() > 0.1
+
+
+def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
+    """By `1 + 1 / (kappa^2 + 1/16)`, then by `1 / (loss + 0.01)`."""
+    level = (1 / 4 - 1 / 16) ** 0.5
+    monkeypatch.setattr(module, "draw_levels", lambda count: torch.tensor([torch.inf, level], dtype=torch.float64))
+    rows = torch.tensor([0.0, 0.198], requires_grad=True)
+    monkeypatch.setitem(LOSSES, "given", lambda diamond_map, batch: rows)
+    loss = DistillationLoss("given", diagonal_fraction=0.0, adaptive_weight_power=1.0)
+    diamond_map = tiny_map("flux")
+    z = torch.randn(2, *TINY_MODELS["flux"].shape)
+    value, _ = loss(diamond_map, z, encode(diamond_map.backbone), 0)
+    torch.testing.assert_close(value, torch.tensor(0.99 / 2))
+    torch.testing.assert_close(torch.autograd.grad(value, rows)[0], torch.tensor([50.0, 2.5]))
+
+
+def test_the_costs_are_counted():
+    """Evaluations of a row; the teacher's, under guidance, count two."""
+    counted = {name: rows for name, rows, _, _ in measure(batch_size=1, num_steps=1)}
+    assert counted == {"lagrangian": 3, "central_difference": 4, "progressive": 3, "eulerian": 6}

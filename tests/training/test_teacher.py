@@ -1,0 +1,159 @@
+"""The teacher is the base under guidance, and reads images as the base decodes latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diamond_diffusers.training.data import MiniatureWorld, Order, Preparation
+from diamond_diffusers.training.errors import TrainingError
+from diamond_diffusers.training.sources import LatentCache, open_source, read_prompts
+from diamond_diffusers.training.teacher import Teacher
+
+from ..families.tiny_flux import build_tiny_flux
+from ..models.tiny_maps import TINY_MODELS, tiny_backbone
+
+PROMPTS = ["a red circle", "two blue stars"]
+
+
+@pytest.fixture(scope="module", params=TINY_MODELS)
+def teacher(request):
+    backbone = tiny_backbone(request.param)
+    model = TINY_MODELS[request.param]
+    kept = {"max_sequence_length": model.call.get("max_sequence_length")}
+    return Teacher(backbone, kept, model.call["height"], guidance_scale=3.0)
+
+
+@torch.no_grad()
+def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
+    """Its prediction is `negative + 3 (positive - negative)`, of predictions without guidance."""
+    backbone, family = teacher.backbone, teacher.backbone.family
+    torch.manual_seed(0)
+    x = torch.randn(2, *TINY_MODELS[family].shape)
+    level = torch.tensor([0.8, 2.0], dtype=torch.float64)
+    conditions = teacher.conditions(teacher.features(PROMPTS))
+    guided = backbone.predict(x, level, conditions)
+    positive, negative = (
+        backbone.predict(x, level, replace(conditions, features=features, negative_features=None))
+        for features in (conditions.features, conditions.negative_features)
+    )
+    assert (positive - negative).abs().max() > 1e-4
+    torch.testing.assert_close(guided, negative + 3 * (positive - negative), atol=1e-4, rtol=1e-4)
+    # The empty prompt, which SANA does not put an instruction before.
+    if family != "sana":
+        torch.testing.assert_close(conditions.negative_features, teacher.features(["", ""]))
+
+
+@torch.no_grad()
+def test_latents_of_an_image_decode_to_what_the_autoencoder_makes_of_it(teacher):
+    backbone = teacher.backbone
+    vae = backbone.pipeline.vae
+    size = teacher.resolution
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mean, deviation = teacher.encode_images(images)
+    assert mean.shape == deviation.shape == (2, *TINY_MODELS[backbone.family].shape)
+    encoded = vae.encode(images)
+    plain = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
+    expected = (vae.decode(plain, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+    conditions = teacher.conditions(teacher.features(PROMPTS))
+    torch.testing.assert_close(backbone.decode(mean, conditions), expected, atol=1e-4, rtol=0)
+    # Deviations are scaled as the means are: by the ratio of two latents' differences.
+    if not hasattr(encoded, "latent"):
+        ratio = (mean[0] - mean[1]).std() / (plain[0] - plain[1]).std()
+        torch.testing.assert_close(deviation.mean() / encoded.latent_dist.std.mean(), ratio, atol=0, rtol=0.3)
+
+
+@torch.no_grad()
+def test_its_samples_are_those_of_the_stock_pipeline(teacher):
+    backbone = teacher.backbone
+    drawn = teacher.sample(PROMPTS, 2, torch.Generator().manual_seed(4))
+    assert drawn.shape == (2, *TINY_MODELS[backbone.family].shape)
+    guidance = {name: [value] * 2 if name == "negative_prompt" else value for name, value in teacher.guidance.items()}
+    stock = backbone.pipeline(
+        PROMPTS,
+        **{**teacher.call, **guidance},
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(4),
+        output_type="pt",
+    ).images
+    conditions = teacher.conditions(teacher.features(PROMPTS))
+    torch.testing.assert_close(backbone.decode(drawn, conditions), stock.clamp(0, 1), atol=1e-4, rtol=0)
+
+
+def test_embedded_guidance_is_given_to_the_network():
+    backbone = tiny_backbone("flux")
+    backbone.pipeline.__dict__.update(build_tiny_flux(guidance_embeds=True).__dict__)
+    teacher = Teacher(backbone, {"max_sequence_length": 12}, 16, guidance_scale=2.5)
+    assert teacher.guidance == {"guidance_scale": 2.5}
+    conditions = teacher.conditions(teacher.features(PROMPTS))
+    assert conditions.negative_features is None
+    assert conditions.shared["guidance_scale"] == 2.5
+
+
+def test_a_few_step_model_is_no_teacher():
+    backbone = tiny_backbone("flux")
+    backbone.few_step = True
+    with pytest.raises(TrainingError, match="is a few-step one"):
+        Teacher(backbone, {}, 16)
+
+
+@pytest.fixture
+def flux_teacher():
+    return Teacher(tiny_backbone("flux"), {"max_sequence_length": 12}, 16)
+
+
+def drawn(source, count=3):
+    results = []
+    for number in range(count):
+        torch.manual_seed(number)
+        results.append(next(source)())
+    return results
+
+
+def test_cached_latents_are_the_same_as_fresh_ones(options, flux_teacher, monkeypatch):
+    def order(rows):
+        return Order(rows, 2)
+
+    fresh = open_source(options("--center_crop"), flux_teacher, order, 0, lambda: None)
+    given = options("--center_crop", "--cache_latents")
+    cached = open_source(given, flux_teacher, order, 0, lambda: None)
+    for (z, features), (expected, same) in zip(drawn(cached), drawn(fresh), strict=True):
+        torch.testing.assert_close(z, expected)
+        torch.testing.assert_close(features, same)
+    # Kept for the next run, and told apart from other settings.
+    monkeypatch.setattr(flux_teacher, "encode_images", lambda images: pytest.fail("encoded again"))
+    drawn(open_source(given, flux_teacher, order, 4, lambda: None))
+    monkeypatch.undo()
+    folder = given.output_dir / "cache"
+    next(open_source(options("--cache_latents"), flux_teacher, order, 0, lambda: None))
+    assert len(list(folder.iterdir())) == 2
+    assert all(len(list(cache.glob("*.safetensors"))) == 5 for cache in folder.iterdir())
+
+
+def test_a_cache_that_was_interrupted_is_completed(flux_teacher, tmp_path):
+    cache, rows = LatentCache(tmp_path, "one"), MiniatureWorld(3)
+    for process in range(2):
+        cache.fill(rows, Preparation(16), flux_teacher, range(process, 3, 2))
+    cache.file(1).unlink()
+    cache.file(2).with_suffix(".partial").write_bytes(b"half")
+    cache.fill(rows, Preparation(16), flux_teacher, range(3))
+    assert all(cache.file(index).exists() for index in range(3))
+
+
+def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_file):
+    assert read_prompts(prompts_file) == ["a red circle", "two blue stars", "a ring"]
+    given = options("--teacher_samples", "--teacher_num_inference_steps", 2)
+    given.dataset_name, given.teacher_samples, given.prompts_file = None, False, prompts_file
+    batches = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None), 2)
+    again = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None), 2)
+    told = flux_teacher.features(read_prompts(prompts_file))["pooled_projections"].sum(0)
+    for (z, features), (same, _) in zip(batches, again, strict=True):
+        assert torch.equal(z, same)
+        # Three prompts, in any order.
+        torch.testing.assert_close(features["pooled_projections"].sum(0), told)
+    assert not torch.equal(batches[0][0], batches[1][0])
+    prompts_file.write_text("\n")
+    with pytest.raises(TrainingError, match="is empty; write one prompt a line"):
+        read_prompts(prompts_file)
