@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,16 +19,16 @@ from .preprocessing import images_from_pil, images_to_pil
 from .simple import check_jpeg_quality, encode_jpeg, luminance
 
 
-class LinearOperator:
+class LinearOperator(ABC):
     """A linear map of images; subclasses say which in `__call__`."""
 
+    @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
         """Maps images `[B, 3, H, W]` to measurements `[B, c, h, w]`.
 
         Raises:
             ValueError: images of this size cannot be mapped.
         """
-        raise NotImplementedError
 
     def adjoint(self, measurements: Tensor, image_shape: Sequence[int]) -> Tensor:
         """Maps measurements `[B, c, h, w]` to images of shape `image_shape`: `<A x, y> = <x, A* y>` for all x and y."""
