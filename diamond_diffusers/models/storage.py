@@ -82,16 +82,16 @@ def save_diamond_map(
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_map_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
-    """The configuration of a saved map.
+def read_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
+    """What a folder or Hub repository declares of a model: defaults of its calls, and its Diamond Map if it has one.
 
     Args:
         source: folder or Hub repository.
         **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        FileNotFoundError: there is no map.
-        ValueError: it is not of a version that this package reads, or declares defaults alone.
+        FileNotFoundError: there is no such declaration.
+        ValueError: it is not of a version that this package reads.
     """
     file = _find(source, CONFIG_NAME, **hub)
     config = json.loads(file.read_text())
@@ -100,9 +100,21 @@ def read_map_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
             f"{file} has format_version {config.get('format_version')!r}, but this package reads {FORMAT_VERSION}; "
             "upgrade diamond-diffusers"
         )
+    return config
+
+
+def read_map_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
+    """The configuration of a saved map; arguments as of `read_config`.
+
+    Raises:
+        FileNotFoundError: there is no map.
+        MissingMapError: there are defaults alone.
+        ValueError: it is not of a version that this package reads.
+    """
+    config = read_config(source, **hub)
     if "base_config" not in config:
         raise MissingMapError(
-            f"{file} declares defaults of a model but no Diamond Map; name another folder or repository"
+            f"{source} declares defaults of a model but no Diamond Map; name another folder or repository"
         )
     return config
 

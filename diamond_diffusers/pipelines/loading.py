@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..backbones import check_supported
-from ..models.storage import CONFIG_NAME, FORMAT_VERSION, MissingMapError, read_map_config
+from ..models.storage import MissingMapError, read_config, read_map_config
 
 MAP_FOLDER = "diamond_map"
 EMBEDDED_MODEL = "miniature"
 """By which a map names the model that ships with the package as its base."""
+NOT_THERE = (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError)
+"""What reading a declaration raises where there is none, on the disk and on the Hub."""
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 
@@ -30,42 +30,20 @@ def embedded_model() -> Path:
     return Path(str(importlib.resources.files("diamond_diffusers") / "miniature" / "weights" / "pipeline"))
 
 
-def read_defaults(
-    model: str | Path,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> dict[str, Any]:
+def read_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
     """The call defaults that a model's folder or Hub repository declares in `diamond_map/`; empty where it has none.
+
+    Args:
+        model: folder or Hub repository.
+        **hub: as of `read_config`.
 
     Raises:
         ValueError: the declaration is not of a version that this package reads.
     """
-    if Path(model).is_dir():
-        path = Path(model) / MAP_FOLDER / CONFIG_NAME
-        if not path.exists():
-            return {}
-    else:
-        try:
-            path = hf_hub_download(
-                str(model),
-                CONFIG_NAME,
-                subfolder=MAP_FOLDER,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            return {}
-    config = json.loads(Path(path).read_text())
-    if config.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format_version {config.get('format_version')!r}, but this package reads {FORMAT_VERSION}; "
-            "upgrade diamond-diffusers"
-        )
-    return config["defaults"]
+    try:
+        return read_config(model, subfolder=MAP_FOLDER, **hub)["defaults"]
+    except NOT_THERE:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,7 @@ def find_map(model: str | Path, hub: Mapping[str, Any]) -> FoundMap | None:
         options = {**hub, "subfolder": subfolder}
         try:
             config = read_map_config(model, **options)
-        except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError, MissingMapError):
+        except (*NOT_THERE, MissingMapError):
             continue
         if subfolder is not None:
             return FoundMap(model, options)

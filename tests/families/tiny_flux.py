@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
+
+from .tiny_vae import build_tiny_vae
 
 
 def build_tiny_flux(guidance_embeds: bool = False) -> FluxPipeline:
@@ -42,18 +44,7 @@ def build_tiny_flux(guidance_embeds: bool = False) -> FluxPipeline:
     text_encoder_2 = T5EncoderModel(
         T5Config(vocab_size=len(second), d_model=32, d_ff=37, d_kv=8, num_layers=1, num_heads=4)
     )
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(4, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    )
+    vae = build_tiny_vae(0.06, 1.5)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     for model in (vae, text_encoder, text_encoder_2, transformer):
         model.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -20,6 +19,8 @@ from transformers import (
 )
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
+
+from .tiny_vae import build_tiny_vae
 
 
 def build_tiny_stable_diffusion_3(version: str = "3.5", dynamic_shifting: bool = False) -> StableDiffusion3Pipeline:
@@ -56,18 +57,7 @@ def build_tiny_stable_diffusion_3(version: str = "3.5", dynamic_shifting: bool =
     )
     first, second = CLIPTextModelWithProjection(clip_config), CLIPTextModelWithProjection(clip_config)
     third = T5EncoderModel(T5Config(vocab_size=len(t5_tokens), d_model=64, d_ff=37, d_kv=8, num_layers=1, num_heads=4))
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(4, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0609,
-        scaling_factor=1.5305,
-    )
+    vae = build_tiny_vae(0.0609, 1.5305)
     for model in (vae, first, second, third, transformer):
         model.eval()
     pipeline = StableDiffusion3Pipeline(

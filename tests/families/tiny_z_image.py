@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
 from diamond_diffusers.miniature.tokenizer import t5_tokenizer
+
+from .tiny_vae import build_tiny_vae
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
@@ -48,18 +50,7 @@ def build_tiny_z_image() -> ZImagePipeline:
     )
     # At its initial scale the embedding makes all prompts alike.
     torch.nn.init.normal_(text_encoder.embed_tokens.weight)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(4, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1159,
-        scaling_factor=0.3611,
-    )
+    vae = build_tiny_vae(0.1159, 0.3611)
     for model in (vae, text_encoder, transformer):
         model.eval()
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
