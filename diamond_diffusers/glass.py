@@ -10,7 +10,7 @@ statistic `(S, kappa*)`, at which the pretrained denoiser `D` gives the velocity
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -95,6 +95,31 @@ def inner_flow(
     Returns:
         `xbar` at `stop`, `[N K, ...]`; with `stop = 0` these are samples of `p(z | x)`.
     """
+    *_, end = inner_states(
+        denoise,
+        x,
+        noise_to_signal,
+        noise,
+        num_inner_steps=num_inner_steps,
+        stop=stop,
+        solver=solver,
+        denoised=denoised,
+    )
+    return end
+
+
+def inner_states(
+    denoise: Denoiser,
+    x: Tensor,
+    noise_to_signal: Level,
+    noise: Tensor,
+    *,
+    num_inner_steps: int,
+    stop: float = 0.0,
+    solver: str = "multistep",
+    denoised: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """The states of `inner_flow` at all its times: the noise first, and what that returns last."""
     check_inner_options(num_inner_steps, solver)
     samples_per_row = noise.shape[0] // x.shape[0]
     if denoised is None:
@@ -104,12 +129,13 @@ def inner_flow(
         row_level = row_level.repeat_interleave(samples_per_row)
     current, previous = denoised.to(working_dtype(x)).repeat_interleave(samples_per_row, 0), None
     xbar = noise.to(working_dtype(x))
+    yield xbar
     for i, (s, s_next) in enumerate(pairwise(inner_times(num_inner_steps, stop))):
         if i > 0:
             current = denoise(*query(rows, row_level, xbar, s)).to(working_dtype(x))
         xbar = inner_step(solver, s, s_next, xbar, current, previous)
+        yield xbar
         previous = (s, current)
-    return xbar
 
 
 def inner_times(num_inner_steps: int, stop: float = 0.0) -> list[float]:

@@ -17,7 +17,7 @@ class Sites:
     """Where a family's network takes in its latents and its time.
 
     Attributes:
-        latents: module that embeds the latents; the embedded inner state is added to its output.
+        latents: module that embeds the latents; the embedded inner state, and observation, is added to its output.
         time: module that embeds the time, with output `[N, width]`; the embedded times are added to it.
     """
 
@@ -71,12 +71,15 @@ class MapConditioning(nn.Module):
     Args:
         network: the unmodified diffusers model.
         sites: where it is conditioned.
+        condition_on_observation: whether the observation is carried in too.
     """
 
-    def __init__(self, network: nn.Module, sites: Sites) -> None:
+    def __init__(self, network: nn.Module, sites: Sites, condition_on_observation: bool = False) -> None:
         super().__init__()
         self.sites = sites
-        self.inner_state = _zero_copy(_embedding_layer(network.get_submodule(sites.latents)))
+        layer = _embedding_layer(network.get_submodule(sites.latents))
+        self.inner_state = _zero_copy(layer)
+        self.observation = _zero_copy(layer) if condition_on_observation else None
         self.times = TimesEmbedding(_output_width(network.get_submodule(sites.time)))
 
     @property
@@ -84,16 +87,19 @@ class MapConditioning(nn.Module):
         return self.inner_state.weight.device
 
     @contextmanager
-    def attached(self, network: nn.Module, inner_state: Tensor, times: Tensor) -> Iterator[None]:
+    def attached(self, network: nn.Module, inner_state: Tensor, observation: Tensor, times: Tensor) -> Iterator[None]:
         """Conditions every evaluation of a network inside the context.
 
         Args:
             inner_state: `xbar_s` in the form and of the number of rows of the network's latents.
+            observation: `x_t` in the bounded coordinate, of the same form; read where the map has a layer for it.
             times: outer time and inner times `(s, r)`, `[N, 3]`, each in [0, 1].
         """
 
-        def add_inner_state(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        def add_states(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
             embedded = self.inner_state(inner_state.to(self.inner_state.weight.dtype))
+            if self.observation is not None:
+                embedded = embedded + self.observation(observation.to(self.observation.weight.dtype))
             if embedded.ndim > output.ndim:
                 embedded = embedded.flatten(2).transpose(1, 2)
             return output + embedded.to(output.dtype)
@@ -102,7 +108,7 @@ class MapConditioning(nn.Module):
             return output + self.times(times.to(self.times.hidden.weight.dtype)).to(output.dtype)
 
         handles = [
-            network.get_submodule(self.sites.latents).register_forward_hook(add_inner_state),
+            network.get_submodule(self.sites.latents).register_forward_hook(add_states),
             network.get_submodule(self.sites.time).register_forward_hook(add_times),
         ]
         try:

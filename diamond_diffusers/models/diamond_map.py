@@ -5,7 +5,8 @@ Source: Holderrieth et al., arXiv 2602.05993. A Diamond Map is a flow map of the
     X_{s -> r}(xbar_s; x_t, t) = (r / s) xbar_s + (1 - r / s) D_th(xbar_s, s, r; x_t, t),      0 <= r < s <= 1
 
 parametrised by its mean denoiser `D_th`: the base network at the sufficient statistic `(S, kappa*)` of `x_t` and
-`xbar_s`, told `xbar_s` itself, the outer time and `(s, r)` through zero-initialised layers, and adapted by LoRA.
+`xbar_s`, told `xbar_s` itself (and `x_t`, where that is wanted), the outer time and `(s, r)` through zero-initialised
+layers, and adapted by LoRA.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ class DiamondMap(nn.Module):
         rank: of the LoRA.
         lora_alpha: scale of the LoRA, which multiplies by `lora_alpha / rank`; None for the rank.
         lora_layers: names or name endings of the modules that are adapted; None for every linear layer in a block.
+        condition_on_observation: whether the network is told `x_t` itself too, beside the statistic that holds it.
 
     Attributes:
         guidance: arguments of a call that are baked in, with the values that they had in distillation.
         training_facts: what is known of the distillation.
+        base_model, base_revision: where the base of a saved map is.
 
     Raises:
         ValueError: the family has no known sites, or the network has a Diamond Map already.
@@ -54,18 +57,21 @@ class DiamondMap(nn.Module):
         rank: int = 64,
         lora_alpha: float | None = None,
         lora_layers: Sequence[str] | None = None,
+        condition_on_observation: bool = False,
     ) -> None:
         super().__init__()
         if backbone.family not in SITES:
             raise ValueError(f"a {backbone.family} model has no Diamond Map; families with one are {', '.join(SITES)}")
         self.guidance: dict[str, float] = {}
         self.training_facts: dict[str, Any] = {}
+        self.base_model: str | None = None
+        self.base_revision: str | None = None
         # Not a submodule: the base's weights are not the map's.
         self.__dict__["backbone"] = backbone
         network = backbone.model
         if ADAPTER in getattr(network, "peft_config", {}):
             raise ValueError(f"the {type(network).__name__} has a Diamond Map already; remove() that one first")
-        self.conditioning = MapConditioning(network, SITES[backbone.family])
+        self.conditioning = MapConditioning(network, SITES[backbone.family], condition_on_observation)
         config = LoraConfig(
             r=rank,
             lora_alpha=rank if lora_alpha is None else lora_alpha,
@@ -91,6 +97,11 @@ class DiamondMap(nn.Module):
     def lora_alpha(self) -> float:
         """Scale of the LoRA, which multiplies by `lora_alpha / rank`."""
         return self.backbone.model.peft_config[ADAPTER].lora_alpha
+
+    @property
+    def condition_on_observation(self) -> bool:
+        """Whether the network is told `x_t` itself too."""
+        return self.conditioning.observation is not None
 
     @property
     def lora_parameters(self) -> dict[str, nn.Parameter]:
@@ -180,7 +191,7 @@ class DiamondMap(nn.Module):
         if self.conditioning.device != x.device:
             self.conditioning.to(x.device)
         unguided = replace(conditions, negative_features=None, classifier_free_guidance_scale=1.0)
-        with self.awake(), self.conditioning.attached(self.backbone.model, xbar, torch.stack(times, 1)):
+        with self.awake(), self.conditioning.attached(self.backbone.model, xbar, x, torch.stack(times, 1)):
             return self.backbone.predict(statistic, level, unguided)
 
     def forward(

@@ -53,7 +53,8 @@ def save_diamond_map(
         folder: is created; files of a map in it are replaced.
         defaults: values for arguments of a call that are not given; they hold the guidance that is baked in.
         training: facts about the distillation, for its reader.
-        base_model: Hub repository or folder of the base, or `miniature`; None for where it was loaded from.
+        base_model: Hub repository or folder of the base, or `miniature`; None for what a loaded map says, else for
+            where the base was loaded from.
         base_revision: of the base on the Hub.
         weights: in place of the map's own, named as by `DiamondMap.weights`.
     """
@@ -69,6 +70,8 @@ def save_diamond_map(
     metadata = {f"{network}.{key}": value for key, value in adapter.items()}
     save_file(lora, folder / LORA_NAME, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata)})
     save_file(conditioning, folder / CONDITIONING_NAME, {"format": "pt"})
+    if base_model is None and diamond_map.base_model is not None:
+        base_model, base_revision = diamond_map.base_model, diamond_map.base_revision
     config = {
         "format_version": FORMAT_VERSION,
         "family": backbone.family,
@@ -76,6 +79,7 @@ def save_diamond_map(
         "base_revision": base_revision,
         "base_config": _shapes(backbone),
         "path": _path(backbone),
+        "condition_on_observation": diamond_map.condition_on_observation,
         "training": dict(training),
         "defaults": dict(defaults),
     }
@@ -136,10 +140,15 @@ def load_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> 
     prefix = f"{backbone.network_name}."
     lora, metadata = _read(_find(source, LORA_NAME, **hub))
     conditioning, _ = _read(_find(source, CONDITIONING_NAME, **hub))
+    observes = config.get("condition_on_observation", False)
+    if observes != any(name.startswith("observation.") for name in conditioning):
+        raise ValueError(
+            f"the {CONFIG_NAME} of {source} has condition_on_observation {observes}, but its {CONDITIONING_NAME} is of "
+            "a map with the other setting; take all files from one map"
+        )
     adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
-    diamond_map = DiamondMap(
-        backbone, adapter[f"{prefix}r"], adapter[f"{prefix}lora_alpha"], adapter[f"{prefix}target_modules"]
-    )
+    rank, lora_alpha, layers = (adapter[f"{prefix}{name}"] for name in ("r", "lora_alpha", "target_modules"))
+    diamond_map = DiamondMap(backbone, rank, lora_alpha, layers, observes)
     weights = {name.removeprefix(prefix): weight for name, weight in lora.items()}
     weights |= {f"conditioning.{name}": weight for name, weight in conditioning.items()}
     try:
@@ -149,6 +158,7 @@ def load_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> 
         raise
     diamond_map.guidance = {name: config["defaults"][name] for name in GUIDANCE_ARGUMENTS if name in config["defaults"]}
     diamond_map.training_facts = config["training"]
+    diamond_map.base_model, diamond_map.base_revision = config["base_model"], config["base_revision"]
     return diamond_map
 
 

@@ -13,6 +13,9 @@ from .losses import LOSSES
 MINIATURE = "miniature"
 """Names the embedded model, and the world that it draws."""
 
+TRAJECTORIES = "trajectories"
+"""Names the loss of `TrajectoryLoss`."""
+
 _TRACKERS = ("tensorboard", "wandb", "none")
 
 
@@ -79,13 +82,23 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add("--center_crop", action="store_true", help="Crop at the centre instead of at random.")
     add("--random_flip", action="store_true", help="Mirror half of the images.")
     add("--cache_latents", action="store_true", help="Encode images and captions once, into the output folder.")
+    add(
+        "--cache_trajectories",
+        action="store_true",
+        help="Run the teacher's inner flow once for each image, for --loss trajectories.",
+    )
     add("--dataloader_num_workers", type=int, default=0)
 
 
 def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--loss", choices=sorted(LOSSES), default="lagrangian", help="Of the steps; the velocity has its own.")
-    add("--diagonal_fraction", type=float, default=0.75, help="Share of the rows that learn the velocity.")
+    add("--loss", choices=sorted([*LOSSES, TRAJECTORIES]), default="lagrangian", help="Of the steps.")
+    add(
+        "--diagonal_fraction",
+        type=float,
+        help="Share of the rows that learn the velocity; 0.75 by default, none with trajectories.",
+    )
+    add("--regression_weight", type=float, default=0.05, help="Beside the energy score, with --loss trajectories.")
     add("--adaptive_weight_power", type=float, default=0.0, help="p of the weights 1 / (loss + 0.01)^p; 0 for none.")
     add("--guidance_scale", type=float, default=3.0, help="Of the teacher; baked into the map.")
     add("--rank", type=int, default=64, help="Of the LoRA.")
@@ -93,6 +106,7 @@ def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--lora_layers", help="Names or endings of the adapted modules, comma-separated; by default every linear layer."
     )
+    add("--condition_on_observation", action="store_true", help="Tell the network the noisy image itself too.")
 
 
 def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
@@ -173,7 +187,7 @@ def _problems(given: argparse.Namespace) -> list[str]:
         if getattr(given, name) is not None and getattr(given, name) < least
     ]
     for name in ("diagonal_fraction", "ema_decay"):
-        if not 0 <= getattr(given, name) <= 1:
+        if getattr(given, name) is not None and not 0 <= getattr(given, name) <= 1:
             problems.append(f"--{name} is {getattr(given, name)}; it must lie between 0 and 1")
     images = given.dataset_name is not None or given.train_data_dir is not None
     trackers = given.report_to.split(",")
@@ -195,6 +209,20 @@ def _problems(given: argparse.Namespace) -> list[str]:
         "--dataloader_num_workers cannot be used with --streaming, whose order would depend on it; leave it at 0": (
             given.streaming and given.dataloader_num_workers > 0
         ),
+        "--cache_trajectories is for --loss trajectories; give that too": given.cache_trajectories
+        and given.loss != TRAJECTORIES,
+        "--cache_trajectories needs a dataset of known length; drop --streaming": given.cache_trajectories
+        and given.streaming,
+        "--cache_trajectories encodes every image once; drop --random_flip": given.cache_trajectories
+        and given.random_flip,
+        "--cache_trajectories keeps the latents too; drop --cache_latents": given.cache_trajectories
+        and given.cache_latents,
+        "--cache_trajectories is for images; drop it, or the samples of the teacher": given.cache_trajectories
+        and (given.teacher_samples or not images),
+        "--diagonal_fraction is for the other losses; drop it, or --loss trajectories": given.loss == TRAJECTORIES
+        and given.diagonal_fraction is not None,
+        "--adaptive_weight_power is for the other losses; drop it, or --loss trajectories": given.loss == TRAJECTORIES
+        and given.adaptive_weight_power != 0,
         "--use_8bit_adam is for --optimizer adamw": given.use_8bit_adam and given.optimizer != "adamw",
         "--lr_scheduler constant has no warm-up; drop --lr_warmup_steps, or take constant_with_warmup": (
             given.lr_scheduler == "constant" and given.lr_warmup_steps is not None
@@ -215,6 +243,7 @@ _LEAST = {
     "resolution": 8,
     "dataloader_num_workers": 0,
     "adaptive_weight_power": 0,
+    "regression_weight": 0,
     "rank": 1,
     "train_batch_size": 1,
     "gradient_accumulation_steps": 1,

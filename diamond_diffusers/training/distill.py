@@ -20,16 +20,17 @@ from tqdm.auto import tqdm
 
 from ..models.diamond_map import DiamondMap
 from ..models.storage import save_diamond_map
-from .arguments import MINIATURE, parse_arguments
+from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
+from .arguments import MINIATURE, TRAJECTORIES, parse_arguments
 from .checkpoints import Checkpoints
 from .data import Order
 from .errors import TrainingError
-from .model_card import create_repository, upload, write_model_card
 from .module import DistillationLoss, DistilledModule
 from .setup import DTYPES, build_optimizer, build_schedule, load_base, make_accelerator, prepare_distribution
 from .sources import open_source
 from .teacher import Teacher
-from .validation import image_grid, validation_images
+from .trajectories import TrajectoryLoss
+from .validation import ROWS, image_grid, validation_images
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Distillation:
             torch.backends.cuda.matmul.allow_tf32 = True
         self._build_map()
         self._build_optimizer()
-        self.loss = DistillationLoss(given.loss, given.diagonal_fraction, given.adaptive_weight_power)
+        self.loss = build_loss(given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
         self.checkpoints = Checkpoints(
             given.output_dir,
@@ -94,7 +95,7 @@ class Distillation:
             backbone, self.pipe.defaults, given.resolution, given.guidance_scale, given.max_sequence_length
         )
         layers = given.lora_layers.split(",") if given.lora_layers else None
-        self.diamond_map = DiamondMap(backbone, given.rank, given.lora_alpha, layers)
+        self.diamond_map = DiamondMap(backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation)
         if given.gradient_checkpointing:
             backbone.model.enable_gradient_checkpointing()
         size = self.teacher.resolution
@@ -160,10 +161,10 @@ class Distillation:
             batch = self.step * given.gradient_accumulation_steps + micro_step
             draw = next(source)
             torch.manual_seed((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index)
-            z, features = draw()
+            data, features = draw()
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
-                loss, parts = self.module(partial(self.loss, z=z, conditions=conditions, batch_number=batch))
+                loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
                 self._check(loss)
                 # Checkpointed blocks are evaluated again, and have to be the map's then.
                 with self.diamond_map.awake() if given.gradient_checkpointing else nullcontext():
@@ -207,7 +208,8 @@ class Distillation:
         state = self.checkpoints.load(checkpoint)
         if len(state["weights"]) != len(self.parameters) or (state["average"] is None) != (self.average is None):
             raise TrainingError(
-                f"{checkpoint} is of a run with another --rank, --lora_layers or --ema_decay; resume with its options"
+                f"{checkpoint} is of a run with another --rank, --lora_layers, --condition_on_observation or "
+                "--ema_decay; resume with its options"
             )
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.module.load_checkpoint(checkpoint, load_module_strict=False)
@@ -273,9 +275,10 @@ class Distillation:
             repository = str(given.output_dir)
             if given.push_to_hub:
                 repository = create_repository(given.hub_model_id or given.output_dir.name, given.hub_token)
-            write_model_card(given.output_dir, repository, given.license, prompt, samples)
+            caption = f"Rows: {', '.join(ROWS)}."
+            write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
             if given.push_to_hub:
-                upload(given.output_dir, repository, given.hub_token)
+                upload(given.output_dir, repository, given.hub_token, files=MAP_REPOSITORY)
                 logger.info("pushed to %s", repository)
         accelerator.wait_for_everyone()
 
@@ -284,7 +287,7 @@ class Distillation:
         given = self.given
         rows = given.train_batch_size * given.gradient_accumulation_steps * self.accelerator.num_processes
         data = given.dataset_name or (given.train_data_dir and given.train_data_dir.name) or "prompts"
-        names = "loss guidance_scale diagonal_fraction learning_rate lr_scheduler optimizer ema_decay rank seed"
+        names = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
         return {
             "steps": self.step,
             "batch_size": rows,
@@ -292,7 +295,16 @@ class Distillation:
             "resolution": self.teacher.resolution,
             "mixed_precision": self.accelerator.mixed_precision,
             **{name: getattr(given, name) for name in names.split()},
+            **({} if given.loss == TRAJECTORIES else {"diagonal_fraction": self.loss.diagonal_fraction}),
         }
+
+
+def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
+    """The loss that the options name."""
+    if given.loss == TRAJECTORIES:
+        return TrajectoryLoss(given.regression_weight)
+    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
+    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
 
 
 def full(weight: Tensor) -> Tensor:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.diamond_map import DiamondMap
 from ..pipelines import DiamondMapPipeline
+from .arguments import TRAJECTORIES
 from .data import MiniatureWorld
 from .losses import LOSSES
 from .module import DistillationLoss
 from .teacher import Teacher
+from .trajectories import PAIR, Trajectories, TrajectoryLoss
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     """For each loss: its name, evaluations of the network for a row, seconds a step, and seconds as against LSD's.
 
     One step is a forward and a backward pass of rows that all learn steps, on the embedded model. An evaluation of the
-    teacher, under guidance, counts two.
+    teacher, under guidance, counts two. Trajectories are kept ones; half as many observations have as many rows.
     """
     torch.manual_seed(0)
     pipe = DiamondMapPipeline.from_pretrained()
@@ -50,13 +53,18 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     conditions = teacher.conditions(teacher.features([MiniatureWorld()[index].captions for index in range(batch_size)]))
     z = torch.randn(batch_size, 16, 32)
     figures = {}
-    for name in LOSSES:
-        loss = DistillationLoss(name, diagonal_fraction=0.0)
+    half = conditions.rows(torch.arange(batch_size // PAIR))
+    losses: dict[str, Callable[[], tuple[Tensor, Any]]] = {
+        name: partial(DistillationLoss(name, diagonal_fraction=0.0), diamond_map, z, conditions, 0) for name in LOSSES
+    }
+    kept = Trajectories.draw(pipe.backbone, z[: batch_size // PAIR], half)
+    losses[TRAJECTORIES] = partial(TrajectoryLoss(), diamond_map, kept, half, 0)
+    for name, loss in losses.items():
         with counted_rows(pipe.transformer) as rows:
-            loss(diamond_map, z, conditions, 0)[0].backward()
+            loss()[0].backward()
         start = time.perf_counter()
         for _ in range(num_steps):
-            loss(diamond_map, z, conditions, 0)[0].backward()
+            loss()[0].backward()
         figures[name] = (sum(rows) / batch_size, (time.perf_counter() - start) / num_steps)
     unit = figures["lagrangian"][1]
     return [(name, rows, seconds, seconds / unit) for name, (rows, seconds) in figures.items()]

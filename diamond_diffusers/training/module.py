@@ -57,30 +57,30 @@ class DistillationLoss:
     adaptive_weight_power: float = 0.0
 
     def __call__(
-        self, diamond_map: DiamondMap, z: Tensor, conditions: Conditions, batch_number: int
+        self, diamond_map: DiamondMap, data: Tensor, conditions: Conditions, batch_number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of clean latents `z [N, ...]`, and its parts to log.
+        """The loss of clean latents `[N, ...]`, and its parts to log.
 
         Args:
             batch_number: decides how many rows learn what, since processes have to evaluate the network alike.
         """
-        count = len(z)
+        count = len(data)
         num_diagonal = self._rows_before(batch_number + 1, count) - self._rows_before(batch_number, count)
         levels, index = draw_levels(count), torch.arange(count)
         parts = {}
         if num_diagonal > 0:
             s = draw_diagonal_times(levels[:num_diagonal])
             rows = index[:num_diagonal]
-            batch = Batch.draw(z[rows], levels[rows], s, s, conditions.rows(rows))
+            batch = Batch.draw(data[rows], levels[rows], s, s, conditions.rows(rows))
             parts["diagonal"] = diagonal(diamond_map, batch)
         if num_diagonal < count:
             rows = index[num_diagonal:]
             s, r = draw_inner_times(levels[rows])
-            batch = Batch.draw(z[rows], levels[rows], s, r, conditions.rows(rows))
+            batch = Batch.draw(data[rows], levels[rows], s, r, conditions.rows(rows))
             # No other attention has a forward-mode rule.
             with sdpa_kernel(SDPBackend.MATH) if self.name == "lagrangian" else nullcontext():
                 parts[self.name] = LOSSES[self.name](diamond_map, batch)
-        squares = torch.cat(list(parts.values())) * _per_posterior_variance(levels).to(z)
+        squares = torch.cat(list(parts.values())) * per_posterior_variance(levels).to(data)
         weights = (squares.detach() + 0.01) ** -self.adaptive_weight_power
         return (weights * squares).mean(), {name: part.detach().mean() for name, part in parts.items()}
 
@@ -96,7 +96,7 @@ def draw_levels(count: int) -> Tensor:
     return t / (1 - t)
 
 
-def _per_posterior_variance(noise_to_signal: Tensor) -> Tensor:
+def per_posterior_variance(noise_to_signal: Tensor) -> Tensor:
     """`1 + 1 / kappa^2`, the inverse variance of a clean sample given an observation, were the data standard normal.
 
     In units of that variance, the narrow posteriors of low levels count like the others (as in arXiv 2206.00364). The

@@ -73,12 +73,14 @@ def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) ->
 
 
 def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeline:
-    """The base model; its autoencoder is in float32."""
+    """The base model, without the Diamond Map that it may come with; its autoencoder is in float32."""
     name = given.pretrained_model_name_or_path
     hub = {key: getattr(given, key) for key in ("revision", "variant", "cache_dir") if getattr(given, key) is not None}
     pipe = DiamondMapPipeline.from_pretrained(None if name == MINIATURE else name, dtype=dtype, **hub)
     if dtype != torch.float32:
         pipe.pipeline.vae.to(torch.float32)
+    if pipe.backbone.posterior_map is not None:
+        pipe.unload_diamond_map()
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):

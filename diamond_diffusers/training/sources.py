@@ -16,18 +16,34 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .arguments import TRAJECTORIES
 from .data import Captioned, Order, Preparation, batches_from, choose_caption, load_captioned
 from .errors import TrainingError
 from .teacher import Teacher
+from .trajectories import Trajectories
 
-Source = Iterator[Callable[[], tuple[Tensor, dict[str, Tensor]]]]
-"""Endless batches; each is drawn when it is called, as clean latents `[B, ...]` and the features of their captions."""
+Source = Iterator[Callable[[], tuple[Tensor | Trajectories, dict[str, Tensor]]]]
+"""Endless batches; each is drawn when it is called, as what is learnt from, clean latents `[B, ...]` or trajectories,
+and the features of their captions."""
 
 
 def open_source(
     given: argparse.Namespace, teacher: Teacher, order: Callable[[int], Order], first_batch: int, barrier: Callable
 ) -> Source:
-    """The batches that the options name, from a batch on.
+    """The batches that the options name, from a batch on: of what their loss learns from.
+
+    Args and errors are those of `open_rows`.
+    """
+    source = open_rows(given, teacher, order, first_batch, barrier)
+    if given.loss == TRAJECTORIES and not given.cache_trajectories:
+        return with_trajectories(source, teacher)
+    return source
+
+
+def open_rows(
+    given: argparse.Namespace, teacher: Teacher, order: Callable[[int], Order], first_batch: int, barrier: Callable
+) -> Source:
+    """The batches of clean latents that the options name, from a batch on; or trajectories, where they are kept.
 
     Args:
         order: of a dataset of so many rows.
@@ -45,15 +61,19 @@ def open_source(
     if given.teacher_samples:
         return teacher_source(given, rows, teacher, row_order, first_batch)
     prepare = Preparation(teacher.resolution, given.center_crop, given.random_flip)
-    if not given.cache_latents:
+    if given.cache_trajectories:
+        encode, read = trajectory_encoder(rows, prepare, teacher), cached_trajectories
+    elif given.cache_latents:
+        encode, read = latent_encoder(rows, prepare, teacher), cached_latents
+    else:
         batches = batches_from(rows, prepare, row_order, first_batch, given.dataloader_num_workers, given.streaming)
         return image_source(batches, teacher)
-    cache = LatentCache(given.output_dir / "cache", _identity(given, teacher))
-    cache.fill(rows, prepare, teacher, range(row_order.process_index, len(rows), row_order.num_processes))
+    cache = RowCache(given.output_dir / "cache", _identity(given, teacher))
+    cache.fill(len(rows), encode, row_order.process_index, row_order.num_processes)
     barrier()
     files = [Captioned(None, "", str(index)) for index in range(len(rows))]
     batches = batches_from(files, cache, row_order, first_batch, given.dataloader_num_workers, streaming=False)
-    return cached_source(batches, teacher)
+    return read(batches, teacher)
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -100,22 +120,81 @@ def _caption(row: Captioned, rng: random.Random) -> str:
     return choose_caption(row, rng)
 
 
-def cached_source(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
-    """Reads what a `LatentCache` holds."""
-    device = teacher.backbone.pipeline._execution_device
-    for batch in batches:
-        rows = {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
+def with_trajectories(source: Source, teacher: Teacher) -> Source:
+    """Runs the teacher's inner flow from the clean latents of a source."""
+    for draw_latents in source:
 
-        def draw(rows: dict[str, Tensor] = rows) -> Any:
-            features = {name: row.to(device) for name, row in rows.items()}
+        def draw(draw_latents: Callable = draw_latents) -> Any:
+            z, features = draw_latents()
+            return Trajectories.draw(teacher.backbone, z, teacher.conditions(features)), features
+
+        yield draw
+
+
+def cached_latents(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
+    """Reads what `latent_encoder` encoded."""
+    for features in _stacked(batches, teacher):
+
+        def draw(features: dict[str, Tensor] = features) -> Any:
             mean, deviation = features.pop("latents.mean"), features.pop("latents.deviation")
             return mean + deviation * torch.randn_like(mean), features
 
         yield draw
 
 
-class LatentCache:
-    """Latents and features of a dataset in a folder, one file a row.
+def cached_trajectories(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
+    """Reads what `trajectory_encoder` drew."""
+    for features in _stacked(batches, teacher):
+
+        def draw(features: dict[str, Tensor] = features) -> Any:
+            names = ("x", "noise_to_signal", "states")
+            x, level, states = (features.pop(f"trajectories.{name}") for name in names)
+            return Trajectories(x, level.cpu(), states.float()), features
+
+        yield draw
+
+
+def _stacked(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Iterator[dict[str, Tensor]]:
+    device = teacher.backbone.pipeline._execution_device
+    for batch in batches:
+        yield {name: torch.stack([row[name] for row in batch]).to(device) for name in batch[0]}
+
+
+Encoder = Callable[[Sequence[int]], dict[str, Tensor]]
+"""What is kept of the rows of these numbers, one row each."""
+
+
+def latent_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Encoder:
+    """Latents as the autoencoder's law, and features of captions."""
+
+    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
+        images, captions = zip(*[prepare(rows[i], random.Random(i)) for i in indices], strict=True)
+        mean, deviation = teacher.encode_images(torch.stack(images))
+        return {"latents.mean": mean.float(), "latents.deviation": deviation.float(), **teacher.features(captions)}
+
+    return encode
+
+
+def trajectory_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Encoder:
+    """An observation of each row with trajectories of the inner flow, and features of captions."""
+    encode_latents = latent_encoder(rows, prepare, teacher)
+
+    def encode(indices: Sequence[int]) -> dict[str, Tensor]:
+        features = encode_latents(indices)
+        mean, deviation = features.pop("latents.mean"), features.pop("latents.deviation")
+        with torch.random.fork_rng():
+            torch.manual_seed(indices[0])
+            z = mean + deviation * torch.randn_like(mean)
+            drawn = Trajectories.draw(teacher.backbone, z, teacher.conditions(features))
+        # Their error is far below that of a map.
+        kept = {"x": drawn.x, "noise_to_signal": drawn.noise_to_signal, "states": drawn.states.half()}
+        return {**features, **{f"trajectories.{name}": tensor for name, tensor in kept.items()}}
+
+    return encode
+
+
+class RowCache:
+    """What is computed once of each row of a dataset, in a folder, one file a row.
 
     Args:
         folder: where they are; what another run left there under another identity is not used.
@@ -129,20 +208,18 @@ class LatentCache:
         return self.folder / f"{index:08d}.safetensors"
 
     def fill(
-        self, rows: Any, prepare: Preparation, teacher: Teacher, indices: Sequence[int], batch_size: int = 8
+        self, num_rows: int, encode: Encoder, process_index: int = 0, num_processes: int = 1, batch_size: int = 16
     ) -> None:
-        """Encodes those of the rows at some indices that are not there yet."""
+        """Encodes this process's share of the rows, but for those that are there already.
+
+        Rows come in the same chunks every time, since what is random of them may depend on their chunk.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [index for index in indices if not self.file(index).exists()]
-        for start in tqdm(range(0, len(missing), batch_size), desc="Encoding", disable=not missing):
-            chunk = missing[start : start + batch_size]
-            images, captions = zip(*[prepare(rows[i], random.Random(i)) for i in chunk], strict=True)
-            mean, deviation = teacher.encode_images(torch.stack(images))
-            batch = {
-                "latents.mean": mean.float(),
-                "latents.deviation": deviation.float(),
-                **teacher.features(captions),
-            }
+        chunks = [range(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
+        own = chunks[process_index::num_processes]
+        missing = [chunk for chunk in own if not all(self.file(index).exists() for index in chunk)]
+        for chunk in tqdm(missing, desc="Encoding", disable=not missing):
+            batch = encode(chunk)
             for position, index in enumerate(chunk):
                 row = {name: tensor[position].cpu().contiguous().clone() for name, tensor in batch.items()}
                 partial = self.file(index).with_suffix(".partial")
@@ -157,8 +234,10 @@ def _identity(given: argparse.Namespace, teacher: Teacher) -> str:
     """A digest of the options that what is encoded depends on."""
     names = (
         "pretrained_model_name_or_path revision variant mixed_precision max_sequence_length dataset_name "
-        "dataset_config_name dataset_split train_data_dir image_column caption_column center_crop"
+        "dataset_config_name dataset_split train_data_dir image_column caption_column center_crop cache_trajectories"
     )
     settings = {name: str(getattr(given, name)) for name in names.split()}
     settings["resolution"] = str(teacher.resolution)
+    if given.cache_trajectories:
+        settings["guidance"] = str(teacher.guidance)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

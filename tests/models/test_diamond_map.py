@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -15,17 +16,20 @@ from .tiny_maps import TINY_MODELS, Inputs, draw_inputs, perturb, tiny_backbone
 
 UNHEARD = {"stable_diffusion_3": {"transformer_blocks.2.attn.add_q_proj"}}
 """SD3's last block drops what its text tokens attend to."""
+MAPS = [*product(TINY_MODELS, (False, True))]
+"""Families, without and with `condition_on_observation`."""
 
 
-@pytest.fixture(scope="module", params=TINY_MODELS)
+@pytest.fixture(scope="module", params=MAPS, ids=str)
 def start(request):
     """A fresh map, arguments for it, and the base's weights and denoised sample from before there was a map."""
-    backbone = tiny_backbone(request.param)
+    family, condition_on_observation = request.param
+    backbone = tiny_backbone(family)
     weights = {name: weight.clone() for name, weight in backbone.model.state_dict().items()}
     inputs = draw_inputs(backbone)
     with torch.no_grad():
         base = backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions)
-    return DiamondMap(backbone, rank=4), inputs, weights, base
+    return DiamondMap(backbone, 4, condition_on_observation=condition_on_observation), inputs, weights, base
 
 
 @torch.no_grad()
@@ -62,6 +66,7 @@ def test_every_trained_parameter_learns_and_no_other(start):
     x = inputs.x.clone().requires_grad_(True)
     replace(inputs, xbar=xbar, x=x).denoised(diamond_map).square().sum().backward()
     trained = diamond_map.weights()
+    assert ("conditioning.observation.weight" in trained) == diamond_map.condition_on_observation
     # A parameter without gradient would stop distributed training.
     assert all(weight.grad is not None for weight in trained.values())
     dead = {name.partition(".lora_")[0] for name, weight in trained.items() if not weight.grad.any()}
@@ -104,6 +109,26 @@ def test_it_hears_the_inner_state_and_all_three_times(flux):
     times = torch.tensor([[0.5, 1.0, 0.0]]).repeat(4, 1) + torch.cat([torch.zeros(1, 3), -0.2 * torch.eye(3)])
     moved = (embedding(times)[1:] - embedding(times)[0]).norm(dim=1)
     assert (moved > 1e-2).all()
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+@torch.no_grad()
+def test_the_observation_enters_as_the_inner_state_does(family):
+    """At s = 1, where the statistic is `x` whatever `xbar` is, through equal weights."""
+    denoised = {}
+    for name in ("inner_state", "observation"):
+        backbone = tiny_backbone(family)
+        inputs = draw_inputs(backbone)
+        diamond_map = DiamondMap(backbone, rank=2, condition_on_observation=True)
+        xbar = inputs.xbar if name == "observation" else inputs.x
+        inputs = replace(inputs, xbar=xbar, s=torch.ones(2, dtype=torch.float64))
+        untrained = inputs.denoised(diamond_map)
+        torch.manual_seed(7)
+        for parameter in diamond_map.conditioning.get_submodule(name).parameters():
+            parameter += torch.randn_like(parameter)
+        denoised[name] = inputs.denoised(diamond_map)
+        assert ((denoised[name] - untrained).flatten(1).abs().amax(1) > 1e-3).all()
+    torch.testing.assert_close(denoised["observation"], denoised["inner_state"])
 
 
 def add_style(backbone, name="style"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,27 +12,28 @@ import torch
 
 from diamond_diffusers.models import storage
 from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map, read_map_config, save_diamond_map
+from diamond_diffusers.models.storage import CONFIG_NAME, MAP_FILES, load_diamond_map, read_map_config, save_diamond_map
 
 from .tiny_maps import TINY_MODELS, draw_inputs, perturb, tiny_backbone
 
 
-@pytest.fixture(scope="module", params=TINY_MODELS)
+@pytest.fixture(scope="module", params=product(TINY_MODELS, (False, True)), ids=str)
 def saved(request, tmp_path_factory):
-    """A saved map of each family, arguments, and what the map makes of them."""
-    backbone = tiny_backbone(request.param)
-    diamond_map = DiamondMap(backbone, rank=4, lora_alpha=8)
+    """A saved map of each family, without and with `condition_on_observation`, arguments, and what it makes of them."""
+    family, condition_on_observation = request.param
+    backbone = tiny_backbone(family)
+    diamond_map = DiamondMap(backbone, rank=4, lora_alpha=8, condition_on_observation=condition_on_observation)
     perturb(diamond_map)
     inputs = draw_inputs(backbone)
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(family)
     save_diamond_map(folder, diamond_map, {"guidance_scale": 3.0}, {"steps": 5})
     with torch.no_grad():
-        return folder, inputs, inputs.denoised(diamond_map)
+        return folder, inputs, inputs.denoised(diamond_map), condition_on_observation
 
 
 @torch.no_grad()
 def test_it_loads_as_it_was(saved, tmp_path):
-    folder, inputs, denoised = saved
+    folder, inputs, denoised, condition_on_observation = saved
     assert {file.name for file in folder.iterdir()} == set(MAP_FILES)
     config = read_map_config(folder)
     assert (config["defaults"], config["training"]) == ({"guidance_scale": 3.0}, {"steps": 5})
@@ -39,6 +41,7 @@ def test_it_loads_as_it_was(saved, tmp_path):
     diamond_map = load_diamond_map(tiny_backbone(config["family"]), tmp_path / "model", subfolder="diamond_map")
     assert torch.equal(inputs.denoised(diamond_map), denoised)
     assert (diamond_map.rank, diamond_map.lora_alpha) == (4, 8)
+    assert diamond_map.condition_on_observation == config["condition_on_observation"] == condition_on_observation
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,39 @@ def flux_folder(tmp_path_factory):
     perturb(diamond_map)
     save_diamond_map(folder, diamond_map, {}, {})
     return folder
+
+
+def write_config(folder, **settings):
+    """Changes settings of a saved map."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps(config | settings))
+
+
+def test_files_of_maps_with_and_without_the_observation_are_not_mixed(flux_folder, tmp_path):
+    shutil.copytree(flux_folder, tmp_path / "without")
+    save_diamond_map(tmp_path / "with", DiamondMap(tiny_backbone("flux"), 2, condition_on_observation=True), {}, {})
+    backbone = tiny_backbone("flux")
+    for name, setting in (("without", True), ("with", False)):
+        write_config(tmp_path / name, condition_on_observation=setting)
+        with pytest.raises(ValueError, match=rf"has condition_on_observation {setting}.*take all files from one map"):
+            load_diamond_map(backbone, tmp_path / name)
+    assert not hasattr(backbone.model, "peft_config")
+
+
+def test_a_map_that_does_not_say_is_without_the_observation(flux_folder, tmp_path):
+    shutil.copytree(flux_folder, tmp_path / "map")
+    config = read_map_config(flux_folder)
+    config.pop("condition_on_observation")
+    (tmp_path / "map" / CONFIG_NAME).write_text(json.dumps(config))
+    assert not load_diamond_map(tiny_backbone("flux"), tmp_path / "map").condition_on_observation
+
+
+def test_a_map_saved_again_keeps_the_name_of_its_base(flux_folder, tmp_path):
+    shutil.copytree(flux_folder, tmp_path / "map")
+    write_config(tmp_path / "map", base_model="someone/base", base_revision="v1")
+    save_diamond_map(tmp_path / "again", load_diamond_map(tiny_backbone("flux"), tmp_path / "map"), {}, {})
+    config = read_map_config(tmp_path / "again")
+    assert (config["base_model"], config["base_revision"]) == ("someone/base", "v1")
 
 
 def test_stock_diffusers_reads_the_lora(flux_folder):

@@ -12,6 +12,7 @@ from diamond_diffusers.levels import Level, as_level, signal_and_noise
 from diamond_diffusers.models.conditioning import Sites
 from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.training.module import DistillationLoss
+from diamond_diffusers.training.trajectories import Trajectories, TrajectoryLoss
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded
 
@@ -75,7 +76,9 @@ class MixtureBackbone(Denoising):
         raise NotImplementedError
 
 
-def distil(loss: DistillationLoss, num_steps: int, batch_size: int = 256, learning_rate: float = 3e-3) -> DiamondMap:
+def distil(
+    loss: DistillationLoss | TrajectoryLoss, num_steps: int, batch_size: int = 256, learning_rate: float = 3e-3
+) -> DiamondMap:
     """A map of the mixture, trained with the trainer's own loss."""
     torch.manual_seed(0)
     backbone = MixtureBackbone()
@@ -88,7 +91,8 @@ def distil(loss: DistillationLoss, num_steps: int, batch_size: int = 256, learni
     generator = seeded(1)
     for step in range(num_steps):
         z = backbone.mixture.sample(batch_size, generator).float()
-        value, _ = loss(diamond_map, z, UNCONDITIONAL, step)
+        data = Trajectories.draw(backbone, z, UNCONDITIONAL) if isinstance(loss, TrajectoryLoss) else z
+        value, _ = loss(diamond_map, data, UNCONDITIONAL, step)
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,4 +1,4 @@
-"""Runs a function in two CPU processes that `accelerate` knows of."""
+"""Runs a function in several CPU processes that `accelerate` knows of."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 
 
 def in_two_processes(function: Callable[[], None]) -> None:
-    """Forks twice; fails where one of the processes fails."""
+    in_processes(2, function)
+
+
+def in_processes(count: int, function: Callable[[], None]) -> None:
+    """Forks so many times; fails where one of the processes fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
-    for rank in range(2):
+    for rank in range(count):
         child = os.fork()
         if child == 0:
             os.environ.update(
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
-                WORLD_SIZE="2",
-                LOCAL_WORLD_SIZE="2",
+                WORLD_SIZE=str(count),
+                LOCAL_WORLD_SIZE=str(count),
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
                 ACCELERATE_USE_CPU="true",
@@ -39,7 +43,7 @@ def in_two_processes(function: Callable[[], None]) -> None:
             finally:
                 os._exit(status)
         children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
 
 
 def sharding_accelerator(*wrapped: str) -> Accelerator:

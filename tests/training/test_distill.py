@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diamond_diffusers.models.storage import load_diamond_map, read_map_config
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training import checkpoints, distill
+from diamond_diffusers.training.arguments import TRAJECTORIES
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES
@@ -27,7 +28,7 @@ def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("loss", [*sorted(LOSSES), TRAJECTORIES])
 def test_a_run_saves_what_it_trained(options, loss):
     given = options("--loss", loss, "--ema_decay", 0, "--learning_rate", 0.01)
     run = Distillation(given)
@@ -44,6 +45,18 @@ def test_a_run_saves_what_it_trained(options, loss):
     config = read_map_config(given.output_dir)
     assert config["defaults"]["true_cfg_scale"] == 3.0
     assert (config["training"]["loss"], config["training"]["steps"]) == (loss, 3)
+
+
+@pytest.mark.parametrize("loss", ["lagrangian", "central_difference"])
+def test_the_observation_is_learnt_from_where_that_is_wanted(options, loss):
+    given = options("--loss", loss, "--ema_decay", 0, "--condition_on_observation")
+    run = Distillation(given)
+    run.run()
+    pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
+    loaded = load_diamond_map(pipe.backbone, given.output_dir)
+    assert loaded.conditioning.observation.weight.any()
+    assert_same(weights_of(run), list(loaded.weights().values()))
+    assert read_map_config(given.output_dir)["training"]["condition_on_observation"] is True
 
 
 def test_the_averaged_weights_are_those_that_are_saved(options):
@@ -69,8 +82,8 @@ def test_accumulated_gradients_are_those_of_a_batch(options):
     gradients = {}
     for count in (1, 2):
         run = Distillation(options("--gradient_accumulation_steps", count, output=f"out{count}"))
-        run.loss = lambda diamond_map, z, conditions, batch_number: (
-            sum(weight.sum() for weight in diamond_map.weights().values()) * z.sum(),
+        run.loss = lambda diamond_map, data, conditions, batch_number: (
+            sum(weight.sum() for weight in diamond_map.weights().values()) * data.sum(),
             {},
         )
         sums = [torch.tensor([2.0]), torch.tensor([4.0])] if count == 2 else [torch.tensor([3.0])]
@@ -122,10 +135,17 @@ def _killed_in_the_middle(given, monkeypatch_step: str) -> None:
     run.run()
 
 
-@pytest.mark.parametrize("moment", ["update", "checkpoint"])
-def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment):
+@pytest.mark.parametrize(
+    ("moment", "special"),
+    [
+        ("update", ["--random_flip"]),
+        ("checkpoint", ["--random_flip"]),
+        ("update", ["--loss", TRAJECTORIES, "--cache_trajectories"]),
+    ],
+)
+def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special):
     further = ["--max_train_steps", 5, "--checkpointing_steps", 2, "--gradient_accumulation_steps", 2]
-    further += ["--random_flip", "--lr_scheduler", "cosine", "--max_train_samples", 7]
+    further += [*special, "--lr_scheduler", "cosine", "--max_train_samples", 7]
     unbroken = Distillation(options(*further, output="unbroken"))
     unbroken.run()
 
@@ -156,6 +176,8 @@ def test_a_checkpoint_of_other_options_is_refused(options):
         Distillation(options(*resume, "--rank", 3))
     with pytest.raises(TrainingError, match=r"--ema_decay; resume"):
         Distillation(options(*resume, "--ema_decay", 0))
+    with pytest.raises(TrainingError, match=r"--condition_on_observation or"):
+        Distillation(options(*resume, "--condition_on_observation"))
     with pytest.raises(TrainingError, match=r"is no checkpoint; there are checkpoint-1"):
         Distillation(options("--resume_from_checkpoint", "checkpoint-7"))
 

@@ -60,12 +60,12 @@ class FixedLoss:
     def __init__(self, name, draws, eps):
         self.name, self.draws, self.eps = name, draws, eps
 
-    def __call__(self, diamond_map, z, conditions, batch_number):
+    def __call__(self, diamond_map, data, conditions, batch_number):
         level, s, r = self.draws
         level, s = 0.5 + level, 0.5 + s / 2
-        inner = expand(s, z)
-        x = add_noise(z, self.eps[0], level)
-        batch = Batch(x, level, (1 - inner) * z + inner * self.eps[1], s, r * s, conditions)
+        inner = expand(s, data)
+        x = add_noise(data, self.eps[0], level)
+        batch = Batch(x, level, (1 - inner) * data + inner * self.eps[1], s, r * s, conditions)
         with sdpa_kernel(SDPBackend.MATH):
             rows = LOSSES[self.name](diamond_map, batch) + diagonal(diamond_map, batch)
         return rows.mean(), {}

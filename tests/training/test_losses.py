@@ -165,5 +165,5 @@ def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
 
 def test_the_costs_are_counted():
     """Evaluations of a row; the teacher's, under guidance, count two."""
-    counted = {name: rows for name, rows, _, _ in measure(batch_size=1, num_steps=1)}
-    assert counted == {"lagrangian": 3, "central_difference": 4, "progressive": 3, "eulerian": 6}
+    counted = {name: rows for name, rows, _, _ in measure(batch_size=2, num_steps=1)}
+    assert counted == {"lagrangian": 3, "central_difference": 4, "progressive": 3, "eulerian": 6, "trajectories": 1}

@@ -9,6 +9,7 @@ from diamond_diffusers.glass import sample_posterior
 from diamond_diffusers.models.conditioning import SITES
 from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.training.module import DistillationLoss
+from diamond_diffusers.training.trajectories import TrajectoryLoss
 
 from ..core.mixture import seeded
 from . import mixture_map
@@ -54,6 +55,14 @@ def test_it_converges_to_the_posterior(loss):
     assert found["map"] < 2 * found["floor"]
     if loss in ("lagrangian", "central_difference"):
         assert all(abs(ratio - 1) < 0.1 for ratio in spreads(diamond_map))
+
+
+@pytest.mark.slow
+def test_trajectories_converge_to_the_posterior():
+    diamond_map = distil(TrajectoryLoss(), 800, batch_size=256)
+    found = distances(diamond_map)
+    assert found["map"] < 2 * found["floor"]
+    assert all(abs(ratio - 1) < 0.1 for ratio in spreads(diamond_map))
 
 
 def spreads(diamond_map: DiamondMap, num_observations: int = 64, count: int = 200) -> list[float]:

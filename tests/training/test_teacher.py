@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from diamond_diffusers.glass import sample_posterior
 from diamond_diffusers.training.data import MiniatureWorld, Order, Preparation
 from diamond_diffusers.training.errors import TrainingError
-from diamond_diffusers.training.sources import LatentCache, open_source, read_prompts
+from diamond_diffusers.training.sources import RowCache, latent_encoder, open_source, read_prompts, trajectory_encoder
 from diamond_diffusers.training.teacher import Teacher
+from diamond_diffusers.training.trajectories import INNER_STEPS
 
 from ..families.tiny_flux import build_tiny_flux
 from ..models.tiny_maps import TINY_MODELS, tiny_backbone
@@ -133,13 +136,47 @@ def test_cached_latents_are_the_same_as_fresh_ones(options, flux_teacher, monkey
 
 
 def test_a_cache_that_was_interrupted_is_completed(flux_teacher, tmp_path):
-    cache, rows = LatentCache(tmp_path, "one"), MiniatureWorld(3)
+    cache, encode = RowCache(tmp_path, "one"), latent_encoder(MiniatureWorld(3), Preparation(16), flux_teacher)
     for process in range(2):
-        cache.fill(rows, Preparation(16), flux_teacher, range(process, 3, 2))
+        cache.fill(3, encode, process, 2, batch_size=1)
+    assert all(cache.file(index).exists() for index in range(3))
     cache.file(1).unlink()
     cache.file(2).with_suffix(".partial").write_bytes(b"half")
-    cache.fill(rows, Preparation(16), flux_teacher, range(3))
+    cache.fill(3, encode, batch_size=1)
     assert all(cache.file(index).exists() for index in range(3))
+
+
+def test_kept_trajectories_do_not_depend_on_interruptions_or_processes(flux_teacher, tmp_path):
+    encode = trajectory_encoder(MiniatureWorld(5), Preparation(16), flux_teacher)
+    whole, broken = RowCache(tmp_path, "whole"), RowCache(tmp_path, "broken")
+    whole.fill(5, encode, batch_size=2)
+    for process in (1, 0):
+        broken.fill(5, encode, process, 2, batch_size=2)
+    broken.file(1).unlink()
+    broken.fill(5, encode, batch_size=2)
+    for index in range(5):
+        assert broken.file(index).read_bytes() == whole.file(index).read_bytes()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_trajectories_are_those_of_the_inner_flow(options, flux_teacher, cached):
+    given = options("--loss", "trajectories", "--center_crop", *["--cache_trajectories"] * cached)
+    order = partial(Order, batch_size=2)
+    for data, features in drawn(open_source(given, flux_teacher, order, 0, lambda: None), 2):
+        conditions = flux_teacher.conditions(features)
+        assert data.states.shape[:3] == (2, 2, INNER_STEPS + 1)
+        for kept in range(2):
+            with torch.no_grad():
+                sample = sample_posterior(
+                    lambda rows, level, told=conditions: flux_teacher.backbone.predict(rows, level, told),
+                    data.x,
+                    data.noise_to_signal,
+                    data.states[:, kept, 0],
+                    num_inner_steps=INNER_STEPS,
+                    solver="exponential",
+                )
+            # Kept in half precision.
+            torch.testing.assert_close(data.states[:, kept, -1], sample, atol=5e-3, rtol=5e-3)
 
 
 def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_file):

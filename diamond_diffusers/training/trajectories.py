@@ -1,0 +1,128 @@
+"""Distillation from whole trajectories of the teacher's inner flow, which can be kept and learnt from many times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import Backbone, Conditions
+from ..glass import inner_states, inner_times
+from ..levels import add_noise, expand
+from ..models.diamond_map import DiamondMap
+from .module import draw_levels, per_posterior_variance
+
+PAIR = 2
+"""Trajectories of an observation: the energy score compares two."""
+INNER_STEPS = 8
+"""Of a trajectory. With the `exponential` solver their law is that of many steps."""
+ONE_STEP_SHARE = 0.4
+"""Of the observations, learnt on the way from pure noise to clean data, where the map is used most."""
+FROM_NOISE_SHARE = 0.3
+"""Of the observations, learnt on the way from pure noise to a time in between, which transitions use."""
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Two trajectories of the inner flow for each of `N` observations.
+
+    Attributes:
+        x: observations `[N, ...]` in the bounded coordinate.
+        noise_to_signal: their levels, `[N]` float64.
+        states: inner states `[N, 2, n + 1, ...]` at `inner_times(n)`, from noise to samples of the posterior.
+    """
+
+    x: Tensor
+    noise_to_signal: Tensor
+    states: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def draw(cls, backbone: Backbone, z: Tensor, conditions: Conditions) -> Trajectories:
+        """Observes clean samples `z [N, ...]` at random levels and runs the inner flow of the guided teacher."""
+        levels = draw_levels(len(z))
+        x = add_noise(z, torch.randn_like(z), levels)
+        index = torch.arange(len(z))
+
+        def denoise(rows: Tensor, level: Tensor) -> Tensor:
+            return backbone.predict(rows, level, conditions.rows(index.repeat_interleave(len(rows) // len(z))))
+
+        noise = torch.randn_like(z.repeat_interleave(PAIR, 0))
+        states = inner_states(denoise, x, levels, noise, num_inner_steps=INNER_STEPS, solver="exponential")
+        return cls(x, levels, torch.stack(list(states), 1).unflatten(0, (-1, PAIR)))
+
+
+@dataclass(frozen=True)
+class TrajectoryLoss:
+    """The map leads from a state of a trajectory to a later one, and its one-step samples have the teacher's law.
+
+    From a state in between that is a regression of `D_th`. From noise, where a network cannot follow every trajectory,
+    a regression gives the mean of those that it cannot tell apart, hence too narrow a law. There an energy score is
+    minimised, which is least for the law itself (Gneiting & Raftery, 2007; for diffusion models arXiv 2502.02483)::
+
+        (|D_1 - z_2| + |D_2 - z_1|) / 2 - |D_1 - D_2| / 2
+
+    with the samples `z_1, z_2` and the map's `D_1, D_2` of the same two noises: each is compared with the one of the
+    other noise, of which it is independent.
+
+    Args:
+        regression_weight: of the regression beside the energy score; it speeds up the beginning, and narrows the law.
+    """
+
+    regression_weight: float = 0.05
+
+    def __call__(
+        self, diamond_map: DiamondMap, data: Trajectories, conditions: Conditions, batch_number: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of trajectories under conditions of their `N` observations, and its parts to log."""
+        count = len(data.x)
+        start, end = draw_places(count, data.states.shape[2] - 1)
+        times = torch.tensor(inner_times(data.states.shape[2] - 1), dtype=torch.float64)
+        s, r = times[start], times[end]
+
+        rows = torch.arange(count)
+        xbar, target = data.states[rows, :, start], data.states[rows, :, end]
+        kept = expand(r / s, target).to(target)
+        target = (target - kept * xbar) / (1 - kept)
+
+        pairs = rows.repeat_interleave(PAIR)
+        denoised = diamond_map.mean_denoiser(
+            xbar.flatten(0, 1), s[pairs], r[pairs], data.x[pairs], data.noise_to_signal[pairs], conditions.rows(pairs)
+        )
+        denoised = denoised.unflatten(0, (-1, PAIR)).float()
+
+        weights = per_posterior_variance(data.noise_to_signal).to(denoised)
+        regression = weights * (denoised - target).square().flatten(1).mean(1)
+        score = weights.sqrt() * energy_score(denoised, target)
+        from_noise = (start == 0).to(weights.device)
+        loss = torch.where(from_noise, score + self.regression_weight * regression, regression)
+        parts = {"regression": regression, "energy_score": score * from_noise}
+        return loss.mean(), {name: part.detach().mean() for name, part in parts.items()}
+
+
+def draw_places(count: int, num_inner_steps: int) -> tuple[Tensor, Tensor]:
+    """Places of `count` pairs of states on trajectories, `0 <= start < end <= num_inner_steps`."""
+    kind = torch.rand(count)
+    start = torch.randint(0, num_inner_steps, (count,))
+    start = torch.where(kind < ONE_STEP_SHARE + FROM_NOISE_SHARE, 0, start)
+    end = start + 1 + (torch.rand(count) * (num_inner_steps - start)).long()
+    return start, torch.where(kind < ONE_STEP_SHARE, num_inner_steps, end)
+
+
+def energy_score(drawn: Tensor, true: Tensor) -> Tensor:
+    """`[N]` of pairs of samples `[N, 2, ...]`, those of one place from the same noise."""
+    across = (_distance(drawn[:, 0], true[:, 1]) + _distance(drawn[:, 1], true[:, 0])) / 2
+    return across - _distance(drawn[:, 0], drawn[:, 1]) / 2
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    """Root mean squares of differences `[N]`: half over the whole sample, half the mean over its places.
+
+    Whole samples have too many dimensions to show what is wrong at one place.
+    """
+    squares = (first - second).square()
+    # Images have their channels first, packed latents last.
+    places = squares.mean(1 if squares.ndim == 4 else -1).reshape(len(squares), -1)
+    # The root has no derivative at zero, where the two samples of an untrained map are.
+    return ((places.mean(1) + 1e-8).sqrt() + (places + 1e-8).sqrt().mean(1)) / 2

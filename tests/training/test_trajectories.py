@@ -1,0 +1,41 @@
+"""The energy score is least for the law itself, and trajectories are learnt where they are used."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diamond_diffusers.training.trajectories import FROM_NOISE_SHARE, ONE_STEP_SHARE, draw_places, energy_score
+
+from ..core.mixture import seeded
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 1.7])
+def test_the_energy_score_of_gaussians(spread):
+    """`E|a X - Y| - E|a X - a X'| / 2` in one dimension, `sqrt(2 (1 + a^2) / pi) - a / sqrt(pi)`, least at 1."""
+    noise = torch.randn(200_000, 2, 1, 1, generator=seeded(0))
+    # Of the same noise, as a map's sample and the teacher's are: only those of different noises are compared.
+    score = energy_score(spread * noise, noise).mean().item()
+    expected = math.sqrt(2 * (1 + spread**2) / math.pi) - spread / math.sqrt(math.pi)
+    # The deviation of one score is below 1.
+    assert abs(score - expected) < 4 / math.sqrt(200_000)
+
+
+def test_the_energy_score_of_untrained_maps_has_a_gradient():
+    """Both samples are the same there."""
+    drawn = torch.zeros(3, 2, 4, 2, 2, requires_grad=True)
+    energy_score(drawn, torch.randn(3, 2, 4, 2, 2)).sum().backward()
+    assert torch.isfinite(drawn.grad).all() and drawn.grad.any()
+
+
+def test_places_are_drawn_where_they_are_used():
+    torch.manual_seed(0)
+    start, end = draw_places(20_000, 8)
+    assert (start >= 0).all() and (start < end).all() and (end <= 8).all()
+    one_step = ((start == 0) & (end == 8)).double().mean()
+    # Others hit it by chance: from noise in an eighth, from anywhere in an eighth of an eighth.
+    rest = 1 - ONE_STEP_SHARE - FROM_NOISE_SHARE
+    assert abs(one_step - (ONE_STEP_SHARE + FROM_NOISE_SHARE / 8 + rest / 64)) < 0.015
+    assert abs((start == 0).double().mean() - (ONE_STEP_SHARE + FROM_NOISE_SHARE + rest / 8)) < 0.015
