@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import FlowMapEulerDiscreteScheduler
 from torch import Tensor
 
 from ..levels import Level, as_level
@@ -26,6 +27,7 @@ def is_flow(scheduler: Any) -> bool:
     config = scheduler.config
     return (
         "FlowMatch" in type(scheduler).__name__
+        or isinstance(scheduler, FlowMapEulerDiscreteScheduler)
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )

@@ -1,8 +1,9 @@
-"""GLASS transitions as schedulers for unmodified diffusers pipelines."""
+"""Transitions as schedulers: of GLASS for unmodified diffusers pipelines, of a Diamond Map for loops of one's own."""
 
 from diffusers import SchedulerMixin
 
 from .ddpm import GlassDDPMScheduler
+from .diamond_map import DiamondMapScheduler, MapInputs
 from .flow_match import GlassFlowMatchScheduler
 
-__all__ = ["GlassDDPMScheduler", "GlassFlowMatchScheduler", "SchedulerMixin"]
+__all__ = ["DiamondMapScheduler", "GlassDDPMScheduler", "GlassFlowMatchScheduler", "MapInputs", "SchedulerMixin"]

@@ -75,6 +75,21 @@ def extends_options_of(base: type) -> Callable[[Callable], Callable]:
     return extend
 
 
+def draw_noise(x: Tensor, generator: Generators) -> Tensor:
+    """Standard normals of the shape of `x`, `[B, ...]`, in float32.
+
+    Raises:
+        ValueError: the generators are neither one nor one for each image.
+    """
+    if isinstance(generator, Sequence):
+        generator = list(generator)
+        if len(generator) not in (1, len(x)):
+            raise ValueError(
+                f"generator holds {len(generator)} generators for {len(x)} images; give one, or one for each image"
+            )
+    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=torch.float32)
+
+
 class GlassSchedulerMixin(ABC):
     """GLASS transitions (arXiv 2509.25170) for a loop that alternates network evaluations and calls of `step`.
 
@@ -217,7 +232,7 @@ class GlassSchedulerMixin(ABC):
         denoised = self._denoised(sample, model_output.to(torch.float32), query.level)
         if self._is_between_transitions:
             x = sample / self._input_scale(query.level)
-            self._flow = _InnerFlow(x, self._draw(x, generator))
+            self._flow = _InnerFlow(x, draw_noise(x, self._generator if generator is None else generator))
         self._flow.xbar = inner_step(
             self.transition.solver, query.s, query.s_next, self._flow.xbar, denoised, self._flow.previous
         )
@@ -249,16 +264,6 @@ class GlassSchedulerMixin(ABC):
                 "num_inner_steps=1"
             )
         return sample.to(torch.float32)
-
-    def _draw(self, x: Tensor, generator: Generators) -> Tensor:
-        generator = self._generator if generator is None else generator
-        if isinstance(generator, Sequence):
-            generator = list(generator)
-            if len(generator) not in (1, len(x)):
-                raise ValueError(
-                    f"generator holds {len(generator)} generators for {len(x)} images; give one, or one for each image"
-                )
-        return randn_tensor(x.shape, generator=generator, device=x.device, dtype=torch.float32)
 
     def _next_sample(self, query: _Query) -> Tensor:
         flow, early_stop = self._flow, query.early_stop

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..levels import RectifiedFlowPath
 from .base import GlassSchedulerMixin, extends_options_of
+from .flow_options import FlowOptionsMixin
 
 
-class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowMatchEulerDiscreteScheduler):
+class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowOptionsMixin, FlowMatchEulerDiscreteScheduler):
     """Takes the place of `FlowMatchEulerDiscreteScheduler` in a stock pipeline and samples by GLASS transitions.
 
     `num_inference_steps` outer steps cost `num_inference_steps * num_inner_steps` network evaluations. Levels and their
@@ -33,13 +34,7 @@ class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowMatchEulerDiscreteSchedul
 
     # diffusers names this module in a saved model_index.json, and loads from it once it is imported.
     __module__ = "diamond_diffusers"
-    # Their configurations hold options of their own, which are kept without a word.
-    _compatibles: ClassVar[list[str]] = [
-        "DPMSolverMultistepScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler",
-        "UniPCMultistepScheduler",
-    ]
+    instead = "GlassDDPMScheduler"
     _path = RectifiedFlowPath()
 
     @register_to_config
@@ -52,38 +47,10 @@ class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowMatchEulerDiscreteSchedul
         solver: str = "multistep",
         **options: Any,
     ) -> None:
-        for name, reason in (
-            ("invert_sigmas", "rising sigmas are not supported"),
-            ("stochastic_sampling", "GLASS transitions are stochastic themselves"),
-        ):
-            if options.get(name):
-                raise ValueError(f"{name} is True, but {reason}; pass {name}=False")
+        self._refuse_unsupported(options)
         super().__init__(**options)
         self._set_glass_options(num_inner_steps, correlation, solver)
         self._outer_timesteps = self.timesteps
-
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> GlassFlowMatchScheduler | tuple[GlassFlowMatchScheduler, dict[str, Any]]:
-        """Makes this scheduler of another flow scheduler's configuration.
-
-        Args:
-            config: of a stock scheduler; `flow_shift`, which SANA's scheduler has in place of `shift`, is understood.
-            return_unused_kwargs: whether options that were not used are returned too.
-            **kwargs: options that take precedence over the configuration.
-
-        Raises:
-            ValueError: the configuration is not one of rectified flow.
-        """
-        prediction_type = config.get("prediction_type", "flow_prediction")
-        if prediction_type != "flow_prediction":
-            raise ValueError(
-                f"config has prediction_type {prediction_type!r}, which is not that of a flow; use GlassDDPMScheduler"
-            )
-        if "flow_shift" in config and "shift" not in config:
-            kwargs.setdefault("shift", config["flow_shift"])
-        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
