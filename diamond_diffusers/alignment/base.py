@@ -16,7 +16,7 @@ from ..backbones.base import Denoising
 from ..posteriors import PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .look_ahead import GRADIENTS, LookAhead
+from .look_ahead import COMPARING_GRADIENTS, GRADIENTS, LookAhead
 from .model import Evaluation, TiltedModel
 from .random_source import RandomSource
 from .resampling import invert, uniform
@@ -61,6 +61,7 @@ class AlignmentResult:
         images: the final images `[B, P, 3, H, W]` in [0, 1]; None without a reward, for which nothing is decoded.
         log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one.
         trace: figures of each step.
+        reward_scale: multiplied the reward: the best particle is that of the highest product, the first of equals.
     """
 
     latents: Tensor
@@ -70,13 +71,14 @@ class AlignmentResult:
     images: Tensor | None
     log_evidence: Tensor | None
     trace: Trace
+    reward_scale: float = 1.0
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
         """Indices `[B, n]` of the particles to return: one drawn by weight, the best, or all."""
         if final_selection == "all":
             return torch.arange(self.log_weights.shape[1]).expand(self.log_weights.shape)
         if final_selection == "best" and self.rewards is not None:
-            return self.rewards.cpu().argmax(1, keepdim=True)
+            return (self.reward_scale * self.rewards).cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
         return torch.stack([invert(row, uniform(1, random.of_image(i))) for i, row in enumerate(weights)])
 
@@ -90,6 +92,7 @@ class Alignment(ABC):
         needs_reward: whether the method is nothing without a reward.
         needs_reward_gradient: whether it differentiates the reward.
         default_selection: which particle of an image is returned if the caller does not say.
+        grows: the count that a budget of network evaluations sets; None where more of it would buy nothing.
     """
 
     num_particles: int = 1
@@ -97,6 +100,7 @@ class Alignment(ABC):
     needs_reward: bool = True
     needs_reward_gradient: bool = False
     default_selection: str = "sample"
+    grows: str | None = "num_particles"
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
@@ -142,6 +146,10 @@ class Alignment(ABC):
             posterior.check(model)
         return self if transition is self.transition else replace(self, transition=transition)
 
+    def num_callbacks(self, num_steps: int) -> int:
+        """How often a run of so many steps calls `on_step`."""
+        return num_steps
+
     def run(
         self,
         model: TiltedModel,
@@ -162,9 +170,7 @@ class Alignment(ABC):
         """
         started = time.perf_counter()
         method = self.resolve(model.backbone)
-        shape = (model.num_images, self.num_particles)
-        weights = torch.zeros(shape, dtype=torch.float64, device=x.device)
-        cloud = Cloud(x, weights, torch.zeros(shape[0], dtype=torch.float64, device=x.device))
+        cloud = method.start(model, x)
         trace = Trace()
         for index, (kappa, kappa_next) in enumerate(pairwise(levels)):
             cloud = method.step(model, cloud, kappa, kappa_next, random, index == len(levels) - 2)
@@ -179,6 +185,11 @@ class Alignment(ABC):
         result = method.finish(model, cloud, trace)
         model.cost.seconds += time.perf_counter() - started
         return result
+
+    def start(self, model: TiltedModel, x: Tensor) -> Cloud:
+        """The particles at the first level, equally weighted."""
+        log_weights = torch.zeros(model.num_images, self.num_particles, dtype=torch.float64, device=x.device)
+        return Cloud(x, log_weights, log_weights.new_zeros(model.num_images))
 
     def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
         """The cloud with particles from a callback in place of its own; what was known of those is forgotten."""
@@ -201,6 +212,7 @@ class Alignment(ABC):
             images=images,
             log_evidence=None,
             trace=trace,
+            reward_scale=model.reward_scale,
         )
 
 
@@ -208,13 +220,8 @@ def check_gradient(gradient: str, posterior: PosteriorSampler) -> None:
     """Raises a `ValueError` for an unknown gradient, or one that these look-aheads cannot give."""
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient is {gradient!r}; choose one of {', '.join(GRADIENTS)}")
-    if gradient == "tilted_mean" and posterior.num_samples < 2:
+    if gradient in COMPARING_GRADIENTS and posterior.num_samples < 2:
         raise ValueError(
-            f"gradient is 'tilted_mean', which compares look-aheads, but the posterior draws "
+            f"gradient is {gradient!r}, which compares look-aheads, but the posterior draws "
             f"{posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
         )
-
-
-def root_mean_square(x: Tensor) -> Tensor:
-    """Of each row of `[N, ...]`."""
-    return x.flatten(1).square().mean(1).sqrt()

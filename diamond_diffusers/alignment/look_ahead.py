@@ -8,15 +8,28 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..posteriors import PosteriorSampler
-from ..values import isotropic_shift, pathwise_shift, tilted_mean_shift, value
+from ..levels import Level, expand, signal_and_noise
+from ..posteriors import PosteriorSampler, PosteriorSamples
+from ..values import (
+    hybrid_shift,
+    isotropic_coefficient,
+    isotropic_gradient,
+    pathwise_coefficient,
+    pathwise_gradient,
+    tilted_mean_shift,
+    value,
+)
 from .model import TiltedModel
 from .random_source import RandomSource
 from .resampling import effective_sample_size
 
-GRADIENTS = ("pathwise", "isotropic", "tilted_mean")
-REWARD_GRADIENTS = ("pathwise", "isotropic")
+GRADIENTS = ("pathwise", "isotropic", "tilted_mean", "hybrid")
+NETWORK_GRADIENTS = ("pathwise", "hybrid")
+"""Those that differentiate the network."""
+REWARD_GRADIENTS = (*NETWORK_GRADIENTS, "isotropic")
 """Those that differentiate the reward."""
+COMPARING_GRADIENTS = ("tilted_mean", "hybrid")
+"""Those that compare look-aheads, of which they need at least two."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +40,31 @@ class LookAhead:
         predicted: what the model as loaded predicts at `x`, `[N, ...]`; None at the last level, and where neither
             look-aheads nor the transition use it.
         values: `V(x)`, `[N]`.
-        shift: `kappa^2 grad_y V`, `[N, ...]`, where it was asked for.
+        terms: summands of the value's gradient, `[N, T, ...]`, where it was asked for.
+        coefficient: what turns their sum into the shift of the denoised samples, `[N]`.
+        drift: root-mean-square of `kappa / (1 + kappa)` times the velocity of rectified flow, `[N]`; the shift of the
+            denoised samples that would double or cancel that velocity has this size.
         effective_sample_size: of each particle's look-aheads, `[N]`, where they differ in weight.
+        samples: the look-aheads `[N, K, ...]`, where they were asked for.
+        tilted_log_weights: their unnormalised weights `[N, K]` in the tilted posterior, with `samples`.
     """
 
     predicted: Tensor | None
     values: Tensor
-    shift: Tensor | None = None
+    terms: Tensor | None = None
+    coefficient: Tensor | None = None
+    drift: Tensor | None = None
     effective_sample_size: Tensor | None = None
+    samples: Tensor | None = None
+    tilted_log_weights: Tensor | None = None
+
+    @property
+    def shift(self) -> Tensor | None:
+        """`kappa^2 grad_y V`, `[N, ...]`, where the gradient was asked for."""
+        if self.terms is None:
+            return None
+        total = self.terms.sum(1)
+        return expand(self.coefficient, total) * total
 
     def rows(self, index: Tensor) -> LookAhead:
         """The estimates of the particles `index`."""
@@ -65,60 +95,136 @@ def look_ahead(
     random: RandomSource,
     gradient: str | None = None,
     with_prediction: bool = True,
+    with_terms: bool = False,
+    with_samples: bool = False,
 ) -> LookAhead:
     """Draws look-aheads of particles `[N, ...]` (equally many of each image) and estimates their values.
 
     Args:
-        gradient: None, `pathwise` (differentiates network, decoder and reward), `isotropic` (decoder and reward only)
-            or `tilted_mean` (needs at least two look-aheads and no derivative).
+        gradient: None, `pathwise` (differentiates network, decoder and reward), `isotropic` (decoder and reward only),
+            `tilted_mean` (needs at least two look-aheads and no derivative) or `hybrid` (the first and the third).
         with_prediction: whether the predicted sample is needed for more than the look-aheads.
+        with_terms: whether the pathwise gradient is wanted as two terms, that of the rewards and that of the weights,
+            which costs the look-aheads and their backward pass once more where the posterior weighs them.
+        with_samples: whether the look-aheads themselves are wanted.
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
     noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+
+    def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
+        rows = _Rows(model, posterior, x, noise_to_signal, owners, noise)
+        return rows.estimate(gradient, with_prediction, with_terms, with_samples)
+
     if gradient not in REWARD_GRADIENTS:
-        return _estimate(model, posterior, x, noise_to_signal, owners, noise, gradient, with_prediction)
+        return estimate(x, owners, noise)
     # The graph of one chunk is all that memory must hold.
-    size = max(1, (model.particle_batch_size or len(noise)) // num_samples)
-    parts = [
-        _estimate(model, posterior, rows, noise_to_signal, row_owners, row_noise, gradient, with_prediction)
-        for rows, row_owners, row_noise in zip(
-            x.split(size), owners.split(size), noise.split(size * num_samples), strict=True
-        )
-    ]
-    return LookAhead.joined(parts)
+    size = max(1, model.rows_at_once(len(noise)) // num_samples)
+    parts = zip(x.split(size), owners.split(size), noise.split(size * num_samples), strict=True)
+    return LookAhead.joined([estimate(*part) for part in parts])
 
 
-def _estimate(
-    model: TiltedModel,
-    posterior: PosteriorSampler,
-    x: Tensor,
-    noise_to_signal: float,
-    owners: Tensor,
-    noise: Tensor,
-    gradient: str | None,
-    with_prediction: bool,
-) -> LookAhead:
-    pathwise, isotropic = gradient == "pathwise", gradient == "isotropic"
-    with torch.set_grad_enabled(pathwise):
-        x = x.detach().requires_grad_(pathwise)
-        network = model.network(owners)
-        predicted = None
-        if with_prediction or posterior.uses_prediction:
-            with torch.set_grad_enabled(pathwise and posterior.differentiates_predicted):
-                predicted = network.predict(x, noise_to_signal)
-        drawn = posterior.sample(network, x, noise_to_signal, predicted, noise)
-    with torch.set_grad_enabled(pathwise or isotropic):
-        samples = drawn.samples.detach().requires_grad_() if isotropic else drawn.samples
-        rewards = model.tilt(samples.flatten(0, 1), owners, noise_to_signal).unflatten(0, (len(x), -1))
-        values = value(rewards, drawn.log_weights)
-    if pathwise:
-        shift = pathwise_shift(values, x, noise_to_signal)
-    elif isotropic:
-        shift = isotropic_shift(values, samples, noise_to_signal)
-    elif gradient == "tilted_mean":
-        shift = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights)
-    else:
-        shift = None
-    sizes = effective_sample_size(drawn.log_weights.detach()) if posterior.is_weighted else None
-    return LookAhead(predicted if predicted is None else predicted.detach(), values.detach(), shift, sizes)
+@dataclass(frozen=True)
+class _Rows:
+    """Particles whose look-aheads are drawn at once.
+
+    Attributes:
+        model, posterior: as of `look_ahead`.
+        x: particles `[N, ...]`.
+        noise_to_signal: their level.
+        owners: `[N]`.
+        noise: of the look-aheads, `[N K, ...]`.
+    """
+
+    model: TiltedModel
+    posterior: PosteriorSampler
+    x: Tensor
+    noise_to_signal: float
+    owners: Tensor
+    noise: Tensor
+
+    def estimate(self, gradient: str | None, with_prediction: bool, with_terms: bool, with_samples: bool) -> LookAhead:
+        through_network = gradient in NETWORK_GRADIENTS
+        x = self.x.detach().requires_grad_(through_network)
+        with torch.set_grad_enabled(through_network):
+            predicted, drawn = self.draw(x, with_prediction)
+        with torch.set_grad_enabled(gradient in REWARD_GRADIENTS):
+            samples = drawn.samples.detach().requires_grad_() if gradient == "isotropic" else drawn.samples
+            rewards = self.model.tilt(samples.flatten(0, 1), self.owners, self.noise_to_signal)
+            rewards = rewards.unflatten(0, (len(x), -1))
+            values = value(rewards, drawn.log_weights)
+        log_weights = drawn.log_weights.detach()
+        sizes = effective_sample_size(log_weights) if self.posterior.is_weighted else None
+        known = None if predicted is None else predicted.detach()
+        kept = {"effective_sample_size": sizes}
+        if with_samples:
+            kept |= {"samples": drawn.samples.detach(), "tilted_log_weights": (drawn.log_weights + rewards).detach()}
+        if gradient is None:
+            return LookAhead(known, values.detach(), **kept)
+        coefficient = torch.ones(())
+        if gradient == "tilted_mean":
+            terms = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights).unsqueeze(1)
+        elif gradient == "hybrid":
+            terms = self.hybrid_shift(x, values, rewards, drawn).unsqueeze(1)
+        elif gradient == "isotropic":
+            terms = isotropic_gradient(values, samples).unsqueeze(1)
+            coefficient = isotropic_coefficient(self.noise_to_signal)
+        else:
+            if with_terms and drawn.log_weights.requires_grad:
+                terms = self.pathwise_terms(x, known, rewards, drawn)
+            else:
+                terms = pathwise_gradient(values, x).unsqueeze(1)
+            coefficient = pathwise_coefficient(self.noise_to_signal)
+        drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
+        return LookAhead(known, values.detach(), terms, coefficient.to(x.device).expand(len(x)), drift, **kept)
+
+    def draw(
+        self, x: Tensor, with_prediction: bool, predicted: Tensor | None = None
+    ) -> tuple[Tensor | None, PosteriorSamples]:
+        """What the model predicts, where that is needed and not known, and the look-aheads."""
+        network = self.model.network(self.owners)
+        if predicted is None and (with_prediction or self.posterior.uses_prediction):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.posterior.differentiates_predicted):
+                predicted = network.predict(x, self.noise_to_signal)
+        return predicted, self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
+
+    def hybrid_shift(self, x: Tensor, values: Tensor, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
+        gradient = pathwise_gradient(values, x)
+        pathwise = expand(pathwise_coefficient(self.noise_to_signal), gradient) * gradient
+        samples, rewards, log_weights = (part.detach() for part in (drawn.samples, rewards, drawn.log_weights))
+        tilted_mean = tilted_mean_shift(samples, rewards, log_weights)
+        if self.noise_to_signal == torch.inf:
+            # There the pathwise gradient says nothing.
+            return tilted_mean
+        return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights)
+
+    @torch.enable_grad()
+    def pathwise_terms(self, x: Tensor, predicted: Tensor | None, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
+        """The gradients of the rewards, in the proportion of the tilted weights, and of the weights: `[N, 2, ...]`."""
+        weights = torch.softmax(drawn.log_weights, 1).detach()
+        tilted = torch.softmax(drawn.log_weights + rewards, 1).detach()
+        of_rewards = pathwise_gradient((tilted * rewards).sum(1), x)
+        # A graph is traversed once, so the weights need one of their own.
+        known = None if self.posterior.differentiates_predicted else predicted
+        _, again = self.draw(x, False, known)
+        of_weights = pathwise_gradient(((tilted - weights) * again.log_weights).sum(1), x)
+        return torch.stack([of_rewards, of_weights], 1)
+
+
+def drift_size(x: Tensor, denoised: Tensor, noise_to_signal: Level) -> Tensor:
+    """Root-mean-square of `x_t - D`, `[N]`, with `x_t` of rectified flow: its velocity times `t = kappa / (1 + kappa)`.
+
+    Args:
+        x: observations `[N, ...]` in the bounded coordinate.
+        denoised: `E[z | x]`, or what plain sampling takes for it.
+        noise_to_signal: their level.
+    """
+    alpha, sigma = signal_and_noise(noise_to_signal)
+    difference = expand(1 / (alpha + sigma), x) * x - denoised
+    return difference.flatten(1).square().mean(1).sqrt()
+
+
+def _mean(drawn: PosteriorSamples) -> Tensor:
+    """Of the look-aheads of each particle, `[N, ...]`, without a graph."""
+    samples, weights = drawn.samples.detach(), torch.softmax(drawn.log_weights.detach(), 1)
+    return torch.einsum("nk,nk...->n...", weights.to(samples.dtype), samples)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from ..cost import Cost
 from ..levels import Level, as_level
 from ..network import Network
 from ..rewards.base import Reward, RewardOutput
+from .distribution import Chunk, ParticleShards
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TiltedModel:
             the backbone.
         gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass, instead
             of holding what they computed.
+        shards: the processes over which chunks are spread; None where this one evaluates them all.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class TiltedModel:
         particle_batch_size: int | None = None,
         score_model: tuple[Denoising, Conditions] | None = None,
         gradient_checkpointing: bool = False,
+        shards: ParticleShards | None = None,
     ) -> None:
         if particle_batch_size is not None and particle_batch_size < 1:
             raise ValueError(f"particle_batch_size is {particle_batch_size}; give at least 1, or None for no limit")
@@ -72,6 +77,7 @@ class TiltedModel:
         self.particle_batch_size = particle_batch_size
         self.score_model = score_model
         self.gradient_checkpointing = gradient_checkpointing
+        self.shards = shards
         self.cost = Cost()
 
     @property
@@ -81,6 +87,22 @@ class TiltedModel:
     def owners(self, rows_per_image: int, device: torch.device | str = "cpu") -> Tensor:
         """The owners of `rows_per_image` consecutive rows of every image."""
         return torch.arange(self.num_images, device=device).repeat_interleave(rows_per_image)
+
+    def of_rows(self, owners: Tensor) -> TiltedModel:
+        """This law at rows with these owners `[N]`, each as an image of its own; costs are counted together."""
+        part = copy(self)
+        part.conditions = self.conditions.rows(owners)
+        part.prompts = [self.prompts[owner] for owner in owners.tolist()]
+        if self.score_model is not None:
+            scores, conditions = self.score_model
+            part.score_model = scores, conditions.rows(owners)
+        return part
+
+    def rows_at_once(self, num_rows: int) -> int:
+        """How many of `num_rows` rows all processes together evaluate at a time."""
+        if self.particle_batch_size is None:
+            return num_rows
+        return self.particle_batch_size * (self.shards.num_processes if self.shards is not None else 1)
 
     def network(self, owners: Tensor) -> Network:
         """The model at rows with these owners, or at equally many consecutive copies of each of them."""
@@ -136,18 +158,28 @@ class TiltedModel:
         def evaluate_rows(index: Tensor, *rows: Tensor) -> Tensor:
             return function(*rows, *at_rows(index), conditions.rows(row_owners[index]))
 
-        results = []
         for index, kept in self._chunks(states[0]):
             evaluations = kept * model.evaluations_per_row(at_rows(index)[0], conditions)
             self.cost.network_evaluations += evaluations
             # Every graph built here is traversed once.
             self.cost.backward_passes += evaluations if is_tracked else 0
-            results.append(self._checkpointed(evaluate_rows, index, *(state[index] for state in states))[:kept])
-        return torch.cat(results)
+        return self._over_chunks(
+            lambda index, kept, *rows: self._checkpointed(evaluate_rows, index, *rows)[:kept], *states
+        )
 
-    def _chunks(self, x: Tensor) -> list[tuple[Tensor, int]]:
+    def _over_chunks(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Rows through a function of (index, kept, rows) of a chunk, which returns what is kept of it."""
+
+        def evaluate(chunks: Sequence[Chunk], *rows: Tensor) -> Tensor:
+            return torch.cat([function(index, kept, *(row[index] for row in rows)) for index, kept in chunks])
+
+        chunks = self._chunks(rows[0])
+        return evaluate(chunks, *rows) if self.shards is None else self.shards.evaluate(evaluate, chunks, *rows)
+
+    def _chunks(self, x: Tensor) -> list[Chunk]:
         """Indices that cover the rows of `x` in chunks, the last filled up with its last row, and how many to keep."""
-        size = self.particle_batch_size or len(x)
+        num_processes = self.shards.num_processes if self.shards is not None else 1
+        size = self.particle_batch_size or math.ceil(len(x) / num_processes)
         starts = range(0, len(x), size)
         positions = torch.arange(size, device=x.device)
         return [((start + positions).clamp(max=len(x) - 1), min(size, len(x) - start)) for start in starts]
@@ -157,37 +189,56 @@ class TiltedModel:
             return checkpoint(function, index, *rows, use_reentrant=False)
         return function(index, *rows)
 
-    def decode(self, z: Tensor, owners: Tensor, preview: bool = False) -> Tensor:
+    def decode(self, z: Tensor, owners: Tensor) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1] of clean latents `[N, ...]`."""
         self.cost.decodes += len(z)
+        return self._over_chunks(lambda index, kept, rows: self._decode_rows(owners[index], rows)[:kept], z)
 
-        def decode_rows(index: Tensor, rows: Tensor) -> Tensor:
-            return self.backbone.decode(rows, self.conditions.rows(owners[index]), preview)
-
-        return torch.cat([self._checkpointed(decode_rows, index, z[index])[:kept] for index, kept in self._chunks(z)])
-
-    def evaluate(self, z: Tensor, owners: Tensor, noise_to_signal: Level = 0.0, preview: bool = False) -> Evaluation:
+    def evaluate(self, z: Tensor, owners: Tensor, noise_to_signal: Level = 0.0) -> Evaluation:
         """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
-        images = self.decode(z, owners, preview)
+        images = self.decode(z, owners)
         self.cost.reward_calls += len(z)
-        level = as_level(noise_to_signal)
+        names: list[str] = []
 
-        def score_rows(index: Tensor, rows: Tensor) -> RewardOutput:
-            prompts = [self.prompts[owner] for owner in owners[index].tolist()]
-            row_levels = level[index.to(level.device)] if level.ndim else level
-            return self.reward.evaluate(rows, prompts, latents=z[index], noise_to_signal=row_levels)
+        def score_rows(index: Tensor, kept: int, latents: Tensor, images: Tensor) -> Tensor:
+            output = self._score_rows(index, kept, owners, noise_to_signal, latents, images)
+            names[:] = output.terms
+            return torch.stack([output.total[:kept], *(term[:kept] for term in output.terms.values())], 1)
 
-        outputs = []
-        for index, kept in self._chunks(images):
-            # A reward without tensor operations gains nothing from a filled-up chunk.
-            index = index if self.reward.differentiable else index[:kept]
-            outputs.append((self._checkpointed(score_rows, index, images[index]), kept))
-        terms = {
-            name: torch.cat([output.terms[name][:kept] for output, kept in outputs]) for name in outputs[0][0].terms
-        }
-        return Evaluation(torch.cat([output.total[:kept] for output, kept in outputs]), terms, images)
+        total, *terms = self._over_chunks(score_rows, z, images).unbind(1)
+        return Evaluation(total, dict(zip(names, (term.detach() for term in terms), strict=True)), images)
 
     def tilt(self, z: Tensor, owners: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
         """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of the owners `[N]`."""
         owners = owners.repeat_interleave(len(z) // len(owners))
-        return self.reward_scale * self.evaluate(z, owners, noise_to_signal, preview=True).total.to(z.device)
+        self.cost.decodes += len(z)
+        self.cost.reward_calls += len(z)
+
+        def score_rows(index: Tensor, kept: int, latents: Tensor) -> Tensor:
+            # Images of look-aheads are scored where they are decoded, and not kept.
+            images = self._decode_rows(owners[index], latents, preview=True)
+            return self._score_rows(index, kept, owners, noise_to_signal, latents, images).total[:kept]
+
+        return self.reward_scale * self._over_chunks(score_rows, z).to(z.device)
+
+    def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool = False) -> Tensor:
+        def decode(owners: Tensor, rows: Tensor) -> Tensor:
+            return self.backbone.decode(rows, self.conditions.rows(owners), preview)
+
+        return self._checkpointed(decode, owners, z)
+
+    def _score_rows(
+        self, index: Tensor, kept: int, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor
+    ) -> RewardOutput:
+        """The scores of one chunk of the rows whose owners and levels are given."""
+        if not self.reward.differentiable:
+            # It gains nothing from a filled-up chunk.
+            index, latents, images = index[:kept], latents[:kept], images[:kept]
+        level = as_level(noise_to_signal)
+
+        def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
+            prompts = [self.prompts[owner] for owner in owners[index].tolist()]
+            row_levels = level[index.to(level.device)] if level.ndim else level
+            return self.reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
+
+        return self._checkpointed(score, index, latents, images)

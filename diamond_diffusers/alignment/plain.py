@@ -24,6 +24,7 @@ class NoAlignment(Alignment):
     num_particles: int = 1
 
     needs_reward = False
+    grows = None
 
     def default_transition(self, model: Denoising) -> Transition:
         return model.stock_transition()
@@ -46,9 +47,14 @@ class NoAlignment(Alignment):
 
 @dataclass(frozen=True)
 class BestOfN(NoAlignment):
-    """Draws `num_particles` plain samples of each image and keeps the one of highest reward."""
+    """Draws `num_particles` plain samples of each image and keeps the one of highest reward.
+
+    The first is the plain sample itself, which a `reward_scale` of 0 returns. All are drawn at once; see `RandomSearch`
+    for rounds.
+    """
 
     num_particles: int = 4
 
     needs_reward = True
     default_selection = "best"
+    grows = "num_particles"

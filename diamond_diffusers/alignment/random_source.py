@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -41,15 +42,54 @@ class RandomSource:
         self.dtype = dtype
 
     def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
-        """Standard normals `[num_images * rows_per_image, *shape]`, the rows of an image consecutive."""
+        """Standard normals `[num_images * rows_per_image, *shape]`, the rows of an image consecutive.
+
+        The first row of an image is what it would receive as the only one, and the others are drawn aside, so that the
+        first of several particles moves, bit for bit, as one alone.
+        """
+        first = self._rows(1, shape)
+        if rows_per_image == 1:
+            return first
+        others = self.aside._rows(rows_per_image - 1, shape)
+        return torch.cat([rows.unflatten(0, (self.num_images, -1)) for rows in (first, others)], 1).flatten(0, 1)
+
+    @cached_property
+    def aside(self) -> RandomSource:
+        """Further draws, which leave this source's own as they are; seeded from where its generators stand by now."""
         if isinstance(self.generators, Sequence):
-            draws = [self._draw(rows_per_image, shape, generator) for generator in self.generators]
-            return torch.cat(draws)
-        return self._draw(self.num_images * rows_per_image, shape, self.generators)
+            generators = [_spawn(generator) for generator in self.generators]
+        elif self.generators is not None:
+            generators = _spawn(self.generators)
+        else:
+            devices = [] if self.device.type == "cpu" else [self.device]
+            with torch.random.fork_rng(devices, device_type=self.device.type):
+                generators = torch.Generator(self.device).manual_seed(_seed(None, self.device))
+        return RandomSource(generators, self.num_images, self.device, self.dtype)
 
     def of_image(self, index: int) -> torch.Generator | None:
         """The generator that image `index` draws from."""
         return self.generators[index] if isinstance(self.generators, Sequence) else self.generators
 
+    def states(self) -> list[Tensor]:
+        """Of the generators, or of torch's global state: sources of equal states draw the same."""
+        if self.generators is None:
+            return [torch.get_rng_state()]
+        generators = self.generators if isinstance(self.generators, Sequence) else [self.generators]
+        return [generator.get_state() for generator in generators]
+
+    def _rows(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
+        if isinstance(self.generators, Sequence):
+            return torch.cat([self._draw(rows_per_image, shape, generator) for generator in self.generators])
+        return self._draw(self.num_images * rows_per_image, shape, self.generators)
+
     def _draw(self, rows: int, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         return randn_tensor((rows, *shape), generator=generator, device=self.device, dtype=self.dtype)
+
+
+def _spawn(generator: torch.Generator) -> torch.Generator:
+    """A generator of its own, seeded by what another would draw next."""
+    return torch.Generator(generator.device).manual_seed(_seed(generator.clone_state(), generator.device))
+
+
+def _seed(generator: torch.Generator | None, device: torch.device) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))

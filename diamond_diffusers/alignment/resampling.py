@@ -97,5 +97,8 @@ def ssp(weights: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """`(sum w)^2 / sum w^2` over the last dimension."""
-    return torch.exp(2 * torch.logsumexp(log_weights, -1) - torch.logsumexp(2 * log_weights, -1))
+    """`(sum w)^2 / sum w^2` over the last dimension: exactly P for equal weights, and 0 where all are zero."""
+    largest = log_weights.amax(-1, keepdim=True).clamp(min=torch.finfo(log_weights.dtype).min)
+    weights = torch.exp(log_weights - largest)
+    # The largest weight is 1, unless there is none.
+    return weights.sum(-1).square() / weights.square().sum(-1).clamp(min=1)

@@ -13,38 +13,73 @@ from ..rewards.base import Reward
 from ..transitions import Transition
 from .base import Alignment, AlignmentResult, Cloud
 from .guidance import Guidance
-from .look_ahead import LookAhead, look_ahead
+from .look_ahead import COMPARING_GRADIENTS, LookAhead, look_ahead
 from .model import TiltedModel
+from .potentials import POTENTIALS
 from .random_source import RandomSource
 from .resampling import RESAMPLING_SCHEMES, effective_sample_size
+from .tempering import Tempering, tempered
 from .trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathCloud(Cloud):
+    """A cloud that remembers what its weights are made of.
+
+    `log w = log_offset + inverse_temperature * log(G_0 ... G_k)`, with potentials of the values along each path.
+
+    Attributes:
+        values: `V_0 ... V_k` of each particle and its ancestors, `[B, P, k + 1]` float64.
+        log_offset: what resamplings and guided proposals add, `[B, P]`.
+        inverse_temperature: of this level, `[B]`.
+    """
+
+    values: Tensor
+    log_offset: Tensor
+    inverse_temperature: Tensor
 
 
 @dataclass(frozen=True)
 class SMC(Alignment):
     """Samples the reward-tilted law `p(z) exp(r(z))` with a cloud of particles an image.
 
-    The target at each level is `p_kappa(y) exp(V(y, kappa))`::
+    With values `V(y, kappa) = log E[exp(r(z)) | y]`, potentials `G_k` of the values along a particle's path, and
+    inverse temperatures `lambda_k` that end at 1::
 
-        start:      log w = V(y, kappa_max)
-        each step:  y' ~ transition(y);  log w += V(y', kappa') - V(y, kappa)
+        start:      log w = lambda_0 log G_0
+        each step:  y' ~ transition(y);  log w += lambda_(k+1) log(G_0 ... G_(k+1)) - lambda_k log(G_0 ... G_k)
                     where ESS(w) < threshold * P:  log Z += log mean w;  resample;  log w = 0
-        end:        V(z, 0) = r(z);  log Z += log mean w
+        end:        G_0 ... G_K = exp(r(z));  log Z += log mean w
+
+    By default `lambda_k` is 1 and `log(G_0 ... G_k)` is `V_k`, so that the target at each level is
+    `p_kappa(y) exp(V(y, kappa))`.
 
     The value of a particle is carried with it, never drawn again, so that the weights telescope to `exp(r(z))`: with
     exact transitions the final law and `E[exp log Z]` are right for any estimate of `V`, and a better one only lowers
-    the variance. With `DenoiserPoint` and one inner step this is FK steering (arXiv 2501.06848).
+    the variance. With `DenoiserPoint` and one inner step this is FK steering (arXiv 2501.06848); guided and tempered,
+    it is DAS (arXiv 2501.05803).
+
+    Values may be any numbers below infinity. A particle of value `-inf` has weight zero, and resampling drops it even
+    where its end might be allowed: hard constraints need exact values, or `resampling="none"`. While all particles of
+    an image have weight zero they go on without resampling, and if that lasts to the end they are equally weighted and
+    `log Z` is `-inf`.
+
+    With `reward_scale=0` no look-ahead is drawn, and particles and selection are those of `NoAlignment` with the same
+    transition, number of particles and generator, bit for bit.
 
     Args:
         num_particles: particles P of each image.
         posterior: draws the look-aheads from which values are estimated.
         transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
             few-step one. Stochastic, since copies of a particle must part.
-        resampling: a name in `RESAMPLING_SCHEMES`.
+        resampling: a name in `RESAMPLING_SCHEMES`, or `none` to carry the weights to the end.
         resampling_threshold: share of P under which the effective sample size triggers resampling, in [0, 1].
+        potential: a name in `POTENTIALS`: `value`, `difference`, `max` or `sum`.
+        tempering: raises the inverse temperature along the levels; None for 1 throughout.
         max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
-        guidance: tilts the mean of the driving noise towards the reward; the weights account for it exactly. Only its
-            gradient, strength and limit are used.
+        guidance: tilts the mean of the driving noise towards the reward, as much as the inverse temperature says; the
+            weights account for it exactly. It gives the gradient, its strength, scaling, limits and levels; look-aheads
+            and transition are those given here.
         max_tilt: limit of the norm of that mean, which bounds the variance that it adds to the log-weights.
     """
 
@@ -56,11 +91,15 @@ class SMC(Alignment):
     max_noise_to_signal: float = math.inf
     guidance: Guidance | None = None
     max_tilt: float = 2.0
+    potential: str = "value"
+    tempering: Tempering | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resampling not in RESAMPLING_SCHEMES:
-            raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}")
+        if self.resampling not in (*RESAMPLING_SCHEMES, "none"):
+            raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}, none")
+        if self.potential not in POTENTIALS:
+            raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS)}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
         if self.transition is not None and not self.transition.is_stochastic:
@@ -68,10 +107,16 @@ class SMC(Alignment):
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
                 "take GlassTransition() or AncestralTransition()"
             )
-        if self.guidance is not None and self.guidance.gradient == "tilted_mean" and self.posterior.num_samples < 2:
+        if self.guidance is not None and self.guidance.num_corrections > 1:
             raise ValueError(
-                "guidance uses gradient='tilted_mean', which compares look-aheads, but the posterior of SMC draws "
-                f"{self.posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
+                f"guidance has num_corrections={self.guidance.num_corrections}, but a proposal of SMC is tilted once; "
+                "leave it at 1"
+            )
+        compares = self.guidance is not None and self.guidance.gradient in COMPARING_GRADIENTS
+        if compares and self.posterior.num_samples < 2:
+            raise ValueError(
+                f"guidance has gradient={self.guidance.gradient!r}, which compares look-aheads, but SMC's posterior "
+                f"draws {self.posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
             )
 
     @property
@@ -83,64 +128,118 @@ class SMC(Alignment):
         if self.guidance is not None:
             self.guidance.check(reward)
 
+    def start(self, model: TiltedModel, x: Tensor) -> PathCloud:
+        cloud = super().start(model, x)
+        return PathCloud(
+            x=x,
+            log_weights=cloud.log_weights,
+            log_evidence=cloud.log_evidence,
+            values=x.new_zeros(*cloud.log_weights.shape, 0, dtype=torch.float64),
+            log_offset=cloud.log_weights,
+            inverse_temperature=torch.full_like(cloud.log_evidence, 1.0 if self.tempering is None else 0.0),
+        )
+
     def step(
         self,
         model: TiltedModel,
-        cloud: Cloud,
+        cloud: PathCloud,
         noise_to_signal: float,
         next_noise_to_signal: float,
         random: RandomSource,
         is_last: bool,
-    ) -> Cloud:
+    ) -> PathCloud:
         if cloud.ahead is None:
-            cloud = self._start(model, cloud, noise_to_signal, random)
-        network = model.network(model.owners(self.num_particles, cloud.x.device))
-        noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
-        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise)
-        final = None
+            # At the first level, or where a callback replaced the particles.
+            cloud = self._weigh(cloud, self._look_ahead(model, cloud.x, noise_to_signal, random))
+        cloud = self._move(model, cloud, noise_to_signal, next_noise_to_signal, random)
         if is_last:
-            final = model.evaluate(x, model.owners(self.num_particles, x.device))
-            ahead = LookAhead(None, model.reward_scale * final.total.to(x.device))
-        else:
-            ahead = self._look_ahead(model, x, next_noise_to_signal, random)
-        increment = ahead.values.double() - cloud.ahead.values.double() + log_ratio
-        log_weights = cloud.log_weights + increment.unflatten(0, (-1, self.num_particles))
-        moved = Cloud(x, log_weights, cloud.log_evidence, ahead, final, ahead.figures(self.num_particles))
-        return moved if is_last else self._resample(moved, random)
+            return self._end(model, cloud)
+        ahead = self._look_ahead(model, cloud.x, next_noise_to_signal, random)
+        return self._resample(self._weigh(cloud, ahead), random)
 
-    def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
-        """The new particles take over the weights, in which their own values will stand for the old ones."""
-        values = cloud.ahead.values.double().unflatten(0, (-1, self.num_particles))
-        return replace(super().replace_particles(cloud, x), log_weights=cloud.log_weights - values)
+    def replace_particles(self, cloud: PathCloud, x: Tensor) -> PathCloud:
+        """The new particles take over the paths, in which their own values will stand for the old ones."""
+        return replace(super().replace_particles(cloud, x), values=cloud.values[..., :-1])
 
-    def finish(self, model: TiltedModel, cloud: Cloud, trace: Trace) -> AlignmentResult:
+    def finish(self, model: TiltedModel, cloud: PathCloud, trace: Trace) -> AlignmentResult:
+        """The last factor makes the product of potentials `exp(r(z))`, wherever the run has ended."""
         result = super().finish(model, cloud, trace)
-        log_weights = cloud.log_weights
-        if cloud.ahead is None:
-            log_weights = log_weights + model.reward_scale * result.rewards.to(log_weights)
+        log_weights = cloud.log_offset + self._per_image(model.reward_scale * result.rewards.to(cloud.x.device))
+        weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
             result,
-            log_weights=torch.log_softmax(log_weights, 1),
+            log_weights=torch.log_softmax(torch.where(weightless, 0.0, log_weights), 1),
             log_evidence=cloud.log_evidence + _log_mean(log_weights),
         )
 
-    def _start(self, model: TiltedModel, cloud: Cloud, noise_to_signal: float, random: RandomSource) -> Cloud:
-        """Puts the values into the weights, at the first level or where a callback replaced the particles."""
-        ahead = self._look_ahead(model, cloud.x, noise_to_signal, random)
-        values = ahead.values.double().unflatten(0, (-1, self.num_particles))
-        return replace(cloud, ahead=ahead, log_weights=cloud.log_weights + values)
-
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
-        if noise_to_signal > self.max_noise_to_signal:
+        if noise_to_signal > self.max_noise_to_signal or model.reward_scale == 0:
             network = model.network(model.owners(self.num_particles, x.device))
             predicted = network.predict(x, noise_to_signal) if self.transition.uses_prediction else None
             return LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
-        gradient = self.guidance.gradient if self.guidance is not None else None
         with_prediction = self.transition.uses_prediction
-        return look_ahead(model, self.posterior, x, noise_to_signal, random, gradient, with_prediction)
+        if self.guidance is not None and self.guidance.guides_at(noise_to_signal):
+            return self.guidance.look_ahead(model, self.posterior, x, noise_to_signal, random, with_prediction)
+        return look_ahead(model, self.posterior, x, noise_to_signal, random, with_prediction=with_prediction)
+
+    def _per_image(self, values: Tensor) -> Tensor:
+        """Scaled rewards or values `[B P]` or `[B, P]` as float64 `[B, P]`, checked to be below infinity."""
+        if not (values < math.inf).all():
+            raise ValueError(
+                f"the largest value is {values.max().item()}, but values weigh particles by their exponential and must "
+                "be numbers below infinity; lower reward_scale, or mend the reward or the posterior"
+            )
+        return values.double().reshape(-1, self.num_particles)
+
+    def _weigh(self, cloud: PathCloud, ahead: LookAhead) -> PathCloud:
+        """Weighs the particles by the values of their paths, of which those of `ahead` are the last."""
+        step = cloud.values.shape[2]
+        values = torch.cat([cloud.values, self._per_image(ahead.values)[..., None]], 2)
+        log_potentials = POTENTIALS[self.potential](values)
+        inverse_temperature = cloud.inverse_temperature
+        if self.tempering is not None and step > 0:
+            inverse_temperature = self.tempering.inverse_temperature(
+                step, inverse_temperature, cloud.log_offset, log_potentials
+            )
+        log_weights = cloud.log_offset + tempered(log_potentials, inverse_temperature)
+        weighed = replace(cloud, values=values, log_weights=log_weights, inverse_temperature=inverse_temperature)
+        return self._recorded(weighed, ahead)
+
+    def _end(self, model: TiltedModel, cloud: PathCloud) -> PathCloud:
+        """Weighs clean particles by their rewards."""
+        final = model.evaluate(cloud.x, model.owners(self.num_particles, cloud.x.device))
+        ahead = LookAhead(None, model.reward_scale * final.total.to(cloud.x.device))
+        log_weights = cloud.log_offset + self._per_image(ahead.values)
+        ones = torch.ones_like(cloud.inverse_temperature)
+        ended = replace(cloud, final=final, log_weights=log_weights, inverse_temperature=ones)
+        return self._recorded(ended, ahead)
+
+    def _recorded(self, cloud: PathCloud, ahead: LookAhead) -> PathCloud:
+        """The cloud with its estimates, and with what the trace records of it."""
+        figures = {
+            **ahead.figures(self.num_particles),
+            "effective_sample_size": effective_sample_size(cloud.log_weights),
+            "log_evidence": cloud.log_evidence + _log_mean(cloud.log_weights),
+        }
+        if self.tempering is not None:
+            figures["inverse_temperature"] = cloud.inverse_temperature
+        return replace(cloud, ahead=ahead, figures=figures)
+
+    def _move(
+        self,
+        model: TiltedModel,
+        cloud: PathCloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+    ) -> PathCloud:
+        network = model.network(model.owners(self.num_particles, cloud.x.device))
+        noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
+        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise)
+        return replace(cloud, x=x, log_offset=cloud.log_offset + log_ratio)
 
     def _propose(
-        self, cloud: Cloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
+        self, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
     ) -> tuple[Tensor, Tensor | float]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without guidance."""
         noise = random.normal(self.num_particles, cloud.x.shape[1:])
@@ -149,27 +248,32 @@ class SMC(Alignment):
             return noise, 0.0
         mu = gain * self.guidance.shift(cloud.ahead, noise_to_signal)
         norm = mu.flatten(1).norm(dim=1).clamp(min=torch.finfo(mu.dtype).tiny)
-        mu = mu * (self.max_tilt / norm).clamp(max=1).reshape(-1, *[1] * (mu.ndim - 1))
+        scale = cloud.inverse_temperature.to(mu).repeat_interleave(self.num_particles)
+        mu = mu * (scale * (self.max_tilt / norm).clamp(max=1)).reshape(-1, *[1] * (mu.ndim - 1))
         noise = noise + mu
-        return noise, (mu * (mu / 2 - noise)).flatten(1).double().sum(1)
+        return noise, (mu * (mu / 2 - noise)).flatten(1).double().sum(1).unflatten(0, (-1, self.num_particles))
 
-    def _resample(self, cloud: Cloud, random: RandomSource) -> Cloud:
+    def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""
-        size = effective_sample_size(cloud.log_weights)
-        poor = size < self.resampling_threshold * self.num_particles
-        scheme = RESAMPLING_SCHEMES[self.resampling]
+        size = cloud.figures["effective_sample_size"]
+        # Where every weight is zero there is nothing to resample by.
+        poor = (size < self.resampling_threshold * self.num_particles) & (size > 0) & (self.resampling != "none")
         ancestors = torch.arange(self.num_particles).repeat(len(size), 1)
         for image in torch.nonzero(poor.cpu()).flatten().tolist():
             weights = torch.softmax(cloud.log_weights[image], 0).cpu()
-            ancestors[image] = scheme(weights, random.of_image(image))
-        rows = (ancestors + self.num_particles * torch.arange(len(size))[:, None]).flatten().to(cloud.x.device)
+            ancestors[image] = RESAMPLING_SCHEMES[self.resampling](weights, random.of_image(image))
+        ancestors = ancestors.to(cloud.x.device)
+        rows = (ancestors + self.num_particles * torch.arange(len(size), device=cloud.x.device)[:, None]).flatten()
+        log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
         return replace(
             cloud,
             x=cloud.x[rows],
             ahead=cloud.ahead.rows(rows),
+            values=cloud.values.flatten(0, 1)[rows].reshape(cloud.values.shape),
             log_weights=torch.where(poor[:, None], 0.0, cloud.log_weights),
-            log_evidence=cloud.log_evidence + torch.where(poor, _log_mean(cloud.log_weights), 0.0),
-            figures={**cloud.figures, "effective_sample_size": size, "resampled": poor},
+            log_offset=torch.where(poor[:, None], -log_tilt, cloud.log_offset),
+            log_evidence=torch.where(poor, cloud.figures["log_evidence"], cloud.log_evidence),
+            figures={**cloud.figures, "resampled": poor},
         )
 
 

@@ -20,6 +20,8 @@ class TraceStep:
         mean_value: mean over particles of the estimated value `V` (scaled reward).
         best_value: its maximum.
         effective_sample_size: of the particles' weights, before any resampling.
+        log_evidence: estimate so far of the tilted law's evidence, up to this level.
+        inverse_temperature: that tempering gave to this level.
         resampled: which images were resampled here.
         look_ahead_effective_sample_size: of the importance weights of one particle's look-aheads, mean over particles;
             where it is near 1, a value rests on a single look-ahead.
@@ -30,6 +32,8 @@ class TraceStep:
     mean_value: Tensor | None = None
     best_value: Tensor | None = None
     effective_sample_size: Tensor | None = None
+    log_evidence: Tensor | None = None
+    inverse_temperature: Tensor | None = None
     resampled: Tensor | None = None
     look_ahead_effective_sample_size: Tensor | None = None
     gradient_norm: Tensor | None = None
@@ -39,6 +43,8 @@ FIGURES = {
     "mean_value": "mean value",
     "best_value": "best value",
     "effective_sample_size": "effective sample size",
+    "log_evidence": "log evidence",
+    "inverse_temperature": "inverse temperature",
     "look_ahead_effective_sample_size": "look-aheads' effective sample size",
     "gradient_norm": "guidance shift (RMS)",
 }

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
+from diamond_diffusers.alignment import (
+    SMC,
+    BeamSearch,
+    BestOfN,
+    Guidance,
+    NoAlignment,
+    PathSearch,
+    RandomSearch,
+    ZeroOrderSearch,
+)
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.backbones.base import Conditions
@@ -28,6 +37,10 @@ METHODS = {
     "guided smc": SMC(4, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "pathwise")),
     "guidance": Guidance(LOOK_AHEADS, "pathwise", transition=GlassTransition(2), num_particles=2),
     "tilted mean": Guidance(LOOK_AHEADS, "tilted_mean", num_particles=2),
+    "beam_search": BeamSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
+    "path_search": PathSearch(2, 2, LOOK_AHEADS),
+    "random_search": RandomSearch(AncestralTransition(), 2, num_candidates=5, round_size=2),
+    "zero_order_search": ZeroOrderSearch(num_particles=2, num_candidates=5, round_size=2),
 }
 
 

@@ -3,7 +3,21 @@
 import pytest
 import torch
 
-from diamond_diffusers.alignment import ALIGNMENTS, SMC, BestOfN, Guidance, NoAlignment, as_alignment
+from diamond_diffusers.alignment import (
+    ALIGNMENTS,
+    SMC,
+    BeamSearch,
+    BestOfN,
+    Guidance,
+    NoAlignment,
+    NoiseEvolution,
+    NoiseOptimization,
+    PathSearch,
+    PosteriorResampling,
+    RandomSearch,
+    ZeroOrderSearch,
+    as_alignment,
+)
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
 
@@ -17,6 +31,8 @@ METHODS = {
     "best_of_n": BestOfN(num_particles=3),
     "smc": SMC(4, GlassPosterior(2, 2)),
     "guidance": Guidance(),
+    "beam_search": BeamSearch(2, 3),
+    "path_search": PathSearch(2, 3),
 }
 
 
@@ -108,11 +124,18 @@ def test_names_stand_for_methods_with_their_defaults():
         "best_of_n": BestOfN,
         "smc": SMC,
         "guidance": Guidance,
+        "beam_search": BeamSearch,
+        "path_search": PathSearch,
+        "random_search": RandomSearch,
+        "zero_order_search": ZeroOrderSearch,
+        "noise_optimization": NoiseOptimization,
+        "noise_evolution": NoiseEvolution,
+        "posterior_resampling": PosteriorResampling,
     }
     smc = SMC(num_particles=7)
     assert as_alignment(smc) is smc
-    with pytest.raises(ValueError, match="alignment is 'dps'; choose one of none, best_of_n, smc, guidance"):
-        as_alignment("dps")
+    with pytest.raises(ValueError, match="alignment is 'dsp'; choose one of none, best_of_n, smc, guidance"):
+        as_alignment("dsp")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Guidance: the flow of the tilted denoiser samples the tilted law, and every family's network terms agree with it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from diamond_diffusers.alignment import Guidance, NoAlignment
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
+from diamond_diffusers.glass import EarlyStop, inner_times, query_level
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition, RenoiseTransition
+from diamond_diffusers.weighted_posterior import WeightedPosterior
 
-from ..core.mixture import energy_distance, make_gaussian, make_mixture, seeded
+from ..core.mixture import coefficients, energy_distance, make_gaussian, make_mixture, seeded
 from ..core.mixture_model import (
     FAMILIES,
     FAMILIES_AT_PURE_NOISE,
@@ -24,7 +28,9 @@ from ..core.mixture_model import (
     make_model,
     unconditional,
 )
+from ..core.test_diamond import DiamondMixture
 from .runs import COARSE_LEVELS, falling_levels, run
+from .test_weighted_look_aheads import assert_same, run_images
 
 MIXTURE = make_mixture(3)
 GAUSSIAN = make_gaussian()
@@ -82,21 +88,137 @@ def test_the_tilted_mean_moves_a_gaussian_by_as_much():
     [(ODETransition(), 20), (AncestralTransition(), 40), (GlassTransition(4), 6), (GlassTransition(8, 0.5), 5)],
     ids=str,
 )
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean"])
+@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
 def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
     """Transitions of several inner steps are guided in each: few long steps do as well as many short ones."""
-    tilted, _ = LINEAR.tilt(MIXTURE)
-    x = tilted.observation(20.0).sample(PARTICLES, seeded(3)).float()
-    posterior = GlassPosterior(4, 16, "multistep") if gradient == "pathwise" else GlassPosterior(8, 16, "multistep")
+    posterior = GlassPosterior(8 if gradient == "tilted_mean" else 4, 16, "multistep")
     guidance = Guidance(posterior, gradient, max_shift=None, transition=transition, num_particles=PARTICLES)
+    assert_has_the_tilted_law(guidance, make_model(MIXTURE, LINEAR), falling_levels(num_steps, 20.0))
+
+
+@pytest.mark.parametrize("num_corrections", [1, 3])
+@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
+def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, num_corrections):
+    guidance = Guidance(
+        GlassPosterior(6, 16),
+        gradient,
+        max_shift=None,
+        transition=ODETransition(),
+        num_particles=PARTICLES,
+        num_corrections=num_corrections,
+    )
+    assert_has_the_tilted_law(guidance, make_model(MIXTURE, QUADRATIC), falling_levels(12, 20.0))
+
+
+@pytest.mark.parametrize(
+    ("transition", "num_steps"), [(ODETransition(), 12), (GlassTransition(4), 5), (DiamondTransition(), 40)], ids=str
+)
+@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
+def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, transition, num_steps):
+    backbone = DiamondMixture(MIXTURE)
+    backbone.max_step = 0.2
+    model = TiltedModel(backbone, unconditional(), [""], LINEAR)
+    guidance = Guidance(DiamondPosterior(8), gradient, max_shift=None, transition=transition, num_particles=PARTICLES)
+    assert_has_the_tilted_law(guidance, model, falling_levels(num_steps, 20.0))
+
+
+def assert_has_the_tilted_law(guidance, model, levels):
+    """Of particles that start in the tilted law of the first level."""
+    tilted, _ = model.reward.tilt(MIXTURE)
+    x = tilted.observation(levels[0]).sample(PARTICLES, seeded(3)).float()
     exact = tilted.sample(PARTICLES, seeded(4)).float()
     again = tilted.sample(20 * PARTICLES, seeded(5)).reshape(20, PARTICLES, 3).float()
     # Four standard deviations of the distance of equal laws, and a twentieth of the distance to the plain law for the
     # finite steps and look-aheads.
     plain = energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact)
     tolerance = 4 * energy_distance(again, exact).std() + plain / 20
-    result = run(guidance, make_model(MIXTURE, LINEAR), falling_levels(num_steps, 20.0), x=x)
+    result = run(guidance, model, levels, x=x)
     assert energy_distance(result.latents[0], exact) < tolerance < plain / 6
+
+
+def test_look_aheads_of_a_diamond_map_cost_one_evaluation_each():
+    """The base gives the drift of the ODE, which its map does not need."""
+    costs = {}
+    for transition in (ODETransition(), DiamondTransition()):
+        conditions = unconditional(2)
+        guided = type(conditions)(conditions.features, conditions.features, 3.0)
+        model = TiltedModel(DiamondMixture(MIXTURE), guided, ["", ""], LINEAR)
+        run(Guidance(DiamondPosterior(4), "pathwise", transition=transition, num_particles=3), model)
+        costs[type(transition)] = model.cost
+    rows = 2 * 3 * (len(COARSE_LEVELS) - 1)
+    # Classifier-free guidance is baked into the map, and doubles the cost of the base alone.
+    assert costs[ODETransition].network_evaluations == rows * (4 + 2)
+    assert costs[DiamondTransition].network_evaluations == rows * (4 + 1)
+    assert {cost.backward_passes for cost in costs.values()} == {rows * 4}
+
+
+@pytest.mark.parametrize("num_corrections", [1, 2, 5])
+def test_corrections_are_parts_of_the_step_at_the_state_that_those_before_have_reached(num_corrections):
+    """Of a Gaussian, a quadratic reward and the denoiser point the shift is affine in the state, so they are powers."""
+    kappa, next_kappa = 1.5, 0.5
+    x = GAUSSIAN.observation(kappa).sample(4, seeded(1))
+    law = GAUSSIAN.posterior(x, kappa)
+    covariance, quadratic = law.covariance[0], QUADRATIC.quadratic
+    first = (QUADRATIC.linear[""] - quadratic * law.mean) @ covariance
+    # A unit of y moves the denoised sample by covariance / kappa^2.
+    moved = 1 - next_kappa / kappa
+    change = -quadratic * moved * covariance @ covariance / kappa**2 / num_corrections
+    one = torch.eye(3, dtype=torch.float64)
+    powers = [torch.linalg.matrix_power(one + change, part) for part in range(num_corrections)]
+    shift = first @ torch.stack(powers).mean(0)
+
+    def step(strength):
+        guidance = Guidance(
+            gradient="pathwise",
+            guidance_strength=strength,
+            max_shift=None,
+            transition=ODETransition(),
+            num_particles=4,
+            num_corrections=num_corrections,
+        )
+        model = make_model(GAUSSIAN, QUADRATIC)
+        latents = run(guidance, model, (kappa, next_kappa), x=x).latents[0]
+        assert model.cost.network_evaluations == model.cost.backward_passes == 4 * num_corrections
+        return latents
+
+    next_alpha, _ = coefficients(next_kappa)
+    torch.testing.assert_close(step(1.0) - step(0.0), next_alpha * moved * shift, atol=1e-6, rtol=1e-6)
+
+
+def test_pure_noise_is_not_corrected():
+    model = make_model(MIXTURE, LINEAR)
+    run(Guidance(num_corrections=3, transition=ODETransition()), model, (math.inf, 1.0, 0.0))
+    assert model.cost.network_evaluations == 1 + 3
+
+
+def test_levels_beyond_guidance_are_plain_and_cost_no_look_aheads():
+    options = {"transition": ODETransition(), "num_particles": 4}
+    posterior = GlassPosterior(3, 4)
+
+    def sampled(method):
+        model = make_model(MIXTURE, LINEAR)
+        return run(method, model), model.cost
+
+    plain, plain_cost = sampled(NoAlignment(ODETransition(), 4))
+    nowhere, cost = sampled(Guidance(posterior, **options, max_noise_to_signal=0.01, min_noise_to_signal=0.001))
+    assert torch.equal(nowhere.latents, plain.latents)
+    assert cost.network_evaluations == plain_cost.network_evaluations and cost.decodes == 4
+    windowed, cost = sampled(Guidance(posterior, **options, max_noise_to_signal=1.2, min_noise_to_signal=0.5))
+    assert cost.decodes == 4 * (2 * 4 + 1)
+    assert [step.gradient_norm is not None for step in windowed.trace.steps] == [False, False, True, True, False]
+    assert windowed.rewards.mean() > plain.rewards.mean()
+
+
+def test_queries_within_a_transition_are_guided_by_their_own_level():
+    model = make_model(MIXTURE, LINEAR)
+    transition = GlassTransition(3)
+    guidance = Guidance(transition=transition, max_noise_to_signal=1.5)
+    run(guidance, model, (2.0, 0.5), x=torch.zeros(1, 3))
+    # Only the last query is below 1.5.
+    levels = [2.0, *(query_level(2.0, s) for s in inner_times(3, EarlyStop(2.0, 0.5, 0.25).stop)[1:-1])]
+    guided = sum(level <= 1.5 for level in levels)
+    assert guided == 1 and levels[-1] < 1.5 < levels[-2]
+    assert model.cost.decodes == guided + 1 and model.cost.network_evaluations == 3
 
 
 def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
@@ -120,17 +242,38 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
         Guidance(gradient="pathwise", num_particles=5, max_shift=None, transition=ODETransition()),
         Guidance(GlassPosterior(3, 4), "pathwise", transition=ODETransition(), num_particles=5),
         Guidance(GlassPosterior(3, 4), "tilted_mean", transition=ODETransition(), num_particles=5),
+        Guidance(GlassPosterior(3, 4), "hybrid", transition=ODETransition(), num_particles=5),
+        Guidance(scaling="norm", max_coefficient=3.0, transition=ODETransition(), num_particles=5),
+        Guidance(WeightedPosterior(4, num_map_steps=2), "pathwise", scaling="norm", transition=ODETransition()),
+        Guidance(GlassPosterior(3, 4), "hybrid", scaling="auto", transition=ODETransition(), num_particles=5),
+        Guidance(num_corrections=3, transition=ODETransition(), num_particles=5),
+        Guidance(max_noise_to_signal=2.0, min_noise_to_signal=0.3, transition=ODETransition(), num_particles=5),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
 def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(guidance, family):
-    plain = run(NoAlignment(num_particles=5), make_model(MIXTURE, LINEAR, family, 2))
+    plain = run(NoAlignment(num_particles=guidance.num_particles), make_model(MIXTURE, LINEAR, family, 2))
     unscaled = run(guidance, make_model(MIXTURE, LINEAR, family, 2, reward_scale=0.0))
     assert torch.equal(unscaled.latents, plain.latents)
     assert torch.equal(unscaled.rewards, plain.rewards)
+    powerless = run(replace(guidance, guidance_strength=0.0), make_model(MIXTURE, LINEAR, family, 2))
+    assert torch.equal(powerless.latents, plain.latents)
     scaled = run(guidance, make_model(MIXTURE, LINEAR, family, 2))
     assert scaled.rewards.mean() > plain.rewards.mean()
+
+
+@pytest.mark.parametrize(
+    "transition", [AncestralTransition(), GlassTransition(3), RenoiseTransition(), DiamondTransition()], ids=str
+)
+def test_without_a_reward_scale_stochastic_transitions_draw_what_plain_sampling_draws(transition):
+    def sampled(method):
+        model = TiltedModel(DiamondMixture(MIXTURE), unconditional(2), ["", ""], LINEAR, reward_scale=0.0)
+        return run(method, model).latents, model.cost.network_evaluations
+
+    guided, cost = sampled(Guidance(GlassPosterior(3, 4), transition=transition, num_particles=3))
+    plain, plain_cost = sampled(NoAlignment(transition, 3))
+    assert torch.equal(guided, plain) and cost == plain_cost
 
 
 # What is subtracted from the network's prediction is `b grad_x V`, in the family's own scale of x.
@@ -138,6 +281,7 @@ NETWORK_TERMS = {
     "rectified_flow": lambda t: t / (1 - t),
     "epsilon": torch.sin,
     "v_prediction": torch.tan,
+    # Of F; `dx / dt = SIGMA_DATA F` has the square.
     "trigonometric": lambda t: SIGMA_DATA * torch.tan(t),
 }
 
@@ -174,6 +318,23 @@ def test_the_limit_bounds_the_shift_and_keeps_its_direction(kappa):
     assert (torch.cosine_similarity(limited, free) > 1 - 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Guidance(WeightedPosterior(4), "hybrid", num_particles=2),
+        Guidance(WeightedPosterior(4), "pathwise", scaling="norm", max_coefficient=2.0, num_particles=2),
+        Guidance(GlassPosterior(2, 3), "hybrid", scaling="auto", num_corrections=2, max_noise_to_signal=2.0),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_images_depend_neither_on_their_neighbours_nor_on_chunks(guidance):
+    together = run_images(guidance, [0, 1, 2])
+    for image in range(3):
+        assert_same(together, run_images(guidance, [image]), slice(image, image + 1))
+    assert_same(together, run_images(guidance, [0, 1, 2], particle_batch_size=5))
+
+
 def test_the_trace_records_values_and_the_size_of_the_shift():
     guidance = Guidance(num_particles=3, max_shift=0.1, transition=ODETransition())
     result = run(guidance, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=5.0))
@@ -191,6 +352,10 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
         ({"gradient": "tilted_mean"}, "compares look-aheads"),
         ({"max_shift": 0.0}, r"max_shift is 0\.0"),
         ({"max_shift": -1.0}, r"max_shift is -1\.0"),
+        ({"gradient": "hybrid"}, "gradient is 'hybrid', which compares look-aheads"),
+        ({"num_corrections": 0}, "num_corrections is 0; it must be at least 1"),
+        ({"min_noise_to_signal": 2.0, "max_noise_to_signal": 1.0}, r"min_noise_to_signal is 2\.0 and max_noise"),
+        ({"min_noise_to_signal": -1.0}, r"min_noise_to_signal is -1\.0"),
     ],
 )
 def test_unusable_options_are_refused(options, message):

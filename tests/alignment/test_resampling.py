@@ -94,3 +94,25 @@ def test_the_effective_sample_size_is_the_squared_sum_over_the_sum_of_squares():
     torch.testing.assert_close(effective_sample_size(weights.log() + 1000), expected)
     torch.testing.assert_close(effective_sample_size(torch.zeros(8)), torch.tensor(8.0))
     assert effective_sample_size(torch.tensor([0.0, -1e4])) == 1
+
+
+def test_the_effective_sample_size_of_equal_weights_is_their_number_exactly():
+    """So that equal weights are never resampled, at any threshold."""
+    for count in range(1, 100):
+        for height in (0.0, -0.1, 1e5, -1e300):
+            log_weights = torch.full((2, count), height, dtype=torch.float64)
+            assert (effective_sample_size(log_weights) == count).all()
+
+
+def test_the_effective_sample_size_without_any_weight_is_zero():
+    assert effective_sample_size(torch.full((4,), -torch.inf)) == 0
+    assert effective_sample_size(torch.tensor([-torch.inf, 1.0, -torch.inf, 1.0])) == 2
+    assert effective_sample_size(torch.tensor([0.0, torch.nan])).isnan()
+
+
+@pytest.mark.parametrize("scheme", ["stratified", "systematic", "ssp"])
+@pytest.mark.parametrize("count", [3, 8, 100])
+def test_even_schemes_leave_equal_weights_where_they_are(scheme, count):
+    weights = torch.full((count,), 1 / count, dtype=torch.float64)
+    for seed in range(20):
+        assert RESAMPLING_SCHEMES[scheme](weights, seeded(seed)).tolist() == list(range(count))

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, Guidance
+from diamond_diffusers.alignment import SMC, AdaptiveTempering, Guidance, NoAlignment
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.resampling import RESAMPLING_SCHEMES
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition
 
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, make_model
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -83,12 +83,20 @@ def test_every_resampling_scheme_gives_the_same_limits(resampling):
     "options",
     [
         {"resampling_threshold": 0.0},
+        {"resampling": "none"},
         {"max_noise_to_signal": 1.0},
         {"transition": GlassTransition(16, correlation=0.3)},
         {"transition": GlassTransition(16, correlation=0.95, solver="exponential")},
         {"transition": GlassTransition(16, correlation=1.0)},
     ],
-    ids=["never resampled", "late values", "weak correlation", "strong correlation", "full correlation"],
+    ids=[
+        "never resampled",
+        "no resampling",
+        "late values",
+        "weak correlation",
+        "strong correlation",
+        "full correlation",
+    ],
 )
 def test_limits_do_not_depend_on_how_they_are_reached(options):
     smc = SMC(**{"num_particles": 128, "posterior": GlassPosterior(2, 4), "transition": EXACT} | options)
@@ -146,6 +154,21 @@ def test_weights_telescope_to_the_reward_where_nothing_is_resampled():
     torch.testing.assert_close(result.log_evidence, torch.logsumexp(tilts, 1) - math.log(8), atol=1e-5, rtol=0)
 
 
+def test_estimates_travel_with_their_particles(monkeypatch):
+    """Values and predicted samples are drawn once, and copied with the particles that are resampled."""
+    clouds, step = [], SMC.step
+    monkeypatch.setattr(SMC, "step", lambda *arguments: clouds.append(step(*arguments)) or clouds[-1])
+    model = make_model(MIXTURE, LINEAR, num_images=3, reward_scale=3.0)
+    result = run(SMC(16, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=1.0), model)
+    for cloud, level, before in zip(clouds[:-1], COARSE_LEVELS[1:], result.trace.steps, strict=False):
+        assert before.resampled.all() and len(cloud.x.unique(dim=0)) < len(cloud.x)
+        predicted = model.network(model.owners(16)).predict(cloud.x, level)
+        torch.testing.assert_close(cloud.ahead.predicted, predicted)
+        torch.testing.assert_close(cloud.values[..., -1].flatten(), cloud.ahead.values.double())
+        # Copies have one value, and none is another's.
+        assert len(torch.cat([cloud.x, cloud.ahead.values[:, None]], 1).unique(dim=0)) == len(cloud.x.unique(dim=0))
+
+
 @pytest.mark.parametrize("final_selection", ["sample", "best", "all"])
 def test_selected_particles(final_selection):
     num_images = 2000
@@ -162,3 +185,164 @@ def test_selected_particles(final_selection):
         weighted = surprise * result.rewards
         assert (surprise.mean(0).abs() < 4 * standard_error(surprise)).all()
         assert (weighted.mean(0).abs() < 4 * standard_error(weighted)).all()
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 3.0])
+def test_the_reward_scale_is_the_inverse_temperature_of_the_law(scale):
+    smc = SMC(128, GlassPosterior(2, 4), EXACT)
+    ratio, mean_error, _ = estimates(smc, LINEAR, 96, scale=scale)
+    assert is_exact(ratio, mean_error, 128)
+    # The law of another scale is far outside.
+    tilted, evidence = (LINEAR.tilt(MIXTURE, scale=scale)[index] for index in (0, 1))
+    other, other_evidence = LINEAR.tilt(MIXTURE, scale=scale + 0.5)
+    shift = torch.exp(evidence - other_evidence)
+    assert not is_exact(ratio * shift, mean_error + tilted.mean - other.mean, 128)
+
+
+PLAIN_METHODS = {
+    "points": SMC(5, resampling_threshold=1.0, transition=GlassTransition(2)),
+    "look-aheads": SMC(5, LOOK_AHEADS, GlassTransition(2), "multinomial", 1.0, potential="sum"),
+    "guided": SMC(5, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "pathwise")),
+    "tempered": SMC(5, transition=AncestralTransition(), tempering=AdaptiveTempering(0.9), resampling_threshold=1.0),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_METHODS)
+def test_without_a_reward_scale_the_plain_samples_are_reproduced_bit_for_bit(name):
+    """Those of no alignment with the same transition and number of particles, and the same one is selected."""
+    smc = PLAIN_METHODS[name]
+    seeds = [3, 4]
+    unscaled = run(smc, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=0.0), seed=seeds)
+    plain = run(NoAlignment(smc.transition, 5), make_model(MIXTURE, LINEAR, num_images=2), seed=seeds)
+    assert torch.equal(unscaled.latents, plain.latents)
+    assert torch.equal(unscaled.rewards, plain.rewards)
+    assert torch.equal(unscaled.log_weights, plain.log_weights)
+    assert torch.equal(unscaled.log_evidence, torch.zeros(2, dtype=torch.float64))
+    chosen = [result.select("sample", RandomSource([seeded(1), seeded(2)], 2)) for result in (unscaled, plain)]
+    assert torch.equal(*chosen)
+    scaled = run(smc, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=3.0), seed=seeds)
+    assert not torch.equal(scaled.latents, plain.latents)
+
+
+class PermutedSource(RandomSource):
+    """The draws of every image in another order of its rows."""
+
+    def __init__(self, order, *arguments):
+        super().__init__(*arguments)
+        self.order = order
+
+    def normal(self, rows_per_image, shape):
+        rows = super().normal(rows_per_image, shape).unflatten(0, (self.num_images, -1))
+        copies = rows_per_image // len(self.order)
+        return rows.unflatten(1, (-1, copies))[:, self.order].flatten(0, 2)
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(LOOK_AHEADS, "tilted_mean")], ids=["plain", "guided"])
+def test_permuting_the_particles_permutes_the_results(guidance):
+    order = torch.tensor([2, 0, 3, 1])
+    smc = SMC(4, LOOK_AHEADS, GlassTransition(2), "none", guidance=guidance, tempering=AdaptiveTempering(0.9))
+    model = make_model(MIXTURE, LINEAR, num_images=3, reward_scale=2.0)
+    results = []
+    for permutation in (torch.arange(4), order):
+        random = PermutedSource(permutation, seeded(1), 3)
+        results.append(smc.run(model, random.normal(4, (3,)), COARSE_LEVELS, random))
+    plain, permuted = results
+    for name in ("latents", "log_weights", "rewards", "images"):
+        torch.testing.assert_close(getattr(permuted, name), getattr(plain, name)[:, order])
+    torch.testing.assert_close(permuted.log_evidence, plain.log_evidence)
+
+
+def is_number(result):
+    figures = [getattr(step, name) for step in result.trace.steps for name in result.trace.figures()]
+    tensors = [result.latents, result.log_weights, result.log_evidence, *(f for f in figures if f is not None)]
+    return not any(tensor.isnan().any() for tensor in tensors)
+
+
+@pytest.mark.parametrize("potential", ["value", "difference", "max", "sum"])
+@pytest.mark.parametrize("scale", [1e6, -1e6, 1e30, -1e30])
+def test_unbounded_rewards_keep_numbers(potential, scale):
+    smc = SMC(8, GlassPosterior(2, 2), GlassTransition(2), potential=potential, tempering=AdaptiveTempering())
+    result = run(smc, make_model(MIXTURE, LINEAR, num_images=3, reward_scale=scale), falling_levels(6))
+    assert is_number(result)
+    best = (scale * result.rewards).argmax(1)
+    assert torch.equal(result.log_weights.argmax(1), best)
+    torch.testing.assert_close(result.log_weights.exp().sum(1), torch.ones(3, dtype=torch.float64))
+
+
+class HalfSpace(QuadraticReward):
+    """0 where the first coordinate is above a bound, and as low as a score can be elsewhere."""
+
+    def __init__(self, bound):
+        super().__init__({"": (0.0, 0.0, 0.0)})
+        self.bound = bound
+
+    def score(self, images, prompts):
+        first = 1000.0 * (images[:, 0, 0, 0].double() - 0.5)
+        return torch.where(first > self.bound, 0.0, torch.finfo(torch.float32).min)
+
+
+def probability_above(bound):
+    """That the first coordinate of the mixture is above a bound, and its mean there."""
+    means, stds = MIXTURE.means[:, 0], MIXTURE.covariances[:, 0, 0].sqrt()
+    normal = torch.distributions.Normal(0.0, 1.0)
+    scores = (means - bound) / stds
+    masses = MIXTURE.log_weights.exp() * normal.cdf(scores)
+    moments = masses * means + MIXTURE.log_weights.exp() * stds * normal.log_prob(scores).exp()
+    return masses.sum(), moments.sum() / masses.sum()
+
+
+@pytest.mark.parametrize("potential", ["value", "difference", "max", "sum"])
+def test_weights_of_zero_come_back_where_nothing_is_resampled(potential):
+    """A scaled score below all floats is `-inf`: the law of the half-space, whatever the look-aheads said."""
+    smc = SMC(128, GlassPosterior(2, 1), EXACT, "none", potential=potential)
+    result = run(smc, make_model(MIXTURE, HalfSpace(0.5), num_images=64, reward_scale=10.0), (math.inf, 1.0, 0.0))
+    assert is_number(result)
+    probability, mean = probability_above(0.5)
+    ratio = result.log_evidence.exp() / probability
+    assert (ratio.mean() - 1).abs() < 4 * standard_error(ratio) < 0.1
+    means = torch.einsum("bp,bp->b", result.log_weights.exp(), result.latents[..., 0].double())
+    assert (means.mean() - mean).abs() < 4 * standard_error(means) + 1 / 128
+    assert (result.latents[result.log_weights.exp() > 0][:, 0] > 0.5).all()
+
+
+@pytest.mark.parametrize("tempering", [None, AdaptiveTempering()], ids=["cold", "adaptive"])
+def test_resampling_drops_weights_of_zero_while_others_are_left(tempering):
+    smc = SMC(64, GlassPosterior(2, 1), EXACT, resampling_threshold=1.0, tempering=tempering)
+    result = run(smc, make_model(MIXTURE, HalfSpace(1.0), num_images=8, reward_scale=10.0))
+    assert is_number(result)
+    plain = run(NoAlignment(EXACT, 64), make_model(MIXTURE, HalfSpace(1.0), num_images=8))
+    shares = [(drawn.rewards == 0).double().mean() for drawn in (result, plain)]
+    assert shares[0] > 0.7 > 2 * shares[1]
+
+
+def test_a_cloud_without_weight_goes_on_and_ends_equally_weighted():
+    smc = SMC(8, GlassPosterior(2, 1), GlassTransition(2), resampling_threshold=1.0)
+    result = run(smc, make_model(MIXTURE, HalfSpace(100.0), num_images=2, reward_scale=10.0))
+    assert is_number(result)
+    assert (result.log_evidence == -math.inf).all()
+    torch.testing.assert_close(result.log_weights.exp(), torch.full((2, 8), 1 / 8, dtype=torch.float64))
+    assert not any(step.resampled.any() for step in result.trace.steps[:-1])
+    assert all((step.effective_sample_size == 0).all() for step in result.trace.steps)
+    assert result.select("sample", RandomSource(seeded(0), 2)).shape == (2, 1)
+
+
+def test_values_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"the largest value is inf, .* lower reward_scale"):
+        run(SMC(2), make_model(MIXTURE, HalfSpace(100.0), reward_scale=-10.0))
+
+
+def test_no_resampling_carries_the_weights_to_the_end():
+    result = run(SMC(8, resampling="none", resampling_threshold=1.0), make_model(MIXTURE, LINEAR, reward_scale=5.0))
+    assert not any(step.resampled.any() for step in result.trace.steps[:-1])
+    torch.testing.assert_close(result.log_weights, torch.log_softmax(5 * result.rewards.double(), 1))
+
+
+def test_the_trace_records_weights_and_evidence_of_every_level():
+    result = run(SMC(8, tempering=AdaptiveTempering()), make_model(MIXTURE, LINEAR, num_images=2))
+    names = ["mean_value", "best_value", "effective_sample_size", "log_evidence", "inverse_temperature"]
+    assert result.trace.figures() == names
+    for step in result.trace.steps:
+        assert all(getattr(step, name).shape == (2,) for name in names)
+    last = result.trace.steps[-1]
+    torch.testing.assert_close(last.log_evidence, result.log_evidence)
+    torch.testing.assert_close(last.effective_sample_size, 1 / result.log_weights.exp().square().sum(1))

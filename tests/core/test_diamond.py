@@ -40,8 +40,8 @@ class DiamondMixture(MixtureBackbone):
         return xbar
 
 
-def tilted_model(num_images=1, **options):
-    return TiltedModel(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR, **options)
+def tilted_model(num_images=1, reward=LINEAR, **options):
+    return TiltedModel(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 @pytest.mark.parametrize("num_map_steps", [1, 3])

@@ -1,5 +1,6 @@
 """The value of a look-ahead cloud and its gradients, against closed forms."""
 
+import itertools
 import math
 
 import pytest
@@ -8,10 +9,17 @@ import torch
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.values import isotropic_shift, tilted_mean_shift, value
+from diamond_diffusers.values import (
+    hybrid_shift,
+    isotropic_coefficient,
+    isotropic_gradient,
+    tilted_mean_shift,
+    value,
+)
+from diamond_diffusers.weighted_posterior import WeightedPosterior
 
-from .mixture import make_gaussian, make_mixture, seeded, standard_error
-from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, images_of, make_model
+from .mixture import GaussianMixture, make_gaussian, make_mixture, seeded, standard_error
+from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, QuadraticReward, images_of, make_model
 
 MIXTURE = make_mixture(3)
 REPLICATES, NUM_SAMPLES = 250, 96
@@ -72,9 +80,10 @@ def assert_matches(estimates, exact):
     assert tolerance.max() < 0.22 * scale
 
 
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_both_gradients_are_the_exact_gradient(family, gradient):
+@pytest.mark.parametrize(
+    ("family", "gradient"), [*itertools.product(FAMILIES, ["pathwise", "tilted_mean"]), ("epsilon", "hybrid")]
+)
+def test_consistent_gradients_are_the_exact_gradient(family, gradient):
     for level, reward in [(0.4, LINEAR), (1.0, QUADRATIC), (1.5, LINEAR)]:
         values, shifts, exact_value, exact_shift = look_aheads(family, reward, level, gradient)
         assert_matches(shifts, exact_shift)
@@ -84,8 +93,9 @@ def test_both_gradients_are_the_exact_gradient(family, gradient):
 @pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
 def test_gradients_at_pure_noise_are_finite(family):
     """There the tilted mean tells the shift of the prior's mean, and the pathwise gradient nothing."""
-    _, shifts, _, exact_shift = look_aheads(family, LINEAR, math.inf, "tilted_mean")
-    assert_matches(shifts, exact_shift)
+    for gradient in ("tilted_mean", "hybrid"):
+        _, shifts, _, exact_shift = look_aheads(family, LINEAR, math.inf, gradient)
+        assert_matches(shifts, exact_shift)
     _, shifts, _, _ = look_aheads(family, LINEAR, math.inf, "pathwise", num_observations=1)
     assert torch.equal(shifts, torch.zeros_like(shifts))
 
@@ -113,6 +123,18 @@ def test_rows_may_have_levels_of_their_own():
         torch.testing.assert_close(together, MIXTURE.posterior(x, levels).mean)
 
 
+def test_look_aheads_count_by_the_softmax_of_their_scaled_rewards():
+    """`d V / d z_k` is the share of the look-ahead in the tilted law times the gradient of its reward."""
+    direction = torch.tensor([0.7, -1.1], dtype=torch.float64)
+    samples = torch.randn(1, 5, 2, generator=seeded(1), dtype=torch.float64, requires_grad=True)
+    for scale in (0.5, 3.0):
+        rewards = scale * samples @ direction
+        exponentials = rewards[0].detach().exp()
+        (gradient,) = torch.autograd.grad(value(rewards, torch.zeros_like(rewards)).sum(), samples)
+        shares = exponentials / exponentials.sum()
+        torch.testing.assert_close(gradient[0], scale * shares[:, None] * direction)
+
+
 @pytest.mark.parametrize("kappa", [0.3, 1.0, 4.0, math.inf])
 def test_isotropic_shift_is_exact_for_unit_variance_data_and_a_linear_reward(kappa):
     """There `Cov[z | y]` is `kappa^2 / (1 + kappa^2)` times the identity, and `kappa^2 grad V = Cov[z | y] a`."""
@@ -120,4 +142,78 @@ def test_isotropic_shift_is_exact_for_unit_variance_data_and_a_linear_reward(kap
     samples = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
     values = value(samples @ direction, torch.zeros(5, 4, dtype=torch.float64))
     variance = 1.0 if math.isinf(kappa) else kappa**2 / (1 + kappa**2)
-    torch.testing.assert_close(isotropic_shift(values, samples, kappa), (variance * direction).expand(5, 3))
+    shift = isotropic_coefficient(kappa) * isotropic_gradient(values, samples)
+    torch.testing.assert_close(shift, (variance * direction).expand(5, 3))
+
+
+def wide_mixture(dimension=32):
+    """Three clusters far apart, for which posteriors have one or two modes."""
+    generator = seeded(0)
+    means = torch.randn(3, dimension, generator=generator, dtype=torch.float64)
+    roots = torch.randn(3, dimension, dimension, generator=generator, dtype=torch.float64)
+    covariances = 0.1 * torch.eye(dimension, dtype=torch.float64) + 0.1 / dimension * roots @ roots.mT
+    return GaussianMixture(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log(), means, covariances)
+
+
+def gradient_errors(mixture, num_samples, num_observations=32):
+    """Relative errors `[cases, 3]` of the pathwise shift, the tilted mean and their hybrid."""
+    dimension = mixture.means.shape[-1]
+    direction = torch.randn(dimension, generator=seeded(3), dtype=torch.float64)
+    direction = 1.3 * direction / direction.norm()
+    rewards = [
+        QuadraticReward({"": (scale * direction).tolist()}, quadratic)
+        for scale, quadratic in [(1, 0), (1, 0.5), (4, 0)]
+    ]
+    posteriors = [GlassPosterior(6, num_samples), WeightedPosterior(num_samples, num_map_steps=4)]
+    errors = []
+    for level, reward, posterior in itertools.product((0.3, 1.0, 3.0), rewards, posteriors):
+        x = mixture.observation(level).sample(num_observations, seeded(5))
+        law = mixture.posterior(x, level)
+        exact = reward.tilt(law)[0].mean - law.mean
+        model = make_model(mixture, reward)
+        estimates = [
+            look_ahead(model, posterior, x, level, RandomSource(seeded(9), 1, dtype=torch.float64), gradient).shift
+            for gradient in ("pathwise", "tilted_mean", "hybrid")
+        ]
+        errors.append([((shift - exact).square().sum() / exact.square().sum()).sqrt() for shift in estimates])
+    return torch.tensor(errors)
+
+
+@pytest.mark.parametrize("dimension", [2, 4, 32])
+def test_the_hybrid_is_as_good_as_the_better_gradient_of_each_case(dimension):
+    """These are the figures in the docstring of `hybrid_shift`."""
+    mixture = wide_mixture(dimension) if dimension > 4 else make_mixture(dimension)
+    for num_samples in (4, 16, 64):
+        errors = gradient_errors(mixture, num_samples)
+        better, hybrid = errors[:, :2].amin(1), errors[:, 2]
+        assert hybrid.square().mean().sqrt() < 1.15 * better.square().mean().sqrt()
+        assert (hybrid < better + 0.4).all() and (hybrid < errors[:, :2].amax(1)).all()
+
+
+def test_the_hybrid_is_the_pathwise_shift_within_the_noise_of_the_tilted_mean_and_leaves_it_far_beyond():
+    samples = torch.randn(5, 8, 3, generator=seeded(1))
+    rewards, log_weights = torch.randn(5, 8, generator=seeded(2)), torch.randn(5, 8, generator=seeded(3))
+    tilted_mean = tilted_mean_shift(samples, rewards, log_weights)
+    near, far = tilted_mean + 0.01, tilted_mean + 100.0
+    torch.testing.assert_close(hybrid_shift(near, tilted_mean, samples, rewards, log_weights), near)
+    beyond = hybrid_shift(far, tilted_mean, samples, rewards, log_weights)
+    assert (beyond - tilted_mean).norm(dim=1).max() < 0.1
+    # Without a reward there is neither noise nor a shift to argue about.
+    unmoved = hybrid_shift(far, 0 * far, samples, 0 * rewards, log_weights)
+    assert torch.equal(unmoved, 0 * far)
+
+
+def test_the_noise_of_the_tilted_mean_is_what_the_hybrid_takes_it_for():
+    """In directions that the reward does not see, the tilted mean is noise of variance `s^2 sum_k c_k^2`."""
+    samples = torch.randn(20000, 8, 6, generator=seeded(1), dtype=torch.float64)
+    rewards = torch.randn(1, 8, generator=seeded(2), dtype=torch.float64).expand(20000, 8)
+    log_weights = torch.randn(1, 8, generator=seeded(3), dtype=torch.float64).expand(20000, 8)
+    tilted_mean = tilted_mean_shift(samples, rewards, log_weights)
+    # So far off that its share is twice the noise over the squared gap.
+    gap = 1e4
+    pathwise = tilted_mean + gap / math.sqrt(6)
+    moved = hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights) - tilted_mean
+    noise = moved.norm(dim=1) * gap / 2
+    expected = tilted_mean.square().sum(1)
+    error = noise - expected
+    assert error.mean().abs() < 4 * standard_error(error) < 0.05 * expected.mean()

@@ -1,0 +1,136 @@
+"""How much of a method a budget of network evaluations pays for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import Conditions, Denoising
+from ..cost import Cost
+from ..levels import Level, RectifiedFlowPath
+from ..rewards.base import Reward
+from ..transitions import Transition
+from .base import Alignment
+from .model import TiltedModel
+from .random_source import RandomSource
+
+
+def fit_to_budget(
+    alignment: Alignment, model: TiltedModel, levels: Sequence[float], max_network_evaluations: int
+) -> Alignment:
+    """The method with the largest count (`alignment.grows`) whose cost of one image is within a budget.
+
+    It is never exceeded, and one more of the count would exceed it. A method whose count buys nothing stays as it is.
+
+    Args:
+        alignment: its own count is replaced.
+        model: what it will run on; nothing of it is evaluated.
+        levels: of the run.
+        max_network_evaluations: the budget of an image, in which an evaluation under classifier-free guidance counts 2
+            and a backward pass 2 (`Cost.equivalent_evaluations`).
+
+    Raises:
+        ValueError: the budget is too small for the method.
+    """
+
+    def price(size: int) -> int:
+        sized = alignment if alignment.grows is None else replace(alignment, **{alignment.grows: size})
+        return cost_of_image(sized, model, levels).equivalent_evaluations
+
+    least = price(1)
+    if least > max_network_evaluations:
+        raise ValueError(
+            f"max_network_evaluations is {max_network_evaluations}, but an image of {type(alignment).__name__} takes "
+            f"at least {least} in {len(levels) - 1} steps; raise it, or lower num_inference_steps"
+        )
+    if alignment.grows is None:
+        return alignment
+    return replace(alignment, **{alignment.grows: largest_within(max_network_evaluations, price)})
+
+
+def largest_within(budget: int, price: Callable[[int], int]) -> int:
+    """The largest size whose price is within the budget, or 1 if none is.
+
+    Args:
+        price: rises with the size, which is at least 1.
+
+    Raises:
+        ValueError: it does not rise.
+    """
+    first, second = price(1), price(2)
+    if second <= first:
+        raise ValueError(f"a size of 1 costs {first} and one of 2 costs {second}; nothing can be bought with a budget")
+    # The price is nearly linear in the size; a few steps mend the guess.
+    size = max(1, 1 + (budget - first) // (second - first))
+    while size > 1 and price(size) > budget:
+        size -= 1
+    while price(size + 1) <= budget:
+        size += 1
+    return size
+
+
+def cost_of_image(alignment: Alignment, model: TiltedModel, levels: Sequence[float]) -> Cost:
+    """What one image of a method costs, counted by running the method's own loop on an empty model."""
+    scoring = model.score_model and tuple(_emptied(*model.score_model))
+    empty = TiltedModel(
+        *_emptied(model.backbone, model.conditions), [""], _MeanPixel(), model.reward_scale, score_model=scoring
+    )
+    x = torch.zeros(alignment.num_particles, 1)
+    with torch.no_grad():
+        alignment.run(empty, x, levels, RandomSource(torch.Generator(), 1))
+    return empty.cost
+
+
+def _emptied(model: Denoising, conditions: Conditions) -> tuple[Denoising, Conditions]:
+    """A model that costs the same under conditions that hold no features."""
+    negative = None if conditions.negative_features is None else {}
+    return EmptyModel(model), replace(conditions, features={}, negative_features=negative)
+
+
+class EmptyModel(Denoising):
+    """A model of a single number that costs what another does under the same conditions; for counting only.
+
+    Args:
+        model: the other.
+    """
+
+    path = RectifiedFlowPath()
+
+    def __init__(self, model: Denoising) -> None:
+        self.model = model
+        self.family = model.family
+        self.has_denoiser = model.has_denoiser
+        self.has_flow_map = model.has_flow_map
+        self.has_diamond_map = model.has_diamond_map
+        self.predicts_mean = model.predicts_mean
+        self.max_noise_to_signal = model.max_noise_to_signal
+
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        return x / 2
+
+    def diamond_map(
+        self, xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        return xbar / 2
+
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        return self.model.evaluations_per_row(noise_to_signal, conditions)
+
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        return z.reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1).sigmoid()
+
+    def stock_transition(self) -> Transition:
+        return self.model.stock_transition()
+
+    def stochastic_transition(self) -> Transition:
+        return self.model.stochastic_transition()
+
+
+class _MeanPixel(Reward):
+    name = "mean pixel"
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.mean((1, 2, 3))

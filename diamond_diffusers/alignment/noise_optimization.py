@@ -1,0 +1,312 @@
+"""Noise optimisation: ascent of the reward in the noise that sampling starts from."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..rewards.base import Reward
+from ..transitions import Transition
+from .base import AlignmentResult, StepCallback
+from .model import Evaluation, TiltedModel
+from .plain import NoAlignment
+from .random_source import RandomSource
+from .trace import Trace, TraceStep
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam": partial(torch.optim.Adam, eps=1e-2),
+}
+"""By name, with the settings of ReNO. They treat each number by itself, so that every image has a state of its own."""
+
+
+@dataclass(frozen=True)
+class NoiseAscent(NoAlignment):
+    """Improves the noise of each particle step by step, and keeps the sample of the highest reward.
+
+    The objective of the noise `eps` of `d` numbers, sampled to `z(eps)` by every step of the model's own loop, is
+    ::
+
+        reward_scale * reward(z(eps)) + regularization_weight * ((d - 1) log |eps| - |eps|^2 / 2)
+
+    whose second term is the log-density of the norm of standard normal noise (a chi distribution). What a stochastic
+    transition draws is the same in every iteration. The first noise tried is the one that plain sampling starts from,
+    and among equal rewards the first is kept, so that a `reward_scale` of 0 returns the plain sample.
+
+    A callback on the end of a step is called once an iteration, with the clean latents of the noise tried; it may end
+    the run, but not replace them.
+
+    Subclasses say how the reward's gradient is found.
+
+    Args:
+        num_iterations: noises tried of each particle, the plain one included.
+        optimizer: a name in `OPTIMIZERS`.
+        learning_rate: of the optimiser.
+        max_gradient_norm: limit of the norm of each particle's gradient; None for no limit.
+        regularization_weight: of the norm's log-density, at least 0.
+        transition: how particles move; None for how the stock pipeline moves them.
+        num_particles: noises of each image that are optimised; the best is returned.
+    """
+
+    num_iterations: int = 50
+    optimizer: str = "sgd"
+    learning_rate: float = 5.0
+    max_gradient_norm: float | None = 0.1
+    regularization_weight: float = 0.01
+    transition: Transition | None = None
+    num_particles: int = 1
+
+    needs_reward = True
+    default_selection = "best"
+    grows = "num_iterations"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations is {self.num_iterations}; it must be at least 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+        for name in ("learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        if not self.regularization_weight >= 0:
+            raise ValueError(f"regularization_weight is {self.regularization_weight}; it must be at least 0")
+
+    @abstractmethod
+    def sample_and_gradient(self, sampler: Sampler, noise: Tensor) -> tuple[Sample, Tensor]:
+        """Samples of the noises `[N, ...]`, and the gradient of `reward_scale * reward` there, `[N, ...]`."""
+
+    def num_callbacks(self, num_steps: int) -> int:
+        return self.num_iterations
+
+    def run(
+        self,
+        model: TiltedModel,
+        x: Tensor,
+        levels: Sequence[float],
+        random: RandomSource,
+        on_step: StepCallback | None = None,
+    ) -> AlignmentResult:
+        started, seconds = time.perf_counter(), model.cost.seconds
+        method = self.resolve(model.backbone)
+        sampler = Sampler(model, method.transition, levels, random, self.num_particles)
+        noise = x.detach().clone()
+        optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
+        best, trace = None, Trace()
+        for iteration in range(self.num_iterations):
+            if iteration < self.num_iterations - 1:
+                sample, gradient = method.sample_and_gradient(sampler, noise)
+            else:
+                sample, gradient = sampler(noise), None
+            best = sample if best is None else best.improved_by(sample, model.reward_scale)
+            trace.steps.append(TraceStep(levels[0], **sample.figures(self.num_particles, model.reward_scale)))
+            try:
+                replaced = on_step(len(levels) - 2, sample.latents) if on_step else None
+            except StopIteration:
+                break
+            if replaced is not None:
+                raise ValueError(
+                    "callback_on_step_end returned other latents, from which no noise could be learnt; let it return "
+                    f"none with {type(self).__name__}"
+                )
+            if gradient is not None:
+                gradient = gradient + self.regularization_weight * log_norm_density_gradient(noise)
+                noise.grad = self.clipped(gradient)
+                optimizer.step()
+        cloud = replace(method.start(model, best.latents), final=best.evaluation)
+        result = method.finish(model, cloud, trace)
+        model.cost.seconds = seconds + time.perf_counter() - started
+        return result
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        """Each row of `[N, ...]` brought to a norm of at most `max_gradient_norm`."""
+        if self.max_gradient_norm is None:
+            return gradient
+        norm = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        return gradient * (self.max_gradient_norm / norm).clamp(max=1).reshape(-1, *[1] * (gradient.ndim - 1))
+
+
+@dataclass(frozen=True)
+class NoiseOptimization(NoiseAscent):
+    """ReNO (Eyring et al., arXiv 2406.04312): the gradient is taken through sampler, decoder and reward.
+
+    Made for one-step and few-step models: each iteration differentiates all steps, and memory holds them all, of
+    `particle_batch_size` particles at a time (see `gradient_checkpointing`). An ordinary model of many steps works the
+    same, at that price. The defaults are those of the paper. Options and what is kept: see `NoiseAscent`.
+    """
+
+    @property
+    def needs_reward_gradient(self) -> bool:
+        return self.num_iterations > 1
+
+    def check(self, reward: Reward | None) -> None:
+        super().check(reward)
+        if self.needs_reward_gradient and not reward.differentiable:
+            raise ValueError(
+                f"reward {reward.name!r} has no gradient, which alignment 'noise_optimization' ascends; "
+                "use alignment 'noise_evolution', 'smc' or 'best_of_n'"
+            )
+
+    def sample_and_gradient(self, sampler: Sampler, noise: Tensor) -> tuple[Sample, Tensor]:
+        return sampler.differentiated(noise)
+
+
+@dataclass(frozen=True)
+class NoiseEvolution(NoiseAscent):
+    """Noise optimisation without derivatives: an evolution strategy estimates the gradient (arXiv 1703.03864).
+
+    With `delta_k ~ N(0, I)` and `a = sqrt(1 - perturbation^2)`, which keeps the law of the noise, ::
+
+        gradient = mean_k delta_k (r(a eps + perturbation delta_k) - r(a eps - perturbation delta_k)) / (2 perturbation)
+
+    estimates without bias the gradient of `r`, averaged over such noises. Its error grows with the number of latents'
+    dimensions over `num_perturbations`. An iteration samples `1 + 2 num_perturbations` noises of each particle.
+    Further options and what is kept: see `NoiseAscent`.
+
+    Args:
+        num_perturbations: antithetic pairs of each iteration.
+        perturbation: share in (0, 1) of fresh noise in them.
+    """
+
+    num_perturbations: int = 8
+    perturbation: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_perturbations < 1:
+            raise ValueError(f"num_perturbations is {self.num_perturbations}; it must be at least 1")
+        if not 0 < self.perturbation < 1:
+            raise ValueError(f"perturbation is {self.perturbation}; it must lie between 0 and 1")
+
+    def sample_and_gradient(self, sampler: Sampler, noise: Tensor) -> tuple[Sample, Tensor]:
+        sample, size = sampler(noise), self.perturbation
+        count = self.num_perturbations
+        fresh = sampler.random.aside.normal(count * self.num_particles, noise.shape[1:]).to(noise)
+        fresh = fresh.unflatten(0, (-1, count))
+        centre = (1 - size**2) ** 0.5 * noise[:, None]
+        perturbed = torch.stack([centre + size * fresh, centre - size * fresh], 2)
+        above, below = sampler.rewards(perturbed.flatten(0, 2)).reshape(*fresh.shape[:2], 2).unbind(2)
+        rises = sampler.model.reward_scale * (above - below) / (2 * size)
+        return sample, torch.einsum("nk,nk...->n...", rises.to(fresh), fresh) / count
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What noises were sampled to.
+
+    Attributes:
+        latents: clean, `[N, ...]`.
+        evaluation: images and rewards of these.
+    """
+
+    latents: Tensor
+    evaluation: Evaluation
+
+    def improved_by(self, other: Sample, reward_scale: float) -> Sample:
+        """Row by row the one of higher scaled reward; this one where they are equal."""
+        mine, theirs = self.evaluation, other.evaluation
+        better = reward_scale * theirs.total > reward_scale * mine.total
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(better.to(new.device).reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        terms = {name: chosen(term, mine.terms[name]) for name, term in theirs.terms.items()}
+        images = chosen(theirs.images, mine.images)
+        return Sample(chosen(other.latents, self.latents), Evaluation(chosen(theirs.total, mine.total), terms, images))
+
+    def figures(self, num_particles: int, reward_scale: float) -> dict[str, Tensor]:
+        """What the trace records of `num_particles` particles an image, each `[B]`."""
+        values = reward_scale * self.evaluation.total.unflatten(0, (-1, num_particles))
+        return {"mean_value": values.mean(1), "best_value": values.amax(1)}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Plain sampling from given noise, with the same driving noise every time.
+
+    Attributes:
+        model: whose images have `num_particles` particles each.
+        transition: how they move.
+        levels: of the run.
+        random: what the driving noise is drawn from, when the first noises are sampled.
+        num_particles: P.
+        driving: the draws `[B P, ...]` of each step.
+    """
+
+    model: TiltedModel
+    transition: Transition
+    levels: Sequence[float]
+    random: RandomSource
+    num_particles: int
+    driving: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, noise: Tensor) -> Sample:
+        """Samples of `[N, ...]`: of each particle, or of equally many consecutive copies of each."""
+        return _joined([self._sample(rows, index) for rows, index in self._parts(noise)])
+
+    def rewards(self, noise: Tensor) -> Tensor:
+        """As of `__call__`, the rewards alone, `[N]`."""
+        return torch.cat([self._sample(rows, index).evaluation.total for rows, index in self._parts(noise)])
+
+    def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
+        """The samples, and the gradients of `reward_scale * reward` in the noises, `[N, ...]`."""
+        samples, gradients = [], []
+        # The graph of one part is all that memory must hold.
+        for rows, index in self._parts(noise):
+            rows = rows.detach().requires_grad_()
+            with torch.enable_grad():
+                sample = self._sample(rows, index)
+                objective = self.model.reward_scale * sample.evaluation.total.sum()
+            gradients += torch.autograd.grad(objective, rows)
+            total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
+            samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
+        return _joined(samples), torch.cat(gradients)
+
+    def _parts(self, noise: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The noises in parts of what is evaluated at once, and the particle that each belongs to."""
+        count = self.model.num_images * self.num_particles
+        particles = torch.arange(count, device=noise.device).repeat_interleave(len(noise) // count)
+        size = self.model.rows_at_once(len(noise))
+        return list(zip(noise.split(size), particles.split(size), strict=True))
+
+    def _sample(self, noise: Tensor, particles: Tensor) -> Sample:
+        model = self.model.of_rows(particles // self.num_particles)
+        result = NoAlignment(self.transition).run(model, noise, self.levels, _Repeated(self, particles))
+        terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
+        evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
+        return Sample(result.latents.flatten(0, 1), evaluation)
+
+
+class _Repeated:
+    """A source of the driving noise of some particles, each time from the first step."""
+
+    def __init__(self, sampler: Sampler, particles: Tensor) -> None:
+        self.sampler, self.particles, self.step = sampler, particles, 0
+
+    def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
+        driving = self.sampler.driving
+        if self.step == len(driving):
+            driving.append(self.sampler.random.normal(self.sampler.num_particles, shape))
+        self.step += 1
+        return driving[self.step - 1][self.particles]
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    evaluations = [sample.evaluation for sample in samples]
+    terms = {name: torch.cat([part.terms[name] for part in evaluations]) for name in evaluations[0].terms}
+    total, images = (torch.cat([getattr(part, name) for part in evaluations]) for name in ("total", "images"))
+    return Sample(torch.cat([sample.latents for sample in samples]), Evaluation(total, terms, images))
+
+
+def log_norm_density_gradient(noise: Tensor) -> Tensor:
+    """The gradient of `(d - 1) log |eps| - |eps|^2 / 2` in each row `eps` of `[N, ...]`; zero at zero."""
+    dimension = noise[0].numel()
+    square = noise.flatten(1).square().sum(1).clamp(min=torch.finfo(noise.dtype).tiny)
+    return ((dimension - 1) / square - 1).reshape(-1, *[1] * (noise.ndim - 1)) * noise

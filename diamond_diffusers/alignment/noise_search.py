@@ -1,0 +1,176 @@
+"""Search over the noise that sampling starts from: random search, and zero-order search around a pivot."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..transitions import Transition
+from .base import AlignmentResult, StepCallback
+from .model import Evaluation, TiltedModel
+from .noise_optimization import Sample
+from .plain import NoAlignment
+from .random_source import RandomSource
+from .search import evaluation_rows, highest
+from .trace import Trace, TraceStep
+
+
+@dataclass(frozen=True)
+class NoiseSearch(NoAlignment):
+    """Samples many noises, round after round, and keeps the sample of the highest reward (arXiv 2501.09732).
+
+    A noise is what sampling starts from and, where the transition is stochastic, what it draws in each step. The best
+    so far is the pivot of the next round. The first is that of plain sampling, and among equal rewards the first is
+    kept, so that a `reward_scale` of 0 returns the plain sample.
+
+    An image costs `num_particles * num_candidates` plain samples, decodes and reward calls. What a budget sets is the
+    number of candidates.
+
+    A callback on the end of a step is called once a round, with the clean latents of its candidates; it may end the
+    run, but not replace them.
+
+    Subclasses say where candidates lie.
+
+    Args:
+        num_candidates: noises tried for each particle in all, the plain one included.
+        round_size: candidates of one round; the last may hold fewer.
+        transition: how particles move; None for how the stock pipeline moves them.
+        num_particles: searches of each image, each from a noise of its own; the best sample is returned.
+    """
+
+    num_candidates: int = 16
+    round_size: int = 4
+    transition: Transition | None = None
+    num_particles: int = 1
+
+    needs_reward = True
+    default_selection = "best"
+    grows = "num_candidates"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_candidates", "round_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @abstractmethod
+    def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
+        """Candidates of a round, of the shape of `fresh`.
+
+        Args:
+            pivot: the best noise of each particle so far, `[B P, 1, S, ...]`, where `S` counts the start and the draws.
+            fresh: standard normal, `[B P, n, S, ...]`.
+        """
+
+    def num_callbacks(self, num_steps: int) -> int:
+        return math.ceil(self.num_candidates / self.round_size)
+
+    def run(
+        self,
+        model: TiltedModel,
+        x: Tensor,
+        levels: Sequence[float],
+        random: RandomSource,
+        on_step: StepCallback | None = None,
+    ) -> AlignmentResult:
+        started, seconds = time.perf_counter(), model.cost.seconds
+        method = self.resolve(model.backbone)
+        pivot, best, trace = method.plain_noise(x, levels, random), None, Trace()
+        for tried in range(0, self.num_candidates, self.round_size):
+            count = min(self.round_size, self.num_candidates - tried)
+            fresh = random.aside.normal(self.num_particles * count * pivot.shape[1], x.shape[1:]).to(x)
+            noise = self.propose(pivot[:, None], fresh.unflatten(0, (len(x), count, -1)))
+            if best is None:
+                noise[:, 0] = pivot
+            noise = noise.flatten(0, 1)
+            sample = method.sample(model, noise, levels)
+            trace.steps.append(TraceStep(levels[0], **sample.figures(self.num_particles * count, model.reward_scale)))
+            pivot, best = self._best(model.reward_scale, pivot, best, noise, sample)
+            try:
+                replaced = on_step(len(levels) - 2, sample.latents) if on_step else None
+            except StopIteration:
+                break
+            if replaced is not None:
+                raise ValueError(
+                    "callback_on_step_end returned other latents, which no noise leads to; let it return none with "
+                    f"{type(self).__name__}"
+                )
+        result = method.finish(model, replace(method.start(model, best.latents), final=best.evaluation), trace)
+        model.cost.seconds = seconds + time.perf_counter() - started
+        return result
+
+    def plain_noise(self, x: Tensor, levels: Sequence[float], random: RandomSource) -> Tensor:
+        """The noise of plain sampling from `x`, `[B P, S, ...]`."""
+        num_draws = len(levels) - 1 if self.transition.is_stochastic else 0
+        return torch.stack([x, *(random.normal(self.num_particles, x.shape[1:]).to(x) for _ in range(num_draws))], 1)
+
+    def sample(self, model: TiltedModel, noise: Tensor, levels: Sequence[float]) -> Sample:
+        """Plain samples of the noises `[N, S, ...]`, equally many consecutive ones of each image."""
+        plain = NoAlignment(self.transition, len(noise) // model.num_images)
+        result = plain.run(model, noise[:, 0], levels, _Draws(noise))
+        terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
+        evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
+        return Sample(result.latents.flatten(0, 1), evaluation)
+
+    def _best(
+        self, reward_scale: float, pivot: Tensor, best: Sample | None, noise: Tensor, sample: Sample
+    ) -> tuple[Tensor, Sample]:
+        """The noise of each particle whose sample has the highest scaled reward so far, and that sample."""
+        values = (reward_scale * sample.evaluation.total).unflatten(0, (len(pivot), -1))
+        rows = highest(values, 1)
+        found = Sample(sample.latents[rows], evaluation_rows(sample.evaluation, rows))
+        if best is None:
+            return noise[rows], found
+        better = reward_scale * found.evaluation.total > reward_scale * best.evaluation.total
+        pivot = torch.where(better.to(pivot.device).reshape(-1, *[1] * (pivot.ndim - 1)), noise[rows], pivot)
+        return pivot, best.improved_by(found, reward_scale)
+
+
+class _Draws:
+    """The draws of given noises `[N, S, ...]`, step after step; zeros where a deterministic transition has none."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.steps = iter(noise[:, 1:].unbind(1))
+        self.unused = torch.zeros_like(noise[:, 0])
+
+    def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
+        return next(self.steps, self.unused)
+
+
+@dataclass(frozen=True)
+class RandomSearch(NoiseSearch):
+    """Random search: every candidate is a fresh noise. It is best-of-N in rounds, which memory holds one at a time.
+
+    Options and what is kept: see `NoiseSearch`.
+    """
+
+    def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
+        return fresh
+
+
+@dataclass(frozen=True)
+class ZeroOrderSearch(NoiseSearch):
+    """Zero-order search: candidates are neighbours `sqrt(1 - step_size^2) pivot + step_size * fresh` of the pivot.
+
+    The paper moves by a set distance; this step keeps the law of the noise besides, whose norm the model expects. A
+    step of 1 is random search. Further options and what is kept: see `NoiseSearch`.
+
+    Args:
+        step_size: share of fresh noise, in (0, 1].
+    """
+
+    step_size: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.step_size <= 1:
+            raise ValueError(f"step_size is {self.step_size}; it must be positive and at most 1")
+
+    def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
+        return math.sqrt(1 - self.step_size**2) * pivot + self.step_size * fresh

@@ -1,0 +1,125 @@
+"""Particles that move by posterior samples, chosen among several by their reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import Denoising
+from ..glass import EarlyStop
+from ..posteriors import GlassPosterior, PosteriorSampler
+from ..rewards.base import Reward
+from ..transitions import GlassTransition
+from .base import Alignment, Cloud, check_gradient
+from .guidance import Guidance
+from .look_ahead import look_ahead
+from .model import TiltedModel
+from .random_source import RandomSource
+from .resampling import effective_sample_size, invert, uniform
+
+
+@dataclass(frozen=True)
+class PosteriorResampling(Alignment):
+    """Draws K look-aheads of a particle, chooses one by reward, and noises it to the next level.
+
+    Given a clean sample, the next state has a Gaussian law, so that a posterior sampler makes a transition::
+
+        z_k ~ p(z | y),  k = 1..K;      z = z_k with probability ~ w_k exp(r(z_k))
+        y' = g y + (1 - g) (z + s / (1 - s) e),     with g and s of the early stop (GLASS, arXiv 2509.25170)
+
+    As K grows `z` is a sample of the tilted posterior and the particle follows the reward-tilted law exactly, without a
+    gradient and without weights. A step costs the evaluations of its look-aheads alone: with a Diamond Map, K of them.
+    For finite K the law is tilted less where few look-aheads score high. With a `reward_scale` of 0 the first is taken
+    always, which is plain sampling in steps of this kind.
+
+    Args:
+        num_particles: independent particles of each image, of which the best is returned.
+        posterior: draws the look-aheads, at least two.
+        correlation: `rho` in `[0, 1]` between the noises before and after a step; `"ddpm"` is `kappa_next / kappa`.
+        guidance: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
+            shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
+            rewards to be among the look-aheads. Its gradient, strength, scaling and limits are used.
+    """
+
+    num_particles: int = 1
+    posterior: PosteriorSampler = field(default_factory=lambda: GlassPosterior(num_inner_steps=2, num_samples=4))
+    correlation: float | str = "ddpm"
+    guidance: Guidance | None = None
+
+    default_selection = "best"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # It knows what a correlation may be.
+        GlassTransition(correlation=self.correlation)
+        if self.guidance is not None:
+            check_gradient(self.guidance.gradient, self.posterior)
+        elif self.posterior.num_samples < 2:
+            raise ValueError(
+                f"posterior draws {self.posterior.num_samples} look-ahead, among which there is nothing to choose; "
+                "take DiamondPosterior(num_samples=4) or GlassPosterior(num_samples=4)"
+            )
+
+    @property
+    def needs_reward_gradient(self) -> bool:
+        return self.guidance is not None and self.guidance.needs_reward_gradient
+
+    def check(self, reward: Reward | None) -> None:
+        super().check(reward)
+        if self.guidance is not None:
+            self.guidance.check(reward)
+
+    def resolve(self, model: Denoising) -> Self:
+        # Look-aheads are what moves the particles.
+        self.posterior.check(model)
+        return self
+
+    def step(
+        self,
+        model: TiltedModel,
+        cloud: Cloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        is_last: bool,
+    ) -> Cloud:
+        guides = self.guidance is not None and model.reward_scale != 0
+        gradient = self.guidance.gradient if guides else None
+        ahead = look_ahead(
+            model, self.posterior, cloud.x, noise_to_signal, random, gradient, with_prediction=False, with_samples=True
+        )
+        chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
+        z = ahead.samples[torch.arange(len(cloud.x)), chosen]
+        if guides:
+            z = z + self.guidance.shift(ahead, noise_to_signal)
+
+        correlation = GlassTransition(correlation=self.correlation).correlation_at(
+            noise_to_signal, next_noise_to_signal
+        )
+        early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+        fresh = random.normal(self.num_particles, cloud.x.shape[1:])
+        x = early_stop.observation(cloud.x, torch.lerp(z, fresh, early_stop.stop))
+
+        sizes = effective_sample_size(ahead.tilted_log_weights.double()).unflatten(0, (-1, self.num_particles))
+        figures = {**ahead.figures(self.num_particles), "look_ahead_effective_sample_size": sizes.mean(1)}
+        return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
+
+
+def choose(log_weights: Tensor, random: RandomSource) -> Tensor:
+    """Indices `[N]`, each drawn by the weights of its row of `[N, K]`, and 0 as often as that law allows.
+
+    Rows are those of `random`'s images, equally many of each. Samples come in no order, so 0 stands for a uniform
+    index: it is kept with probability `min(1, K w_0)` and else replaced by a draw from what exceeds uniform weights.
+    """
+    weights = torch.softmax(log_weights.double(), 1).cpu()
+    count = weights.shape[1]
+    rows_of_image = len(weights) // random.num_images
+    chosen = []
+    for row, weight in enumerate(weights):
+        keep, place = uniform(2, random.of_image(row // rows_of_image))
+        excess = (weight - 1 / count).clamp(min=0)
+        chosen.append(0 if keep < count * weight[0] else int(invert(excess, place[None])))
+    return torch.tensor(chosen)

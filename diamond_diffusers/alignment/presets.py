@@ -1,0 +1,187 @@
+"""Published methods by the names that people know, each a cell of the grid with its authors' settings.
+
+A preset takes the model, so far as its settings depend on it (None for those of no model in particular), and options of
+the method that it returns, which replace its own: `fk_steering(num_particles=8)`.
+
+Settings that a call has of its own are not part of a method: each preset says which `reward_scale` and number of steps
+its authors used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..backbones.base import Denoising
+from ..diamond import DiamondPosterior
+from ..posteriors import DenoiserPoint, FlowMapPoint
+from ..transitions import AncestralTransition, GlassTransition, ODETransition
+from ..weighted_posterior import WeightedPosterior
+from .base import Alignment
+from .guidance import Guidance
+from .noise_optimization import NoiseOptimization
+from .smc import SMC
+from .tempering import AdaptiveTempering, ScheduledTempering
+
+Preset = Callable[..., Alignment]
+PRESETS: dict[str, Preset] = {}
+
+ODE_MAP_STEPS = 4
+"""Evaluations of the flow map of a model that is none, by integrating its ODE."""
+
+
+def register_preset(preset: Preset) -> Preset:
+    """Adds a preset to `PRESETS` under its own name."""
+    PRESETS[preset.__name__] = preset
+    return preset
+
+
+@register_preset
+def fk_steering(model: Denoising | None = None, **options: Any) -> SMC:
+    """FK steering (Singhal et al., arXiv 2501.06848): SMC x ancestral transitions x denoiser point.
+
+    Four particles and the `max` potential, as on Stable Diffusion and SDXL with 100 steps, `reward_scale=10` and
+    ImageReward. They look at every twentieth step whether to resample; here it is every step.
+    """
+    return replace(SMC(4, DenoiserPoint(), AncestralTransition(), potential="max"), **options)
+
+
+@register_preset
+def das(model: Denoising | None = None, **options: Any) -> SMC:
+    """DAS (Kim et al., arXiv 2501.05803): tempered, guided SMC x ancestral transitions x denoiser point.
+
+    Four particles, SSP resampling below half of them, proposals guided by the pathwise gradient. Tempering follows
+    their schedule where they give one, which reaches the whole reward near the end of so many steps: on Stable
+    Diffusion and SDXL of 100 (`gamma=0.008`), on few-step models of 8 (`gamma=0.1`, noise `eta=0.5`). Elsewhere it is
+    adaptive, which fits any number of steps, as `das(tempering=AdaptiveTempering())` does there too. Their
+    `reward_scale` is 200 for the aesthetic score and 10000 for PickScore.
+    """
+    eta, tempering = 1.0, AdaptiveTempering()
+    if model is not None and not model.predicts_mean:
+        eta, tempering = 0.5, ScheduledTempering(0.1)
+    elif model is not None and model.family in ("stable_diffusion", "sdxl"):
+        tempering = ScheduledTempering(0.008)
+    guided = Guidance(gradient="pathwise", max_shift=None)
+    smc = SMC(
+        4,
+        DenoiserPoint(),
+        AncestralTransition(eta),
+        resampling="ssp",
+        resampling_threshold=0.5,
+        guidance=guided,
+        tempering=tempering,
+    )
+    return replace(smc, **options)
+
+
+@register_preset
+def glass_fk(model: Denoising | None = None, **options: Any) -> SMC:
+    """FK steering on GLASS flows (Holderrieth et al., arXiv 2509.25170): SMC x GLASS transitions x denoiser point.
+
+    Transitions of several inner steps are what tells it from `fk_steering`: with one they are ancestral steps. Take
+    fewer steps than for plain sampling, since each costs `num_inner_steps` evaluations.
+    """
+    return replace(SMC(4, DenoiserPoint(), GlassTransition(num_inner_steps=4)), **options)
+
+
+@register_preset
+def dps(model: Denoising | None = None, **options: Any) -> Guidance:
+    """DPS (Chung et al., arXiv 2209.14687): guidance x ancestral transitions x denoiser point, pathwise.
+
+    Theirs runs 1000 steps on inverse problems, whose gradient they divide by the norm of the residual; here it is the
+    exact one, and its size is limited.
+    """
+    return replace(Guidance(DenoiserPoint(), "pathwise", transition=AncestralTransition()), **options)
+
+
+@register_preset
+def fmtt(model: Denoising | None = None, **options: Any) -> Guidance:
+    """Flow map trajectory tilting (Sabour et al., arXiv 2511.22688): guidance x flow-map point, pathwise.
+
+    Particles move at random, which their search and their weights build on, and several may be drawn: the best is
+    returned. For exact sampling make it the proposal of SMC, with the same point:
+    `SMC(posterior=FlowMapPoint(), guidance=fmtt())`.
+    """
+    return replace(Guidance(flow_map_point(model), "pathwise"), **options)
+
+
+@register_preset
+def fmrg(model: Denoising | None = None, **options: Any) -> Guidance:
+    """FMRG (Huang et al., arXiv 2604.27147): guidance x ODE x flow-map point, the shift as large as the drift.
+
+    The gradient goes through the flow map (FMRG-J, theirs for rewards that are networks); `gradient="isotropic"` takes
+    it at the look-ahead and applies it directly (FMRG-E, theirs for inverse problems). The strength is 3, as on FLUX
+    with ten steps, the first five guided; here guidance stops at half time, `kappa = 1`. The size of the reward, and so
+    `reward_scale`, does not count.
+    """
+    fmrg_j = Guidance(
+        flow_map_point(model),
+        "pathwise",
+        guidance_strength=3.0,
+        max_shift=None,
+        transition=ODETransition(),
+        scaling="auto",
+        min_noise_to_signal=1.0,
+    )
+    return replace(fmrg_j, **options)
+
+
+@register_preset
+def reno(model: Denoising | None = None, **options: Any) -> NoiseOptimization:
+    """ReNO (Eyring et al., arXiv 2406.04312): noise optimisation x flow map.
+
+    Fifty iterations of gradient ascent in the starting noise of a one-step model, with their learning rate, gradient
+    clipping and norm regularisation; their reward is `"imagereward + 5*hpsv2 + 0.01*clip + 0.05*pickscore"`.
+    """
+    return replace(NoiseOptimization(), **options)
+
+
+@register_preset
+def posterior_diamond(model: Denoising | None = None, **options: Any) -> Guidance:
+    """Posterior Diamond Map (arXiv 2602.05993): guidance x ODE x Diamond look-aheads, pathwise.
+
+    One evaluation a look-ahead, by a map that is loaded (`pipe.load_diamond_map`). Theirs draws samples of ImageNet
+    along the ODE of the base model, with the shift as large as the drift (`scaling="auto"`) times a strength that they
+    choose for each task; here its size is the exact one, and limited.
+    """
+    return replace(Guidance(DiamondPosterior(4), "pathwise", transition=ODETransition()), **options)
+
+
+@register_preset
+def weighted_diamond(model: Denoising | None = None, **options: Any) -> Guidance:
+    """Weighted Diamond Map (arXiv 2602.05993): guidance x ODE x weighted look-aheads of a flow map, pathwise.
+
+    On FLUX 16 look-aheads at `snr_factor=1.1`, 25 steps; on SANA-Sprint and others 4 at 20, 20 steps of which the first
+    five below pure noise are guided. Terms of the gradient have unit size (`scaling="norm"`), with the coefficient
+    clipped at 3, and their factor 20 at 512 x 512 pixels of FLUX and 1024 x 1024 of SANA. Look-aheads are weighed by
+    the reward alone, as their code does by default; `consistent` weights need a posterior mean:
+    `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`. Their `reward_scale` is 250, which the
+    normalised gradient heeds in the proportions of the look-aheads alone.
+    """
+    is_flux = model is not None and model.family == "flux"
+    num_samples, snr_factor, strength, lowest = (16, 1.1, 20 / 256, 0.0) if is_flux else (4, 20.0, 20 / 181, 2.0)
+    posterior = WeightedPosterior(
+        num_samples, snr_factor=snr_factor, weights="reward_softmax", num_map_steps=map_steps(model)
+    )
+    guidance = Guidance(
+        posterior,
+        "pathwise",
+        guidance_strength=strength,
+        max_shift=None,
+        transition=ODETransition(),
+        scaling="norm",
+        max_coefficient=3.0,
+        max_noise_to_signal=1000.0,
+        min_noise_to_signal=lowest,
+    )
+    return replace(guidance, **options)
+
+
+def map_steps(model: Denoising | None) -> int:
+    """Evaluations of a look-ahead along the flow map: one where the model is such a map, or is not known."""
+    return 1 if model is None or model.has_flow_map else ODE_MAP_STEPS
+
+
+def flow_map_point(model: Denoising | None) -> FlowMapPoint:
+    return FlowMapPoint(map_steps(model))

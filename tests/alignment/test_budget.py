@@ -1,0 +1,133 @@
+"""A budget of network evaluations sets the count of any method, and is never exceeded."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diamond_diffusers.alignment import (
+    SMC,
+    BeamSearch,
+    BestOfN,
+    Guidance,
+    NoAlignment,
+    NoiseEvolution,
+    NoiseOptimization,
+    PathSearch,
+    RandomSearch,
+    ZeroOrderSearch,
+    fit_to_budget,
+)
+from diamond_diffusers.alignment.budget import cost_of_image, largest_within
+from diamond_diffusers.alignment.model import TiltedModel
+from diamond_diffusers.backbones.base import Conditions
+from diamond_diffusers.posteriors import GlassPosterior
+from diamond_diffusers.transitions import GlassTransition
+
+from ..conftest import redness
+from ..core.mixture import make_mixture
+from ..core.mixture_model import LINEAR, MixtureBackbone, make_map_model, make_model
+from .runs import COARSE_LEVELS, run
+
+MIXTURE = make_mixture(3)
+LOOK_AHEADS = GlassPosterior(num_inner_steps=2, num_samples=2)
+BUDGET = 113
+"""Of an image; prime, so that no count is a whole share of it."""
+
+METHODS = {
+    "best_of_n": BestOfN(),
+    "random_search": RandomSearch(round_size=3),
+    "zero_order_search": ZeroOrderSearch(),
+    "beam_search": BeamSearch(branching=3),
+    "beam_search with look-aheads": BeamSearch(branching=3, posterior=LOOK_AHEADS, transition=GlassTransition(2)),
+    "path_search": PathSearch(branching=3),
+    "smc": SMC(),
+    "smc with look-aheads": SMC(posterior=LOOK_AHEADS),
+    "guidance": Guidance(),
+    "pathwise guidance": Guidance(gradient="pathwise"),
+    "noise_optimization": NoiseOptimization(),
+    "noise_evolution": NoiseEvolution(num_perturbations=1),
+}
+
+
+def guided_model():
+    """Two images under classifier-free guidance."""
+    offsets = {"offset": torch.zeros(2, 1)}
+    return TiltedModel(MixtureBackbone(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
+
+
+MODELS = {"guided": guided_model, "few-step": lambda: make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=1)}
+CASES = [
+    *((name, "guided") for name in METHODS),
+    # Look-aheads ask the score model.
+    *((name, "few-step") for name in ("random_search", "beam_search with look-aheads", "smc with look-aheads")),
+]
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_a_budget_is_filled_as_far_as_one_more_allows(name, model):
+    model, larger = MODELS[model](), MODELS[model]()
+    fitted = fit_to_budget(METHODS[name], model, COARSE_LEVELS, BUDGET)
+    assert model.cost.network_evaluations == 0
+    count = getattr(fitted, fitted.grows)
+    # Nothing else has changed, and one more is too dear.
+    assert replace(fitted, **{fitted.grows: getattr(METHODS[name], fitted.grows)}) == METHODS[name]
+    run(fitted, model)
+    run(replace(fitted, **{fitted.grows: count + 1}), larger)
+    assert model.cost.equivalent_evaluations <= 2 * BUDGET < larger.cost.equivalent_evaluations
+    planned = cost_of_image(fitted, model, COARSE_LEVELS).as_dict()
+    spent = model.cost.as_dict()
+    assert all(spent[key] == 2 * planned[key] for key in spent if key != "seconds")
+
+
+def test_plain_sampling_has_nothing_to_buy():
+    model, plain = make_model(MIXTURE), NoAlignment()
+    assert fit_to_budget(plain, model, COARSE_LEVELS, 1000) is plain
+
+
+@pytest.mark.parametrize(
+    ("alignment", "least"),
+    [(NoAlignment(), 5), (BestOfN(), 5), (BeamSearch(branching=4), 1 + 4 * 4), (SMC(), 5)],
+    ids=str,
+)
+def test_too_small_a_budget_is_named(alignment, least):
+    model = make_model(MIXTURE, LINEAR)
+    fit_to_budget(alignment, model, COARSE_LEVELS, least)
+    message = (
+        f"max_network_evaluations is {least - 1}, but an image of {type(alignment).__name__} takes at least {least}"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit_to_budget(alignment, model, COARSE_LEVELS, least - 1)
+
+
+@pytest.mark.parametrize(
+    "price",
+    [lambda size: 3 * size + 1, lambda size: size**2, lambda size: 10 * size**0.5],
+    ids=["linear", "convex", "concave"],
+)
+def test_the_largest_size_within_a_budget_is_found(price):
+    for budget in range(1, 60):
+        expected = max([size for size in range(1, 100) if price(size) <= budget], default=1)
+        assert largest_within(budget, price) == expected
+
+
+def test_a_price_that_does_not_rise_is_an_error():
+    with pytest.raises(ValueError, match="a size of 1 costs 5 and one of 2 costs 5"):
+        largest_within(100, lambda size: 5)
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "beam_search", "path_search", "random_search", "zero_order_search"])
+def test_the_pipeline_takes_a_budget_in_place_of_a_count(tiny_pipe, name):
+    """Three steps under classifier-free guidance."""
+    out = tiny_pipe(
+        ["a circle", "a star"],
+        reward=redness,
+        alignment=name,
+        max_network_evaluations=61,
+        output_type="latent",
+        generator=[torch.Generator().manual_seed(i) for i in range(2)],
+    )
+    assert len(out.images) == 2
+    assert 2 * 30 < out.cost.network_evaluations <= 2 * 61
+    with pytest.raises(ValueError, match="max_network_evaluations is 5, but an image of"):
+        tiny_pipe("a circle", reward=redness, alignment=name, max_network_evaluations=5)

@@ -1,0 +1,189 @@
+"""Published methods by name: each is its cell of the grid, and runs through the classes that users call."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.alignment import PRESETS, SMC, AdaptiveTempering, Guidance, NoAlignment, as_alignment
+from diamond_diffusers.alignment.model import TiltedModel
+from diamond_diffusers.alignment.noise_optimization import NoiseOptimization
+from diamond_diffusers.alignment.presets import das, fk_steering, fmrg, fmtt, weighted_diamond
+from diamond_diffusers.alignment.tempering import ScheduledTempering
+from diamond_diffusers.cli import AlignmentOptions, build_alignment
+from diamond_diffusers.diamond import DiamondPosterior
+from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
+from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers.weighted_posterior import WeightedPosterior
+
+from ..conftest import redness
+from ..core.mixture import coefficients, make_mixture, seeded, standard_error
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureBackbone, MixtureMapBackbone, make_map_model, unconditional
+from ..core.test_diamond import DiamondMixture
+from ..families.tiny_flux import build_tiny_flux
+from .runs import COARSE_LEVELS, run
+
+MIXTURE = make_mixture(3)
+IMAGES, STEPS = 120, len(COARSE_LEVELS) - 1
+
+CELLS = {
+    "fk_steering": (SMC, DenoiserPoint, AncestralTransition),
+    "das": (SMC, DenoiserPoint, AncestralTransition),
+    "glass_fk": (SMC, DenoiserPoint, GlassTransition),
+    "dps": (Guidance, DenoiserPoint, AncestralTransition),
+    "fmtt": (Guidance, FlowMapPoint, type(None)),
+    "fmrg": (Guidance, FlowMapPoint, ODETransition),
+    "reno": (NoiseOptimization, None, type(None)),
+    "posterior_diamond": (Guidance, DiamondPosterior, ODETransition),
+    "weighted_diamond": (Guidance, WeightedPosterior, ODETransition),
+}
+# Evaluations and backward passes of a particle on an ordinary model, for which a flow map takes 4 steps of its ODE:
+# guided steps cost more, and FMRG and the Weighted Diamond Map guide but some.
+LOW = sum(level >= 1.0 for level in COARSE_LEVELS[:-1])
+COSTS = {
+    "fk_steering": (STEPS, 0),
+    "das": (STEPS, STEPS),
+    "glass_fk": (4 * STEPS, 0),
+    "dps": (STEPS, STEPS),
+    "fmtt": (4 * STEPS, 4 * STEPS),
+    "fmrg": (STEPS + 3 * LOW, 4 * LOW),
+    "posterior_diamond": (STEPS * (1 + 4), 4 * STEPS),
+    # At kappa = 3 alone.
+    "weighted_diamond": (STEPS + 4 * 4, 4 * 4),
+}
+
+
+def model_of(reward=LINEAR, num_images=1, **options):
+    return TiltedModel(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
+
+
+def test_each_name_is_its_cell_of_the_grid():
+    assert set(PRESETS) == set(CELLS)
+    for name, (method, posterior, transition) in CELLS.items():
+        alignment = as_alignment(name)
+        assert type(alignment) is method and type(alignment.transition) is transition
+        assert posterior is None or type(alignment.posterior) is posterior
+        assert as_alignment(name, MixtureBackbone(MIXTURE)).needs_reward
+        assert "arXiv" in PRESETS[name].__doc__
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
+def test_presets_raise_the_reward_at_their_cost(name, reward):
+    plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
+    model = model_of(reward, IMAGES)
+    alignment = as_alignment(name, model.backbone)
+    result = run(alignment, model)
+    drawn = (result.log_weights.exp() * result.rewards).sum(1)
+    gain = drawn - plain[:, 0]
+    assert gain.mean() > 4 * standard_error(gain)
+    rows = IMAGES * alignment.num_particles
+    evaluations, backwards = COSTS[name]
+    assert (model.cost.network_evaluations, model.cost.backward_passes) == (rows * evaluations, rows * backwards)
+
+
+def test_reno_raises_the_reward_of_a_flow_map():
+    model = make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=4)
+    reno = as_alignment("reno", model.backbone)
+    assert (reno.num_iterations, reno.learning_rate, reno.max_gradient_norm) == (50, 5.0, 0.1)
+    short = replace(reno, num_iterations=5)
+    before, after = (run(method, model, (math.inf, 0.0)).rewards for method in (NoAlignment(), short))
+    assert (after > before).all()
+
+
+@pytest.mark.parametrize("name", ["fmtt", "fmrg", "weighted_diamond"])
+def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name):
+    model = make_map_model(MIXTURE, LINEAR, num_images=IMAGES, num_steps=4)
+    alignment = as_alignment(name, model.backbone)
+    plain = run(NoAlignment(ODETransition()), make_map_model(MIXTURE, LINEAR, IMAGES, num_steps=4)).rewards
+    gain = (run(alignment, model).rewards - plain)[:, 0]
+    assert gain.mean() > 4 * standard_error(gain)
+    extra = 4 if name == "weighted_diamond" else 0
+    assert model.cost.network_evaluations == IMAGES * (STEPS + extra)
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "reno"])
+def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
+    alignment = as_alignment(name, DiamondMixture(MIXTURE))
+    transition = alignment.transition or GlassTransition()
+    unscaled = run(alignment, model_of(reward_scale=0.0))
+    plain = run(NoAlignment(transition, alignment.num_particles), model_of())
+    assert torch.equal(unscaled.latents, plain.latents)
+
+
+def test_settings_follow_the_model():
+    few_step, ordinary = MixtureMapBackbone(MIXTURE), MixtureBackbone(MIXTURE)
+    assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == AncestralTransition(0.5)
+    assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
+    assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
+    assert fmtt(ordinary).posterior == FlowMapPoint(4)
+    assert weighted_diamond(few_step) == weighted_diamond()
+    assert weighted_diamond().posterior == WeightedPosterior(4, 20.0, "reward_softmax")
+    few_step.family, ordinary.family = "flux", "sdxl"
+    assert weighted_diamond(few_step).posterior == WeightedPosterior(16, 1.1, "reward_softmax")
+    assert das(ordinary).tempering == ScheduledTempering(0.008)
+
+
+def test_both_forms_of_fmrg_move_by_three_times_the_drift():
+    """FMRG-E takes the gradient at the end of the map, which costs no backward pass of the network."""
+    kappa, next_kappa = 2.0, 1.5
+    x = MIXTURE.observation(kappa).sample(20, seeded(1)).float()
+
+    def step(gradient, strength):
+        model = make_map_model(MIXTURE, LINEAR, num_steps=6)
+        method = fmrg(gradient=gradient, guidance_strength=strength, num_particles=20)
+        latents = run(method, model, (kappa, next_kappa), x=x).latents[0]
+        assert model.cost.backward_passes == (20 if gradient == "pathwise" else 0)
+        return latents
+
+    plain = step("pathwise", 0.0)
+    end = make_map_model(MIXTURE, LINEAR, num_steps=6).network(torch.zeros(20, dtype=torch.long)).predict(x, kappa)
+    (alpha, sigma), (next_alpha, _) = coefficients(kappa), coefficients(next_kappa)
+    drift = (x / (alpha + sigma) - end).square().mean(1).sqrt()
+    for gradient in ("pathwise", "isotropic"):
+        moved = step(gradient, 3.0) - plain
+        expected = 3 * next_alpha * (1 - next_kappa / kappa) * drift
+        torch.testing.assert_close(moved.square().mean(1).sqrt(), expected.float())
+    direction = LINEAR.linear[""].float().expand(20, 3)
+    assert (torch.cosine_similarity(moved, direction) > 1 - 1e-5).all()
+
+
+def test_options_replace_the_settings_of_a_preset():
+    assert fk_steering(num_particles=8) == replace(fk_steering(), num_particles=8)
+    assert fmrg(gradient="isotropic").gradient == "isotropic"
+    with pytest.raises(TypeError, match="num_beams"):
+        fk_steering(num_beams=2)
+
+
+def test_the_pipeline_knows_presets_by_name():
+    pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
+    call = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "reward": redness}
+    for name in ("fk_steering", "das", "dps", "fmrg", "weighted_diamond"):
+        by_name, by_object = (
+            pipe("a red circle", alignment=alignment, generator=seeded(1), output_type="latent", **call)
+            for alignment in (name, PRESETS[name](pipe.backbone))
+        )
+        assert torch.equal(by_name.images, by_object.images)
+        assert by_name.cost.network_evaluations == by_object.cost.network_evaluations
+    with pytest.raises(ValueError, match=r"needs a Diamond Map.*load_diamond_map"):
+        pipe("a red circle", alignment="posterior_diamond", **call)
+
+
+def test_the_command_line_knows_presets_and_changes_what_is_given():
+    backbone = MixtureBackbone(MIXTURE)
+    for name in PRESETS:
+        assert build_alignment(name, AlignmentOptions(), backbone) == as_alignment(name, backbone)
+    options = AlignmentOptions(num_particles=6, posterior="glass", num_lookaheads=3, guidance_strength=0.5)
+    built = build_alignment("das", options)
+    assert built == das(
+        num_particles=6,
+        posterior=GlassPosterior(num_samples=3),
+        guidance=replace(das().guidance, guidance_strength=0.5, posterior=GlassPosterior(num_samples=3)),
+    )
+
+
+def test_guidance_with_corrections_is_no_proposal():
+    with pytest.raises(ValueError, match="num_corrections=2, but a proposal of SMC is tilted once"):
+        SMC(guidance=Guidance(num_corrections=2))

@@ -1,0 +1,190 @@
+"""Scalings of the guidance shift: what each promises of its size, on every family's path."""
+
+import math
+
+import pytest
+import torch
+
+from diamond_diffusers.alignment import Guidance
+from diamond_diffusers.alignment.look_ahead import look_ahead
+from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.alignment.scalings import SCALINGS, limited, of_unit_size
+from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
+from diamond_diffusers.transitions import ODETransition
+from diamond_diffusers.weighted_posterior import WeightedPosterior
+
+from ..core.mixture import make_mixture, seeded
+from ..core.mixture_model import (
+    FAMILIES,
+    FAMILIES_AT_PURE_NOISE,
+    LINEAR,
+    QUADRATIC,
+    make_map_model,
+    make_model,
+)
+from .runs import run
+
+MIXTURE = make_mixture(3)
+KAPPAS = (0.3, 2.0)
+
+
+def root_mean_square(x):
+    return x.square().mean(-1).sqrt()
+
+
+def observations(kappa, count=6):
+    return MIXTURE.observation(kappa).sample(count, seeded(1))
+
+
+def shift_of(guidance, model, x, kappa):
+    random = RandomSource(seeded(2), 1, dtype=torch.float64)
+    return guidance.shift(guidance.look_ahead(model, guidance.posterior, x, kappa, random), kappa)
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize("gradient", ["pathwise", "isotropic", "tilted_mean", "hybrid"])
+def test_auto_changes_the_velocity_of_rectified_flow_by_as_much_as_it_is(gradient, kappa):
+    model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
+    posterior = GlassPosterior(3, 4)
+    automatic = Guidance(posterior, gradient, 0.7, max_shift=None, scaling="auto")
+    exact = Guidance(posterior, gradient, max_shift=None)
+    path, network = model.backbone.path, model.backbone.network
+    time = path.time(kappa)
+    noisy = path.from_bounded(x, time)
+    velocity = network(noisy, time, None)
+    shift = shift_of(automatic, model, x, kappa)
+    # The prediction whose denoised sample is the shifted one.
+    guided = (noisy - path.denoised(noisy, velocity, time) - shift) / time
+    torch.testing.assert_close(root_mean_square(guided - velocity), 0.7 * root_mean_square(velocity))
+    assert (torch.cosine_similarity(shift, shift_of(exact, model, x, kappa)) > 1 - 1e-9).all()
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize("max_coefficient", [math.inf, 0.8])
+def test_norm_subtracts_the_coefficient_times_the_unit_terms_from_the_velocity(kappa, max_coefficient):
+    model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
+    guidance = Guidance(
+        gradient="pathwise", guidance_strength=0.4, max_shift=None, scaling="norm", max_coefficient=max_coefficient
+    )
+    path, network = model.backbone.path, model.backbone.network
+    time = path.time(kappa)
+    noisy = path.from_bounded(x, time).requires_grad_()
+    velocity = network(noisy, time, None)
+    value = model.tilt(path.denoised(noisy, velocity, time), model.owners(6))
+    (gradient,) = torch.autograd.grad(value.sum(), noisy)
+    coefficient = min(float(time / (1 - time)), max_coefficient)
+    unit = gradient / root_mean_square(gradient)[:, None]
+    corrected = path.denoised(noisy, velocity - 0.4 * coefficient * unit, time).detach()
+    expected = corrected - path.denoised(noisy, velocity, time).detach()
+    torch.testing.assert_close(shift_of(guidance, model, x, kappa), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("kappa", KAPPAS)
+def test_all_families_are_shifted_alike(scaling, kappa):
+    guidance = Guidance(GlassPosterior(3, 4), "pathwise", max_shift=None, scaling=scaling)
+    x = observations(kappa)
+    shifts = [shift_of(guidance, make_model(MIXTURE, QUADRATIC, family), x, kappa) for family in FAMILIES]
+    for shift in shifts[1:]:
+        torch.testing.assert_close(shift, shifts[0], atol=1e-6, rtol=1e-6)
+
+
+def test_the_terms_of_weighted_look_aheads_add_up_and_are_scaled_each_for_itself():
+    kappa, x = 1.0, observations(1.0)
+    model = make_map_model(MIXTURE, QUADRATIC, num_steps=6)
+    posterior = WeightedPosterior(4)
+    guidance = Guidance(posterior, "pathwise", 0.4, None, scaling="norm")
+
+    def terms(with_terms):
+        random = RandomSource(seeded(2), 1, dtype=torch.float64)
+        return look_ahead(model, posterior, x, kappa, random, "pathwise", False, with_terms)
+
+    split, whole = terms(True), terms(False)
+    assert split.terms.shape == (6, 2, 3) and whole.terms.shape == (6, 1, 3)
+    assert split.terms.flatten(2).norm(dim=2).min() > 1e-3
+    torch.testing.assert_close(split.shift, whole.shift)
+    reward, weights = (term / root_mean_square(term)[:, None] for term in split.terms.unbind(1))
+    torch.testing.assert_close(shift_of(guidance, model, x, kappa), 0.4 * 0.5 * (reward + weights))
+
+
+def test_terms_cost_the_look_aheads_once_more_where_they_are_weighted():
+    def cost(posterior, with_terms):
+        model = make_map_model(MIXTURE, QUADRATIC, num_steps=2)
+        x = observations(1.0).float()
+        # As in a pipeline's call.
+        with torch.no_grad():
+            look_ahead(model, posterior, x, 1.0, RandomSource(seeded(2), 1), "pathwise", True, with_terms)
+        return model.cost
+
+    whole, split = cost(WeightedPosterior(4), False), cost(WeightedPosterior(4), True)
+    # Of 10 evaluations of a particle that of the predicted sample alone is not made again.
+    assert (whole.network_evaluations, split.network_evaluations) == (6 * 10, 6 * (10 + 9))
+    assert (whole.backward_passes, split.backward_passes) == (6 * 4, 6 * 8)
+    assert whole.decodes == split.decodes == whole.reward_calls == split.reward_calls == 6 * 4
+    equal, also_equal = (cost(WeightedPosterior(4, weights="reward_softmax"), flag) for flag in (False, True))
+    assert equal.network_evaluations == also_equal.network_evaluations
+
+
+@pytest.mark.parametrize("max_coefficient", [0.5, 2.0, math.inf])
+def test_the_coefficient_of_the_exact_shift_is_limited(max_coefficient):
+    model = make_model(MIXTURE, LINEAR)
+    for kappa in (0.3, 1.0, 4.0):
+        x = observations(kappa)
+        guidance = Guidance(gradient="pathwise", max_shift=None, max_coefficient=max_coefficient)
+        free = shift_of(Guidance(gradient="pathwise", max_shift=None), model, x, kappa)
+        torch.testing.assert_close(shift_of(guidance, model, x, kappa), min(1, max_coefficient / kappa) * free)
+
+
+@pytest.mark.parametrize("scaling", ["norm", "auto"])
+def test_flow_map_points_are_guided_at_pure_noise(scaling):
+    """The map depends on the noise, so that the pathwise gradient has a direction where it has no exact size."""
+    model = make_map_model(MIXTURE, LINEAR, num_steps=6)
+    x = torch.randn(6, 3, generator=seeded(1), dtype=torch.float64)
+    options = {"max_coefficient": 3.0} if scaling == "norm" else {}
+    guidance = Guidance(FlowMapPoint(), "pathwise", 0.4, None, scaling=scaling, **options)
+    shift = shift_of(guidance, model, x, math.inf)
+    predicted = model.network(model.owners(6)).predict(x, math.inf)
+    expected = 0.4 * root_mean_square(x - predicted) if scaling == "auto" else torch.full((6,), 0.4 * 3.0).double()
+    torch.testing.assert_close(root_mean_square(shift), expected)
+    # Uphill.
+    closer = model.network(model.owners(6)).predict(x + 1e-3 * shift, math.inf)
+    assert (model.tilt(closer, model.owners(6)) > model.tilt(predicted, model.owners(6))).all()
+    unlimited = Guidance(FlowMapPoint(), "pathwise", 0.4, None, scaling="norm")
+    assert torch.equal(shift_of(unlimited, model, x, math.inf), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
+@pytest.mark.parametrize("scaling", ["norm", "auto"])
+@pytest.mark.parametrize("gradient", ["pathwise", "isotropic", "tilted_mean", "hybrid"])
+def test_scaled_guidance_raises_the_reward(scaling, gradient, family):
+    options = {"max_shift": None, "transition": ODETransition(), "num_particles": 20}
+    posterior = DenoiserPoint() if gradient == "isotropic" else GlassPosterior(3, 4)
+
+    def mean_reward(strength):
+        guidance = Guidance(posterior, gradient, strength, scaling=scaling, **options)
+        return run(guidance, make_model(MIXTURE, QUADRATIC, family)).rewards.mean()
+
+    assert mean_reward(0.3) > mean_reward(0.0) + 0.1
+
+
+def test_rows_of_zeros_stay_zero_and_limits_keep_directions():
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    torch.testing.assert_close(of_unit_size(rows), torch.tensor([[0.0, 0.0], [3.0, 4.0]]) / math.sqrt(12.5))
+    torch.testing.assert_close(limited(rows, torch.tensor(1.0)), of_unit_size(rows))
+    assert torch.equal(limited(rows, torch.tensor(10.0)), rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scaling": "clip"}, "scaling is 'clip'; choose one of exact, norm, auto"),
+        ({"max_coefficient": 0.0}, r"max_coefficient is 0\.0; give a positive number"),
+        (
+            {"max_coefficient": 3.0, "scaling": "auto"},
+            r"max_coefficient is 3\.0, but scaling='auto' has no coefficient",
+        ),
+    ],
+)
+def test_unusable_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**options)
