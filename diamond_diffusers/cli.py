@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from .cli_common import first_sentence, named_dtype, text_table, usable_device
+from .cli_benchmark import benchmark, redraw
+from .cli_common import first_sentence, text_table
 from .cli_cost import benchmark_cost
+from .cli_loading import Device, DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .cli_posteriors import benchmark_posteriors
 from .cli_rewards import rewards, score
 
 if TYPE_CHECKING:
     from .alignment import Alignment
+    from .backbones.base import Denoising
     from .evaluation.side_by_side import SideBySide
-    from .pipelines import DiamondMapPipeline
     from .posteriors import PosteriorSampler
-    from .rewards import Reward
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
@@ -67,20 +66,15 @@ def root(
     """Draws images that obey a reward, with diffusion and flow models as they are."""
 
 
-Model = Annotated[
-    str | None, typer.Option(help="Folder or Hub repository of a diffusers pipeline; by default the embedded model.")
-]
 AlignmentName = Annotated[
-    str | None, typer.Option(help="none, best_of_n, smc or guidance; by default the model's own, else smc.")
-]
-RewardExpression = Annotated[
-    str | None, typer.Option("--reward", help="Such as 'clip' or '5*clip - miniature'; by default the model's own.")
-]
-RewardScale = Annotated[
-    float | None, typer.Option(help="Multiplies the reward in the law p(image) exp(scale * reward); default 1.")
+    str | None,
+    typer.Option(
+        help="none, best_of_n, smc, guidance, beam_search, path_search, random_search, zero_order_search, "
+        "noise_optimization, noise_evolution or posterior_resampling; or a published method: fk_steering, das, "
+        "glass_fk, dps, fmtt, fmrg, reno, posterior_diamond or weighted_diamond; by default the model's own, else smc."
+    ),
 ]
 FirstSeed = Annotated[int, typer.Option(min=0, help="Image i of them all has the seed SEED + i.")]
-RunSeed = Annotated[int, typer.Option(min=0, help="Of the run; every method draws from the same seeds.")]
 NumImages = Annotated[int, typer.Option(min=1, help="Images of each prompt.")]
 NumSteps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, help="Steps of the sampler.")]
 NumParticles = Annotated[int | None, typer.Option(min=1, help="Particles of an image.")]
@@ -90,7 +84,7 @@ Posterior = Annotated[
 NumInnerSteps = Annotated[int | None, typer.Option(min=1, help="Steps of a GLASS look-ahead.")]
 NumLookaheads = Annotated[int | None, typer.Option(min=1, help="GLASS look-aheads of a particle.")]
 Gradient = Annotated[
-    str | None, typer.Option(help="'isotropic', 'pathwise' or 'tilted_mean'; with smc it switches guidance on.")
+    str | None, typer.Option(help="isotropic, pathwise, tilted_mean or hybrid; with smc it switches guidance on.")
 ]
 GuidanceStrength = Annotated[
     float | None, typer.Option(help="Multiplies the reward's gradient; with smc it switches guidance on.")
@@ -99,19 +93,14 @@ GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt gu
 TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What classifier-free guidance leads away from.")]
 Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; by default the model's own.")]
+MaxNetworkEvaluations = Annotated[
+    int | None,
+    typer.Option(min=1, help="Budget of an aligned image, which sets its particles, candidates or iterations."),
+]
 ParticleBatchSize = Annotated[
     int | None, typer.Option(min=1, help="Rows of one network call, where memory is short; by default all at once.")
 ]
-DType = Annotated[
-    str, typer.Option(help="float32, bfloat16 or float16; 'auto' is bfloat16 for a named model on a GPU, else float32.")
-]
-Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
-Budget = Annotated[int, typer.Option(min=1, help="Network evaluations an image; a backward pass counts 2.")]
-Methods = Annotated[str | None, typer.Option(help="Names, separated by commas; by default all.")]
-NumCaptions = Annotated[int, typer.Option(min=1, help="How many of the 300 held-out captions.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Captions drawn at once.")]
-Results = Annotated[Path, typer.Option(help="Folder of the results; a killed run resumes from it.")]
 
 
 @app.command()
@@ -135,6 +124,7 @@ def generate(
     negative_prompt: NegativePrompt = None,
     height: Pixels = None,
     width: Pixels = None,
+    max_network_evaluations: MaxNetworkEvaluations = None,
     particle_batch_size: ParticleBatchSize = None,
     dtype: DType = "auto",
     device: Device = "auto",
@@ -143,15 +133,23 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from .evaluation.side_by_side import draw_side_by_side, save
 
-    defaults = _defaults(model)
+    defaults = model_defaults(model)
     options = AlignmentOptions(
-        reward_scale, num_particles, posterior, num_inner_steps, num_lookaheads, gradient, guidance_strength
+        reward_scale,
+        num_particles,
+        posterior,
+        num_inner_steps,
+        num_lookaheads,
+        gradient,
+        guidance_strength,
+        max_network_evaluations,
     )
-    scored_by = _reward(reward, defaults)
+    scored_by = named_reward(reward, defaults)
     name = alignment or ("none" if scored_by is None else defaults.get("alignment", "smc"))
     method = build_alignment(name, options)
     method.check(scored_by)
-    pipe = _load(model, dtype, device, output)
+    pipe = load_model(model, dtype, device, output)
+    method = build_alignment(name, options, pipe.backbone)
     arguments = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -161,7 +159,16 @@ def generate(
         "width": width,
     }
     drawn = draw_side_by_side(
-        pipe, prompts, method, scored_by, seed, num_images, reward_scale, particle_batch_size, arguments
+        pipe,
+        prompts,
+        method,
+        scored_by,
+        seed,
+        num_images,
+        reward_scale,
+        particle_batch_size,
+        arguments,
+        max_network_evaluations,
     )
     save(drawn, output, {"model": model or "embedded"})
     _print_rewards(drawn)
@@ -179,25 +186,38 @@ class AlignmentOptions:
     num_lookaheads: int | None = None
     gradient: str | None = None
     guidance_strength: float | None = None
+    max_network_evaluations: int | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are given."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-def build_alignment(name: str, options: AlignmentOptions) -> Alignment:
+def build_alignment(name: str, options: AlignmentOptions, model: Denoising | None = None) -> Alignment:
     """The alignment that the options describe; what is not given is the method's own default.
+
+    Args:
+        name: of a method.
+        options: those of the command line.
+        model: on which the settings of a published method may depend.
 
     Raises:
         ValueError: the name is unknown, or an option does not apply to the method.
     """
-    from .alignment import ALIGNMENTS, Guidance, as_alignment
+    from .alignment import Guidance, as_alignment
 
-    fields = {field.name for field in dataclasses.fields(as_alignment(name))}
+    method = as_alignment(name, model)
+    fields = {field.name for field in dataclasses.fields(method)}
     # Plain sampling has particles too, but nothing to choose among them by.
-    fields -= {"num_particles"} if not as_alignment(name).needs_reward else set()
+    fields -= {"num_particles"} if not method.needs_reward else set()
     guiding = {"gradient", "guidance"}
-    users = {"num_particles": {"num_particles"}, "gradient": guiding, "guidance_strength": guiding}
+    counted = {"num_particles"}
+    users = {
+        "num_particles": counted,
+        "max_network_evaluations": counted,
+        "gradient": guiding,
+        "guidance_strength": guiding,
+    }
     for option, value in options.given().items():
         if not fields & users.get(option, {"posterior"}):
             flag = f"--{option.replace('_', '-')}"
@@ -206,8 +226,9 @@ def build_alignment(name: str, options: AlignmentOptions) -> Alignment:
     posterior = _posterior(options)
     arguments = posterior | ({} if options.num_particles is None else {"num_particles": options.num_particles})
     if guidance and "guidance" in fields:
-        return ALIGNMENTS[name](**arguments, guidance=Guidance(**guidance, **posterior))
-    return ALIGNMENTS[name](**arguments, **guidance)
+        arguments["guidance"] = dataclasses.replace(method.guidance or Guidance(), **guidance, **posterior)
+        guidance = {}
+    return dataclasses.replace(method, **arguments, **guidance)
 
 
 def _posterior(options: AlignmentOptions) -> dict[str, PosteriorSampler]:
@@ -222,51 +243,6 @@ def _posterior(options: AlignmentOptions) -> dict[str, PosteriorSampler]:
     if options.posterior is None:
         return {}
     return {"posterior": GlassPosterior(**inner) if options.posterior == "glass" else DenoiserPoint()}
-
-
-def _defaults(model: str | None) -> dict[str, Any]:
-    """The call defaults of a model, known before it is loaded."""
-    from .pipelines.loading import embedded_model, read_defaults
-
-    if model is None and not (embedded_model() / "model_index.json").exists():
-        raise ValueError("The embedded model is not installed; reinstall diamond-diffusers, or name one with --model")
-    with _blaming(model):
-        return read_defaults(model or embedded_model())
-
-
-def _reward(expression: str | None, defaults: dict[str, Any]) -> Reward | None:
-    from .rewards import as_reward
-
-    expression = defaults.get("reward") if expression is None else expression
-    return None if expression is None else as_reward(expression)
-
-
-def _load(model: str | None, dtype: str, device: str, output: Path) -> DiamondMapPipeline:
-    """The model on its device, after a look at what else the run needs."""
-    from .evaluation.files import prepare_folder
-    from .pipelines import DiamondMapPipeline
-
-    device = usable_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if model is not None and device.startswith("cuda") else "float32"
-    weights_dtype = named_dtype(dtype)
-    prepare_folder(output)
-    with _blaming(model):
-        return DiamondMapPipeline.from_pretrained(model, dtype=weights_dtype).to(device)
-
-
-@contextmanager
-def _blaming(model: str | None) -> Iterator[None]:
-    """Turns the many ways in which a model cannot be loaded into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0].split(" (")[0].rstrip(".")
-        named = "--model is not given, and the embedded model" if model is None else f"--model is {model!r}, which"
-        raise ValueError(
-            f"{named} cannot be loaded ({reason}); "
-            "give a folder or Hub repository of a pipeline that `diamond-diffusers models` lists"
-        ) from error
 
 
 def _print_rewards(drawn: SideBySide) -> None:
@@ -285,7 +261,10 @@ def _print_rewards(drawn: SideBySide) -> None:
 
 app.command()(rewards)
 app.command()(score)
+app.command()(benchmark)
+app.command()(redraw)
 app.command()(benchmark_cost)
+app.command()(benchmark_posteriors)
 
 
 @app.command()
@@ -305,49 +284,3 @@ def models() -> None:
         return
     defaults = ", ".join(f"{key} {value!r}" for key, value in read_defaults(folder).items())
     console.print(f"Without --model the embedded miniature world is used: {defaults}.", soft_wrap=True)
-
-
-@app.command()
-def benchmark(
-    budget: Budget = 120,
-    methods: Methods = None,
-    num_captions: NumCaptions = 300,
-    batch_size: BatchSize = 25,
-    seed: RunSeed = 0,
-    model: Model = None,
-    reward: RewardExpression = None,
-    reward_scale: RewardScale = None,
-    particle_batch_size: ParticleBatchSize = None,
-    dtype: DType = "auto",
-    device: Device = "auto",
-    output: Results = Path("out/benchmark"),
-) -> None:
-    """Compares alignment methods on the miniature world at equal cost, by the judge's verdict."""
-    from .evaluation.compare import Setup, benchmark_captions, compare
-    from .evaluation.methods import RECIPES, build_methods
-    from .evaluation.report import console_tables, summarise, write_examples, write_report
-
-    names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]
-    captions = benchmark_captions(num_captions)
-    defaults = _defaults(model)
-    scored_by = _reward(reward, defaults)
-    if scored_by is None:
-        raise ValueError("--reward is not given, and the model has no reward of its own; name one")
-    scale = defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
-    pipe = _load(model, dtype, device, output)
-    pipe.set_progress_bar_config(disable=True)
-    built = build_methods(names, budget, pipe)
-    setup = Setup(pipe, model or "embedded", scored_by, scale, seed, batch_size, particle_batch_size)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        bars = {method.name: progress.add_task(method.name, total=len(captions)) for method in built}
-        records = compare(
-            setup, built, captions, output, lambda name, done: progress.update(bars[name], completed=done)
-        )
-    summaries = summarise(built, records)
-    write_report(summaries, {"budget": budget, "num_captions": num_captions, **setup.settings()}, output)
-    write_examples(records, output)
-    console = Console()
-    for table in console_tables(summaries):
-        console.print(table, end="\n\n")
-    console.print(f"Results, table and examples are in {output}", soft_wrap=True, highlight=False)

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from diamond_diffusers import SMC, BestOfN, DenoiserPoint, GlassPosterior, Guidance, NoAlignment
 from diamond_diffusers.alignment import ALIGNMENTS
 from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
-from diamond_diffusers.evaluation.methods import RECIPES
 from diamond_diffusers.rewards import available_rewards, registry
 
 from .conftest import save_tiny_model
@@ -42,7 +41,7 @@ def generate(tiny_folder, redness_reward, tmp_path):
 
 def test_version_and_help():
     assert re.fullmatch(r"diamond-diffusers \d+\.\d+\.\d+\S*\n", succeed("--version"))
-    for command in ("generate", "rewards", "models", "benchmark"):
+    for command in ("generate", "rewards", "models", "benchmark", "redraw"):
         assert command in succeed("--help")
     assert all(name in succeed("generate", "--help") for name in ALIGNMENTS)
 
@@ -93,6 +92,14 @@ def test_best_of_n_never_falls_below_plain(generate):
         assert image["aligned"]["reward"] >= image["plain"]["reward"] - 1e-5
 
 
+@pytest.mark.parametrize("name", ["best_of_n", "beam_search", "zero_order_search"])
+def test_a_budget_sets_the_count_of_the_method(generate, name):
+    """Of two images, in three steps under classifier-free guidance: at least two thirds of it are spent."""
+    _, record = generate("--alignment", name, "--num-images", "2", "--max-network-evaluations", "61")
+    assert 2 * 40 < record["cost"]["aligned"]["network_evaluations"] <= 2 * 61
+    assert record["settings"]["max_network_evaluations"] == 61
+
+
 def test_without_alignment_only_plain_images_are_drawn(generate, tmp_path):
     _, record = generate("--alignment", "none")
     assert {path.name for path in tmp_path.iterdir()} == {"plain_000.png", "contact_sheet.png", "record.json"}
@@ -141,6 +148,7 @@ def test_options_describe_an_alignment(name, options, expected):
     [
         (("--alignment", "magic"), "alignment is 'magic'; choose one of none"),
         (("--alignment", "none", "--num-particles", 2), "--num-particles is 2, but alignment 'none' does not use it"),
+        (("--alignment", "none", "--max-network-evaluations", 9), "--max-network-evaluations is 9, but alignment"),
         (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
@@ -183,44 +191,6 @@ def test_an_output_that_cannot_be_written_is_refused(tiny_folder, redness_reward
     result = invoke("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", target)
     assert result.exit_code == 2
     assert "where nothing can be written" in result.output
-
-
-def test_benchmark_prints_and_resumes(tiny_folder, redness_reward, tmp_path):
-    command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
-    command += ("--num-captions", 4, "--batch-size", 3, "--budget", 12)
-    printed = succeed(*command, "--methods", "plain, best_of_n,fk_steering")
-    assert all(name in printed for name in ("plain", "best_of_n", "fk_steering", "attribution", "mean", "decodes"))
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["method"]["name"] for row in results["methods"]] == ["plain", "best_of_n", "fk_steering"]
-    assert results["methods"][1]["cost"]["equivalent_evaluations"] == 12
-    drawn = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images/*/*.png")}
-    assert len(drawn) == 12
-    succeed(*command, "--methods", "fk_steering,plain")
-    assert drawn == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images/*/*.png")}
-    result = invoke(*command, "--methods", "plain", "--seed", 1)
-    assert result.exit_code == 2
-    assert "seed is 1, but" in result.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("--methods", "plain,magic"), f"methods names 'magic'; choose among {', '.join(RECIPES)}"),
-        (("--num-captions", 301), "num_captions is 301; give a number from 1 to 300"),
-        (("--budget", 2), "budget is 2, but method 'plain' takes at least 6"),
-    ],
-)
-def test_benchmark_refuses_bad_input(tiny_folder, redness_reward, tmp_path, arguments, sentence):
-    command = ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path)
-    result = invoke(*command, *arguments)
-    assert result.exit_code == 2
-    assert sentence in result.output
-
-
-def test_benchmark_needs_a_reward(tiny_folder, tmp_path):
-    result = invoke("benchmark", "--model", tiny_folder, "--output", tmp_path)
-    assert result.exit_code == 2
-    assert "--reward is not given" in result.output
 
 
 def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_path):

@@ -1,29 +1,36 @@
-"""Draws the same captions from the same seeds with every method, and keeps what came of it."""
+"""Draws the same prompts from the same seeds with every method, and keeps what came of it."""
 
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from ..alignment.trace import FIGURES
 from ..cost import Cost
-from ..miniature.grammar import Caption, held_out_captions
 from ..miniature.judge import judge
-from ..pipelines import DiamondMapPipeline
+from ..pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
 from ..rewards import Reward
-from .files import write_image
+from .memory import peak_memory
 from .methods import Method
-from .records import Record, RecordFile, fingerprint, modules_of
+from .prompts import Prompt, Suite
+from .records import Batch, Key, Record, RecordFolder, fingerprint, modules_of, pixel_hash
+from .side_by_side import PACKAGES
 
-OnBatch = Callable[[str, int], None]
-"""Gets a method's name and how many of its images are done."""
+OnBatch = Callable[[str, int, int], None]
+"""Gets a method's label, how many images this process has drawn with it, and how many it draws in all."""
+
+MAX_SEED = 999
+MAX_INDEX = 999_999
 
 
 @dataclass(frozen=True)
@@ -33,131 +40,211 @@ class Setup:
     Attributes:
         pipe: the model.
         model: its name, for the record.
-        reward: what alignment follows, and what is reported.
+        suite: the prompts.
+        reward: what alignment follows.
         reward_scale: multiplies it in the tilted law.
-        seed: of the run; image `i` is drawn from the seed `1_000_000 * seed + i` by every method.
-        batch_size: captions of one call.
+        held_out_rewards: what images are scored by as well, and no method ever sees.
+        seed: of the run, up to 999; image `j` of prompt `i` is drawn from the seed `1_000_000 * (seed + 1000 * j) + i`
+            by every method.
+        num_images_per_prompt: each a draw of its own.
+        batch_size: images of one call.
         particle_batch_size: rows of one network call; None for all at once.
+        arguments: of the stock pipeline's `__call__`, where they are not the model's defaults.
     """
 
     pipe: DiamondMapPipeline
     model: str
+    suite: Suite
     reward: Reward
     reward_scale: float = 1.0
+    held_out_rewards: Sequence[Reward] = ()
     seed: int = 0
+    num_images_per_prompt: int = 1
     batch_size: int = 25
     particle_batch_size: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must not be negative")
+        for name in ("batch_size", "num_images_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; give a number from 0 to {MAX_SEED}")
+        if any(not 0 <= prompt.index <= MAX_INDEX for prompt in self.suite.prompts):
+            raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within")
+        names = [reward.name for reward in self.held_out_rewards]
+        followed = _names(self.reward)
+        for position, reward in enumerate(self.held_out_rewards):
+            if shared := sorted(_names(reward) & followed):
+                raise ValueError(
+                    f"held_out_rewards holds {shared[0]!r}, which alignment follows; hold another reward out"
+                )
+            if reward.name in names[:position]:
+                raise ValueError(f"held_out_rewards holds {reward.name!r} twice; name each reward once")
 
-    def seed_of(self, index: int) -> int:
-        """The seed of the image of caption `index`."""
-        return 1_000_000 * self.seed + index
+    def keys(self, prompts: Sequence[Prompt]) -> list[Key]:
+        """All images of some prompts."""
+        return [Key(prompt.index, image) for prompt in prompts for image in range(self.num_images_per_prompt)]
+
+    def seed_of(self, key: Key) -> int:
+        """The seed of an image."""
+        return 1_000_000 * (self.seed + 1000 * key.image) + key.index
 
     def settings(self) -> dict[str, Any]:
         """Whatever the results depend on, the method aside."""
-        texts = "\n".join(caption.text for caption in benchmark_captions())
+        texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
         return {
             "model": self.model,
             "model_weights": fingerprint(modules_of(self.pipe.components)),
             "model_defaults": self.pipe.defaults,
+            "arguments": self.arguments,
             "dtype": str(self.pipe.dtype),
             "reward": self.reward.name,
             "reward_weights": fingerprint(modules_of(vars(self.reward))),
             "reward_scale": self.reward_scale,
+            "held_out_rewards": [reward.name for reward in self.held_out_rewards],
             "seed": self.seed,
-            "captions": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "version": version("diamond-diffusers"),
         }
 
 
-def benchmark_captions(count: int | None = None) -> list[Caption]:
-    """The held-out captions in a fixed random order, so that the first `count` are a fair sample of all.
-
-    Raises:
-        ValueError: there are not that many.
-    """
-    captions = list(held_out_captions())
-    random.Random(0).shuffle(captions)
-    if count is not None and not 1 <= count <= len(captions):
-        raise ValueError(f"num_captions is {count}; give a number from 1 to {len(captions)}")
-    return captions[:count]
+def _names(reward: Reward) -> set[str]:
+    """Of a reward and of all rewards that it is made of."""
+    return {reward.name}.union(*(_names(part) for part in getattr(reward, "rewards", ())))
 
 
-def image_path(folder: Path, method: str, index: int) -> Path:
-    """Where the image of a caption lies."""
-    return folder / "images" / method / f"{index:04d}.png"
+def method_folder(folder: Path, method: Method) -> Path:
+    """Where the images and records of a method lie."""
+    return folder / "images" / method.label
 
 
 def compare(
-    setup: Setup, methods: Sequence[Method], captions: Sequence[Caption], folder: Path, on_batch: OnBatch | None = None
+    setup: Setup,
+    methods: Sequence[Method],
+    prompts: Sequence[Prompt],
+    folder: Path,
+    on_batch: OnBatch | None = None,
+    processes: PartialState | None = None,
 ) -> dict[str, list[Record]]:
-    """Draws one image of every caption with every method; what `folder` holds already is not drawn again.
+    """Draws every prompt with every method; what `folder` holds already is not drawn again.
 
     Args:
-        captions: the first of `benchmark_captions()`.
+        processes: the processes among which the images are shared, each of which makes this call; None for this alone.
 
     Returns:
-        For each method its records, in the order of the captions.
+        For the label of each method its records, in the order of the prompts.
 
     Raises:
-        ValueError: the folder holds results of other settings; nothing is drawn then.
+        ValueError: the folder holds results of other settings, or a held-out reward fails; nothing is drawn then.
     """
-    shared = setup.settings()
-    files = {}
+    for reward in setup.held_out_rewards:
+        reward.to(device=setup.pipe.device).probe(setup.pipe.device)
+    shared, keys = setup.settings(), setup.keys(prompts)
+    folders = {}
     for method in methods:
         own = {"alignment": method.alignment, "num_inference_steps": method.num_inference_steps}
-        files[method.name] = RecordFile(folder / "methods" / f"{method.name}.json", {**shared, **own})
+        folders[method.label] = RecordFolder(method_folder(folder, method), {**shared, **own})
+    missing = {label: records.missing(keys) for label, records in folders.items()}
+    if processes is not None:
+        # All have to share out the same images.
+        processes.wait_for_everyone()
+        number, index = processes.num_processes, processes.process_index
+        missing = {label: absent[index::number] for label, absent in missing.items()}
+    of_index = {prompt.index: prompt for prompt in prompts}
     for method in methods:
-        file = files[method.name]
-        missing = file.missing(len(captions))
-        if on_batch is not None:
-            on_batch(method.name, len(captions) - len(missing))
-        for start in range(0, len(missing), setup.batch_size):
-            batch = missing[start : start + setup.batch_size]
-            file.add(draw_batch(setup, method, captions, batch, folder))
+        mine = missing[method.label]
+        for start in range(0, len(mine), setup.batch_size):
             if on_batch is not None:
-                on_batch(method.name, len(captions) - len(file.missing(len(captions))))
-    return {name: file.first(len(captions)) for name, file in files.items()}
+                on_batch(method.label, start, len(mine))
+            batch = mine[start : start + setup.batch_size]
+            draw_batch(setup, method, [of_index[key.index] for key in batch], batch, folders[method.label])
+        if on_batch is not None:
+            on_batch(method.label, len(mine), len(mine))
+    if processes is not None:
+        processes.wait_for_everyone()
+        for records in folders.values():
+            records.read()
+    return {label: records.of(keys) for label, records in folders.items()}
 
 
 def draw_batch(
-    setup: Setup, method: Method, captions: Sequence[Caption], indices: Sequence[int], folder: Path
-) -> list[Record]:
-    """Draws the captions `indices`, saves the images and returns their records."""
-    chosen = [captions[index] for index in indices]
-    out = setup.pipe(
-        [caption.text for caption in chosen],
-        reward=setup.reward,
-        reward_scale=setup.reward_scale,
-        alignment=method.alignment,
-        num_inference_steps=method.num_inference_steps,
-        generator=[torch.Generator().manual_seed(setup.seed_of(index)) for index in indices],
-        particle_batch_size=setup.particle_batch_size,
-        output_type="pt",
-    )
+    setup: Setup, method: Method, prompts: Sequence[Prompt], keys: Sequence[Key], folder: RecordFolder
+) -> None:
+    """Draws images together, one of each of the prompts, and keeps them with their records."""
+    texts = [prompt.text for prompt in prompts]
+    batch = Batch(texts, [setup.seed_of(key) for key in keys], setup.particle_batch_size)
+    with peak_memory(setup.pipe.device) as peak:
+        out = draw(setup.pipe, setup.reward, setup.reward_scale, method, batch, setup.arguments)
     images = out.images.float().cpu()
-    verdicts = judge(images, chosen).tolist()
-    for index, image in zip(indices, images, strict=True):
-        write_image(image_path(folder, method.name, index), to_pil_image(image))
-    share = _share(out.cost, len(indices))
-    return [
-        Record(
-            index=index,
-            caption=caption.text,
-            category=caption.category,
-            seed=setup.seed_of(index),
+    verdicts = judge(images, texts).tolist() if setup.suite.is_judged else [None] * len(texts)
+    with torch.no_grad():
+        held_out = {reward.name: reward(out.images.float(), texts).tolist() for reward in setup.held_out_rewards}
+    share, traces, machine = _share(out.cost, len(keys)), _traces(out, len(keys)), machine_facts(setup.pipe)
+    for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+        image = to_pil_image(images[row])
+        record = Record(
+            index=key.index,
+            image=key.image,
+            prompt=prompt.text,
+            category=prompt.category,
+            seed=batch.seeds[row],
             reward=out.rewards[row].item(),
             reward_terms={name: term[row].item() for name, term in out.reward_terms.items()},
+            held_out_rewards={name: scores[row] for name, scores in held_out.items()},
             is_right=verdicts[row],
             cost=share,
+            peak_bytes=peak.bytes,
+            trace=traces[row],
+            pixels=pixel_hash(image),
+            batch=batch,
+            row=row,
+            machine=machine,
         )
-        for row, (index, caption) in enumerate(zip(indices, chosen, strict=True))
-    ]
+        folder.add(record, image)
+
+
+def draw(
+    pipe: DiamondMapPipeline,
+    reward: Reward,
+    reward_scale: float,
+    method: Method,
+    batch: Batch,
+    arguments: Mapping[str, Any],
+) -> DiamondMapPipelineOutput:
+    """The images of a batch as a tensor, one for each of its prompts and seeds."""
+    return pipe(
+        **arguments,
+        prompt=batch.prompts,
+        reward=reward,
+        reward_scale=reward_scale,
+        alignment=method.alignment,
+        num_inference_steps=method.num_inference_steps,
+        generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],
+        particle_batch_size=batch.particle_batch_size,
+        output_type="pt",
+    )
+
+
+def machine_facts(pipe: DiamondMapPipeline) -> dict[str, Any]:
+    """What the last bits of an image depend on beside its settings."""
+    on_gpu = pipe.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(pipe.device) if on_gpu else platform.machine(),
+        "device_type": pipe.device.type,
+        "num_threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _traces(out: DiamondMapPipelineOutput, count: int) -> list[list[dict[str, float]]]:
+    """For each image the figures of its steps."""
+    traces: list[list[dict[str, float]]] = [[] for _ in range(count)]
+    for step in out.trace.steps:
+        figures: dict[str, Tensor] = {name: getattr(step, name) for name in FIGURES if getattr(step, name) is not None}
+        for row, trace in enumerate(traces):
+            trace.append({name: figure[row].item() for name, figure in figures.items()})
+    return traces
 
 
 def _share(cost: Cost, count: int) -> Cost:

@@ -1,27 +1,26 @@
-"""The compared methods, each spending as much of one budget of network evaluations as it can.
+"""The compared methods, each spending as much of a budget of network evaluations as it can.
 
-`RECIPES` is the table to edit: a method is a name, an alignment, a number of steps, and what grows with the budget.
+`RECIPES` is the table to edit: a method is a name, an alignment, a number of steps, and what grows with the budget. A
+recipe that the model, the reward or the budget does not allow is listed as left out, with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment
+from ..alignment.budget import cost_of_image, largest_within
 from ..alignment.model import TiltedModel
-from ..alignment.random_source import RandomSource
-from ..backbones.base import Conditions, Denoising
 from ..cost import Cost
-from ..levels import Level, RectifiedFlowPath
 from ..pipelines import DiamondMapPipeline
-from ..pipelines.arguments import resolve_arguments
+from ..pipelines.arguments import check_baked_guidance, resolve_arguments
 from ..posteriors import DenoiserPoint, GlassPosterior
-from ..rewards import CallableReward
-from ..transitions import GlassTransition, Transition
+from ..rewards import Reward
+from ..transitions import GlassTransition
 
 PARTICLES, STEPS = "num_particles", "num_inference_steps"
 
@@ -33,8 +32,9 @@ class Recipe:
     Attributes:
         alignment: the method; what grows is replaced.
         num_inference_steps: None for the model's own number.
-        grows: what is raised to spend the budget, in this order: particles at the given number of steps, then steps
-            with what is left. If one particle at that number is too dear already, fewer steps are taken.
+        grows: what is raised to spend the budget, in this order: `num_inference_steps`, or any number that the
+            alignment has under that name. By default particles at the given number of steps, then steps with what is
+            left; if one particle at that number is too dear already, fewer steps are taken.
     """
 
     alignment: Alignment
@@ -59,14 +59,24 @@ REFERENCES = ("plain", "best_of_n")
 
 @dataclass(frozen=True)
 class Method:
-    """A method of a definite cost."""
+    """A method of a definite cost.
+
+    Attributes:
+        evaluations: what an image costs, as `Cost.equivalent_evaluations`; None where that is not known.
+    """
 
     name: str
     alignment: Alignment
     num_inference_steps: int
+    evaluations: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Under which its images are kept: two budgets that allow the same method share them."""
+        return self.name if self.evaluations is None else f"{self.name}_{self.evaluations}"
 
     def resized(self, what: str, size: int) -> Method:
-        """The method with another number of particles or steps."""
+        """The method with another number of steps, or of what its alignment has under that name."""
         if what == STEPS:
             return replace(self, num_inference_steps=size)
         return replace(self, alignment=replace(self.alignment, **{what: size}))
@@ -75,25 +85,86 @@ class Method:
 CostOf = Callable[[Method], Cost]
 
 
-def build_methods(
-    names: Sequence[str], budget: int, pipe: DiamondMapPipeline, recipes: Mapping[str, Recipe] = RECIPES
-) -> list[Method]:
-    """The named methods, each as dear as possible without exceeding the budget.
+@dataclass(frozen=True)
+class Entry:
+    """A method that is the largest within a budget."""
+
+    budget: int
+    method: Method
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A method that is not compared at a budget, and why."""
+
+    budget: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, budget after budget, and what is not."""
+
+    entries: list[Entry]
+    left_out: list[LeftOut]
+
+    @property
+    def methods(self) -> list[Method]:
+        """Each distinct method once: one that does not grow is the same at all budgets."""
+        return list({entry.method.label: entry.method for entry in self.entries}.values())
+
+    def at(self, budget: int) -> list[Method]:
+        """The methods of one budget."""
+        return [entry.method for entry in self.entries if entry.budget == budget]
+
+
+def plan_methods(
+    names: Sequence[str],
+    budgets: Sequence[int],
+    pipe: DiamondMapPipeline,
+    reward: Reward,
+    arguments: Mapping[str, Any] | None = None,
+    recipes: Mapping[str, Recipe] = RECIPES,
+) -> Plan:
+    """The named methods at each budget, each as dear as possible without exceeding it.
 
     Args:
-        budget: network evaluations an image; one under classifier-free guidance counts 2, its backward pass 4.
+        budgets: network evaluations an image; one under classifier-free guidance counts 2, its backward pass 4.
+        reward: what the methods follow.
+        arguments: of the stock pipeline's `__call__`, where they are not the model's defaults.
 
     Raises:
-        ValueError: a name is unknown or comes twice, or the budget is too small for a method.
+        ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
     """
     for position, name in enumerate(names):
         if name not in recipes:
             raise ValueError(f"methods names {name!r}; choose among {', '.join(recipes)}")
         if name in names[:position]:
             raise ValueError(f"methods names {name!r} twice; name each method once")
-    arguments = resolve_arguments(pipe.backbone, {"prompt": "a circle"}, pipe.defaults)
-    cost_of = dry_cost(pipe, arguments)
-    return [fit_to_budget(name, recipes[name], budget, arguments[STEPS], cost_of) for name in names]
+    if len(set(budgets)) < len(budgets) or min(budgets, default=0) < 1:
+        raise ValueError(f"budgets is {list(budgets)}; give different positive numbers")
+    given = resolve_arguments(pipe.backbone, {"prompt": "a circle", **(arguments or {})}, pipe.defaults)
+    cost_of = dry_cost(pipe, given)
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
+    for budget in budgets:
+        for name in names:
+            try:
+                _check_usable(recipes[name].alignment, pipe, reward, given)
+                entries.append(Entry(budget, fit_to_budget(name, recipes[name], budget, given[STEPS], cost_of)))
+            except ValueError as reason:
+                left_out.append(LeftOut(budget, name, str(reason)))
+    if not entries:
+        raise ValueError(left_out[0].reason)
+    return Plan(entries, left_out)
+
+
+def _check_usable(alignment: Alignment, pipe: DiamondMapPipeline, reward: Reward, arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` where the model or the reward lacks what a method needs."""
+    alignment.check(reward)
+    if alignment.resolve(pipe.backbone).uses_diamond_map:
+        check_baked_guidance(pipe.backbone, arguments)
 
 
 def fit_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> Method:
@@ -105,9 +176,9 @@ def fit_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, co
     if price > budget:
         raise ValueError(
             f"budget is {budget}, but method {name!r} takes at least {price} network evaluations an image; "
-            "raise --budget or leave the method out"
+            "raise --budgets or leave the method out"
         )
-    return method
+    return replace(method, evaluations=price)
 
 
 def _grown(method: Method, what: str, budget: int, cost_of: CostOf) -> Method:
@@ -116,58 +187,18 @@ def _grown(method: Method, what: str, budget: int, cost_of: CostOf) -> Method:
     def price(size: int) -> int:
         return cost_of(method.resized(what, size)).equivalent_evaluations
 
-    # The price is nearly linear in the size; a few steps mend the guess.
-    first = price(1)
-    size = max(1, 1 + (budget - first) // max(price(2) - first, 1))
-    while size > 1 and price(size) > budget:
-        size -= 1
-    while price(size + 1) <= budget:
-        size += 1
-    return method.resized(what, size)
+    if price(2) <= price(1):
+        raise ValueError(f"method {method.name!r} grows in {what}, which costs nothing; name another in its recipe")
+    return method.resized(what, largest_within(budget, price))
 
 
 def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostOf:
-    """A function that counts what one image of a method costs, by running the method's own loop on an empty model."""
+    """A function that counts what one image of a method costs."""
     with torch.no_grad():
         conditions = pipe.backbone.encode(arguments)
-    empty = _EmptyModel(pipe.backbone, conditions)
 
     def cost_of(method: Method) -> Cost:
         levels = pipe.backbone.levels({**arguments, STEPS: method.num_inference_steps}, conditions)
-        reward = CallableReward(_mean_pixel, differentiable=True)
-        model = TiltedModel(empty, Conditions(features={}), ["a circle"], reward)
-        x = torch.zeros(method.alignment.num_particles, 1)
-        with torch.no_grad():
-            method.alignment.run(model, x, levels, RandomSource(torch.Generator(), 1))
-        return model.cost
+        return cost_of_image(method.alignment, TiltedModel(pipe.backbone, conditions, [""]), levels)
 
     return cost_of
-
-
-class _EmptyModel(Denoising):
-    """A model of a single number that costs what another does under its conditions; for counting only."""
-
-    path = RectifiedFlowPath()
-
-    def __init__(self, model: Denoising, conditions: Conditions) -> None:
-        self.model = model
-        self.model_conditions = conditions
-        self.has_denoiser = model.has_denoiser
-        self.has_flow_map = model.has_flow_map
-        self.predicts_mean = model.predicts_mean
-
-    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        return x / 2
-
-    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
-        return self.model.evaluations_per_row(noise_to_signal, self.model_conditions)
-
-    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
-        return z.reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1).sigmoid()
-
-    def stock_transition(self) -> Transition:
-        return self.model.stock_transition()
-
-
-def _mean_pixel(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    return images.mean((1, 2, 3))

@@ -1,19 +1,46 @@
-"""What a comparison keeps on disk: for each method one file with its settings and one record a caption."""
+"""What a comparison keeps on disk: beside each image one record, with every setting that the image depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from ..cost import Cost
-from .files import plain, write_json
+from .files import plain, write_image, write_json
+
+
+class Key(NamedTuple):
+    """Which image: that of a prompt, by its index, and which of the prompt's images."""
+
+    index: int
+    image: int
+
+    @property
+    def stem(self) -> str:
+        """The name of its files."""
+        return f"{self.index:04d}_{self.image}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was drawn together: on most devices the last bits of an image depend on it.
+
+    Attributes:
+        prompts, seeds: of each image of the batch.
+        particle_batch_size: rows of one network call.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    particle_batch_size: int | None
 
 
 @dataclass(frozen=True)
@@ -21,65 +48,119 @@ class Record:
     """One drawn image.
 
     Attributes:
-        index: of its caption in the benchmark's order.
+        index: of its prompt.
+        image: which of the prompt's images it is.
         seed: of its generator.
-        is_right: the judge's verdict.
+        reward: what alignment followed, unscaled.
+        reward_terms: each term of it.
+        held_out_rewards: what no method has seen.
+        is_right: the judge's verdict, where there is a judge.
         cost: its share of the cost of its batch.
+        peak_bytes: the most memory that its batch held; None where that is not known.
+        trace: the figures of each step of this image.
+        pixels: hash of the 8-bit pixels.
+        batch: what it was drawn with, where it is the row `row`.
+        machine: device, threads and versions of the libraries.
     """
 
     index: int
-    caption: str
+    image: int
+    prompt: str
     category: str
     seed: int
     reward: float
     reward_terms: dict[str, float]
-    is_right: bool
+    held_out_rewards: dict[str, float]
+    is_right: bool | None
     cost: Cost
+    peak_bytes: int | None
+    trace: list[dict[str, float]]
+    pixels: str
+    batch: Batch
+    row: int
+    machine: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        return Key(self.index, self.image)
 
 
-class RecordFile:
-    """The records of one method, kept whole on disk after every batch, so that a killed run resumes.
+class RecordFolder:
+    """The images and records of one method; a record is written after its image, so that a killed run resumes.
 
     Args:
-        path: of the file; read if it exists.
+        folder: of both; what is there is read.
         settings: of the method's run.
 
     Raises:
-        ValueError: the file holds records of other settings.
+        ValueError: the folder holds a record of other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
         self.settings = plain(settings)
-        self._records: dict[int, Record] = {}
-        if path.exists():
-            self._read()
+        self._records: dict[Key, Record] = {}
+        self.read()
 
-    def _read(self) -> None:
-        stored = json.loads(self.path.read_text())
-        for key in sorted({*self.settings, *stored["settings"]}):
-            old, new = stored["settings"].get(key), self.settings.get(key)
+    def read(self) -> None:
+        """Reads what other processes have added."""
+        known = {f"{key.stem}.json" for key in self._records}
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name not in known:
+                settings, record = read_record(path)
+                self._check(settings, path)
+                self._records[record.key] = record
+
+    def _check(self, stored: Mapping[str, Any], path: Path) -> None:
+        for key in sorted({*self.settings, *stored}):
+            old, new = stored.get(key), self.settings.get(key)
             if old != new:
                 raise ValueError(
-                    f"{key} is {new!r}, but '{self.path}' holds results for {old!r}; "
-                    "choose another --output, or delete that file to draw them again"
+                    f"{key} is {new!r}, but '{path}' holds a result for {old!r}; "
+                    f"choose another --output, or delete '{self.folder}' to draw its images again"
                 )
-        for entry in stored["records"]:
-            self._records[entry["index"]] = Record(**{**entry, "cost": Cost(**entry["cost"])})
 
-    def missing(self, count: int) -> list[int]:
-        """Which of the first `count` captions have no record yet."""
-        return [index for index in range(count) if index not in self._records]
+    def missing(self, keys: Sequence[Key]) -> list[Key]:
+        """Which of the images have no record yet."""
+        return [key for key in keys if key not in self._records]
 
-    def first(self, count: int) -> list[Record]:
-        """The records of the first `count` captions, in their order."""
-        return [self._records[index] for index in range(count)]
+    def of(self, keys: Sequence[Key]) -> list[Record]:
+        """The records of the images, in their order."""
+        return [self._records[key] for key in keys]
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Keeps further records."""
-        self._records.update({record.index: record for record in records})
-        ordered = [asdict(self._records[index]) for index in sorted(self._records)]
-        write_json(self.path, {"settings": self.settings, "records": ordered})
+    def add(self, record: Record, image: Image) -> None:
+        """Keeps a further image and its record."""
+        write_image(image_path(self.folder, record.key), image)
+        write_json(self.folder / f"{record.key.stem}.json", {"settings": self.settings, "record": asdict(record)})
+        self._records[record.key] = record
+
+
+def image_path(folder: Path, key: Key) -> Path:
+    """Where an image of a method lies."""
+    return folder / f"{key.stem}.png"
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], Record]:
+    """The settings and the record of an image.
+
+    Raises:
+        ValueError: the file is no such record.
+        OSError: it cannot be read.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        entry = stored["record"]
+        entry = {**entry, "cost": Cost(**entry["cost"]), "batch": Batch(**entry["batch"])}
+        return stored["settings"], Record(**entry)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"'{path}' is no record of an image of `diamond-diffusers benchmark`; name the .json file beside one"
+        ) from error
+
+
+def pixel_hash(image: Image) -> str:
+    """A short hash of an image's 8-bit pixels."""
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:

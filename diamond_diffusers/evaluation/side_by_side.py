@@ -57,11 +57,13 @@ def draw_side_by_side(
     reward_scale: float | None = None,
     particle_batch_size: int | None = None,
     arguments: Mapping[str, Any] | None = None,
+    max_network_evaluations: int | None = None,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of them all has the seed `seed + i`.
 
     Args:
         arguments: of the stock pipeline's `__call__`; None stands for the model's default.
+        max_network_evaluations: of an aligned image.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -78,21 +80,22 @@ def draw_side_by_side(
     if reward is not None:
         reward.to(device=pipe.device).probe(pipe.device, needs_gradient=alignment.needs_reward_gradient)
 
-    def draw(method: Alignment, name: str) -> DiamondMapPipelineOutput:
+    def draw(method: Alignment, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
         pipe.set_progress_bar_config(desc=name)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
-        return pipe(**given, **common, alignment=method, generator=generators)
+        return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)
 
     return SideBySide(
         prompts=[prompt for prompt in prompts for _ in range(num_images)],
         seeds=seeds,
         plain=draw(NoAlignment(), "plain"),
-        aligned=draw(alignment, "aligned") if alignment.needs_reward else None,
+        aligned=draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None,
         settings={
             "alignment": alignment,
             "reward": reward and reward.name,
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
             "particle_batch_size": particle_batch_size,
+            "max_network_evaluations": max_network_evaluations,
             "seed": seed,
             "device": pipe.device,
             "dtype": pipe.dtype,

@@ -37,6 +37,20 @@ def proportion(outcomes: Sequence[bool]) -> Estimate:
     return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
+def mean(values: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+    """The mean with its percentile bootstrap interval.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if len(values) == 0:
+        raise ValueError("values is empty; give at least one")
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(array), size=(num_resamples, len(array)))
+    lower, upper = np.quantile(array[picks].mean(1), [0.025, 0.975])
+    return Estimate(float(array.mean()), float(lower), float(upper))
+
+
 def paired_difference(
     first: Sequence[float], second: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> Estimate:
@@ -49,10 +63,7 @@ def paired_difference(
         raise ValueError(
             f"first holds {len(first)} and second {len(second)} numbers; give as many of both, and at least one"
         )
-    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(differences), size=(num_resamples, len(differences)))
-    lower, upper = np.quantile(differences[picks].mean(1), [0.025, 0.975])
-    return Estimate(float(differences.mean()), float(lower), float(upper))
+    return mean(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), seed, num_resamples)
 
 
 def means_by_group(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:

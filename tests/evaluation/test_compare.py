@@ -1,120 +1,259 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from diamond_diffusers.alignment import BestOfN, NoAlignment
 from diamond_diffusers.evaluation import compare as module
-from diamond_diffusers.evaluation.compare import Setup, benchmark_captions, compare, image_path
+from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
 from diamond_diffusers.evaluation.methods import Method
-from diamond_diffusers.evaluation.records import fingerprint
-from diamond_diffusers.evaluation.report import markdown_table, summarise, write_examples, write_report
+from diamond_diffusers.evaluation.prompts import Prompt, Suite, miniature_suite
+from diamond_diffusers.evaluation.records import Key, RecordFolder, fingerprint, image_path, read_record
 from diamond_diffusers.miniature.grammar import held_out_captions
 from diamond_diffusers.rewards import CallableReward
 
 from ..conftest import redness
+from ..training.processes import in_two_processes
 
-METHODS = [Method("plain", NoAlignment(), 3), Method("best_of_n", BestOfN(num_particles=2), 3)]
+PLAIN, BEST = METHODS = [Method("plain", NoAlignment(), 3), Method("best_of_n", BestOfN(num_particles=2), 3)]
+SUITE = miniature_suite()
+
+
+def blueness(images, prompts):
+    return images[:, 2].mean((1, 2))
 
 
 @pytest.fixture
-def setup(tiny_pipe):
-    return Setup(tiny_pipe, "tiny", CallableReward(redness, differentiable=True), batch_size=2)
+def reward():
+    return CallableReward(redness, differentiable=True)
+
+
+@pytest.fixture
+def setup(tiny_pipe, reward):
+    return Setup(tiny_pipe, "tiny", SUITE, reward, batch_size=2)
 
 
 @pytest.fixture
 def drawn_batches(monkeypatch):
-    """The captions' indices of every batch that is really drawn."""
+    """The images of every batch that is really drawn."""
     batches, draw = [], module.draw_batch
 
-    def spy(setup, method, captions, indices, folder):
-        batches.append((method.name, list(indices)))
-        return draw(setup, method, captions, indices, folder)
+    def spy(setup, method, prompts, keys, folder):
+        batches.append((method.name, [key.index for key in keys]))
+        return draw(setup, method, prompts, keys, folder)
 
     monkeypatch.setattr(module, "draw_batch", spy)
     return batches
 
 
 def test_captions_are_a_fixed_shuffle():
-    captions = benchmark_captions()
-    assert Counter(captions) == Counter(held_out_captions())
-    assert captions == benchmark_captions()
-    assert benchmark_captions(7) == captions[:7]
-    assert len({caption.category for caption in captions[:40]}) == 6
-    with pytest.raises(ValueError, match="num_captions is 301; give a number from 1 to 300"):
-        benchmark_captions(301)
+    texts = [prompt.text for prompt in SUITE.prompts]
+    assert Counter(texts) == Counter(caption.text for caption in held_out_captions())
+    assert [prompt.index for prompt in SUITE.prompts] == list(range(300))
+    assert SUITE.first(7) == SUITE.prompts[:7]
+    assert SUITE.first(None) == SUITE.prompts
+    assert len({prompt.category for prompt in SUITE.first(40)}) == 6
+    with pytest.raises(ValueError, match="num_prompts is 301; give a number from 1 to 300"):
+        SUITE.first(301)
 
 
 def test_methods_are_paired_and_records_complete(setup, tmp_path):
-    captions = benchmark_captions(3)
-    records = compare(setup, METHODS, captions, tmp_path)
-    for name, drawn in records.items():
-        assert [record.caption for record in drawn] == [caption.text for caption in captions]
+    prompts = SUITE.first(3)
+    records = compare(setup, METHODS, prompts, tmp_path)
+    for method in METHODS:
+        drawn = records[method.label]
+        assert [(record.prompt, record.category) for record in drawn] == [(p.text, p.category) for p in prompts]
         assert [record.seed for record in drawn] == [0, 1, 2]
-        assert all(image_path(tmp_path, name, record.index).exists() for record in drawn)
+        assert all(image_path(method_folder(tmp_path, method), record.key).exists() for record in drawn)
+        assert all(record.is_right in (True, False) and record.peak_bytes > 2**20 for record in drawn)
+        # Untouched by the others of its batch, of which the last has one.
+        assert [record.row for record in drawn] == [0, 1, 0]
+        assert [len(record.batch.prompts) for record in drawn] == [2, 2, 1]
     # The first particle of best-of-N is the plain sample, so that it can only gain.
     pairs = zip(records["best_of_n"], records["plain"], strict=True)
     assert all(best.reward >= plain.reward - 1e-5 for best, plain in pairs)
 
 
-def test_batches_do_not_change_what_is_drawn(setup, tiny_pipe, tmp_path):
-    together = compare(setup, METHODS, benchmark_captions(3), tmp_path / "a")
-    alone = Setup(tiny_pipe, "tiny", setup.reward, batch_size=1)
-    apart = compare(alone, METHODS, benchmark_captions(3), tmp_path / "b")
+def test_several_images_a_prompt_are_independent_draws(setup, tmp_path):
+    several = replace(setup, num_images_per_prompt=3)
+    drawn = compare(several, [PLAIN], SUITE.first(2), tmp_path)["plain"]
+    assert [(record.index, record.image) for record in drawn] == [(i, j) for i in range(2) for j in range(3)]
+    assert [record.seed for record in drawn] == [0, 10**9, 2 * 10**9, 1, 10**9 + 1, 2 * 10**9 + 1]
+    assert len({record.pixels for record in drawn}) == 6
+    alone = compare(setup, [PLAIN], SUITE.first(2), tmp_path / "alone")["plain"]
+    assert [record.reward for record in alone] == pytest.approx([drawn[0].reward, drawn[3].reward], abs=1e-5)
+
+
+def test_held_out_rewards_are_scored_and_not_followed(setup, tmp_path):
+    held_out = CallableReward(blueness)
+    other = replace(setup, held_out_rewards=(held_out,))
+    prompts = SUITE.first(2)
+    seen, unseen = compare(other, [BEST], prompts, tmp_path / "a"), compare(setup, [BEST], prompts, tmp_path / "b")
+    assert [record.pixels for record in seen["best_of_n"]] == [record.pixels for record in unseen["best_of_n"]]
+    assert {tuple(record.held_out_rewards) for record in seen["best_of_n"]} == {("blueness",)}
+    assert not any(record.held_out_rewards for record in unseen["best_of_n"])
+    for record in seen["best_of_n"]:
+        assert record.cost.reward_calls == 2
+        assert record.reward_terms.keys() == {"redness"}
+    with pytest.raises(ValueError, match="held_out_rewards holds 'redness', which alignment follows"):
+        replace(setup, reward=2 * setup.reward + held_out, held_out_rewards=(setup.reward,))
+    with pytest.raises(ValueError, match="held_out_rewards holds 'blueness' twice"):
+        replace(setup, held_out_rewards=(held_out, held_out))
+
+
+def test_a_held_out_reward_that_fails_is_found_before_drawing(setup, tmp_path, drawn_batches):
+    def broken(images, prompts):
+        return images.mean()
+
+    with pytest.raises(ValueError, match="broken"):
+        compare(replace(setup, held_out_rewards=(CallableReward(broken),)), METHODS, SUITE.first(1), tmp_path)
+    assert drawn_batches == []
+
+
+def test_prompts_without_a_judge(setup, tmp_path):
+    other = replace(setup, suite=Suite((Prompt(5, "a lighthouse in a storm"), Prompt(2, "a cup"))))
+    drawn = compare(other, [PLAIN], other.suite.prompts, tmp_path)["plain"]
+    assert [(record.index, record.prompt, record.is_right) for record in drawn] == [
+        (5, "a lighthouse in a storm", None),
+        (2, "a cup", None),
+    ]
+    assert image_path(method_folder(tmp_path, PLAIN), Key(5, 0)).name == "0005_0.png"
+
+
+def test_traces_are_those_of_each_image(setup, tmp_path):
+    from diamond_diffusers.alignment import SMC
+
+    method = Method("smc", SMC(num_particles=2), 3)
+    record = compare(setup, [method], SUITE.first(2), tmp_path)["smc"][1]
+    pipe = setup.pipe
+    out = pipe(
+        [prompt.text for prompt in SUITE.first(2)],
+        reward=setup.reward,
+        alignment=method.alignment,
+        num_inference_steps=3,
+        generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+    )
+    for recorded, step in zip(record.trace, out.trace.steps, strict=True):
+        assert recorded["effective_sample_size"] == pytest.approx(step.effective_sample_size[1].item())
+        assert recorded["mean_value"] == pytest.approx(step.mean_value[1].item())
+
+
+def test_batches_do_not_change_what_is_drawn(setup, tmp_path):
+    together = compare(setup, METHODS, SUITE.first(3), tmp_path / "a")
+    apart = compare(replace(setup, batch_size=1), METHODS, SUITE.first(3), tmp_path / "b")
     for name in together:
         rewards = [[record.reward for record in run[name]] for run in (together, apart)]
         assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
 
 
-def test_a_killed_run_resumes(setup, tmp_path, drawn_batches, monkeypatch):
-    captions = benchmark_captions(4)
-    whole = compare(setup, METHODS, captions, tmp_path / "whole")
+def test_a_killed_run_resumes(setup, tmp_path, drawn_batches):
+    prompts = SUITE.first(4)
+    whole = compare(setup, METHODS, prompts, tmp_path / "whole")
     drawn_batches.clear()
 
-    def interrupt(name, done):
-        if (name, done) == ("best_of_n", 2):
+    def interrupt(label, done, total):
+        if (label, done) == ("best_of_n", 2):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(setup, METHODS, captions, tmp_path / "killed", interrupt)
-    resumed = compare(setup, METHODS, captions, tmp_path / "killed")
+        compare(setup, METHODS, prompts, tmp_path / "killed", interrupt)
+    resumed = compare(setup, METHODS, prompts, tmp_path / "killed")
     # Nothing was drawn twice.
     assert drawn_batches == [("plain", [0, 1]), ("plain", [2, 3]), ("best_of_n", [0, 1]), ("best_of_n", [2, 3])]
     for name in whole:
-        assert [(r.caption, r.reward) for r in resumed[name]] == [(r.caption, r.reward) for r in whole[name]]
-    compare(setup, METHODS, captions, tmp_path / "killed")
+        assert [(r.prompt, r.pixels) for r in resumed[name]] == [(r.prompt, r.pixels) for r in whole[name]]
+    compare(setup, METHODS, prompts, tmp_path / "killed")
     assert len(drawn_batches) == 4
 
 
-def test_more_captions_extend_a_run(setup, tmp_path, drawn_batches):
-    compare(setup, METHODS[:1], benchmark_captions(3), tmp_path)
-    records = compare(setup, METHODS[:1], benchmark_captions(5), tmp_path)
+def test_more_prompts_extend_a_run(setup, tmp_path, drawn_batches):
+    compare(setup, [PLAIN], SUITE.first(3), tmp_path)
+    records = compare(setup, [PLAIN], SUITE.first(5), tmp_path)
     assert [record.index for record in records["plain"]] == [0, 1, 2, 3, 4]
     assert drawn_batches[-1] == ("plain", [3, 4])
-    assert len(compare(setup, METHODS[:1], benchmark_captions(2), tmp_path)["plain"]) == 2
+    assert len(compare(setup, [PLAIN], SUITE.first(2), tmp_path)["plain"]) == 2
+
+
+def test_two_processes_share_the_images(setup, tmp_path):
+    prompts = SUITE.first(3)
+    setup = replace(setup, batch_size=1)
+    alone = compare(setup, METHODS, prompts, tmp_path / "alone")
+    # A run of one process that a run of two goes on with.
+    compare(setup, METHODS, prompts[:1], tmp_path / "shared")
+
+    def child():
+        processes, drawn = PartialState(cpu=True), []
+        draw = module.draw_batch
+
+        def spy(setup, method, prompts, keys, folder):
+            drawn.append((method.name, keys[0].index))
+            draw(setup, method, prompts, keys, folder)
+
+        module.draw_batch = spy
+        records = compare(setup, METHODS, prompts, tmp_path / "shared", processes=processes)
+        mine = 1 + processes.process_index
+        assert drawn == [("plain", mine), ("best_of_n", mine)]
+        # Each process knows what the other has drawn.
+        for name, expected in alone.items():
+            assert [record.pixels for record in records[name]] == [record.pixels for record in expected]
+
+    in_two_processes(child)
+    assert compare(setup, METHODS, prompts, tmp_path / "shared").keys() == alone.keys()
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"seed": 1}, "seed is 1, but .*plain.json' holds results for 0"), ({"reward_scale": 2.0}, "reward_scale is 2.0")],
+    [
+        ({"seed": 1}, r"seed is 1, but .*0000_0.json' holds a result for 0; choose another --output"),
+        ({"reward_scale": 2.0}, "reward_scale is 2.0"),
+        ({"arguments": {"guidance_scale": 2.0}}, r"arguments is \{'guidance_scale': 2.0\}"),
+        ({"suite": Suite(SUITE.prompts[:9])}, "prompts is "),
+    ],
 )
-def test_other_settings_are_refused(setup, tiny_pipe, tmp_path, drawn_batches, changed, message):
-    compare(setup, METHODS, benchmark_captions(1), tmp_path)
+def test_other_settings_are_refused(setup, tmp_path, drawn_batches, changed, message):
+    compare(setup, METHODS, SUITE.first(1), tmp_path)
     drawn_batches.clear()
-    other = Setup(tiny_pipe, "tiny", setup.reward, **changed)
     with pytest.raises(ValueError, match=message):
-        compare(other, METHODS, benchmark_captions(1), tmp_path)
+        compare(replace(setup, **changed), METHODS, SUITE.first(1), tmp_path)
     assert drawn_batches == []
 
 
-def test_another_alignment_or_other_weights_are_refused(setup, tiny_pipe, tmp_path):
-    compare(setup, METHODS[1:], benchmark_captions(1), tmp_path)
+def test_another_alignment_or_other_weights_are_refused(setup, tmp_path):
+    compare(setup, [BEST], SUITE.first(1), tmp_path)
     with pytest.raises(ValueError, match=r"alignment is .*'num_particles': 3.*choose another --output"):
-        compare(setup, [Method("best_of_n", BestOfN(num_particles=3), 3)], benchmark_captions(1), tmp_path)
-    tiny_pipe.transformer.proj_out.weight.data += 1e-3
+        compare(setup, [Method("best_of_n", BestOfN(num_particles=3), 3)], SUITE.first(1), tmp_path)
+    setup.pipe.transformer.proj_out.weight.data += 1e-3
     with pytest.raises(ValueError, match="model_weights is"):
-        compare(setup, METHODS[1:], benchmark_captions(1), tmp_path)
+        compare(setup, [BEST], SUITE.first(1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 1000}, "seed is 1000; give a number from 0 to 999"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"suite": Suite((Prompt(10**6, "a"),))}, "index outside 0 to 999999"),
+    ],
+)
+def test_settings_out_of_range(setup, changed, message):
+    with pytest.raises(ValueError, match=message):
+        replace(setup, **changed)
+
+
+def test_records_survive_the_disk(setup, tmp_path):
+    (record,) = compare(setup, [BEST], SUITE.first(1), tmp_path)["best_of_n"]
+    folder = method_folder(tmp_path, BEST)
+    settings, stored = read_record(folder / "0000_0.json")
+    assert stored == record
+    assert settings["seed"] == 0 and settings["alignment"]["num_particles"] == 2
+    assert RecordFolder(folder, settings).of([Key(0, 0)]) == [record]
+    (folder / "0000_0.json").write_text(json.dumps({"settings": {}}))
+    with pytest.raises(ValueError, match=r"0000_0.json' is no record of an image"):
+        read_record(folder / "0000_0.json")
 
 
 def test_a_fingerprint_sees_every_weight():
@@ -123,42 +262,3 @@ def test_a_fingerprint_sees_every_weight():
     assert before == fingerprint([module])
     module.bias.data[0] += 1e-6
     assert fingerprint([module]) != before
-
-
-def test_report(setup, tmp_path):
-    records = compare(setup, METHODS, benchmark_captions(4), tmp_path)
-    summaries = summarise(METHODS, records)
-    write_report(summaries, {"budget": 12}, tmp_path)
-    write_examples(records, tmp_path)
-    lines = (tmp_path / "table.md").read_text().splitlines()
-    assert len(lines) == 4
-    assert len({line.count("|") for line in lines}) == 1
-    header, row = ([cell.strip() for cell in line.split("|")] for line in (lines[0], lines[3]))
-    cells = dict(zip(header, row, strict=True))
-    assert (cells["method"], cells["particles"], cells["steps"], cells["budget used"]) == ("best_of_n", "2", "3", "12")
-    assert cells["minus best_of_n"] == "–"
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["settings"] == {"budget": 12}
-    assert results["methods"][0]["cost"]["network_evaluations"] == 6
-    assert {path.name for path in tmp_path.glob("examples_*")} == {"examples_plain.png", "examples_best_of_n.png"}
-    assert not list(tmp_path.rglob("*.partial*"))
-
-
-def test_a_row_by_hand(setup, tmp_path):
-    from dataclasses import replace
-
-    records = compare(setup, METHODS, benchmark_captions(4), tmp_path)
-    verdicts = {"plain": [False, False, True, False], "best_of_n": [True, True, True, False]}
-    judged = {
-        name: [replace(record, is_right=right) for record, right in zip(records[name], verdicts[name], strict=True)]
-        for name in records
-    }
-    plain, best = summarise(METHODS, judged)
-    assert (plain.score.mean, best.score.mean) == (0.25, 0.75)
-    assert best.differences["plain"].mean == 0.5
-    assert set(best.differences) == {"plain"}
-    assert "| +50.0 [+0.0, +100.0] |" in markdown_table([plain, best])
-    by_hand = {}
-    for record in judged["best_of_n"]:
-        by_hand.setdefault(record.category, []).append(record.is_right)
-    assert best.scores == {category: sum(own) / len(own) for category, own in by_hand.items()}

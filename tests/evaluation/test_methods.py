@@ -1,21 +1,25 @@
 import pytest
 
 from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
+from diamond_diffusers.diamond import DiamondTransition
 from diamond_diffusers.evaluation.compare import Setup, compare
 from diamond_diffusers.evaluation.methods import (
     RECIPES,
     REFERENCES,
     Method,
     Recipe,
-    build_methods,
     dry_cost,
     fit_to_budget,
+    plan_methods,
 )
+from diamond_diffusers.evaluation.prompts import miniature_suite
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.posteriors import GlassPosterior
 from diamond_diffusers.rewards import CallableReward
 
 from ..conftest import redness
+
+REWARD = CallableReward(redness, differentiable=True)
 
 
 @pytest.fixture
@@ -40,14 +44,55 @@ def test_a_dry_run_costs_what_the_formula_says(cost_of, alignment, expected):
     assert (cost.network_evaluations, cost.backward_passes, cost.decodes, cost.reward_calls) == expected
 
 
-@pytest.mark.parametrize("budget", [60, 101])
-def test_methods_fill_the_budget_without_exceeding_it(tiny_pipe, cost_of, budget):
-    for method in build_methods(list(RECIPES), budget, tiny_pipe):
-        cost = cost_of(method).equivalent_evaluations
-        assert cost <= budget
-        if RECIPES[method.name].grows:
-            more_steps = method.resized("num_inference_steps", method.num_inference_steps + 1)
-            assert cost_of(more_steps).equivalent_evaluations > budget
+def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
+    plan = plan_methods(list(RECIPES), [60, 101], tiny_pipe, REWARD)
+    assert [(entry.budget, entry.method.name) for entry in plan.entries] == [
+        (budget, name) for budget in (60, 101) for name in RECIPES if (budget, name) not in left_out(plan)
+    ]
+    for entry in plan.entries:
+        method = entry.method
+        assert cost_of(method).equivalent_evaluations == method.evaluations <= entry.budget
+        grows = RECIPES[method.name].grows
+        if grows:
+            more = method.resized(grows[-1], size_of(method, grows[-1]) + 1)
+            assert cost_of(more).equivalent_evaluations > entry.budget
+
+
+def left_out(plan):
+    return {(entry.budget, entry.name) for entry in plan.left_out}
+
+
+def size_of(method, what):
+    return method.num_inference_steps if what == "num_inference_steps" else getattr(method.alignment, what)
+
+
+def test_a_method_that_does_not_grow_is_drawn_once(tiny_pipe):
+    plan = plan_methods(["plain", "best_of_n"], [12, 24], tiny_pipe, REWARD)
+    assert [method.label for method in plan.methods] == ["plain_6", "best_of_n_12", "best_of_n_24"]
+    assert [method.label for method in plan.at(24)] == ["plain_6", "best_of_n_24"]
+
+
+def test_what_cannot_be_compared_is_listed_with_its_reason(tiny_pipe):
+    recipes = {
+        **{name: RECIPES[name] for name in ("plain", "best_of_n", "pathwise_guidance")},
+        "mapped": Recipe(SMC(transition=DiamondTransition())),
+    }
+    jpeg = CallableReward(redness, differentiable=False)
+    plan = plan_methods(list(recipes), [4, 12], tiny_pipe, jpeg, {"num_inference_steps": 2}, recipes)
+    assert [(entry.budget, entry.method.name) for entry in plan.entries] == [
+        (4, "plain"), (4, "best_of_n"), (12, "plain"), (12, "best_of_n")
+    ]  # fmt: skip
+    reasons = {(entry.budget, entry.name): entry.reason for entry in plan.left_out}
+    assert set(reasons) == {(budget, name) for budget in (4, 12) for name in ("pathwise_guidance", "mapped")}
+    assert "gradient is 'pathwise', but reward 'redness' has no gradient" in reasons[12, "pathwise_guidance"]
+    assert "needs a Diamond Map, but this flux model has none" in reasons[12, "mapped"]
+
+
+def test_a_recipe_may_grow_in_any_number_of_its_alignment(cost_of):
+    recipe = Recipe(SMC(num_particles=2, posterior=GlassPosterior(2)), grows=("num_particles",))
+    assert fit_to_budget("smc", recipe, 40, default_steps=3, cost_of=cost_of).alignment.num_particles == 3
+    with pytest.raises(ValueError, match="'smc' grows in max_tilt, which costs nothing"):
+        fit_to_budget("smc", Recipe(SMC(), grows=("max_tilt",)), 40, default_steps=3, cost_of=cost_of)
 
 
 def test_particles_grow_before_steps(cost_of):
@@ -62,14 +107,13 @@ def test_particles_grow_before_steps(cost_of):
 
 
 def test_the_dry_run_counts_as_the_real_one(tiny_pipe, cost_of, tmp_path):
-    from diamond_diffusers.evaluation.compare import benchmark_captions
-
-    setup = Setup(tiny_pipe, "tiny", CallableReward(redness, differentiable=True))
-    methods = build_methods(list(RECIPES), 24, tiny_pipe)
-    records = compare(setup, methods, benchmark_captions(2), tmp_path)
+    suite = miniature_suite()
+    setup = Setup(tiny_pipe, "tiny", suite, REWARD)
+    methods = plan_methods(list(RECIPES), [24], tiny_pipe, REWARD).methods
+    records = compare(setup, methods, suite.first(2), tmp_path)
     for method in methods:
         planned = cost_of(method).as_dict()
-        for record in records[method.name]:
+        for record in records[method.label]:
             assert {**record.cost.as_dict(), "seconds": 0} == {**planned, "seconds": 0}
 
 
@@ -78,13 +122,15 @@ def test_references_are_in_the_table():
 
 
 @pytest.mark.parametrize(
-    ("names", "budget", "message"),
+    ("names", "budgets", "message"),
     [
-        (["plain", "magic"], 100, "methods names 'magic'; choose among plain"),
-        (["plain", "plain"], 100, "methods names 'plain' twice"),
-        (["plain"], 5, "budget is 5, but method 'plain' takes at least 6"),
+        (["plain", "magic"], [100], "methods names 'magic'; choose among plain"),
+        (["plain", "plain"], [100], "methods names 'plain' twice"),
+        (["plain"], [100, 100], r"budgets is \[100, 100\]; give different positive numbers"),
+        (["plain"], [], r"budgets is \[\]"),
+        (["plain"], [5], "budget is 5, but method 'plain' takes at least 6"),
     ],
 )
-def test_errors_are_clear(tiny_pipe, names, budget, message):
+def test_errors_are_clear(tiny_pipe, names, budgets, message):
     with pytest.raises(ValueError, match=message):
-        build_methods(names, budget, tiny_pipe)
+        plan_methods(names, budgets, tiny_pipe, REWARD)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from diamond_diffusers.evaluation.statistics import means_by_group, paired_difference, proportion
+from diamond_diffusers.evaluation.statistics import mean, means_by_group, paired_difference, proportion
 
 
 def test_wilson_interval_of_a_textbook_case():
@@ -32,6 +32,14 @@ def test_bootstrap_agrees_with_the_normal_interval():
     half = 1.96 * math.sqrt(0.56 / 500)
     assert estimate.mean == pytest.approx(0.2)
     assert (estimate.lower, estimate.upper) == pytest.approx((0.2 - half, 0.2 + half), abs=0.006)
+
+
+def test_mean_of_two_values_has_a_known_law():
+    # Resamples of 0 and 1 have the mean 0, 1/2 or 1 with probabilities 1/4, 1/2 and 1/4.
+    estimate = mean([0.0, 1.0])
+    assert (estimate.mean, estimate.lower, estimate.upper) == (0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="values is empty"):
+        mean([])
 
 
 def test_pairs_are_kept_together():

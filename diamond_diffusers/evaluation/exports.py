@@ -1,0 +1,63 @@
+"""A comparison's images in the folders that the programs of other benchmarks read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from .compare import method_folder
+from .files import write_bytes
+from .methods import Plan
+from .prompts import Prompt
+from .records import Record, image_path
+
+
+def export(
+    name: str, plan: Plan, records: Mapping[str, Sequence[Record]], prompts: Sequence[Prompt], folder: Path
+) -> None:
+    """Copies the images of every method to `exports/<name>/<method>/` of the comparison's folder.
+
+    Args:
+        name: of a format in `EXPORTS`.
+        records: of each method of the plan.
+        prompts: those of the records.
+        folder: of the comparison.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
+    check_export(name)
+    of_index = {prompt.index: prompt for prompt in prompts}
+    for method in plan.methods:
+        source, target = method_folder(folder, method), folder / "exports" / name / method.label
+        for record in records[method.label]:
+            EXPORTS[name](of_index[record.index], record, image_path(source, record.key), target)
+
+
+def check_export(name: str) -> None:
+    """Raises a `ValueError` for a format that is unknown."""
+    if name not in EXPORTS:
+        raise ValueError(f"export is {name!r}; choose one of {', '.join(EXPORTS)}")
+
+
+def _geneval(prompt: Prompt, record: Record, image: Path, target: Path) -> None:
+    """A folder a prompt with its line of `evaluation_metadata.jsonl` and its samples (arXiv 2310.11513)."""
+    folder = target / f"{record.index:05d}"
+    metadata = prompt.metadata or {"tag": prompt.category, "prompt": prompt.text}
+    write_bytes(folder / "metadata.jsonl", (json.dumps(dict(metadata)) + "\n").encode())
+    _copy(image, folder / "samples" / f"{record.image:04d}.png")
+
+
+def _unigenbench(prompt: Prompt, record: Record, image: Path, target: Path) -> None:
+    """All images in one folder, named by prompt and image (arXiv 2510.18701)."""
+    _copy(image, target / f"{record.index}_{record.image}.png")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+EXPORTS: dict[str, Callable[[Prompt, Record, Path, Path], None]] = {"geneval": _geneval, "unigenbench": _unigenbench}

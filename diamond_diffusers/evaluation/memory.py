@@ -1,0 +1,49 @@
+"""The most memory that a piece of work has held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# Linux lets a process forget the peak of its own memory.
+_FORGET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass
+class PeakMemory:
+    """What is known once the work is done.
+
+    Attributes:
+        bytes: what torch had allocated on a GPU at most, weights included, or the largest resident set of the process
+            on a CPU; None on a system that does not tell.
+    """
+
+    bytes: int | None = None
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Measures what the work within holds at most."""
+    peak = PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    can_tell = _forget_peak()
+    yield peak
+    if can_tell:
+        kibibytes = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")).split()[1]
+        peak.bytes = 1024 * int(kibibytes)
+
+
+def _forget_peak() -> bool:
+    try:
+        _FORGET.write_text("5")
+    except OSError:
+        return False
+    return True

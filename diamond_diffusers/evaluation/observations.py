@@ -1,0 +1,158 @@
+"""Noised clean latents of a model, and what posterior samplers draw there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..alignment.budget import EmptyModel
+from ..alignment.model import TiltedModel
+from ..alignment.random_source import RandomSource
+from ..levels import RectifiedFlowPath, add_noise
+from ..miniature.grammar import Caption, held_out_captions
+from ..miniature.render import IMAGE_SIZE, render, sample_scene
+from ..pipelines import DiamondMapPipeline
+from ..pipelines.arguments import check_baked_guidance, resolve_arguments
+from ..posteriors import PosteriorSampler, PosteriorSamples
+from ..rewards import Reward
+from ..training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Noised clean latents, and what the model predicts there.
+
+    Attributes:
+        model: of `N` images.
+        x: `[N, ...]` in the bounded coordinate.
+        noise_to_signal: their level.
+        predicted: by the model as loaded, `[N, ...]`.
+        reference_noise, sampler_noise: independent standard normals `[N, K, ...]`, for up to K look-aheads of each.
+    """
+
+    model: TiltedModel
+    x: Tensor
+    noise_to_signal: float
+    predicted: Tensor
+    reference_noise: Tensor
+    sampler_noise: Tensor
+
+    @classmethod
+    def of(cls, model: TiltedModel, clean: Tensor, level: float, num_samples: int, seed: int) -> Observations:
+        """Clean latents `[N, ...]` noised to a time of rectified flow, or to the model's largest level below it."""
+        network = model.network(model.owners(1, clean.device))
+        kappa = min(RectifiedFlowPath().noise_to_signal(level).item(), network.max_noise_to_signal)
+        x = add_noise(clean, keyed_noise(f"{seed} {level} observations", clean, 1), kappa)
+        reference_noise, sampler_noise = (
+            keyed_noise(f"{seed} {level} {name}", clean, num_samples).unflatten(0, (len(clean), -1))
+            for name in ("reference", "samplers")
+        )
+        return cls(model, x, kappa, network.predict(x, kappa), reference_noise, sampler_noise)
+
+    def draw(self, sampler: PosteriorSampler, noise: Tensor) -> PosteriorSamples:
+        """Look-aheads of all observations from the first of their noise `[N, K, ...]`."""
+        network = self.model.network(self.model.owners(1, self.x.device))
+        rows = noise[:, : sampler.num_samples].flatten(0, 1)
+        return sampler.sample(network, self.x, self.noise_to_signal, self.predicted, rows)
+
+    def network_evaluations(self, sampler: PosteriorSampler) -> int:
+        """What the look-aheads of one observation cost in a run, which predicts there where they use that."""
+        models = [(self.model.backbone, self.model.conditions), self.model.score_model]
+        first = torch.zeros(1, dtype=torch.long)
+        own, scores = ((EmptyModel(pair[0]), pair[1].rows(first)) if pair is not None else None for pair in models)
+        empty = TiltedModel(*own, [""], score_model=scores)
+        network, x = empty.network(empty.owners(1)), torch.zeros(1, 1)
+        predicted = network.predict(x, self.noise_to_signal) if sampler.uses_prediction else None
+        sampler.sample(network, x, self.noise_to_signal, predicted, torch.zeros(sampler.num_samples, 1))
+        return empty.cost.network_evaluations
+
+    def score(self, drawn: PosteriorSamples) -> Tensor:
+        """The scaled rewards of look-aheads, `[N, K]`."""
+        owners = self.model.owners(1, self.x.device)
+        # Images take far more memory than latents.
+        size = max(1, (self.model.particle_batch_size or drawn.log_weights.numel()) // drawn.samples.shape[1])
+        parts = zip(drawn.samples.split(size), owners.split(size), strict=True)
+        rewards = [self.model.tilt(z.flatten(0, 1), owner, self.noise_to_signal) for z, owner in parts]
+        return torch.cat(rewards).double().reshape(drawn.log_weights.shape)
+
+
+def keyed_noise(key: str, latents: Tensor, rows_per_latent: int) -> Tensor:
+    """Standard normals `[N rows_per_latent, ...]` for latents `[N, ...]`, each of which has its own generator."""
+    seeds = [random.Random(f"{key} {index}").getrandbits(63) for index in range(len(latents))]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return RandomSource(generators, len(latents), latents.device).normal(rows_per_latent, latents.shape[1:])
+
+
+@contextmanager
+def tilted_model(
+    pipe: DiamondMapPipeline,
+    prompts: Sequence[str],
+    reward: Reward | None = None,
+    reward_scale: float = 1.0,
+    particle_batch_size: int | None = None,
+) -> Iterator[TiltedModel]:
+    """A pipeline's model for some prompts, as its own call has it; valid while the context is open.
+
+    Raises:
+        ValueError: the guidance is not what the model's Diamond Map was distilled with.
+    """
+    backbone = pipe.backbone
+    arguments = resolve_arguments(backbone, {"prompt": list(prompts)}, pipe.defaults)
+    with backbone.calling(arguments):
+        if backbone.has_diamond_map:
+            check_baked_guidance(backbone, arguments)
+        with torch.no_grad():
+            conditions = backbone.encode(arguments)
+        if reward is not None:
+            reward.to(device=pipe._execution_device)
+        yield TiltedModel(backbone, conditions, prompts, reward, reward_scale, particle_batch_size)
+
+
+def shuffled_captions(count: int, seed: int = 0) -> list[Caption]:
+    """The first of the held-out captions of the miniature world in a random order.
+
+    Raises:
+        ValueError: there are not that many.
+    """
+    captions = list(held_out_captions())
+    if count > len(captions):
+        raise ValueError(f"num_observations is {count}; give at most {len(captions)}, or prompts of your own")
+    random.Random(seed).shuffle(captions)
+    return captions[:count]
+
+
+@torch.no_grad()
+def rendered_latents(pipe: DiamondMapPipeline, captions: Sequence[Caption], seed: int = 0) -> Tensor:
+    """Latents `[N, ...]` of a render of each caption.
+
+    Raises:
+        ValueError: the pipeline draws images of another size.
+    """
+    size = pipe.defaults.get("height")
+    if size != IMAGE_SIZE:
+        raise ValueError(
+            f"prompt is not given, so that renders of the miniature world would be observed, which are {IMAGE_SIZE} "
+            f"pixels high; this model draws {size or 'its own number'}: name prompts, whose samples are observed then"
+        )
+    scenes = [sample_scene(caption, random.Random(f"{seed} {index}")) for index, caption in enumerate(captions)]
+    mean, deviation = Teacher(pipe.backbone, pipe.defaults).encode_images(2 * render(scenes) - 1)
+    return (mean + deviation * keyed_noise(f"{seed} latents", mean, 1)).float()
+
+
+def sampled_latents(
+    pipe: DiamondMapPipeline, prompts: Sequence[str], seed: int = 0, particle_batch_size: int | None = None
+) -> Tensor:
+    """Clean latents `[N, ...]` that the model itself draws of each prompt."""
+    generators = [torch.Generator().manual_seed(1_000_000 * seed + index) for index in range(len(prompts))]
+    return pipe(
+        list(prompts),
+        alignment="none",
+        generator=generators,
+        particle_batch_size=particle_batch_size,
+        output_type="latent",
+    ).images.float()

@@ -1,0 +1,132 @@
+"""The prompts of a comparison: those of the miniature world, or a benchmark's own file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..miniature.grammar import held_out_captions
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to draw.
+
+    Attributes:
+        index: its number in the file that it comes from; seeds and the names of images depend on it.
+        category: a part of the benchmark.
+        metadata: what the file says of it beyond this.
+    """
+
+    index: int
+    text: str
+    category: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The prompts of a comparison, in an order of which every beginning is a fair sample.
+
+    Attributes:
+        is_judged: whether the judge of the miniature world decides on the images.
+    """
+
+    prompts: tuple[Prompt, ...]
+    is_judged: bool = False
+
+    def first(self, count: int | None) -> Sequence[Prompt]:
+        """The first `count` prompts; all for None.
+
+        Raises:
+            ValueError: there are not that many.
+        """
+        if count is not None and not 1 <= count <= len(self.prompts):
+            raise ValueError(f"num_prompts is {count}; give a number from 1 to {len(self.prompts)}")
+        return self.prompts[:count]
+
+
+def miniature_suite() -> Suite:
+    """The 300 held-out captions of the miniature world."""
+    captions = list(held_out_captions())
+    random.Random(0).shuffle(captions)
+    prompts = [Prompt(index, caption.text, caption.category) for index, caption in enumerate(captions)]
+    return Suite(tuple(prompts), is_judged=True)
+
+
+def read_prompts(path: Path) -> Suite:
+    """The prompts of a file, in a fixed random order.
+
+    The file is, by its suffix and its header: GenEval's `evaluation_metadata.jsonl`; a `.csv` of DrawBench (columns
+    `Prompts`, `Category`) or of UniGenBench (`index`, `prompt`, `sub_dims`, the latter two perhaps with `_en` or
+    `_zh`); or a `.txt` with a prompt a line, as of T2I-CompBench, whose file names are its categories.
+
+    Raises:
+        ValueError: the file has another form, or holds no prompts.
+        OSError: it cannot be read.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(f"prompts is '{path}'; give a file that ends with {', '.join(READERS)}")
+    prompts = [prompt for prompt in READERS[path.suffix](path) if prompt.text]
+    if not prompts:
+        raise ValueError(f"prompts is '{path}', which holds no prompt; give one with at least one")
+    if len({prompt.index for prompt in prompts}) < len(prompts):
+        raise ValueError(f"prompts is '{path}', where an index comes twice; number the prompts")
+    random.Random(0).shuffle(prompts)
+    return Suite(tuple(prompts))
+
+
+def _geneval(path: Path) -> Iterator[Prompt]:
+    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        if not line.strip():
+            continue
+        try:
+            metadata = json.loads(line)
+            yield Prompt(index, metadata["prompt"].strip(), metadata["tag"], metadata)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"prompts is '{path}', whose line {index + 1} is no GenEval entry; give objects with 'prompt' and 'tag'"
+            ) from error
+
+
+def _table(path: Path) -> Iterator[Prompt]:
+    # Spreadsheets begin such files with a byte-order mark.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if {"Prompts", "Category"} <= set(columns):
+            for index, row in enumerate(reader):
+                yield Prompt(index, row["Prompts"].strip(), row["Category"].strip())
+            return
+        for suffix in ("", "_en", "_zh"):
+            if {"index", f"prompt{suffix}", f"sub_dims{suffix}"} <= set(columns):
+                yield from (_unigenbench(row, f"prompt{suffix}", f"sub_dims{suffix}", path) for row in reader)
+                return
+    raise ValueError(
+        f"prompts is '{path}' with the columns {', '.join(columns) or 'none'}; give those of DrawBench (Prompts, "
+        "Category) or of UniGenBench (index, prompt_en, sub_dims_en)"
+    )
+
+
+def _unigenbench(row: Mapping[str, str], text: str, dimensions: str, path: Path) -> Prompt:
+    try:
+        metadata = json.loads(row[dimensions])
+        return Prompt(int(row["index"]), row[text].strip(), metadata["Primary Categories"], metadata)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"prompts is '{path}', whose row with index {row['index']!r} is no UniGenBench entry; "
+            f"give an integer index and a JSON object with 'Primary Categories' in {dimensions}"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[Prompt]:
+    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        yield Prompt(index, line.strip(), path.stem)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Prompt]]] = {".jsonl": _geneval, ".csv": _table, ".txt": _lines}

@@ -1,0 +1,152 @@
+"""The rows of a comparison's tables: figures of one method at one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..rewards.clip import CLIPBasedReward
+from .compare import method_folder
+from .diversity import diversities
+from .methods import REFERENCES, Method, Plan
+from .records import Record, image_path
+from .statistics import Estimate, mean, means_by_group, paired_difference, proportion
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row of the table; intervals are over prompts.
+
+    Attributes:
+        budget: of an image.
+        method: the largest within it.
+        num_prompts, num_images: on which the row rests.
+        score: share of images that the judge finds right; None where there is no judge.
+        scores: the same by category.
+        reward: what alignment followed, unscaled.
+        held_out_rewards: what no method has seen.
+        differences: of the score, or of the reward where there is no judge, to each reference method at this budget.
+        diversity: mean distance of two images of one prompt in CLIP space; None where each has one image.
+        cost: mean of an image; `equivalent_evaluations` is what the budget limits.
+        peak_bytes: the most memory that a batch held; None where that is not known.
+    """
+
+    budget: int
+    method: Method
+    num_prompts: int
+    num_images: int
+    score: Estimate | None
+    scores: dict[str, float]
+    reward: Estimate
+    held_out_rewards: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    diversity: Estimate | None
+    cost: dict[str, float]
+    peak_bytes: int | None
+
+    def flat(self) -> dict[str, Any]:
+        """The row as plain numbers and texts under one-level names, for CSV."""
+        options = {
+            "budget": self.budget,
+            "method": self.method.name,
+            "num_particles": self.method.alignment.num_particles,
+            "num_inference_steps": self.method.num_inference_steps,
+        }
+        rest = [name for name in self.__dataclass_fields__ if name not in ("budget", "method")]
+        return options | _flat({name: getattr(self, name) for name in rest})
+
+
+def summarise(
+    plan: Plan, records: Mapping[str, Sequence[Record]], folder: Path, clip: CLIPBasedReward | None = None
+) -> list[Summary]:
+    """The table's rows, budget after budget.
+
+    Args:
+        records: of each method of the plan, over the same images.
+        folder: of the images.
+        clip: in whose space diversity is measured; None for no diversity.
+    """
+    diversity = {}
+    for method in plan.methods if clip is not None else ():
+        paths: dict[int, list[Path]] = {}
+        for record in records[method.label]:
+            paths.setdefault(record.index, []).append(image_path(method_folder(folder, method), record.key))
+        found = diversities(clip, paths)
+        diversity[method.label] = mean(found) if found else None
+    rows = []
+    for entry in plan.entries:
+        references = {method.name: method for method in plan.at(entry.budget) if method.name in REFERENCES}
+        compared = {name: records[method.label] for name, method in references.items() if name != entry.method.name}
+        own = records[entry.method.label]
+        rows.append(_summarise(entry.budget, entry.method, own, compared, diversity.get(entry.method.label)))
+    return rows
+
+
+def _summarise(
+    budget: int,
+    method: Method,
+    own: Sequence[Record],
+    references: Mapping[str, Sequence[Record]],
+    diversity: Estimate | None,
+) -> Summary:
+    is_judged = own[0].is_right is not None
+    aim = "is_right" if is_judged else "reward"
+    right = per_prompt(own, "is_right") if is_judged else []
+    by_prompt = {record.index: record.category for record in own}
+    costs = [record.cost.as_dict() for record in own]
+    peaks = [record.peak_bytes for record in own]
+    return Summary(
+        budget=budget,
+        method=method,
+        num_prompts=len(by_prompt),
+        num_images=len(own),
+        score=_share(own, right) if is_judged else None,
+        scores=means_by_group(right, list(by_prompt.values())) if is_judged else {},
+        reward=mean(per_prompt(own, "reward")),
+        held_out_rewards={
+            name: mean(_per_prompt(own, [record.held_out_rewards[name] for record in own]))
+            for name in own[0].held_out_rewards
+        },
+        differences={
+            name: paired_difference(per_prompt(own, aim), per_prompt(others, aim))
+            for name, others in references.items()
+        },
+        diversity=diversity,
+        cost={key: sum(cost[key] for cost in costs) / len(costs) for key in costs[0]},
+        peak_bytes=None if None in peaks else max(peaks),
+    )
+
+
+def method_names(summaries: Sequence[Summary]) -> list[str]:
+    """Of all rows, in the order of the largest budget, within which most methods fit."""
+    return list(dict.fromkeys(row.method.name for row in sorted(summaries, key=lambda row: -row.budget)))
+
+
+def per_prompt(records: Sequence[Record], name: str) -> list[float]:
+    """The mean of an attribute over the images of each prompt, in the order of the prompts."""
+    return _per_prompt(records, [getattr(record, name) for record in records])
+
+
+def _per_prompt(records: Sequence[Record], values: Sequence[float]) -> list[float]:
+    return list(means_by_group(values, [record.index for record in records]).values())
+
+
+def _share(records: Sequence[Record], right: Sequence[float]) -> Estimate:
+    """Of right images; several of one prompt are not independent, so that the prompts' shares are resampled then."""
+    if len(right) == len(records):
+        return proportion([record.is_right for record in records])
+    return mean(right)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Estimate):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}_")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,177 @@
+"""The columns of a comparison's tables, and the tables as text for the console and in markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from ..miniature.grammar import CATEGORIES
+from .methods import REFERENCES, LeftOut
+from .statistics import Estimate
+from .summary import Summary, method_names
+
+NOTHING = "–"
+
+Column = tuple[str, Callable[[Summary], str]]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose first column holds names and whose others hold figures."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) -> list[TextTable]:
+    """The methods at all budgets, then each budget with its differences and costs, then what was left out."""
+    tables = [_overview(summaries)]
+    budgets = dict.fromkeys(summary.budget for summary in summaries)
+    for budget in budgets:
+        rows = [summary for summary in summaries if summary.budget == budget]
+        where = f", budget {budget}" if len(budgets) > 1 else ""
+        tables.append(_table(f"{_quality_title(rows)}{where}", [METHOD, *_quality(rows)], rows))
+        tables.append(
+            _table(f"Differences and rewards [95 % intervals]{where}", [METHOD, *SIZES, *_rewards(rows)], rows)
+        )
+        tables.append(_table(f"Cost of an image{where}", [METHOD, *COSTS], rows))
+    if left_out:
+        tables.append(_left_out(left_out))
+    return [table for table in tables if len(table.header) > 1]
+
+
+def rich_table(table: TextTable) -> Table:
+    """A table for the console, without its title."""
+    # Words and intervals under each other keep the table within 80 columns.
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for position, header in enumerate(table.header):
+        justify = "left" if position == 0 or header == "reason" else "right"
+        drawn.add_column(header.replace(" ", "\n"), justify=justify, overflow="fold", no_wrap=position == 0)
+    for row in table.rows:
+        drawn.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
+    return drawn
+
+
+def markdown(table: TextTable) -> str:
+    """A table in markdown, under its title."""
+    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def aim(summary: Summary) -> tuple[Estimate, Callable[[Estimate | None, str], str]]:
+    """What methods are compared by, and how it is written: the judge's score, or the reward where there is none."""
+    return (summary.reward, _number) if summary.score is None else (summary.score, _percent)
+
+
+def _overview(summaries: Sequence[Summary]) -> TextTable:
+    """A row a method, a column a budget."""
+    budgets = list(dict.fromkeys(summary.budget for summary in summaries))
+    cells = {(summary.method.name, summary.budget): summary for summary in summaries}
+    what = "Mean reward" if summaries[0].score is None else "Right images, %"
+    rows = []
+    for name in method_names(summaries):
+        found = [cells.get((name, budget)) for budget in budgets]
+        rows.append([name, *(NOTHING if cell is None else _aim_text(cell) for cell in found)])
+    header = ["method", *(str(budget) for budget in budgets)]
+    return TextTable(f"{what}, by network evaluations an image [95 % intervals]", header, rows)
+
+
+def _left_out(entries: Sequence[LeftOut]) -> TextTable:
+    """A row for each method and reason, which may hold at several budgets."""
+    budgets: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        budgets.setdefault((entry.name, entry.reason), []).append(str(entry.budget))
+    rows = [[name, ", ".join(where), reason] for (name, reason), where in budgets.items()]
+    return TextTable("Left out", ["method", "budget", "reason"], rows)
+
+
+def _aim_text(summary: Summary) -> str:
+    estimate, write = aim(summary)
+    return write(estimate, "")
+
+
+def _table(title: str, columns: Sequence[Column], rows: Sequence[Summary]) -> TextTable:
+    return TextTable(title, [header for header, _ in columns], [[text(row) for _, text in columns] for row in rows])
+
+
+def _percent(estimate: Estimate | None, sign: str = "") -> str:
+    return _interval(estimate, 100, f"{sign}.1f")
+
+
+def _number(estimate: Estimate | None, sign: str = "") -> str:
+    return _interval(estimate, 1, f"{sign}.3g" if sign else ".4g")
+
+
+def _interval(estimate: Estimate | None, factor: float, form: str) -> str:
+    if estimate is None:
+        return NOTHING
+    mean, lower, upper = (format(factor * x, form) for x in (estimate.mean, estimate.lower, estimate.upper))
+    return f"{mean} [{lower}, {upper}]"
+
+
+def _quality_title(rows: Sequence[Summary]) -> str:
+    if rows[0].score is None:
+        return f"Images of {rows[0].num_prompts} prompts"
+    return f"Right images, % of {rows[0].num_images} [95 % interval]"
+
+
+def _quality(rows: Sequence[Summary]) -> list[Column]:
+    """The judge's scores, where there is a judge, and diversity, where it was measured."""
+    found = dict.fromkeys(category for row in rows for category in row.scores)
+    ordered = [*(name for name in CATEGORIES if name in found), *(name for name in found if name not in CATEGORIES)]
+    columns = [_category(name) for name in ordered]
+    if rows[0].score is not None:
+        columns.append(("all", lambda summary: _percent(summary.score)))
+    if any(row.diversity is not None for row in rows):
+        columns.append(("diversity", lambda summary: _number(summary.diversity)))
+    return columns
+
+
+def _rewards(rows: Sequence[Summary]) -> list[Column]:
+    present = {name for row in rows for name in row.differences}
+    held_out = dict.fromkeys(name for row in rows for name in row.held_out_rewards)
+    return [
+        *(_difference(name) for name in REFERENCES if name in present),
+        ("reward", lambda summary: _number(summary.reward)),
+        *(_held_out(name) for name in held_out),
+    ]
+
+
+def _category(name: str) -> Column:
+    def text(summary: Summary) -> str:
+        return f"{100 * summary.scores[name]:.1f}" if name in summary.scores else NOTHING
+
+    return name.replace("_", " "), text
+
+
+def _difference(name: str) -> Column:
+    return f"minus {name}", lambda summary: aim(summary)[1](summary.differences.get(name), "+")
+
+
+def _held_out(name: str) -> Column:
+    return f"held out: {name}", lambda summary: _number(summary.held_out_rewards.get(name))
+
+
+def _cost(key: str, title: str, digits: int = 0) -> Column:
+    return title, lambda summary: f"{summary.cost[key]:.{digits}f}"
+
+
+METHOD: Column = ("method", lambda summary: summary.method.name)
+SIZES: list[Column] = [
+    ("particles", lambda summary: str(summary.method.alignment.num_particles)),
+    ("steps", lambda summary: str(summary.method.num_inference_steps)),
+]
+COSTS: list[Column] = [
+    _cost("equivalent_evaluations", "budget used"),
+    _cost("network_evaluations", "network evaluations"),
+    _cost("backward_passes", "backward passes"),
+    _cost("decodes", "decodes"),
+    _cost("reward_calls", "reward calls"),
+    _cost("seconds", "seconds", 2),
+    ("peak MiB", lambda summary: NOTHING if summary.peak_bytes is None else f"{summary.peak_bytes / 2**20:.0f}"),
+]

@@ -1,0 +1,115 @@
+"""The commands `benchmark` and `redraw`."""
+
+import json
+import re
+from importlib import resources
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from diamond_diffusers.cli import app
+from diamond_diffusers.evaluation.methods import RECIPES
+
+
+def invoke(*arguments):
+    environment = {"COLUMNS": "200", "TERM": "dumb"}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def succeed(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture
+def command(tiny_folder, redness_reward, tmp_path):
+    return ("benchmark", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
+
+
+def test_it_prints_saves_and_resumes(command, tmp_path):
+    out = tmp_path / "out"
+    command += ("--num-prompts", 3, "--batch-size", 2, "--budgets", "5,6", "--held-out-reward", "brightness")
+    printed = succeed(*command, "--methods", "plain, best_of_n")
+    for words in ("plain", "best_of_n", "counting", "brightness", "decodes", "peak", "Left out", "takes at least 6"):
+        assert words in printed
+    results = json.loads((out / "results.json").read_text())
+    rows = {(row["budget"], row["method"]["name"]): row for row in results["methods"]}
+    # Two evaluations a step: at budget 5 best-of-N takes two steps, and plain sampling would take its three.
+    assert set(rows) == {(5, "best_of_n"), (6, "best_of_n"), (6, "plain")}
+    assert [(entry["budget"], entry["name"]) for entry in results["left_out"]] == [(5, "plain")]
+    assert [rows[budget, "best_of_n"]["cost"]["equivalent_evaluations"] for budget in (5, 6)] == [4, 6]
+    assert rows[6, "best_of_n"]["held_out_rewards"].keys() == {"brightness"}
+    assert results["settings"]["budgets"] == [5, 6]
+    assert (out / "report.html").exists() and (out / "plots" / "reward_against_cost.png").exists()
+    drawn = {path: path.stat().st_mtime_ns for path in out.rglob("images/*/*.png")}
+    assert len(drawn) == 9
+    succeed(*command, "--methods", "best_of_n,plain")
+    assert drawn == {path: path.stat().st_mtime_ns for path in out.rglob("images/*/*.png")}
+    result = invoke(*command, "--methods", "plain", "--seed", 1)
+    assert result.exit_code == 2
+    assert "seed is 1, but" in result.output
+
+
+def test_a_prompts_file_is_exported_and_redrawn(command, tmp_path):
+    out, prompts = tmp_path / "out", tmp_path / "evaluation_metadata.jsonl"
+    entries = [{"tag": "counting", "include": [], "prompt": text} for text in ("two cats", "three dogs")]
+    prompts.write_text("\n".join(map(json.dumps, entries)))
+    call = (*command, "--prompts", prompts, "--methods", "best_of_n", "--budgets", 8, "--num-inference-steps", 2)
+    printed = succeed(*call, "--num-images-per-prompt", 2, "--export", "geneval", "--export", "unigenbench",
+                      "--diversity-clip", clip_folder())  # fmt: skip
+    assert "Mean reward" in printed and "diversity" in printed
+    (row,) = json.loads((out / "results.json").read_text())["methods"]
+    assert (row["method"]["num_inference_steps"], row["num_images"], row["score"]) == (2, 4, None)
+    assert row["diversity"]["mean"] > 0
+    metadata = json.loads((out / "exports/geneval/best_of_n_8/00001/metadata.jsonl").read_text())
+    assert metadata == entries[1]
+    exported = np.asarray(Image.open(out / "exports/unigenbench/best_of_n_8/1_1.png"))
+    record = out / "images" / "best_of_n_8" / "0001_1.json"
+    printed = succeed("redraw", record, "--output", tmp_path / "again.png", "--device", "cpu")
+    assert "has the pixels of the record, bit for bit" in printed
+    assert (np.asarray(Image.open(tmp_path / "again.png")) == exported).all()
+    changed = json.loads(record.read_text())
+    changed["record"]["batch"]["seeds"] = [seed + 1 for seed in changed["record"]["batch"]["seeds"]]
+    record.write_text(json.dumps(changed))
+    result = invoke("redraw", record, "--output", tmp_path / "again.png", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "differs from the record (on the same device and libraries)" in result.output
+
+
+def clip_folder():
+    return resources.files("diamond_diffusers.miniature") / "weights" / "clip"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--methods", "plain,magic"), f"methods names 'magic'; choose among {', '.join(RECIPES)}"),
+        (("--num-prompts", 301), "num_prompts is 301; give a number from 1 to 300"),
+        (("--methods", "plain", "--budgets", 2), "budget is 2, but method 'plain' takes at least 6"),
+        (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),
+        (("--export", "coco"), "export is 'coco'; choose one of geneval, unigenbench"),
+        (("--prompts", "nowhere.txt"), "No such file or directory: 'nowhere.txt'"),
+        (("--held-out-reward", "redness"), "held_out_rewards holds 'redness', which alignment follows"),
+    ],
+)
+def test_bad_input_is_one_sentence(command, arguments, sentence):
+    result = invoke(*command, *arguments)
+    assert result.exit_code == 2
+    assert sentence in re.sub(r"\s+", " ", result.output)
+
+
+def test_a_reward_is_needed(tiny_folder, tmp_path):
+    result = invoke("benchmark", "--model", tiny_folder, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "--reward is not given" in result.output
+
+
+def test_only_records_are_redrawn(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text("{}")
+    result = invoke("redraw", path)
+    assert result.exit_code == 2
+    assert "is no record of an image" in result.output

@@ -1,0 +1,213 @@
+"""Tables, CSV, JSON, pictures and HTML of comparisons whose figures are known."""
+
+import base64
+import csv
+import io
+import json
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from diamond_diffusers.evaluation.methods import Entry, Plan
+from diamond_diffusers.evaluation.plots import cost_figures, method_colours, trace_figure
+from diamond_diffusers.evaluation.report import write_report
+from diamond_diffusers.evaluation.summary import summarise
+from diamond_diffusers.evaluation.tables import markdown, rich_table
+
+from .made_up import BEST, PLAIN, PLAN, made_up_comparison, made_up_records
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    return made_up_comparison(tmp_path)
+
+
+def row_of(comparison, budget, name):
+    return next(row for row in comparison.summaries if (row.budget, row.method.name) == (budget, name))
+
+
+def cells(table, name):
+    return dict(zip(table.header, next(row for row in table.rows if row[0] == name), strict=True))
+
+
+def test_rows_by_hand(comparison):
+    assert [(row.budget, row.method.name) for row in comparison.summaries] == [
+        (12, "plain"),
+        (12, "best_of_n"),
+        (24, "plain"),
+        (24, "best_of_n"),
+    ]
+    best = row_of(comparison, 24, "best_of_n")
+    assert (best.score.mean, best.reward.mean, best.held_out_rewards["2*other"].mean) == (0.75, 4.0, 40.0)
+    assert best.scores == {"single_object": 1.0, "counting": 0.5}
+    assert {name: difference.mean for name, difference in best.differences.items()} == {"plain": 0.5}
+    assert row_of(comparison, 24, "plain").differences["best_of_n"].mean == -0.5
+    assert row_of(comparison, 12, "plain").differences["best_of_n"].mean == -0.25
+    assert (best.cost["equivalent_evaluations"], best.cost["seconds"], best.peak_bytes) == (24, 0.5, 4 * 2**20)
+    assert (best.num_prompts, best.num_images, best.diversity) == (4, 4, None)
+
+
+def test_without_a_judge_methods_differ_by_reward(tmp_path):
+    comparison = made_up_comparison(tmp_path, is_judged=False)
+    best = row_of(comparison, 24, "best_of_n")
+    assert (best.score, best.scores, best.differences["plain"].mean) == (None, {}, 1.5)
+    overview, differences, *_ = comparison.tables()
+    assert overview.title.startswith("Mean reward")
+    assert cells(overview, "best_of_n")["24"] == "4 [3, 5]"
+    assert cells(differences, "best_of_n")["minus plain"].startswith("+0.5 [")
+    assert "score_against_cost" not in cost_figures(comparison.summaries)
+
+
+def test_images_of_one_prompt_are_not_taken_as_independent(tmp_path):
+    plan = Plan([Entry(12, PLAIN)], [])
+    right, rewards = [True, True, False, False], [1.0, 3.0, 5.0, 7.0]
+    records = {PLAIN.label: made_up_records(PLAIN, right, rewards, num_images=2, folder=tmp_path)}
+    # Mean colours as features: the images of a prompt differ in green.
+    clip = SimpleNamespace(image_features=lambda images: images.mean((2, 3)) / images.mean((2, 3)).norm(dim=1)[:, None])
+    (row,) = summarise(plan, records, tmp_path, clip)
+    assert (row.num_prompts, row.num_images, row.reward.mean, row.score.mean) == (2, 4, 4.0, 0.5)
+    # Two prompts, one of them right throughout: every resample is 0, 1/2 or 1.
+    assert (row.score.lower, row.score.upper) == (0.0, 1.0)
+    assert (row.reward.lower, row.reward.upper) == (2.0, 6.0)
+    first = 1 - 6 / (6**2 + 60**2) ** 0.5
+    second = 1 - (40**2 + 6**2) / ((40**2 + 6**2) * (40**2 + 60**2 + 6**2)) ** 0.5
+    assert row.diversity.mean == pytest.approx((first + second) / 2, abs=1e-6)
+
+
+def test_tables(comparison):
+    titles = [table.title for table in comparison.tables()]
+    assert titles == [
+        "Right images, %, by network evaluations an image [95 % intervals]",
+        "Right images, % of 4 [95 % interval], budget 12",
+        "Differences and rewards [95 % intervals], budget 12",
+        "Cost of an image, budget 12",
+        "Right images, % of 4 [95 % interval], budget 24",
+        "Differences and rewards [95 % intervals], budget 24",
+        "Cost of an image, budget 24",
+        "Left out",
+    ]
+    overview, scores, differences, costs, *_, left_out = comparison.tables()
+    assert [row[0] for row in overview.rows] == ["plain", "best_of_n"]
+    assert {name: text.split(" ")[0] for name, text in cells(overview, "best_of_n").items() if name != "method"} == {
+        "12": "50.0",
+        "24": "75.0",
+    }
+    assert scores.header == ["method", "single object", "counting", "all"]
+    assert cells(scores, "best_of_n")["single object"] == "100.0"
+    assert cells(differences, "best_of_n")["minus plain"].startswith("+25.0 [")
+    assert cells(differences, "best_of_n")["minus best_of_n"] == "–"
+    assert cells(differences, "plain")["held out: 2*other"].startswith("25 [")
+    assert (cells(costs, "best_of_n")["network evaluations"], cells(costs, "best_of_n")["peak MiB"]) == ("12", "4")
+    assert left_out.rows == [["dear", "12", "budget is 12, but <method> 'dear' takes 14 [or more]"]]
+
+
+def test_text_of_tables_is_printed_as_it_is(comparison):
+    console = Console(width=80, file=io.StringIO())
+    for table in comparison.tables():
+        console.print(rich_table(table))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "[or more]" in " ".join(console.file.getvalue().split())
+    for table in comparison.tables():
+        lines = markdown(table).splitlines()
+        assert lines[0] == f"**{table.title}**"
+        assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_a_method_that_does_not_fit_everywhere_keeps_its_row(tmp_path, comparison):
+    plan = Plan(comparison.plan.entries[1:], [])
+    records = comparison.records
+    (overview, *_) = type(comparison)({}, plan, records, summarise(plan, records, tmp_path)).tables()
+    assert [row[0] for row in overview.rows] == ["plain", "best_of_n"]
+    assert cells(overview, "plain")["12"] == "–"
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.words = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_everything_is_written(comparison, tmp_path):
+    write_report(comparison, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["settings"] == comparison.settings
+    assert results["methods"][3]["score"]["mean"] == 0.75
+    assert results["methods"][3]["method"]["alignment"]["num_particles"] == 4
+    assert results["left_out"][0]["name"] == "dear"
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert [(row["budget"], row["method"], float(row["score_mean"])) for row in rows] == [
+        ("12", "plain", 0.25),
+        ("12", "best_of_n", 0.5),
+        ("24", "plain", 0.25),
+        ("24", "best_of_n", 0.75),
+    ]
+    assert float(rows[3]["differences_plain_mean"]) == 0.5
+    assert rows[3]["differences_best_of_n_mean"] == ""
+    images = list(csv.DictReader(io.StringIO((tmp_path / "images.csv").read_text())))
+    assert len(images) == 12
+    assert all((tmp_path / row["file"]).exists() for row in images)
+    assert (images[2]["prompt"], images[2]["is_right"], float(images[2]["held_out_2*other"])) == (
+        "a <heart>",
+        "False",
+        30,
+    )
+    pictures = {path.name for path in (tmp_path / "plots").iterdir()}
+    curves = {f"{name}_against_cost.png" for name in ("reward", "score", "held_out_2_other")}
+    assert pictures == curves | {f"{kind}_{budget}.png" for kind in ("traces", "images") for budget in (12, 24)}
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_the_page_stands_alone(comparison, tmp_path):
+    write_report(comparison, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert not page.tags & {"script", "link", "iframe", "heart", "method"}
+    # Five figures, and four prompts drawn by two methods at two budgets.
+    assert len(page.sources) == 5 + 16
+    for source in page.sources:
+        kind, content = source.split(",")
+        assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
+        Image.open(io.BytesIO(base64.b64decode(content))).verify()
+    text = " ".join(page.words)
+    for words in ("a <heart>", "75.0 [", "'dear' takes 14 [or more]", "Cost of an image, budget 24"):
+        assert words in text
+
+
+def test_curves_have_the_means_and_bands_of_the_table(comparison):
+    figure = cost_figures(comparison.summaries)["reward_against_cost"]
+    (axes,) = figure.axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines == {"plain": [[6.0, 2.5]], "best_of_n": [[12.0, 3.0], [24.0, 4.0]]}
+    (band,) = [part for part in axes.collections if len(part.get_paths()[0].vertices) > 2]
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    for row in comparison.summaries[1::2]:
+        assert {(row.method.evaluations, row.reward.lower), (row.method.evaluations, row.reward.upper)} <= corners
+
+
+def test_traces_are_means_over_images(comparison):
+    colours = method_colours(comparison.summaries)
+    figure = trace_figure(PLAN.at(24), comparison.records, colours)
+    sizes, values = figure.axes
+    assert {line.get_label(): line.get_xydata().tolist() for line in sizes.get_lines()} == {
+        "plain": [[0.5, 1.0]],
+        "best_of_n": [[0.5, 0.25]],
+    }
+    lines = {line.get_label(): line for line in values.get_lines()}
+    assert lines["best_of_n"].get_xydata().tolist() == [[0.5, 4.0], [1.0, 5.0]]
+    assert lines["best_of_n"].get_color() == colours["best_of_n"] != colours["plain"]
+    silent = made_up_records(BEST[12], None, [1.0])
+    silent[0].trace.clear()
+    assert trace_figure([BEST[12]], {BEST[12].label: silent}, colours) is None
