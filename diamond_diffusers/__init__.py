@@ -7,13 +7,27 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment
+    from .alignment import (
+        SMC,
+        AdaptiveTempering,
+        Alignment,
+        BeamSearch,
+        BestOfN,
+        Guidance,
+        NoAlignment,
+        NoiseEvolution,
+        NoiseOptimization,
+        PathSearch,
+        RandomSearch,
+        ScheduledTempering,
+        ZeroOrderSearch,
+    )
     from .cost import Cost
     from .diamond import DiamondPosterior, DiamondTransition
     from .pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
     from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
     from .rewards import Reward, available_rewards, register_reward
-    from .schedulers import GlassDDPMScheduler, GlassFlowMatchScheduler
+    from .schedulers import DiamondMapScheduler, GlassDDPMScheduler, GlassFlowMatchScheduler
     from .transitions import (
         AncestralTransition,
         FlowMapTransition,
@@ -28,13 +42,16 @@ __version__ = version("diamond-diffusers")
 
 __all__ = [
     "SMC",
+    "AdaptiveTempering",
     "Alignment",
     "AncestralTransition",
+    "BeamSearch",
     "BestOfN",
     "Cost",
     "DenoiserPoint",
     "DiamondMapPipeline",
     "DiamondMapPipelineOutput",
+    "DiamondMapScheduler",
     "DiamondPosterior",
     "DiamondTransition",
     "FlowMapPoint",
@@ -45,12 +62,18 @@ __all__ = [
     "GlassTransition",
     "Guidance",
     "NoAlignment",
+    "NoiseEvolution",
+    "NoiseOptimization",
     "ODETransition",
+    "PathSearch",
     "PosteriorSampler",
+    "RandomSearch",
     "RenoiseTransition",
     "Reward",
+    "ScheduledTempering",
     "Transition",
     "WeightedPosterior",
+    "ZeroOrderSearch",
     "available_rewards",
     "register_reward",
 ]

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ..backbones.flux import FluxBackbone
-from ..pipelines.loading import write_defaults
+from ..pipelines.saving import write_defaults
 from .flow_model import MAX_SEQUENCE_LENGTH, FlowModel, build_pipeline
 from .render import IMAGE_SIZE
 from .train_flow import FlowTrainer

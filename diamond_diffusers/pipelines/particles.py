@@ -36,9 +36,9 @@ def starting_particles(
         latents = _row_for_each_particle(alignment, count, latents)
         x = backbone.prepare_latents(arguments, conditions, count * particles, None, latents)
     else:
-        generators = random.generators
-        x = backbone.prepare_latents(arguments, conditions, count, generators)
+        x = backbone.prepare_latents(arguments, conditions, count, random.generators)
         if particles > 1:
+            generators = random.aside.generators
             if isinstance(generators, list | tuple):
                 generators = [generator for generator in generators for _ in range(particles - 1)]
             more = backbone.prepare_latents(arguments, conditions, count * (particles - 1), generators)
@@ -54,7 +54,7 @@ def _row_for_each_particle(alignment: Alignment, count: int, latents: Tensor) ->
             f"give {count} or {count * particles}"
         )
     if len(latents) == count and particles > 1:
-        if not alignment.transition.is_stochastic:
+        if alignment.transition is not None and not alignment.transition.is_stochastic:
             raise ValueError(
                 f"latents holds {count} rows, from which all {particles} particles of an image would take the "
                 f"same deterministic path; give {count * particles} rows or a stochastic transition"

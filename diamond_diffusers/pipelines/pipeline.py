@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
-from ..alignment import Alignment, as_alignment
+from ..alignment import Alignment, as_alignment, fit_to_budget
+from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel
 from ..alignment.random_source import RandomSource
-from ..backbones import Backbone, Conditions, backbone_for, check_supported
+from ..backbones import backbone_for, check_supported
 from ..models.storage import load_diamond_map, read_map_config
 from ..rewards import Reward, RewardLike, as_reward
 from .arguments import (
@@ -34,7 +36,8 @@ from .freezing import frozen
 from .loading import HUB_OPTIONS, embedded_model, find_map, read_defaults, single_file_class
 from .output import DiamondMapPipelineOutput, make_output
 from .particles import starting_particles
-from .saving import clean_weights, write_defaults, write_map
+from .saving import save_model
+from .scoring import encode_for_scores, reward_probe
 
 OPTIONS = ("few_step", "score_model", "preview_vae")
 
@@ -141,14 +144,29 @@ class DiamondMapPipeline:
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the stock pipeline, loadable by stock diffusers, and beside it this model's defaults and Diamond Map.
 
-        The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged.
+        The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged. In place of a
+        `DiamondMapScheduler` its stock scheduler is saved. A Diamond Map comes with a model card, which replaces one
+        that is there.
+
+        Args:
+            save_directory: is created.
+            **kwargs: of the card (`license`, `sample_images`, `sample_prompt`) and of the stock method
+                (`safe_serialization`, `variant`, `max_shard_size`, `push_to_hub`, `repo_id`, `private`, `token`, ...).
+
+        Raises:
+            TypeError, ValueError: an argument is unknown or of no use; raised before anything is written.
         """
-        with clean_weights(self.pipeline):
-            self.pipeline.save_pretrained(save_directory, **kwargs)
-        if self.backbone.posterior_map is None:
-            write_defaults(save_directory, self.backbone.family, self.defaults)
-        else:
-            write_map(save_directory, self.backbone.posterior_map, self.defaults)
+        save_model(self.backbone, self.defaults, save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Uploads what `save_pretrained` saves; without a Diamond Map, with the model card that stock diffusers gives.
+
+        Args:
+            repo_id: is made if it does not exist.
+            **kwargs: as of `save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return save_model(self.backbone, self.defaults, folder, push_to_hub=True, repo_id=repo_id, **kwargs)
 
     def load_diamond_map(self, source: str | os.PathLike, **hub: Any) -> None:
         """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
@@ -245,9 +263,11 @@ class DiamondMapPipeline:
         reward: RewardLike | None = None,
         alignment: Alignment | str | None = None,
         reward_scale: float | None = None,
+        max_network_evaluations: int | None = None,
         final_selection: str | None = None,
         particle_batch_size: int | None = None,
         gradient_checkpointing: bool | None = None,
+        distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
@@ -270,12 +290,17 @@ class DiamondMapPipeline:
             alignment: an `Alignment` or its name; None for the model's own, else `smc` with a reward and `none`
                 without.
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
+            max_network_evaluations: what an image may cost, a backward pass counting 2: in place of the method's own
+                count of particles, candidates or iterations, which becomes the largest within it.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `best` or `all`;
                 None for the method's own choice.
             particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
                 filled up, so that an image is the same, bit for bit, whatever else is in the batch.
             gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass
                 instead of holding what they computed; None for only where components are offloaded.
+            distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
+                whose processes make this call together: each evaluates its share of the particles and returns what one
+                process would. All must give the same arguments and generators of the same seeds.
             reward_prompt: what the reward reads, where it is not the prompt.
             negative_prompt, height, width, num_inference_steps, num_images_per_prompt, output_type, return_dict:
                 as of the stock pipeline.
@@ -311,22 +336,36 @@ class DiamondMapPipeline:
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
             random = RandomSource(generator, num_images(arguments), self.pipeline._execution_device)
+            shards = ParticleShards.of(distributed_state)
+            if shards is not None:
+                shards.check_same(
+                    prompt=arguments["prompt"],
+                    reward_prompt=texts,
+                    num_inference_steps=arguments["num_inference_steps"],
+                    alignment=(type(alignment).__name__, alignment.num_particles),
+                    generator=random.states(),
+                    latents=latents,
+                )
             checkpointing = is_offloaded(self.pipeline) if gradient_checkpointing is None else gradient_checkpointing
-            probe = self._probe(reward, arguments, texts, alignment)
+            device = self.pipeline._execution_device
+            probe = reward_probe(reward, arguments, texts[0], device, alignment.needs_reward_gradient)
             if not wants_latents(reward):
                 probe()
 
             self.pipeline._interrupt = False
-            conditions, scoring = self.backbone.encode(arguments), self._encode_for_scores(arguments)
+            conditions, scoring = self.backbone.encode(arguments), encode_for_scores(self.score_model, arguments)
             model = TiltedModel(
-                self.backbone, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing
+                self.backbone, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
             )
             levels = self.backbone.levels(arguments, conditions)
             self.pipeline._num_timesteps = len(levels) - 1
+            if max_network_evaluations is not None:
+                alignment = fit_to_budget(alignment, model, levels, max_network_evaluations)
             x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
             if wants_latents(reward):
                 probe(latents=x[:1])
-            with self.pipeline.progress_bar(total=len(levels) - 1) as progress_bar, frozen(self._modules()):
+            total = alignment.num_callbacks(len(levels) - 1)
+            with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
                 on_step = step_callback(self, levels, progress_bar, callback_on_step_end)
                 result = alignment.run(model, x, levels, random, on_step)
             output = make_output(model, result, selection, random, output_type)
@@ -361,34 +400,9 @@ class DiamondMapPipeline:
     ) -> Alignment:
         if alignment is None:
             alignment = self.defaults.get("alignment", "smc") if reward is not None else "none"
-        alignment = as_alignment(alignment)
+        alignment = as_alignment(alignment, self.backbone)
         alignment.check(reward)
         alignment = alignment.resolve(self.backbone)
         if alignment.uses_diamond_map:
             check_baked_guidance(self.backbone, arguments)
         return alignment
-
-    def _probe(
-        self, reward: Reward | None, arguments: Mapping[str, Any], texts: Sequence[str], alignment: Alignment
-    ) -> Callable[..., None]:
-        """What tries the reward on one image of the size of the run, with the context that it wants."""
-        size = (arguments.get("height") or 64, arguments.get("width") or 64)
-        device = self.pipeline._execution_device
-
-        def probe(**context: Tensor) -> None:
-            if reward is not None:
-                reward.probe(device, size, texts[0] or "a photo", alignment.needs_reward_gradient, **context)
-
-        return probe
-
-    def _encode_for_scores(self, arguments: Mapping[str, Any]) -> tuple[Backbone, Conditions] | None:
-        """The score model and its own encoding of the same prompts."""
-        if self.score_model is None:
-            return None
-        if arguments["prompt"] is None:
-            raise ValueError("prompt is None, but score_model encodes prompts by itself; give the prompt as text")
-        shared = ("prompt", "negative_prompt", "height", "width", "use_resolution_binning", "num_images_per_prompt")
-        backbone = self.score_model.backbone
-        taken = inspect.signature(type(backbone.pipeline).__call__).parameters
-        given = {name: arguments[name] for name in shared if arguments.get(name) is not None and name in taken}
-        return backbone, backbone.encode(resolve_arguments(backbone, given, self.score_model.defaults))

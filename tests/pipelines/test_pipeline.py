@@ -24,7 +24,7 @@ ALIGNMENTS = {
     "smc": SMC(num_particles=3, posterior=GlassPosterior(num_inner_steps=2, num_samples=2)),
     "guidance": Guidance(),
     "pathwise_guidance": Guidance(gradient="pathwise", transition=ODETransition()),
-    "guidance_tilted_mean": Guidance(posterior=GlassPosterior(num_samples=3), gradient="tilted_mean"),
+    "guidance_tilted_mean": Guidance(posterior=GlassPosterior(num_samples=8), gradient="tilted_mean"),
     "guided_smc": SMC(num_particles=3, guidance=Guidance()),
 }
 
@@ -44,13 +44,13 @@ def pipe() -> DiamondMapPipeline:
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
 def test_alignment_gains_reward_over_plain_samples(pipe: DiamondMapPipeline, name: str) -> None:
-    prompts = ["a red circle"] * 8
+    prompts = ["a red circle"] * 16
     call = {**CALL, "num_inference_steps": 6, "reward": brightness}
     alignment = ALIGNMENTS[name]
     # A method may move its particles by other transitions than plain sampling; then its own untilted law is to beat.
     plain_method = alignment if alignment.resolve(pipe.backbone).transition.is_stochastic else "none"
-    plain = pipe(prompts, generator=generators(8), alignment=plain_method, reward_scale=0.0, **call).rewards
-    aligned = pipe(prompts, generator=generators(8), alignment=alignment, reward_scale=20.0, **call).rewards
+    plain = pipe(prompts, generator=generators(16), alignment=plain_method, reward_scale=0.0, **call).rewards
+    aligned = pipe(prompts, generator=generators(16), alignment=alignment, reward_scale=20.0, **call).rewards
     assert aligned.mean() > plain.mean()
 
 
