@@ -21,6 +21,7 @@ from ..weighted_posterior import WeightedPosterior
 from .base import Alignment
 from .guidance import Guidance
 from .noise_optimization import NoiseOptimization
+from .posterior_resampling import PosteriorResampling
 from .smc import SMC
 from .tempering import AdaptiveTempering, ScheduledTempering
 
@@ -146,6 +147,16 @@ def posterior_diamond(model: Denoising | None = None, **options: Any) -> Guidanc
     choose for each task; here its size is the exact one, and limited.
     """
     return replace(Guidance(DiamondPosterior(4), "pathwise", transition=ODETransition()), **options)
+
+
+@register_preset
+def guided_diamond(model: Denoising | None = None, **options: Any) -> PosteriorResampling:
+    """Posterior resampling x Diamond look-aheads, guided: this package's own use of a Diamond Map.
+
+    A look-ahead is all that a step evaluates: it is moved by the gradient of the reward at it, and noised to the next
+    level. The best of the particles is returned.
+    """
+    return replace(PosteriorResampling(4, DiamondPosterior(1), guidance=Guidance(gradient="isotropic")), **options)
 
 
 @register_preset

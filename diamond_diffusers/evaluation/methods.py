@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
-from ..alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment
+from ..alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment, PosteriorResampling
 from ..alignment.budget import cost_of_image, largest_within
 from ..alignment.model import TiltedModel
+from ..alignment.presets import guided_diamond
 from ..cost import Cost
+from ..diamond import DiamondPosterior, DiamondTransition
 from ..pipelines import DiamondMapPipeline
 from ..pipelines.arguments import check_baked_guidance, resolve_arguments
 from ..posteriors import DenoiserPoint, GlassPosterior
@@ -51,6 +53,12 @@ RECIPES: dict[str, Recipe] = {
     "guidance": Recipe(Guidance(gradient="isotropic")),
     "pathwise_guidance": Recipe(Guidance(gradient="pathwise")),
     "guided_smc": Recipe(SMC(posterior=DenoiserPoint(), guidance=Guidance(gradient="isotropic"))),
+    "glass_guidance": Recipe(Guidance(GlassPosterior(num_inner_steps=2), "isotropic"), num_inference_steps=6),
+    "glass_resampling": Recipe(PosteriorResampling(posterior=GlassPosterior(num_inner_steps=2, num_samples=2))),
+    "diamond_best_of_n": Recipe(BestOfN(transition=DiamondTransition())),
+    "diamond_smc": Recipe(SMC(posterior=DiamondPosterior(1), transition=DiamondTransition())),
+    "diamond_resampling": Recipe(PosteriorResampling(posterior=DiamondPosterior(2))),
+    "guided_diamond": Recipe(guided_diamond()),
 }
 
 # Differences are reported to these.

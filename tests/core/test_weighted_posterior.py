@@ -224,7 +224,7 @@ def mean_errors(weights, num_samples, gradient, snr_factor=10.0, dimension=2, re
 def test_consistent_values_and_gradients_converge_to_the_exact_ones(gradient):
     """With 32 times the samples a fifth to a sixth of the error."""
     few_value, few_shift = mean_errors("consistent", 64, gradient, replicates=4)
-    many_value, many_shift = mean_errors("consistent", 2048, gradient)
+    many_value, many_shift = mean_errors("consistent", 2048, gradient, replicates=4)
     assert 0.05 < few_value < 0.08 and 0.1 < few_shift < 0.2
     assert many_value < few_value / 4.5
     assert many_shift < few_shift / 4.5
