@@ -295,7 +295,11 @@ class Distillation:
             "resolution": self.teacher.resolution,
             "mixed_precision": self.accelerator.mixed_precision,
             **{name: getattr(given, name) for name in names.split()},
-            **({} if given.loss == TRAJECTORIES else {"diagonal_fraction": self.loss.diagonal_fraction}),
+            **(
+                {"regression_weight": given.regression_weight}
+                if given.loss == TRAJECTORIES
+                else {"diagonal_fraction": self.loss.diagonal_fraction}
+            ),
         }
 
 
