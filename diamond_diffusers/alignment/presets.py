@@ -151,7 +151,7 @@ def posterior_diamond(model: Denoising | None = None, **options: Any) -> Guidanc
 
 @register_preset
 def guided_diamond(model: Denoising | None = None, **options: Any) -> PosteriorResampling:
-    """Posterior resampling x Diamond look-aheads, guided: this package's own use of a Diamond Map.
+    """Posterior resampling x Diamond look-aheads, guided: our own use of a Diamond Map (arXiv 2602.05993).
 
     A look-ahead is all that a step evaluates: it is moved by the gradient of the reward at it, and noised to the next
     level. The best of the particles is returned.

@@ -289,6 +289,7 @@ def test_bad_settings_are_one_sentence() -> None:
 def miniature() -> DiamondMapPipeline:
     pipe = DiamondMapPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
+    pipe.unload_diamond_map()
     return pipe
 
 
