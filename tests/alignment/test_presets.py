@@ -109,6 +109,7 @@ def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name):
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "reno"])
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("reno", "guided_diamond")])
+def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
     alignment = as_alignment(name, DiamondMixture(MIXTURE))
     transition = alignment.transition or GlassTransition()
     unscaled = run(alignment, model_of(reward_scale=0.0))

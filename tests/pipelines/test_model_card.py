@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft import LoraConfig
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition
 from diamond_diffusers.models.diamond_map import DiamondMap
@@ -63,7 +64,8 @@ def contents(file):
     if file.suffix != ".safetensors":
         return file.read_bytes()
     with safe_open(file, "pt") as opened:
-        return opened.metadata(), {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}
+        metadata = opened.metadata()
+    return metadata, {name: weight.numpy().tobytes() for name, weight in load_file(file).items()}
 
 
 def test_what_is_pushed_is_what_is_loaded(mapped_pipe, hub, tmp_path):
