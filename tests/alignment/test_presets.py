@@ -106,7 +106,6 @@ def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name):
     assert model.cost.network_evaluations == IMAGES * (STEPS + extra)
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name != "reno"])
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("reno", "guided_diamond")])
 def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
