@@ -79,8 +79,9 @@ def benchmark(
     from .evaluation.compare import Setup
     from .evaluation.exports import check_export
     from .evaluation.exports import export as export_images
-    from .evaluation.methods import RECIPES, plan_methods
+    from .evaluation.methods import plan_methods
     from .evaluation.prompts import miniature_suite, read_prompts
+    from .evaluation.recipes import RECIPES
     from .evaluation.report import Comparison, write_report
     from .evaluation.summary import summarise
     from .evaluation.tables import rich_table

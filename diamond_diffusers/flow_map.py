@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .levels import Denoiser, Level, as_level, expand, ode_step, signal_and_noise
-from .network import Capabilities, Network
+from .levels import Denoiser, Level, RectifiedFlowPath, as_level, expand, ode_step, signal_and_noise
+from .network import Capabilities, FlowMap, InnerFlowMap, Network
 
 _GRID_POWER = 1.5
 
@@ -18,7 +19,7 @@ def flow_to_data(
 ) -> Tensor:
     """The clean ends `[N, ...]` of the flow map, in `num_steps` evaluations of each row; differentiable in `x`.
 
-    A model that is a flow map is composed with itself; an ordinary one is integrated with `integrate_ode`.
+    A flow map is composed with itself; an ordinary model is integrated with `integrate_ode`.
 
     Args:
         network: the model.
@@ -32,6 +33,23 @@ def flow_to_data(
     for level, next_level in pairwise(ode_levels(noise_to_signal, num_steps)):
         x = network.flow_map(x, level, next_level)
     return x
+
+
+def flow_map_of(diamond_map: InnerFlowMap) -> FlowMap:
+    """The flow map that a Posterior Diamond Map contains.
+
+    Given pure noise, which says nothing of `z`, the inner flow is the model's own, and its path `(1 - s) z + s eps`
+    that of rectified flow: `X_{s -> r}(.; noise)` leads from the level `s / (1 - s)` to `r / (1 - r)`.
+    """
+    path = RectifiedFlowPath()
+
+    def flow_map(x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level) -> Tensor:
+        s, r = path.time(noise_to_signal), path.time(next_noise_to_signal)
+        # What stands for the pure noise has no weight; this has the size of noise and is no draw.
+        mapped = diamond_map(path.from_bounded(x, s), s, r, x, math.inf)
+        return path.to_bounded(mapped, r)
+
+    return flow_map
 
 
 def integrate_ode(
@@ -78,9 +96,14 @@ def check_map_steps(argument: str, num_steps: int) -> None:
         raise ValueError(f"{argument} is {num_steps}; it must be at least 1")
 
 
+def has_map_to_data(model: Capabilities) -> bool:
+    """Whether a flow map can be evaluated: the model's own, or that of its Diamond Map."""
+    return model.has_flow_map or model.has_diamond_map
+
+
 def check_is_map(argument: str, num_steps: int, model: Capabilities) -> None:
     """Raises a `ValueError` where the map would take one step of a model that is none."""
-    if num_steps == 1 and not model.has_flow_map:
+    if num_steps == 1 and not has_map_to_data(model):
         raise ValueError(
             f"{argument} is 1, but this {model.family} model is not a few-step flow map, and one step of its ODE ends "
             f"at the posterior mean; give {argument}=4, or use DenoiserPoint()"

@@ -15,7 +15,7 @@ FlowMap = Callable[[Tensor, Level, Level], Tensor]
 """Maps observations `[N, ...]` from one noise-to-signal ratio to a lower one along the probability-flow ODE."""
 
 
-InnerFlowMap = Callable[[Tensor, float, float, Tensor, Level], Tensor]
+InnerFlowMap = Callable[[Tensor, Level, Level, Tensor, Level], Tensor]
 """A Diamond Map: maps inner states `[N, ...]` from `s` to `r`, given the observations `[N, ...]` and their level."""
 
 
@@ -27,7 +27,7 @@ class Network:
         predict: the clean sample that the model predicts as it is loaded, which is what plain sampling uses: the
             posterior mean of an ordinary model, the end of the flow map of a few-step one.
         denoise: the posterior mean `E[z | x]`; None where the model is a flow map alone.
-        flow_map: None where the model is a denoiser alone.
+        flow_map: the model's own, else that of its Diamond Map; None where it has neither.
         predicts_mean: whether `predict` is `denoise`, so that either serves for both.
         max_noise_to_signal: the largest level at which it is asked about renoised observations.
         diamond_map: None where none is loaded.
@@ -56,8 +56,8 @@ class Capabilities(Protocol):
     Attributes:
         family: name of the model family.
         has_denoiser: whether the posterior mean can be evaluated.
-        has_flow_map: whether the flow map can be evaluated.
-        has_diamond_map: whether a Diamond Map is loaded.
+        has_flow_map: whether it is a flow map itself.
+        has_diamond_map: whether a Diamond Map is loaded, which contains a flow map.
     """
 
     family: str
@@ -72,12 +72,19 @@ class UsesNetwork:
     Attributes:
         needs_denoiser: whether it evaluates the posterior mean, beyond what is handed to it.
         needs_diamond_map: whether it evaluates a Diamond Map.
+        follows_flow_map: whether it evaluates the flow map, where the model has one.
         without_denoiser: what to use with a model that has none.
     """
 
     needs_denoiser: bool = False
     needs_diamond_map: bool = False
+    follows_flow_map: bool = False
     without_denoiser: str = ""
+
+    def uses_diamond_map(self, model: Capabilities) -> bool:
+        """Whether it evaluates the model's Diamond Map, be it as the flow map that the model has of no other kind."""
+        is_flow_map = model.has_diamond_map and not model.has_flow_map
+        return self.needs_diamond_map or (self.follows_flow_map and is_flow_map)
 
     def check(self, model: Capabilities) -> None:
         """Raises a `ValueError` where the model lacks what is asked of it."""

@@ -83,7 +83,8 @@ class FlowMapPoint(PosteriorSampler):
     """The end of the flow map as the only sample (FMTT, arXiv 2511.22688): a typical one, but not a random one.
 
     Free where the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end; else it costs
-    `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what that predicts.
+    `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what that predicts. A
+    Diamond Map makes an ordinary model a flow map (`flow_map_of`), whose evaluations have their guidance baked in.
 
     Args:
         num_steps: evaluations from the observation down to clean data; at least 2 for an ordinary model.
@@ -92,6 +93,7 @@ class FlowMapPoint(PosteriorSampler):
     num_steps: int = 1
 
     num_samples = 1
+    follows_flow_map = True
 
     def __post_init__(self) -> None:
         check_map_steps("num_steps", self.num_steps)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .flow_map import has_map_to_data
 from .glass import check_inner_options, sample_transition
 from .levels import add_noise, expand, ode_step, signal_and_noise
 from .network import Capabilities, Network, UsesNetwork
@@ -143,15 +144,16 @@ class RenoiseTransition(Transition):
 
 @dataclass(frozen=True)
 class FlowMapTransition(Transition):
-    """Follows the flow map of a few-step model from level to level (arXiv 2506.14603); no noise."""
+    """Follows a flow map from level to level (arXiv 2506.14603), a model's own or its Diamond Map's; no noise."""
 
     uses_prediction = False
+    follows_flow_map = True
 
     def check(self, model: Capabilities) -> None:
-        if not model.has_flow_map:
+        if not has_map_to_data(model):
             raise ValueError(
                 f"FlowMapTransition needs a flow map, but this {model.family} model is a denoiser; "
-                "load a few-step LoRA (and name it in few_step=...), or use ODETransition()"
+                "load a few-step LoRA (and name it in few_step=...) or a Diamond Map, or use ODETransition()"
             )
 
     def step(

@@ -122,8 +122,9 @@ class WeightedPosterior(PosteriorSampler):
     """Weighted samples of any flow map: the Weighted Diamond Map, which needs no training.
 
     An observation costs `K num_map_steps` evaluations beyond its predicted sample; `consistent` adds `K + 1` (and K for
-    Simpson's rule), `paper` K and the posterior mean at the observation. An ordinary model's first step of the map
-    serves its scores, which saves K. Differentiating the value that these samples give is the pathwise gradient::
+    Simpson's rule), `paper` K and the posterior mean at the observation. An ordinary model's first step of its ODE
+    serves its scores, which saves K; with a Diamond Map it has a flow map of one step (`flow_map_of`). Differentiating
+    the value that these samples give is the pathwise gradient::
 
         sum_k softmax(log w + r)_k grad_y [r(z_k) + log w_k] - sum_k softmax(log w)_k grad_y log w_k
 
@@ -141,8 +142,8 @@ class WeightedPosterior(PosteriorSampler):
             `reward_softmax` weighs by the reward alone: heuristics that need no posterior mean.
         quadrature: of `consistent`: `trapezoid`, or `simpson` with a further evaluation at the middle.
         weight_temperature: divides the log-weights; 1 is exact, more evens them out.
-        num_map_steps: steps of the map from `kappa'` to clean data; at least 2 for an ordinary model, whose ODE is
-            integrated.
+        num_map_steps: steps of the map from `kappa'` to clean data; at least 2 for an ordinary model without a Diamond
+            Map, whose ODE is integrated.
     """
 
     num_samples: int = 4
@@ -153,6 +154,7 @@ class WeightedPosterior(PosteriorSampler):
     num_map_steps: int = 1
 
     differentiates_predicted = False
+    follows_flow_map = True
     without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
 
     def __post_init__(self) -> None:

@@ -127,12 +127,10 @@ class Alignment(ABC):
         """How particles of this model move if the caller does not say: so that copies of one part."""
         return model.stochastic_transition()
 
-    @property
-    def uses_diamond_map(self) -> bool:
-        """Whether look-aheads or transitions are those of a Diamond Map."""
-        return any(
-            getattr(part, "needs_diamond_map", False) for part in (self.transition, getattr(self, "posterior", None))
-        )
+    def uses_diamond_map(self, model: Denoising) -> bool:
+        """Whether look-aheads or transitions evaluate the Diamond Map of this model."""
+        parts = (self.transition, getattr(self, "posterior", None))
+        return any(part.uses_diamond_map(model) for part in parts if part is not None)
 
     def resolve(self, model: Denoising) -> Self:
         """This method with what the caller left open filled in for a model.

@@ -112,9 +112,10 @@ class EmptyModel(Denoising):
         return x / 2
 
     def diamond_map(
-        self, xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+        self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
-        return xbar / 2
+        # Of both, so that gradients in either are found and counted.
+        return (xbar + x) / 2
 
     def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
         return self.model.evaluations_per_row(noise_to_signal, conditions)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backbones.base import Conditions, Denoising
 from ..cost import Cost
+from ..flow_map import flow_map_of
 from ..levels import Level, as_level
 from ..network import Network
 from ..rewards.base import Reward, RewardOutput
@@ -119,22 +120,23 @@ class TiltedModel:
             levels = (noise_to_signal, next_noise_to_signal)
             return self._evaluate(backbone.flow_map, backbone, conditions, owners, (x,), *levels)
 
-        def diamond_map(xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level) -> Tensor:
-            def mapped(xbar: Tensor, x: Tensor, noise_to_signal: Level, rows: Conditions) -> Tensor:
+        def diamond_map(xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level) -> Tensor:
+            def mapped(xbar: Tensor, x: Tensor, noise_to_signal: Level, s: Level, r: Level, rows: Conditions) -> Tensor:
                 return backbone.diamond_map(xbar, s, r, x, noise_to_signal, rows)
 
             # Its guidance is baked in.
             unguided = replace(conditions, negative_features=None)
-            return self._evaluate(mapped, backbone, unguided, owners, (xbar, x), noise_to_signal)
+            return self._evaluate(mapped, backbone, unguided, owners, (xbar, x), noise_to_signal, s, r)
 
         predicts_mean = backbone.predicts_mean and self.score_model is None
+        inner_map = diamond_map if backbone.has_diamond_map else None
         return Network(
             predict,
             (predict if predicts_mean else denoise) if scores.has_denoiser else None,
-            flow_map if backbone.has_flow_map else None,
+            flow_map if backbone.has_flow_map else inner_map and flow_map_of(inner_map),
             predicts_mean,
             min(backbone.max_noise_to_signal, scores.max_noise_to_signal),
-            diamond_map if backbone.has_diamond_map else None,
+            inner_map,
         )
 
     def _evaluate(

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
+from ..flow_map import has_map_to_data
 from ..posteriors import DenoiserPoint, FlowMapPoint
 from ..transitions import AncestralTransition, GlassTransition, ODETransition
 from ..weighted_posterior import WeightedPosterior
@@ -190,8 +191,8 @@ def weighted_diamond(model: Denoising | None = None, **options: Any) -> Guidance
 
 
 def map_steps(model: Denoising | None) -> int:
-    """Evaluations of a look-ahead along the flow map: one where the model is such a map, or is not known."""
-    return 1 if model is None or model.has_flow_map else ODE_MAP_STEPS
+    """Evaluations of a look-ahead along the flow map: one where the model has such a map, or is not known."""
+    return 1 if model is None or has_map_to_data(model) else ODE_MAP_STEPS
 
 
 def flow_map_point(model: Denoising | None) -> FlowMapPoint:

@@ -18,7 +18,7 @@ from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Tra
 from .helpers import adapters_disabled, to_unit_range, where_rows
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
-InnerMap = Callable[[Tensor, float, float, Tensor, Level, "Conditions"], Tensor]
+InnerMap = Callable[[Tensor, Level, Level, Tensor, Level, "Conditions"], Tensor]
 """A `DiamondMap` of `models`: `X_{s -> r}` of inner states, observations, their level and conditions."""
 
 
@@ -55,7 +55,7 @@ class Denoising(ABC):
         family: its name.
         path: the family's Gaussian path.
         has_denoiser: whether `denoise` gives the posterior mean.
-        has_flow_map: whether `flow_map` maps between levels.
+        has_flow_map: whether `flow_map` maps between levels, without the help of a Diamond Map.
         has_diamond_map: whether `diamond_map` maps inner states.
         predicts_mean: whether `predict` is the posterior mean too.
         max_noise_to_signal: the largest level that it was trained at.
@@ -91,7 +91,7 @@ class Denoising(ABC):
         return ode_step(x, self.predict(x, noise_to_signal, conditions), noise_to_signal, next_noise_to_signal)
 
     def diamond_map(
-        self, xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+        self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
         """`X_{s -> r}(xbar; x)` of the Diamond Map that is loaded, `[N, ...]`; called only where `has_diamond_map`."""
         raise NotImplementedError(f"a {self.family} model has no Diamond Map")
@@ -183,7 +183,7 @@ class Backbone(Denoising):
         return self.posterior_map is not None
 
     def diamond_map(
-        self, xbar: Tensor, s: float, r: float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+        self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
         return self.posterior_map(xbar, s, r, x, noise_to_signal, conditions)
 

@@ -1,7 +1,6 @@
-"""The compared methods, each spending as much of a budget of network evaluations as it can.
+"""The recipes of the compared methods, sized so that each spends as much of a budget of network evaluations as it can.
 
-`RECIPES` is the table to edit: a method is a name, an alignment, a number of steps, and what grows with the budget. A
-recipe that the model, the reward or the budget does not allow is listed as left out, with the reason.
+A recipe that the model, the reward or the budget does not allow is listed as left out, with the reason.
 """
 
 from __future__ import annotations
@@ -12,54 +11,14 @@ from typing import Any
 
 import torch
 
-from ..alignment import SMC, Alignment, BestOfN, Guidance, NoAlignment, PosteriorResampling
+from ..alignment import Alignment
 from ..alignment.budget import cost_of_image, largest_within
 from ..alignment.model import TiltedModel
-from ..alignment.presets import guided_diamond
 from ..cost import Cost
-from ..diamond import DiamondPosterior, DiamondTransition
 from ..pipelines import DiamondMapPipeline
 from ..pipelines.arguments import check_baked_guidance, resolve_arguments
-from ..posteriors import DenoiserPoint, GlassPosterior
 from ..rewards import Reward
-from ..transitions import GlassTransition
-
-PARTICLES, STEPS = "num_particles", "num_inference_steps"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a method spends a budget.
-
-    Attributes:
-        alignment: the method; what grows is replaced.
-        num_inference_steps: None for the model's own number.
-        grows: what is raised to spend the budget, in this order: `num_inference_steps`, or any number that the
-            alignment has under that name. By default particles at the given number of steps, then steps with what is
-            left; if one particle at that number is too dear already, fewer steps are taken.
-    """
-
-    alignment: Alignment
-    num_inference_steps: int | None = None
-    grows: tuple[str, ...] = (PARTICLES, STEPS)
-
-
-RECIPES: dict[str, Recipe] = {
-    "plain": Recipe(NoAlignment(), grows=()),
-    "best_of_n": Recipe(BestOfN()),
-    "fk_steering": Recipe(SMC(posterior=DenoiserPoint(), transition=GlassTransition(num_inner_steps=1))),
-    # Twice the evaluations a step, so half the steps for as many particles.
-    "glass_smc": Recipe(SMC(posterior=GlassPosterior(num_inner_steps=2)), num_inference_steps=6),
-    "guidance": Recipe(Guidance(gradient="isotropic")),
-    "pathwise_guidance": Recipe(Guidance(gradient="pathwise")),
-    "guided_smc": Recipe(SMC(posterior=DenoiserPoint(), guidance=Guidance(gradient="isotropic"))),
-    "glass_guidance": Recipe(Guidance(GlassPosterior(num_inner_steps=2), "isotropic"), num_inference_steps=6),
-    "glass_resampling": Recipe(PosteriorResampling(posterior=GlassPosterior(num_inner_steps=2, num_samples=2))),
-    "diamond_best_of_n": Recipe(BestOfN(transition=DiamondTransition())),
-    "diamond_smc": Recipe(SMC(posterior=DiamondPosterior(1), transition=DiamondTransition())),
-    "diamond_resampling": Recipe(PosteriorResampling(posterior=DiamondPosterior(2))),
-    "guided_diamond": Recipe(guided_diamond()),
-}
+from .recipes import RECIPES, STEPS, Recipe
 
 # Differences are reported to these.
 REFERENCES = ("plain", "best_of_n")
@@ -159,8 +118,10 @@ def plan_methods(
     for budget in budgets:
         for name in names:
             try:
-                _check_usable(recipes[name].alignment, pipe, reward, given)
-                entries.append(Entry(budget, fit_to_budget(name, recipes[name], budget, given[STEPS], cost_of)))
+                alignment = recipes[name].alignment_for(pipe.backbone)
+                _check_usable(alignment, pipe, reward, given)
+                recipe = replace(recipes[name], alignment=alignment)
+                entries.append(Entry(budget, fit_to_budget(name, recipe, budget, given[STEPS], cost_of)))
             except ValueError as reason:
                 left_out.append(LeftOut(budget, name, str(reason)))
     if not entries:
@@ -171,7 +132,7 @@ def plan_methods(
 def _check_usable(alignment: Alignment, pipe: DiamondMapPipeline, reward: Reward, arguments: Mapping[str, Any]) -> None:
     """Raises a `ValueError` where the model or the reward lacks what a method needs."""
     alignment.check(reward)
-    if alignment.resolve(pipe.backbone).uses_diamond_map:
+    if alignment.resolve(pipe.backbone).uses_diamond_map(pipe.backbone):
         check_baked_guidance(pipe.backbone, arguments)
 
 

@@ -57,8 +57,8 @@ COSTS = {
 }
 
 
-def model_of(reward=LINEAR, num_images=1, **options):
-    return TiltedModel(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
+def model_of(reward=LINEAR, num_images=1, backbone=DiamondMixture, **options):
+    return TiltedModel(backbone(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 def test_each_name_is_its_cell_of_the_grid():
@@ -74,8 +74,9 @@ def test_each_name_is_its_cell_of_the_grid():
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
+    backbone = DiamondMixture if name == "posterior_diamond" else MixtureBackbone
     plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
-    model = model_of(reward, IMAGES)
+    model = model_of(reward, IMAGES, backbone)
     alignment = as_alignment(name, model.backbone)
     result = run(alignment, model)
     drawn = (result.log_weights.exp() * result.rewards).sum(1)
@@ -104,6 +105,18 @@ def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name):
     assert gain.mean() > 4 * standard_error(gain)
     extra = 4 if name == "weighted_diamond" else 0
     assert model.cost.network_evaluations == IMAGES * (STEPS + extra)
+
+
+@pytest.mark.parametrize(("name", "look_aheads"), [("fmtt", STEPS), ("fmrg", LOW), ("weighted_diamond", 4)])
+def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, look_aheads):
+    model = model_of(num_images=IMAGES)
+    alignment = as_alignment(name, model.backbone)
+    gain = (run(alignment, model).rewards - run(NoAlignment(ODETransition()), model_of(num_images=IMAGES)).rewards)[
+        :, 0
+    ]
+    assert gain.mean() > 4 * standard_error(gain)
+    assert model.cost.network_evaluations == IMAGES * (STEPS + look_aheads)
+    assert model.cost.backward_passes == IMAGES * look_aheads
 
 
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.

@@ -12,6 +12,8 @@ from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
 from diamond_diffusers.glass import inner_step, query
 from diamond_diffusers.posteriors import GlassPosterior
 from diamond_diffusers.transitions import FlowMapTransition, GlassTransition
+from diamond_diffusers.values import value
+from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..alignment.runs import run
 from .mixture import coefficients, energy_distance, make_mixture, seeded
@@ -29,6 +31,7 @@ class DiamondMixture(MixtureBackbone):
 
     def diamond_map(self, xbar, s, r, x, noise_to_signal, conditions):
         self._count(xbar)
+        s, r = float(s), float(r)
         num_steps = math.ceil((s - r) / self.max_step)
         times = torch.linspace(s, r, num_steps + 1, dtype=torch.float64).tolist()
         previous = None
@@ -119,6 +122,37 @@ def test_guidance_reaches_a_map_through_its_noise(gradient):
     plain_gap = (tilted.mean - MIXTURE.mean).norm()
     assert (guided.mean(0) - tilted.mean).norm() < plain_gap / 4
     assert (model.cost.backward_passes > 0) == (gradient == "pathwise")
+
+
+@pytest.mark.parametrize(("level", "next_level"), [(math.inf, 0.0), (3.0, 0.0), (2.0, 0.5), (math.inf, 1.0)])
+def test_the_map_contains_the_flow_map(level, next_level):
+    """Given pure noise, the inner flow is the model's own probability-flow ODE."""
+    model = tilted_model()
+    model.backbone.max_step = 0.005
+    network = model.network(torch.zeros(50, dtype=torch.long))
+    x = MIXTURE.observation(level).sample(50, seeded(1)).float()
+    mapped = network.flow_map(x, level, next_level)
+    assert model.cost.network_evaluations == 50
+    expected = MIXTURE.flow(x.double(), level, next_level, 400)
+    torch.testing.assert_close(mapped.double(), expected, atol=5e-3, rtol=0)
+
+
+def test_weighted_look_aheads_along_the_flow_map_estimate_the_value():
+    """One evaluation of the map a look-ahead, and scores of the base under its guidance."""
+    conditions = unconditional()
+    guided = type(conditions)(conditions.features, conditions.features, 3.0)
+    model = TiltedModel(DiamondMixture(MIXTURE), guided, [""], LINEAR)
+    network = model.network(torch.zeros(8, dtype=torch.long))
+    x = MIXTURE.observation(1.0).sample(8, seeded(1)).float()
+    noise = torch.randn(8 * SAMPLES, 3, generator=seeded(2))
+    predicted = network.predict(x, 1.0)
+    before = model.cost.network_evaluations
+    drawn = WeightedPosterior(SAMPLES).sample(network, x, 1.0, predicted, noise)
+    # The map once a sample; the base, which pays twice for guidance, once a sample and once for all.
+    assert model.cost.network_evaluations - before == 8 * (SAMPLES + 2 * (SAMPLES + 1))
+    rewards = model.tilt(drawn.samples.flatten(0, 1), torch.zeros(8, dtype=torch.long)).unflatten(0, (8, -1))
+    _, exact = LINEAR.tilt(MIXTURE.posterior(x, 1.0))
+    assert (value(rewards, drawn.log_weights) - exact).square().mean().sqrt() < 0.1
 
 
 def test_what_lacks_a_map_or_cannot_be_guided_is_refused():

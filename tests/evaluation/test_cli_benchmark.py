@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diamond_diffusers.cli import app
-from diamond_diffusers.evaluation.methods import RECIPES
+from diamond_diffusers.evaluation.recipes import RECIPES
 
 
 def invoke(*arguments):

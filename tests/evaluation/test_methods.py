@@ -3,16 +3,9 @@ import pytest
 from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
 from diamond_diffusers.diamond import DiamondTransition
 from diamond_diffusers.evaluation.compare import Setup, compare
-from diamond_diffusers.evaluation.methods import (
-    RECIPES,
-    REFERENCES,
-    Method,
-    Recipe,
-    dry_cost,
-    fit_to_budget,
-    plan_methods,
-)
+from diamond_diffusers.evaluation.methods import REFERENCES, Method, dry_cost, fit_to_budget, plan_methods
 from diamond_diffusers.evaluation.prompts import miniature_suite
+from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.posteriors import GlassPosterior
 from diamond_diffusers.rewards import CallableReward
@@ -74,7 +67,7 @@ def test_a_method_that_does_not_grow_is_drawn_once(tiny_pipe):
 
 def test_what_cannot_be_compared_is_listed_with_its_reason(tiny_pipe):
     recipes = {
-        **{name: RECIPES[name] for name in ("plain", "best_of_n", "pathwise_guidance")},
+        **{name: RECIPES[name] for name in ("plain", "best_of_n", "dps")},
         "mapped": Recipe(SMC(transition=DiamondTransition())),
     }
     jpeg = CallableReward(redness, differentiable=False)
@@ -83,8 +76,8 @@ def test_what_cannot_be_compared_is_listed_with_its_reason(tiny_pipe):
         (4, "plain"), (4, "best_of_n"), (12, "plain"), (12, "best_of_n")
     ]  # fmt: skip
     reasons = {(entry.budget, entry.name): entry.reason for entry in plan.left_out}
-    assert set(reasons) == {(budget, name) for budget in (4, 12) for name in ("pathwise_guidance", "mapped")}
-    assert "gradient is 'pathwise', but reward 'redness' has no gradient" in reasons[12, "pathwise_guidance"]
+    assert set(reasons) == {(budget, name) for budget in (4, 12) for name in ("dps", "mapped")}
+    assert "gradient is 'pathwise', but reward 'redness' has no gradient" in reasons[12, "dps"]
     assert "needs a Diamond Map, but this flux model has none" in reasons[12, "mapped"]
 
 

@@ -1,0 +1,114 @@
+"""The compared methods, and how each spends a budget.
+
+`RECIPES` is the table to edit: a method is a name, an alignment, a number of steps, and what grows with the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..alignment import (
+    PRESETS,
+    SMC,
+    Alignment,
+    BeamSearch,
+    BestOfN,
+    Guidance,
+    NoAlignment,
+    NoiseEvolution,
+    NoiseOptimization,
+    PathSearch,
+    PosteriorResampling,
+    RandomSearch,
+    ZeroOrderSearch,
+)
+from ..backbones.base import Denoising
+from ..diamond import DiamondPosterior, DiamondTransition
+from ..posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
+from ..transitions import FlowMapTransition, Transition
+from ..weighted_posterior import WeightedPosterior
+
+PARTICLES, STEPS = "num_particles", "num_inference_steps"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method spends a budget.
+
+    Attributes:
+        alignment: the method, or what makes it for a model; what grows is replaced.
+        num_inference_steps: None for the model's own number.
+        grows: what is raised to spend the budget, in this order: `num_inference_steps`, or any number that the
+            alignment has under that name. By default particles at the given number of steps, then steps with what is
+            left; if one particle at that number is too dear already, fewer steps are taken.
+    """
+
+    alignment: Alignment | Callable[[Denoising], Alignment]
+    num_inference_steps: int | None = None
+    grows: tuple[str, ...] = (PARTICLES, STEPS)
+
+    def alignment_for(self, model: Denoising) -> Alignment:
+        """The method on a model, on which its settings may depend."""
+        return self.alignment if isinstance(self.alignment, Alignment) else self.alignment(model)
+
+
+@dataclass(frozen=True)
+class LookAheads:
+    """A column of the grid: a posterior sampler, and how particles move with it.
+
+    Attributes:
+        posterior: of methods that look ahead once a particle, or as often as its weights need.
+        several: of those that choose among look-aheads; None for a point, of which there is one.
+        transition: None for the model's own.
+    """
+
+    posterior: PosteriorSampler
+    several: PosteriorSampler | None = None
+    transition: Transition | None = None
+
+
+LOOK_AHEADS: dict[str, LookAheads] = {
+    "point": LookAheads(DenoiserPoint()),
+    "flow_map": LookAheads(FlowMapPoint()),
+    "glass": LookAheads(GlassPosterior(num_inner_steps=2), GlassPosterior(num_inner_steps=2, num_samples=2)),
+    "weighted": LookAheads(WeightedPosterior(2), WeightedPosterior(2)),
+    "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
+}
+
+
+def cells_of(name: str) -> dict[str, Recipe]:
+    """Every method that looks ahead, each with the look-aheads of that name."""
+    ahead = LOOK_AHEADS[name]
+    options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
+    guidance = Guidance(**options)
+    cells: dict[str, Alignment] = {
+        "beam_search": BeamSearch(branching=2, **options),
+        "smc": SMC(**options),
+        "guidance": guidance,
+        "guided_smc": SMC(**options, guidance=guidance),
+    }
+    if ahead.several is not None:
+        cells["resampling"] = PosteriorResampling(posterior=ahead.several)
+    return {f"{name}_{method}": Recipe(alignment) for method, alignment in cells.items()}
+
+
+GRID: dict[str, Recipe] = {name: cell for ahead in LOOK_AHEADS for name, cell in cells_of(ahead).items()}
+
+# Samples are differentiated whole, so that they have few steps.
+NOISE_STEPS = 4
+
+RECIPES: dict[str, Recipe] = {
+    "plain": Recipe(NoAlignment(), grows=()),
+    "best_of_n": Recipe(BestOfN()),
+    "random_search": Recipe(RandomSearch(), grows=("num_candidates", STEPS)),
+    "zero_order_search": Recipe(ZeroOrderSearch(), grows=("num_candidates", STEPS)),
+    "path_search": Recipe(PathSearch(1, branching=2, num_backward_steps=1)),
+    "noise_evolution": Recipe(NoiseEvolution(num_perturbations=1), NOISE_STEPS, ("num_iterations", STEPS)),
+    **{name: Recipe(preset) for name, preset in PRESETS.items()},
+    "reno": Recipe(PRESETS["reno"], NOISE_STEPS, ("num_iterations", STEPS)),
+    **GRID,
+    "diamond_best_of_n": Recipe(BestOfN(transition=DiamondTransition())),
+    "diamond_reno": Recipe(NoiseOptimization(transition=FlowMapTransition()), NOISE_STEPS, ("num_iterations", STEPS)),
+}
