@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -153,6 +154,7 @@ def fit_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, co
 def _grown(method: Method, what: str, budget: int, cost_of: CostOf) -> Method:
     """The method of the largest size within the budget, or of size 1."""
 
+    @cache
     def price(size: int) -> int:
         return cost_of(method.resized(what, size)).equivalent_evaluations
 
@@ -166,8 +168,12 @@ def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostO
     with torch.no_grad():
         conditions = pipe.backbone.encode(arguments)
 
+    @cache
+    def levels(num_inference_steps: int) -> list[float]:
+        return pipe.backbone.levels({**arguments, STEPS: num_inference_steps}, conditions)
+
     def cost_of(method: Method) -> Cost:
-        levels = pipe.backbone.levels({**arguments, STEPS: method.num_inference_steps}, conditions)
-        return cost_of_image(method.alignment, TiltedModel(pipe.backbone, conditions, [""]), levels)
+        model = TiltedModel(pipe.backbone, conditions, [""])
+        return cost_of_image(method.alignment, model, levels(method.num_inference_steps))
 
     return cost_of
