@@ -34,7 +34,7 @@ class PosteriorSampler(UsesNetwork, ABC):
     Attributes:
         num_samples: number K of samples of one observation.
         is_weighted: whether they differ in weight, so that their effective sample size says something.
-        uses_prediction: whether it needs `predicted`, which is None where nothing does.
+        uses_prediction: whether it needs `predicted` of an ordinary model.
         differentiates_predicted: whether gradients of the samples go through `predicted`.
     """
 
@@ -42,6 +42,10 @@ class PosteriorSampler(UsesNetwork, ABC):
     is_weighted: bool = False
     uses_prediction: bool = True
     differentiates_predicted: bool = True
+
+    def needs_prediction(self, network: Network) -> bool:
+        """Whether it needs `predicted` of this network, which is None where nothing else needs it either."""
+        return self.uses_prediction
 
     @abstractmethod
     def sample(
@@ -102,11 +106,18 @@ class FlowMapPoint(PosteriorSampler):
         super().check(model)
         check_is_map("num_steps", self.num_steps, model)
 
+    def predicts_end(self, network: Network) -> bool:
+        """Whether it is what the model predicts anyway."""
+        return self.num_steps == 1 and not network.predicts_mean
+
+    def needs_prediction(self, network: Network) -> bool:
+        return network.flow_map is None or self.predicts_end(network)
+
     def sample(
-        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
         if network.flow_map is not None:
-            is_end = self.num_steps == 1 and not network.predicts_mean
+            is_end = self.predicts_end(network)
             end = predicted if is_end else flow_to_data(network, x, noise_to_signal, self.num_steps)
         else:
             denoised = network.mean(x, noise_to_signal, predicted)

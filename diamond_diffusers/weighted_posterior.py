@@ -41,7 +41,7 @@ class Renoised:
 
     Attributes:
         observed, observed_level, observed_predicted: the observations `[N, ...]`, their level, and what the model as
-            loaded predicts there.
+            loaded predicts there, if that is known.
         centre: `y` of the observations at the level of the copies, `[N, ...]` in the bounded coordinate.
         x: the copies `[N K, ...]`.
         noise: `eps`, `[N K, ...]`.
@@ -52,7 +52,7 @@ class Renoised:
 
     observed: Tensor
     observed_level: Tensor
-    observed_predicted: Tensor
+    observed_predicted: Tensor | None
     centre: Tensor
     x: Tensor
     noise: Tensor
@@ -185,6 +185,10 @@ class WeightedPosterior(PosteriorSampler):
         return self.weights in LOG_DENSITIES
 
     @property
+    def uses_prediction(self) -> bool:
+        return self.weights == "paper"
+
+    @property
     def is_weighted(self) -> bool:
         return self.weights != "reward_softmax"
 
@@ -193,7 +197,7 @@ class WeightedPosterior(PosteriorSampler):
         check_is_map("num_map_steps", self.num_map_steps, model)
 
     def sample(
-        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
         kappa, count = as_level(noise_to_signal), len(noise) // len(x)
         level, keep, spread = self.renoising(kappa, network.max_noise_to_signal)

@@ -67,7 +67,7 @@ class Observations:
         own, scores = ((EmptyModel(pair[0]), pair[1].rows(first)) if pair is not None else None for pair in models)
         empty = TiltedModel(*own, [""], score_model=scores)
         network, x = empty.network(empty.owners(1)), torch.zeros(1, 1)
-        predicted = network.predict(x, self.noise_to_signal) if sampler.uses_prediction else None
+        predicted = network.predict(x, self.noise_to_signal) if sampler.needs_prediction(network) else None
         sampler.sample(network, x, self.noise_to_signal, predicted, torch.zeros(sampler.num_samples, 1))
         return empty.cost.network_evaluations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,11 +20,16 @@ from .records import Key, Record, image_path
 from .sheets import Block, Tile, draw_sheet
 from .statistics import NORMAL_QUANTILE, Estimate
 from .summary import Summary, method_names
+from .tables import NOTHING
 
-Colour = tuple[float, float, float]
+Style = Mapping[str, Any]
+"""Options of a line: `color` and `linestyle`."""
 
 NUM_EXAMPLES = 8
 RIGHT, WRONG = (30, 150, 60), (200, 40, 40)
+LINE_STYLES = ("-", "--", ":")
+Panel = tuple[str, str, Callable[[Summary], float]]
+"""A title, the form of its figures, and what they are."""
 TRACES = {
     "effective_sample_size": "effective sample size / particles",
     "mean_value": "mean value of the particles",
@@ -49,7 +55,7 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
     """One line with its confidence band a method."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name, colour in method_colours(summaries).items():
+    for name, style in method_styles(summaries).items():
         points = {
             summary.cost["equivalent_evaluations"]: estimate_of(summary)
             for summary in summaries
@@ -57,11 +63,11 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
         }
         costs = sorted(points)
         mean, lower, upper = ([getattr(points[cost], bound) for cost in costs] for bound in ("mean", "lower", "upper"))
-        axes.plot(costs, mean, color=colour, marker=".", label=name)
+        axes.plot(costs, mean, **style, marker=".", label=name)
         if len(costs) > 1:
-            axes.fill_between(costs, lower, upper, color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(costs, lower, upper, color=style["color"], alpha=0.12, linewidth=0)
         else:
-            axes.vlines(costs, lower, upper, color=colour)
+            axes.vlines(costs, lower, upper, **style)
     axes.set_xscale("log")
     axes.set_xlabel("network evaluations of an image, a backward pass counted as two")
     axes.set_ylabel(what)
@@ -72,14 +78,45 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
     return figure
 
 
+def overview_figure(summaries: Sequence[Summary]) -> Figure:
+    """The judge's score, where there is a judge, and the reward: a row a method, best ones first, a column a budget."""
+    panels: list[Panel] = [("reward", "{:.1f}", lambda summary: summary.reward.mean)]
+    if summaries[0].score is not None:
+        panels.insert(0, ("right images, %", "{:.0f}", lambda summary: 100 * summary.score.mean))
+    budgets = list(dict.fromkeys(summary.budget for summary in summaries))
+    cells = {(summary.method.name, summary.budget): summary for summary in summaries}
+
+    def mean_reward(name: str) -> float:
+        return float(np.mean([cells[name, budget].reward.mean for budget in budgets if (name, budget) in cells]))
+
+    names = sorted(method_names(summaries), key=mean_reward, reverse=True)
+    figure = Figure(figsize=(2.2 + (1 + 0.7 * len(budgets)) * len(panels), 1 + 0.27 * len(names)), layout="constrained")
+    for axes, (title, form, value_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        table = np.full((len(names), len(budgets)), np.nan)
+        for row, name in enumerate(names):
+            for column, budget in enumerate(budgets):
+                if (name, budget) in cells:
+                    table[row, column] = value_of(cells[name, budget])
+                text = NOTHING if np.isnan(table[row, column]) else form.format(table[row, column])
+                axes.text(column, row, text, ha="center", va="center", fontsize="small")
+        # Between the worst and the best hue the figures stay readable.
+        axes.imshow(table, cmap="RdYlGn", alpha=0.6, aspect="auto")
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(range(len(budgets)), budgets)
+        axes.set_yticks(range(len(names)), names if axes is figure.axes[0] else [], fontsize="small")
+        axes.tick_params(length=0)
+    figure.supxlabel("network evaluations of an image", fontsize="medium")
+    return figure
+
+
 def trace_figure(
-    methods: Sequence[Method], records: Mapping[str, Sequence[Record]], colours: Mapping[str, Colour]
+    methods: Sequence[Method], records: Mapping[str, Sequence[Record]], styles: Mapping[str, Style]
 ) -> Figure | None:
     """The figures of each step, as means over images with 95 % bands; None where no method has recorded any.
 
     Args:
         records: of each method's label.
-        colours: of each method's name.
+        styles: of each method's name.
     """
     names = [name for name in TRACES if any(_recorded(records[method.label], name) for method in methods)]
     if not names:
@@ -95,8 +132,9 @@ def trace_figure(
             half = NORMAL_QUANTILE * spread / np.sqrt(len(values))
             # Methods differ in their number of steps.
             where = np.asarray(steps) / max(len(records[method.label][0].trace), 1)
-            axes.plot(where, centre, color=colours[method.name], marker=".", label=method.name)
-            axes.fill_between(where, centre - half, centre + half, color=colours[method.name], alpha=0.12, linewidth=0)
+            style = styles[method.name]
+            axes.plot(where, centre, **style, marker=".", label=method.name)
+            axes.fill_between(where, centre - half, centre + half, color=style["color"], alpha=0.12, linewidth=0)
         axes.set_xlabel("share of the steps that are done")
         axes.set_ylabel(TRACES[name])
     handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
@@ -146,12 +184,13 @@ def png(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
-def method_colours(summaries: Sequence[Summary]) -> dict[str, Colour]:
-    """A colour for each method's name, the same in all figures of a comparison."""
+def method_styles(summaries: Sequence[Summary]) -> dict[str, Style]:
+    """A line of its own for each method's name, the same in all figures of a comparison."""
     palette = colormaps["tab20"].colors
     # The even ones are strong, the odd ones pale.
     ordered = [*palette[::2], *palette[1::2]]
-    return {name: ordered[index % len(ordered)] for index, name in enumerate(method_names(summaries))}
+    styles = [{"color": colour, "linestyle": kind} for kind in LINE_STYLES for colour in ordered]
+    return {name: styles[index % len(styles)] for index, name in enumerate(method_names(summaries))}
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

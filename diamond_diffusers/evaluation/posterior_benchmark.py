@@ -125,6 +125,7 @@ def standard_samplers(num_samples: int) -> dict[str, PosteriorSampler]:
     """The compared samplers by name, each with `num_samples` look-aheads unless it is a point."""
     return {
         "denoiser point": DenoiserPoint(),
+        "flow-map point, 1 step": FlowMapPoint(1),
         "flow-map point, 4 steps": FlowMapPoint(4),
         "GLASS, 2 steps": GlassPosterior(2, num_samples),
         "GLASS, 4 steps": GlassPosterior(4, num_samples),

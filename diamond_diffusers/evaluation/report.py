@@ -13,7 +13,7 @@ from .compare import method_folder
 from .files import write_bytes, write_image, write_json
 from .html_report import html_report
 from .methods import Plan
-from .plots import cost_figures, example_sheet, method_colours, png, trace_figure
+from .plots import cost_figures, example_sheet, method_styles, overview_figure, png, trace_figure
 from .records import Record, image_path
 from .summary import Summary
 from .tables import TextTable, markdown, text_tables
@@ -50,9 +50,10 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_bytes(folder / "images.csv", csv_table(_image_rows(comparison, folder)))
     results = {"settings": comparison.settings, "methods": comparison.summaries, "left_out": plan.left_out}
     write_json(folder / "results.json", results)
-    figures, colours = cost_figures(comparison.summaries), method_colours(comparison.summaries)
+    figures = {"overview": overview_figure(comparison.summaries), **cost_figures(comparison.summaries)}
+    styles = method_styles(comparison.summaries)
     for budget in dict.fromkeys(entry.budget for entry in plan.entries):
-        if (traces := trace_figure(plan.at(budget), records, colours)) is not None:
+        if (traces := trace_figure(plan.at(budget), records, styles)) is not None:
             figures[f"traces_{budget}"] = traces
         write_image(folder / "plots" / f"images_{budget}.png", example_sheet(plan.at(budget), records, folder))
     pictures = {name: png(figure) for name, figure in figures.items()}

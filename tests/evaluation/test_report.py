@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from diamond_diffusers.evaluation.methods import Entry, Plan
-from diamond_diffusers.evaluation.plots import cost_figures, method_colours, trace_figure
+from diamond_diffusers.evaluation.plots import cost_figures, method_styles, overview_figure, trace_figure
 from diamond_diffusers.evaluation.report import write_report
 from diamond_diffusers.evaluation.summary import summarise
 from diamond_diffusers.evaluation.tables import markdown, rich_table
@@ -167,7 +168,9 @@ def test_everything_is_written(comparison, tmp_path):
     )
     pictures = {path.name for path in (tmp_path / "plots").iterdir()}
     curves = {f"{name}_against_cost.png" for name in ("reward", "score", "held_out_2_other")}
-    assert pictures == curves | {f"{kind}_{budget}.png" for kind in ("traces", "images") for budget in (12, 24)}
+    assert pictures == {"overview.png"} | curves | {
+        f"{kind}_{budget}.png" for kind in ("traces", "images") for budget in (12, 24)
+    }
     assert not list(tmp_path.rglob("*.partial*"))
 
 
@@ -175,8 +178,8 @@ def test_the_page_stands_alone(comparison, tmp_path):
     write_report(comparison, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert not page.tags & {"script", "link", "iframe", "heart", "method"}
-    # Five figures, and four prompts drawn by two methods at two budgets.
-    assert len(page.sources) == 5 + 16
+    # Six figures, and four prompts drawn by two methods at two budgets.
+    assert len(page.sources) == 6 + 16
     for source in page.sources:
         kind, content = source.split(",")
         assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
@@ -197,9 +200,28 @@ def test_curves_have_the_means_and_bands_of_the_table(comparison):
         assert {(row.method.evaluations, row.reward.lower), (row.method.evaluations, row.reward.upper)} <= corners
 
 
+def test_the_overview_has_the_means_best_methods_first(tmp_path, comparison):
+    figure = overview_figure(comparison.summaries)
+    scores, rewards = figure.axes
+    assert [label.get_text() for label in scores.get_yticklabels()] == ["best_of_n", "plain"]
+    assert [label.get_text() for label in scores.get_xticklabels()] == ["12", "24"]
+    assert [text.get_text() for text in scores.texts] == ["50", "75", "25", "25"]
+    assert [text.get_text() for text in rewards.texts] == ["3.0", "4.0", "2.5", "2.5"]
+    plan = Plan(comparison.plan.entries[1:], [])
+    (alone,) = overview_figure(summarise(plan, made_up_comparison(tmp_path, is_judged=False).records, tmp_path)).axes
+    assert [text.get_text() for text in alone.texts] == ["3.0", "4.0", "–", "2.5"]
+
+
+def test_many_methods_have_lines_of_their_own(comparison):
+    row = comparison.summaries[0]
+    rows = [replace(row, method=replace(row.method, name=f"method {number}")) for number in range(41)]
+    styles = method_styles(rows)
+    assert len({(style["color"], style["linestyle"]) for style in styles.values()}) == 41
+
+
 def test_traces_are_means_over_images(comparison):
-    colours = method_colours(comparison.summaries)
-    figure = trace_figure(PLAN.at(24), comparison.records, colours)
+    styles = method_styles(comparison.summaries)
+    figure = trace_figure(PLAN.at(24), comparison.records, styles)
     sizes, values = figure.axes
     assert {line.get_label(): line.get_xydata().tolist() for line in sizes.get_lines()} == {
         "plain": [[0.5, 1.0]],
@@ -207,7 +229,7 @@ def test_traces_are_means_over_images(comparison):
     }
     lines = {line.get_label(): line for line in values.get_lines()}
     assert lines["best_of_n"].get_xydata().tolist() == [[0.5, 4.0], [1.0, 5.0]]
-    assert lines["best_of_n"].get_color() == colours["best_of_n"] != colours["plain"]
+    assert lines["best_of_n"].get_color() == styles["best_of_n"]["color"] != styles["plain"]["color"]
     silent = made_up_records(BEST[12], None, [1.0])
     silent[0].trace.clear()
-    assert trace_figure([BEST[12]], {BEST[12].label: silent}, colours) is None
+    assert trace_figure([BEST[12]], {BEST[12].label: silent}, styles) is None
