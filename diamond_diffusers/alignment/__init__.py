@@ -12,6 +12,7 @@ from .noise_search import RandomSearch, ZeroOrderSearch
 from .path_search import PathSearch
 from .plain import BestOfN, NoAlignment
 from .posterior_resampling import PosteriorResampling
+from .posterior_smc import PosteriorSMC
 from .presets import PRESETS
 from .smc import SMC
 from .tempering import AdaptiveTempering, ScheduledTempering
@@ -28,6 +29,7 @@ ALIGNMENTS: dict[str, type[Alignment]] = {
     "noise_optimization": NoiseOptimization,
     "noise_evolution": NoiseEvolution,
     "posterior_resampling": PosteriorResampling,
+    "posterior_smc": PosteriorSMC,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "NoiseOptimization",
     "PathSearch",
     "PosteriorResampling",
+    "PosteriorSMC",
     "RandomSearch",
     "ScheduledTempering",
     "ZeroOrderSearch",

@@ -140,10 +140,21 @@ class Guidance(Alignment):
         noise_to_signal: float,
         random: RandomSource,
         with_prediction: bool = True,
+        with_samples: bool = False,
     ) -> LookAhead:
         """Look-aheads with the gradient in the form that `shift` takes; arguments as of `look_ahead.look_ahead`."""
         with_terms = self.scaling == "norm"
-        return look_ahead(model, posterior, x, noise_to_signal, random, self.gradient, with_prediction, with_terms)
+        return look_ahead(
+            model,
+            posterior,
+            x,
+            noise_to_signal,
+            random,
+            self.gradient,
+            with_prediction,
+            with_terms,
+            with_samples,
+        )
 
     def step(
         self,

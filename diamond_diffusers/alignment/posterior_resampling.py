@@ -99,13 +99,29 @@ class PosteriorResampling(Alignment):
         correlation = GlassTransition(correlation=self.correlation).correlation_at(
             noise_to_signal, next_noise_to_signal
         )
-        early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
         fresh = random.normal(self.num_particles, cloud.x.shape[1:])
-        x = early_stop.observation(cloud.x, torch.lerp(z, fresh, early_stop.stop))
+        x = noised_sample(cloud.x, z, fresh, noise_to_signal, next_noise_to_signal, correlation)
 
         sizes = effective_sample_size(ahead.tilted_log_weights.double()).unflatten(0, (-1, self.num_particles))
         figures = {**ahead.figures(self.num_particles), "look_ahead_effective_sample_size": sizes.mean(1)}
         return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
+
+
+def noised_sample(
+    x: Tensor, z: Tensor, noise: Tensor, noise_to_signal: float, next_noise_to_signal: float, correlation: float
+) -> Tensor:
+    """Particles at the next level, given a clean sample of each: a transition where `z ~ p(z | x)`.
+
+    Args:
+        x: particles `[N, ...]` in the bounded coordinate.
+        z: clean samples `[N, ...]`.
+        noise: standard normal `[N, ...]`.
+        noise_to_signal: level of `x`.
+        next_noise_to_signal: level to reach.
+        correlation: `rho` in `[0, 1]` between the noises at the two levels.
+    """
+    early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+    return early_stop.observation(x, torch.lerp(z, noise, early_stop.stop))
 
 
 def choose(log_weights: Tensor, random: RandomSource) -> Tensor:

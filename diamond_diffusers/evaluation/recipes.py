@@ -21,6 +21,7 @@ from ..alignment import (
     NoiseOptimization,
     PathSearch,
     PosteriorResampling,
+    PosteriorSMC,
     RandomSearch,
     ZeroOrderSearch,
 )
@@ -91,6 +92,9 @@ def cells_of(name: str) -> dict[str, Recipe]:
     }
     if ahead.several is not None:
         cells["resampling"] = PosteriorResampling(posterior=ahead.several)
+        if not ahead.posterior.is_weighted:
+            cells["posterior_smc"] = PosteriorSMC(posterior=ahead.posterior)
+            cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guidance=guidance)
     return {f"{name}_{method}": Recipe(alignment) for method, alignment in cells.items()}
 
 

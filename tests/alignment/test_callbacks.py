@@ -14,6 +14,7 @@ from diamond_diffusers.alignment import (
     NoiseOptimization,
     PathSearch,
     PosteriorResampling,
+    PosteriorSMC,
     RandomSearch,
     ZeroOrderSearch,
     as_alignment,
@@ -131,6 +132,7 @@ def test_names_stand_for_methods_with_their_defaults():
         "noise_optimization": NoiseOptimization,
         "noise_evolution": NoiseEvolution,
         "posterior_resampling": PosteriorResampling,
+        "posterior_smc": PosteriorSMC,
     }
     smc = SMC(num_particles=7)
     assert as_alignment(smc) is smc

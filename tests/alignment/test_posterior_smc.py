@@ -1,0 +1,117 @@
+"""SMC whose particles move by their own look-aheads, against the tilted law and the evidence in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from diamond_diffusers.alignment import SMC, Guidance, PosteriorSMC
+from diamond_diffusers.diamond import DiamondPosterior
+from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
+from diamond_diffusers.transitions import AncestralTransition, GlassTransition
+from diamond_diffusers.weighted_posterior import WeightedPosterior
+
+from ..core.mixture import standard_error
+from ..core.mixture_model import LINEAR, QUADRATIC, make_model
+from ..core.test_diamond import MIXTURE, tilted_model
+from .runs import COARSE_LEVELS, run
+from .test_smc import is_exact
+
+LEVELS = (math.inf, 1.5, 0.5, 0.0)
+STEPS = len(LEVELS) - 1
+GUIDANCE = Guidance(gradient="isotropic")
+
+
+def estimates(smc, reward, num_images):
+    """`Z / Z_exact [B]`, and weighted means `[B, d]` of the particles less the exact one."""
+    result = run(smc, tilted_model(num_images, reward), LEVELS)
+    tilted, evidence = reward.tilt(MIXTURE)
+    means = torch.einsum("bp,bpd->bd", result.log_weights.exp(), result.latents.double())
+    return torch.exp(result.log_evidence - evidence), means - tilted.mean
+
+
+@pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"posterior": DiamondPosterior(4)},
+        {"transition": GlassTransition(correlation=0.6)},
+        {"guidance": GUIDANCE},
+        {"posterior": DiamondPosterior(4), "guidance": Guidance(DiamondPosterior(4), "tilted_mean", 1.5)},
+        {"resampling_threshold": 1.0, "max_noise_to_signal": 1.5},
+    ],
+    ids=["one look-ahead", "four", "weak correlation", "guided", "strongly guided", "late values"],
+)
+def test_evidence_and_tilted_mean_are_exact(options, reward):
+    ratio, mean_error = estimates(PosteriorSMC(64, **options), reward, 96)
+    assert is_exact(ratio, mean_error, 64)
+    # An error of a sixth would be seen.
+    assert standard_error(ratio) < 0.04
+
+
+def test_values_belong_to_the_samples_that_particles_move_by():
+    """So that the evidence of as many particles varies less, at half the price."""
+    errors, costs = [], []
+    for smc in (PosteriorSMC(64), SMC(64, DiamondPosterior(1), GlassTransition(16))):
+        model = tilted_model(96, LINEAR)
+        _, evidence = LINEAR.tilt(MIXTURE)
+        errors.append((run(smc, model, LEVELS).log_evidence - evidence).square().mean().sqrt())
+        costs.append(model.cost.network_evaluations)
+    assert errors[0] < errors[1]
+    assert costs[0] == 96 * 64 * STEPS < costs[1] / 2
+
+
+def test_a_step_costs_its_look_aheads():
+    model = tilted_model(2)
+    run(PosteriorSMC(3, DiamondPosterior(4)), model, COARSE_LEVELS)
+    steps = len(COARSE_LEVELS) - 1
+    assert model.cost.network_evaluations == 2 * 3 * 4 * steps
+    assert model.cost.decodes == model.cost.reward_calls == 2 * 3 * (4 * steps + 1)
+    glass = make_model(MIXTURE, LINEAR)
+    run(PosteriorSMC(2, GlassPosterior(4)), glass, COARSE_LEVELS)
+    assert glass.cost.network_evaluations == 2 * 4 * steps
+
+
+def test_the_denoiser_point_is_fk_steering():
+    """Its step of one sample is the Gaussian ancestral one."""
+    point, steering = (
+        run(method, make_model(MIXTURE, LINEAR, num_images=3), seed=(1, 2, 3))
+        for method in (PosteriorSMC(4, DenoiserPoint()), SMC(4, DenoiserPoint(), GlassTransition()))
+    )
+    torch.testing.assert_close(point.latents, steering.latents)
+    torch.testing.assert_close(point.log_evidence, steering.log_evidence)
+
+
+def test_without_a_tilt_look_aheads_alone_move_the_particles():
+    """Whatever the method's options are, and none is ever preferred."""
+    methods = [PosteriorSMC(4), PosteriorSMC(4, guidance=GUIDANCE, potential="max")]
+    plain, other = (run(method, tilted_model(3, reward_scale=0.0), seed=(1, 2, 3)) for method in methods)
+    assert torch.equal(plain.latents, other.latents)
+    assert torch.equal(plain.log_evidence, torch.zeros(3, dtype=torch.float64))
+
+
+def test_images_do_not_depend_on_their_batch():
+    method = PosteriorSMC(4, guidance=GUIDANCE)
+    together = run(method, tilted_model(3), seed=(1, 2, 3)).latents
+    assert torch.equal(together[[2, 0]], run(method, tilted_model(2), seed=(3, 1)).latents)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"posterior": WeightedPosterior(4)}, "differ in weight"),
+        ({"transition": GlassTransition(num_inner_steps=2)}, "look-aheads move the particles"),
+        ({"transition": AncestralTransition()}, "look-aheads move the particles"),
+        ({"transition": None}, "look-aheads move the particles"),
+        ({"guidance": Guidance(DiamondPosterior(2), "tilted_mean")}, "draws 1; take GlassPosterior"),
+    ],
+)
+def test_what_cannot_move_particles_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PosteriorSMC(**options)
+
+
+def test_a_diamond_map_is_needed():
+    with pytest.raises(ValueError, match="Diamond Map"):
+        PosteriorSMC().resolve(make_model(MIXTURE, LINEAR).backbone)
