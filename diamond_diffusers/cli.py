@@ -70,8 +70,9 @@ AlignmentName = Annotated[
     str | None,
     typer.Option(
         help="none, best_of_n, smc, guidance, beam_search, path_search, random_search, zero_order_search, "
-        "noise_optimization, noise_evolution or posterior_resampling; or a published method: fk_steering, das, "
-        "glass_fk, dps, fmtt, fmrg, reno, posterior_diamond or weighted_diamond; by default the model's own, else smc."
+        "noise_optimization, noise_evolution, posterior_resampling or posterior_smc; or a published method: "
+        "fk_steering, das, glass_fk, dps, fmtt, fmrg, reno, posterior_diamond, guided_diamond or weighted_diamond; by "
+        "default the model's own, else smc."
     ),
 ]
 FirstSeed = Annotated[int, typer.Option(min=0, help="Image i of them all has the seed SEED + i.")]
@@ -79,10 +80,11 @@ NumImages = Annotated[int, typer.Option(min=1, help="Images of each prompt.")]
 NumSteps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, help="Steps of the sampler.")]
 NumParticles = Annotated[int | None, typer.Option(min=1, help="Particles of an image.")]
 Posterior = Annotated[
-    str | None, typer.Option(help="Draws the look-aheads: 'denoiser' (a point, free) or 'glass' (samples).")
+    str | None,
+    typer.Option(help="Draws the look-aheads: denoiser or flow_map (points), glass, weighted or diamond (samples)."),
 ]
 NumInnerSteps = Annotated[int | None, typer.Option(min=1, help="Steps of a GLASS look-ahead.")]
-NumLookaheads = Annotated[int | None, typer.Option(min=1, help="GLASS look-aheads of a particle.")]
+NumLookaheads = Annotated[int | None, typer.Option(min=1, help="Look-ahead samples of a particle.")]
 Gradient = Annotated[
     str | None, typer.Option(help="isotropic, pathwise, tilted_mean or hybrid; with smc it switches guidance on.")
 ]
@@ -232,17 +234,30 @@ def build_alignment(name: str, options: AlignmentOptions, model: Denoising | Non
 
 
 def _posterior(options: AlignmentOptions) -> dict[str, PosteriorSampler]:
-    from .posteriors import DenoiserPoint, GlassPosterior
+    from .diamond import DiamondPosterior
+    from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
+    from .weighted_posterior import WeightedPosterior
 
-    inner = {"num_inner_steps": options.num_inner_steps, "num_samples": options.num_lookaheads}
-    inner = {argument: value for argument, value in inner.items() if value is not None}
-    if options.posterior not in (None, "denoiser", "glass"):
-        raise ValueError(f"--posterior is {options.posterior!r}; choose denoiser or glass")
-    if inner and options.posterior != "glass":
-        raise ValueError("--num-inner-steps and --num-lookaheads describe GLASS look-aheads; add --posterior glass")
+    samplers = {
+        "denoiser": (DenoiserPoint, ()),
+        "flow_map": (FlowMapPoint, ()),
+        "glass": (GlassPosterior, ("num_inner_steps", "num_lookaheads")),
+        "weighted": (WeightedPosterior, ("num_lookaheads",)),
+        "diamond": (DiamondPosterior, ("num_lookaheads",)),
+    }
+    given = {name: value for name, value in options.given().items() if name in ("num_inner_steps", "num_lookaheads")}
     if options.posterior is None:
+        if given:
+            raise ValueError("--num-inner-steps and --num-lookaheads describe look-aheads; add --posterior glass")
         return {}
-    return {"posterior": GlassPosterior(**inner) if options.posterior == "glass" else DenoiserPoint()}
+    if options.posterior not in samplers:
+        raise ValueError(f"--posterior is {options.posterior!r}; choose one of {', '.join(samplers)}")
+    sampler, takes = samplers[options.posterior]
+    for name, value in given.items():
+        if name not in takes:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is {value}, but --posterior {options.posterior} does not use it; drop {flag}")
+    return {"posterior": sampler(**{name.replace("lookaheads", "samples"): value for name, value in given.items()})}
 
 
 def _print_rewards(drawn: SideBySide) -> None:

@@ -7,7 +7,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diamond_diffusers import SMC, BestOfN, DenoiserPoint, GlassPosterior, Guidance, NoAlignment
+from diamond_diffusers import (
+    SMC,
+    BeamSearch,
+    BestOfN,
+    DenoiserPoint,
+    DiamondPosterior,
+    FlowMapPoint,
+    GlassPosterior,
+    Guidance,
+    NoAlignment,
+    PosteriorSMC,
+    WeightedPosterior,
+)
 from diamond_diffusers.alignment import ALIGNMENTS
 from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
 from diamond_diffusers.rewards import available_rewards, registry
@@ -132,6 +144,9 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
             ),
         ),
         ("guidance", {"posterior": "denoiser", "reward_scale": 2.0}, Guidance(posterior=DenoiserPoint())),
+        ("posterior_smc", {"posterior": "diamond", "num_lookaheads": 2}, PosteriorSMC(posterior=DiamondPosterior(2))),
+        ("beam_search", {"posterior": "weighted", "num_lookaheads": 3}, BeamSearch(posterior=WeightedPosterior(3))),
+        ("guidance", {"posterior": "flow_map"}, Guidance(posterior=FlowMapPoint())),
         (
             "guidance",
             {"gradient": "pathwise", "guidance_strength": 2.0},
@@ -153,7 +168,8 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
         (("--num-lookaheads", 2), "add --posterior glass"),
-        (("--posterior", "magic"), "--posterior is 'magic'; choose denoiser or glass"),
+        (("--posterior", "magic"), "--posterior is 'magic'; choose one of denoiser, flow_map, glass"),
+        (("--posterior", "diamond", "--num-inner-steps", 2), "--num-inner-steps is 2, but --posterior diamond"),
         (("--alignment", "guidance", "--gradient", "magic"), "gradient is 'magic'; choose one of pathwise"),
         (("--reward", "magic"), "There is no reward named 'magic'"),
         (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
