@@ -183,8 +183,10 @@ class _Rows:
     ) -> tuple[Tensor | None, PosteriorSamples]:
         """What the model predicts, where that is needed and not known, and the look-aheads."""
         network = self.model.network(self.owners)
-        if predicted is None and (with_prediction or self.posterior.needs_prediction(network)):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.posterior.differentiates_predicted):
+        is_needed = self.posterior.needs_prediction(network)
+        if predicted is None and (with_prediction or is_needed):
+            differentiates = is_needed and self.posterior.differentiates_predicted
+            with torch.set_grad_enabled(torch.is_grad_enabled() and differentiates):
                 predicted = network.predict(x, self.noise_to_signal)
         return predicted, self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
 
