@@ -225,7 +225,8 @@ class TiltedModel:
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool = False) -> Tensor:
         def decode(owners: Tensor, rows: Tensor) -> Tensor:
-            return self.backbone.decode(rows, self.conditions.rows(owners), preview)
+            # Sums over pixels, as rewards take, round by the order in memory, which is the decoder's own.
+            return self.backbone.decode(rows, self.conditions.rows(owners), preview).contiguous()
 
         return self._checkpointed(decode, owners, z)
 
