@@ -63,16 +63,9 @@ class PosteriorSMC(SMC):
         ahead = look_ahead(model, self.posterior, x, noise_to_signal, random, **options)
         return ahead if is_valued else replace(ahead, values=torch.zeros_like(ahead.values))
 
-    def _move(
-        self,
-        model: TiltedModel,
-        cloud: PathCloud,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
-        random: RandomSource,
-    ) -> PathCloud:
-        noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
+    def _moved(
+        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor
+    ) -> Tensor:
         correlation = self.transition.correlation_at(noise_to_signal, next_noise_to_signal)
         z = cloud.ahead.samples[:, 0]
-        x = noised_sample(cloud.x, z, noise, noise_to_signal, next_noise_to_signal, correlation)
-        return replace(cloud, x=x, log_offset=cloud.log_offset + log_ratio)
+        return noised_sample(cloud.x, z, noise, noise_to_signal, next_noise_to_signal, correlation)

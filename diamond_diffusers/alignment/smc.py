@@ -233,10 +233,18 @@ class SMC(Alignment):
         next_noise_to_signal: float,
         random: RandomSource,
     ) -> PathCloud:
-        network = model.network(model.owners(self.num_particles, cloud.x.device))
         noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
-        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise)
+        x = self._moved(model, cloud, noise_to_signal, next_noise_to_signal, noise)
         return replace(cloud, x=x, log_offset=cloud.log_offset + log_ratio)
+
+    def _moved(
+        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor
+    ) -> Tensor:
+        """The particles at the next level, from their driving noise."""
+        network = model.network(model.owners(self.num_particles, cloud.x.device))
+        return self.transition.step(
+            network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise
+        )
 
     def _propose(
         self, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
