@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Tra
 from .helpers import adapters_disabled, to_unit_range, where_rows
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
-InnerMap = Callable[[Tensor, Level, Level, Tensor, Level, "Conditions"], Tensor]
-"""A `DiamondMap` of `models`: `X_{s -> r}` of inner states, observations, their level and conditions."""
+if TYPE_CHECKING:
+    from ..models.diamond_map import DiamondMap
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Backbone(Denoising):
         self.few_step: bool | tuple[str, ...] | None = None
         self.preview_vae: Any = None
         self.score_model: Backbone | None = None
-        self.posterior_map: InnerMap | None = None
+        self.posterior_map: DiamondMap | None = None
 
     @property
     def model(self) -> Any:
@@ -211,8 +211,9 @@ class Backbone(Denoising):
         self.pipeline.load_lora_weights(source, **options)
 
     def unload_lora_weights(self, **options: Any) -> None:
-        """Removes every LoRA; the base is then, bit for bit, as before they were loaded."""
-        self.pipeline.unload_lora_weights(**options)
+        """Removes every LoRA, but not a Diamond Map; the base is then, bit for bit, as before they were loaded."""
+        with self.posterior_map.away() if self.has_diamond_map else nullcontext():
+            self.pipeline.unload_lora_weights(**options)
         if isinstance(self.few_step, tuple):
             self.few_step = None
 

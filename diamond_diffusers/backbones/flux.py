@@ -50,6 +50,11 @@ class FluxBackbone(PackedBackbone):
         transformer = self.pipeline.transformer
         embedder = transformer.time_text_embed
         is_two_time = any("time_text_embed.second_embedder." in key for key in self.lora_keys(source, options))
+        if is_two_time and self.has_diamond_map:
+            raise ValueError(
+                "the LoRA makes this FLUX a flow map of two times, which its Diamond Map is too, and the two do not "
+                "add; unload_diamond_map() first"
+            )
         if is_two_time and not isinstance(embedder, TwoTimeEmbedder):
             transformer.time_text_embed = TwoTimeEmbedder(embedder)
         try:

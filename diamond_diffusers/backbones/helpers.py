@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..levels import working_dtype
 
@@ -27,6 +28,18 @@ def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
     finally:
         for layer, adapters in zip(layers, active, strict=True):
             layer._active_adapter = adapters
+
+
+def offloads_layers(module: nn.Module) -> bool:
+    """Whether parts of a module are moved on and off the device: sequential offloading, or that of groups of layers."""
+    return _is_group_offload_enabled(module) or any(
+        _offloads(getattr(part, "_hf_hook", None)) for part in module.modules()
+    )
+
+
+def _offloads(hook: Any) -> bool:
+    """Whether an accelerate hook offloads; sequential offloading puts such hooks on the innermost modules."""
+    return getattr(hook, "offload", False) or any(_offloads(part) for part in getattr(hook, "hooks", ()))
 
 
 def to_unit_range(images: Tensor) -> Tensor:

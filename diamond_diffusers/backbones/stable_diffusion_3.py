@@ -138,7 +138,9 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
     def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
         evaluations = super().evaluations_per_row(noise_to_signal, conditions)
         interval = conditions.shared.get("skip_layer_guidance_levels")
-        return evaluations + 1 if interval and within(noise_to_signal, interval).any() else evaluations
+        # It comes with classifier-free guidance, without which a Diamond Map is evaluated.
+        is_skipped = conditions.negative_features is not None and interval and within(noise_to_signal, interval).any()
+        return evaluations + 1 if is_skipped else evaluations
 
     def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
         """Classifier-free guidance, and skip-layer guidance away from what the network says without some layers."""

@@ -12,19 +12,22 @@ layers, and adapted by LoRA.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import unwrap_module
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Conditions
+from ..backbones.helpers import adapters_disabled, offloads_layers, where_rows
 from ..glass import query
 from ..levels import Level, as_level, expand
-from .conditioning import SITES, MapConditioning
+from .conditioning import SITES, MapConditioning, Sites
+from .two_time import TwoTimeEmbedder
 
 ADAPTER = "diamond_map"
 
@@ -48,7 +51,8 @@ class DiamondMap(nn.Module):
         base_model, base_revision: where the base of a saved map is.
 
     Raises:
-        ValueError: the family has no known sites, or the network has a Diamond Map already.
+        ValueError: the family has no known sites, or the network has a Diamond Map already, is a flow map of two times,
+            is offloaded layer by layer, or has LoRAs fused into its weights.
     """
 
     def __init__(
@@ -68,35 +72,53 @@ class DiamondMap(nn.Module):
         self.base_revision: str | None = None
         # Not a submodule: the base's weights are not the map's.
         self.__dict__["backbone"] = backbone
-        network = backbone.model
-        if ADAPTER in getattr(network, "peft_config", {}):
-            raise ValueError(f"the {type(network).__name__} has a Diamond Map already; remove() that one first")
-        self.conditioning = MapConditioning(network, SITES[backbone.family], condition_on_observation)
-        config = LoraConfig(
+        network, sites = self.network, SITES[backbone.family]
+        _check_can_be_adapted(network, sites)
+        self.conditioning = MapConditioning(network, sites, condition_on_observation).requires_grad_(False)
+        self.config = LoraConfig(
             r=rank,
             lora_alpha=rank if lora_alpha is None else lora_alpha,
             target_modules=list(lora_layers) if lora_layers else block_linear_layers(network),
             init_lora_weights=True,
         )
+        self._inject()
+
+    def _inject(self) -> None:
+        """Puts the adapter into the network, and leaves all else as it is: what is active, and what is trained."""
+        network = self.network
         at_rest = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _tuned_layers(network)]
-        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
-        network.requires_grad_(False)
+        trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+        inject_adapter_in_model(self.config, network, adapter_name=ADAPTER)
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
         # Not submodules either.
         self.__dict__["_adapted"] = [layer for layer in _tuned_layers(network) if ADAPTER in layer.lora_A]
+        for layer in self._adapted:
+            layer.scaling = _FixedScaling(layer.scaling)
         for layer in _tuned_layers(network):
             layer._active_adapter = []
         for layer, active, disabled in at_rest:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
     @property
+    def network(self) -> nn.Module:
+        """The backbone's network, as it was before it was compiled."""
+        return unwrap_module(self.backbone.model)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the adapter is in the network; stock methods that take out all adapters take out this one too."""
+        return ADAPTER in getattr(self.network, "peft_config", {})
+
+    @property
     def rank(self) -> int:
         """Of the LoRA."""
-        return self.backbone.model.peft_config[ADAPTER].r
+        return self.config.r
 
     @property
     def lora_alpha(self) -> float:
         """Scale of the LoRA, which multiplies by `lora_alpha / rank`."""
-        return self.backbone.model.peft_config[ADAPTER].lora_alpha
+        return self.config.lora_alpha
 
     @property
     def condition_on_observation(self) -> bool:
@@ -106,7 +128,7 @@ class DiamondMap(nn.Module):
     @property
     def lora_parameters(self) -> dict[str, nn.Parameter]:
         """The adapter's weights by name in the network."""
-        return {name: weight for name, weight in self.backbone.model.named_parameters() if f".{ADAPTER}." in name}
+        return {name: weight for name, weight in self.network.named_parameters() if f".{ADAPTER}." in name}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What distillation trains."""
@@ -135,16 +157,32 @@ class DiamondMap(nn.Module):
 
     def remove(self) -> None:
         """Takes the adapter out of the network, which is then, bit for bit, as it was; the map cannot be used again."""
-        network = self.backbone.model
+        network = self.network
         for layer in self._adapted:
-            layer.delete_adapter(ADAPTER)
+            if ADAPTER in layer.lora_A:
+                layer.delete_adapter(ADAPTER)
         for parent in list(network.modules()):
             for name, child in list(parent.named_children()):
                 if any(child is layer for layer in self._adapted) and not child.lora_A:
                     setattr(parent, name, child.base_layer)
-        del network.peft_config[ADAPTER]
-        if not network.peft_config:
-            del network.peft_config
+        if self.is_attached:
+            del network.peft_config[ADAPTER]
+            if not network.peft_config:
+                del network.peft_config
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The network without the map, for what takes out all of its adapters; afterwards the map is there again."""
+        if not self.is_attached:
+            yield
+            return
+        weights = {name: weight.detach().clone() for name, weight in self.weights().items()}
+        self.remove()
+        try:
+            yield
+        finally:
+            self._inject()
+            self.load_weights(weights)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -153,7 +191,7 @@ class DiamondMap(nn.Module):
         Raises:
             RuntimeError: the adapter is no longer in the network, or other LoRAs are fused into its weights.
         """
-        if ADAPTER not in getattr(self.backbone.model, "peft_config", {}):
+        if not self.is_attached:
             raise RuntimeError("the Diamond Map was unloaded, perhaps with all LoRAs of its network; load it again")
         if any(layer.merged for layer in self._adapted):
             raise RuntimeError("LoRAs are fused into the network's weights, which hides the Diamond Map; unfuse them")
@@ -186,12 +224,19 @@ class DiamondMap(nn.Module):
         """
         statistic, level = query(x, noise_to_signal, xbar, s)
         kappa = as_level(noise_to_signal)
-        outer = torch.where(torch.isinf(kappa), 1.0, kappa / (1 + kappa))
+        is_noise = torch.isinf(kappa)
+        outer = torch.where(is_noise, 1.0, kappa / (1 + kappa))
+        # Pure noise says nothing, and is not heard: the map is then a flow map of the model.
+        observed = where_rows(is_noise, torch.zeros_like(x), x)
         times = [torch.as_tensor(time, device=x.device).float().expand(len(x)) for time in (outer, s, r)]
         if self.conditioning.device != x.device:
             self.conditioning.to(x.device)
         unguided = replace(conditions, negative_features=None, classifier_free_guidance_scale=1.0)
-        with self.awake(), self.conditioning.attached(self.backbone.model, xbar, x, torch.stack(times, 1)):
+        # What makes the base a few-step model is not part of the model that was distilled.
+        few_step = self.backbone.few_step
+        as_base = adapters_disabled(self.network, few_step) if isinstance(few_step, tuple) else nullcontext()
+        conditioned = self.conditioning.attached(self.network, xbar, observed, torch.stack(times, 1))
+        with as_base, self.awake(), conditioned:
             return self.backbone.predict(statistic, level, unguided)
 
     def forward(
@@ -219,6 +264,33 @@ def block_linear_layers(network: nn.Module) -> list[str]:
         and "block" in name
         and not name.startswith(inside)
     ]
+
+
+class _FixedScaling(dict[str, float]):
+    """Scales of a layer's adapters, where that of the map stays: a call that scales its LoRAs does not mean the map."""
+
+    def __setitem__(self, name: str, scale: float) -> None:
+        if name != ADAPTER or name not in self:
+            super().__setitem__(name, scale)
+
+
+def _check_can_be_adapted(network: nn.Module, sites: Sites) -> None:
+    """Raises a `ValueError` where a network has what would make a Diamond Map wrong, or be spoilt by it."""
+    name = type(network).__name__
+    if ADAPTER in getattr(network, "peft_config", {}):
+        raise ValueError(
+            f"the {name} has a Diamond Map already; unload it first, from the pipeline that loaded it, with "
+            "unload_diamond_map()"
+        )
+    if isinstance(network.get_submodule(sites.time), TwoTimeEmbedder):
+        raise ValueError(f"the {name} has a flow-map LoRA of two times; unload_lora_weights() before the Diamond Map")
+    if any(layer.merged for layer in _tuned_layers(network)):
+        raise ValueError(f"LoRAs are fused into the weights of the {name}; unfuse_lora() before the Diamond Map")
+    if offloads_layers(network):
+        raise ValueError(
+            f"the layers of the {name} are offloaded one by one or in groups, and what is added to them would not be; "
+            "load the Diamond Map first, then offload"
+        )
 
 
 def _tuned_layers(network: nn.Module) -> list[BaseTunerLayer]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import nn
 
 from ..alignment.base import FINAL_SELECTIONS
 from ..backbones.base import Backbone
+from ..backbones.helpers import offloads_layers
 from ..rewards import Reward
 
 
@@ -162,12 +162,5 @@ def is_offloaded(pipeline: DiffusionPipeline) -> bool:
     """Whether weights are moved on and off the device during a call: whole models, layers, or groups of layers."""
     if getattr(pipeline, "_all_hooks", None):
         return True
-    components = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
-    return any(_is_group_offload_enabled(component) for component in components) or any(
-        _offloads(getattr(module, "_hf_hook", None)) for component in components for module in component.modules()
-    )
-
-
-def _offloads(hook: Any) -> bool:
-    """Whether an accelerate hook offloads; sequential offloading puts such hooks on the innermost modules."""
-    return getattr(hook, "offload", False) or any(_offloads(part) for part in getattr(hook, "hooks", ()))
+    components = pipeline.components.values()
+    return any(offloads_layers(component) for component in components if isinstance(component, nn.Module))

@@ -7,10 +7,12 @@ from itertools import product
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
 
 from diamond_diffusers.glass import query
 from diamond_diffusers.models.diamond_map import ADAPTER, DiamondMap, block_linear_layers, toward
+from diamond_diffusers.models.two_time import TwoTimeEmbedder
 
 from .tiny_maps import TINY_MODELS, Inputs, draw_inputs, perturb, tiny_backbone
 
@@ -56,7 +58,7 @@ def test_the_map_goes_along_the_chord(start):
     torch.testing.assert_close(toward(inputs.xbar, denoised, inputs.s, inputs.s), inputs.xbar)
 
 
-def test_every_trained_parameter_learns_and_no_other(start):
+def test_every_trained_parameter_learns_and_the_base_is_restored(start):
     diamond_map, inputs, weights, base = start
     backbone = diamond_map.backbone
     perturb(diamond_map)
@@ -72,8 +74,6 @@ def test_every_trained_parameter_learns_and_no_other(start):
     dead = {name.partition(".lora_")[0] for name, weight in trained.items() if not weight.grad.any()}
     assert dead == UNHEARD.get(backbone.family, set())
     assert xbar.grad.any() and x.grad.any()
-    frozen = [name for name, weight in backbone.model.named_parameters() if ADAPTER not in name]
-    assert all(backbone.model.get_parameter(name).grad is None for name in frozen)
 
     # At rest the network is the base, and removing the map restores it.
     with torch.no_grad():
@@ -198,6 +198,98 @@ def test_it_says_why_it_cannot_be_used(flux):
     backbone.pipeline.unload_lora_weights()
     with pytest.raises(RuntimeError, match="load it again"):
         inputs.denoised(diamond_map)
+    diamond_map.remove()
+    inputs.denoised(trained(backbone))
     backbone.family = "lumina2"
     with pytest.raises(ValueError, match="lumina2 model has no Diamond Map"):
         DiamondMap(backbone)
+
+
+def fuse_a_style(backbone):
+    add_style(backbone)
+    backbone.pipeline.fuse_lora()
+
+
+def tell_two_times(backbone):
+    backbone.model.time_text_embed = TwoTimeEmbedder(backbone.model.time_text_embed)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (fuse_a_style, "unfuse_lora"),
+        (tell_two_times, "flow-map LoRA of two times"),
+        (lambda backbone: cpu_offload(backbone.model, "cpu"), "load the Diamond Map first, then offload"),
+        (lambda backbone: DiamondMap(backbone, rank=2), "has a Diamond Map already"),
+    ],
+)
+def test_networks_that_would_spoil_it_are_refused(flux, spoil, message):
+    spoil(flux[0])
+    names = flux[0].model.state_dict().keys()
+    with pytest.raises(ValueError, match=message):
+        DiamondMap(flux[0], rank=2)
+    assert flux[0].model.state_dict().keys() == names
+
+
+def test_what_is_trained_in_the_network_stays_so(flux):
+    backbone, _ = flux
+    backbone.model.requires_grad_(False)
+    add_style(backbone)
+    before = {name: weight.requires_grad for name, weight in backbone.model.named_parameters()}
+    assert len(set(before.values())) == 2
+    diamond_map = DiamondMap(backbone, rank=2)
+    assert not any(weight.requires_grad for weight in diamond_map.trained_parameters())
+    flags = [weight.requires_grad for name, weight in backbone.model.named_parameters() if ADAPTER not in name]
+    assert flags == list(before.values())
+    diamond_map.remove()
+    assert {name: weight.requires_grad for name, weight in backbone.model.named_parameters()} == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [family for family in TINY_MODELS if family != "pixart_sigma"])
+def test_what_scales_loras_in_a_call_does_not_scale_it(family):
+    backbone = tiny_backbone(family)
+    inputs = draw_inputs(backbone)
+    diamond_map = trained(backbone)
+    denoised = inputs.denoised(diamond_map)
+    name = next(name for name in inputs.conditions.shared if name.endswith("attention_kwargs"))
+    shared = {**inputs.conditions.shared, name: {"scale": 0.0}}
+    scaled = replace(inputs, conditions=replace(inputs.conditions, shared=shared))
+    for _ in range(2):
+        assert torch.equal(scaled.denoised(diamond_map), denoised)
+
+
+@torch.no_grad()
+def test_what_makes_the_base_a_few_step_model_is_not_active_in_it(flux):
+    backbone, inputs = flux
+    diamond_map = trained(backbone)
+    denoised = inputs.denoised(diamond_map)
+    add_style(backbone, "turbo")
+    assert not torch.equal(inputs.denoised(diamond_map), denoised)
+    backbone.few_step = ("turbo",)
+    torch.testing.assert_close(inputs.denoised(diamond_map), denoised)
+
+
+@torch.no_grad()
+def test_pure_noise_is_not_heard(flux):
+    backbone, inputs = flux
+    diamond_map = DiamondMap(backbone, rank=2, condition_on_observation=True)
+    perturb(diamond_map)
+    level, s = (torch.tensor(values, dtype=torch.float64) for values in ([torch.inf, 0.7], [0.6, 0.6]))
+    inputs = replace(inputs, noise_to_signal=level, s=s)
+    moved = replace(inputs, x=inputs.x + 1).denoised(diamond_map) - inputs.denoised(diamond_map)
+    assert moved[0].abs().max() < 1e-5 and moved[1].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_it_is_the_same_around_a_compiled_network(flux):
+    backbone, inputs = flux
+    diamond_map = trained(backbone)
+    denoised, weights = inputs.denoised(diamond_map), diamond_map.weights()
+    backbone.pipeline.transformer = torch.compile(backbone.model, backend="eager")
+    changed = replace(inputs, xbar=inputs.xbar.flip(0))
+    for _ in range(2):
+        torch.testing.assert_close(inputs.denoised(diamond_map), denoised)
+        # What was compiled does not keep the inner state that it was compiled with.
+        assert ((changed.denoised(diamond_map) - denoised).flatten(1).abs().amax(1) > 1e-3).all()
+    assert diamond_map.weights().keys() == weights.keys()
