@@ -41,10 +41,13 @@ def as_alignment(alignment: Alignment | str, model: Denoising | None = None) -> 
         model: on which the settings of a published method may depend.
 
     Raises:
+        TypeError: it is neither.
         ValueError: the name is unknown.
     """
     if isinstance(alignment, Alignment):
         return alignment
+    if not isinstance(alignment, str):
+        raise TypeError(f"alignment is {alignment!r}; give an Alignment, such as SMC(num_particles=4), or its name")
     if alignment in PRESETS:
         return PRESETS[alignment](model)
     if alignment not in ALIGNMENTS:

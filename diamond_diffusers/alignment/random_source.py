@@ -20,7 +20,8 @@ class RandomSource:
         dtype: of the normals.
 
     Raises:
-        ValueError: the number of generators is neither 1 nor `num_images`.
+        TypeError: these are no generators.
+        ValueError: their number is neither 1 nor `num_images`.
     """
 
     def __init__(
@@ -30,6 +31,12 @@ class RandomSource:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        for generator in generators if isinstance(generators, Sequence) else [generators]:
+            if generators is not None and not isinstance(generator, torch.Generator):
+                raise TypeError(
+                    f"generator is or holds {generator!r}; give torch.Generator objects, such as "
+                    "torch.Generator().manual_seed(0)"
+                )
         if isinstance(generators, Sequence) and len(generators) not in (1, num_images):
             raise ValueError(
                 f"generator holds {len(generators)} generators for {num_images} images; give one, or one for each image"

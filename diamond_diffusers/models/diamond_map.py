@@ -49,6 +49,7 @@ class DiamondMap(nn.Module):
         guidance: arguments of a call that are baked in, with the values that they had in distillation.
         training_facts: what is known of the distillation.
         base_model, base_revision: where the base of a saved map is.
+        license: of a saved map, as the Hub names it.
 
     Raises:
         ValueError: the family has no known sites, or the network has a Diamond Map already, is a flow map of two times,
@@ -70,6 +71,7 @@ class DiamondMap(nn.Module):
         self.training_facts: dict[str, Any] = {}
         self.base_model: str | None = None
         self.base_revision: str | None = None
+        self.license: str | None = None
         # Not a submodule: the base's weights are not the map's.
         self.__dict__["backbone"] = backbone
         network, sites = self.network, SITES[backbone.family]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.loaders.lora_pipeline import LORA_WEIGHT_NAME_SAFE
+from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import hf_hub_download
-from safetensors import safe_open
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,13 +32,8 @@ FORMAT_VERSION = 1
 # Settings of a network that leave the shapes of its weights alone.
 _NOT_SHAPES = ("sample_size", "quantization_config")
 
-
 GUIDANCE_ARGUMENTS = ("guidance_scale", "true_cfg_scale")
 """Arguments of a call that a map has baked in, where its defaults name them."""
-
-
-class MissingMapError(ValueError):
-    """A folder or repository declares defaults alone."""
 
 
 def save_diamond_map(
@@ -45,6 +44,8 @@ def save_diamond_map(
     *,
     base_model: str | None = None,
     base_revision: str | None = None,
+    base_defaults: Mapping[str, Any] | None = None,
+    license: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a map, without its base.
@@ -56,6 +57,8 @@ def save_diamond_map(
         base_model: Hub repository or folder of the base, or `miniature`; None for what a loaded map says, else for
             where the base was loaded from.
         base_revision: of the base on the Hub.
+        base_defaults: defaults of the base alone, where it is saved beside the map.
+        license: as the Hub names it; None for what a loaded map says.
         weights: in place of the map's own, named as by `DiamondMap.weights`.
     """
     folder, backbone = Path(folder), diamond_map.backbone
@@ -77,11 +80,13 @@ def save_diamond_map(
         "family": backbone.family,
         "base_model": base_model or backbone.pipeline.config.get("_name_or_path"),
         "base_revision": base_revision,
+        "license": license or diamond_map.license,
         "base_config": _shapes(backbone),
         "path": _path(backbone),
         "condition_on_observation": diamond_map.condition_on_observation,
         "training": dict(training),
         "defaults": dict(defaults),
+        **({} if base_defaults is None else {"base_defaults": dict(base_defaults)}),
     }
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -91,14 +96,17 @@ def read_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
 
     Args:
         source: folder or Hub repository.
-        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
         FileNotFoundError: there is no such declaration.
-        ValueError: it is not of a version that this package reads.
+        ValueError: it cannot be read, or is not of a version that this package reads.
     """
     file = _find(source, CONFIG_NAME, **hub)
-    config = json.loads(file.read_text())
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); take the file from where the map was saved") from error
     if config.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{file} has format_version {config.get('format_version')!r}, but this package reads {FORMAT_VERSION}; "
@@ -112,28 +120,64 @@ def read_map_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no map.
-        MissingMapError: there are defaults alone.
-        ValueError: it is not of a version that this package reads.
+        ValueError: there are defaults alone, or it is not of a version that this package reads.
     """
     config = read_config(source, **hub)
     if "base_config" not in config:
-        raise MissingMapError(
-            f"{source} declares defaults of a model but no Diamond Map; name another folder or repository"
-        )
+        raise ValueError(f"{source} declares defaults of a model but no Diamond Map; name another folder or repository")
     return config
 
 
-def load_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> DiamondMap:
-    """A saved map around a loaded base.
+@dataclass(frozen=True)
+class SavedMap:
+    """What the files of a map hold.
+
+    Attributes:
+        source: where they are.
+        config: as of `read_map_config`.
+        adapter: the LoRA's `r`, `lora_alpha` and `target_modules`.
+        weights: of the map, named as by `DiamondMap.weights`.
+    """
+
+    source: str | PathLike
+    config: dict[str, Any]
+    adapter: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    def around(self, backbone: Backbone) -> DiamondMap:
+        """The map on a loaded base, whose random state it leaves alone.
+
+        Raises:
+            ValueError: the weights do not fit, or the network cannot carry a map.
+        """
+        config, adapter = self.config, self.adapter
+        observes = config.get("condition_on_observation", False)
+        # The weights that are drawn first are replaced at once.
+        with torch.random.fork_rng():
+            diamond_map = DiamondMap(backbone, adapter["r"], adapter["lora_alpha"], adapter["target_modules"], observes)
+        try:
+            diamond_map.load_weights(self.weights)
+        except ValueError:
+            diamond_map.remove()
+            raise
+        defaults = config["defaults"]
+        diamond_map.guidance = {name: defaults[name] for name in GUIDANCE_ARGUMENTS if name in defaults}
+        diamond_map.training_facts, diamond_map.license = config["training"], config.get("license")
+        diamond_map.base_model, diamond_map.base_revision = config["base_model"], config["base_revision"]
+        return diamond_map
+
+
+def read_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> SavedMap:
+    """Reads a saved map for a loaded base, which stays as it is.
 
     Args:
         backbone: an ordinary model of the shapes that the map was distilled from.
         source: folder or Hub repository.
-        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+        **hub: as of `read_config`.
 
     Raises:
         FileNotFoundError: there is no map.
-        ValueError: the map is for another base, or its files do not belong together.
+        ValueError: the map is for another base, or its files are damaged or do not belong together.
     """
     config = read_map_config(source, **hub)
     check_base(backbone, config)
@@ -146,20 +190,21 @@ def load_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> 
             f"the {CONFIG_NAME} of {source} has condition_on_observation {observes}, but its {CONDITIONING_NAME} is of "
             "a map with the other setting; take all files from one map"
         )
-    adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
-    rank, lora_alpha, layers = (adapter[f"{prefix}{name}"] for name in ("r", "lora_alpha", "target_modules"))
-    diamond_map = DiamondMap(backbone, rank, lora_alpha, layers, observes)
+    written = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    adapter = {name: written.get(f"{prefix}{name}") for name in ("r", "lora_alpha", "target_modules")}
+    if None in adapter.values():
+        raise ValueError(
+            f"the {LORA_NAME} of {source} does not say the rank, alpha and layers of the LoRA for the "
+            f"{backbone.network_name}; take the file from where the map was saved"
+        )
     weights = {name.removeprefix(prefix): weight for name, weight in lora.items()}
     weights |= {f"conditioning.{name}": weight for name, weight in conditioning.items()}
-    try:
-        diamond_map.load_weights(weights)
-    except ValueError:
-        diamond_map.remove()
-        raise
-    diamond_map.guidance = {name: config["defaults"][name] for name in GUIDANCE_ARGUMENTS if name in config["defaults"]}
-    diamond_map.training_facts = config["training"]
-    diamond_map.base_model, diamond_map.base_revision = config["base_model"], config["base_revision"]
-    return diamond_map
+    return SavedMap(source, config, adapter, weights)
+
+
+def load_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> DiamondMap:
+    """A saved map around a loaded base; arguments and errors as of `read_diamond_map` and `SavedMap.around`."""
+    return read_diamond_map(backbone, source, **hub).around(backbone)
 
 
 def check_base(backbone: Backbone, config: Mapping[str, Any]) -> None:
@@ -186,7 +231,7 @@ def check_base(backbone: Backbone, config: Mapping[str, Any]) -> None:
 
 def _shapes(backbone: Backbone) -> dict[str, Any]:
     """The settings of a network from which the shapes of its weights follow, as JSON has them."""
-    network = backbone.model
+    network = unwrap_module(backbone.model)
     settings = {
         name: value
         for name, value in dict(network.config).items()
@@ -209,11 +254,21 @@ def _find(
     token: str | bool | None = None,
     cache_dir: str | PathLike | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Path:
     folder = Path(source)
     if not folder.is_dir():
-        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        return Path(hf_hub_download(str(source), name, subfolder=subfolder, **options))
+        options = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+        }
+        try:
+            return Path(hf_hub_download(str(source), name, subfolder=subfolder, **options))
+        except HFValidationError as error:
+            raise FileNotFoundError(f"{source} is neither a folder nor the name of a repository on the Hub") from error
     file = folder / (subfolder or "") / name
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {name}, so it is no Diamond Map; name another folder")
@@ -221,5 +276,8 @@ def _find(
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(file, "pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); take it from where the map was saved") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -13,6 +15,8 @@ from ..alignment.base import FINAL_SELECTIONS
 from ..backbones.base import Backbone
 from ..backbones.helpers import offloads_layers
 from ..rewards import Reward
+
+NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 
 
 def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,17 +67,32 @@ def num_images(arguments: Mapping[str, Any]) -> int:
     """Number of images that a call returns: prompts times `num_images_per_prompt`.
 
     Raises:
-        ValueError: `num_images_per_prompt` or `num_inference_steps` is not positive.
+        ValueError: `num_images_per_prompt` or `num_inference_steps` is no positive whole number.
     """
-    for key in ("num_images_per_prompt", "num_inference_steps"):
-        if arguments[key] < 1:
-            raise ValueError(f"{key} is {arguments[key]}; it must be at least 1")
+    check_counts(**{key: arguments[key] for key in ("num_images_per_prompt", "num_inference_steps")})
     return num_prompts(arguments) * arguments["num_images_per_prompt"]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises a `ValueError` for one that is given and is no whole number of at least 1."""
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            raise ValueError(f"{name} is {count!r}; it must be a whole number of at least 1")
+
+
+def check_scale(reward_scale: float) -> None:
+    """Raises a `ValueError` for a `reward_scale` that is no finite number."""
+    if not isinstance(reward_scale, Real) or not math.isfinite(reward_scale):
+        raise ValueError(f"reward_scale is {reward_scale!r}; it must be a finite number")
 
 
 def num_prompts(arguments: Mapping[str, Any]) -> int:
     """Number of prompts of a call, however they are given."""
     prompt = arguments["prompt"]
+    if not (prompt is None or isinstance(prompt, str | list)):
+        raise TypeError(f"prompt is a {type(prompt).__name__}; give a text or a list of texts")
+    if prompt == []:
+        raise ValueError("prompt is an empty list; give a text for each image")
     if prompt is None:
         embeds = arguments.get("prompt_embeds")
         if embeds is None:
@@ -107,7 +126,7 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
     if selection == "best" and reward is None:
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
     if reward is not None and not any(texts):
-        raise ValueError("prompt is None, so the reward has nothing to read; give reward_prompt=...")
+        raise ValueError("the reward reads the prompt, but there is no text in it; give one, or reward_prompt=...")
     return selection
 
 
@@ -117,13 +136,37 @@ def wants_latents(reward: Reward | None) -> bool:
 
 
 def check_baked_guidance(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` where the guidance asked for is not the one that the Diamond Map was distilled with."""
+    """Raises a `ValueError` where the guidance asked for is not the one that the Diamond Map was distilled with.
+
+    That has the empty negative prompt; whether `negative_prompt_embeds` are its embedding cannot be told.
+    """
+    remedy = "or align with look-aheads of the base (GlassPosterior)"
     for name, baked in backbone.posterior_map.guidance.items():
         if arguments.get(name) != baked:
             raise ValueError(
                 f"{name} is {arguments.get(name)}, but the Diamond Map was distilled with {baked}, which is baked in; "
-                f"leave it at {baked}, or align with look-aheads of the base (GlassPosterior)"
+                f"leave it at {baked}, {remedy}"
             )
+    for name in NEGATIVE_PROMPTS:
+        if _has_text(arguments.get(name)):
+            raise ValueError(
+                f"{name} is {arguments[name]!r}, but the Diamond Map was distilled with the empty one, which is baked "
+                f"in; leave it out, {remedy}"
+            )
+
+
+def check_not_checkpointed(backbone: Backbone) -> None:
+    """Raises a `ValueError` where a network with a Diamond Map checkpoints its own blocks."""
+    if getattr(backbone.model, "is_gradient_checkpointing", False):
+        raise ValueError(
+            f"the {backbone.network_name} has gradient checkpointing enabled, whose second evaluation would be without "
+            f"the Diamond Map; call pipe.{backbone.network_name}.disable_gradient_checkpointing(), and give the call "
+            "gradient_checkpointing=True"
+        )
+
+
+def _has_text(prompt: str | Sequence[str] | None) -> bool:
+    return bool(prompt) if prompt is None or isinstance(prompt, str) else any(prompt)
 
 
 def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_sin
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..backbones import check_supported
-from ..models.storage import MissingMapError, read_config, read_map_config
+from ..models.storage import read_config
+
+logger = logging.getLogger(__name__)
 
 MAP_FOLDER = "diamond_map"
 EMBEDDED_MODEL = "miniature"
 """By which a map names the model that ships with the package as its base."""
-NOT_THERE = (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError)
-"""What reading a declaration raises where there is none, on the disk and on the Hub."""
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def embedded_model() -> Path:
@@ -30,49 +31,86 @@ def embedded_model() -> Path:
     return Path(str(importlib.resources.files("diamond_diffusers") / "miniature" / "weights" / "pipeline"))
 
 
-def read_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
-    """The call defaults that a model's folder or Hub repository declares in `diamond_map/`; empty where it has none.
-
-    Args:
-        model: folder or Hub repository.
-        **hub: as of `read_config`.
-
-    Raises:
-        ValueError: the declaration is not of a version that this package reads.
-    """
-    try:
-        return read_config(model, subfolder=MAP_FOLDER, **hub)["defaults"]
-    except NOT_THERE:
-        return {}
-
-
 @dataclass(frozen=True)
 class FoundMap:
     """A Diamond Map that a model's folder or repository holds.
 
     Attributes:
-        source, hub: what `load_diamond_map` takes.
-        base, base_revision: where the map's base is, where the folder or repository does not hold it itself.
+        source, hub: what `read_diamond_map` takes.
+        config: as of `read_map_config`.
     """
 
     source: str | Path
     hub: dict[str, Any]
-    base: str | Path | None = None
-    base_revision: str | None = None
+    config: dict[str, Any]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the base is elsewhere."""
+        return self.hub["subfolder"] is None
+
+    @property
+    def base(self) -> str | Path:
+        """Where the base of a map alone is.
+
+        Raises:
+            ValueError: the map does not say, or its folder is gone.
+        """
+        base = self.config["base_model"]
+        if base == EMBEDDED_MODEL:
+            return embedded_model()
+        remedy = f"load the base with from_pretrained(...), then load_diamond_map({str(self.source)!r})"
+        if base is None:
+            raise ValueError(f"the Diamond Map {self.source} does not say where its base is; {remedy}")
+        if os.path.isabs(base) and not os.path.isdir(base):
+            raise ValueError(f"the base of the Diamond Map {self.source} is not at {base} any more; {remedy}")
+        return base
 
 
 def find_map(model: str | Path, hub: Mapping[str, Any]) -> FoundMap | None:
     """The Diamond Map of a folder or Hub repository: the map alone, or beside its base in `diamond_map/`."""
     for subfolder in (None, MAP_FOLDER):
         options = {**hub, "subfolder": subfolder}
-        try:
-            config = read_map_config(model, **options)
-        except (*NOT_THERE, MissingMapError):
-            continue
-        if subfolder is not None:
-            return FoundMap(model, options)
-        base = embedded_model() if config["base_model"] == EMBEDDED_MODEL else config["base_model"]
-        return FoundMap(model, options, base, config["base_revision"])
+        config = _declared(model, **options)
+        if config is not None and "base_config" in config:
+            return FoundMap(model, options, config)
+    return None
+
+
+def read_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
+    """The call defaults that a model's folder or Hub repository declares: those of its base, and of its Diamond Map.
+
+    Args:
+        model: folder or Hub repository; empty defaults where it declares none.
+        **hub: as of `read_config`.
+
+    Raises:
+        ValueError: the declaration is not of a version that this package reads.
+    """
+    found = find_map(model, hub)
+    if found is None:
+        return read_base_defaults(model, **hub)
+    if found.is_alone:
+        model, hub = found.base, {**hub, "revision": found.config["base_revision"]}
+    return {**read_base_defaults(model, **hub), **found.config["defaults"]}
+
+
+def read_base_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
+    """Those of a model without its Diamond Map."""
+    config = _declared(model, subfolder=MAP_FOLDER, **hub) or {}
+    return config.get("base_defaults", config.get("defaults", {}))
+
+
+def _declared(model: str | Path, **options: Any) -> dict[str, Any] | None:
+    """What a model declares; None where it declares nothing."""
+    try:
+        return read_config(model, **options)
+    except LocalEntryNotFoundError:
+        # Stock models declare nothing, so that most of those who are offline miss nothing.
+        level = logging.INFO if options.get("local_files_only") else logging.WARNING
+        logger.log(level, "%s was not looked at for a Diamond Map: it is not in the cache, and the Hub unseen", model)
+    except (FileNotFoundError, EntryNotFoundError):
+        pass
     return None
 
 

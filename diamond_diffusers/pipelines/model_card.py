@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from ..models.storage import MAP_FILES, read_map_config
+from ..models.storage import MAP_FILES
 from .loading import EMBEDDED_MODEL, find_map
 
 CARD_NAME = "README.md"
@@ -73,7 +73,7 @@ def write_model_card(
     Args:
         folder: of the map alone, or of a pipeline with the map beside it.
         repository: from which the snippet loads.
-        license: as the Hub names it; None for `other`.
+        license: as the Hub names it; None for what the map says, else `other`.
         prompt: of the samples and of the snippet.
         samples: a grid of images.
         caption: of the grid.
@@ -85,14 +85,14 @@ def write_model_card(
     found = find_map(folder, {})
     if found is None:
         raise FileNotFoundError(f"{folder} holds no Diamond Map to write a model card of; save one there first")
-    config, subfolder = read_map_config(found.source, **found.hub), found.hub["subfolder"]
+    config, subfolder = found.config, found.hub["subfolder"]
     base = config["base_model"] if _is_repository(config["base_model"]) else None
     data = ModelCardData(
         base_model=base,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=TAGS if subfolder else [*TAGS, "lora"],
-        license=license or DEFAULT_LICENSE,
+        license=license or config.get("license") or DEFAULT_LICENSE,
     )
     grid = ""
     if samples is not None:
@@ -113,6 +113,14 @@ def write_model_card(
     card = ModelCard(f"---\n{data}\n---\n\n{text}")
     card.save(folder / CARD_NAME)
     return card
+
+
+def remove_model_card(folder: str | PathLike) -> None:
+    """Removes the card of a Diamond Map and its samples from a folder, where they are."""
+    file = Path(folder) / CARD_NAME
+    if file.exists() and TAGS[-1] in (ModelCard.load(file).data.tags or []):
+        file.unlink()
+        (Path(folder) / SAMPLES_NAME).unlink(missing_ok=True)
 
 
 def write_stock_card(folder: str | PathLike, repository: str, token: str | bool | None = None) -> ModelCard:

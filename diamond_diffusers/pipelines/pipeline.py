@@ -12,15 +12,16 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
-from ..alignment import Alignment, as_alignment, fit_to_budget
+from ..alignment import Alignment, fit_to_budget
 from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel
 from ..alignment.random_source import RandomSource
 from ..backbones import backbone_for, check_supported
-from ..models.storage import load_diamond_map, read_map_config
-from ..rewards import Reward, RewardLike, as_reward
+from ..rewards import RewardLike
+from .adapters import AdapterMethods
 from .arguments import (
-    check_baked_guidance,
+    check_counts,
+    check_scale,
     check_watched,
     checked_few_step,
     checked_selection,
@@ -33,16 +34,17 @@ from .arguments import (
 )
 from .callbacks import step_callback
 from .freezing import frozen
-from .loading import HUB_OPTIONS, embedded_model, find_map, read_defaults, single_file_class
+from .loading import HUB_OPTIONS, embedded_model, find_map, read_base_defaults, single_file_class
 from .output import DiamondMapPipelineOutput, make_output
 from .particles import starting_particles
+from .resolution import resolve_alignment, resolve_reward
 from .saving import save_model
 from .scoring import encode_for_scores, reward_probe
 
-OPTIONS = ("few_step", "score_model", "preview_vae")
+OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
 
-class DiamondMapPipeline:
+class DiamondMapPipeline(AdapterMethods):
     """Owns one stock pipeline, to which every attribute that is not defined here is delegated.
 
     So `components`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, `set_progress_bar_config` and the
@@ -78,7 +80,11 @@ class DiamondMapPipeline:
         preview_vae: nn.Module | None = None,
     ) -> None:
         self.__dict__.update(
-            pipeline=pipeline, backbone=backbone_for(pipeline), defaults=dict(defaults or {}), _named_rewards={}
+            pipeline=pipeline,
+            backbone=backbone_for(pipeline),
+            defaults=dict(defaults or {}),
+            _base_defaults={},
+            _named_rewards={},
         )
         self.few_step = few_step
         self.score_model = score_model
@@ -93,9 +99,9 @@ class DiamondMapPipeline:
         Args:
             pretrained_model_name_or_path: folder or Hub repository of a pipeline, of a Diamond Map, which names its
                 base, or of both; None for the embedded miniature.
-            **kwargs: of this class (`few_step`, `score_model`, `preview_vae`) and of
-                `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`, `cache_dir`,
-                `device_map`, `quantization_config`, components, ...).
+            **kwargs: of this class (`defaults`, which go before those that are declared, `few_step`, `score_model`,
+                `preview_vae`) and of `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`,
+                `cache_dir`, `device_map`, `quantization_config`, components, ...).
 
         Raises:
             TypeError: the pipeline's class is not supported; raised before its weights are loaded.
@@ -103,19 +109,21 @@ class DiamondMapPipeline:
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         diamond_map = find_map(model, hub)
-        if diamond_map is not None and diamond_map.base is not None:
+        if diamond_map is not None and diamond_map.is_alone:
             # The revision is that of the map; its base names its own.
-            kwargs["revision"] = hub["revision"] = diamond_map.base_revision
+            kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
         check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
-        defaults = read_defaults(model, **hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        given = own.pop("defaults", None) or {}
+        defaults = {**read_base_defaults(model, **hub), **given}
         pipe = cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults, **own)
         if model == embedded_model():
             # Its convolutions, small ones on a CPU, are twice as fast so.
             pipe.pipeline.vae.to(memory_format=torch.channels_last)
         if diamond_map is not None:
             pipe.load_diamond_map(diamond_map.source, **diamond_map.hub)
+            pipe.defaults = {**pipe.defaults, **given}
         return pipe
 
     @classmethod
@@ -159,7 +167,7 @@ class DiamondMapPipeline:
         Raises:
             TypeError, ValueError: an argument is unknown or of no use; raised before anything is written.
         """
-        save_model(self.backbone, self.defaults, save_directory, **kwargs)
+        save_model(self.backbone, self.defaults, self._base_defaults, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Uploads what `save_pretrained` saves; without a Diamond Map, with the model card that stock diffusers gives.
@@ -169,51 +177,8 @@ class DiamondMapPipeline:
             **kwargs: as of `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as folder:
-            return save_model(self.backbone, self.defaults, folder, push_to_hub=True, repo_id=repo_id, **kwargs)
-
-    def load_diamond_map(self, source: str | os.PathLike, **hub: Any) -> None:
-        """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
-
-        Its defaults become this model's. The base stays what it is, bit for bit; ordinary LoRAs add to both.
-
-        Args:
-            source: folder or Hub repository of the map.
-            **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
-
-        Raises:
-            FileNotFoundError: there is no map.
-            ValueError: the map is for another base.
-        """
-        self.unload_diamond_map()
-        defaults = read_map_config(source, **hub)["defaults"]
-        self.backbone.posterior_map = load_diamond_map(self.backbone, source, **hub)
-        self.backbone.posterior_map.conditioning.to(self.pipeline._execution_device)
-        self.defaults = {**self.defaults, **defaults}
-
-    def unload_diamond_map(self) -> None:
-        """Takes the Diamond Map away, if there is one; the base is then, bit for bit, as before it was loaded."""
-        if self.backbone.posterior_map is not None:
-            self.backbone.posterior_map.remove()
-            self.backbone.posterior_map = None
-
-    def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, Tensor], **kwargs: Any
-    ) -> None:
-        """Loads a LoRA as the stock pipeline does; also FLUX's two-time LoRA, which makes it a flow map.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: folder, file, Hub repository, or weights.
-            **kwargs: of the stock method (`adapter_name`, `weight_name`, ...).
-
-        Raises:
-            AttributeError: stock diffusers has no LoRA loader for the pipeline.
-            ValueError: the LoRA is for modules that the network does not have.
-        """
-        self.backbone.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
-
-    def unload_lora_weights(self, **kwargs: Any) -> None:
-        """Removes every LoRA, as the stock pipeline's method does; a `few_step` that names adapters is forgotten."""
-        self.backbone.unload_lora_weights(**kwargs)
+            kwargs = {**kwargs, "push_to_hub": True, "repo_id": repo_id}
+            return save_model(self.backbone, self.defaults, self._base_defaults, folder, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
@@ -235,7 +200,7 @@ class DiamondMapPipeline:
         return self.backbone.preview_vae
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipeline", "backbone", "defaults", "_named_rewards", "_score_model"):
+        if name in ("pipeline", "backbone", "defaults", "_base_defaults", "_named_rewards", "_score_model"):
             raise AttributeError(name)
         return getattr(self.pipeline, name)
 
@@ -254,6 +219,9 @@ class DiamondMapPipeline:
             self.backbone.preview_vae = value
         else:
             setattr(self.pipeline, name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.pipeline)})
 
     def __repr__(self) -> str:
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
@@ -291,7 +259,8 @@ class DiamondMapPipeline:
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
                 None for the model's own, if it has one.
             alignment: an `Alignment` or its name; None for the model's own, else `smc` with a reward and `none`
-                without.
+                without. One of the model's own that differentiates the reward gives way to SMC where the reward cannot
+                be differentiated.
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
             max_network_evaluations: what an image may cost, a backward pass counting 2: in place of the method's own
                 count of particles, candidates or iterations, which becomes the largest within it.
@@ -328,16 +297,18 @@ class DiamondMapPipeline:
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
+        check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
         refuse_cache(self.backbone)
         # The callbacks of diffusers name the tensors that they want.
         check_watched(getattr(callback_on_step_end, "tensor_inputs", ()))
         arguments = resolve_arguments(self.backbone, given, self.defaults)
         with self.backbone.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)
-            reward = self._resolve_reward(reward, alignment)
-            alignment = self._resolve_alignment(alignment, reward, arguments)
+            reward = resolve_reward(reward, alignment, self.backbone, self.defaults, self._named_rewards)
+            alignment = resolve_alignment(alignment, reward, self.backbone, self.defaults, arguments)
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
+            check_scale(scale)
             random = RandomSource(generator, num_images(arguments), self.pipeline._execution_device)
             shards = ParticleShards.of(distributed_state)
             if shards is not None:
@@ -380,32 +351,3 @@ class DiamondMapPipeline:
         own = [*self.pipeline.components.values(), self.preview_vae]
         scoring = [] if self.score_model is None else self.score_model._modules()
         return [module for module in own if isinstance(module, nn.Module)] + scoring
-
-    def _resolve_reward(self, reward: RewardLike | None, alignment: Alignment | str | None) -> Reward | None:
-        if reward is None:
-            reward = self.defaults.get("reward")
-        if reward is None:
-            if alignment is not None and as_alignment(alignment).needs_reward:
-                raise ValueError(
-                    f"reward is None, and this {type(self.pipeline).__name__} has no reward of its own; "
-                    "give reward=... or alignment='none'"
-                )
-            return None
-        if isinstance(reward, str):
-            # A named reward is a model: loaded once, not at every call.
-            if reward not in self._named_rewards:
-                self._named_rewards[reward] = as_reward(reward)
-            reward = self._named_rewards[reward]
-        return as_reward(reward).to(device=self.pipeline._execution_device)
-
-    def _resolve_alignment(
-        self, alignment: Alignment | str | None, reward: Reward | None, arguments: Mapping[str, Any]
-    ) -> Alignment:
-        if alignment is None:
-            alignment = self.defaults.get("alignment", "smc") if reward is not None else "none"
-        alignment = as_alignment(alignment, self.backbone)
-        alignment.check(reward)
-        alignment = alignment.resolve(self.backbone)
-        if alignment.uses_diamond_map(self.backbone):
-            check_baked_guidance(self.backbone, arguments)
-        return alignment

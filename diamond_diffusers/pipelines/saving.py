@@ -19,11 +19,11 @@ from torchvision.transforms import functional
 from torchvision.utils import make_grid
 
 from ..backbones.base import Backbone
-from ..models.storage import CONFIG_NAME, FORMAT_VERSION, save_diamond_map
+from ..models.storage import CONFIG_NAME, FORMAT_VERSION, MAP_FILES, save_diamond_map
 from ..models.two_time import TwoTimeEmbedder
 from ..schedulers import DiamondMapScheduler
 from .loading import MAP_FOLDER
-from .model_card import create_repository, upload, write_model_card, write_stock_card
+from .model_card import create_repository, remove_model_card, upload, write_model_card, write_stock_card
 
 WRAPPERS = (BaseTunerLayer, TwoTimeEmbedder)
 GRID_COLUMNS = 4
@@ -71,6 +71,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def save_model(
     backbone: Backbone,
     defaults: Mapping[str, Any],
+    base_defaults: Mapping[str, Any],
     folder: str | os.PathLike,
     *,
     license: str | None = None,
@@ -87,7 +88,9 @@ def save_model(
     """Saves a stock pipeline with the weights of its base, and beside it the defaults, and the map with its card.
 
     Args:
-        folder: is created.
+        defaults: of calls.
+        base_defaults: of calls without the Diamond Map.
+        folder: is created; a Diamond Map that was saved there before is replaced or removed.
         license, sample_prompt, sample_images: of the card of the Diamond Map.
         push_to_hub: whether the folder is then uploaded.
         repo_id, private, token, commit_message, create_pr: of the upload.
@@ -97,7 +100,8 @@ def save_model(
         The commit on the Hub, if there is one.
 
     Raises:
-        TypeError, ValueError: an argument is unknown or of no use; raised before anything is written.
+        TypeError, ValueError: an argument is unknown or of no use, or LoRAs are fused into the weights; raised before
+            anything is written.
     """
     pipeline, diamond_map = backbone.pipeline, backbone.posterior_map
     card = {"license": license, "sample_prompt": sample_prompt, "sample_images": sample_images}
@@ -109,6 +113,7 @@ def save_model(
         "create_pr": create_pr,
     }
     _check_stock(pipeline, stock)
+    _refuse_fused(pipeline)
     if diamond_map is None:
         _refuse(card, "is for the model card of a Diamond Map, and there is none; load one first, or leave it out")
     if not push_to_hub:
@@ -119,9 +124,19 @@ def save_model(
     with clean_weights(pipeline), stock_scheduler(pipeline):
         pipeline.save_pretrained(folder, **stock)
     if diamond_map is not None:
-        save_diamond_map(Path(folder) / MAP_FOLDER, diamond_map, defaults, diamond_map.training_facts)
-        write_model_card(folder, repo_id or str(folder), license, sample_prompt, grid)
+        save_diamond_map(
+            Path(folder) / MAP_FOLDER,
+            diamond_map,
+            defaults,
+            diamond_map.training_facts,
+            base_defaults=base_defaults,
+            license=license,
+        )
+        write_model_card(folder, repo_id or str(folder), None, sample_prompt, grid)
     else:
+        for name in MAP_FILES:
+            (Path(folder) / MAP_FOLDER / name).unlink(missing_ok=True)
+        remove_model_card(folder)
         write_defaults(folder, backbone.family, defaults)
         if push_to_hub:
             write_stock_card(folder, repo_id, token)
@@ -134,6 +149,17 @@ def _check_stock(pipeline: DiffusionPipeline, options: Mapping[str, Any]) -> Non
     """Refuses what the stock method would take and forget."""
     for name in options.keys() - inspect.signature(pipeline.save_pretrained).parameters.keys():
         raise TypeError(f"save_pretrained has no argument {name!r}; leave it out")
+
+
+def _refuse_fused(pipeline: DiffusionPipeline) -> None:
+    """Refuses weights that are no longer those of the base."""
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module) and any(
+            isinstance(module, BaseTunerLayer) and module.merged for module in component.modules()
+        ):
+            raise ValueError(
+                f"LoRAs are fused into the weights of the {name}, and the base is saved; unfuse_lora() first"
+            )
 
 
 def _refuse(options: Mapping[str, Any], reason: str) -> None:

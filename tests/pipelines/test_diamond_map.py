@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
 from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import save_diamond_map
+from diamond_diffusers.models.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
 from tests.families.family import brightness
 from tests.families.tiny_flux import build_tiny_flux
+from tests.models.test_diamond_map import add_style
+from tests.models.tiny_maps import TINY_MODELS, perturb
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}
 DEFAULTS = {"true_cfg_scale": 2.0, "negative_prompt": ""}
@@ -66,10 +70,13 @@ def test_the_base_is_bit_identical_with_the_map_loaded_and_after_it_is_unloaded(
     pipe.load_diamond_map(map_folder / "map")
     assert torch.equal(pipe("a red circle", latents=latents, **{**CALL, "true_cfg_scale": 1.0}).images, before)
     mapped = draw(pipe)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor"):
+        pipe.load_diamond_map(map_folder / "nothing")
+    assert torch.equal(draw(pipe), mapped)
     pipe.load_diamond_map(map_folder / "map")
     assert torch.equal(draw(pipe), mapped)
     pipe.unload_diamond_map()
-    assert torch.equal(pipe("a red circle", latents=latents, **{**CALL, "true_cfg_scale": 1.0}).images, before)
+    assert torch.equal(pipe("a red circle", latents=latents, **CALL).images, before)
     with pytest.raises(ValueError, match="needs a Diamond Map"):
         pipe("a red circle", alignment=NoAlignment(DiamondTransition()), **CALL)
 
@@ -92,5 +99,131 @@ def test_baked_in_guidance_and_foreign_bases_are_refused(map_folder: Path) -> No
         other.load_diamond_map(map_folder / "map")
     with pytest.raises(FileNotFoundError, match="no Diamond Map"):
         other.load_diamond_map(map_folder)
+    with pytest.raises(
+        ValueError, match="negative_prompt is 'a ring', but the Diamond Map was distilled with the empty"
+    ):
+        draw(pipe, negative_prompt="a ring")
+    pipe.transformer.enable_gradient_checkpointing()
+    with pytest.raises(ValueError, match=r"pipe\.transformer\.disable_gradient_checkpointing"):
+        draw(pipe)
     with pytest.raises(ValueError, match="no Diamond Map"):
         other.load_diamond_map(map_folder / "base" / "diamond_map")
+
+
+def test_defaults_of_the_map_go_with_it(map_folder: Path, tmp_path: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "map", defaults={"num_inference_steps": 2})
+    assert pipe.defaults == {**DEFAULTS, "num_inference_steps": 2}
+    pipe.save_pretrained(tmp_path / "with")
+    pipe.unload_diamond_map()
+    assert pipe.defaults == {"num_inference_steps": 2}
+    again = DiamondMapPipeline.from_pretrained(tmp_path / "with")
+    assert again.defaults == {**DEFAULTS, "num_inference_steps": 2}
+    again.unload_diamond_map()
+    assert again.defaults == {"num_inference_steps": 2}
+
+
+def test_it_loads_from_beside_its_base_too(map_folder: Path, tmp_path: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
+    pipe.save_pretrained(tmp_path)
+    other = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
+    other.load_diamond_map(tmp_path)
+    assert torch.equal(draw(other), draw(pipe))
+
+
+def test_stock_methods_for_loras_leave_it(map_folder: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
+    images = draw(pipe)
+    add_style(pipe.backbone)
+    assert not torch.equal(draw(pipe), images)
+    with pytest.raises(ValueError, match=r"'diamond_map'.*leave it out"):
+        pipe.set_adapters(["style", "diamond_map"])
+    pipe.set_adapters(["style"], [0.5])
+    pipe.unload_lora_weights()
+    assert torch.equal(draw(pipe), images)
+    # Where it is taken out with them all the same, it can be loaded again.
+    pipe.pipeline.unload_lora_weights()
+    with pytest.raises(RuntimeError, match="load it again"):
+        draw(pipe)
+    pipe.load_diamond_map(map_folder / "map")
+    assert torch.equal(draw(pipe), images)
+    pipe.delete_adapters("diamond_map")
+    pipe.unload_diamond_map()
+
+
+def test_a_compiled_base_is_saved_as_what_it_was(map_folder: Path, tmp_path: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "base")
+    pipe.pipeline.transformer = torch.compile(pipe.transformer, backend="eager")
+    pipe.load_diamond_map(map_folder / "map")
+    pipe.save_pretrained(tmp_path)
+    expected = DiamondMapPipeline.from_pretrained(map_folder / "map")
+    assert torch.equal(draw(DiamondMapPipeline.from_pretrained(tmp_path)), draw(expected))
+
+
+def test_what_was_saved_before_does_not_stay(map_folder: Path, tmp_path: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
+    pipe.save_pretrained(tmp_path, license="apache-2.0")
+    pipe = DiamondMapPipeline.from_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.license == "apache-2.0"
+    pipe.unload_diamond_map()
+    pipe.save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+    assert [file.name for file in (tmp_path / "diamond_map").iterdir()] == [CONFIG_NAME]
+    assert not DiamondMapPipeline.from_pretrained(tmp_path).backbone.has_diamond_map
+
+
+def test_fused_weights_are_not_saved_as_the_base(map_folder: Path, tmp_path: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "base")
+    add_style(pipe.backbone)
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match=r"fused into the weights of the transformer.*unfuse_lora"):
+        pipe.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def broken_copies(folder: Path) -> dict[str, dict[str, bytes]]:
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    no_base = json.dumps({**config, "base_model": None}).encode()
+    gone = json.dumps({**config, "base_model": "/nowhere/base"}).encode()
+    return {
+        "does not say where its base is": {CONFIG_NAME: no_base},
+        "not at /nowhere/base any more": {CONFIG_NAME: gone},
+        "is no JSON": {CONFIG_NAME: b"{"},
+        "is damaged": {CONDITIONING_NAME: b"nothing"},
+        "does not say the rank": {LORA_NAME: (folder / CONDITIONING_NAME).read_bytes()},
+    }
+
+
+def test_broken_maps_are_named(map_folder: Path, tmp_path: Path) -> None:
+    for message, changes in broken_copies(map_folder / "map").items():
+        for name in MAP_FILES:
+            content = changes.get(name, (map_folder / "map" / name).read_bytes())
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            DiamondMapPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_every_family_loads_runs_saves_and_unloads_one(family: str, tmp_path: Path) -> None:
+    model = TINY_MODELS[family]
+    pipe = DiamondMapPipeline.from_pipe(model.build())
+    call = {name: value for name, value in model.call.items() if name != "negative_prompt"}
+    call |= {"num_inference_steps": 2, "output_type": "pt", "latents": None}
+    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    perturb(diamond_map)
+    save_diamond_map(tmp_path / "map", diamond_map, {}, {})
+    diamond_map.remove()
+
+    def images(alignment: object) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a ring", reward=brightness, alignment=alignment, generator=generator, **call).images
+
+    plain = images(NoAlignment())
+    pipe.load_diamond_map(tmp_path / "map")
+    mapped = images(ALIGNMENT)
+    pipe.save_pretrained(tmp_path / "model")
+    assert torch.equal(images(NoAlignment()), plain)
+    pipe.unload_diamond_map()
+    assert torch.equal(images(NoAlignment()), plain)
+    pipe = DiamondMapPipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(images(ALIGNMENT), mapped)

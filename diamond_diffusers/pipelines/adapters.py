@@ -1,0 +1,88 @@
+"""What is loaded into the network of a pipeline: Diamond Maps and LoRAs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ..backbones.base import Backbone
+from ..models.diamond_map import ADAPTER
+from ..models.storage import read_diamond_map
+from .loading import find_map
+
+
+class AdapterMethods:
+    """Those methods of `DiamondMapPipeline`."""
+
+    pipeline: DiffusionPipeline
+    backbone: Backbone
+    defaults: dict[str, Any]
+    _base_defaults: dict[str, Any]
+
+    def load_diamond_map(self, source: str | os.PathLike, **hub: Any) -> None:
+        """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
+
+        Its defaults go before this model's for as long as it is loaded. The base stays what it is, bit for bit, and
+        ordinary LoRAs add to both. A map that is there already is unloaded, once the new one has been read.
+
+        Args:
+            source: folder or Hub repository of the map, alone or beside its base.
+            **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+        Raises:
+            FileNotFoundError: there is no map.
+            ValueError: the map is for another base, or the network has fused LoRAs, a two-time LoRA, or layers that are
+                offloaded.
+        """
+        found = None if "subfolder" in hub else find_map(source, hub)
+        saved = read_diamond_map(self.backbone, source, **(hub if found is None else found.hub))
+        self.unload_diamond_map()
+        self.backbone.posterior_map = saved.around(self.backbone)
+        self.backbone.posterior_map.conditioning.to(self.pipeline._execution_device)
+        self.__dict__["_base_defaults"] = self.defaults
+        self.defaults = {**self.defaults, **saved.config["defaults"]}
+
+    def unload_diamond_map(self) -> None:
+        """Takes the Diamond Map away, if there is one; base and defaults are then as before it was loaded."""
+        if self.backbone.posterior_map is not None:
+            self.backbone.posterior_map.remove()
+            self.backbone.posterior_map = None
+            self.defaults = self._base_defaults
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, Tensor], **kwargs: Any
+    ) -> None:
+        """Loads a LoRA as the stock pipeline does; also FLUX's two-time LoRA, which makes it a flow map.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: folder, file, Hub repository, or weights.
+            **kwargs: of the stock method (`adapter_name`, `weight_name`, ...).
+
+        Raises:
+            AttributeError: stock diffusers has no LoRA loader for the pipeline.
+            ValueError: the LoRA is for modules that the network does not have.
+        """
+        self.backbone.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
+
+    def unload_lora_weights(self, **kwargs: Any) -> None:
+        """Removes every LoRA, as the stock pipeline's method does, but leaves a Diamond Map.
+
+        A `few_step` that names adapters is forgotten.
+        """
+        self.backbone.unload_lora_weights(**kwargs)
+
+    def set_adapters(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
+        """Activates LoRAs as the stock pipeline does; a Diamond Map is active by itself, where it is evaluated.
+
+        Raises:
+            ValueError: the Diamond Map is named.
+        """
+        if self.backbone.has_diamond_map and ADAPTER in adapter_names:
+            raise ValueError(
+                f"adapter_names holds {ADAPTER!r}, the Diamond Map, which is active where it is evaluated and nowhere "
+                "else; leave it out"
+            )
+        self.pipeline.set_adapters(adapter_names, *args, **kwargs)
