@@ -29,10 +29,16 @@ def starting_particles(
         latents: starting noise as the stock pipeline takes it, a row for each image or each particle; None to draw it.
 
     Raises:
-        ValueError: the number of rows of `latents` does not fit, or all particles of an image would be the same.
+        ValueError: the number or the shape of rows of `latents` does not fit, or all particles of an image would be the
+            same.
     """
     count, particles = random.num_images, alignment.num_particles
     if latents is not None:
+        of_one = backbone.prepare_latents(arguments, conditions, 1, torch.Generator()).shape[1:]
+        if latents.shape[1:] != of_one:
+            raise ValueError(
+                f"latents is of shape {list(latents.shape)}; at this height and width a row is of shape {list(of_one)}"
+            )
         latents = _row_for_each_particle(alignment, count, latents)
         x = backbone.prepare_latents(arguments, conditions, count * particles, None, latents)
     else:

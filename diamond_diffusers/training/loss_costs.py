@@ -47,6 +47,7 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     torch.manual_seed(0)
     pipe = DiamondMapPipeline.from_pretrained()
     pipe.unload_diamond_map()
+    pipe.transformer.requires_grad_(False)
     teacher = Teacher(pipe.backbone, pipe.defaults)
     diamond_map = DiamondMap(pipe.backbone, rank=64)
     for parameter in diamond_map.trained_parameters():

@@ -63,3 +63,12 @@ def test_the_map_draws_in_one_evaluation_a_step(pipe: DiamondMapPipeline) -> Non
     """Guidance is baked in, which the base pays twice for."""
     out = pipe("three red circles", alignment=NoAlignment(DiamondTransition()), num_inference_steps=3)
     assert out.cost.network_evaluations == 3
+
+
+def test_without_its_map_the_embedded_model_still_aligns() -> None:
+    pipe = DiamondMapPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.defaults["alignment"] == "guided_diamond"
+    pipe.unload_diamond_map()
+    out = pipe("three red circles", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert out.log_evidence is not None

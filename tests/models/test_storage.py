@@ -101,12 +101,14 @@ def test_files_come_from_the_hub(flux_folder, monkeypatch):
     asked = []
 
     def download(repo, name, **options):
-        asked.append((repo, name, options["subfolder"], options["revision"]))
+        asked.append((repo, name, tuple(options.items())))
         return str(Path(flux_folder) / name)
 
     monkeypatch.setattr(storage, "hf_hub_download", download)
-    load_diamond_map(tiny_backbone("flux"), "someone/map", revision="v1", subfolder="diamond_map")
-    assert sorted(asked) == sorted(("someone/map", name, "diamond_map", "v1") for name in MAP_FILES)
+    hub = {"subfolder": "diamond_map", "revision": "v1", "token": "secret", "cache_dir": "cache"}
+    hub |= {"local_files_only": True, "force_download": True}
+    load_diamond_map(tiny_backbone("flux"), "someone/map", **hub)
+    assert sorted(asked) == sorted(("someone/map", name, tuple(hub.items())) for name in MAP_FILES)
 
 
 def test_another_base_is_refused(flux_folder, tmp_path):

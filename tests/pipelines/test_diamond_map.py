@@ -9,10 +9,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
+from diamond_diffusers.models import storage
 from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.models.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
+from diamond_diffusers.pipelines.loading import read_base_defaults, read_defaults
 from tests.families.family import brightness
 from tests.families.tiny_flux import build_tiny_flux
 from tests.models.test_diamond_map import add_style
@@ -227,3 +230,41 @@ def test_every_family_loads_runs_saves_and_unloads_one(family: str, tmp_path: Pa
     assert torch.equal(images(NoAlignment()), plain)
     pipe = DiamondMapPipeline.from_pretrained(tmp_path / "model")
     assert torch.equal(images(ALIGNMENT), mapped)
+
+
+def test_what_a_map_alone_declares_is_known_before_it_is_loaded(map_folder: Path) -> None:
+    assert read_defaults(map_folder / "map") == DEFAULTS
+    assert read_base_defaults(map_folder / "map") == {}
+
+
+def test_models_that_cannot_be_asked_for_a_map_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def offline(*names: object, **options: object) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(storage, "hf_hub_download", offline)
+    assert read_defaults("someone/model", local_files_only=True) == {}
+    assert not caplog.records
+    assert read_defaults("someone/model") == {}
+    assert "someone/model was not looked at for a Diamond Map" in caplog.text
+
+
+@torch.no_grad()
+def test_skip_layer_guidance_is_not_the_maps() -> None:
+    model = TINY_MODELS["stable_diffusion_3"]
+    pipe = DiamondMapPipeline.from_pipe(model.build())
+    pipe.backbone.posterior_map = DiamondMap(pipe.backbone, rank=2)
+    perturb(pipe.backbone.posterior_map)
+    call = {name: value for name, value in model.call.items() if name != "negative_prompt"}
+    call |= {"num_inference_steps": 3, "output_type": "pt", "alignment": NoAlignment(DiamondTransition())}
+    skipping = {
+        "skip_guidance_layers": [0],
+        "skip_layer_guidance_start": 0.0,
+        "skip_layer_guidance_stop": 1.0,
+    }
+    images = [
+        pipe("a ring", generator=torch.Generator().manual_seed(0), **call, **options).images
+        for options in ({}, skipping)
+    ]
+    assert torch.equal(*images)

@@ -175,6 +175,7 @@ def test_attributes_are_the_stock_pipelines(pipe: DiamondMapPipeline) -> None:
     assert stock.scheduler is scheduler
     assert pipe.transformer is stock.transformer
     assert pipe.to("cpu") is pipe
+    assert {"scheduler", "enable_model_cpu_offload", "load_diamond_map", "transformer"} <= set(dir(pipe))
     with pytest.raises(AttributeError, match="no_such_attribute"):
         _ = pipe.no_such_attribute
 
@@ -215,6 +216,17 @@ def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: 
         ({"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}, "'prompt_embeds'"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"num_inference_steps": "3"}, "num_inference_steps is '3'"),
+        ({"max_network_evaluations": 10.5, "reward": brightness}, r"max_network_evaluations is 10\.5"),
+        ({"particle_batch_size": 2.5}, r"particle_batch_size is 2\.5"),
+        ({"reward_scale": float("nan"), "reward": brightness}, "reward_scale is nan"),
+        ({"reward_scale": "10", "reward": brightness}, "reward_scale is '10'"),
+        ({"prompt": [], "reward": brightness}, "prompt is an empty list"),
+        ({"prompt": "", "reward": brightness}, "there is no text in it"),
+        ({"prompt": 5}, "prompt is a int"),
+        ({"generator": 0}, "generator is or holds 0"),
+        ({"alignment": ["smc"], "reward": brightness}, r"alignment is \['smc'\]; give an Alignment"),
+        ({"latents": torch.zeros(1, 4, 8)}, r"latents is of shape \[1, 4, 8\].*shape \[4, 16\]"),
         ({"particle_batch_size": 0}, "particle_batch_size is 0"),
         ({"generator": [torch.Generator()] * 3}, "3 generators for 1 images"),
         ({"latents": torch.zeros(2, 4, 16)}, "latents holds 2 rows"),
@@ -232,8 +244,16 @@ def test_bad_arguments_are_named_before_any_sampling(
         raise AssertionError("the network was called")
 
     monkeypatch.setattr(pipe.backbone, "denoise", no_sampling)
-    with pytest.raises(ValueError, match=message):
-        pipe("a red circle", **{**CALL, **arguments})
+    with pytest.raises((TypeError, ValueError), match=message):
+        pipe(**{"prompt": "a red circle", **CALL, **arguments})
+
+
+def test_a_models_own_alignment_gives_way_where_the_reward_has_no_derivative(pipe: DiamondMapPipeline) -> None:
+    own = DiamondMapPipeline.from_pipe(pipe.pipeline, defaults={"alignment": "guidance"})
+    out = own("a red circle", reward="jpeg_size", generator=generators(1), **CALL)
+    assert out.log_evidence is not None
+    with pytest.raises(ValueError, match="no gradient"):
+        own("a red circle", reward="jpeg_size", alignment="guidance", **CALL)
 
 
 def test_unknown_keyword_is_named(pipe: DiamondMapPipeline) -> None:
