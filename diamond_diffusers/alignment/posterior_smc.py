@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..diamond import DiamondPosterior
@@ -56,12 +55,11 @@ class PosteriorSMC(SMC):
             )
 
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
-        options = {"with_prediction": False, "with_samples": True}
-        is_valued = noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
+        drawn = (model, self.posterior, x, noise_to_signal, random)
+        is_valued = self._values_at(model, noise_to_signal)
         if is_valued and self.guidance is not None and self.guidance.guides_at(noise_to_signal):
-            return self.guidance.look_ahead(model, self.posterior, x, noise_to_signal, random, **options)
-        ahead = look_ahead(model, self.posterior, x, noise_to_signal, random, **options)
-        return ahead if is_valued else replace(ahead, values=torch.zeros_like(ahead.values))
+            return self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+        return look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=is_valued)
 
     def _moved(
         self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor

@@ -172,8 +172,12 @@ class SMC(Alignment):
             log_evidence=cloud.log_evidence + _log_mean(log_weights),
         )
 
+    def _values_at(self, model: TiltedModel, noise_to_signal: float) -> bool:
+        """Whether particles of a level are valued; else their values are zero."""
+        return noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
+
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
-        if noise_to_signal > self.max_noise_to_signal or model.reward_scale == 0:
+        if not self._values_at(model, noise_to_signal):
             network = model.network(model.owners(self.num_particles, x.device))
             predicted = network.predict(x, noise_to_signal) if self.transition.uses_prediction else None
             return LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
