@@ -177,11 +177,11 @@ class SMC(Alignment):
         return noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
 
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
+        network = model.network(model.owners(self.num_particles, x.device))
+        with_prediction = self.transition.needs_prediction(network)
         if not self._values_at(model, noise_to_signal):
-            network = model.network(model.owners(self.num_particles, x.device))
-            predicted = network.predict(x, noise_to_signal) if self.transition.uses_prediction else None
+            predicted = network.predict(x, noise_to_signal) if with_prediction else None
             return LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
-        with_prediction = self.transition.uses_prediction
         if self.guidance is not None and self.guidance.guides_at(noise_to_signal):
             return self.guidance.look_ahead(model, self.posterior, x, noise_to_signal, random, with_prediction)
         return look_ahead(model, self.posterior, x, noise_to_signal, random, with_prediction=with_prediction)
