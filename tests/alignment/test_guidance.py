@@ -370,7 +370,7 @@ def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_poste
     guidance = Guidance(
         GlassPosterior(2), max_shift=None, transition=GlassTransition(), num_corrections=num_corrections
     )
-    x, model = torch.ones(1, 3), make_map_model(MIXTURE, LINEAR)
+    x, model = torch.ones(1, 3), make_map_model(MIXTURE, QUADRATIC)
     result = run(guidance, model, (0.8, 0.0), x=x)
     mean = model.network(torch.zeros(1, dtype=torch.long)).denoise(x, 0.8)
     used = (result.latents[0] - mean).square().mean(1).sqrt()
