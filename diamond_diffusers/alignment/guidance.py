@@ -130,7 +130,7 @@ class Guidance(Alignment):
         if self.max_shift is None:
             return shift
         _, sigma = signal_and_noise(noise_to_signal)
-        return limited(shift, self.max_shift * sigma)
+        return limited(shift, root_mean_square(shift), self.max_shift * sigma)
 
     def look_ahead(
         self,

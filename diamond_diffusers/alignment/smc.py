@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..levels import expand
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
@@ -18,6 +19,7 @@ from .model import TiltedModel
 from .potentials import POTENTIALS
 from .random_source import RandomSource
 from .resampling import RESAMPLING_SCHEMES, effective_sample_size
+from .scalings import limiting_factor
 from .tempering import Tempering, tempered
 from .trace import Trace
 
@@ -259,9 +261,8 @@ class SMC(Alignment):
         if self.guidance is None or cloud.ahead.shift is None or gain == 0:
             return noise, 0.0
         mu = gain * self.guidance.shift(cloud.ahead, noise_to_signal)
-        norm = mu.flatten(1).norm(dim=1).clamp(min=torch.finfo(mu.dtype).tiny)
         scale = cloud.inverse_temperature.to(mu).repeat_interleave(self.num_particles)
-        mu = mu * (scale * (self.max_tilt / norm).clamp(max=1)).reshape(-1, *[1] * (mu.ndim - 1))
+        mu = mu * expand(scale * limiting_factor(mu.flatten(1).norm(dim=1), self.max_tilt), mu)
         noise = noise + mu
         return noise, (mu * (mu / 2 - noise)).flatten(1).double().sum(1).unflatten(0, (-1, self.num_particles))
 
