@@ -79,7 +79,11 @@ class Guidance(Alignment):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_gradient(self.gradient, self.posterior)
-        if self.max_shift is not None and self.max_shift <= 0:
+        if not math.isfinite(self.guidance_strength):
+            raise ValueError(
+                f"guidance_strength is {self.guidance_strength}; give a finite number, of which 1 is exact"
+            )
+        if self.max_shift is not None and not self.max_shift > 0:
             raise ValueError(f"max_shift is {self.max_shift}; give a positive number, or None for no limit")
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling is {self.scaling!r}; choose one of {', '.join(SCALINGS)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
 from ..posteriors import PosteriorSampler
 from ..transitions import GlassTransition, Transition
@@ -35,7 +36,8 @@ class PosteriorSMC(SMC):
 
     Args:
         posterior: draws equally weighted look-aheads, of which each has the law of the posterior.
-        transition: a `GlassTransition` of one inner step, which says how the noises before and after a step correlate.
+        transition: a `GlassTransition` of one inner step, which says how the noises before and after a step correlate;
+            None for `GlassTransition()`.
     """
 
     posterior: PosteriorSampler = field(default_factory=lambda: DiamondPosterior(1))
@@ -48,11 +50,15 @@ class PosteriorSMC(SMC):
                 f"posterior is {self.posterior}, whose samples differ in weight, so that one alone has not the law of "
                 "the posterior; take DiamondPosterior() or GlassPosterior(), or alignment 'smc'"
             )
-        if not isinstance(self.transition, GlassTransition) or self.transition.num_inner_steps > 1:
+        transition = self.transition or GlassTransition()
+        if not isinstance(transition, GlassTransition) or transition.num_inner_steps > 1:
             raise ValueError(
                 f"transition is {self.transition}, but look-aheads move the particles; take "
                 "GlassTransition(correlation=...) with one inner step, or alignment 'smc'"
             )
+
+    def default_transition(self, model: Denoising) -> Transition:
+        return GlassTransition()
 
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
         drawn = (model, self.posterior, x, noise_to_signal, random)

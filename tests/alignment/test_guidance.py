@@ -344,6 +344,12 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
         assert (step.best_value >= step.mean_value).all()
         assert (step.gradient_norm <= 0.1 + 1e-6).all() and (step.gradient_norm > 0).all()
     assert result.trace.figures() == ["mean_value", "best_value", "gradient_norm"]
+    (legend,) = result.trace.plot().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["image 0", "image 1"]
+    assert not run(guidance, make_model(MIXTURE, LINEAR)).trace.plot().legends
+    nowhere = replace(guidance, max_noise_to_signal=0.01)
+    with pytest.raises(ValueError, match=r"none of its 5 steps took look-aheads; .* guidance at some of its levels"):
+        run(nowhere, make_model(MIXTURE, LINEAR)).trace.plot()
 
 
 @pytest.mark.parametrize(
@@ -351,7 +357,10 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
     [
         ({"gradient": "finite"}, "gradient is 'finite'; choose one of pathwise, isotropic, tilted_mean"),
         ({"gradient": "tilted_mean"}, "compares look-aheads"),
+        ({"guidance_strength": math.nan}, "guidance_strength is nan; give a finite number"),
+        ({"guidance_strength": math.inf}, "guidance_strength is inf; give a finite number"),
         ({"max_shift": 0.0}, r"max_shift is 0\.0"),
+        ({"max_shift": math.nan}, "max_shift is nan"),
         ({"max_shift": -1.0}, r"max_shift is -1\.0"),
         ({"gradient": "hybrid"}, "gradient is 'hybrid', which compares look-aheads"),
         ({"num_corrections": 0}, "num_corrections is 0; it must be at least 1"),

@@ -113,13 +113,16 @@ def test_images_do_not_depend_on_their_batch():
         ({"posterior": WeightedPosterior(4)}, "differ in weight"),
         ({"transition": GlassTransition(num_inner_steps=2)}, "look-aheads move the particles"),
         ({"transition": AncestralTransition()}, "look-aheads move the particles"),
-        ({"transition": None}, "look-aheads move the particles"),
         ({"guidance": Guidance(DiamondPosterior(2), "tilted_mean")}, "draws 1; take GlassPosterior"),
     ],
 )
 def test_what_cannot_move_particles_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PosteriorSMC(**options)
+
+
+def test_no_transition_is_the_default_one():
+    assert PosteriorSMC(transition=None).resolve(tilted_model().backbone) == PosteriorSMC()
 
 
 def test_a_diamond_map_is_needed():
