@@ -1,4 +1,4 @@
-"""Python blocks of the README and of docs/ compile, define or import every name that they use, and import what there is."""
+"""Python blocks of README.md and docs/ compile, and every name that they use is defined or imported there."""
 
 import ast
 import re

@@ -7,9 +7,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
+from ..backbones.helpers import where_rows
 from ..transitions import Transition
 from .base import AlignmentResult, StepCallback
 from .model import Evaluation, TiltedModel
@@ -81,9 +81,9 @@ class Sample:
         """Row by row the one of higher scaled reward; this one where they are equal."""
         mine, theirs = self.evaluation, other.evaluation
         better = reward_scale * theirs.total > reward_scale * mine.total
-        terms = {name: chosen(better, term, mine.terms[name]) for name, term in theirs.terms.items()}
-        total, images = chosen(better, theirs.total, mine.total), chosen(better, theirs.images, mine.images)
-        return Sample(chosen(better, other.latents, self.latents), Evaluation(total, terms, images))
+        terms = {name: where_rows(better, term, mine.terms[name]) for name, term in theirs.terms.items()}
+        total, images = where_rows(better, theirs.total, mine.total), where_rows(better, theirs.images, mine.images)
+        return Sample(where_rows(better, other.latents, self.latents), Evaluation(total, terms, images))
 
     def figures(self, model: TiltedModel) -> dict[str, Tensor]:
         """What the trace records of equally many rows of each of the model's images, each `[B]`."""
@@ -107,8 +107,3 @@ def plain_sample(
     terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
     evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
     return Sample(result.latents.flatten(0, 1), evaluation)
-
-
-def chosen(is_new: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Rows `[N, ...]` of `new` where `is_new [N]` says so, else of `old`."""
-    return torch.where(is_new.to(new.device).reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..backbones.helpers import where_rows
 from ..transitions import Transition
 from .model import TiltedModel
-from .noise_rounds import NoiseRounds, Sample, chosen, plain_sample
+from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .random_source import RandomSource
 from .search import evaluation_rows, highest
 
@@ -92,7 +93,7 @@ class NoiseSearch(NoiseRounds):
         if best is None:
             return noise[rows], found
         better = reward_scale * found.evaluation.total > reward_scale * best.evaluation.total
-        return chosen(better, noise[rows], pivot), best.improved_by(found, reward_scale)
+        return where_rows(better, noise[rows], pivot), best.improved_by(found, reward_scale)
 
 
 class _Draws:
