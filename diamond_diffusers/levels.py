@@ -164,26 +164,3 @@ class VariancePreservingPath(GaussianPath):
         if self.prediction_type == "epsilon":
             return (x - sigma * prediction) / alpha
         return alpha * x - sigma * prediction
-
-
-class TrigonometricPath(GaussianPath):
-    """`x_t = cos t z + sigma_data sin t eps`; the network predicts `F` with `dx / dt = sigma_data F` (SANA-Sprint).
-
-    Args:
-        sigma_data: standard deviation of the data and of the noise.
-    """
-
-    def __init__(self, sigma_data: float = 0.5) -> None:
-        self.sigma_data = sigma_data
-
-    def coefficients(self, time: Level) -> tuple[Tensor, Tensor]:
-        t = as_level(time)
-        # A first time rounded up past pi / 2 is pure noise.
-        return torch.cos(t).clamp(min=0), self.sigma_data * torch.sin(t)
-
-    def time(self, noise_to_signal: Level) -> Tensor:
-        return torch.atan(as_level(noise_to_signal) / self.sigma_data)
-
-    def denoised(self, x: Tensor, prediction: Tensor, time: Level) -> Tensor:
-        t = as_level(time)
-        return expand(torch.cos(t), x) * x - expand(self.sigma_data * torch.sin(t), x) * prediction

@@ -40,11 +40,6 @@ class Network:
     max_noise_to_signal: float = math.inf
     diamond_map: InnerFlowMap | None = None
 
-    @classmethod
-    def of_denoiser(cls, denoise: Denoiser) -> Network:
-        """An ordinary model."""
-        return cls(denoise, denoise)
-
     def mean(self, x: Tensor, noise_to_signal: Level, predicted: Tensor) -> Tensor:
         """`E[z | x]`, for which `predicted` is taken where it is that already."""
         return predicted if self.predicts_mean else self.denoise(x, noise_to_signal)

@@ -18,10 +18,14 @@ class Transition(UsesNetwork, ABC):
     """A map of a particle, its predicted clean sample and driving noise to the particle at the next level.
 
     Attributes:
-        uses_prediction: whether a step depends on the predicted sample; where not, plain sampling does without it.
+        uses_prediction: whether a step depends on the denoised sample that it starts from.
     """
 
     uses_prediction: bool = True
+
+    def needs_prediction(self, network: Network) -> bool:
+        """Whether a step needs `predicted` of this network; where not, plain sampling does without it."""
+        return self.uses_prediction
 
     @abstractmethod
     def step(
@@ -30,7 +34,7 @@ class Transition(UsesNetwork, ABC):
         x: Tensor,
         noise_to_signal: float,
         next_noise_to_signal: float,
-        predicted: Tensor,
+        predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
         """Moves particles one level on.
@@ -40,7 +44,8 @@ class Transition(UsesNetwork, ABC):
             x: particles `[N, ...]` in the bounded coordinate.
             noise_to_signal: level of `x`, at most infinity.
             next_noise_to_signal: the lower level to reach, at least 0.
-            predicted: what the model as loaded predicts at `x`: `network.predict(x, noise_to_signal)`, perhaps tilted.
+            predicted: what the model as loaded predicts at `x`: `network.predict(x, noise_to_signal)`, perhaps tilted;
+                None where it is not needed.
             noise: driving noise, standard normal of the shape of `x`; the step is a deterministic map of it.
 
         Returns:
@@ -233,13 +238,17 @@ class GlassTransition(InnerFlowTransition):
         super().__post_init__()
         check_inner_options(self.num_inner_steps, self.solver)
 
+    def needs_prediction(self, network: Network) -> bool:
+        # It starts from the posterior mean.
+        return network.predicts_mean
+
     def step(
         self,
         network: Network,
         x: Tensor,
         noise_to_signal: float,
         next_noise_to_signal: float,
-        predicted: Tensor,
+        predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
         return sample_transition(

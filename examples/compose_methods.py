@@ -5,12 +5,11 @@ import torch
 from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, GlassTransition, Guidance
 
 pipe = DiamondMapPipeline.from_pretrained()
-look_aheads = GlassPosterior(num_inner_steps=2, num_samples=4)
 alignment = SMC(
     num_particles=4,
-    posterior=look_aheads,
+    posterior=GlassPosterior(num_inner_steps=2, num_samples=4),
     transition=GlassTransition(num_inner_steps=2),
-    guidance=Guidance(posterior=look_aheads, gradient="tilted_mean"),
+    guidance=Guidance(gradient="isotropic"),
 )
 out = pipe(
     ["a red circle above a blue square", "four green stars"],

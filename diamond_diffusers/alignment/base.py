@@ -24,8 +24,11 @@ from .trace import Trace, TraceStep
 
 FINAL_SELECTIONS = ("sample", "best", "all")
 
-StepCallback = Callable[[int, Tensor], Tensor | None]
-"""Gets the step's index and the particles `[B P, ...]`; returns replaced particles, or None to leave them."""
+StepCallback = Callable[[int, Tensor, int], Tensor | None]
+"""Gets the number of the call, the particles `[B P, ...]`, and the index of the level that they have come from.
+
+Returns replaced particles, or None to leave them.
+"""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Alignment(ABC):
             cloud = method.step(model, cloud, kappa, kappa_next, random, index == len(levels) - 2)
             trace.steps.append(TraceStep(kappa, **cloud.figures))
             try:
-                replaced = on_step(index, cloud.x) if on_step else None
+                replaced = on_step(index, cloud.x, index) if on_step else None
             except StopIteration as stopped:
                 cloud = cloud if stopped.value is None else method.replace_particles(cloud, stopped.value)
                 break

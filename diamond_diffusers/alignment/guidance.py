@@ -79,7 +79,11 @@ class Guidance(Alignment):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_gradient(self.gradient, self.posterior)
-        if self.max_shift is not None and self.max_shift <= 0:
+        if not math.isfinite(self.guidance_strength):
+            raise ValueError(
+                f"guidance_strength is {self.guidance_strength}; give a finite number, of which 1 is exact"
+            )
+        if self.max_shift is not None and not self.max_shift > 0:
             raise ValueError(f"max_shift is {self.max_shift}; give a positive number, or None for no limit")
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling is {self.scaling!r}; choose one of {', '.join(SCALINGS)}")
@@ -130,7 +134,7 @@ class Guidance(Alignment):
         if self.max_shift is None:
             return shift
         _, sigma = signal_and_noise(noise_to_signal)
-        return limited(shift, self.max_shift * sigma)
+        return limited(shift, root_mean_square(shift), self.max_shift * sigma)
 
     def look_ahead(
         self,
@@ -166,14 +170,17 @@ class Guidance(Alignment):
         is_last: bool,
     ) -> Cloud:
         network, figures = model.network(model.owners(self.num_particles, cloud.x.device)), {}
+        needs_prediction = self.transition.needs_prediction(network)
         if self._guides(model, noise_to_signal):
-            predicted, shift, figures = self._guide(model, cloud.x, noise_to_signal, next_noise_to_signal, random)
+            predicted, shift, figures = self._guide(
+                model, cloud.x, noise_to_signal, next_noise_to_signal, random, needs_prediction
+            )
         else:
-            predicted = network.predict(cloud.x, noise_to_signal) if self.transition.uses_prediction else None
+            predicted = network.predict(cloud.x, noise_to_signal) if needs_prediction else None
             shift = torch.zeros_like(cloud.x)
         noise = random.normal(self.num_particles, cloud.x.shape[1:])
         if self.transition.uses_prediction:
-            predicted = predicted + shift
+            predicted = (predicted if needs_prediction else network.denoise(cloud.x, noise_to_signal)) + shift
         else:
             # The shift enters through the noise, whose mean moves the step's as much.
             noise = noise + self.transition.tilt_gain(noise_to_signal, next_noise_to_signal) * shift
@@ -186,10 +193,16 @@ class Guidance(Alignment):
         return self.guides_at(noise_to_signal) and model.reward_scale != 0
 
     def _guide(
-        self, model: TiltedModel, x: Tensor, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
+        self,
+        model: TiltedModel,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        needs_prediction: bool,
     ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
-        """What the model predicts at particles, where their transition uses it, the step's shift, and its figures."""
-        ahead = self.look_ahead(model, self.posterior, x, noise_to_signal, random, self.transition.uses_prediction)
+        """What the model predicts at particles, where that is needed, the step's shift, and its figures."""
+        ahead = self.look_ahead(model, self.posterior, x, noise_to_signal, random, needs_prediction)
         shift = self.shift(ahead, noise_to_signal)
         alpha, _ = signal_and_noise(noise_to_signal)
         # Pure noise holds nothing to correct.
@@ -202,13 +215,13 @@ class Guidance(Alignment):
         return ahead.predicted, shift, {**ahead.figures(self.num_particles), "gradient_norm": sizes.mean(1)}
 
     def _tilted(self, network: Network, model: TiltedModel, random: RandomSource) -> Network:
-        """The model with `D_r` in place of `D` at the inner queries of a transition."""
+        """The model with `D_r` in place of `D` at the inner queries of a transition, which is handed the first one."""
 
         def denoise(x: Tensor, noise_to_signal: Level) -> Tensor:
             level = float(noise_to_signal)
             if not self._guides(model, level):
                 return network.denoise(x, noise_to_signal)
-            ahead = self.look_ahead(model, self.posterior, x, level, random)
+            ahead = self.look_ahead(model, self.posterior, x, level, random, network.predicts_mean)
             return network.mean(x, noise_to_signal, ahead.predicted) + self.shift(ahead, level)
 
-        return replace(network, denoise=denoise)
+        return replace(network, denoise=denoise, predicts_mean=True)

@@ -97,6 +97,7 @@ def look_ahead(
     with_prediction: bool = True,
     with_terms: bool = False,
     with_samples: bool = False,
+    with_values: bool = True,
 ) -> LookAhead:
     """Draws look-aheads of particles `[N, ...]` (equally many of each image) and estimates their values.
 
@@ -107,6 +108,7 @@ def look_ahead(
         with_terms: whether the pathwise gradient is wanted as two terms, that of the rewards and that of the weights,
             which costs the look-aheads and their backward pass once more where the posterior weighs them.
         with_samples: whether the look-aheads themselves are wanted.
+        with_values: whether they are decoded and scored; else their rewards are taken as 0, and there is no gradient.
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
@@ -114,7 +116,7 @@ def look_ahead(
 
     def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
         rows = _Rows(model, posterior, x, noise_to_signal, owners, noise)
-        return rows.estimate(gradient, with_prediction, with_terms, with_samples)
+        return rows.estimate(gradient, with_prediction, with_terms, with_samples, with_values)
 
     if gradient not in REWARD_GRADIENTS:
         return estimate(x, owners, noise)
@@ -143,15 +145,16 @@ class _Rows:
     owners: Tensor
     noise: Tensor
 
-    def estimate(self, gradient: str | None, with_prediction: bool, with_terms: bool, with_samples: bool) -> LookAhead:
+    def estimate(
+        self, gradient: str | None, with_prediction: bool, with_terms: bool, with_samples: bool, with_values: bool
+    ) -> LookAhead:
         through_network = gradient in NETWORK_GRADIENTS
         x = self.x.detach().requires_grad_(through_network)
         with torch.set_grad_enabled(through_network):
             predicted, drawn = self.draw(x, with_prediction)
         with torch.set_grad_enabled(gradient in REWARD_GRADIENTS):
             samples = drawn.samples.detach().requires_grad_() if gradient == "isotropic" else drawn.samples
-            rewards = self.model.tilt(samples.flatten(0, 1), self.owners, self.noise_to_signal)
-            rewards = rewards.unflatten(0, (len(x), -1))
+            rewards = self.rewards(samples) if with_values else torch.zeros_like(drawn.log_weights)
             values = value(rewards, drawn.log_weights)
         log_weights = drawn.log_weights.detach()
         sizes = effective_sample_size(log_weights) if self.posterior.is_weighted else None
@@ -189,6 +192,11 @@ class _Rows:
             with torch.set_grad_enabled(torch.is_grad_enabled() and differentiates):
                 predicted = network.predict(x, self.noise_to_signal)
         return predicted, self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
+
+    def rewards(self, samples: Tensor) -> Tensor:
+        """Scaled rewards `[N, K]` of the look-aheads `[N, K, ...]`."""
+        rewards = self.model.tilt(samples.flatten(0, 1), self.owners, self.noise_to_signal)
+        return rewards.unflatten(0, (len(samples), -1))
 
     def hybrid_shift(self, x: Tensor, values: Tensor, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
         gradient = pathwise_gradient(values, x)

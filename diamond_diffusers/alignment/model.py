@@ -47,7 +47,7 @@ class TiltedModel:
         conditions: of the `B` images.
         prompts: their `B` prompts, for the reward.
         reward: None where only the plain model is sampled.
-        reward_scale: multiplies the reward (inverse temperature).
+        reward_scale: multiplies the reward (inverse temperature); any finite number.
         particle_batch_size: rows of one network, decoder or reward call; None for all at once.
         score_model: another model of the same latents and its conditions, which gives the posterior mean in place of
             the backbone.
@@ -68,6 +68,8 @@ class TiltedModel:
         gradient_checkpointing: bool = False,
         shards: ParticleShards | None = None,
     ) -> None:
+        if not math.isfinite(reward_scale):
+            raise ValueError(f"reward_scale is {reward_scale}; give a finite number (a negative one lowers the reward)")
         if particle_batch_size is not None and particle_batch_size < 1:
             raise ValueError(f"particle_batch_size is {particle_batch_size}; give at least 1, or None for no limit")
         self.backbone = backbone

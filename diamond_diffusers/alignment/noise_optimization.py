@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..levels import expand
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .base import AlignmentResult, StepCallback
 from .model import Evaluation, TiltedModel
-from .plain import NoAlignment
+from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .random_source import RandomSource
-from .trace import Trace, TraceStep
+from .scalings import limited
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
@@ -27,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True)
-class NoiseAscent(NoAlignment):
+class NoiseAscent(NoiseRounds):
     """Improves the noise of each particle step by step, and keeps the sample of the highest reward.
 
     The objective of the noise `eps` of `d` numbers, sampled to `z(eps)` by every step of the model's own loop, is
@@ -39,10 +38,7 @@ class NoiseAscent(NoAlignment):
     transition draws is the same in every iteration. The first noise tried is the one that plain sampling starts from,
     and among equal rewards the first is kept, so that a `reward_scale` of 0 returns the plain sample.
 
-    A callback on the end of a step is called once an iteration, with the clean latents of the noise tried; it may end
-    the run, but not replace them.
-
-    Subclasses say how the reward's gradient is found.
+    A callback is called once an iteration: see `NoiseRounds`. Subclasses say how the reward's gradient is found.
 
     Args:
         num_iterations: noises tried of each particle, the plain one included.
@@ -62,8 +58,6 @@ class NoiseAscent(NoAlignment):
     transition: Transition | None = None
     num_particles: int = 1
 
-    needs_reward = True
-    default_selection = "best"
     grows = "num_iterations"
 
     def __post_init__(self) -> None:
@@ -86,51 +80,26 @@ class NoiseAscent(NoAlignment):
     def num_callbacks(self, num_steps: int) -> int:
         return self.num_iterations
 
-    def run(
-        self,
-        model: TiltedModel,
-        x: Tensor,
-        levels: Sequence[float],
-        random: RandomSource,
-        on_step: StepCallback | None = None,
-    ) -> AlignmentResult:
-        started, seconds = time.perf_counter(), model.cost.seconds
-        method = self.resolve(model.backbone)
-        sampler = Sampler(model, method.transition, levels, random, self.num_particles)
-        noise = x.detach().clone()
+    def rounds(
+        self, model: TiltedModel, x: Tensor, levels: Sequence[float], random: RandomSource
+    ) -> Iterator[tuple[Sample, Sample]]:
+        sampler = Sampler(model, self.transition, levels, random, self.num_particles)
+        noise, best = x.detach().clone(), None
         optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
-        best, trace = None, Trace()
         for iteration in range(self.num_iterations):
-            if iteration < self.num_iterations - 1:
-                sample, gradient = method.sample_and_gradient(sampler, noise)
-            else:
-                sample, gradient = sampler(noise), None
+            is_last = iteration == self.num_iterations - 1
+            sample, gradient = (sampler(noise), None) if is_last else self.sample_and_gradient(sampler, noise)
             best = sample if best is None else best.improved_by(sample, model.reward_scale)
-            trace.steps.append(TraceStep(levels[0], **sample.figures(self.num_particles, model.reward_scale)))
-            try:
-                replaced = on_step(len(levels) - 2, sample.latents) if on_step else None
-            except StopIteration:
-                break
-            if replaced is not None:
-                raise ValueError(
-                    "callback_on_step_end returned other latents, from which no noise could be learnt; let it return "
-                    f"none with {type(self).__name__}"
-                )
-            if gradient is not None:
-                gradient = gradient + self.regularization_weight * log_norm_density_gradient(noise)
-                noise.grad = self.clipped(gradient)
+            yield sample, best
+            if not is_last:
+                noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
                 optimizer.step()
-        cloud = replace(method.start(model, best.latents), final=best.evaluation)
-        result = method.finish(model, cloud, trace)
-        model.cost.seconds = seconds + time.perf_counter() - started
-        return result
 
     def clipped(self, gradient: Tensor) -> Tensor:
         """Each row of `[N, ...]` brought to a norm of at most `max_gradient_norm`."""
         if self.max_gradient_norm is None:
             return gradient
-        norm = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        return gradient * (self.max_gradient_norm / norm).clamp(max=1).reshape(-1, *[1] * (gradient.ndim - 1))
+        return limited(gradient, gradient.flatten(1).norm(dim=1), self.max_gradient_norm)
 
 
 @dataclass(frozen=True)
@@ -198,36 +167,6 @@ class NoiseEvolution(NoiseAscent):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What noises were sampled to.
-
-    Attributes:
-        latents: clean, `[N, ...]`.
-        evaluation: images and rewards of these.
-    """
-
-    latents: Tensor
-    evaluation: Evaluation
-
-    def improved_by(self, other: Sample, reward_scale: float) -> Sample:
-        """Row by row the one of higher scaled reward; this one where they are equal."""
-        mine, theirs = self.evaluation, other.evaluation
-        better = reward_scale * theirs.total > reward_scale * mine.total
-
-        def chosen(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(better.to(new.device).reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-        terms = {name: chosen(term, mine.terms[name]) for name, term in theirs.terms.items()}
-        images = chosen(theirs.images, mine.images)
-        return Sample(chosen(other.latents, self.latents), Evaluation(chosen(theirs.total, mine.total), terms, images))
-
-    def figures(self, num_particles: int, reward_scale: float) -> dict[str, Tensor]:
-        """What the trace records of `num_particles` particles an image, each `[B]`."""
-        values = reward_scale * self.evaluation.total.unflatten(0, (-1, num_particles))
-        return {"mean_value": values.mean(1), "best_value": values.amax(1)}
-
-
-@dataclass(frozen=True)
 class Sampler:
     """Plain sampling from given noise, with the same driving noise every time.
 
@@ -278,10 +217,7 @@ class Sampler:
 
     def _sample(self, noise: Tensor, particles: Tensor) -> Sample:
         model = self.model.of_rows(particles // self.num_particles)
-        result = NoAlignment(self.transition).run(model, noise, self.levels, _Repeated(self, particles))
-        terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
-        evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
-        return Sample(result.latents.flatten(0, 1), evaluation)
+        return plain_sample(model, self.transition, noise, self.levels, _Repeated(self, particles))
 
 
 class _Repeated:
@@ -309,4 +245,4 @@ def log_norm_density_gradient(noise: Tensor) -> Tensor:
     """The gradient of `(d - 1) log |eps| - |eps|^2 / 2` in each row `eps` of `[N, ...]`; zero at zero."""
     dimension = noise[0].numel()
     square = noise.flatten(1).square().sum(1).clamp(min=torch.finfo(noise.dtype).tiny)
-    return ((dimension - 1) / square - 1).reshape(-1, *[1] * (noise.ndim - 1)) * noise
+    return expand((dimension - 1) / square - 1, noise) * noise

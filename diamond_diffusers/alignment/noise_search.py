@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..backbones.helpers import where_rows
 from ..transitions import Transition
-from .base import AlignmentResult, StepCallback
-from .model import Evaluation, TiltedModel
-from .noise_optimization import Sample
-from .plain import NoAlignment
+from .model import TiltedModel
+from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .random_source import RandomSource
 from .search import evaluation_rows, highest
-from .trace import Trace, TraceStep
 
 
 @dataclass(frozen=True)
-class NoiseSearch(NoAlignment):
+class NoiseSearch(NoiseRounds):
     """Samples many noises, round after round, and keeps the sample of the highest reward (arXiv 2501.09732).
 
     A noise is what sampling starts from and, where the transition is stochastic, what it draws in each step. The best
@@ -32,10 +29,7 @@ class NoiseSearch(NoAlignment):
     An image costs `num_particles * num_candidates` plain samples, decodes and reward calls. What a budget sets is the
     number of candidates.
 
-    A callback on the end of a step is called once a round, with the clean latents of its candidates; it may end the
-    run, but not replace them.
-
-    Subclasses say where candidates lie.
+    A callback is called once a round: see `NoiseRounds`. Subclasses say where candidates lie.
 
     Args:
         num_candidates: noises tried for each particle in all, the plain one included.
@@ -49,8 +43,6 @@ class NoiseSearch(NoAlignment):
     transition: Transition | None = None
     num_particles: int = 1
 
-    needs_reward = True
-    default_selection = "best"
     grows = "num_candidates"
 
     def __post_init__(self) -> None:
@@ -71,17 +63,10 @@ class NoiseSearch(NoAlignment):
     def num_callbacks(self, num_steps: int) -> int:
         return math.ceil(self.num_candidates / self.round_size)
 
-    def run(
-        self,
-        model: TiltedModel,
-        x: Tensor,
-        levels: Sequence[float],
-        random: RandomSource,
-        on_step: StepCallback | None = None,
-    ) -> AlignmentResult:
-        started, seconds = time.perf_counter(), model.cost.seconds
-        method = self.resolve(model.backbone)
-        pivot, best, trace = method.plain_noise(x, levels, random), None, Trace()
+    def rounds(
+        self, model: TiltedModel, x: Tensor, levels: Sequence[float], random: RandomSource
+    ) -> Iterator[tuple[Sample, Sample]]:
+        pivot, best = self.plain_noise(x, levels, random), None
         for tried in range(0, self.num_candidates, self.round_size):
             count = min(self.round_size, self.num_candidates - tried)
             fresh = random.aside.normal(self.num_particles * count * pivot.shape[1], x.shape[1:]).to(x)
@@ -89,34 +74,14 @@ class NoiseSearch(NoAlignment):
             if best is None:
                 noise[:, 0] = pivot
             noise = noise.flatten(0, 1)
-            sample = method.sample(model, noise, levels)
-            trace.steps.append(TraceStep(levels[0], **sample.figures(self.num_particles * count, model.reward_scale)))
+            sample = plain_sample(model, self.transition, noise[:, 0], levels, _Draws(noise))
             pivot, best = self._best(model.reward_scale, pivot, best, noise, sample)
-            try:
-                replaced = on_step(len(levels) - 2, sample.latents) if on_step else None
-            except StopIteration:
-                break
-            if replaced is not None:
-                raise ValueError(
-                    "callback_on_step_end returned other latents, which no noise leads to; let it return none with "
-                    f"{type(self).__name__}"
-                )
-        result = method.finish(model, replace(method.start(model, best.latents), final=best.evaluation), trace)
-        model.cost.seconds = seconds + time.perf_counter() - started
-        return result
+            yield sample, best
 
     def plain_noise(self, x: Tensor, levels: Sequence[float], random: RandomSource) -> Tensor:
         """The noise of plain sampling from `x`, `[B P, S, ...]`."""
         num_draws = len(levels) - 1 if self.transition.is_stochastic else 0
         return torch.stack([x, *(random.normal(self.num_particles, x.shape[1:]).to(x) for _ in range(num_draws))], 1)
-
-    def sample(self, model: TiltedModel, noise: Tensor, levels: Sequence[float]) -> Sample:
-        """Plain samples of the noises `[N, S, ...]`, equally many consecutive ones of each image."""
-        plain = NoAlignment(self.transition, len(noise) // model.num_images)
-        result = plain.run(model, noise[:, 0], levels, _Draws(noise))
-        terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
-        evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
-        return Sample(result.latents.flatten(0, 1), evaluation)
 
     def _best(
         self, reward_scale: float, pivot: Tensor, best: Sample | None, noise: Tensor, sample: Sample
@@ -128,8 +93,7 @@ class NoiseSearch(NoAlignment):
         if best is None:
             return noise[rows], found
         better = reward_scale * found.evaluation.total > reward_scale * best.evaluation.total
-        pivot = torch.where(better.to(pivot.device).reshape(-1, *[1] * (pivot.ndim - 1)), noise[rows], pivot)
-        return pivot, best.improved_by(found, reward_scale)
+        return where_rows(better, noise[rows], pivot), best.improved_by(found, reward_scale)
 
 
 class _Draws:

@@ -40,7 +40,8 @@ class NoAlignment(Alignment):
     ) -> Cloud:
         network = model.network(model.owners(self.num_particles, cloud.x.device))
         noise = random.normal(self.num_particles, cloud.x.shape[1:])
-        predicted = network.predict(cloud.x, noise_to_signal) if self.transition.uses_prediction else None
+        needs_prediction = self.transition.needs_prediction(network)
+        predicted = network.predict(cloud.x, noise_to_signal) if needs_prediction else None
         x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)
 

@@ -41,7 +41,8 @@ class PosteriorResampling(Alignment):
         correlation: `rho` in `[0, 1]` between the noises before and after a step; `"ddpm"` is `kappa_next / kappa`.
         guidance: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
             shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
-            rewards to be among the look-aheads. Its gradient, strength, scaling and limits are used.
+            rewards to be among the look-aheads. It gives the gradient, its strength, scaling, limits and levels;
+            look-aheads are those given here.
     """
 
     num_particles: int = 1
@@ -57,6 +58,11 @@ class PosteriorResampling(Alignment):
         GlassTransition(correlation=self.correlation)
         if self.guidance is not None:
             check_gradient(self.guidance.gradient, self.posterior)
+            if self.guidance.num_corrections > 1:
+                raise ValueError(
+                    f"guidance has num_corrections={self.guidance.num_corrections}, but the chosen look-ahead is moved "
+                    "once; leave it at 1"
+                )
         elif self.posterior.num_samples < 2:
             raise ValueError(
                 f"posterior draws {self.posterior.num_samples} look-ahead, among which there is nothing to choose; "
@@ -86,11 +92,13 @@ class PosteriorResampling(Alignment):
         random: RandomSource,
         is_last: bool,
     ) -> Cloud:
-        guides = self.guidance is not None and model.reward_scale != 0
-        gradient = self.guidance.gradient if guides else None
-        ahead = look_ahead(
-            model, self.posterior, cloud.x, noise_to_signal, random, gradient, with_prediction=False, with_samples=True
-        )
+        is_tilted = model.reward_scale != 0
+        guides = is_tilted and self.guidance is not None and self.guidance.guides_at(noise_to_signal)
+        drawn = (model, self.posterior, cloud.x, noise_to_signal, random)
+        if guides:
+            ahead = self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+        else:
+            ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=is_tilted)
         chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
         z = ahead.samples[torch.arange(len(cloud.x)), chosen]
         if guides:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
 from ..posteriors import PosteriorSampler
 from ..transitions import GlassTransition, Transition
@@ -36,7 +36,8 @@ class PosteriorSMC(SMC):
 
     Args:
         posterior: draws equally weighted look-aheads, of which each has the law of the posterior.
-        transition: a `GlassTransition` of one inner step, which says how the noises before and after a step correlate.
+        transition: a `GlassTransition` of one inner step, which says how the noises before and after a step correlate;
+            None for `GlassTransition()`.
     """
 
     posterior: PosteriorSampler = field(default_factory=lambda: DiamondPosterior(1))
@@ -49,19 +50,22 @@ class PosteriorSMC(SMC):
                 f"posterior is {self.posterior}, whose samples differ in weight, so that one alone has not the law of "
                 "the posterior; take DiamondPosterior() or GlassPosterior(), or alignment 'smc'"
             )
-        if not isinstance(self.transition, GlassTransition) or self.transition.num_inner_steps > 1:
+        transition = self.transition or GlassTransition()
+        if not isinstance(transition, GlassTransition) or transition.num_inner_steps > 1:
             raise ValueError(
                 f"transition is {self.transition}, but look-aheads move the particles; take "
                 "GlassTransition(correlation=...) with one inner step, or alignment 'smc'"
             )
 
+    def default_transition(self, model: Denoising) -> Transition:
+        return GlassTransition()
+
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
-        options = {"with_prediction": False, "with_samples": True}
-        is_valued = noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
+        drawn = (model, self.posterior, x, noise_to_signal, random)
+        is_valued = self._values_at(model, noise_to_signal)
         if is_valued and self.guidance is not None and self.guidance.guides_at(noise_to_signal):
-            return self.guidance.look_ahead(model, self.posterior, x, noise_to_signal, random, **options)
-        ahead = look_ahead(model, self.posterior, x, noise_to_signal, random, **options)
-        return ahead if is_valued else replace(ahead, values=torch.zeros_like(ahead.values))
+            return self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+        return look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=is_valued)
 
     def _moved(
         self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor

@@ -56,10 +56,14 @@ def of_unit_size(x: Tensor) -> Tensor:
     return x / expand(size, x)
 
 
-def limited(x: Tensor, limit: Tensor) -> Tensor:
-    """Rows `[N, ...]` whose root-mean-square is brought down to the limit where it exceeds it."""
-    size = root_mean_square(x).clamp(min=torch.finfo(x.dtype).tiny)
-    return x * expand((limit / size).clamp(max=1).to(x), x)
+def limited(x: Tensor, sizes: Tensor, limit: Tensor | float) -> Tensor:
+    """Rows `[N, ...]` of these sizes `[N]`, which are brought down to the limit where they exceed it."""
+    return x * expand(limiting_factor(sizes, limit).to(x), x)
+
+
+def limiting_factor(sizes: Tensor, limit: Tensor | float) -> Tensor:
+    """What brings sizes `[N]` down to the limit where they exceed it, `[N]`; at most 1."""
+    return (limit / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(max=1)
 
 
 def root_mean_square(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class LookAheadSearch(Alignment):
         Args:
             model: the law to sample.
             x: particles `[B W, ...]`.
-            predicted: what the model predicts at `x`; None where the transition does not use it.
+            predicted: what the model predicts at `x`; None where the transition does not need it.
             noise_to_signal: level of `x`.
             next_noise_to_signal: level to reach.
             random: of the run; the plain sample's noise comes from itself, everything else is drawn aside.
@@ -88,14 +88,8 @@ class LookAheadSearch(Alignment):
         elif per_image == self.num_particles:
             return replace(cloud, x=x, ahead=None, figures={})
         else:
-            ahead = look_ahead(
-                model,
-                self.posterior,
-                x,
-                next_noise_to_signal,
-                random.aside,
-                with_prediction=self.transition.uses_prediction,
-            )
+            needed = self.transition.needs_prediction(model.network(model.owners(per_image, x.device)))
+            ahead = look_ahead(model, self.posterior, x, next_noise_to_signal, random.aside, with_prediction=needed)
         kept = highest(ahead.values.unflatten(0, (-1, per_image)), self.num_particles)
         return replace(
             cloud,
@@ -106,10 +100,9 @@ class LookAheadSearch(Alignment):
         )
 
     def predicted(self, model: TiltedModel, x: Tensor, noise_to_signal: float) -> Tensor | None:
-        """What the model predicts at rows `[N, ...]`, where the transition uses it."""
-        if not self.transition.uses_prediction:
-            return None
-        return model.network(model.owners(len(x) // model.num_images, x.device)).predict(x, noise_to_signal)
+        """What the model predicts at rows `[N, ...]`, where the transition needs it."""
+        network = model.network(model.owners(len(x) // model.num_images, x.device))
+        return network.predict(x, noise_to_signal) if self.transition.needs_prediction(network) else None
 
 
 def highest(values: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..levels import expand
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
@@ -18,6 +19,7 @@ from .model import TiltedModel
 from .potentials import POTENTIALS
 from .random_source import RandomSource
 from .resampling import RESAMPLING_SCHEMES, effective_sample_size
+from .scalings import limiting_factor
 from .tempering import Tempering, tempered
 from .trace import Trace
 
@@ -172,12 +174,16 @@ class SMC(Alignment):
             log_evidence=cloud.log_evidence + _log_mean(log_weights),
         )
 
+    def _values_at(self, model: TiltedModel, noise_to_signal: float) -> bool:
+        """Whether particles of a level are valued; else their values are zero."""
+        return noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
+
     def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
-        if noise_to_signal > self.max_noise_to_signal or model.reward_scale == 0:
-            network = model.network(model.owners(self.num_particles, x.device))
-            predicted = network.predict(x, noise_to_signal) if self.transition.uses_prediction else None
+        network = model.network(model.owners(self.num_particles, x.device))
+        with_prediction = self.transition.needs_prediction(network)
+        if not self._values_at(model, noise_to_signal):
+            predicted = network.predict(x, noise_to_signal) if with_prediction else None
             return LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
-        with_prediction = self.transition.uses_prediction
         if self.guidance is not None and self.guidance.guides_at(noise_to_signal):
             return self.guidance.look_ahead(model, self.posterior, x, noise_to_signal, random, with_prediction)
         return look_ahead(model, self.posterior, x, noise_to_signal, random, with_prediction=with_prediction)
@@ -255,9 +261,8 @@ class SMC(Alignment):
         if self.guidance is None or cloud.ahead.shift is None or gain == 0:
             return noise, 0.0
         mu = gain * self.guidance.shift(cloud.ahead, noise_to_signal)
-        norm = mu.flatten(1).norm(dim=1).clamp(min=torch.finfo(mu.dtype).tiny)
         scale = cloud.inverse_temperature.to(mu).repeat_interleave(self.num_particles)
-        mu = mu * (scale * (self.max_tilt / norm).clamp(max=1)).reshape(-1, *[1] * (mu.ndim - 1))
+        mu = mu * expand(scale * limiting_factor(mu.flatten(1).norm(dim=1), self.max_tilt), mu)
         noise = noise + mu
         return noise, (mu * (mu / 2 - noise)).flatten(1).double().sum(1).unflatten(0, (-1, self.num_particles))
 

@@ -16,7 +16,7 @@ class TraceStep:
     """Figures at one noise level, each `[B]` over the images, or None where a method has no such figure.
 
     Attributes:
-        noise_to_signal: the level of the particles.
+        noise_to_signal: the level that the step moved particles from; the first one where it sampled noises to the end.
         mean_value: mean over particles of the estimated value `V` (scaled reward).
         best_value: its maximum.
         effective_sample_size: of the particles' weights, before any resampling.
@@ -78,7 +78,10 @@ class Trace:
 
         names = self.figures()
         if not names:
-            raise ValueError("this run recorded no figures: alignment 'none' takes no look-aheads")
+            raise ValueError(
+                f"this run recorded no figures, since none of its {len(self.steps)} steps took look-aheads; take an "
+                "alignment other than 'none' and 'best_of_n', with guidance at some of its levels"
+            )
         figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             rows = [(i, getattr(step, name)) for i, step in enumerate(self.steps) if getattr(step, name) is not None]
@@ -87,4 +90,6 @@ class Trace:
                 axes.plot(steps, [value[image].item() for value in values], marker=".", label=f"image {image}")
             axes.set_xlabel("step")
             axes.set_title(FIGURES[name])
+        if len(axes.lines) > 1:
+            figure.legend(handles=axes.lines, loc="outside right upper")
         return figure

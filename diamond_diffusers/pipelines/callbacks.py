@@ -24,18 +24,18 @@ def step_callback(
     """
     backbone = pipe.backbone
 
-    def on_step(index: int, x: Tensor) -> Tensor | None:
+    def on_step(index: int, x: Tensor, step: int) -> Tensor | None:
         progress_bar.update()
         if callback is None:
             return None
-        latents = backbone.to_stock(x, levels[index + 1])
-        timestep = backbone.timestep(levels[index]).to(x.device, torch.float32)
+        latents = backbone.to_stock(x, levels[step + 1])
+        timestep = backbone.timestep(levels[step]).to(x.device, torch.float32)
         returned = callback(pipe, index, timestep, {"latents": latents}) or {}
         replaced = returned.get("latents", latents)
         # Not every stock pipeline has the property that reads this.
         if pipe.pipeline._interrupt:
             # Stock pipelines decode what they have, as it is.
             raise StopIteration(backbone.from_stock(replaced.to(x), 0.0))
-        return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[index + 1])
+        return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[step + 1])
 
     return on_step

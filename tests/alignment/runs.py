@@ -41,4 +41,4 @@ def run(
     random = RandomSource(generators, model.num_images)
     if x is None:
         x = random.normal(alignment.num_particles, shape)
-    return alignment.run(model, x, levels, random, on_step)
+    return alignment.run(model, x, levels, random, on_step and (lambda index, x, step: on_step(index, x)))

@@ -1,5 +1,7 @@
 """Callbacks that watch, replace particles or stop a run; names and rewards that a method cannot work with."""
 
+import math
+
 import pytest
 import torch
 
@@ -180,6 +182,12 @@ def test_pathwise_gradients_need_a_differentiable_reward():
         assert not alignment.needs_reward_gradient
         alignment.check(black_box)
         assert run(alignment, make_model(MIXTURE, black_box)).rewards.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_scales_of_the_reward_are_finite(scale):
+    with pytest.raises(ValueError, match=f"reward_scale is {scale}; give a finite number"):
+        make_model(MIXTURE, LINEAR, reward_scale=scale)
 
 
 def test_best_of_n_returns_plain_samples_and_selects_the_best():

@@ -25,6 +25,7 @@ from ..core.mixture_model import (
     SIGMA_DATA,
     MixtureBackbone,
     MixtureMapBackbone,
+    make_map_model,
     make_model,
     unconditional,
 )
@@ -343,6 +344,12 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
         assert (step.best_value >= step.mean_value).all()
         assert (step.gradient_norm <= 0.1 + 1e-6).all() and (step.gradient_norm > 0).all()
     assert result.trace.figures() == ["mean_value", "best_value", "gradient_norm"]
+    (legend,) = result.trace.plot().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["image 0", "image 1"]
+    assert not run(guidance, make_model(MIXTURE, LINEAR)).trace.plot().legends
+    nowhere = replace(guidance, max_noise_to_signal=0.01)
+    with pytest.raises(ValueError, match=r"none of its 5 steps took look-aheads; .* guidance at some of its levels"):
+        run(nowhere, make_model(MIXTURE, LINEAR)).trace.plot()
 
 
 @pytest.mark.parametrize(
@@ -350,7 +357,10 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
     [
         ({"gradient": "finite"}, "gradient is 'finite'; choose one of pathwise, isotropic, tilted_mean"),
         ({"gradient": "tilted_mean"}, "compares look-aheads"),
+        ({"guidance_strength": math.nan}, "guidance_strength is nan; give a finite number"),
+        ({"guidance_strength": math.inf}, "guidance_strength is inf; give a finite number"),
         ({"max_shift": 0.0}, r"max_shift is 0\.0"),
+        ({"max_shift": math.nan}, "max_shift is nan"),
         ({"max_shift": -1.0}, r"max_shift is -1\.0"),
         ({"gradient": "hybrid"}, "gradient is 'hybrid', which compares look-aheads"),
         ({"num_corrections": 0}, "num_corrections is 0; it must be at least 1"),
@@ -361,6 +371,26 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
 def test_unusable_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Guidance(**options)
+
+
+@pytest.mark.parametrize("num_corrections", [1, 2])
+def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_posterior_mean(num_corrections):
+    """The shift that they give is the one that is used, and the trace shows it."""
+    guidance = Guidance(
+        GlassPosterior(2), max_shift=None, transition=GlassTransition(), num_corrections=num_corrections
+    )
+    x, model = torch.ones(1, 3), make_map_model(MIXTURE, QUADRATIC)
+    result = run(guidance, model, (0.8, 0.0), x=x)
+    mean = model.network(torch.zeros(1, dtype=torch.long)).denoise(x, 0.8)
+    used = (result.latents[0] - mean).square().mean(1).sqrt()
+    torch.testing.assert_close(result.trace.steps[0].gradient_norm, used, atol=1e-6, rtol=1e-5)
+    plain, point = (make_map_model(MIXTURE, LINEAR) for _ in range(2))
+    run(NoAlignment(GlassTransition(3)), plain)
+    run(Guidance(transition=GlassTransition(3)), point)
+    queries = 3 * (len(COARSE_LEVELS) - 1)
+    # Beside the posterior mean, guidance evaluates the flow map, whose end is the look-ahead.
+    assert (plain.cost.network_evaluations, plain.cost.decodes) == (queries, 1)
+    assert (point.cost.network_evaluations, point.cost.decodes) == (2 * queries, queries + 1)
 
 
 def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():

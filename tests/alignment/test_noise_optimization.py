@@ -254,7 +254,7 @@ def test_a_callback_sees_each_iteration_and_may_end_the_run():
 
     def on_step(index, x):
         seen.append(x.clone())
-        assert index == STEPS - 1
+        assert index == len(seen) - 1
         if len(seen) == 3:
             raise StopIteration(x)
 
@@ -301,19 +301,20 @@ def test_a_pipeline_optimises_its_noise(offload):
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     call = {"prompt": ["a red circle", "two blue stars"], "height": 16, "width": 16, "num_inference_steps": 2}
     call |= {"max_sequence_length": 12, "reward": brightness, "reward_scale": 20.0, "gradient_checkpointing": offload}
-    steps = []
+    seen = {"none": [], "noise optimisation": []}
 
-    def callback(pipe, step, timestep, tensors):
-        steps.append(step)
-        return {}
+    def callback(name):
+        return lambda pipe, step, timestep, tensors: seen[name].append((step, timestep.item())) or {}
 
     def draw(alignment, **options):
         generators = [seeded(0), seeded(1)]
         return pipe(alignment=alignment, generator=generators, **call, **options)
 
-    plain = draw("none")
-    best = draw(NoiseOptimization(num_iterations=5), callback_on_step_end=callback)
-    assert steps == [1] * 5
+    plain = draw("none", callback_on_step_end=callback("none"))
+    best = draw(NoiseOptimization(num_iterations=5), callback_on_step_end=callback("noise optimisation"))
+    # Iterations are counted, and each ends with the last step.
+    _, (_, last_timestep) = seen["none"]
+    assert seen["noise optimisation"] == [(iteration, last_timestep) for iteration in range(5)]
     assert (best.rewards > plain.rewards).all()
     assert torch.equal(draw(NoiseOptimization(num_iterations=5)).rewards, best.rewards)
 

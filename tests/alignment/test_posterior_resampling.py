@@ -13,6 +13,7 @@ from diamond_diffusers.alignment.posterior_resampling import choose
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.diamond import DiamondPosterior
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
+from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded
 from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
@@ -64,6 +65,21 @@ def test_a_step_costs_its_look_aheads():
     assert glass.cost.network_evaluations == (1 + 4) * steps
 
 
+def test_guidance_has_its_levels_and_tells_the_terms_of_its_gradient_apart():
+    """Beyond its levels nothing is differentiated; `norm` differentiates weighted look-aheads once for each term."""
+    levels = (1.2, 0.4, 0.0)
+    costs = {}
+    for scaling in ("exact", "norm"):
+        model = make_model(MIXTURE, LINEAR)
+        guidance = Guidance(gradient="pathwise", scaling=scaling, max_coefficient=2.0, min_noise_to_signal=1.0)
+        posterior = WeightedPosterior(3, num_map_steps=2)
+        run(PosteriorResampling(posterior=posterior, guidance=guidance), model, levels, x=torch.ones(1, 3))
+        costs[scaling] = model.cost
+    # The map has two steps of the ODE, of which the first gives the scores too.
+    assert [costs[scaling].backward_passes for scaling in costs] == [3 * 2, 2 * 3 * 2]
+    assert costs["norm"].decodes == costs["exact"].decodes == 2 * 3 + 1
+
+
 def test_without_a_tilt_the_first_look_ahead_moves_the_particle():
     """So the others, which are drawn aside, change nothing."""
     draws = [
@@ -71,6 +87,14 @@ def test_without_a_tilt_the_first_look_ahead_moves_the_particle():
         for count in (2, 5)
     ]
     assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(gradient="pathwise")], ids=["unguided", "guided"])
+def test_without_a_tilt_no_look_ahead_is_scored(guidance):
+    model = tilted_model(2, reward_scale=0.0)
+    run(PosteriorResampling(3, DiamondPosterior(4), guidance=guidance), model)
+    assert model.cost.decodes == model.cost.reward_calls == 2 * 3
+    assert model.cost.backward_passes == 0
 
 
 def test_images_do_not_depend_on_their_batch():
@@ -95,6 +119,8 @@ def test_the_choice_has_the_law_of_the_weights():
 def test_what_cannot_be_chosen_from_is_refused():
     with pytest.raises(ValueError, match="posterior draws 1 look-ahead, among which there is nothing to choose"):
         PosteriorResampling(posterior=DenoiserPoint())
+    with pytest.raises(ValueError, match="guidance has num_corrections=2, but the chosen look-ahead is moved once"):
+        PosteriorResampling(guidance=Guidance(num_corrections=2))
     with pytest.raises(ValueError, match="correlation is 2"):
         PosteriorResampling(correlation=2)
     with pytest.raises(ValueError, match="Diamond Map"):

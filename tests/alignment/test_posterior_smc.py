@@ -73,6 +73,16 @@ def test_a_step_costs_its_look_aheads():
     assert glass.cost.network_evaluations == 2 * 4 * steps
 
 
+def test_look_aheads_without_a_value_are_not_scored():
+    late, untilted = tilted_model(2), tilted_model(2, reward_scale=0.0)
+    run(PosteriorSMC(3, DiamondPosterior(4), max_noise_to_signal=1.0, guidance=GUIDANCE), late, COARSE_LEVELS)
+    run(PosteriorSMC(3, DiamondPosterior(4)), untilted, COARSE_LEVELS)
+    with_values = sum(level <= 1.0 for level in COARSE_LEVELS[:-1])
+    assert late.cost.decodes == late.cost.reward_calls == 2 * 3 * (4 * with_values + 1)
+    assert untilted.cost.decodes == untilted.cost.reward_calls == 2 * 3
+    assert late.cost.network_evaluations == untilted.cost.network_evaluations == 2 * 3 * 4 * (len(COARSE_LEVELS) - 1)
+
+
 def test_the_denoiser_point_is_fk_steering():
     """Its step of one sample is the Gaussian ancestral one."""
     point, steering = (
@@ -103,13 +113,16 @@ def test_images_do_not_depend_on_their_batch():
         ({"posterior": WeightedPosterior(4)}, "differ in weight"),
         ({"transition": GlassTransition(num_inner_steps=2)}, "look-aheads move the particles"),
         ({"transition": AncestralTransition()}, "look-aheads move the particles"),
-        ({"transition": None}, "look-aheads move the particles"),
         ({"guidance": Guidance(DiamondPosterior(2), "tilted_mean")}, "draws 1; take GlassPosterior"),
     ],
 )
 def test_what_cannot_move_particles_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PosteriorSMC(**options)
+
+
+def test_no_transition_is_the_default_one():
+    assert PosteriorSMC(transition=None).resolve(tilted_model().backbone) == PosteriorSMC()
 
 
 def test_a_diamond_map_is_needed():

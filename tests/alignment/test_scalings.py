@@ -170,8 +170,9 @@ def test_scaled_guidance_raises_the_reward(scaling, gradient, family):
 def test_rows_of_zeros_stay_zero_and_limits_keep_directions():
     rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     torch.testing.assert_close(of_unit_size(rows), torch.tensor([[0.0, 0.0], [3.0, 4.0]]) / math.sqrt(12.5))
-    torch.testing.assert_close(limited(rows, torch.tensor(1.0)), of_unit_size(rows))
-    assert torch.equal(limited(rows, torch.tensor(10.0)), rows)
+    sizes = root_mean_square(rows)
+    torch.testing.assert_close(limited(rows, sizes, 1.0), of_unit_size(rows))
+    assert torch.equal(limited(rows, sizes, 10.0), rows)
 
 
 @pytest.mark.parametrize(

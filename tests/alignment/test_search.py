@@ -316,16 +316,17 @@ def test_rewards_and_images_are_those_of_the_latents_that_are_returned():
 
 
 def test_a_callback_may_end_a_search_over_noises_but_not_replace_its_samples():
-    def stop(index, x):
-        raise StopIteration
+    def stop_after_the_second(index, x):
+        if index == 1:
+            raise StopIteration
 
     search = ZeroOrderSearch(num_candidates=9, round_size=3)
     model = make_model(MIXTURE, LINEAR, num_images=2)
-    ended = run(search, model, on_step=stop)
-    assert len(ended.trace.steps) == 1 and model.cost.network_evaluations == 2 * 3 * T
+    ended = run(search, model, on_step=stop_after_the_second)
+    assert len(ended.trace.steps) == 2 and model.cost.network_evaluations == 2 * 6 * T
     assert torch.equal(
         ended.latents,
-        run(ZeroOrderSearch(num_candidates=3, round_size=3), make_model(MIXTURE, LINEAR, num_images=2)).latents,
+        run(ZeroOrderSearch(num_candidates=6, round_size=3), make_model(MIXTURE, LINEAR, num_images=2)).latents,
     )
     with pytest.raises(ValueError, match="callback_on_step_end returned other latents"):
         run(search, model, on_step=lambda index, x: x)

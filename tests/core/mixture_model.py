@@ -14,8 +14,9 @@ from diamond_diffusers.levels import (
     GaussianPath,
     Level,
     RectifiedFlowPath,
-    TrigonometricPath,
     VariancePreservingPath,
+    as_level,
+    expand,
 )
 from diamond_diffusers.rewards.base import Reward
 
@@ -24,6 +25,28 @@ from .mixture import GaussianMixture, coefficients
 SIGMA_DATA = 0.7
 PIXEL_RANGE = 1000.0
 """Width of the latents that fit into an image."""
+
+
+class TrigonometricPath(GaussianPath):
+    """`x_t = cos t z + sigma_data sin t eps`; the network predicts `F` with `dx / dt = sigma_data F` (SANA-Sprint).
+
+    Args:
+        sigma_data: standard deviation of the data and of the noise.
+    """
+
+    def __init__(self, sigma_data: float) -> None:
+        self.sigma_data = sigma_data
+
+    def coefficients(self, time: Level) -> tuple[Tensor, Tensor]:
+        t = as_level(time)
+        return torch.cos(t), self.sigma_data * torch.sin(t)
+
+    def time(self, noise_to_signal: Level) -> Tensor:
+        return torch.atan(as_level(noise_to_signal) / self.sigma_data)
+
+    def denoised(self, x: Tensor, prediction: Tensor, time: Level) -> Tensor:
+        t = as_level(time)
+        return expand(torch.cos(t), x) * x - expand(self.sigma_data * torch.sin(t), x) * prediction
 
 
 @dataclass(frozen=True)

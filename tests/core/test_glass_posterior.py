@@ -82,7 +82,7 @@ def ancestral_distance(num_steps):
         levels = (times / (1 - times)).tolist()
         for kappa, next_kappa in pairwise(levels):
             noise = torch.randn(x.shape, generator=generator)
-            x = AncestralTransition().step(Network.of_denoiser(denoise), x, kappa, next_kappa, denoise(x, kappa), noise)
+            x = AncestralTransition().step(Network(denoise, denoise), x, kappa, next_kappa, denoise(x, kappa), noise)
         return x
 
     return mean_errors(sample)[0]
@@ -146,7 +146,7 @@ def test_look_aheads_share_their_first_evaluation(num_samples, num_inner_steps):
     backbone.evaluations = 0
     known = denoise(x, 0.8)
     posterior = GlassPosterior(num_inner_steps, num_samples, "multistep").sample(
-        Network.of_denoiser(denoise), x, 0.8, known, noise
+        Network(denoise, denoise), x, 0.8, known, noise
     )
     assert backbone.evaluations == OBSERVATIONS * (1 + num_samples * (num_inner_steps - 1))
     assert torch.equal(posterior.samples.flatten(0, 1), drawn)
@@ -158,7 +158,7 @@ def test_a_single_inner_step_gives_the_denoiser_point():
     x, noise = observations(0.8), torch.randn(OBSERVATIONS, 4, generator=seeded(1))
     expected = MIXTURE.posterior(x, 0.8).mean.float()
     torch.testing.assert_close(sample_posterior(denoise, x, 0.8, noise, num_inner_steps=1), expected)
-    point = DenoiserPoint().sample(Network.of_denoiser(denoise), x, 0.8, expected, noise)
+    point = DenoiserPoint().sample(Network(denoise, denoise), x, 0.8, expected, noise)
     assert torch.equal(point.samples[:, 0], expected)
 
 

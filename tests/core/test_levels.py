@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from diamond_diffusers.levels import (
-    TrigonometricPath,
     VariancePreservingPath,
     add_noise,
     fuse,
@@ -147,12 +146,6 @@ def test_the_trigonometric_velocity_is_the_derivative_of_its_path():
         lambda time: family.schedule(time)[0] * z + family.schedule(time)[1] * eps, t, torch.ones_like(t)
     )
     torch.testing.assert_close(SIGMA_DATA * family.predict(z, eps, *family.schedule(t)), velocity)
-
-
-def test_a_first_time_past_the_quarter_circle_is_pure_noise():
-    path = TrigonometricPath(0.5)
-    assert path.coefficients(1.57080)[0] == 0
-    assert math.isinf(path.noise_to_signal(1.57080))
 
 
 def test_an_unknown_prediction_type_is_refused():

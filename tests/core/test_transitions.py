@@ -18,7 +18,7 @@ MIXTURE = make_mixture(3)
 STEPS = [(0.8, 0.3), (2.0, 0.8), (6.0, 0.5), (math.inf, 2.0)]
 CORRELATIONS = [0.0, 0.3, "ddpm", 0.9, 1.0]
 OBSERVATIONS, SAMPLES = 8, 600
-UNUSED = Network.of_denoiser(None)
+UNUSED = Network(None)
 """Of steps of one evaluation, which is handed to them."""
 
 
@@ -32,7 +32,7 @@ def observations(level):
 
 def stepped(transition, backbone, x, level, next_level, noise):
     denoise = denoiser_of(backbone)
-    return transition.step(Network.of_denoiser(denoise), x, level, next_level, denoise(x, level), noise)
+    return transition.step(Network(denoise, denoise), x, level, next_level, denoise(x, level), noise)
 
 
 def errors_of_the_joint_law(transition, family, correlation, steps):

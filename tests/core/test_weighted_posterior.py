@@ -248,7 +248,11 @@ def test_a_few_samples_of_the_default_renoising_do_as_well_as_of_the_best_fixed_
 
 def ordinary(family):
     backbone = MixtureBackbone(MIXTURE, family)
-    return Network.of_denoiser(lambda x, level: backbone.predict(x, level, Conditions({})))
+
+    def denoise(x, level):
+        return backbone.predict(x, level, Conditions({}))
+
+    return Network(denoise, denoise)
 
 
 @cache

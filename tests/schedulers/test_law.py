@@ -38,7 +38,7 @@ def test_a_stock_loop_runs_the_chain_of_glass_transitions(kind, correlation, sol
     # Stable Diffusion's last level is that of its first training step.
     levels = [*outer, 0.0 if kind == "flow" else table_of()[0]]
     transition, generator = GlassTransition(**options), seeded(1)
-    network = Network.of_denoiser(bounded_denoiser)
+    network = Network(bounded_denoiser, bounded_denoiser)
     for kappa, kappa_next in pairwise(levels):
         noise = torch.randn(64, 3, generator=generator)
         x = transition.step(network, x, kappa, kappa_next, bounded_denoiser(x, kappa), noise)
