@@ -1,14 +1,16 @@
 import pytest
 
 from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
+from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
 from diamond_diffusers.diamond import DiamondTransition
 from diamond_diffusers.evaluation.compare import Setup, compare
 from diamond_diffusers.evaluation.methods import REFERENCES, Method, dry_cost, fit_to_budget, plan_methods
 from diamond_diffusers.evaluation.prompts import miniature_suite
 from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
 from diamond_diffusers.pipelines.arguments import resolve_arguments
-from diamond_diffusers.posteriors import GlassPosterior
+from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
 from diamond_diffusers.rewards import CallableReward
+from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..conftest import redness
 
@@ -49,6 +51,12 @@ def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
         if grows:
             more = method.resized(grows[-1], size_of(method, grows[-1]) + 1)
             assert cost_of(more).equivalent_evaluations > entry.budget
+
+
+def test_an_ordinary_model_is_compared_with_several_steps_of_its_map(tiny_pipe):
+    plan = plan_methods(["flow_map_smc", "weighted_resampling"], [200], tiny_pipe, REWARD)
+    posteriors = [method.alignment.posterior for method in plan.methods]
+    assert posteriors == [FlowMapPoint(ODE_MAP_STEPS), WeightedPosterior(2, num_map_steps=ODE_MAP_STEPS)]
 
 
 def left_out(plan):
