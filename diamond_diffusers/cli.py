@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -147,6 +148,8 @@ def generate(
         max_network_evaluations,
     )
     scored_by = named_reward(reward, defaults)
+    if scored_by is not None and not any(prompts):
+        raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     name = alignment or ("none" if scored_by is None else defaults.get("alignment", "smc"))
     method = build_alignment(name, options)
     method.check(scored_by)
@@ -195,37 +198,52 @@ class AlignmentOptions:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+FIELDS = {
+    "reward_scale": {"reward"},
+    "num_particles": {"num_particles"},
+    "posterior": {"posterior"},
+    "num_inner_steps": {"posterior"},
+    "num_lookaheads": {"posterior"},
+    "gradient": {"gradient", "guidance"},
+    "guidance_strength": {"guidance_strength", "guidance"},
+    "max_network_evaluations": {"num_particles"},
+}
+"""Of which a method has at least one where it uses the option."""
+
+
 def build_alignment(name: str, options: AlignmentOptions, model: Denoising | None = None) -> Alignment:
     """The alignment that the options describe; what is not given is the method's own default.
 
     Args:
         name: of a method.
         options: those of the command line.
-        model: on which the settings of a published method may depend.
+        model: on which the settings of published methods and of look-aheads along the flow map depend.
 
     Raises:
         ValueError: the name is unknown, or an option does not apply to the method.
     """
-    from .alignment import Guidance, as_alignment
+    from .alignment import Guidance, PosteriorSMC, as_alignment
 
     method = as_alignment(name, model)
     fields = {field.name for field in dataclasses.fields(method)}
     # Plain sampling has particles too, but nothing to choose among them by.
-    fields -= {"num_particles"} if not method.needs_reward else set()
-    guiding = {"gradient", "guidance"}
-    counted = {"num_particles"}
-    users = {
-        "num_particles": counted,
-        "max_network_evaluations": counted,
-        "gradient": guiding,
-        "guidance_strength": guiding,
-    }
+    fields = fields | {"reward"} if method.needs_reward else fields - {"num_particles"}
     for option, value in options.given().items():
-        if not fields & users.get(option, {"posterior"}):
+        if not fields & FIELDS[option]:
             flag = f"--{option.replace('_', '-')}"
             raise ValueError(f"{flag} is {value}, but alignment {name!r} does not use it; drop {flag}")
+    if method.grows == "num_particles" and {"num_particles", "max_network_evaluations"} <= set(options.given()):
+        raise ValueError(
+            f"--num-particles is {options.num_particles}, which --max-network-evaluations "
+            f"{options.max_network_evaluations} would replace; drop one of them"
+        )
+    if options.posterior == "weighted" and isinstance(method, PosteriorSMC):
+        raise ValueError(
+            f"--posterior is weighted, but alignment {name!r} moves particles by look-aheads of equal weight; "
+            "take --posterior glass or diamond, or --alignment smc"
+        )
     guidance = {key: value for key, value in options.given().items() if key in ("gradient", "guidance_strength")}
-    posterior = _posterior(options)
+    posterior = _posterior(options, model)
     arguments = posterior | ({} if options.num_particles is None else {"num_particles": options.num_particles})
     if guidance and "guidance" in fields:
         arguments["guidance"] = dataclasses.replace(method.guidance or Guidance(), **guidance, **posterior)
@@ -233,16 +251,17 @@ def build_alignment(name: str, options: AlignmentOptions, model: Denoising | Non
     return dataclasses.replace(method, **arguments, **guidance)
 
 
-def _posterior(options: AlignmentOptions) -> dict[str, PosteriorSampler]:
+def _posterior(options: AlignmentOptions, model: Denoising | None) -> dict[str, PosteriorSampler]:
+    from .alignment.presets import map_steps
     from .diamond import DiamondPosterior
     from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
     from .weighted_posterior import WeightedPosterior
 
     samplers = {
         "denoiser": (DenoiserPoint, ()),
-        "flow_map": (FlowMapPoint, ()),
+        "flow_map": (partial(FlowMapPoint, map_steps(model)), ()),
         "glass": (GlassPosterior, ("num_inner_steps", "num_lookaheads")),
-        "weighted": (WeightedPosterior, ("num_lookaheads",)),
+        "weighted": (partial(WeightedPosterior, num_map_steps=map_steps(model)), ("num_lookaheads",)),
         "diamond": (DiamondPosterior, ("num_lookaheads",)),
     }
     given = {name: value for name, value in options.given().items() if name in ("num_inner_steps", "num_lookaheads")}

@@ -75,23 +75,24 @@ def draw_side_by_side(
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
     resolved = resolve_arguments(pipe.backbone, given, pipe.defaults)
-    common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
     alignment.check(reward)
-    if reward is not None:
-        reward.to(device=pipe.device).probe(pipe.device, needs_gradient=alignment.needs_reward_gradient)
+    common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
 
     def draw(method: Alignment, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
         pipe.set_progress_bar_config(desc=name)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)
 
+    # First the call that can be refused.
+    aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None
+    plain = draw(NoAlignment(), "plain")
     return SideBySide(
         prompts=[prompt for prompt in prompts for _ in range(num_images)],
         seeds=seeds,
-        plain=draw(NoAlignment(), "plain"),
-        aligned=draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None,
+        plain=plain,
+        aligned=aligned,
         settings={
-            "alignment": alignment,
+            "alignment": (aligned or plain).alignment,
             "reward": reward and reward.name,
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
             "particle_batch_size": particle_batch_size,
