@@ -16,9 +16,18 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .cli_benchmark import benchmark, redraw
-from .cli_common import first_sentence, text_table
+from .cli_common import (
+    Device,
+    GuidanceScale,
+    NegativePrompt,
+    ParticleBatchSize,
+    Pixels,
+    TrueCfgScale,
+    first_sentence,
+    text_table,
+)
 from .cli_cost import benchmark_cost
-from .cli_loading import Device, DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .cli_posteriors import benchmark_posteriors
 from .cli_rewards import rewards, score
 
@@ -32,16 +41,29 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 class ExplainingGroup(TyperGroup):
-    """Shows an error in the user's input as the one sentence that it is."""
+    """Shows an error in the user's input, or a want of memory, as one sentence."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except USER_ERRORS as error:
-            if getattr(error, "errno", None) == errno.EPIPE:
+        except (*USER_ERRORS, RuntimeError) as error:
+            sentence = _sentence_on(error)
+            if sentence is None:
                 raise
-            Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            Console(stderr=True).print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from error
+
+
+def _sentence_on(error: Exception) -> str | None:
+    """What the user is told of an error; None where it is no matter of theirs."""
+    if isinstance(error, USER_ERRORS):
+        return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    reason = ": ".join(str(error).rstrip(".").split(". ")[:2])
+    return f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
 
 
 app = typer.Typer(cls=ExplainingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -92,16 +114,9 @@ Gradient = Annotated[
 GuidanceStrength = Annotated[
     float | None, typer.Option(help="Multiplies the reward's gradient; with smc it switches guidance on.")
 ]
-GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance (embedded in FLUX.1-dev).")]
-TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
-NegativePrompt = Annotated[str | None, typer.Option(help="What classifier-free guidance leads away from.")]
-Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; by default the model's own.")]
 MaxNetworkEvaluations = Annotated[
     int | None,
     typer.Option(min=1, help="Budget of an aligned image, which sets its particles, candidates or iterations."),
-]
-ParticleBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Rows of one network call, where memory is short; by default all at once.")
 ]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 

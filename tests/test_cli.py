@@ -26,6 +26,7 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment import ALIGNMENTS
 from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
 from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
+from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
 from diamond_diffusers.rewards import as_reward, available_rewards, registry
 
@@ -211,6 +212,7 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--reward", "magic"), "There is no reward named 'magic'"),
         (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
         (("--device", "magic"), "--device is 'magic', which is not usable here"),
+        (("--device", "meta"), "--device is 'meta', which is not usable here"),
         (("--dtype", "int8"), "--dtype is 'int8'; choose auto, float32"),
         (("--model", "/nowhere"), "--model is '/nowhere', which cannot be loaded"),
     ],
@@ -224,6 +226,35 @@ def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, argu
     assert sentence in error
     assert "Traceback" not in result.output
     assert not folder.exists()
+
+
+def test_a_size_below_a_token_is_refused(tiny_folder, tmp_path):
+    result = invoke("generate", "a star", "--model", tiny_folder, "--height", 3, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "height is 3, which is less than a token; give at least" in result.output
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_want_of_memory_is_told(tiny_folder, tmp_path, monkeypatch, error):
+    def draw(*arguments):
+        raise error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB.")
+
+    monkeypatch.setattr(side_by_side, "draw_side_by_side", draw)
+    result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
+    is_told = "CUDA out of memory: Tried to allocate 2.00 GiB; lower --particle-batch-size" in result.output
+    assert (is_told, result.exit_code) == ((True, 2) if error is torch.OutOfMemoryError else (False, 1))
+
+
+def test_files_of_the_run_before_are_removed_and_no_others(generate, tmp_path):
+    (tmp_path / "plain_000.jpg").write_text("")
+    (tmp_path / "trace.png").write_text("")
+    generate("--alignment", "none", "--num-images", "2")
+    assert not (tmp_path / "aligned_000.png").exists()
+    assert (tmp_path / "trace.png").exists()
+    generate()
+    generate("--alignment", "none")
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"plain_000.jpg", "plain_000.png", "contact_sheet.png", "record.json"}
 
 
 def test_an_empty_prompt_is_refused(tiny_folder, redness_reward, tmp_path):

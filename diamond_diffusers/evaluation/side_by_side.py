@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,9 @@ from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
 from .sheets import Block, Tile, draw_sheet
 
+OVERVIEWS = SHEET, TRACE = "contact_sheet.png", "trace.png"
+"""Pictures beside the images of a folder."""
+RECORD = "record.json"
 PACKAGES = ("diamond-diffusers", "diffusers", "torch", "transformers")
 
 
@@ -108,16 +112,30 @@ def draw_side_by_side(
 def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes every image, `contact_sheet.png`, `trace.png` where there is a trace, and `record.json`.
 
+    Those of a run before this in the same folder are removed, so that none stays beside a record that knows it not.
+
     Args:
         settings: further ones for the record.
     """
+    _remove_recorded(folder)
     for name, out in drawn.outputs.items():
         for i, image in enumerate(out.images):
             write_image(folder / image_name(name, i), image)
-    write_image(folder / "contact_sheet.png", contact_sheet(drawn))
+    write_image(folder / SHEET, contact_sheet(drawn))
     if drawn.aligned is not None and drawn.aligned.trace.figures():
-        write_bytes(folder / "trace.png", _trace_picture(drawn.aligned))
-    write_json(folder / "record.json", record(drawn, settings))
+        write_bytes(folder / TRACE, _trace_picture(drawn.aligned))
+    write_json(folder / RECORD, record(drawn, settings))
+
+
+def _remove_recorded(folder: Path) -> None:
+    """Removes what an earlier run has left in a folder that holds its record; other files stay."""
+    if not (folder / RECORD).exists():
+        return
+    images = re.compile(r"(plain|aligned)_\d{3,}\.png")
+    for path in folder.iterdir():
+        if path.name in OVERVIEWS or images.fullmatch(path.name):
+            path.unlink()
+    (folder / RECORD).unlink()
 
 
 def image_name(run: str, index: int) -> str:
