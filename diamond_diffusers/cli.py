@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
+import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -58,9 +59,9 @@ def _sentence_on(error: Exception) -> str | None:
     """What the user is told of an error; None where it is no matter of theirs."""
     if isinstance(error, USER_ERRORS):
         return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
-    import torch
-
-    if not isinstance(error, torch.OutOfMemoryError):
+    # Not imported for the exit of a page of help, which is a RuntimeError too.
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return None
     reason = ": ".join(str(error).rstrip(".").split(". ")[:2])
     return f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
@@ -167,6 +168,8 @@ def generate(
         raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     name = alignment or ("none" if scored_by is None else defaults.get("alignment", "smc"))
     method = build_alignment(name, options)
+    if method.needs_reward and scored_by is None:
+        raise ValueError(f"--reward is not given, and the model has none of its own, but alignment {name!r} needs one")
     method.check(scored_by)
     pipe = load_model(model, dtype, device, output)
     method = build_alignment(name, options, pipe.backbone)

@@ -228,6 +228,13 @@ def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, argu
     assert not folder.exists()
 
 
+def test_a_method_without_a_reward_is_refused(tiny_folder, tmp_path):
+    result = invoke("generate", "a star", "--model", tiny_folder, "--alignment", "smc", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "--reward is not given" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_size_below_a_token_is_refused(tiny_folder, tmp_path):
     result = invoke("generate", "a star", "--model", tiny_folder, "--height", 3, "--output", tmp_path)
     assert result.exit_code == 2

@@ -92,7 +92,7 @@ def clip_folder():
         (("--methods", "plain", "--budgets", 2), "budget is 2, but method 'plain' takes at least 6"),
         (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),
         (("--export", "coco"), "export is 'coco'; choose one of geneval, unigenbench"),
-        (("--prompts", "nowhere.txt"), "Invalid value for '--prompts': "),
+        (("--prompts", "nowhere.txt"), "does not exist"),
         (("--methods", "plain", "--height", 3), "height is 3, which is less than a token"),
         (("--held-out-reward", "redness"), "held_out_rewards holds 'redness', which alignment follows"),
     ],
