@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
+import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +17,18 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .cli_benchmark import benchmark, redraw
-from .cli_common import first_sentence, text_table
+from .cli_common import (
+    Device,
+    GuidanceScale,
+    NegativePrompt,
+    ParticleBatchSize,
+    Pixels,
+    TrueCfgScale,
+    first_sentence,
+    text_table,
+)
 from .cli_cost import benchmark_cost
-from .cli_loading import Device, DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .cli_posteriors import benchmark_posteriors
 from .cli_rewards import rewards, score
 
@@ -31,16 +42,29 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 class ExplainingGroup(TyperGroup):
-    """Shows an error in the user's input as the one sentence that it is."""
+    """Shows an error in the user's input, or a want of memory, as one sentence."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except USER_ERRORS as error:
-            if getattr(error, "errno", None) == errno.EPIPE:
+        except (*USER_ERRORS, RuntimeError) as error:
+            sentence = _sentence_on(error)
+            if sentence is None:
                 raise
-            Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            Console(stderr=True).print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from error
+
+
+def _sentence_on(error: Exception) -> str | None:
+    """What the user is told of an error; None where it is no matter of theirs."""
+    if isinstance(error, USER_ERRORS):
+        return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
+    # Not imported for the exit of a page of help, which is a RuntimeError too.
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    reason = ": ".join(str(error).rstrip(".").split(". ")[:2])
+    return f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
 
 
 app = typer.Typer(cls=ExplainingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -91,16 +115,9 @@ Gradient = Annotated[
 GuidanceStrength = Annotated[
     float | None, typer.Option(help="Multiplies the reward's gradient; with smc it switches guidance on.")
 ]
-GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance (embedded in FLUX.1-dev).")]
-TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
-NegativePrompt = Annotated[str | None, typer.Option(help="What classifier-free guidance leads away from.")]
-Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; by default the model's own.")]
 MaxNetworkEvaluations = Annotated[
     int | None,
     typer.Option(min=1, help="Budget of an aligned image, which sets its particles, candidates or iterations."),
-]
-ParticleBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Rows of one network call, where memory is short; by default all at once.")
 ]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 
@@ -147,8 +164,12 @@ def generate(
         max_network_evaluations,
     )
     scored_by = named_reward(reward, defaults)
+    if scored_by is not None and not any(prompts):
+        raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     name = alignment or ("none" if scored_by is None else defaults.get("alignment", "smc"))
     method = build_alignment(name, options)
+    if method.needs_reward and scored_by is None:
+        raise ValueError(f"--reward is not given, and the model has none of its own, but alignment {name!r} needs one")
     method.check(scored_by)
     pipe = load_model(model, dtype, device, output)
     method = build_alignment(name, options, pipe.backbone)
@@ -195,37 +216,52 @@ class AlignmentOptions:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+FIELDS = {
+    "reward_scale": {"reward"},
+    "num_particles": {"num_particles"},
+    "posterior": {"posterior"},
+    "num_inner_steps": {"posterior"},
+    "num_lookaheads": {"posterior"},
+    "gradient": {"gradient", "guidance"},
+    "guidance_strength": {"guidance_strength", "guidance"},
+    "max_network_evaluations": {"num_particles"},
+}
+"""Of which a method has at least one where it uses the option."""
+
+
 def build_alignment(name: str, options: AlignmentOptions, model: Denoising | None = None) -> Alignment:
     """The alignment that the options describe; what is not given is the method's own default.
 
     Args:
         name: of a method.
         options: those of the command line.
-        model: on which the settings of a published method may depend.
+        model: on which the settings of published methods and of look-aheads along the flow map depend.
 
     Raises:
         ValueError: the name is unknown, or an option does not apply to the method.
     """
-    from .alignment import Guidance, as_alignment
+    from .alignment import Guidance, PosteriorSMC, as_alignment
 
     method = as_alignment(name, model)
     fields = {field.name for field in dataclasses.fields(method)}
     # Plain sampling has particles too, but nothing to choose among them by.
-    fields -= {"num_particles"} if not method.needs_reward else set()
-    guiding = {"gradient", "guidance"}
-    counted = {"num_particles"}
-    users = {
-        "num_particles": counted,
-        "max_network_evaluations": counted,
-        "gradient": guiding,
-        "guidance_strength": guiding,
-    }
+    fields = fields | {"reward"} if method.needs_reward else fields - {"num_particles"}
     for option, value in options.given().items():
-        if not fields & users.get(option, {"posterior"}):
+        if not fields & FIELDS[option]:
             flag = f"--{option.replace('_', '-')}"
             raise ValueError(f"{flag} is {value}, but alignment {name!r} does not use it; drop {flag}")
+    if method.grows == "num_particles" and {"num_particles", "max_network_evaluations"} <= set(options.given()):
+        raise ValueError(
+            f"--num-particles is {options.num_particles}, which --max-network-evaluations "
+            f"{options.max_network_evaluations} would replace; drop one of them"
+        )
+    if options.posterior == "weighted" and isinstance(method, PosteriorSMC):
+        raise ValueError(
+            f"--posterior is weighted, but alignment {name!r} moves particles by look-aheads of equal weight; "
+            "take --posterior glass or diamond, or --alignment smc"
+        )
     guidance = {key: value for key, value in options.given().items() if key in ("gradient", "guidance_strength")}
-    posterior = _posterior(options)
+    posterior = _posterior(options, model)
     arguments = posterior | ({} if options.num_particles is None else {"num_particles": options.num_particles})
     if guidance and "guidance" in fields:
         arguments["guidance"] = dataclasses.replace(method.guidance or Guidance(), **guidance, **posterior)
@@ -233,16 +269,17 @@ def build_alignment(name: str, options: AlignmentOptions, model: Denoising | Non
     return dataclasses.replace(method, **arguments, **guidance)
 
 
-def _posterior(options: AlignmentOptions) -> dict[str, PosteriorSampler]:
+def _posterior(options: AlignmentOptions, model: Denoising | None) -> dict[str, PosteriorSampler]:
+    from .alignment.presets import map_steps
     from .diamond import DiamondPosterior
     from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
     from .weighted_posterior import WeightedPosterior
 
     samplers = {
         "denoiser": (DenoiserPoint, ()),
-        "flow_map": (FlowMapPoint, ()),
+        "flow_map": (partial(FlowMapPoint, map_steps(model)), ()),
         "glass": (GlassPosterior, ("num_inner_steps", "num_lookaheads")),
-        "weighted": (WeightedPosterior, ("num_lookaheads",)),
+        "weighted": (partial(WeightedPosterior, num_map_steps=map_steps(model)), ("num_lookaheads",)),
         "diamond": (DiamondPosterior, ("num_lookaheads",)),
     }
     given = {name: value for name, value in options.given().items() if name in ("num_inner_steps", "num_lookaheads")}

@@ -11,7 +11,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .cli_loading import Device, DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .cli_common import (
+    Device,
+    GuidanceScale,
+    NegativePrompt,
+    ParticleBatchSize,
+    Pixels,
+    TrueCfgScale,
+    positive_numbers,
+)
+from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -28,7 +37,11 @@ Budgets = Annotated[
 Methods = Annotated[str | None, typer.Option(help="Names, separated by commas; by default all.")]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help="File of GenEval (.jsonl), DrawBench or UniGenBench (.csv), or a prompt a line (.txt)."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File of GenEval (.jsonl), DrawBench or UniGenBench (.csv), or a prompt a line (.txt).",
+    ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
 NumImages = Annotated[int, typer.Option("--num-images-per-prompt", min=1, help="From two on, diversity is reported.")]
@@ -42,11 +55,13 @@ Export = Annotated[list[str] | None, typer.Option("--export", help="geneval or u
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
 RunSeed = Annotated[int, typer.Option(min=0, help="Of the run; every method draws from the same seeds.")]
 NumSteps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, help="Steps, where a method names none.")]
-GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance.")]
-Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; by default the model's own.")]
-ParticleBatchSize = Annotated[int | None, typer.Option(min=1, help="Rows of one network call; by default all at once.")]
 Results = Annotated[Path, typer.Option(help="Folder of the results; a killed run resumes from it.")]
-RecordFile = Annotated[Path, typer.Argument(metavar="RECORD", help="The .json file beside an image of a benchmark.")]
+RecordFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECORD", exists=True, dir_okay=False, help="The .json file beside an image of a benchmark."
+    ),
+]
 Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 
 
@@ -65,6 +80,8 @@ def benchmark(
     diversity_clip: DiversityCLIP = None,
     num_inference_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
+    true_cfg_scale: TrueCfgScale = None,
+    negative_prompt: NegativePrompt = None,
     height: Pixels = None,
     width: Pixels = None,
     particle_batch_size: ParticleBatchSize = None,
@@ -76,10 +93,10 @@ def benchmark(
     """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
     from accelerate import PartialState
 
-    from .evaluation.compare import Setup
+    from .evaluation.compare import Setup, check_held_out, check_seed
     from .evaluation.exports import check_export
     from .evaluation.exports import export as export_images
-    from .evaluation.methods import plan_methods
+    from .evaluation.methods import check_request, plan_methods
     from .evaluation.prompts import miniature_suite, read_prompts
     from .evaluation.recipes import RECIPES
     from .evaluation.report import Comparison, write_report
@@ -90,6 +107,9 @@ def benchmark(
     for name in export or ():
         check_export(name)
     names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]
+    sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
+    check_request(names, sizes)
+    check_seed(seed)
     suite = miniature_suite() if prompts is None else read_prompts(prompts)
     chosen = suite.first(num_prompts)
     defaults = model_defaults(model)
@@ -97,13 +117,20 @@ def benchmark(
     if scored_by is None:
         raise ValueError("--reward is not given, and the model has no reward of its own; name one")
     held_out = [as_reward(expression) for expression in held_out_reward or ()]
+    check_held_out(held_out, scored_by)
     clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
     # A share takes as long as its images.
     processes = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
     pipe = load_model(model, dtype, device, output)
     pipe.set_progress_bar_config(disable=True)
     scored_by.to(device=pipe.device)
-    given = {"guidance_scale": guidance_scale, "height": height, "width": width}
+    given = {
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
     setup = Setup(
@@ -119,13 +146,13 @@ def benchmark(
         particle_batch_size=particle_batch_size,
         arguments=given,
     )
-    plan = plan_methods(names, _numbers(budgets), pipe, scored_by, given | steps)
+    plan = plan_methods(names, sizes, pipe, scored_by, given | steps)
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
     if not processes.is_main_process:
         return
     summaries = summarise(plan, records, output, clip)
-    comparison = Comparison({"budgets": _numbers(budgets), **setup.settings()}, plan, records, summaries)
+    comparison = Comparison({"budgets": sizes, **setup.settings()}, plan, records, summaries)
     write_report(comparison, output)
     for name in export or ():
         export_images(name, plan, records, chosen, output)
@@ -158,9 +185,10 @@ def _compared(
 def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device: Device = "auto") -> None:
     """Draws an image of a benchmark once more from its record, and says whether it is the same bit for bit."""
     from .evaluation import redraw as redrawing
-    from .evaluation.files import write_image
+    from .evaluation.files import check_image_path, write_image
     from .rewards import as_reward
 
+    check_image_path(output)
     recorded = redrawing.read_recorded(record)
     settings = recorded.settings
     reward = as_reward(settings["reward"])
@@ -175,13 +203,6 @@ def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device
     changes = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in redrawn.changes.items())
     typer.echo(f"{output} differs from the record ({changes or 'on the same device and libraries'})")
     raise typer.Exit(1)
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--budgets is {text!r}; give positive numbers such as 50,100,200,400")
-    return [int(part) for part in parts]
 
 
 def _diversity_clip(checkpoint: str | None, suite: Suite) -> CLIPBasedReward:

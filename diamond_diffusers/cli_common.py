@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 from rich.table import Table
 
 if TYPE_CHECKING:
     import torch
 
+Number = TypeVar("Number", int, float)
 DTYPES = ("float32", "bfloat16", "float16")
+
+Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
+GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance (embedded in FLUX.1-dev).")]
+TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What classifier-free guidance leads away from.")]
+Pixels = Annotated[int | None, typer.Option(min=1, help="In pixels; by default the model's own.")]
+ParticleBatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Rows of one network call, where memory is short; by default all at once.")
+]
 
 
 def usable_device(device: str) -> str:
@@ -24,7 +36,8 @@ def usable_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        # Where nothing can be read back, as from "meta", nothing can be drawn.
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device is {device!r}, which is not usable here; take cpu or auto") from error
     return device
@@ -41,6 +54,21 @@ def named_dtype(dtype: str) -> torch.dtype:
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is {dtype!r}; choose auto, float32, bfloat16 or float16")
     return getattr(torch, dtype)
+
+
+def positive_numbers(option: str, text: str, number: Callable[[str], Number], example: str) -> list[Number]:
+    """The numbers of an option that takes several, separated by commas.
+
+    Raises:
+        ValueError: one is no number, or not positive.
+    """
+    try:
+        found = [number(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0:
+        raise ValueError(f"{option} is {text!r}; give positive numbers such as {example}")
+    return found
 
 
 def text_table(*headers: str) -> Table:

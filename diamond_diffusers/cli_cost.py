@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .cli_common import named_dtype, text_table, usable_device
+from .cli_common import Device, ParticleBatchSize, named_dtype, positive_numbers, text_table, usable_device
 
 if TYPE_CHECKING:
     from .evaluation.cost_benchmark import StepCost
@@ -18,15 +18,11 @@ Family = Annotated[str, typer.Option(help="sana_sprint, flux, stable_diffusion_3
 Size = Annotated[str, typer.Option(help="'full', as published, or 'tiny'.")]
 Particles = Annotated[str, typer.Option(help="Particles of an image; numbers, separated by commas.")]
 Gradient = Annotated[str, typer.Option(help="'pathwise' differentiates the network too, 'isotropic' does not.")]
-ParticleBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="The most particles of one network call; by default all at once.")
-]
 GradientCheckpointing = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Compute activations again on the backward pass.")
 ]
 Pixels = Annotated[int | None, typer.Option(min=1, help="Height and width; by default the published model's.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; 'auto' is bfloat16 on a GPU, else float32.")]
-Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
 
 
@@ -43,7 +39,7 @@ def benchmark_cost(
     as_json: AsJson = False,
 ) -> None:
     """Measures what a step of reward guidance costs, on a model of random weights."""
-    counts = _positive_numbers(particles)
+    counts = positive_numbers("--particles", particles, int, "1,4,16")
     device = usable_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
@@ -62,13 +58,6 @@ def benchmark_cost(
     _print_table(costs, on_gpu=device.startswith("cuda"))
 
 
-def _positive_numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--particles is {text!r}; give positive numbers such as 1,4,16")
-    return [int(part) for part in parts]
-
-
 def _print_table(costs: list[StepCost], on_gpu: bool) -> None:
     memory = "peak memory, MiB" if on_gpu else "process, MiB"
     table = text_table("particles", "forwards", "backwards", "decodes", "seconds", "graphs, MiB", memory)
@@ -82,6 +71,6 @@ def _print_table(costs: list[StepCost], on_gpu: bool) -> None:
             str(cost.decodes),
             f"{cost.seconds:.3f}",
             f"{cost.graph_bytes / 2**20:.1f}",
-            f"{cost.peak_bytes / 2**20:.0f}",
+            "–" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}",
         )
     Console().print(table)

@@ -27,7 +27,6 @@ RewardScale = Annotated[
 DType = Annotated[
     str, typer.Option(help="float32, bfloat16 or float16; 'auto' is bfloat16 for a named model on a GPU, else float32.")
 ]
-Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
 
 
 def model_defaults(model: str | None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .cli_loading import Device, DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .cli_common import Device, positive_numbers
+from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 
 Levels = Annotated[
     str, typer.Option(help="Noise levels as times of rectified flow, above 0 and up to 1, separated by commas.")
@@ -48,7 +49,7 @@ def benchmark_posteriors(
     from .evaluation.records import fingerprint, modules_of
     from .evaluation.tables import rich_table
 
-    settings = Settings(_numbers(levels), num_samples, seed=seed)
+    settings = Settings(positive_numbers("--levels", levels, float, "0.3,0.5,0.9"), num_samples, seed=seed)
     captions = [] if prompt else shuffled_captions(num_observations, seed)
     texts = [prompt[i % len(prompt)] for i in range(num_observations)] if prompt else [c.text for c in captions]
     scored_by = named_reward(reward, model_defaults(model))
@@ -88,10 +89,3 @@ def benchmark_posteriors(
     if scored_by is None:
         console.print("Values are not compared: the model has no reward of its own; name one with --reward.")
     console.print(f"Tables, plot and results are in {output}", soft_wrap=True, highlight=False)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--levels is {text!r}; give numbers such as 0.3,0.5,0.9") from error

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .cli_common import first_sentence, named_dtype, text_table, usable_device
+from .cli_common import Device, first_sentence, named_dtype, text_table, usable_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +37,6 @@ Prompts = Annotated[
 Format = Annotated[str, typer.Option("--format", help="'table' or 'csv'.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at once, where their sizes are equal.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; 'auto' is each reward's own.")]
-Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,13 @@ def score(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and the images directly within the given folders, by name.
+    """The given files, and the images directly within the given folders, by name, without overviews of `generate`.
 
     Raises:
         ValueError: a path does not exist, or a folder holds no image.
     """
+    from .evaluation.side_by_side import OVERVIEWS
+
     found: list[Path] = []
     for path in paths:
         if path.is_file():
@@ -128,7 +129,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             continue
         if not path.is_dir():
             raise ValueError(f"IMAGE is '{path}', which does not exist; give image files or folders")
-        within = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = (file for file in path.iterdir() if file.name not in OVERVIEWS)
+        within = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
         if not within:
             raise ValueError(f"IMAGE is the folder '{path}', which holds no {', '.join(IMAGE_SUFFIXES)} file")
         found += within

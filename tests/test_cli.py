@@ -17,14 +17,20 @@ from diamond_diffusers import (
     GlassPosterior,
     Guidance,
     NoAlignment,
+    NoiseOptimization,
     PosteriorSMC,
+    RandomSearch,
     WeightedPosterior,
+    ZeroOrderSearch,
 )
 from diamond_diffusers.alignment import ALIGNMENTS
+from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
 from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
-from diamond_diffusers.rewards import available_rewards, registry
+from diamond_diffusers.evaluation import side_by_side
+from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
+from diamond_diffusers.rewards import as_reward, available_rewards, registry
 
-from .conftest import save_tiny_model
+from .conftest import redness, save_tiny_model
 
 
 def invoke(*arguments):
@@ -112,6 +118,32 @@ def test_a_budget_sets_the_count_of_the_method(generate, name):
     assert record["settings"]["max_network_evaluations"] == 61
 
 
+def test_the_record_holds_the_method_that_ran(generate):
+    """Three particles in three steps, twice each under classifier-free guidance, are all that 23 pay for."""
+    _, record = generate("--alignment", "best_of_n", "--max-network-evaluations", "23")
+    ran = record["settings"]["alignment"]
+    assert (ran["num_particles"], ran["transition"]["type"]) == (3, "ODETransition")
+
+
+@pytest.mark.parametrize(
+    ("alignment", "budget"), [(BestOfN(), 5), (Guidance(DiamondPosterior()), None), (SMC(posterior=FlowMapPoint()), 99)]
+)
+def test_an_aligned_call_is_refused_before_anything_is_drawn(tiny_pipe, monkeypatch, alignment, budget):
+    def predict(*arguments):
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr(tiny_pipe.backbone, "predict", predict)
+    with pytest.raises(ValueError, match=r"is 5, but|needs a Diamond Map|is not a few-step flow map"):
+        draw_side_by_side(tiny_pipe, ["a star"], alignment, as_reward(redness), max_network_evaluations=budget)
+
+
+@pytest.mark.parametrize("posterior", ["flow_map", "weighted"])
+def test_an_ordinary_model_looks_ahead_in_several_steps(generate, posterior):
+    _, record = generate("--posterior", posterior, "--num-particles", 1)
+    fields = record["settings"]["alignment"]["posterior"]
+    assert fields["num_steps" if posterior == "flow_map" else "num_map_steps"] == ODE_MAP_STEPS
+
+
 def test_without_alignment_only_plain_images_are_drawn(generate, tmp_path):
     _, record = generate("--alignment", "none")
     assert {path.name for path in tmp_path.iterdir()} == {"plain_000.png", "contact_sheet.png", "record.json"}
@@ -129,6 +161,10 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
     [
         ("none", {}, NoAlignment()),
         ("best_of_n", {"num_particles": 6}, BestOfN(num_particles=6)),
+        ("best_of_n", {"reward_scale": -1.0}, BestOfN()),
+        ("zero_order_search", {"reward_scale": 2.0}, ZeroOrderSearch()),
+        ("reno", {"reward_scale": 2.0}, NoiseOptimization()),
+        ("random_search", {"num_particles": 2, "max_network_evaluations": 60}, RandomSearch(num_particles=2)),
         (
             "smc",
             {"posterior": "glass", "num_inner_steps": 3, "num_lookaheads": 2},
@@ -167,6 +203,8 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
+        (("--num-particles", 4, "--max-network-evaluations", 9), "--num-particles is 4, which --max-network-eval"),
+        (("--alignment", "posterior_smc", "--posterior", "weighted"), "--posterior is weighted, but alignment 'poster"),
         (("--num-lookaheads", 2), "add --posterior glass"),
         (("--posterior", "magic"), "--posterior is 'magic'; choose one of denoiser, flow_map, glass"),
         (("--posterior", "diamond", "--num-inner-steps", 2), "--num-inner-steps is 2, but --posterior diamond"),
@@ -174,6 +212,7 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--reward", "magic"), "There is no reward named 'magic'"),
         (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
         (("--device", "magic"), "--device is 'magic', which is not usable here"),
+        (("--device", "meta"), "--device is 'meta', which is not usable here"),
         (("--dtype", "int8"), "--dtype is 'int8'; choose auto, float32"),
         (("--model", "/nowhere"), "--model is '/nowhere', which cannot be loaded"),
     ],
@@ -187,6 +226,51 @@ def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, argu
     assert sentence in error
     assert "Traceback" not in result.output
     assert not folder.exists()
+
+
+def test_a_method_without_a_reward_is_refused(tiny_folder, tmp_path):
+    result = invoke("generate", "a star", "--model", tiny_folder, "--alignment", "smc", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "--reward is not given" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_below_a_token_is_refused(tiny_folder, tmp_path):
+    result = invoke("generate", "a star", "--model", tiny_folder, "--height", 3, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "height is 3, which is less than a token; give at least" in result.output
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_want_of_memory_is_told(tiny_folder, tmp_path, monkeypatch, error):
+    def draw(*arguments):
+        raise error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB.")
+
+    monkeypatch.setattr(side_by_side, "draw_side_by_side", draw)
+    result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
+    is_told = "CUDA out of memory: Tried to allocate 2.00 GiB; lower --particle-batch-size" in result.output
+    assert (is_told, result.exit_code) == ((True, 2) if error is torch.OutOfMemoryError else (False, 1))
+
+
+def test_files_of_the_run_before_are_removed_and_no_others(generate, tmp_path):
+    (tmp_path / "plain_000.jpg").write_text("")
+    (tmp_path / "trace.png").write_text("")
+    generate("--alignment", "none", "--num-images", "2")
+    assert not (tmp_path / "aligned_000.png").exists()
+    assert (tmp_path / "trace.png").exists()
+    generate()
+    generate("--alignment", "none")
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"plain_000.jpg", "plain_000.png", "contact_sheet.png", "record.json"}
+
+
+def test_an_empty_prompt_is_refused(tiny_folder, redness_reward, tmp_path):
+    command = ("generate", "", "--model", tiny_folder, "--output", tmp_path / "out")
+    result = invoke(*command, "--reward", redness_reward)
+    assert result.exit_code == 2
+    assert "PROMPT is empty" in result.output
+    assert not (tmp_path / "out").exists()
+    succeed(*command)
 
 
 def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path, monkeypatch):

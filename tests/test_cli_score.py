@@ -1,5 +1,6 @@
 import csv
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,13 @@ def test_scores_are_those_of_the_reward_in_the_files_order(folder):
     for row in rows:
         for column in ("brightness", "jpeg_size", expression):
             assert float(row[column]) == pytest.approx(expected_score(column, row["image"]), rel=1e-5)
+
+
+def test_overviews_of_a_folder_are_no_images_of_it(folder):
+    for name in ("contact_sheet.png", "trace.png"):
+        shutil.copy(folder / "a.png", folder / name)
+    rows = read_csv(succeed("score", folder, folder / "trace.png", "--reward", "brightness", "--format", "csv"))
+    assert [row["image"] for row in rows] == [str(folder / name) for name in (*SIZES, "trace.png")]
 
 
 def test_the_table_shows_scores_and_their_mean(folder):

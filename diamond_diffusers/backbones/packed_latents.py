@@ -24,6 +24,15 @@ class PackedBackbone(FlowMatchingBackbone):
     def num_latent_channels(self) -> int:
         return super().num_latent_channels // 4
 
+    def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        height, width = super().image_size(arguments)
+        block = self.pipeline.vae_scale_factor * 2
+        # The stock pipelines round sizes down, and warn.
+        for name, size in (("height", height), ("width", width)):
+            if size < block:
+                raise ValueError(f"{name} is {size}, which is less than a token; give at least {block}")
+        return height, width
+
     def token_grid(self, shared: Mapping[str, Any]) -> tuple[int, int]:
         """Rows and columns of tokens of images whose `height` and `width` are shared."""
         block = self.pipeline.vae_scale_factor * 2

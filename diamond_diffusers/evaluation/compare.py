@@ -68,19 +68,10 @@ class Setup:
         for name in ("batch_size", "num_images_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed is {self.seed}; give a number from 0 to {MAX_SEED}")
+        check_seed(self.seed)
         if any(not 0 <= prompt.index <= MAX_INDEX for prompt in self.suite.prompts):
             raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within")
-        names = [reward.name for reward in self.held_out_rewards]
-        followed = _names(self.reward)
-        for position, reward in enumerate(self.held_out_rewards):
-            if shared := sorted(_names(reward) & followed):
-                raise ValueError(
-                    f"held_out_rewards holds {shared[0]!r}, which alignment follows; hold another reward out"
-                )
-            if reward.name in names[:position]:
-                raise ValueError(f"held_out_rewards holds {reward.name!r} twice; name each reward once")
+        check_held_out(self.held_out_rewards, self.reward)
 
     def keys(self, prompts: Sequence[Prompt]) -> list[Key]:
         """All images of some prompts."""
@@ -107,6 +98,23 @@ class Setup:
             "prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "version": version("diamond-diffusers"),
         }
+
+
+def check_seed(seed: int) -> None:
+    """Raises a `ValueError` where a seed of a run is out of range."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed is {seed}; give a number from 0 to {MAX_SEED}")
+
+
+def check_held_out(held_out_rewards: Sequence[Reward], reward: Reward) -> None:
+    """Raises a `ValueError` where a held-out reward is followed, or comes twice."""
+    names = [held_out.name for held_out in held_out_rewards]
+    followed = _names(reward)
+    for position, held_out in enumerate(held_out_rewards):
+        if shared := sorted(_names(held_out) & followed):
+            raise ValueError(f"held_out_rewards holds {shared[0]!r}, which alignment follows; hold another reward out")
+        if held_out.name in names[:position]:
+            raise ValueError(f"held_out_rewards holds {held_out.name!r} twice; name each reward once")
 
 
 def _names(reward: Reward) -> set[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch import Tensor
 from ..alignment import Guidance
 from ..pipelines import DiamondMapPipeline
 from .counting import GraphMemory, counted
+from .memory import peak_memory
 from .random_models import RANDOM_MODELS, SIZES
 
 NUM_STEPS = 4
@@ -68,7 +67,7 @@ class StepCost:
         decodes: latents brought to images.
         seconds: median over steps.
         graph_bytes: the most that autograd graphs held at once, weights aside.
-        peak_bytes: the most memory at once: what torch had allocated on a GPU, or the resident set of the process.
+        peak_bytes: the most memory at once, as `peak_memory` measures it; None where the system does not tell.
     """
 
     num_particles: int
@@ -77,7 +76,7 @@ class StepCost:
     decodes: int
     seconds: float
     graph_bytes: int
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def measure(workload: Workload, particles: Sequence[int]) -> Iterator[StepCost]:
@@ -127,18 +126,12 @@ def _measure(pipe: DiamondMapPipeline, arguments: dict[str, Any], num_particles:
         times.append(time.perf_counter())
         return {}
 
-    peak_bytes = _run(pipe, arguments, read_clock)
+    with peak_memory(pipe.device) as peak:
+        _run(pipe, arguments, read_clock)
     seconds = median(after - before for before, after in pairwise(times))
-    return StepCost(num_particles, forwards, backwards, decodes, seconds, memory.peak, peak_bytes)
+    return StepCost(num_particles, forwards, backwards, decodes, seconds, memory.peak, peak.bytes)
 
 
-def _run(pipe: DiamondMapPipeline, arguments: dict[str, Any], on_step: Any) -> int:
-    """Draws one image, and returns the peak of the memory in bytes."""
-    on_gpu = pipe.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(pipe.device)
+def _run(pipe: DiamondMapPipeline, arguments: dict[str, Any], on_step: Any) -> None:
+    """Draws one image."""
     pipe(generator=torch.Generator().manual_seed(0), callback_on_step_end=on_step, **arguments)
-    if on_gpu:
-        return torch.cuda.max_memory_allocated(pipe.device)
-    # Linux counts in kibibytes, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL.Image import SAVE, Image, registered_extensions
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -30,6 +30,12 @@ def prepare_folder(folder: Path) -> Path:
             f"output is '{folder}', where nothing can be written ({error.strerror}); name another folder"
         ) from error
     return folder
+
+
+def check_image_path(path: Path) -> None:
+    """Raises a `ValueError` where the suffix names no format that images are saved in."""
+    if registered_extensions().get(path.suffix.lower()) not in SAVE:
+        raise ValueError(f"output is '{path}', whose suffix is that of no image; name a file such as again.png")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The recipes of the compared methods, sized so that each spends as much of a budget of network evaluations as it can.
+"""The plan of a comparison: at each budget of network evaluations the largest method of every recipe.
 
 A recipe that the model, the reward or the budget does not allow is listed as left out, with the reason.
 """
@@ -105,13 +105,7 @@ def plan_methods(
     Raises:
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
     """
-    for position, name in enumerate(names):
-        if name not in recipes:
-            raise ValueError(f"methods names {name!r}; choose among {', '.join(recipes)}")
-        if name in names[:position]:
-            raise ValueError(f"methods names {name!r} twice; name each method once")
-    if len(set(budgets)) < len(budgets) or min(budgets, default=0) < 1:
-        raise ValueError(f"budgets is {list(budgets)}; give different positive numbers")
+    check_request(names, budgets, recipes)
     given = resolve_arguments(pipe.backbone, {"prompt": "a circle", **(arguments or {})}, pipe.defaults)
     cost_of = dry_cost(pipe, given)
     entries: list[Entry] = []
@@ -122,12 +116,23 @@ def plan_methods(
                 alignment = recipes[name].alignment_for(pipe.backbone)
                 _check_usable(alignment, pipe, reward, given)
                 recipe = replace(recipes[name], alignment=alignment)
-                entries.append(Entry(budget, fit_to_budget(name, recipe, budget, given[STEPS], cost_of)))
+                entries.append(Entry(budget, sized_to_budget(name, recipe, budget, given[STEPS], cost_of)))
             except ValueError as reason:
                 left_out.append(LeftOut(budget, name, str(reason)))
     if not entries:
         raise ValueError(left_out[0].reason)
     return Plan(entries, left_out)
+
+
+def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping[str, Recipe] = RECIPES) -> None:
+    """Raises a `ValueError` where a name or a budget comes twice or is unknown; known without a model."""
+    for position, name in enumerate(names):
+        if name not in recipes:
+            raise ValueError(f"methods names {name!r}; choose among {', '.join(recipes)}")
+        if name in names[:position]:
+            raise ValueError(f"methods names {name!r} twice; name each method once")
+    if len(set(budgets)) < len(budgets) or min(budgets, default=0) < 1:
+        raise ValueError(f"budgets is {list(budgets)}; give different positive numbers")
 
 
 def _check_usable(alignment: Alignment, pipe: DiamondMapPipeline, reward: Reward, arguments: Mapping[str, Any]) -> None:
@@ -137,7 +142,7 @@ def _check_usable(alignment: Alignment, pipe: DiamondMapPipeline, reward: Reward
         check_baked_guidance(pipe.backbone, arguments)
 
 
-def fit_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> Method:
+def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> Method:
     """The largest method of a recipe whose `equivalent_evaluations` an image are within the budget."""
     method = Method(name, recipe.alignment, recipe.num_inference_steps or default_steps)
     for what in recipe.grows:

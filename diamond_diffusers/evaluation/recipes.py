@@ -25,6 +25,7 @@ from ..alignment import (
     RandomSearch,
     ZeroOrderSearch,
 )
+from ..alignment.presets import map_steps
 from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior, DiamondTransition
 from ..posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
@@ -70,18 +71,20 @@ class LookAheads:
     transition: Transition | None = None
 
 
-LOOK_AHEADS: dict[str, LookAheads] = {
-    "point": LookAheads(DenoiserPoint()),
-    "flow_map": LookAheads(FlowMapPoint()),
-    "glass": LookAheads(GlassPosterior(num_inner_steps=2), GlassPosterior(num_inner_steps=2, num_samples=2)),
-    "weighted": LookAheads(WeightedPosterior(2), WeightedPosterior(2)),
-    "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
-}
+def look_aheads(model: Denoising | None = None) -> dict[str, LookAheads]:
+    """The columns of the grid on a model, whose ODE takes several steps in place of a flow map's one."""
+    weighted = WeightedPosterior(2, num_map_steps=map_steps(model))
+    return {
+        "point": LookAheads(DenoiserPoint()),
+        "flow_map": LookAheads(FlowMapPoint(map_steps(model))),
+        "glass": LookAheads(GlassPosterior(num_inner_steps=2), GlassPosterior(num_inner_steps=2, num_samples=2)),
+        "weighted": LookAheads(weighted, weighted),
+        "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
+    }
 
 
-def cells_of(name: str) -> dict[str, Recipe]:
-    """Every method that looks ahead, each with the look-aheads of that name."""
-    ahead = LOOK_AHEADS[name]
+def cells_of(ahead: LookAheads) -> dict[str, Alignment]:
+    """Every method that looks ahead, each with these look-aheads."""
     options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
     guidance = Guidance(**options)
     cells: dict[str, Alignment] = {
@@ -95,10 +98,19 @@ def cells_of(name: str) -> dict[str, Recipe]:
         if not ahead.posterior.is_weighted:
             cells["posterior_smc"] = PosteriorSMC(posterior=ahead.posterior)
             cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guidance=guidance)
-    return {f"{name}_{method}": Recipe(alignment) for method, alignment in cells.items()}
+    return cells
 
 
-GRID: dict[str, Recipe] = {name: cell for ahead in LOOK_AHEADS for name, cell in cells_of(ahead).items()}
+def grid_recipe(column: str, method: str) -> Recipe:
+    """A cell of the grid."""
+    return Recipe(lambda model: cells_of(look_aheads(model)[column])[method])
+
+
+GRID: dict[str, Recipe] = {
+    f"{column}_{method}": grid_recipe(column, method)
+    for column, ahead in look_aheads().items()
+    for method in cells_of(ahead)
+}
 
 # Samples are differentiated whole, so that they have few steps.
 NOISE_STEPS = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,9 @@ from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
 from .sheets import Block, Tile, draw_sheet
 
+OVERVIEWS = SHEET, TRACE = "contact_sheet.png", "trace.png"
+"""Pictures beside the images of a folder."""
+RECORD = "record.json"
 PACKAGES = ("diamond-diffusers", "diffusers", "torch", "transformers")
 
 
@@ -75,23 +79,24 @@ def draw_side_by_side(
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
     resolved = resolve_arguments(pipe.backbone, given, pipe.defaults)
-    common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
     alignment.check(reward)
-    if reward is not None:
-        reward.to(device=pipe.device).probe(pipe.device, needs_gradient=alignment.needs_reward_gradient)
+    common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
 
     def draw(method: Alignment, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
         pipe.set_progress_bar_config(desc=name)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)
 
+    # First the call that can be refused.
+    aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None
+    plain = draw(NoAlignment(), "plain")
     return SideBySide(
         prompts=[prompt for prompt in prompts for _ in range(num_images)],
         seeds=seeds,
-        plain=draw(NoAlignment(), "plain"),
-        aligned=draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None,
+        plain=plain,
+        aligned=aligned,
         settings={
-            "alignment": alignment,
+            "alignment": (aligned or plain).alignment,
             "reward": reward and reward.name,
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
             "particle_batch_size": particle_batch_size,
@@ -107,16 +112,30 @@ def draw_side_by_side(
 def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes every image, `contact_sheet.png`, `trace.png` where there is a trace, and `record.json`.
 
+    Those of a run before this in the same folder are removed, so that none stays beside a record that knows it not.
+
     Args:
         settings: further ones for the record.
     """
+    _remove_recorded(folder)
     for name, out in drawn.outputs.items():
         for i, image in enumerate(out.images):
             write_image(folder / image_name(name, i), image)
-    write_image(folder / "contact_sheet.png", contact_sheet(drawn))
+    write_image(folder / SHEET, contact_sheet(drawn))
     if drawn.aligned is not None and drawn.aligned.trace.figures():
-        write_bytes(folder / "trace.png", _trace_picture(drawn.aligned))
-    write_json(folder / "record.json", record(drawn, settings))
+        write_bytes(folder / TRACE, _trace_picture(drawn.aligned))
+    write_json(folder / RECORD, record(drawn, settings))
+
+
+def _remove_recorded(folder: Path) -> None:
+    """Removes what an earlier run has left in a folder that holds its record; other files stay."""
+    if not (folder / RECORD).exists():
+        return
+    images = re.compile(r"(plain|aligned)_\d{3,}\.png")
+    for path in folder.iterdir():
+        if path.name in OVERVIEWS or images.fullmatch(path.name):
+            path.unlink()
+    (folder / RECORD).unlink()
 
 
 def image_name(run: str, index: int) -> str:

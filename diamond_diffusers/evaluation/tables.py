@@ -60,7 +60,8 @@ def rich_table(table: TextTable) -> Table:
 def markdown(table: TextTable) -> str:
     """A table in markdown, under its title."""
     lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in lines]
+    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def aim(summary: Summary) -> tuple[Estimate, Callable[[Estimate | None, str], str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..alignment.base import AlignmentResult
+from ..alignment.base import Alignment, AlignmentResult
 from ..alignment.model import TiltedModel
 from ..alignment.random_source import RandomSource
 from ..alignment.trace import Trace
@@ -28,6 +28,7 @@ class DiamondMapPipelineOutput:
         log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image, or None.
         trace: figures of each step; `trace.plot()` draws them.
         cost: what the whole call has cost.
+        alignment: the method that ran, with what was left open filled in and the count that a budget has set.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
     """
@@ -39,11 +40,17 @@ class DiamondMapPipelineOutput:
     log_evidence: Tensor | None
     trace: Trace
     cost: Cost
+    alignment: Alignment
     nsfw_content_detected: list[bool] | None = None
 
 
 def make_output(
-    model: TiltedModel, result: AlignmentResult, selection: str, random: RandomSource, output_type: str
+    model: TiltedModel,
+    alignment: Alignment,
+    result: AlignmentResult,
+    selection: str,
+    random: RandomSource,
+    output_type: str,
 ) -> DiamondMapPipelineOutput:
     """The chosen particles of a run as images of the wanted type, with what is known of them."""
     backbone = model.backbone
@@ -71,5 +78,6 @@ def make_output(
         log_evidence=result.log_evidence,
         trace=result.trace,
         cost=model.cost,
+        alignment=alignment,
         nsfw_content_detected=flagged,
     )

@@ -342,7 +342,7 @@ class DiamondMapPipeline(AdapterMethods):
             with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
                 on_step = step_callback(self, levels, progress_bar, callback_on_step_end)
                 result = alignment.run(model, x, levels, random, on_step)
-            output = make_output(model, result, selection, random, output_type)
+            output = make_output(model, alignment, result, selection, random, output_type)
             self.pipeline.maybe_free_model_hooks()
         return output if return_dict else (output.images, output.rewards)
 

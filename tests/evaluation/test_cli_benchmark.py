@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from diamond_diffusers import cli_benchmark
 from diamond_diffusers.cli import app
 from diamond_diffusers.evaluation.recipes import RECIPES
 
@@ -91,7 +92,8 @@ def clip_folder():
         (("--methods", "plain", "--budgets", 2), "budget is 2, but method 'plain' takes at least 6"),
         (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),
         (("--export", "coco"), "export is 'coco'; choose one of geneval, unigenbench"),
-        (("--prompts", "nowhere.txt"), "No such file or directory: 'nowhere.txt'"),
+        (("--prompts", "nowhere.txt"), "does not exist"),
+        (("--methods", "plain", "--height", 3), "height is 3, which is less than a token"),
         (("--held-out-reward", "redness"), "held_out_rewards holds 'redness', which alignment follows"),
     ],
 )
@@ -99,6 +101,31 @@ def test_bad_input_is_one_sentence(command, arguments, sentence):
     result = invoke(*command, *arguments)
     assert result.exit_code == 2
     assert sentence in re.sub(r"\s+", " ", result.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--methods", "plain,magic"), "methods names 'magic'"),
+        (("--budgets", "0"), "--budgets is '0'"),
+        (("--budgets", "50,50"), "budgets is [50, 50]"),
+        (("--seed", 1000), "seed is 1000"),
+        (("--held-out-reward", "redness"), "held_out_rewards holds 'redness'"),
+    ],
+)
+def test_requests_are_checked_before_the_model_is_loaded(command, monkeypatch, arguments, sentence):
+    def load(*arguments):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(cli_benchmark, "load_model", load)
+    result = invoke(*command, *arguments)
+    assert (result.exit_code, sentence in re.sub(r"\s+", " ", result.output)) == (2, True)
+
+
+def test_guidance_of_the_model_is_part_of_the_settings(command, tmp_path):
+    succeed(*command, "--methods", "plain", "--num-prompts", 1, "--true-cfg-scale", 3, "--negative-prompt", "a ring")
+    settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
+    assert settings["arguments"] == {"true_cfg_scale": 3.0, "negative_prompt": "a ring"}
 
 
 def test_a_reward_is_needed(tiny_folder, tmp_path):
@@ -110,6 +137,11 @@ def test_a_reward_is_needed(tiny_folder, tmp_path):
 def test_only_records_are_redrawn(tmp_path):
     path = tmp_path / "record.json"
     path.write_text("{}")
-    result = invoke("redraw", path)
-    assert result.exit_code == 2
-    assert "is no record of an image" in result.output
+    for arguments, sentence in (
+        ((path,), "is no record of an image"),
+        ((tmp_path / "nowhere.json",), "does not exist"),
+        ((path, "--output", tmp_path / "again"), "whose suffix is that of no image"),
+    ):
+        result = invoke("redraw", *arguments)
+        assert result.exit_code == 2
+        assert sentence in re.sub(r"[│\s]+", " ", result.output)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from diamond_diffusers import cli_cost
 from diamond_diffusers.cli import app
+from diamond_diffusers.evaluation import memory
 from diamond_diffusers.evaluation.cost_benchmark import Workload, measure
 from diamond_diffusers.evaluation.counting import GraphMemory
 from diamond_diffusers.evaluation.random_models import RANDOM_MODELS
@@ -86,6 +88,13 @@ def test_the_command_prints_a_table_and_json() -> None:
     assert (step["forwards"], step["backwards"], step["decodes"]) == (1, 1, 1)
 
 
+def test_memory_is_left_out_where_the_system_does_not_tell(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(memory, "_FORGET", tmp_path / "missing" / "clear_refs")
+    (cost,) = measure(Workload("flux", pixels=32), [1])
+    assert cost.peak_bytes is None
+    cli_cost._print_table([cost], on_gpu=False)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -95,6 +104,7 @@ def test_the_command_prints_a_table_and_json() -> None:
         (["--family", "flux", "--particles", "0"], "--particles is '0'"),
         (["--family", "flux", "--dtype", "int8"], "--dtype is 'int8'"),
         (["--family", "flux", "--gradient", "steep"], "gradient is 'steep'"),
+        (["--family", "flux", "--pixels", "7"], "height is 7, which is less than a token; give at least 16"),
     ],
 )
 def test_bad_options_are_one_sentence(options: list[str], message: str) -> None:

@@ -1,14 +1,16 @@
 import pytest
 
 from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
+from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
 from diamond_diffusers.diamond import DiamondTransition
 from diamond_diffusers.evaluation.compare import Setup, compare
-from diamond_diffusers.evaluation.methods import REFERENCES, Method, dry_cost, fit_to_budget, plan_methods
+from diamond_diffusers.evaluation.methods import REFERENCES, Method, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.prompts import miniature_suite
 from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
 from diamond_diffusers.pipelines.arguments import resolve_arguments
-from diamond_diffusers.posteriors import GlassPosterior
+from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
 from diamond_diffusers.rewards import CallableReward
+from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..conftest import redness
 
@@ -51,6 +53,12 @@ def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
             assert cost_of(more).equivalent_evaluations > entry.budget
 
 
+def test_an_ordinary_model_is_compared_with_several_steps_of_its_map(tiny_pipe):
+    plan = plan_methods(["flow_map_smc", "weighted_resampling"], [200], tiny_pipe, REWARD)
+    posteriors = [method.alignment.posterior for method in plan.methods]
+    assert posteriors == [FlowMapPoint(ODE_MAP_STEPS), WeightedPosterior(2, num_map_steps=ODE_MAP_STEPS)]
+
+
 def left_out(plan):
     return {(entry.budget, entry.name) for entry in plan.left_out}
 
@@ -83,16 +91,16 @@ def test_what_cannot_be_compared_is_listed_with_its_reason(tiny_pipe):
 
 def test_a_recipe_may_grow_in_any_number_of_its_alignment(cost_of):
     recipe = Recipe(SMC(num_particles=2, posterior=GlassPosterior(2)), grows=("num_particles",))
-    assert fit_to_budget("smc", recipe, 40, default_steps=3, cost_of=cost_of).alignment.num_particles == 3
+    assert sized_to_budget("smc", recipe, 40, default_steps=3, cost_of=cost_of).alignment.num_particles == 3
     with pytest.raises(ValueError, match="'smc' grows in max_tilt, which costs nothing"):
-        fit_to_budget("smc", Recipe(SMC(), grows=("max_tilt",)), 40, default_steps=3, cost_of=cost_of)
+        sized_to_budget("smc", Recipe(SMC(), grows=("max_tilt",)), 40, default_steps=3, cost_of=cost_of)
 
 
 def test_particles_grow_before_steps(cost_of):
-    method = fit_to_budget("best_of_n", Recipe(BestOfN()), budget=40, default_steps=3, cost_of=cost_of)
+    method = sized_to_budget("best_of_n", Recipe(BestOfN()), budget=40, default_steps=3, cost_of=cost_of)
     # 3 steps x 2 evaluations x 6 particles = 36; a fourth step would make 48.
     assert (method.alignment.num_particles, method.num_inference_steps) == (6, 3)
-    method = fit_to_budget(
+    method = sized_to_budget(
         "guidance", Recipe(Guidance(gradient="pathwise")), budget=16, default_steps=3, cost_of=cost_of
     )
     # A guided step costs 2 + 2 x 2, so that three are too dear.

@@ -16,7 +16,7 @@ from diamond_diffusers.evaluation.methods import Entry, Plan
 from diamond_diffusers.evaluation.plots import cost_figures, method_styles, overview_figure, trace_figure
 from diamond_diffusers.evaluation.report import write_report
 from diamond_diffusers.evaluation.summary import summarise
-from diamond_diffusers.evaluation.tables import markdown, rich_table
+from diamond_diffusers.evaluation.tables import TextTable, markdown, rich_table
 
 from .made_up import BEST, PLAIN, PLAN, made_up_comparison, made_up_records
 
@@ -116,6 +116,11 @@ def test_text_of_tables_is_printed_as_it_is(comparison):
         lines = markdown(table).splitlines()
         assert lines[0] == f"**{table.title}**"
         assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_bars_within_cells_do_not_end_them():
+    table = TextTable("any", ["method", "reason"], [["a|b", "1 | 2"]])
+    assert markdown(table).splitlines()[-1] == r"| a\|b | 1 \| 2 |"
 
 
 def test_a_method_that_does_not_fit_everywhere_keeps_its_row(tmp_path, comparison):
