@@ -169,7 +169,10 @@ def generate(
     name = alignment or ("none" if scored_by is None else defaults.get("alignment", "smc"))
     method = build_alignment(name, options)
     if method.needs_reward and scored_by is None:
-        raise ValueError(f"--reward is not given, and the model has none of its own, but alignment {name!r} needs one")
+        raise ValueError(
+            f"--reward is not given, and the model has none of its own, but alignment {name!r} needs one; name one, or "
+            "take --alignment none"
+        )
     method.check(scored_by)
     pipe = load_model(model, dtype, device, output)
     method = build_alignment(name, options, pipe.backbone)

@@ -132,7 +132,7 @@ def _remove_recorded(folder: Path) -> None:
     if not (folder / RECORD).exists():
         return
     images = re.compile(r"(plain|aligned)_\d{3,}\.png")
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         if path.name in OVERVIEWS or images.fullmatch(path.name):
             path.unlink()
     (folder / RECORD).unlink()
