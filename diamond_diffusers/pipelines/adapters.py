@@ -80,7 +80,8 @@ class AdapterMethods:
         Raises:
             ValueError: the Diamond Map is named.
         """
-        if self.backbone.has_diamond_map and ADAPTER in adapter_names:
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if self.backbone.has_diamond_map and ADAPTER in names:
             raise ValueError(
                 f"adapter_names holds {ADAPTER!r}, the Diamond Map, which is active where it is evaluated and nowhere "
                 "else; leave it out"

@@ -136,11 +136,11 @@ def test_it_loads_from_beside_its_base_too(map_folder: Path, tmp_path: Path) -> 
 def test_stock_methods_for_loras_leave_it(map_folder: Path) -> None:
     pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
     images = draw(pipe)
-    add_style(pipe.backbone)
+    add_style(pipe.backbone, "diamond_map_style")
     assert not torch.equal(draw(pipe), images)
     with pytest.raises(ValueError, match=r"'diamond_map'.*leave it out"):
-        pipe.set_adapters(["style", "diamond_map"])
-    pipe.set_adapters(["style"], [0.5])
+        pipe.set_adapters(["diamond_map_style", "diamond_map"])
+    pipe.set_adapters("diamond_map_style", 0.5)
     pipe.unload_lora_weights()
     assert torch.equal(draw(pipe), images)
     # Where it is taken out with them all the same, it can be loaded again.
