@@ -104,6 +104,8 @@ class SMC(Alignment):
             raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS)}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
+        if not self.max_tilt > 0:
+            raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
         if self.transition is not None and not self.transition.is_stochastic:
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "

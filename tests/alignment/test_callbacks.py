@@ -148,6 +148,7 @@ def test_names_stand_for_methods_with_their_defaults():
         ({"num_particles": 0}, "num_particles is 0"),
         ({"resampling": "optimal"}, "resampling is 'optimal'; choose one of multinomial, stratified, systematic"),
         ({"resampling_threshold": 1.5}, r"resampling_threshold is 1\.5"),
+        ({"max_tilt": 0.0}, r"max_tilt is 0\.0"),
         ({"transition": ODETransition()}, "draws no noise"),
         ({"transition": AncestralTransition(eta=0.0)}, "draws no noise"),
         ({"transition": GlassTransition(correlation=1.0)}, "draws no noise"),
