@@ -100,7 +100,8 @@ def read_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such declaration.
-        ValueError: it cannot be read, or is not of a version that this package reads.
+        ValueError: there is no such folder or repository, or the declaration cannot be read or is not of a version that
+            this package reads.
     """
     file = _find(source, CONFIG_NAME, **hub)
     try:
@@ -268,7 +269,7 @@ def _find(
         try:
             return Path(hf_hub_download(str(source), name, subfolder=subfolder, **options))
         except HFValidationError as error:
-            raise FileNotFoundError(f"{source} is neither a folder nor the name of a repository on the Hub") from error
+            raise ValueError(f"{source} is neither a folder nor the name of a repository on the Hub") from error
     file = folder / (subfolder or "") / name
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {name}, so it is no Diamond Map; name another folder")
