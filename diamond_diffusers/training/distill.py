@@ -104,8 +104,6 @@ class Distillation:
 
     def _build_optimizer(self) -> None:
         module = DistilledModule(self.diamond_map).to(self.accelerator.device)
-        for parameter in self.diamond_map.trained_parameters():
-            parameter.requires_grad_(True)
         optimizer = build_optimizer(self.given, self.diamond_map.trained_parameters())
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.schedule = build_schedule(self.given, self.optimizer.optimizer)

@@ -44,7 +44,7 @@ def make_accelerator(given: argparse.Namespace) -> Accelerator:
 
 
 def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) -> None:
-    """Refuses ways to distribute that cannot train a map, and tells DeepSpeed the batch.
+    """Refuses ways to distribute that cannot train a map, and tells FSDP its precision and DeepSpeed the batch.
 
     Raises:
         TrainingError: forward-mode differentiation meets unused parameters; weights are sharded in a way that mixes
@@ -63,6 +63,9 @@ def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) ->
         )
     if kind == DistributedType.FSDP and (given.teacher_samples or given.prompts_file is not None):
         raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
+    if kind == DistributedType.FSDP:
+        # It would cast what is trained; the base is in half precision already.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
     if kind == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
         if plugin.zero_stage == 3:

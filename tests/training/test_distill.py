@@ -59,6 +59,24 @@ def test_the_observation_is_learnt_from_where_that_is_wanted(options, loss):
     assert read_map_config(given.output_dir)["training"]["condition_on_observation"] is True
 
 
+@pytest.mark.parametrize("loss", ["lagrangian", "central_difference"])
+def test_what_is_trained_is_in_float32_on_a_base_in_half_precision(options, loss):
+    """One small update moves every weight, where bfloat16 would round it away."""
+    given = options("--mixed_precision", "bf16", "--loss", loss, "--ema_decay", 0)
+    run = Distillation(given)
+    assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in run.parameters} == {torch.float32}
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter += 0.1 * torch.randn_like(parameter)
+    before = weights_of(run)
+    run.run()
+    moved = [(old != new).double().mean() for old, new in zip(before, run.parameters, strict=True)]
+    assert min(moved) > 0.95
+    pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
+    assert_same(weights_of(run), list(load_diamond_map(pipe.backbone, given.output_dir).weights().values()))
+
+
 def test_the_averaged_weights_are_those_that_are_saved(options):
     given = options("--ema_decay", 0.9)
     run = Distillation(given)

@@ -137,3 +137,22 @@ def test_what_cannot_be_distributed_is_refused(options):
     accelerator.state.deepspeed_plugins = SimpleNamespace(zero_stage=3, selected=True)
     with pytest.raises(TrainingError, match="take stage 1 or 2"):
         Distillation(options(), accelerator)
+
+
+def test_shards_of_a_base_in_half_precision_train(options):
+    """With accelerate's own policy, which would cast what is trained, and the loss."""
+    given = options("--loss", "central_difference", "--gradient_checkpointing", "--lr_warmup_steps", 0)
+
+    def child() -> None:
+        accelerator = sharding_accelerator(*FLUX_BLOCKS, mixed_precision="bf16")
+        accelerator.end_training = lambda: None
+        run = Perturbed(given, accelerator)
+        assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
+        dtypes = set()
+        run._check = lambda loss: dtypes.add(loss.dtype)
+        before = [full(weight).clone() for weight in run.parameters]
+        run.run()
+        assert dtypes == {weight.dtype for weight in run.parameters} == {torch.float32}
+        assert all((full(new) != old).any() for old, new in zip(before, run.parameters, strict=True))
+
+    in_two_processes(child)
