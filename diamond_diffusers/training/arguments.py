@@ -16,6 +16,16 @@ MINIATURE = "miniature"
 TRAJECTORIES = "trajectories"
 """Names the loss of `TrajectoryLoss`."""
 
+MAY_CHANGE = frozenset(
+    """
+    config cache_dir dataloader_num_workers max_train_steps learning_rate lr_scheduler lr_warmup_steps lr_num_cycles
+    lr_power max_grad_norm allow_tf32 gradient_checkpointing output_dir logging_dir report_to tracker_project_name
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint validation_prompt num_validation_images
+    validation_steps push_to_hub hub_model_id hub_token license
+    """.split()  # noqa: SIM905
+)
+"""Options that a resumed run may have other than before; all others decide what it is."""
+
 _TRACKERS = ("tensorboard", "wandb", "none")
 
 

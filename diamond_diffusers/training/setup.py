@@ -63,6 +63,11 @@ def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) ->
         )
     if kind == DistributedType.FSDP and (given.teacher_samples or given.prompts_file is not None):
         raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
+    if kind == DistributedType.FSDP and given.cache_trajectories:
+        raise TrainingError(
+            "a model sharded by FSDP cannot draw trajectories to keep, since processes have different numbers of rows; "
+            "drop --cache_trajectories, or take DDP"
+        )
     if kind == DistributedType.FSDP:
         # It would cast what is trained; the base is in half precision already.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None

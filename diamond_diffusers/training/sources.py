@@ -28,15 +28,20 @@ and the features of their captions."""
 
 
 def open_source(
-    given: argparse.Namespace, teacher: Teacher, order: Callable[[int], Order], first_batch: int, barrier: Callable
+    given: argparse.Namespace,
+    teacher: Teacher,
+    order: Callable[[int], Order],
+    first_batch: int,
+    barrier: Callable,
+    evaluate: Callable,
 ) -> Source:
     """The batches that the options name, from a batch on: of what their loss learns from.
 
-    Args and errors are those of `open_rows`.
+    Args and errors are those of `open_rows`, and of `with_trajectories`.
     """
     source = open_rows(given, teacher, order, first_batch, barrier)
     if given.loss == TRAJECTORIES and not given.cache_trajectories:
-        return with_trajectories(source, teacher)
+        return with_trajectories(source, teacher, evaluate)
     return source
 
 
@@ -120,13 +125,19 @@ def _caption(row: Captioned, rng: random.Random) -> str:
     return choose_caption(row, rng)
 
 
-def with_trajectories(source: Source, teacher: Teacher) -> Source:
-    """Runs the teacher's inner flow from the clean latents of a source."""
+def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable) -> Source:
+    """Runs the teacher's inner flow from the clean latents of a source.
+
+    Args:
+        evaluate: the `DistilledModule`, through which a network has to be evaluated that is distributed.
+    """
     for draw_latents in source:
 
         def draw(draw_latents: Callable = draw_latents) -> Any:
             z, features = draw_latents()
-            return Trajectories.draw(teacher.backbone, z, teacher.conditions(features)), features
+            with torch.no_grad():
+                drawn = evaluate(lambda _: Trajectories.draw(teacher.backbone, z, teacher.conditions(features)))
+            return drawn, features
 
         yield draw
 

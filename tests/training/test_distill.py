@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diamond_diffusers.models.storage import load_diamond_map, read_map_config
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training import checkpoints, distill
 from diamond_diffusers.training.arguments import TRAJECTORIES
+from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES
@@ -187,17 +189,48 @@ def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special
     assert_same(unbroken.average.shadow_params, resumed.average.shadow_params)
 
 
-def test_a_checkpoint_of_other_options_is_refused(options):
-    Distillation(options("--checkpointing_steps", 1, "--max_train_steps", 1)).run()
-    resume = ("--resume_from_checkpoint", "latest")
-    with pytest.raises(TrainingError, match=r"another --rank"):
-        Distillation(options(*resume, "--rank", 3))
-    with pytest.raises(TrainingError, match=r"--ema_decay; resume"):
-        Distillation(options(*resume, "--ema_decay", 0))
-    with pytest.raises(TrainingError, match=r"--condition_on_observation or"):
-        Distillation(options(*resume, "--condition_on_observation"))
+@pytest.mark.parametrize(
+    ("further", "difference"),
+    [
+        (("--rank", 3), "--rank 2, and this one has 3"),
+        (("--ema_decay", 0), "--ema_decay 0.9999, and this one has 0.0"),
+        (("--lora_layers", "to_v"), "--lora_layers None, and this one has to_v"),
+        (("--loss", "progressive"), "--loss lagrangian, and this one has progressive"),
+        (("--train_batch_size", 1), "--train_batch_size 2, and this one has 1"),
+        (("--adam_beta1", 0.8), "--adam_beta1 0.9, and this one has 0.8"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch, further, difference):
+    monkeypatch.setattr(Distillation, "_build_map", lambda self: pytest.fail("loaded the base"))
+    before = Distillation._decisive_options(SimpleNamespace(given=options(), accelerator=Accelerator()))
+    Checkpoints(options().output_dir).save(1, {"options": before})
+    with pytest.raises(TrainingError, match=rf"checkpoint-1 is of a run with {difference}; resume with its options"):
+        Distillation(options("--resume_from_checkpoint", "latest", *further))
+
+
+def test_a_folder_with_checkpoints_is_not_started_in_again(options):
+    Checkpoints(options().output_dir).save(1, {})
     with pytest.raises(TrainingError, match=r"is no checkpoint; there are checkpoint-1"):
         Distillation(options("--resume_from_checkpoint", "checkpoint-7"))
+    with pytest.raises(TrainingError, match=r"holds checkpoint-1 already, and this run starts at step 0"):
+        Distillation(options())
+
+
+def test_a_resumed_run_takes_its_own_learning_rate(options):
+    shared = ["--checkpointing_steps", 2, "--lr_scheduler", "linear", "--lr_warmup_steps", 0, "--max_train_steps", 4]
+    first = Distillation(options(*shared, "--learning_rate", 0.01))
+    first.step = 2
+    for _ in range(2):
+        first.optimizer.step()
+        first.schedule.step()
+    first._save_checkpoint()
+    for rate in (0.01, 0.002):
+        resumed = Distillation(options(*shared, "--learning_rate", rate, "--resume_from_checkpoint", "latest"))
+        rates = []
+        for _ in range(2):
+            rates.append(resumed.optimizer.param_groups[0]["lr"])
+            resumed.schedule.step()
+        assert rates == pytest.approx([rate / 2, rate / 4])
 
 
 def test_a_loss_that_is_no_number_stops_the_run(options):
@@ -206,6 +239,34 @@ def test_a_loss_that_is_no_number_stops_the_run(options):
         run.parameters[0].fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0; lower --learning_rate"):
         run.run()
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_applied(options):
+    run = Distillation(options("--checkpointing_steps", 1))
+    clip = run.accelerator.clip_grad_norm_
+
+    def spoil(parameters, norm):
+        if run.step == 1:
+            parameters[0].grad.fill_(torch.inf)
+        return clip(parameters, norm)
+
+    run.accelerator.clip_grad_norm_ = spoil
+    with pytest.raises(TrainingError, match=r"the norm of the gradients is inf at step 1; lower --learning_rate"):
+        run.run()
+    assert all(weight.isfinite().all() for weight in run.parameters)
+    assert [checkpoint.name for checkpoint in run.checkpoints.complete()] == ["checkpoint-1"]
+
+
+def test_gradients_are_clipped_where_that_is_wanted(options):
+    norms = {}
+    for limit in (0, 1e-3):
+        run = Distillation(options("--max_grad_norm", limit))
+        run.optimizer.step = lambda run=run, limit=limit: norms.update(
+            {limit: torch.nn.utils.get_total_norm([p.grad for p in run.parameters])}
+        )
+        z = torch.zeros(2, *run.latents_shape)
+        run._update(iter([lambda run=run, z=z: (z, run.teacher.features(["a ring", "a star"]))]))
+    assert norms[0] > 0.01 and norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_unused_parameters_are_not_looked_for_in_forward_mode(options):
@@ -226,7 +287,11 @@ def test_validation_and_trackers(options):
         "--checkpointing_steps",
         9,
     )
-    Distillation(given).run()
+    run, steps = Distillation(given), []
+    validate = run._validate
+    run._validate = lambda prompt: (steps.append(run.step), validate(prompt))[1]
+    run.run()
+    assert steps == [2, 3]
     assert {file.name for file in (given.output_dir / "validation").iterdir()} == {"step-2.png", "step-3.png"}
     events = list((given.output_dir / "logs").rglob("events*"))
     assert any(b"validation" in file.read_bytes() for file in events)

@@ -130,6 +130,8 @@ def test_what_cannot_be_distributed_is_refused(options):
     accelerator = sharding_accelerator()
     with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
         Distillation(options("--teacher_samples"), accelerator)
+    with pytest.raises(TrainingError, match="cannot draw trajectories to keep"):
+        Distillation(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
     accelerator.state.fsdp_plugin.fsdp_version = 1
     with pytest.raises(TrainingError, match="set fsdp_version: 2"):
         Distillation(options(), accelerator)
@@ -139,9 +141,10 @@ def test_what_cannot_be_distributed_is_refused(options):
         Distillation(options(), accelerator)
 
 
-def test_shards_of_a_base_in_half_precision_train(options):
-    """With accelerate's own policy, which would cast what is trained, and the loss."""
-    given = options("--loss", "central_difference", "--gradient_checkpointing", "--lr_warmup_steps", 0)
+@pytest.mark.parametrize("loss", ["central_difference", "trajectories"])
+def test_shards_of_a_base_in_half_precision_train(options, loss):
+    """With accelerate's own policy, which would cast what is trained, and the loss; and the teacher is sharded too."""
+    given = options("--loss", loss, "--gradient_checkpointing", "--lr_warmup_steps", 0)
 
     def child() -> None:
         accelerator = sharding_accelerator(*FLUX_BLOCKS, mixed_precision="bf16")
@@ -149,7 +152,7 @@ def test_shards_of_a_base_in_half_precision_train(options):
         run = Perturbed(given, accelerator)
         assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
         dtypes = set()
-        run._check = lambda loss: dtypes.add(loss.dtype)
+        run._check = lambda name, value: dtypes.add(value.dtype)
         before = [full(weight).clone() for weight in run.parameters]
         run.run()
         assert dtypes == {weight.dtype for weight in run.parameters} == {torch.float32}

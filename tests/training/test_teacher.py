@@ -107,6 +107,11 @@ def flux_teacher():
     return Teacher(tiny_backbone("flux"), {"max_sequence_length": 12}, 16)
 
 
+def apply(function):
+    """In place of a module."""
+    return function(None)
+
+
 def drawn(source, count=3):
     results = []
     for number in range(count):
@@ -119,18 +124,18 @@ def test_cached_latents_are_the_same_as_fresh_ones(options, flux_teacher, monkey
     def order(rows):
         return Order(rows, 2)
 
-    fresh = open_source(options("--center_crop"), flux_teacher, order, 0, lambda: None)
+    fresh = open_source(options("--center_crop"), flux_teacher, order, 0, lambda: None, apply)
     given = options("--center_crop", "--cache_latents")
-    cached = open_source(given, flux_teacher, order, 0, lambda: None)
+    cached = open_source(given, flux_teacher, order, 0, lambda: None, apply)
     for (z, features), (expected, same) in zip(drawn(cached), drawn(fresh), strict=True):
         torch.testing.assert_close(z, expected)
         torch.testing.assert_close(features, same)
     # Kept for the next run, and told apart from other settings.
     monkeypatch.setattr(flux_teacher, "encode_images", lambda images: pytest.fail("encoded again"))
-    drawn(open_source(given, flux_teacher, order, 4, lambda: None))
+    drawn(open_source(given, flux_teacher, order, 4, lambda: None, apply))
     monkeypatch.undo()
     folder = given.output_dir / "cache"
-    next(open_source(options("--cache_latents"), flux_teacher, order, 0, lambda: None))
+    next(open_source(options("--cache_latents"), flux_teacher, order, 0, lambda: None, apply))
     assert len(list(folder.iterdir())) == 2
     assert all(len(list(cache.glob("*.safetensors"))) == 5 for cache in folder.iterdir())
 
@@ -162,7 +167,7 @@ def test_kept_trajectories_do_not_depend_on_interruptions_or_processes(flux_teac
 def test_trajectories_are_those_of_the_inner_flow(options, flux_teacher, cached):
     given = options("--loss", "trajectories", "--center_crop", *["--cache_trajectories"] * cached)
     order = partial(Order, batch_size=2)
-    for data, features in drawn(open_source(given, flux_teacher, order, 0, lambda: None), 2):
+    for data, features in drawn(open_source(given, flux_teacher, order, 0, lambda: None, apply), 2):
         conditions = flux_teacher.conditions(features)
         assert data.states.shape[:3] == (2, 2, INNER_STEPS + 1)
         for kept in range(2):
@@ -183,8 +188,8 @@ def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_fi
     assert read_prompts(prompts_file) == ["a red circle", "two blue stars", "a ring"]
     given = options("--teacher_samples", "--teacher_num_inference_steps", 2)
     given.dataset_name, given.teacher_samples, given.prompts_file = None, False, prompts_file
-    batches = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None), 2)
-    again = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None), 2)
+    batches = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None, apply), 2)
+    again = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None, apply), 2)
     told = flux_teacher.features(read_prompts(prompts_file))["pooled_projections"].sum(0)
     for (z, features), (same, _) in zip(batches, again, strict=True):
         assert torch.equal(z, same)
