@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from diffusers.optimization import SchedulerType
 
 from .losses import LOSSES
 
@@ -25,6 +26,8 @@ MAY_CHANGE = frozenset(
     """.split()  # noqa: SIM905
 )
 """Options that a resumed run may have other than before; all others decide what it is."""
+
+SCHEDULES = [schedule.value for schedule in SchedulerType if schedule != SchedulerType.PIECEWISE_CONSTANT]
 
 _TRACKERS = ("tensorboard", "wandb", "none")
 
@@ -125,7 +128,7 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--max_train_steps", type=int, default=1000, help="Updates of the weights.")
     add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", default="constant_with_warmup", help="One of diffusers' schedules.")
+    add("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup", help="One of diffusers' schedules.")
     add("--lr_warmup_steps", type=int, help="100 where the schedule has a warm-up.")
     add("--lr_num_cycles", type=int, default=1, help="Of cosine_with_restarts.")
     add("--lr_power", type=float, default=1.0, help="Of polynomial.")

@@ -24,12 +24,21 @@ from ..models.diamond_map import DiamondMap
 from ..models.storage import save_diamond_map
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
+from .batches import Order
 from .checkpoints import Checkpoints
-from .data import Order
 from .errors import TrainingError
 from .module import DistillationLoss, DistilledModule
-from .setup import DTYPES, build_optimizer, build_schedule, load_base, make_accelerator, prepare_distribution
-from .sources import open_source
+from .setup import (
+    DTYPES,
+    build_optimizer,
+    build_schedule,
+    check_packages,
+    load_base,
+    lora_layers,
+    make_accelerator,
+    prepare_distribution,
+)
+from .sources import load_rows, open_source
 from .teacher import Teacher
 from .trajectories import TrajectoryLoss
 from .validation import ROWS, image_grid, validation_images
@@ -46,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     try:
         Distillation(given).run()
-    except (TrainingError, TypeError, ValueError) as error:
+    except TrainingError as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
 
@@ -62,11 +71,13 @@ class Distillation:
         accelerator: in place of the one that the options describe.
 
     Raises:
-        TrainingError, ValueError, TypeError: the run cannot start.
+        TrainingError: the run cannot start.
     """
 
     def __init__(self, given: argparse.Namespace, accelerator: Accelerator | None = None) -> None:
         self.given = given
+        check_packages(given)
+        self.rows = load_rows(given)
         self.accelerator = accelerator or make_accelerator(given)
         prepare_distribution(self.accelerator, given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
@@ -112,8 +123,13 @@ class Distillation:
         self.teacher = Teacher(
             backbone, self.pipe.defaults, given.resolution, given.guidance_scale, given.max_sequence_length
         )
-        layers = given.lora_layers.split(",") if given.lora_layers else None
-        self.diamond_map = DiamondMap(backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation)
+        layers = lora_layers(given, backbone.model)
+        try:
+            self.diamond_map = DiamondMap(
+                backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation
+            )
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
             backbone.model.enable_gradient_checkpointing()
         size = self.teacher.resolution
@@ -140,7 +156,9 @@ class Distillation:
             seed=given.seed,
         )
         first_batch = self.step * given.gradient_accumulation_steps
-        source = open_source(given, self.teacher, order, first_batch, accelerator.wait_for_everyone, self.module)
+        source = open_source(
+            given, self.rows, self.teacher, order, first_batch, accelerator.wait_for_everyone, self.module
+        )
         self._start_trackers()
         bar = tqdm(
             total=given.max_train_steps, initial=self.step, desc="Steps", disable=not accelerator.is_local_main_process

@@ -299,17 +299,53 @@ def test_validation_and_trackers(options):
     assert "a ring" in (given.output_dir / "README.md").read_text()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(options, capsys, tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (("--use_8bit_adam",), "--use_8bit_adam needs the package bitsandbytes"),
+        (("--optimizer", "prodigy"), "--optimizer prodigy needs the package prodigyopt"),
+        (("--report_to", "wandb"), "--report_to wandb needs the package wandb"),
+        (("--dataset_name", "nothing"), "--dataset_name nothing cannot be loaded"),
+        (("--resume_from_checkpoint", "checkpoint-3"), "--resume_from_checkpoint checkpoint-3 is no checkpoint"),
+    ],
+)
+def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(options, monkeypatch, tmp_path, further, message):
+    # A folder is no package.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
+    with pytest.raises(TrainingError, match=message):
+        Distillation(options(*further))
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monkeypatch):
     folder = tmp_path / "unknown"
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     shared = ["--dataset_name", "miniature", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=r"^error: pipeline is a KandinskyPipeline, for which there is no backbone"):
-        distill.main([*shared, "--pretrained_model_name_or_path", str(folder)])
+    for name, message in (
+        (str(folder), "pipeline is a KandinskyPipeline, for which there is no backbone"),
+        ("no/such", "no/such does not appear to have a file named model_index.json"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: --pretrained_model_name_or_path {name} cannot be .*{message}"):
+            distill.main([*shared, "--pretrained_model_name_or_path", name])
     tiny = [*shared, "--pretrained_model_name_or_path", str(tiny_folder)]
-    with pytest.raises(SystemExit, match=r"^error: --use_8bit_adam needs the package bitsandbytes"):
-        distill.main([*tiny, "--use_8bit_adam"])
-    with pytest.raises(SystemExit, match=r"^error: --lr_scheduler is 'sawtooth'; choose one of linear, cosine"):
-        distill.main([*tiny, "--lr_scheduler", "sawtooth"])
-    with pytest.raises(SystemExit, match=r"^error: --report_to wandb needs the package wandb"):
-        distill.main([*tiny, "--report_to", "wandb"])
+    for further, message in (
+        (("--lora_layers", "to_q, to_z"), "--lora_layers names 'to_z', which no module of the Flux"),
+        (("--resolution", "20"), "--resolution is 20; the flux model takes multiples of 8"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: {message}"):
+            distill.main([*tiny, *further])
+    # What the options are not to blame for has a traceback.
+    monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
+    with pytest.raises(KeyError):
+        distill.main(tiny)
+
+
+def test_layers_and_the_scale_of_the_lora_are_as_asked_for(options):
+    run = Distillation(options("--lora_layers", "to_q, to_k", "--lora_alpha", 6, "--max_train_steps", 1))
+    assert {name.split(".")[-4] for name in run.diamond_map.lora_parameters} == {"to_q", "to_k"}
+    assert run.diamond_map.lora_alpha == 6
+    run.run()
+    pipe = DiamondMapPipeline.from_pretrained(run.given.pretrained_model_name_or_path)
+    assert load_diamond_map(pipe.backbone, run.given.output_dir).lora_alpha == 6
