@@ -52,6 +52,8 @@ class Teacher:
             max_sequence_length=max_sequence_length or own_length,
         )
         self.guidance = self._guidance(guidance_scale)
+        if "negative_prompt" not in self.guidance:
+            self.defaults.pop("negative_prompt", None)
         with torch.no_grad():
             self._unconditional = self._encode([""], self.guidance)
 
@@ -83,6 +85,8 @@ class Teacher:
         """The arguments of the stock call that guide it: one where guidance is embedded, else classifier-free."""
         known = self._known(true_cfg_scale=scale, guidance_scale=scale, negative_prompt="")
         if "true_cfg_scale" not in known:
+            # The stock pipeline encodes its own unconditional: SDXL has zeros, which an empty text is not.
+            known.pop("negative_prompt", None)
             return known
         if self.backbone.model.config.get("guidance_embeds"):
             return {"guidance_scale": scale}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +23,7 @@ from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES
+from diamond_diffusers.training.setup import load_base
 
 
 def weights_of(run: Distillation) -> list[torch.Tensor]:
@@ -161,6 +165,7 @@ def _killed_in_the_middle(given, monkeypatch_step: str) -> None:
         ("update", ["--random_flip"]),
         ("checkpoint", ["--random_flip"]),
         ("update", ["--loss", TRAJECTORIES, "--cache_trajectories"]),
+        ("update", ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
     ],
 )
 def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special):
@@ -340,6 +345,41 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
     with pytest.raises(KeyError):
         distill.main(tiny)
+
+
+def test_it_is_launched_by_accelerate(tiny_folder, tmp_path):
+    """And the limit of checkpoints is that of the command line."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"pretrained_model_name_or_path: {tiny_folder}\ndataset_name: miniature\nmax_train_samples: 2\n"
+        "max_train_steps: 2\ntrain_batch_size: 1\nrank: 2\nloss: progressive\nnum_validation_images: 1\n"
+        "report_to: none\nmixed_precision: bf16\ncheckpointing_steps: 1\n"
+    )
+    machine = "--cpu --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no"
+    threads = ["--num_cpu_threads_per_process", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *machine.split(), *threads]
+    own = ["-m", "diamond_diffusers.training.distill", "--config", str(config), "--checkpoints_total_limit", "1"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*launch, *own, "--output_dir", str(tmp_path / "out")], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_map_config(tmp_path / "out")["training"]["mixed_precision"] == "bf16"
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_tf32_is_allowed_where_that_is_asked_for(options, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=False))
+    Distillation(options())
+    assert not torch.backends.cuda.matmul.allow_tf32
+    Distillation(options("--allow_tf32"))
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_autoencoder_is_not_rounded(options):
+    """In half precision its latents would be off by a hundredth."""
+    weights = [load_base(options(), dtype).pipeline.vae.state_dict() for dtype in (torch.float32, torch.bfloat16)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 def test_layers_and_the_scale_of_the_lora_are_as_asked_for(options):

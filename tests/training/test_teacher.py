@@ -53,8 +53,11 @@ def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
     )
     assert (positive - negative).abs().max() > 1e-4
     torch.testing.assert_close(guided, negative + 3 * (positive - negative), atol=1e-4, rtol=1e-4)
-    # The empty prompt, which SANA does not put an instruction before.
-    if family != "sana":
+    # The empty prompt, which SANA does not put an instruction before, and which is zero in SDXL.
+    if family == "sdxl":
+        assert backbone.pipeline.config.force_zeros_for_empty_prompt
+        assert not any(conditions.negative_features[name].any() for name in ("encoder_hidden_states", "text_embeds"))
+    elif family != "sana":
         torch.testing.assert_close(conditions.negative_features, teacher.features(["", ""]))
 
 
