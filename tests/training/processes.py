@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 
@@ -34,6 +35,8 @@ def in_processes(count: int, function: Callable[[], None]) -> None:
                 ACCELERATE_USE_CPU="true",
                 GLOO_SOCKET_IFNAME="lo",
             )
+            # That of the parent is of one process.
+            AcceleratorState._reset_state(True)
             status = 1
             try:
                 function()

@@ -41,7 +41,8 @@ def gradients(given, accelerator: Accelerator | None = None) -> list[torch.Tenso
     features = run.teacher.features(["a ring", "a red circle"])
     draws = [torch.rand(2, generator=generator).double() for _ in range(3)]
     eps = [torch.randn(2, *run.latents_shape, generator=generator) for _ in range(2)]
-    if run.accelerator.num_processes == 2:
+    if accelerator is not None:
+        assert run.accelerator.num_processes == 2
         mine = slice(run.accelerator.process_index, run.accelerator.process_index + 1)
         z, features = z[mine], {name: feature[mine] for name, feature in features.items()}
         draws, eps = [draw[mine] for draw in draws], [noise[mine] for noise in eps]
