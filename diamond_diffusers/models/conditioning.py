@@ -58,9 +58,10 @@ class TimesEmbedding(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, times: Tensor) -> Tensor:
-        """`[N, width]` of times `[N, 3]`."""
-        angles = (times[..., None] * self.frequencies).flatten(1)
-        return self.output(nn.functional.silu(self.hidden(torch.cat([angles.sin(), angles.cos()], 1))))
+        """`[N, width]` of times `[N, 3]`, whose angles are in float32 whatever the precision of the layers."""
+        angles = (times[..., None].float() * self.frequencies.float()).flatten(1)
+        features = torch.cat([angles.sin(), angles.cos()], 1).to(self.hidden.weight.dtype)
+        return self.output(nn.functional.silu(self.hidden(features)))
 
 
 class MapConditioning(nn.Module):
@@ -105,7 +106,7 @@ class MapConditioning(nn.Module):
             return output + embedded.to(output.dtype)
 
         def add_times(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-            return output + self.times(times.to(self.times.hidden.weight.dtype)).to(output.dtype)
+            return output + self.times(times).to(output.dtype)
 
         handles = [
             network.get_submodule(self.sites.latents).register_forward_hook(add_states),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from diffusers.optimization import SchedulerType
 
 from .losses import LOSSES
 
@@ -15,6 +17,21 @@ MINIATURE = "miniature"
 
 TRAJECTORIES = "trajectories"
 """Names the loss of `TrajectoryLoss`."""
+
+MAY_CHANGE = frozenset(
+    """
+    config cache_dir dataloader_num_workers max_train_steps learning_rate lr_scheduler lr_warmup_steps lr_num_cycles
+    lr_power max_grad_norm allow_tf32 gradient_checkpointing output_dir logging_dir report_to tracker_project_name
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint validation_prompt num_validation_images
+    validation_steps push_to_hub hub_model_id hub_token license
+    """.split()  # noqa: SIM905
+)
+"""Options that a resumed run may have other than before; all others decide what it is."""
+
+SCHEDULES = [schedule.value for schedule in SchedulerType if schedule != SchedulerType.PIECEWISE_CONSTANT]
+
+_SOURCES = ("dataset_name", "train_data_dir", "prompts_file")
+"""Options that name the data; the command line's replaces that of a file."""
 
 _TRACKERS = ("tensorboard", "wandb", "none")
 
@@ -30,11 +47,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         SystemExit: an option is unknown, out of range, or cannot be used with another.
     """
     parser = build_parser()
-    config = parser.parse_known_args(arguments)[0].config
-    if config is not None:
-        parser.set_defaults(**_read_config(parser, config))
+    on_line = parser.parse_known_args(arguments)[0]
+    defaults = {action.dest: action.default for action in parser._actions}
+    if on_line.config is not None:
+        settings = _read_config(parser, on_line.config)
+        if any(getattr(on_line, source) is not None for source in _SOURCES):
+            settings = {name: value for name, value in settings.items() if name not in _SOURCES}
+        parser.set_defaults(**settings)
     given = parser.parse_args(arguments)
-    for problem in _problems(given):
+    given.report_to = ",".join(name.strip() for name in given.report_to.split(","))
+    for problem in [*_problems(given), *_without_effect(given, defaults)]:
         parser.error(problem)
     return given
 
@@ -44,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="accelerate launch -m diamond_diffusers.training.distill",
         description="Distils a Posterior Diamond Map from a text-to-image model.",
         allow_abbrev=False,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file of these options; the command line goes before it.")
     _add_model_options(parser.add_argument_group("model"))
@@ -68,26 +91,47 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--dataset_name", help="A dataset for `datasets`, local or on the Hub, or 'miniature' for the embedded world.")
     add("--dataset_config_name", help="Configuration of the dataset.")
-    add("--dataset_split", default="train")
+    add("--dataset_split", default="train", help="Of the dataset.")
     add("--train_data_dir", type=Path, help="Folder of images with metadata.jsonl, metadata.csv or .txt captions.")
     add("--prompts_file", type=Path, help="Prompts, one a line, for a run on samples of the teacher.")
-    add("--teacher_samples", action="store_true", help="Train on samples of the teacher instead of the images.")
+    add(
+        "--teacher_samples",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Train on samples of the teacher instead of the images.",
+    )
     add("--teacher_num_inference_steps", type=int, default=20, help="Of one sample of the teacher.")
-    add("--streaming", action="store_true", help="Read the dataset as it is downloaded.")
+    add(
+        "--streaming",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Read the dataset as it is downloaded.",
+    )
     add("--shuffle_buffer_size", type=int, default=1000, help="Of a streamed dataset.")
-    add("--image_column", default="image")
-    add("--caption_column", default="text")
+    add("--image_column", default="image", help="Of the dataset.")
+    add("--caption_column", default="text", help="Of the dataset or the metadata.")
     add("--max_train_samples", type=int, help="Use the first so many rows.")
     add("--resolution", type=int, help="Of the square images, in pixels; by default the base's own.")
-    add("--center_crop", action="store_true", help="Crop at the centre instead of at random.")
-    add("--random_flip", action="store_true", help="Mirror half of the images.")
-    add("--cache_latents", action="store_true", help="Encode images and captions once, into the output folder.")
+    add(
+        "--center_crop",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Crop at the centre instead of at random.",
+    )
+    add("--random_flip", action=argparse.BooleanOptionalAction, default=False, help="Mirror half of the images.")
+    add(
+        "--cache_latents",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Encode images and captions once, into the output folder.",
+    )
     add(
         "--cache_trajectories",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="Run the teacher's inner flow once for each image, for --loss trajectories.",
     )
-    add("--dataloader_num_workers", type=int, default=0)
+    add("--dataloader_num_workers", type=int, default=0, help="Processes that read images ahead.")
 
 
 def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
@@ -106,35 +150,47 @@ def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--lora_layers", help="Names or endings of the adapted modules, comma-separated; by default every linear layer."
     )
-    add("--condition_on_observation", action="store_true", help="Tell the network the noisy image itself too.")
+    add(
+        "--condition_on_observation",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Tell the network the noisy image itself too.",
+    )
 
 
 def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--train_batch_size", type=int, default=4, help="Rows of one process in one forward pass.")
-    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--gradient_accumulation_steps", type=int, default=1, help="Batches of an update.")
     add("--max_train_steps", type=int, default=1000, help="Updates of the weights.")
-    add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", default="constant_with_warmup", help="One of diffusers' schedules.")
+    add("--learning_rate", type=float, default=1e-4, help="At its highest.")
+    add("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup", help="One of diffusers' schedules.")
     add("--lr_warmup_steps", type=int, help="100 where the schedule has a warm-up.")
     add("--lr_num_cycles", type=int, default=1, help="Of cosine_with_restarts.")
     add("--lr_power", type=float, default=1.0, help="Of polynomial.")
-    add("--optimizer", type=str.lower, choices=("adamw", "prodigy"), default="adamw")
-    add("--use_8bit_adam", action="store_true", help="AdamW of bitsandbytes.")
-    add("--adam_beta1", type=float, default=0.9)
-    add("--adam_beta2", type=float, default=0.999)
-    add("--adam_weight_decay", type=float, default=0.0)
-    add("--adam_epsilon", type=float, default=1e-8)
-    add("--max_grad_norm", type=float, default=1.0)
+    add("--optimizer", type=str.lower, choices=("adamw", "prodigy"), default="adamw", help="Prodigy is of prodigyopt.")
+    add("--use_8bit_adam", action=argparse.BooleanOptionalAction, default=False, help="AdamW of bitsandbytes.")
+    add("--adam_beta1", type=float, default=0.9, help="Of either optimiser.")
+    add("--adam_beta2", type=float, default=0.999, help="Of either optimiser.")
+    add("--adam_weight_decay", type=float, default=0.0, help="Of either optimiser.")
+    add("--adam_epsilon", type=float, default=1e-8, help="Of either optimiser.")
+    add("--max_grad_norm", type=float, default=1.0, help="To which gradients are clipped; 0 for not at all.")
     add("--ema_decay", type=float, default=0.9999, help="Of the averaged weights, which are those saved; 0 for none.")
 
 
 def _add_machine_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="By default as accelerate is configured.")
-    add("--allow_tf32", action="store_true")
-    add("--gradient_checkpointing", action="store_true", help="Not with the lagrangian loss.")
-    add("--seed", type=int, default=0)
+    add(
+        "--allow_tf32", action=argparse.BooleanOptionalAction, default=False, help="Quicker on NVIDIA Ampere and later."
+    )
+    add(
+        "--gradient_checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Not with the lagrangian loss.",
+    )
+    add("--seed", type=int, default=0, help="Of all that is random.")
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
@@ -142,16 +198,16 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--output_dir", type=Path, default=Path("diamond-map"), help="The map is saved here.")
     add("--logging_dir", default="logs", help="Of the trackers, inside the output folder.")
     add("--report_to", default="tensorboard", help="tensorboard, wandb, none, or several, comma-separated.")
-    add("--tracker_project_name", default="diamond-map")
-    add("--checkpointing_steps", type=int, default=500)
+    add("--tracker_project_name", default="diamond-map", help="In the trackers.")
+    add("--checkpointing_steps", type=int, default=500, help="From one checkpoint to the next.")
     add("--checkpoints_total_limit", type=int, help="Of checkpoints kept.")
     add("--resume_from_checkpoint", help="A folder, or 'latest'.")
     add("--validation_prompt", help="Drawn while training and for the model card.")
-    add("--num_validation_images", type=int, default=4)
-    add("--validation_steps", type=int, default=500)
-    add("--push_to_hub", action="store_true")
+    add("--num_validation_images", type=int, default=4, help="In a row of the grid.")
+    add("--validation_steps", type=int, default=500, help="From one grid to the next.")
+    add("--push_to_hub", action=argparse.BooleanOptionalAction, default=False, help="Upload the map and its card.")
     add("--hub_model_id", help="Repository; by default the name of the output folder.")
-    add("--hub_token")
+    add("--hub_token", help="By default that of hf auth login.")
     add("--license", default="other", help="Of the map, in its model card.")
 
 
@@ -167,16 +223,24 @@ def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, objec
     for name, value in settings.items():
         if name not in options or name in ("config", "help"):
             parser.error(f"--config {file} sets {name!r}, which is no option")
-        if isinstance(options[name], argparse._StoreTrueAction):
+        if isinstance(options[name], argparse.BooleanOptionalAction):
             if not isinstance(value, bool):
                 parser.error(f"--config {file} sets {name} to {value!r}; it must be true or false")
         elif value is not None:
             # Text defaults are converted and checked like what the command line gives.
-            settings[name] = str(value)
+            settings[name] = _as_text(value)
             choices, convert = options[name].choices, options[name].type or str
             if choices is not None and convert(settings[name]) not in choices:
                 parser.error(f"--config {file} sets {name} to {value!r}; choose one of {', '.join(choices)}")
     return settings
+
+
+def _as_text(value: object) -> str:
+    """What YAML read, as the command line has it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    # YAML reads no as false.
+    return "no" if value is False else str(value)
 
 
 def _problems(given: argparse.Namespace) -> list[str]:
@@ -186,6 +250,13 @@ def _problems(given: argparse.Namespace) -> list[str]:
         for name, least in _LEAST.items()
         if getattr(given, name) is not None and getattr(given, name) < least
     ]
+    problems += [
+        f"--{name} is {value}; it must be a finite number"
+        for name, value in vars(given).items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if given.guidance_scale <= 0:
+        problems.append(f"--guidance_scale is {given.guidance_scale}; it must be above 0, and is 1 without guidance")
     for name in ("diagonal_fraction", "ema_decay"):
         if getattr(given, name) is not None and not 0 <= getattr(given, name) <= 1:
             problems.append(f"--{name} is {getattr(given, name)}; it must lie between 0 and 1")
@@ -233,6 +304,36 @@ def _problems(given: argparse.Namespace) -> list[str]:
         or ("none" in trackers and len(trackers) > 1),
     }
     return problems + [problem for problem, broken in rules.items() if broken]
+
+
+def _without_effect(given: argparse.Namespace, defaults: Mapping[str, object]) -> list[str]:
+    """Options that are set and that others make ineffective, each as a sentence."""
+    drawn = given.teacher_samples or given.prompts_file is not None
+    images = "images that are trained on", not drawn
+    dataset = "a --dataset_name for datasets", given.dataset_name not in (None, MINIATURE)
+    rows = "a dataset or a folder", given.prompts_file is None
+    counts = {
+        "regression_weight": ("--loss trajectories", given.loss == TRAJECTORIES),
+        "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", given.lr_scheduler == "cosine_with_restarts"),
+        "lr_power": ("--lr_scheduler polynomial", given.lr_scheduler == "polynomial"),
+        "teacher_num_inference_steps": ("samples of the teacher", drawn),
+        "shuffle_buffer_size": ("--streaming", given.streaming),
+        **dict.fromkeys(("random_flip", "center_crop"), images),
+        **dict.fromkeys(("image_column", "dataset_split", "dataset_config_name"), dataset),
+        **dict.fromkeys(("caption_column", "max_train_samples"), rows),
+    }
+    return [
+        f"--{name} is for {needed}, and has no effect here; drop it"
+        for name, (needed, is_there) in counts.items()
+        if not is_there and getattr(given, name) != defaults[name]
+    ]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 _LEAST = {

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from .errors import TrainingError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
+_REPLACED = ".replaced"
 
 
 class Checkpoints:
     """The checkpoints of a run, `checkpoint-<step>` in its output folder.
 
     A checkpoint is written under another name and renamed when it is complete; one that is deleted is renamed first.
+    One that was about to be replaced when the run died is put back by the next.
 
     Args:
         folder: of the run.
@@ -46,6 +48,11 @@ class Checkpoints:
         self.is_first = process_index == 0
         if self.is_first:
             folder.mkdir(parents=True, exist_ok=True)
+            for replaced in folder.glob(f"checkpoint-*{_REPLACED}"):
+                if not replaced.with_suffix("").exists():
+                    os.replace(replaced, replaced.with_suffix(""))
+                else:
+                    shutil.rmtree(replaced)
             for left_behind in folder.glob(f"checkpoint-*{_PARTIAL}"):
                 shutil.rmtree(left_behind)
         barrier()
@@ -66,17 +73,38 @@ class Checkpoints:
             write_more(partial)
         self.barrier()
         if self.is_first:
+            replaced = final.with_name(final.name + _REPLACED)
             if final.exists():
-                self._delete(final)
+                os.replace(final, replaced)
             os.replace(partial, final)
-            for old in self.complete()[: -self.total_limit] if self.total_limit else []:
-                self._delete(old)
+            if replaced.exists():
+                self._delete(replaced)
+            if self.total_limit:
+                self._keep(final, self.total_limit)
         self.barrier()
+
+    def _keep(self, newest: Path, count: int) -> None:
+        """Deletes all but so many checkpoints: the one that was written last, and those of the highest steps."""
+        others = [checkpoint for checkpoint in self.complete() if checkpoint != newest]
+        for checkpoint in others[: max(len(others) - (count - 1), 0)]:
+            self._delete(checkpoint)
+
+    def check_none_is_ahead(self, step: int) -> None:
+        """Of a run that starts from a step: what is ahead belongs to another.
+
+        Raises:
+            TrainingError: there is one.
+        """
+        newest = self.complete()[-1:]
+        if newest and _step_of(newest[0]) > step:
+            raise TrainingError(
+                f"--output_dir {self.folder} holds {newest[0].name} already, and this run starts at step {step}; give "
+                "--resume_from_checkpoint latest, name another --output_dir, or delete what is ahead"
+            )
 
     def complete(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
-        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
 
     def find(self, name: str) -> Path | None:
         """The checkpoint of a name, a path or `latest`; None where there is no latest.
@@ -110,6 +138,20 @@ class Checkpoints:
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{checkpoint} cannot be read; resume from another checkpoint") from error
 
+    @staticmethod
+    def check_same_run(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Compares the options that decide a run.
+
+        Raises:
+            TrainingError: one differs.
+        """
+        for name in [*then, *now]:
+            if then.get(name) != now.get(name):
+                raise TrainingError(
+                    f"{checkpoint} is of a run with --{name} {then.get(name)}, and this one has {now.get(name)}; "
+                    "resume with its options, or start a new run in another --output_dir"
+                )
+
     def _file_name(self) -> str:
         return f"state-{self.process_index if self.num_states > 1 else 0}.pt"
 
@@ -117,3 +159,7 @@ class Checkpoints:
         doomed = checkpoint.with_name(f"{checkpoint.name}.old{_PARTIAL}")
         os.replace(checkpoint, doomed)
         shutil.rmtree(doomed)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

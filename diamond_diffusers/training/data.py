@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Subset
 from torchvision.transforms import functional
 
 from ..miniature.render import render
@@ -71,12 +70,14 @@ class ImageFolder:
         file = next((folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).exists()), None)
         if file is None:
             return []
-        with file.open(newline="") as opened:
-            table = list(csv.DictReader(opened)) if file.suffix == ".csv" else [json.loads(line) for line in opened]
+        table = _read_table(file)
         if not table:
             raise TrainingError(f"{file} is empty; give a row with file_name and {caption_column} for each image")
         for number, row in enumerate(table):
             check_columns(str(file), row, "file_name", caption_column, f"row {number} of ")
+            check_values(f"row {number} of {file}", row, "file_name", caption_column)
+            if not (folder / row["file_name"]).is_file():
+                raise TrainingError(f"row {number} of {file} names {row['file_name']}, which is not there; remove it")
         return [Captioned(folder / row["file_name"], row[caption_column], row["file_name"]) for row in table]
 
     @staticmethod
@@ -91,11 +92,31 @@ class ImageFolder:
                 )
         return [Captioned(image, image.with_suffix(".txt").read_text().strip(), image.name) for image in images]
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes where a file or a caption does."""
+        files = [(row.name, row.image.stat(), row.captions) for row in self.rows]
+        return str([(name, status.st_size, status.st_mtime_ns, captions) for name, status, captions in files])
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Captioned:
         return self.rows[index]
+
+
+def _read_table(file: Path) -> list[dict[str, Any]]:
+    """Rows of `metadata.csv` or `metadata.jsonl`."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        if file.suffix == ".csv":
+            return list(csv.DictReader(opened))
+        try:
+            rows = [json.loads(line) for line in opened if line.strip()]
+        except json.JSONDecodeError as error:
+            raise TrainingError(f"{file} is no JSON lines ({error}); write one row a line") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise TrainingError(f"{file} has lines that are no JSON objects; write one row a line")
+    return rows
 
 
 class MiniatureWorld:
@@ -108,6 +129,7 @@ class MiniatureWorld:
 
     def __init__(self, num_scenes: int = 65536, seed: int = 0) -> None:
         self.num_scenes, self.seed = num_scenes, seed
+        self.fingerprint = f"miniature {seed}"
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -138,6 +160,8 @@ class HubDataset:
             # Decoded here, where an image that does not decode can be named.
             dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
         self.dataset, self.name = dataset, name
+        # As datasets tells its own caches apart.
+        self.fingerprint = getattr(dataset, "_fingerprint", "")
         self.image_column, self.caption_column = image_column, caption_column
 
     def __len__(self) -> int:
@@ -154,34 +178,63 @@ class HubDataset:
 
     def _row(self, row: Mapping[str, Any], index: int) -> Captioned:
         check_columns(self.name, row, self.image_column, self.caption_column)
+        check_values(f"row {index} of {self.name}", row, self.image_column, self.caption_column)
         return Captioned(row[self.image_column], row[self.caption_column], f"row {index} of {self.name}")
 
 
 def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str, where: str = "") -> None:
     """Raises a `TrainingError` for the first column that a row lacks."""
     for option, column in (("--image_column", image), ("--caption_column", caption)):
-        if column not in row or row[column] is None:
+        if column not in row:
             available = ", ".join(map(str, row)) or "none"
             if column == "file_name":
                 raise TrainingError(f"{where}{name} has no column 'file_name'; its columns are {available}")
             raise TrainingError(f"{where}{name} has no column {column!r}; set {option} to one of {available}")
 
 
+def check_values(row_name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
+    """Raises a `TrainingError` for an image or a caption that a row has none of."""
+    for kind, column in (("image", image), ("caption", caption)):
+        if row[column] is None:
+            raise TrainingError(f"{row_name} has no {kind} in column {column!r}; give it one, or remove the row")
+
+
 def load_captioned(given: argparse.Namespace) -> CaptionedImages:
     """The dataset that the options name.
 
     Raises:
-        TrainingError: it cannot be read, or lacks captions.
+        TrainingError: it cannot be read, or lacks rows or captions.
     """
     if given.train_data_dir is not None:
         rows: Any = ImageFolder(given.train_data_dir, given.caption_column)
     elif given.dataset_name == MINIATURE:
         rows = MiniatureWorld()
     else:
-        return _load_dataset(given)
+        rows = _load_dataset(given)
+    if given.streaming:
+        return rows
+    if len(rows) == 0:
+        raise TrainingError(f"{given.dataset_name} is empty; name a dataset with rows")
+    if not any(_has_caption(rows[index].captions) for index in range(len(rows))):
+        raise TrainingError(
+            f"all captions of {given.train_data_dir or given.dataset_name} are empty; name another column with "
+            "--caption_column, or write captions"
+        )
     if given.max_train_samples is None:
         return rows
-    return Subset(rows, range(min(given.max_train_samples, len(rows))))
+    return FirstRows(rows, given.max_train_samples)
+
+
+class FirstRows(Subset):
+    """The first rows of a dataset."""
+
+    def __init__(self, rows: CaptionedImages, count: int) -> None:
+        super().__init__(rows, range(min(count, len(rows))))
+        self.fingerprint = rows.fingerprint
+
+
+def _has_caption(captions: Any) -> bool:
+    return bool(captions.strip() if isinstance(captions, str) else captions)
 
 
 def _load_dataset(given: argparse.Namespace) -> HubDataset:
@@ -192,8 +245,10 @@ def _load_dataset(given: argparse.Namespace) -> HubDataset:
             "--dataset_name needs the package datasets; install it with pip install datasets"
         ) from error
     try:
-        if Path(given.dataset_name, "state.json").exists():
+        if Path(given.dataset_name, "state.json").exists() or Path(given.dataset_name, "dataset_dict.json").exists():
             dataset = datasets.load_from_disk(given.dataset_name)
+            if isinstance(dataset, datasets.DatasetDict):
+                dataset = dataset[given.dataset_split]
         else:
             dataset = datasets.load_dataset(
                 given.dataset_name,
@@ -202,7 +257,15 @@ def _load_dataset(given: argparse.Namespace) -> HubDataset:
                 streaming=given.streaming,
                 cache_dir=given.cache_dir,
             )
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
+    except KeyError as error:
+        raise TrainingError(
+            f"{given.dataset_name} has no split {given.dataset_split!r}; set --dataset_split to one of "
+            f"{', '.join(dataset)}"
+        ) from error
+    except IndexError as error:
+        # What datasets makes of a saved dataset without rows.
+        raise TrainingError(f"{given.dataset_name} is empty; name a dataset with rows") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise TrainingError(f"--dataset_name {given.dataset_name} cannot be loaded: {error}") from error
     if given.streaming:
         if not hasattr(dataset, "set_epoch"):
@@ -210,8 +273,6 @@ def _load_dataset(given: argparse.Namespace) -> HubDataset:
         if given.max_train_samples is not None:
             dataset = dataset.take(given.max_train_samples)
         dataset = dataset.shuffle(seed=given.seed, buffer_size=given.shuffle_buffer_size)
-    elif given.max_train_samples is not None:
-        dataset = dataset.select(range(min(given.max_train_samples, len(dataset))))
     return HubDataset(dataset, given.dataset_name, given.image_column, given.caption_column)
 
 
@@ -240,7 +301,7 @@ class Preparation:
 
 
 def open_image(row: Captioned) -> Image.Image:
-    """The image of a row, in RGB, upright.
+    """The image of a row, in RGB, upright, on white where it is transparent.
 
     Raises:
         TrainingError: it does not decode.
@@ -251,9 +312,19 @@ def open_image(row: Captioned) -> Image.Image:
             image = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
         if not isinstance(image, Image.Image):
             image = Image.open(image)
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, AttributeError) as error:
+        return _opaque(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
         raise TrainingError(f"the image of {row.name} does not decode ({error}); remove or replace it") from error
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would cut off what is above 255 of 16 bits.
+        return Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def choose_caption(row: Captioned, rng: random.Random) -> str:
@@ -264,84 +335,7 @@ def choose_caption(row: Captioned, rng: random.Random) -> str:
     """
     if isinstance(row.captions, str):
         return row.captions
-    if not isinstance(row.captions, Sequence) or not row.captions:
+    texts = isinstance(row.captions, Sequence) and all(isinstance(caption, str) for caption in row.captions)
+    if not texts or not row.captions:
         raise TrainingError(f"the caption of {row.name} is {row.captions!r}; it must be a text or a list of texts")
     return rng.choice(list(row.captions))
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which rows a process sees in which batch: every epoch a new permutation, the same at every start.
-
-    Args:
-        num_rows: of the dataset.
-        batch_size: of one process.
-        process_index, num_processes: of this process.
-        seed: of the permutations.
-    """
-
-    num_rows: int
-    batch_size: int
-    process_index: int = 0
-    num_processes: int = 1
-    seed: int = 0
-
-    def batches(self, first_batch: int) -> Iterator[list[tuple[int, int]]]:
-        """Row and position of each item, batch by batch; positions count all items of all processes."""
-        epoch, permutation = -1, torch.empty(0)
-        for batch in itertools.count(first_batch):
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
-            items = []
-            for position in range(start, start + self.batch_size):
-                if position // self.num_rows != epoch:
-                    epoch = position // self.num_rows
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    permutation = torch.randperm(self.num_rows, generator=generator)
-                items.append((int(permutation[position % self.num_rows]), position))
-            yield items
-
-
-class _Prepared(Dataset):
-    """Rows by `(index, position)`; all randomness of an item follows from the seed and its position."""
-
-    def __init__(self, rows: CaptionedImages, prepare: Any, seed: int) -> None:
-        self.rows, self.prepare, self.seed = rows, prepare, seed
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Any, Any]:
-        index, position = item
-        return self.prepare(self.rows[index], random.Random(f"{self.seed} {position}"))
-
-
-class _Streamed(IterableDataset):
-    """The part of a streamed dataset that a process sees, from an item on."""
-
-    def __init__(self, rows: HubDataset, prepare: Any, order: Order, first_item: int) -> None:
-        self.rows, self.prepare, self.order, self.first_item = rows, prepare, order, first_item
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        everything = (row for epoch in itertools.count() for row in _not_empty(self.rows.stream(epoch), self.rows.name))
-        own = itertools.islice(everything, self.order.process_index, None, self.order.num_processes)
-        for position, row in enumerate(own):
-            if position >= self.first_item:
-                seed = f"{self.order.seed} {self.order.process_index} {position}"
-                yield self.prepare(row, random.Random(seed))
-
-
-def _not_empty(rows: Iterator[Captioned], name: str) -> Iterator[Captioned]:
-    first = next(rows, None)
-    if first is None:
-        raise TrainingError(f"{name} is empty")
-    return itertools.chain([first], rows)
-
-
-def batches_from(
-    rows: Any, prepare: Any, order: Order, first_batch: int, num_workers: int, streaming: bool
-) -> Iterator:
-    """Endless batches of prepared rows, from a batch on: lists of what `prepare` returns."""
-    if streaming:
-        streamed = _Streamed(rows, prepare, order, first_batch * order.batch_size)
-        return iter(DataLoader(streamed, batch_size=order.batch_size, collate_fn=list))
-    prepared = _Prepared(rows, prepare, order.seed)
-    return iter(
-        DataLoader(prepared, batch_sampler=order.batches(first_batch), collate_fn=list, num_workers=num_workers)
-    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,22 @@ from tqdm.auto import tqdm
 from ..models.diamond_map import DiamondMap
 from ..models.storage import save_diamond_map
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
-from .arguments import MINIATURE, TRAJECTORIES, parse_arguments
+from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
+from .batches import Order
 from .checkpoints import Checkpoints
-from .data import Order
 from .errors import TrainingError
 from .module import DistillationLoss, DistilledModule
-from .setup import DTYPES, build_optimizer, build_schedule, load_base, make_accelerator, prepare_distribution
-from .sources import open_source
+from .setup import (
+    DTYPES,
+    build_optimizer,
+    build_schedule,
+    check_packages,
+    load_base,
+    lora_layers,
+    make_accelerator,
+    prepare_distribution,
+)
+from .sources import load_rows, open_source
 from .teacher import Teacher
 from .trajectories import TrajectoryLoss
 from .validation import ROWS, image_grid, validation_images
@@ -44,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     try:
         Distillation(given).run()
-    except (TrainingError, TypeError, ValueError) as error:
+    except TrainingError as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
 
@@ -60,18 +71,15 @@ class Distillation:
         accelerator: in place of the one that the options describe.
 
     Raises:
-        TrainingError, ValueError, TypeError: the run cannot start.
+        TrainingError: the run cannot start.
     """
 
     def __init__(self, given: argparse.Namespace, accelerator: Accelerator | None = None) -> None:
         self.given = given
+        check_packages(given)
+        self.rows = load_rows(given)
         self.accelerator = accelerator or make_accelerator(given)
         prepare_distribution(self.accelerator, given)
-        if given.allow_tf32:
-            torch.backends.cuda.matmul.allow_tf32 = True
-        self._build_map()
-        self._build_optimizer()
-        self.loss = build_loss(given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
         self.checkpoints = Checkpoints(
             given.output_dir,
@@ -81,9 +89,30 @@ class Distillation:
             one_state,
             self.accelerator.wait_for_everyone,
         )
-        self.step = 0
-        if given.resume_from_checkpoint is not None:
-            self._resume(given.resume_from_checkpoint)
+        checkpoint, state = self._find_state()
+        self.step = state["step"] if state else 0
+        self.checkpoints.check_none_is_ahead(self.step)
+        self.repository = self._create_repository() if given.push_to_hub else None
+        if given.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        self._build_map()
+        self._build_optimizer()
+        self.loss = build_loss(given)
+        if state:
+            self._restore(checkpoint, state)
+
+    def _create_repository(self) -> str | None:
+        """On the Hub, before there is anything to lose; its full name, in the first process."""
+        if not self.accelerator.is_main_process:
+            return None
+        name = self.given.hub_model_id or self.given.output_dir.resolve().name
+        try:
+            return create_repository(name, self.given.hub_token)
+        except Exception as error:
+            raise TrainingError(
+                f"--push_to_hub cannot create the repository {name} ({error}); log in with hf auth login, name another "
+                "with --hub_model_id, or drop --push_to_hub"
+            ) from error
 
     def _build_map(self) -> None:
         given, accelerator = self.given, self.accelerator
@@ -94,8 +123,13 @@ class Distillation:
         self.teacher = Teacher(
             backbone, self.pipe.defaults, given.resolution, given.guidance_scale, given.max_sequence_length
         )
-        layers = given.lora_layers.split(",") if given.lora_layers else None
-        self.diamond_map = DiamondMap(backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation)
+        layers = lora_layers(given, backbone.model)
+        try:
+            self.diamond_map = DiamondMap(
+                backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation
+            )
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
             backbone.model.enable_gradient_checkpointing()
         size = self.teacher.resolution
@@ -104,8 +138,6 @@ class Distillation:
 
     def _build_optimizer(self) -> None:
         module = DistilledModule(self.diamond_map).to(self.accelerator.device)
-        for parameter in self.diamond_map.trained_parameters():
-            parameter.requires_grad_(True)
         optimizer = build_optimizer(self.given, self.diamond_map.trained_parameters())
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.schedule = build_schedule(self.given, self.optimizer.optimizer)
@@ -124,7 +156,9 @@ class Distillation:
             seed=given.seed,
         )
         first_batch = self.step * given.gradient_accumulation_steps
-        source = open_source(given, self.teacher, order, first_batch, accelerator.wait_for_everyone)
+        source = open_source(
+            given, self.rows, self.teacher, order, first_batch, accelerator.wait_for_everyone, self.module
+        )
         self._start_trackers()
         bar = tqdm(
             total=given.max_train_steps, initial=self.step, desc="Steps", disable=not accelerator.is_local_main_process
@@ -140,7 +174,12 @@ class Distillation:
             accelerator.log(figures, step=self.step)
             if self.step % given.checkpointing_steps == 0:
                 self._save_checkpoint()
-            if given.validation_prompt is not None and self.step % given.validation_steps == 0:
+            # The last grid is that of the model card.
+            if (
+                given.validation_prompt is not None
+                and self.step % given.validation_steps == 0
+                and self.step < given.max_train_steps
+            ):
                 self._validate(given.validation_prompt)
         bar.close()
         self._finish()
@@ -165,29 +204,41 @@ class Distillation:
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
                 loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
-                self._check(loss)
+                self._check("loss", loss)
                 # Checkpointed blocks are evaluated again, and have to be the map's then.
                 with self.diamond_map.awake() if given.gradient_checkpointing else nullcontext():
                     accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.parameters, given.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(self.parameters, given.max_grad_norm or math.inf)
+                    # A scaler of gradients leaves such an update out itself.
+                    if accelerator.scaler is None and isinstance(norm, Tensor):
+                        self._check("norm of the gradients", full(norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 totals.setdefault(name, []).append(value)
-        means = {name: torch.stack(values).mean() for name, values in totals.items()}
-        return {name: value.item() for name, value in means.items()} | {"learning_rate": self.schedule.get_last_lr()[0]}
+        means = accelerator.reduce(torch.stack([torch.stack(values).mean() for values in totals.values()]), "mean")
+        return dict(zip(totals, means.tolist(), strict=True)) | {"learning_rate": self.schedule.get_last_lr()[0]}
 
-    def _check(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
+    def _check(self, name: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.step}; lower --learning_rate or --max_grad_norm, or take "
+                f"the {name} is {value.item()} at step {self.step}; lower --learning_rate or --max_grad_norm, or take "
                 "--mixed_precision bf16 or no, and resume from the last checkpoint"
             )
 
+    def _decisive_options(self) -> dict[str, str]:
+        """What makes a run the one that a checkpoint is of."""
+        options = {name: str(value) for name, value in vars(self.given).items() if name not in MAY_CHANGE}
+        machine = {name: str(getattr(self.accelerator, name)) for name in ("mixed_precision", "num_processes")}
+        return {**options, **machine}
+
     def _save_checkpoint(self) -> None:
         state = {
-            "weights": [weight.detach() for weight in self.parameters],
+            "options": self._decisive_options(),
+            "weights": dict(
+                zip(self.diamond_map.weights(), [weight.detach() for weight in self.parameters], strict=True)
+            ),
             "average": self.average.state_dict() if self.average is not None else None,
             "schedule": self.schedule.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
@@ -200,33 +251,35 @@ class Distillation:
         else:
             self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
 
-    def _resume(self, name: str) -> None:
-        checkpoint = self.checkpoints.find(name)
+    def _find_state(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The checkpoint to resume from and its state, if there is one."""
+        name = self.given.resume_from_checkpoint
+        checkpoint = None if name is None else self.checkpoints.find(name)
         if checkpoint is None:
-            logger.info("there is no checkpoint in %s; starting a new run", self.given.output_dir)
-            return
+            if name is not None:
+                logger.info("there is no checkpoint in %s; starting a new run", self.given.output_dir)
+            return None, None
         state = self.checkpoints.load(checkpoint)
-        if len(state["weights"]) != len(self.parameters) or (state["average"] is None) != (self.average is None):
-            raise TrainingError(
-                f"{checkpoint} is of a run with another --rank, --lora_layers, --condition_on_observation or "
-                "--ema_decay; resume with its options"
-            )
+        self.checkpoints.check_same_run(checkpoint, state["options"], self._decisive_options())
+        return checkpoint, state
+
+    def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.module.load_checkpoint(checkpoint, load_module_strict=False)
         else:
             self.optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
-            for parameter, weight in zip(self.parameters, state["weights"], strict=True):
-                if parameter.shape != weight.shape:
-                    raise TrainingError(f"{checkpoint} is of a run with another --rank; resume with its options")
-                parameter.copy_(weight)
+            for name, parameter in zip(self.diamond_map.weights(), self.parameters, strict=True):
+                parameter.copy_(state["weights"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
             self.average.to(self.accelerator.device)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step = state["step"]
+        # The learning rate of that step is that of this run's own schedule.
+        self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
+        self.schedule.last_epoch = self.step - 1
+        self.schedule.step()
         logger.info("resumed from %s", checkpoint)
 
     def _validate(self, prompt: str) -> Any:
@@ -272,15 +325,25 @@ class Distillation:
                 base_revision=given.revision,
                 weights=weights,
             )
-            repository = str(given.output_dir)
-            if given.push_to_hub:
-                repository = create_repository(given.hub_model_id or given.output_dir.name, given.hub_token)
+            repository = self.repository or str(given.output_dir)
             caption = f"Rows: {', '.join(ROWS)}."
             write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
+            logger.info("the map is in %s", given.output_dir)
             if given.push_to_hub:
-                upload(given.output_dir, repository, given.hub_token, files=MAP_REPOSITORY)
-                logger.info("pushed to %s", repository)
+                self._upload()
         accelerator.wait_for_everyone()
+
+    def _upload(self) -> None:
+        folder, repository = self.given.output_dir, self.repository
+        try:
+            upload(folder, repository, self.given.hub_token, files=MAP_REPOSITORY)
+        except Exception as error:
+            files = " ".join(f"--include {name}" for name in MAP_REPOSITORY)
+            raise TrainingError(
+                f"the map in {folder} is complete, but pushing it to {repository} failed ({error}); push it with "
+                f"hf upload {repository} {folder} {files}"
+            ) from error
+        logger.info("pushed to %s", repository)
 
     def _facts(self) -> dict[str, Any]:
         """What the reader of the map's card wants to know of its training."""

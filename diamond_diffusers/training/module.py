@@ -28,12 +28,17 @@ SMALLEST_WEIGHTED_LEVEL = 0.25
 class DistilledModule(nn.Module):
     """A map with its network, so that every evaluation goes through one module and can be distributed.
 
+    What is trained is in float32, whatever the precision of the base: in half precision, updates would be rounded away.
+
     Args:
         diamond_map: with its backbone.
     """
 
     def __init__(self, diamond_map: DiamondMap) -> None:
         super().__init__()
+        for parameter in diamond_map.trained_parameters():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
         self.diamond_map = diamond_map
         self.network = diamond_map.backbone.model
 

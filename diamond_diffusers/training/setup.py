@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import AutocastKwargs, ProjectConfiguration
-from diffusers.optimization import SchedulerType, get_scheduler
+from accelerate.utils import (
+    AutocastKwargs,
+    ProjectConfiguration,
+    is_bnb_available,
+    is_tensorboard_available,
+    is_wandb_available,
+)
+from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,21 +27,35 @@ DEFAULT_WARMUP_STEPS = 100
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_accelerator(given: argparse.Namespace) -> Accelerator:
-    """What distributes a run and logs it.
+def check_packages(given: argparse.Namespace) -> None:
+    """Checks that what the options need is installed.
 
     Raises:
-        TrainingError: a tracker is not installed.
+        TrainingError: a tracker or an optimiser is not.
     """
-    trackers = [name for name in given.report_to.split(",") if name != "none"]
-    for name in trackers:
+    for name in _trackers(given):
         # accelerate would leave it out.
-        if importlib.util.find_spec(name) is None:
+        if not _TRACKERS_INSTALLED[name]():
             raise TrainingError(f"--report_to {name} needs the package {name}; install it, or take --report_to none")
+    if given.optimizer == "prodigy" and importlib.util.find_spec("prodigyopt") is None:
+        raise TrainingError("--optimizer prodigy needs the package prodigyopt; install it with pip install prodigyopt")
+    if given.use_8bit_adam and not is_bnb_available():
+        raise TrainingError("--use_8bit_adam needs the package bitsandbytes; install it with pip install bitsandbytes")
+
+
+_TRACKERS_INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def _trackers(given: argparse.Namespace) -> list[str]:
+    return [name for name in given.report_to.split(",") if name != "none"]
+
+
+def make_accelerator(given: argparse.Namespace) -> Accelerator:
+    """What distributes a run and logs it."""
     return Accelerator(
         gradient_accumulation_steps=given.gradient_accumulation_steps,
         mixed_precision=given.mixed_precision,
-        log_with=trackers or None,
+        log_with=_trackers(given) or None,
         project_config=ProjectConfiguration(str(given.output_dir), str(given.output_dir / given.logging_dir)),
         # The base is in half precision itself; forward-mode differentiation of a UNet fails under autocast.
         kwargs_handlers=[AutocastKwargs(enabled=False)],
@@ -44,7 +63,7 @@ def make_accelerator(given: argparse.Namespace) -> Accelerator:
 
 
 def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) -> None:
-    """Refuses ways to distribute that cannot train a map, and tells DeepSpeed the batch.
+    """Refuses ways to distribute that cannot train a map, and tells FSDP its precision and DeepSpeed the batch.
 
     Raises:
         TrainingError: forward-mode differentiation meets unused parameters; weights are sharded in a way that mixes
@@ -63,6 +82,14 @@ def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) ->
         )
     if kind == DistributedType.FSDP and (given.teacher_samples or given.prompts_file is not None):
         raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
+    if kind == DistributedType.FSDP and given.cache_trajectories:
+        raise TrainingError(
+            "a model sharded by FSDP cannot draw trajectories to keep, since processes have different numbers of rows; "
+            "drop --cache_trajectories, or take DDP"
+        )
+    if kind == DistributedType.FSDP:
+        # It would cast what is trained; the base is in half precision already.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
     if kind == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
         if plugin.zero_stage == 3:
@@ -73,12 +100,18 @@ def prepare_distribution(accelerator: Accelerator, given: argparse.Namespace) ->
 
 
 def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeline:
-    """The base model, without the Diamond Map that it may come with; its autoencoder is in float32."""
+    """The base model, without the Diamond Map that it may come with; its autoencoder is in float32.
+
+    Raises:
+        TrainingError: it cannot be loaded.
+    """
     name = given.pretrained_model_name_or_path
     hub = {key: getattr(given, key) for key in ("revision", "variant", "cache_dir") if getattr(given, key) is not None}
-    pipe = DiamondMapPipeline.from_pretrained(None if name == MINIATURE else name, dtype=dtype, **hub)
-    if dtype != torch.float32:
-        pipe.pipeline.vae.to(torch.float32)
+    dtypes = {"default": dtype, "vae": torch.float32}
+    try:
+        pipe = DiamondMapPipeline.from_pretrained(None if name == MINIATURE else name, dtype=dtypes, **hub)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise TrainingError(f"--pretrained_model_name_or_path {name} cannot be loaded: {error}") from error
     if pipe.backbone.posterior_map is not None:
         pipe.unload_diamond_map()
     pipe.set_progress_bar_config(disable=True)
@@ -88,39 +121,41 @@ def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeli
     return pipe
 
 
-def build_optimizer(given: argparse.Namespace, parameters: list[nn.Parameter]) -> Optimizer:
-    """The optimiser that the options name.
+def lora_layers(given: argparse.Namespace, network: nn.Module) -> list[str] | None:
+    """Names or name endings of the modules that the options adapt; None for those of `DiamondMap`.
 
     Raises:
-        TrainingError: its package is not installed.
+        TrainingError: the network has no module of such a name.
     """
+    if not given.lora_layers:
+        return None
+    endings = [ending.strip() for ending in given.lora_layers.split(",")]
+    names = [name for name, _ in network.named_modules()]
+    for ending in endings:
+        if not any(name == ending or name.endswith(f".{ending}") for name in names):
+            raise TrainingError(
+                f"--lora_layers names {ending!r}, which no module of the {type(network).__name__} ends in"
+            )
+    return endings
+
+
+def build_optimizer(given: argparse.Namespace, parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimiser that the options name."""
     options = {"lr": given.learning_rate, "betas": (given.adam_beta1, given.adam_beta2)}
     options["weight_decay"] = given.adam_weight_decay
     if given.optimizer == "prodigy":
-        prodigyopt = _imported("prodigyopt", "--optimizer prodigy")
+        import prodigyopt
+
         return prodigyopt.Prodigy(parameters, eps=given.adam_epsilon, **options)
     if given.use_8bit_adam:
-        return _imported("bitsandbytes", "--use_8bit_adam").optim.AdamW8bit(
-            parameters, eps=given.adam_epsilon, **options
-        )
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, eps=given.adam_epsilon, **options)
     return torch.optim.AdamW(parameters, eps=given.adam_epsilon, **options)
 
 
-def _imported(package: str, option: str) -> Any:
-    if importlib.util.find_spec(package) is None:
-        raise TrainingError(f"{option} needs the package {package}; install it with pip install {package}")
-    return importlib.import_module(package)
-
-
 def build_schedule(given: argparse.Namespace, optimizer: Optimizer) -> Any:
-    """The learning rate over the updates.
-
-    Raises:
-        TrainingError: `--lr_scheduler` names none.
-    """
-    names = [schedule.value for schedule in SchedulerType if schedule != SchedulerType.PIECEWISE_CONSTANT]
-    if given.lr_scheduler not in names:
-        raise TrainingError(f"--lr_scheduler is {given.lr_scheduler!r}; choose one of {', '.join(names)}")
+    """The learning rate over the updates."""
     return get_scheduler(
         given.lr_scheduler,
         optimizer,

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .arguments import TRAJECTORIES
-from .data import Captioned, Order, Preparation, batches_from, choose_caption, load_captioned
+from .batches import Order, batches_from
+from .data import Captioned, Preparation, choose_caption, load_captioned
 from .errors import TrainingError
 from .teacher import Teacher
 from .trajectories import Trajectories
@@ -27,38 +28,53 @@ Source = Iterator[Callable[[], tuple[Tensor | Trajectories, dict[str, Tensor]]]]
 and the features of their captions."""
 
 
-def open_source(
-    given: argparse.Namespace, teacher: Teacher, order: Callable[[int], Order], first_batch: int, barrier: Callable
-) -> Source:
-    """The batches that the options name, from a batch on: of what their loss learns from.
+def load_rows(given: argparse.Namespace) -> Any:
+    """The prompts or the captioned images that the options name.
 
-    Args and errors are those of `open_rows`.
+    Raises:
+        TrainingError: there are none.
     """
-    source = open_rows(given, teacher, order, first_batch, barrier)
+    if given.prompts_file is not None:
+        return [Captioned(None, prompt, prompt) for prompt in read_prompts(given.prompts_file)]
+    return load_captioned(given)
+
+
+def open_source(
+    given: argparse.Namespace,
+    rows: Any,
+    teacher: Teacher,
+    order: Callable[[int], Order],
+    first_batch: int,
+    barrier: Callable,
+    evaluate: Callable,
+) -> Source:
+    """The batches of rows, from a batch on: of what the loss that the options name learns from.
+
+    Args are those of `open_rows`, and of `with_trajectories`.
+    """
+    source = open_rows(given, rows, teacher, order, first_batch, barrier)
     if given.loss == TRAJECTORIES and not given.cache_trajectories:
-        return with_trajectories(source, teacher)
+        return with_trajectories(source, teacher, evaluate)
     return source
 
 
 def open_rows(
-    given: argparse.Namespace, teacher: Teacher, order: Callable[[int], Order], first_batch: int, barrier: Callable
+    given: argparse.Namespace,
+    rows: Any,
+    teacher: Teacher,
+    order: Callable[[int], Order],
+    first_batch: int,
+    barrier: Callable,
 ) -> Source:
-    """The batches of clean latents that the options name, from a batch on; or trajectories, where they are kept.
+    """The batches of clean latents of rows, from a batch on; or trajectories, where they are kept.
 
     Args:
+        rows: of `load_rows`.
         order: of a dataset of so many rows.
         barrier: waits for all processes.
-
-    Raises:
-        TrainingError: there is no such data.
     """
-    if given.prompts_file is not None:
-        prompts = read_prompts(given.prompts_file)
-        rows: Any = [Captioned(None, prompt, prompt) for prompt in prompts]
-        return teacher_source(given, rows, teacher, order(len(rows)), first_batch)
-    rows = load_captioned(given)
     row_order = order(0 if given.streaming else len(rows))
-    if given.teacher_samples:
+    if given.teacher_samples or given.prompts_file is not None:
         return teacher_source(given, rows, teacher, row_order, first_batch)
     prepare = Preparation(teacher.resolution, given.center_crop, given.random_flip)
     if given.cache_trajectories:
@@ -68,7 +84,7 @@ def open_rows(
     else:
         batches = batches_from(rows, prepare, row_order, first_batch, given.dataloader_num_workers, given.streaming)
         return image_source(batches, teacher)
-    cache = RowCache(given.output_dir / "cache", _identity(given, teacher))
+    cache = RowCache(given.output_dir / "cache", _identity(given, rows, teacher))
     cache.fill(len(rows), encode, row_order.process_index, row_order.num_processes)
     barrier()
     files = [Captioned(None, "", str(index)) for index in range(len(rows))]
@@ -120,13 +136,19 @@ def _caption(row: Captioned, rng: random.Random) -> str:
     return choose_caption(row, rng)
 
 
-def with_trajectories(source: Source, teacher: Teacher) -> Source:
-    """Runs the teacher's inner flow from the clean latents of a source."""
+def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable) -> Source:
+    """Runs the teacher's inner flow from the clean latents of a source.
+
+    Args:
+        evaluate: the `DistilledModule`, through which a network has to be evaluated that is distributed.
+    """
     for draw_latents in source:
 
         def draw(draw_latents: Callable = draw_latents) -> Any:
             z, features = draw_latents()
-            return Trajectories.draw(teacher.backbone, z, teacher.conditions(features)), features
+            with torch.no_grad():
+                drawn = evaluate(lambda _: Trajectories.draw(teacher.backbone, z, teacher.conditions(features)))
+            return drawn, features
 
         yield draw
 
@@ -230,14 +252,15 @@ class RowCache:
         return load_file(self.file(int(row.name)))
 
 
-def _identity(given: argparse.Namespace, teacher: Teacher) -> str:
-    """A digest of the options that what is encoded depends on."""
+def _identity(given: argparse.Namespace, rows: Any, teacher: Teacher) -> str:
+    """A digest of the options and the data that what is encoded depends on."""
     names = (
         "pretrained_model_name_or_path revision variant mixed_precision max_sequence_length dataset_name "
         "dataset_config_name dataset_split train_data_dir image_column caption_column center_crop cache_trajectories"
     )
     settings = {name: str(getattr(given, name)) for name in names.split()}
     settings["resolution"] = str(teacher.resolution)
+    settings["rows"] = rows.fingerprint
     if given.cache_trajectories:
         settings["guidance"] = str(teacher.guidance)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

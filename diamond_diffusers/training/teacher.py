@@ -25,7 +25,7 @@ class Teacher:
         max_sequence_length: of prompts; None for the model's own.
 
     Raises:
-        TrainingError: the model is a few-step one.
+        TrainingError: the model is a few-step one, or has no images of that size.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Teacher:
             )
         self.backbone, self.defaults = backbone, dict(defaults)
         self.resolution = resolution or self._own_resolution()
+        self._check_resolution()
         own_length = self.defaults.get("max_sequence_length")
         self.call = self._known(
             height=self.resolution,
@@ -51,6 +52,8 @@ class Teacher:
             max_sequence_length=max_sequence_length or own_length,
         )
         self.guidance = self._guidance(guidance_scale)
+        if "negative_prompt" not in self.guidance:
+            self.defaults.pop("negative_prompt", None)
         with torch.no_grad():
             self._unconditional = self._encode([""], self.guidance)
 
@@ -63,6 +66,16 @@ class Teacher:
             size *= self.backbone.pipeline.vae_scale_factor
         return int(size)
 
+    def _check_resolution(self) -> None:
+        pipeline, network = self.backbone.pipeline, self.backbone.model
+        # Latents are packed, or cut into patches.
+        patch = 2 if hasattr(pipeline, "_pack_latents") else network.config.get("patch_size") or 1
+        multiple = pipeline.vae_scale_factor * patch
+        if self.resolution % multiple:
+            raise TrainingError(
+                f"--resolution is {self.resolution}; the {self.backbone.family} model takes multiples of {multiple}"
+            )
+
     def _known(self, **arguments: Any) -> dict[str, Any]:
         """Those arguments that the stock call takes."""
         taken = inspect.signature(type(self.backbone.pipeline).__call__).parameters
@@ -72,6 +85,8 @@ class Teacher:
         """The arguments of the stock call that guide it: one where guidance is embedded, else classifier-free."""
         known = self._known(true_cfg_scale=scale, guidance_scale=scale, negative_prompt="")
         if "true_cfg_scale" not in known:
+            # The stock pipeline encodes its own unconditional: SDXL has zeros, which an empty text is not.
+            known.pop("negative_prompt", None)
             return known
         if self.backbone.model.config.get("guidance_embeds"):
             return {"guidance_scale": scale}

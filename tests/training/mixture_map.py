@@ -64,6 +64,7 @@ class MixtureBackbone(Denoising):
     """Reads the network as backbones read those of diffusers."""
 
     family = FAMILY
+    few_step = None
 
     def __init__(self) -> None:
         self.mixture = make_mixture(2)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 
@@ -34,6 +35,8 @@ def in_processes(count: int, function: Callable[[], None]) -> None:
                 ACCELERATE_USE_CPU="true",
                 GLOO_SOCKET_IFNAME="lo",
             )
+            # That of the parent is of one process.
+            AcceleratorState._reset_state(True)
             status = 1
             try:
                 function()
@@ -46,11 +49,12 @@ def in_processes(count: int, function: Callable[[], None]) -> None:
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
 
 
-def sharding_accelerator(*wrapped: str) -> Accelerator:
+def sharding_accelerator(*wrapped: str, mixed_precision: str | None = None) -> Accelerator:
     """FSDP of version 2, which `accelerate` itself sets up for accelerators only.
 
     Args:
         wrapped: classes of the modules that are sharded by themselves.
+        mixed_precision: `bf16`, with the policy that accelerate takes then.
     """
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -58,7 +62,9 @@ def sharding_accelerator(*wrapped: str) -> Accelerator:
         transformer_cls_names_to_wrap=list(wrapped),
         cpu_ram_efficient_loading=False,
     )
-    accelerator = Accelerator(cpu=True)
+    if mixed_precision is not None:
+        plugin.set_mixed_precision(mixed_precision)
+    accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
     # Both, as accelerate does.
     for state in (accelerator.state, PartialState()):
         state.distributed_type = DistributedType.FSDP

@@ -52,6 +52,18 @@ def test_the_options_have_the_names_that_users_know():
         ((*BASE, *DATA, "--report_to", "mlflow"), "--report_to is 'mlflow'"),
         ((*BASE, *DATA, "--train_batch_size", "0"), "--train_batch_size is 0; it must be at least 1"),
         ((*BASE, *DATA, "--ema_decay", "1.5"), "--ema_decay is 1.5; it must lie between 0 and 1"),
+        ((*BASE, *DATA, "--guidance_scale", "0"), "--guidance_scale is 0.0; it must be above 0"),
+        ((*BASE, *DATA, "--learning_rate", "nan"), "--learning_rate is nan; it must be a finite number"),
+        ((*BASE, *DATA, "--lr_scheduler", "sawtooth"), "invalid choice: 'sawtooth'"),
+        ((*BASE, *DATA, "--regression_weight", "3"), "--regression_weight is for --loss trajectories"),
+        ((*BASE, *DATA, "--lr_num_cycles", "3"), "--lr_num_cycles is for --lr_scheduler cosine_with_restarts"),
+        ((*BASE, *DATA, "--lr_power", "2"), "--lr_power is for --lr_scheduler polynomial"),
+        ((*BASE, "--prompts_file", "x", "--random_flip"), "--random_flip is for images"),
+        (
+            (*BASE, "--prompts_file", "x", "--max_train_samples", "3"),
+            "--max_train_samples is for a dataset or a folder",
+        ),
+        ((*BASE, "--train_data_dir", "x", "--dataset_split", "test"), "--dataset_split is for a --dataset_name"),
         ((*BASE, *DATA, "--loss", "mse"), "invalid choice: 'mse'"),
         ((*BASE, *DATA, "--no_such_option", "1"), "unrecognized arguments: --no_such_option"),
     ],
@@ -81,6 +93,26 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
         with pytest.raises(SystemExit):
             parse_arguments(["--config", str(file)])
         assert message in capsys.readouterr().err
+
+
+def test_the_command_line_goes_before_a_file_in_booleans_and_data_too(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "pretrained_model_name_or_path: miniature\ntrain_data_dir: images\ncenter_crop: true\nmixed_precision: no\n"
+        "lora_layers: [to_q, to_k]\nreport_to: tensorboard, wandb\n"
+    )
+    given = parse_arguments(["--config", str(file), "--no-center_crop", *DATA])
+    assert (given.center_crop, given.dataset_name, given.train_data_dir) == (False, "miniature", None)
+    assert (given.mixed_precision, given.lora_layers, given.report_to) == ("no", "to_q,to_k", "tensorboard,wandb")
+    assert parse_arguments(["--config", str(file)]).center_crop
+
+
+def test_help_says_what_every_option_is_and_its_default():
+    parser = build_parser()
+    assert [action.dest for action in parser._actions if not action.help] == []
+    text = " ".join(parser.format_help().split())
+    assert "At its highest. (default: 0.0001)" in text
+    assert "default: None" not in text and "default: False" not in text
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "training"

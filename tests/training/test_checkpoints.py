@@ -55,6 +55,49 @@ def test_half_of_one_is_none(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3"}
 
 
+def test_the_one_just_written_is_kept_whatever_its_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, total_limit=2)
+    for step in (1000, 2000, 500):
+        checkpoints.save(step, {})
+    assert names(checkpoints) == ["checkpoint-500", "checkpoint-2000"]
+    alone = Checkpoints(tmp_path, total_limit=1)
+    alone.save(600, {})
+    assert names(alone) == ["checkpoint-600"]
+
+
+def test_one_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def dies(source, target):
+        if str(source).endswith(".partial"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    Checkpoints(tmp_path).save(5, {"weights": 1})
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(tmp_path).save(5, {"weights": 2})
+    monkeypatch.undo()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load(checkpoints.find("latest"))["weights"] == 1
+    checkpoints.save(5, {"weights": 3})
+    (tmp_path / "checkpoint-5.replaced").mkdir()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load(checkpoints.find("latest"))["weights"] == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5"}
+
+
+def test_a_run_does_not_start_behind_another(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.check_none_is_ahead(0)
+    checkpoints.save(5, {})
+    checkpoints.check_none_is_ahead(5)
+    with pytest.raises(
+        TrainingError, match=r"holds checkpoint-5 already, and this run starts at step 4; give --resume"
+    ):
+        checkpoints.check_none_is_ahead(4)
+
+
 def test_there_need_not_be_a_latest_one(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.find("latest") is None

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from itertools import chain, islice
 
+import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from diamond_diffusers.training.arguments import parse_arguments
+from diamond_diffusers.training.batches import Order, batches_from
 from diamond_diffusers.training.data import (
     Captioned,
     ImageFolder,
     MiniatureWorld,
-    Order,
     Preparation,
-    batches_from,
     load_captioned,
     open_image,
 )
@@ -183,8 +184,52 @@ def test_every_mistake_is_named(images, hub_folder, tmp_path):
             load_captioned(given("--dataset_name", hub_folder, "--image_column", "photo", *streaming))
     with pytest.raises(TrainingError, match=r"--dataset_name .*nothing cannot be loaded"):
         load_captioned(given("--dataset_name", tmp_path / "nothing"))
+    empty = Dataset.from_dict({"image": [], "text": []}, features=Features({"image": Image(), "text": Value("string")}))
+    empty.save_to_disk(tmp_path / "empty")
+    with pytest.raises(TrainingError, match="empty is empty; name a dataset with rows"):
+        load_captioned(given("--dataset_name", tmp_path / "empty"))
+    DatasetDict({"test": Dataset.from_dict({"text": ["a ring"]})}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(TrainingError, match=r"has no split 'train'; set --dataset_split to one of test"):
+        load_captioned(given("--dataset_name", tmp_path / "splits"))
     (images / "a.png").write_bytes(b"no image")
     with pytest.raises(TrainingError, match=r"the image of a.png does not decode .*; remove or replace it"):
         open_image(Captioned(images / "a.png", "", "a.png"))
-    with pytest.raises(TrainingError, match=r"the caption of row 3 is None"):
-        Preparation(8)(Captioned(picture(1), None, "row 3"), random.Random(0))
+    for captions in (None, [], [None]):
+        with pytest.raises(TrainingError, match=rf"the caption of row 3 is {re.escape(str(captions))}"):
+            Preparation(8)(Captioned(picture(1), captions, "row 3"), random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"file_name": "a.png", "text": null}', "row 0 of .* has no caption in column 'text'"),
+        ('{"file_name": "a.png", "text": ""}', "all captions of .* are empty"),
+        ('{"file_name": "z.png", "text": "x"}', "row 0 of .* names z.png, which is not there"),
+        ('{"file_name": "a.png", "text": "x"}\n{"file', "is no JSON lines"),
+        ('["a.png"]', "lines that are no JSON objects"),
+    ],
+)
+def test_every_mistake_of_metadata_is_named(images, lines, message):
+    (images / "metadata.jsonl").write_text(lines)
+    with pytest.raises(TrainingError, match=message):
+        load_captioned(given("--train_data_dir", images))
+
+
+def test_blank_lines_of_metadata_are_passed_over(images):
+    (images / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n\n')
+    assert len(load_captioned(given("--train_data_dir", images))) == 1
+
+
+def test_images_of_any_mode_look_as_they_are_shown(tmp_path, monkeypatch):
+    def opened(image: PILImage.Image) -> tuple[int, ...]:
+        image.save(tmp_path / "image.png")
+        return open_image(Captioned(tmp_path / "image.png", "", "image")).getpixel((0, 0))
+
+    grey = PILImage.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
+    assert opened(grey) == (40_000 // 257,) * 3
+    assert opened(PILImage.new("RGBA", (4, 4), (10, 200, 30, 0))) == (255, 255, 255)
+    assert opened(PILImage.new("LA", (4, 4), (10, 0))) == (255, 255, 255)
+    assert opened(PILImage.new("RGBA", (4, 4), (10, 200, 30, 255))) == (10, 200, 30)
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(TrainingError, match="the image of image does not decode"):
+        opened(picture(0))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +19,11 @@ from diamond_diffusers.models.storage import load_diamond_map, read_map_config
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training import checkpoints, distill
 from diamond_diffusers.training.arguments import TRAJECTORIES
+from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES
+from diamond_diffusers.training.setup import load_base
 
 
 def weights_of(run: Distillation) -> list[torch.Tensor]:
@@ -57,6 +63,24 @@ def test_the_observation_is_learnt_from_where_that_is_wanted(options, loss):
     assert loaded.conditioning.observation.weight.any()
     assert_same(weights_of(run), list(loaded.weights().values()))
     assert read_map_config(given.output_dir)["training"]["condition_on_observation"] is True
+
+
+@pytest.mark.parametrize("loss", ["lagrangian", "central_difference"])
+def test_what_is_trained_is_in_float32_on_a_base_in_half_precision(options, loss):
+    """One small update moves every weight, where bfloat16 would round it away."""
+    given = options("--mixed_precision", "bf16", "--loss", loss, "--ema_decay", 0)
+    run = Distillation(given)
+    assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in run.parameters} == {torch.float32}
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter += 0.1 * torch.randn_like(parameter)
+    before = weights_of(run)
+    run.run()
+    moved = [(old != new).double().mean() for old, new in zip(before, run.parameters, strict=True)]
+    assert min(moved) > 0.95
+    pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
+    assert_same(weights_of(run), list(load_diamond_map(pipe.backbone, given.output_dir).weights().values()))
 
 
 def test_the_averaged_weights_are_those_that_are_saved(options):
@@ -141,6 +165,7 @@ def _killed_in_the_middle(given, monkeypatch_step: str) -> None:
         ("update", ["--random_flip"]),
         ("checkpoint", ["--random_flip"]),
         ("update", ["--loss", TRAJECTORIES, "--cache_trajectories"]),
+        ("update", ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
     ],
 )
 def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special):
@@ -169,17 +194,48 @@ def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special
     assert_same(unbroken.average.shadow_params, resumed.average.shadow_params)
 
 
-def test_a_checkpoint_of_other_options_is_refused(options):
-    Distillation(options("--checkpointing_steps", 1, "--max_train_steps", 1)).run()
-    resume = ("--resume_from_checkpoint", "latest")
-    with pytest.raises(TrainingError, match=r"another --rank"):
-        Distillation(options(*resume, "--rank", 3))
-    with pytest.raises(TrainingError, match=r"--ema_decay; resume"):
-        Distillation(options(*resume, "--ema_decay", 0))
-    with pytest.raises(TrainingError, match=r"--condition_on_observation or"):
-        Distillation(options(*resume, "--condition_on_observation"))
+@pytest.mark.parametrize(
+    ("further", "difference"),
+    [
+        (("--rank", 3), "--rank 2, and this one has 3"),
+        (("--ema_decay", 0), "--ema_decay 0.9999, and this one has 0.0"),
+        (("--lora_layers", "to_v"), "--lora_layers None, and this one has to_v"),
+        (("--loss", "progressive"), "--loss lagrangian, and this one has progressive"),
+        (("--train_batch_size", 1), "--train_batch_size 2, and this one has 1"),
+        (("--adam_beta1", 0.8), "--adam_beta1 0.9, and this one has 0.8"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch, further, difference):
+    monkeypatch.setattr(Distillation, "_build_map", lambda self: pytest.fail("loaded the base"))
+    before = Distillation._decisive_options(SimpleNamespace(given=options(), accelerator=Accelerator()))
+    Checkpoints(options().output_dir).save(1, {"options": before})
+    with pytest.raises(TrainingError, match=rf"checkpoint-1 is of a run with {difference}; resume with its options"):
+        Distillation(options("--resume_from_checkpoint", "latest", *further))
+
+
+def test_a_folder_with_checkpoints_is_not_started_in_again(options):
+    Checkpoints(options().output_dir).save(1, {})
     with pytest.raises(TrainingError, match=r"is no checkpoint; there are checkpoint-1"):
         Distillation(options("--resume_from_checkpoint", "checkpoint-7"))
+    with pytest.raises(TrainingError, match=r"holds checkpoint-1 already, and this run starts at step 0"):
+        Distillation(options())
+
+
+def test_a_resumed_run_takes_its_own_learning_rate(options):
+    shared = ["--checkpointing_steps", 2, "--lr_scheduler", "linear", "--lr_warmup_steps", 0, "--max_train_steps", 4]
+    first = Distillation(options(*shared, "--learning_rate", 0.01))
+    first.step = 2
+    for _ in range(2):
+        first.optimizer.step()
+        first.schedule.step()
+    first._save_checkpoint()
+    for rate in (0.01, 0.002):
+        resumed = Distillation(options(*shared, "--learning_rate", rate, "--resume_from_checkpoint", "latest"))
+        rates = []
+        for _ in range(2):
+            rates.append(resumed.optimizer.param_groups[0]["lr"])
+            resumed.schedule.step()
+        assert rates == pytest.approx([rate / 2, rate / 4])
 
 
 def test_a_loss_that_is_no_number_stops_the_run(options):
@@ -188,6 +244,34 @@ def test_a_loss_that_is_no_number_stops_the_run(options):
         run.parameters[0].fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0; lower --learning_rate"):
         run.run()
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_applied(options):
+    run = Distillation(options("--checkpointing_steps", 1))
+    clip = run.accelerator.clip_grad_norm_
+
+    def spoil(parameters, norm):
+        if run.step == 1:
+            parameters[0].grad.fill_(torch.inf)
+        return clip(parameters, norm)
+
+    run.accelerator.clip_grad_norm_ = spoil
+    with pytest.raises(TrainingError, match=r"the norm of the gradients is inf at step 1; lower --learning_rate"):
+        run.run()
+    assert all(weight.isfinite().all() for weight in run.parameters)
+    assert [checkpoint.name for checkpoint in run.checkpoints.complete()] == ["checkpoint-1"]
+
+
+def test_gradients_are_clipped_where_that_is_wanted(options):
+    norms = {}
+    for limit in (0, 1e-3):
+        run = Distillation(options("--max_grad_norm", limit))
+        run.optimizer.step = lambda run=run, limit=limit: norms.update(
+            {limit: torch.nn.utils.get_total_norm([p.grad for p in run.parameters])}
+        )
+        z = torch.zeros(2, *run.latents_shape)
+        run._update(iter([lambda run=run, z=z: (z, run.teacher.features(["a ring", "a star"]))]))
+    assert norms[0] > 0.01 and norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_unused_parameters_are_not_looked_for_in_forward_mode(options):
@@ -208,7 +292,11 @@ def test_validation_and_trackers(options):
         "--checkpointing_steps",
         9,
     )
-    Distillation(given).run()
+    run, steps = Distillation(given), []
+    validate = run._validate
+    run._validate = lambda prompt: (steps.append(run.step), validate(prompt))[1]
+    run.run()
+    assert steps == [2, 3]
     assert {file.name for file in (given.output_dir / "validation").iterdir()} == {"step-2.png", "step-3.png"}
     events = list((given.output_dir / "logs").rglob("events*"))
     assert any(b"validation" in file.read_bytes() for file in events)
@@ -216,17 +304,88 @@ def test_validation_and_trackers(options):
     assert "a ring" in (given.output_dir / "README.md").read_text()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(options, capsys, tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (("--use_8bit_adam",), "--use_8bit_adam needs the package bitsandbytes"),
+        (("--optimizer", "prodigy"), "--optimizer prodigy needs the package prodigyopt"),
+        (("--report_to", "wandb"), "--report_to wandb needs the package wandb"),
+        (("--dataset_name", "nothing"), "--dataset_name nothing cannot be loaded"),
+        (("--resume_from_checkpoint", "checkpoint-3"), "--resume_from_checkpoint checkpoint-3 is no checkpoint"),
+    ],
+)
+def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(options, monkeypatch, tmp_path, further, message):
+    # A folder is no package.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
+    with pytest.raises(TrainingError, match=message):
+        Distillation(options(*further))
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monkeypatch):
     folder = tmp_path / "unknown"
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     shared = ["--dataset_name", "miniature", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=r"^error: pipeline is a KandinskyPipeline, for which there is no backbone"):
-        distill.main([*shared, "--pretrained_model_name_or_path", str(folder)])
+    for name, message in (
+        (str(folder), "pipeline is a KandinskyPipeline, for which there is no backbone"),
+        ("no/such", "no/such does not appear to have a file named model_index.json"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: --pretrained_model_name_or_path {name} cannot be .*{message}"):
+            distill.main([*shared, "--pretrained_model_name_or_path", name])
     tiny = [*shared, "--pretrained_model_name_or_path", str(tiny_folder)]
-    with pytest.raises(SystemExit, match=r"^error: --use_8bit_adam needs the package bitsandbytes"):
-        distill.main([*tiny, "--use_8bit_adam"])
-    with pytest.raises(SystemExit, match=r"^error: --lr_scheduler is 'sawtooth'; choose one of linear, cosine"):
-        distill.main([*tiny, "--lr_scheduler", "sawtooth"])
-    with pytest.raises(SystemExit, match=r"^error: --report_to wandb needs the package wandb"):
-        distill.main([*tiny, "--report_to", "wandb"])
+    for further, message in (
+        (("--lora_layers", "to_q, to_z"), "--lora_layers names 'to_z', which no module of the Flux"),
+        (("--resolution", "20"), "--resolution is 20; the flux model takes multiples of 8"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: {message}"):
+            distill.main([*tiny, *further])
+    # What the options are not to blame for has a traceback.
+    monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
+    with pytest.raises(KeyError):
+        distill.main(tiny)
+
+
+def test_it_is_launched_by_accelerate(tiny_folder, tmp_path):
+    """And the limit of checkpoints is that of the command line."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"pretrained_model_name_or_path: {tiny_folder}\ndataset_name: miniature\nmax_train_samples: 2\n"
+        "max_train_steps: 2\ntrain_batch_size: 1\nrank: 2\nloss: progressive\nnum_validation_images: 1\n"
+        "report_to: none\nmixed_precision: bf16\ncheckpointing_steps: 1\n"
+    )
+    machine = "--cpu --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no"
+    threads = ["--num_cpu_threads_per_process", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *machine.split(), *threads]
+    own = ["-m", "diamond_diffusers.training.distill", "--config", str(config), "--checkpoints_total_limit", "1"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*launch, *own, "--output_dir", str(tmp_path / "out")], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_map_config(tmp_path / "out")["training"]["mixed_precision"] == "bf16"
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_tf32_is_allowed_where_that_is_asked_for(options, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=False))
+    Distillation(options())
+    assert not torch.backends.cuda.matmul.allow_tf32
+    Distillation(options("--allow_tf32"))
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_autoencoder_is_not_rounded(options):
+    """In half precision its latents would be off by a hundredth."""
+    weights = [load_base(options(), dtype).pipeline.vae.state_dict() for dtype in (torch.float32, torch.bfloat16)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_layers_and_the_scale_of_the_lora_are_as_asked_for(options):
+    run = Distillation(options("--lora_layers", "to_q, to_k", "--lora_alpha", 6, "--max_train_steps", 1))
+    assert {name.split(".")[-4] for name in run.diamond_map.lora_parameters} == {"to_q", "to_k"}
+    assert run.diamond_map.lora_alpha == 6
+    run.run()
+    pipe = DiamondMapPipeline.from_pretrained(run.given.pretrained_model_name_or_path)
+    assert load_diamond_map(pipe.backbone, run.given.output_dir).lora_alpha == 6

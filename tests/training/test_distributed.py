@@ -41,7 +41,8 @@ def gradients(given, accelerator: Accelerator | None = None) -> list[torch.Tenso
     features = run.teacher.features(["a ring", "a red circle"])
     draws = [torch.rand(2, generator=generator).double() for _ in range(3)]
     eps = [torch.randn(2, *run.latents_shape, generator=generator) for _ in range(2)]
-    if run.accelerator.num_processes == 2:
+    if accelerator is not None:
+        assert run.accelerator.num_processes == 2
         mine = slice(run.accelerator.process_index, run.accelerator.process_index + 1)
         z, features = z[mine], {name: feature[mine] for name, feature in features.items()}
         draws, eps = [draw[mine] for draw in draws], [noise[mine] for noise in eps]
@@ -130,6 +131,8 @@ def test_what_cannot_be_distributed_is_refused(options):
     accelerator = sharding_accelerator()
     with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
         Distillation(options("--teacher_samples"), accelerator)
+    with pytest.raises(TrainingError, match="cannot draw trajectories to keep"):
+        Distillation(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
     accelerator.state.fsdp_plugin.fsdp_version = 1
     with pytest.raises(TrainingError, match="set fsdp_version: 2"):
         Distillation(options(), accelerator)
@@ -137,3 +140,23 @@ def test_what_cannot_be_distributed_is_refused(options):
     accelerator.state.deepspeed_plugins = SimpleNamespace(zero_stage=3, selected=True)
     with pytest.raises(TrainingError, match="take stage 1 or 2"):
         Distillation(options(), accelerator)
+
+
+@pytest.mark.parametrize("loss", ["central_difference", "trajectories"])
+def test_shards_of_a_base_in_half_precision_train(options, loss):
+    """With accelerate's own policy, which would cast what is trained, and the loss; and the teacher is sharded too."""
+    given = options("--loss", loss, "--gradient_checkpointing", "--lr_warmup_steps", 0)
+
+    def child() -> None:
+        accelerator = sharding_accelerator(*FLUX_BLOCKS, mixed_precision="bf16")
+        accelerator.end_training = lambda: None
+        run = Perturbed(given, accelerator)
+        assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
+        dtypes = set()
+        run._check = lambda name, value: dtypes.add(value.dtype)
+        before = [full(weight).clone() for weight in run.parameters]
+        run.run()
+        assert dtypes == {weight.dtype for weight in run.parameters} == {torch.float32}
+        assert all((full(new) != old).any() for old, new in zip(before, run.parameters, strict=True))
+
+    in_two_processes(child)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from huggingface_hub import ModelCard
 
 from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training.distill import Distillation
+from diamond_diffusers.training.errors import TrainingError
 
 from ..hub import Hub, files_in
 
@@ -30,3 +32,31 @@ def test_what_is_pushed_is_what_is_loaded(options, tmp_path, monkeypatch):
     assert not any(
         "secret" in file.read_text(errors="ignore") for file in given.output_dir.rglob("*") if file.is_file()
     )
+
+
+def test_a_failing_upload_leaves_the_finished_map(options, tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub", monkeypatch)
+    given = options("--push_to_hub", "--max_train_steps", 1)
+    run = Distillation(given)
+    # Before the first step.
+    assert (tmp_path / "hub" / "someone" / "out").is_dir()
+
+    def fails(**options):
+        raise ConnectionError("no route to host")
+
+    hub.upload_folder = fails
+    with pytest.raises(TrainingError, match=r"is complete, but pushing it to someone/out failed \(no route to host\)"):
+        run.run()
+    assert {*MAP_FILES, "README.md", "samples.png"} <= files_in(given.output_dir)
+
+
+def test_a_repository_that_cannot_be_created_is_known_before_training(options, tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub", monkeypatch)
+
+    def fails(*arguments, **options):
+        raise ConnectionError("unauthorized")
+
+    hub.create_repo = fails
+    monkeypatch.setattr(Distillation, "_build_map", lambda self: pytest.fail("loaded the base"))
+    with pytest.raises(TrainingError, match=r"cannot create the repository x/y \(unauthorized\); log in with"):
+        Distillation(options("--push_to_hub", "--hub_model_id", "x/y"))

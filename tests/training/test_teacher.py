@@ -7,11 +7,20 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 
 from diamond_diffusers.glass import sample_posterior
-from diamond_diffusers.training.data import MiniatureWorld, Order, Preparation
+from diamond_diffusers.training.batches import Order
+from diamond_diffusers.training.data import MiniatureWorld, Preparation
 from diamond_diffusers.training.errors import TrainingError
-from diamond_diffusers.training.sources import RowCache, latent_encoder, open_source, read_prompts, trajectory_encoder
+from diamond_diffusers.training.sources import (
+    RowCache,
+    latent_encoder,
+    load_rows,
+    open_source,
+    read_prompts,
+    trajectory_encoder,
+)
 from diamond_diffusers.training.teacher import Teacher
 from diamond_diffusers.training.trajectories import INNER_STEPS
 
@@ -44,8 +53,11 @@ def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
     )
     assert (positive - negative).abs().max() > 1e-4
     torch.testing.assert_close(guided, negative + 3 * (positive - negative), atol=1e-4, rtol=1e-4)
-    # The empty prompt, which SANA does not put an instruction before.
-    if family != "sana":
+    # The empty prompt, which SANA does not put an instruction before, and which is zero in SDXL.
+    if family == "sdxl":
+        assert backbone.pipeline.config.force_zeros_for_empty_prompt
+        assert not any(conditions.negative_features[name].any() for name in ("encoder_hidden_states", "text_embeds"))
+    elif family != "sana":
         torch.testing.assert_close(conditions.negative_features, teacher.features(["", ""]))
 
 
@@ -107,6 +119,15 @@ def flux_teacher():
     return Teacher(tiny_backbone("flux"), {"max_sequence_length": 12}, 16)
 
 
+def opened(given, teacher, order, first_batch=0):
+    return open_source(given, load_rows(given), teacher, order, first_batch, lambda: None, apply)
+
+
+def apply(function):
+    """In place of a module."""
+    return function(None)
+
+
 def drawn(source, count=3):
     results = []
     for number in range(count):
@@ -119,20 +140,55 @@ def test_cached_latents_are_the_same_as_fresh_ones(options, flux_teacher, monkey
     def order(rows):
         return Order(rows, 2)
 
-    fresh = open_source(options("--center_crop"), flux_teacher, order, 0, lambda: None)
+    fresh = opened(options("--center_crop"), flux_teacher, order, 0)
     given = options("--center_crop", "--cache_latents")
-    cached = open_source(given, flux_teacher, order, 0, lambda: None)
+    cached = opened(given, flux_teacher, order, 0)
     for (z, features), (expected, same) in zip(drawn(cached), drawn(fresh), strict=True):
         torch.testing.assert_close(z, expected)
         torch.testing.assert_close(features, same)
     # Kept for the next run, and told apart from other settings.
     monkeypatch.setattr(flux_teacher, "encode_images", lambda images: pytest.fail("encoded again"))
-    drawn(open_source(given, flux_teacher, order, 4, lambda: None))
+    drawn(opened(given, flux_teacher, order, 4))
     monkeypatch.undo()
     folder = given.output_dir / "cache"
-    next(open_source(options("--cache_latents"), flux_teacher, order, 0, lambda: None))
+    next(opened(options("--cache_latents"), flux_teacher, order))
     assert len(list(folder.iterdir())) == 2
     assert all(len(list(cache.glob("*.safetensors"))) == 5 for cache in folder.iterdir())
+
+
+def test_what_is_cached_is_of_the_images_and_captions_as_they_are(options, flux_teacher, tmp_path):
+    """After a row moved, an image changed and a caption changed."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+
+    def write(name: str, colour: str, caption: str) -> None:
+        Image.new("RGB", (16, 16), colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(caption)
+
+    def check() -> None:
+        given = options("--cache_latents", "--center_crop")
+        given.dataset_name, given.train_data_dir = None, folder
+        rows = load_rows(given)
+        fresh = latent_encoder(rows, Preparation(16, center_crop=True), flux_teacher)(range(len(rows)))
+        order = Order(len(rows), len(rows))
+        cached = opened(given, flux_teacher, lambda rows: order)
+        torch.manual_seed(0)
+        z, features = next(cached)()
+        torch.manual_seed(0)
+        index = torch.tensor([row for row, _ in next(order.batches(0))])
+        mean, deviation = fresh.pop("latents.mean")[index], fresh.pop("latents.deviation")[index]
+        torch.testing.assert_close(z, mean + deviation * torch.randn_like(mean))
+        torch.testing.assert_close(features, {name: feature[index] for name, feature in fresh.items()})
+
+    write("b", "red", "a red circle")
+    write("c", "blue", "two blue stars")
+    check()
+    write("a", "green", "a ring")
+    check()
+    write("c", "white", "two blue stars")
+    check()
+    (folder / "b.txt").write_text("two stars")
+    check()
 
 
 def test_a_cache_that_was_interrupted_is_completed(flux_teacher, tmp_path):
@@ -162,7 +218,7 @@ def test_kept_trajectories_do_not_depend_on_interruptions_or_processes(flux_teac
 def test_trajectories_are_those_of_the_inner_flow(options, flux_teacher, cached):
     given = options("--loss", "trajectories", "--center_crop", *["--cache_trajectories"] * cached)
     order = partial(Order, batch_size=2)
-    for data, features in drawn(open_source(given, flux_teacher, order, 0, lambda: None), 2):
+    for data, features in drawn(opened(given, flux_teacher, order, 0), 2):
         conditions = flux_teacher.conditions(features)
         assert data.states.shape[:3] == (2, 2, INNER_STEPS + 1)
         for kept in range(2):
@@ -183,8 +239,8 @@ def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_fi
     assert read_prompts(prompts_file) == ["a red circle", "two blue stars", "a ring"]
     given = options("--teacher_samples", "--teacher_num_inference_steps", 2)
     given.dataset_name, given.teacher_samples, given.prompts_file = None, False, prompts_file
-    batches = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None), 2)
-    again = drawn(open_source(given, flux_teacher, lambda rows: Order(rows, 3), 0, lambda: None), 2)
+    batches = drawn(opened(given, flux_teacher, lambda rows: Order(rows, 3), 0), 2)
+    again = drawn(opened(given, flux_teacher, lambda rows: Order(rows, 3), 0), 2)
     told = flux_teacher.features(read_prompts(prompts_file))["pooled_projections"].sum(0)
     for (z, features), (same, _) in zip(batches, again, strict=True):
         assert torch.equal(z, same)

@@ -1,0 +1,93 @@
+"""Which rows of a dataset come in which batch, whatever was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .data import Captioned, CaptionedImages, HubDataset
+from .errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows a process sees in which batch: every epoch a new permutation, the same at every start.
+
+    Args:
+        num_rows: of the dataset.
+        batch_size: of one process.
+        process_index, num_processes: of this process.
+        seed: of the permutations.
+    """
+
+    num_rows: int
+    batch_size: int
+    process_index: int = 0
+    num_processes: int = 1
+    seed: int = 0
+
+    def batches(self, first_batch: int) -> Iterator[list[tuple[int, int]]]:
+        """Row and position of each item, batch by batch; positions count all items of all processes."""
+        epoch, permutation = -1, torch.empty(0)
+        for batch in itertools.count(first_batch):
+            start = (batch * self.num_processes + self.process_index) * self.batch_size
+            items = []
+            for position in range(start, start + self.batch_size):
+                if position // self.num_rows != epoch:
+                    epoch = position // self.num_rows
+                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    permutation = torch.randperm(self.num_rows, generator=generator)
+                items.append((int(permutation[position % self.num_rows]), position))
+            yield items
+
+
+class _Prepared(Dataset):
+    """Rows by `(index, position)`; all randomness of an item follows from the seed and its position."""
+
+    def __init__(self, rows: CaptionedImages, prepare: Any, seed: int) -> None:
+        self.rows, self.prepare, self.seed = rows, prepare, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Any, Any]:
+        index, position = item
+        return self.prepare(self.rows[index], random.Random(f"{self.seed} {position}"))
+
+
+class _Streamed(IterableDataset):
+    """The part of a streamed dataset that a process sees, from an item on."""
+
+    def __init__(self, rows: HubDataset, prepare: Any, order: Order, first_item: int) -> None:
+        self.rows, self.prepare, self.order, self.first_item = rows, prepare, order, first_item
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        everything = (row for epoch in itertools.count() for row in _not_empty(self.rows.stream(epoch), self.rows.name))
+        own = itertools.islice(everything, self.order.process_index, None, self.order.num_processes)
+        for position, row in enumerate(own):
+            if position >= self.first_item:
+                seed = f"{self.order.seed} {self.order.process_index} {position}"
+                yield self.prepare(row, random.Random(seed))
+
+
+def _not_empty(rows: Iterator[Captioned], name: str) -> Iterator[Captioned]:
+    first = next(rows, None)
+    if first is None:
+        raise TrainingError(f"{name} is empty")
+    return itertools.chain([first], rows)
+
+
+def batches_from(
+    rows: Any, prepare: Any, order: Order, first_batch: int, num_workers: int, streaming: bool
+) -> Iterator:
+    """Endless batches of prepared rows, from a batch on: lists of what `prepare` returns."""
+    if streaming:
+        streamed = _Streamed(rows, prepare, order, first_batch * order.batch_size)
+        return iter(DataLoader(streamed, batch_size=order.batch_size, collate_fn=list))
+    prepared = _Prepared(rows, prepare, order.seed)
+    return iter(
+        DataLoader(prepared, batch_sampler=order.batches(first_batch), collate_fn=list, num_workers=num_workers)
+    )
