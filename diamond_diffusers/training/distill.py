@@ -323,6 +323,7 @@ class Distillation:
                 self._facts(),
                 base_model=given.pretrained_model_name_or_path,
                 base_revision=given.revision,
+                license=given.license,
                 weights=weights,
             )
             repository = self.repository or str(given.output_dir)
