@@ -12,12 +12,17 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
+def product_dtype() -> torch.dtype:
+    """In which a CPU multiplies matrices fastest: bfloat16 where it has instructions for that, else float32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 def orthogonalised(matrices: Tensor, num_steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, of `[N, rows, columns]` matrices; computed in bfloat16."""
+    """The nearest semi-orthogonal matrices, roughly, of `[N, rows, columns]` matrices."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(product_dtype())
     for _ in range(num_steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from .flow_data import FlowDataset
 from .flow_model import FlowModel, pack, tokenize
 from .grammar import COLOURS, SHAPES
-from .muon import BatchedMuon
+from .muon import BatchedMuon, product_dtype
 from .training import TrainingLoop
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def flow_loss(
     noise = torch.randn_like(clean)
     noised = torch.lerp(clean, noise, sigmas[:, None, None])
     # On a CPU the fused attention's backward pass is slow in bfloat16; everything else is faster than in float32.
-    with torch.autocast(clean.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    half = torch.autocast(clean.device.type, torch.bfloat16, enabled=product_dtype() == torch.bfloat16)
+    with half, sdpa_kernel(SDPBackend.MATH):
         velocity, logits = trainer(noised, sigmas, clip_ids, t5_ids)
     squared = (velocity.float() - (noise - clean)).square().mean()
     content = sum(cross_entropy(x.float().flatten(0, 1), contents[..., i].flatten()) for i, x in enumerate(logits))

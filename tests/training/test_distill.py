@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
@@ -304,6 +306,13 @@ def test_validation_and_trackers(options):
     assert "a ring" in (given.output_dir / "README.md").read_text()
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """Where the Hub would be asked again and again before it is given up."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
 @pytest.mark.parametrize(
     ("further", "message"),
     [
@@ -314,7 +323,9 @@ def test_validation_and_trackers(options):
         (("--resume_from_checkpoint", "checkpoint-3"), "--resume_from_checkpoint checkpoint-3 is no checkpoint"),
     ],
 )
-def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(options, monkeypatch, tmp_path, further, message):
+def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(
+    options, monkeypatch, tmp_path, offline, further, message
+):
     # A folder is no package.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb").mkdir()
@@ -323,7 +334,7 @@ def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(options, monke
         Distillation(options(*further))
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monkeypatch):
+def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monkeypatch, offline):
     folder = tmp_path / "unknown"
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
