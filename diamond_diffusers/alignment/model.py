@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -68,8 +69,7 @@ class TiltedModel:
         gradient_checkpointing: bool = False,
         shards: ParticleShards | None = None,
     ) -> None:
-        if not math.isfinite(reward_scale):
-            raise ValueError(f"reward_scale is {reward_scale}; give a finite number (a negative one lowers the reward)")
+        check_reward_scale(reward_scale)
         if particle_batch_size is not None and particle_batch_size < 1:
             raise ValueError(f"particle_batch_size is {particle_batch_size}; give at least 1, or None for no limit")
         self.backbone = backbone
@@ -247,3 +247,9 @@ class TiltedModel:
             return self.reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
 
         return self._checkpointed(score, index, latents, images)
+
+
+def check_reward_scale(reward_scale: float) -> None:
+    """Raises a `ValueError` for one that is no finite number."""
+    if not isinstance(reward_scale, Real) or not math.isfinite(reward_scale):
+        raise ValueError(f"reward_scale is {reward_scale!r}; give a finite number (a negative one lowers the reward)")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -78,12 +77,6 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, Integral) or count < 1):
             raise ValueError(f"{name} is {count!r}; it must be a whole number of at least 1")
-
-
-def check_scale(reward_scale: float) -> None:
-    """Raises a `ValueError` for a `reward_scale` that is no finite number."""
-    if not isinstance(reward_scale, Real) or not math.isfinite(reward_scale):
-        raise ValueError(f"reward_scale is {reward_scale!r}; it must be a finite number")
 
 
 def num_prompts(arguments: Mapping[str, Any]) -> int:

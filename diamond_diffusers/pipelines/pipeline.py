@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from ..alignment import Alignment, fit_to_budget
 from ..alignment.distribution import DistributedState, ParticleShards
-from ..alignment.model import TiltedModel
+from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
 from ..backbones import backbone_for, check_supported
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
     check_counts,
-    check_scale,
     check_watched,
     checked_few_step,
     checked_selection,
@@ -308,7 +307,7 @@ class DiamondMapPipeline(AdapterMethods):
             alignment = resolve_alignment(alignment, reward, self.backbone, self.defaults, arguments)
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
-            check_scale(scale)
+            check_reward_scale(scale)
             random = RandomSource(generator, num_images(arguments), self.pipeline._execution_device)
             shards = ParticleShards.of(distributed_state)
             if shards is not None:

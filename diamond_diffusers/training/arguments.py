@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -87,55 +88,35 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--max_sequence_length", type=int, help="Of the prompts, where the base has that argument.")
 
 
+def _switch_of(group: argparse._ArgumentGroup) -> Callable[..., argparse.Action]:
+    """What adds an option that is off, `--name` sets and `--no-name` unsets."""
+    return partial(group.add_argument, action=argparse.BooleanOptionalAction, default=False)
+
+
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add, switch = group.add_argument, _switch_of(group)
     add("--dataset_name", help="A dataset for `datasets`, local or on the Hub, or 'miniature' for the embedded world.")
     add("--dataset_config_name", help="Configuration of the dataset.")
     add("--dataset_split", default="train", help="Of the dataset.")
     add("--train_data_dir", type=Path, help="Folder of images with metadata.jsonl, metadata.csv or .txt captions.")
     add("--prompts_file", type=Path, help="Prompts, one a line, for a run on samples of the teacher.")
-    add(
-        "--teacher_samples",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Train on samples of the teacher instead of the images.",
-    )
+    switch("--teacher_samples", help="Train on samples of the teacher instead of the images.")
     add("--teacher_num_inference_steps", type=int, default=20, help="Of one sample of the teacher.")
-    add(
-        "--streaming",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Read the dataset as it is downloaded.",
-    )
+    switch("--streaming", help="Read the dataset as it is downloaded.")
     add("--shuffle_buffer_size", type=int, default=1000, help="Of a streamed dataset.")
     add("--image_column", default="image", help="Of the dataset.")
     add("--caption_column", default="text", help="Of the dataset or the metadata.")
     add("--max_train_samples", type=int, help="Use the first so many rows.")
     add("--resolution", type=int, help="Of the square images, in pixels; by default the base's own.")
-    add(
-        "--center_crop",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Crop at the centre instead of at random.",
-    )
-    add("--random_flip", action=argparse.BooleanOptionalAction, default=False, help="Mirror half of the images.")
-    add(
-        "--cache_latents",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Encode images and captions once, into the output folder.",
-    )
-    add(
-        "--cache_trajectories",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Run the teacher's inner flow once for each image, for --loss trajectories.",
-    )
+    switch("--center_crop", help="Crop at the centre instead of at random.")
+    switch("--random_flip", help="Mirror half of the images.")
+    switch("--cache_latents", help="Encode images and captions once, into the output folder.")
+    switch("--cache_trajectories", help="Run the teacher's inner flow once for each image, for --loss trajectories.")
     add("--dataloader_num_workers", type=int, default=0, help="Processes that read images ahead.")
 
 
 def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add, switch = group.add_argument, _switch_of(group)
     add("--loss", choices=sorted([*LOSSES, TRAJECTORIES]), default="lagrangian", help="Of the steps.")
     add(
         "--diagonal_fraction",
@@ -150,16 +131,11 @@ def _add_distillation_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--lora_layers", help="Names or endings of the adapted modules, comma-separated; by default every linear layer."
     )
-    add(
-        "--condition_on_observation",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Tell the network the noisy image itself too.",
-    )
+    switch("--condition_on_observation", help="Tell the network the noisy image itself too.")
 
 
 def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add, switch = group.add_argument, _switch_of(group)
     add("--train_batch_size", type=int, default=4, help="Rows of one process in one forward pass.")
     add("--gradient_accumulation_steps", type=int, default=1, help="Batches of an update.")
     add("--max_train_steps", type=int, default=1000, help="Updates of the weights.")
@@ -169,7 +145,7 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add("--lr_num_cycles", type=int, default=1, help="Of cosine_with_restarts.")
     add("--lr_power", type=float, default=1.0, help="Of polynomial.")
     add("--optimizer", type=str.lower, choices=("adamw", "prodigy"), default="adamw", help="Prodigy is of prodigyopt.")
-    add("--use_8bit_adam", action=argparse.BooleanOptionalAction, default=False, help="AdamW of bitsandbytes.")
+    switch("--use_8bit_adam", help="AdamW of bitsandbytes.")
     add("--adam_beta1", type=float, default=0.9, help="Of either optimiser.")
     add("--adam_beta2", type=float, default=0.999, help="Of either optimiser.")
     add("--adam_weight_decay", type=float, default=0.0, help="Of either optimiser.")
@@ -179,22 +155,15 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_machine_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add, switch = group.add_argument, _switch_of(group)
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="By default as accelerate is configured.")
-    add(
-        "--allow_tf32", action=argparse.BooleanOptionalAction, default=False, help="Quicker on NVIDIA Ampere and later."
-    )
-    add(
-        "--gradient_checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="Not with the lagrangian loss.",
-    )
+    switch("--allow_tf32", help="Quicker on NVIDIA Ampere and later.")
+    switch("--gradient_checkpointing", help="Not with the lagrangian loss.")
     add("--seed", type=int, default=0, help="Of all that is random.")
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add, switch = group.add_argument, _switch_of(group)
     add("--output_dir", type=Path, default=Path("diamond-map"), help="The map is saved here.")
     add("--logging_dir", default="logs", help="Of the trackers, inside the output folder.")
     add("--report_to", default="tensorboard", help="tensorboard, wandb, none, or several, comma-separated.")
@@ -205,7 +174,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--validation_prompt", help="Drawn while training and for the model card.")
     add("--num_validation_images", type=int, default=4, help="In a row of the grid.")
     add("--validation_steps", type=int, default=500, help="From one grid to the next.")
-    add("--push_to_hub", action=argparse.BooleanOptionalAction, default=False, help="Upload the map and its card.")
+    switch("--push_to_hub", help="Upload the map and its card.")
     add("--hub_model_id", help="Repository; by default the name of the output folder.")
     add("--hub_token", help="By default that of hf auth login.")
     add("--license", default="other", help="Of the map, in its model card.")

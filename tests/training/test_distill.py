@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,8 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
-import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
@@ -19,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from diamond_diffusers.models.storage import load_diamond_map, read_map_config
 from diamond_diffusers.pipelines import DiamondMapPipeline
-from diamond_diffusers.training import checkpoints, distill
+from diamond_diffusers.training import checkpoints
 from diamond_diffusers.training.arguments import TRAJECTORIES
 from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.distill import Distillation
@@ -304,58 +301,6 @@ def test_validation_and_trackers(options):
     assert any(b"validation" in file.read_bytes() for file in events)
     assert any(b"learning_rate" in file.read_bytes() for file in events)
     assert "a ring" in (given.output_dir / "README.md").read_text()
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Where the Hub would be asked again and again before it is given up."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-@pytest.mark.parametrize(
-    ("further", "message"),
-    [
-        (("--use_8bit_adam",), "--use_8bit_adam needs the package bitsandbytes"),
-        (("--optimizer", "prodigy"), "--optimizer prodigy needs the package prodigyopt"),
-        (("--report_to", "wandb"), "--report_to wandb needs the package wandb"),
-        (("--dataset_name", "nothing"), "--dataset_name nothing cannot be loaded"),
-        (("--resume_from_checkpoint", "checkpoint-3"), "--resume_from_checkpoint checkpoint-3 is no checkpoint"),
-    ],
-)
-def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(
-    options, monkeypatch, tmp_path, offline, further, message
-):
-    # A folder is no package.
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
-    with pytest.raises(TrainingError, match=message):
-        Distillation(options(*further))
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monkeypatch, offline):
-    folder = tmp_path / "unknown"
-    folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    shared = ["--dataset_name", "miniature", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
-    for name, message in (
-        (str(folder), "pipeline is a KandinskyPipeline, for which there is no backbone"),
-        ("no/such", "no/such does not appear to have a file named model_index.json"),
-    ):
-        with pytest.raises(SystemExit, match=rf"^error: --pretrained_model_name_or_path {name} cannot be .*{message}"):
-            distill.main([*shared, "--pretrained_model_name_or_path", name])
-    tiny = [*shared, "--pretrained_model_name_or_path", str(tiny_folder)]
-    for further, message in (
-        (("--lora_layers", "to_q, to_z"), "--lora_layers names 'to_z', which no module of the Flux"),
-        (("--resolution", "20"), "--resolution is 20; the flux model takes multiples of 8"),
-    ):
-        with pytest.raises(SystemExit, match=rf"^error: {message}"):
-            distill.main([*tiny, *further])
-    # What the options are not to blame for has a traceback.
-    monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
-    with pytest.raises(KeyError):
-        distill.main(tiny)
 
 
 def test_it_is_launched_by_accelerate(tiny_folder, tmp_path):
