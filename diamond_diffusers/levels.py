@@ -93,6 +93,20 @@ def ode_step(x: Tensor, denoised: Tensor, noise_to_signal: Level, next_noise_to_
     return add_noise(denoised, predicted_noise(x, denoised, noise_to_signal), next_noise_to_signal)
 
 
+def ode_target(x: Tensor, next_x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level) -> Tensor:
+    """The clean sample to which the Euler step aims that leads from `x` to `next_x`: the inverse of `ode_step`.
+
+    The chord from `x` at `kappa` through `next_x` at the lower level `kappa'` is followed down to 0::
+
+        D = (y' - (kappa' / kappa) y) / (1 - kappa' / kappa)
+    """
+    (_, sigma), (next_alpha, _) = signal_and_noise(noise_to_signal), signal_and_noise(next_noise_to_signal)
+    next_kappa = as_level(next_noise_to_signal)
+    # y / kappa = x / sigma is finite at pure noise.
+    difference = expand(1 / next_alpha, next_x) * next_x - expand(next_kappa / sigma, x) * x
+    return expand(1 / (1 - next_kappa / as_level(noise_to_signal)), x) * difference
+
+
 class GaussianPath(ABC):
     """A family's path `x_t = alpha_t z + sigma_t eps` and what its network predicts there."""
 

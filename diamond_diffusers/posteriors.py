@@ -36,12 +36,14 @@ class PosteriorSampler(UsesNetwork, ABC):
         is_weighted: whether they differ in weight, so that their effective sample size says something.
         uses_prediction: whether it needs `predicted` of an ordinary model.
         differentiates_predicted: whether gradients of the samples go through `predicted`.
+        has_gradient_terms: whether it tells the terms of the value's gradient apart, as `WeightedPosterior` does.
     """
 
     num_samples: int
     is_weighted: bool = False
     uses_prediction: bool = True
     differentiates_predicted: bool = True
+    has_gradient_terms: bool = False
 
     def needs_prediction(self, network: Network) -> bool:
         """Whether it needs `predicted` of this network, which is None where nothing else needs it either."""

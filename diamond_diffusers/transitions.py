@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .flow_map import has_map_to_data
 from .glass import check_inner_options, sample_transition
-from .levels import add_noise, expand, ode_step, signal_and_noise
+from .levels import Level, add_noise, expand, ode_step, ode_target, signal_and_noise
 from .network import Capabilities, Network, UsesNetwork
 
 
@@ -26,6 +26,10 @@ class Transition(UsesNetwork, ABC):
     def needs_prediction(self, network: Network) -> bool:
         """Whether a step needs `predicted` of this network; where not, plain sampling does without it."""
         return self.uses_prediction
+
+    def aim(self, network: Network, x: Tensor, noise_to_signal: Level, next_noise_to_signal: float) -> Tensor:
+        """The clean sample to which the step's velocity at `x` points, `[N, ...]`: what the model predicts there."""
+        return network.predict(x, noise_to_signal)
 
     @abstractmethod
     def step(
@@ -160,6 +164,11 @@ class FlowMapTransition(Transition):
                 f"FlowMapTransition needs a flow map, but this {model.family} model is a denoiser; "
                 "load a few-step LoRA (and name it in few_step=...) or a Diamond Map, or use ODETransition()"
             )
+
+    def aim(self, network: Network, x: Tensor, noise_to_signal: Level, next_noise_to_signal: float) -> Tensor:
+        # By the map's mean velocity down to the next level.
+        next_x = network.flow_map(x, noise_to_signal, next_noise_to_signal)
+        return ode_target(x, next_x, noise_to_signal, next_noise_to_signal)
 
     def step(
         self,

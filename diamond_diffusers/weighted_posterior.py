@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .flow_map import check_is_map, check_map_steps, flow_to_data
-from .levels import Level, as_level, expand, predicted_noise, signal_and_noise
+from .levels import Denoiser, Level, as_level, expand, predicted_noise, signal_and_noise
 from .network import Capabilities, Network
 from .posteriors import PosteriorSampler, PosteriorSamples
 
@@ -114,7 +114,21 @@ def mixed_level_trapezoid(
 
 
 LOG_DENSITIES: dict[str, LogDensity] = {"consistent": line_integral, "paper": mixed_level_trapezoid}
-WEIGHTS = (*LOG_DENSITIES, "likelihood", "reward_softmax")
+EVEN_WEIGHTS = ("reward_softmax", "equal")
+WEIGHTS = (*LOG_DENSITIES, "likelihood", *EVEN_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class GradientTerms:
+    """What the gradient of the value has besides that of the rewards, for each of `K` copies of `N` observations.
+
+    Attributes:
+        log_likelihoods: `log N(y; z_k, kappa^2 I)` up to a constant, `[N, K]`, with a graph to the observations.
+        score_differences: `grad_x log p_kappa'(x'_k) - grad_x log p_kappa(x)`, `[N, K, ...]`, without a graph.
+    """
+
+    log_likelihoods: Tensor
+    score_differences: Tensor
 
 
 @dataclass(frozen=True)
@@ -133,13 +147,20 @@ class WeightedPosterior(PosteriorSampler):
 
     Weights collapse in high dimension: the trace records `look_ahead_effective_sample_size`.
 
+    `Guidance(scaling="norm")` takes three terms of that gradient apart, as the authors' code does: those of the
+    rewards, of the likelihoods and of the scores, each a mean over the look-aheads in the proportions
+    `log_proportions`. Likelihoods and scores are there those of what the velocity at `y'_k` points to (the model's
+    own, be it a posterior mean or not), which costs K more evaluations and backward passes.
+
     Args:
         num_samples: look-aheads K of each observation.
         snr_factor: `kappa'^2 / kappa^2`, above 1. None for `2 + 4 kappa^2`, with which Gaussian data of variance 1/4
             have equal weights, and which tends to fresh noise as `kappa` grows.
         weights: `consistent` is exact as K grows, but for the quadrature; it needs the posterior mean. `paper` has the
-            paper's mixed-level trapezoid, which is not consistent. `likelihood` is `log N(y; z_k, kappa^2 I)` alone and
-            `reward_softmax` weighs by the reward alone: heuristics that need no posterior mean.
+            paper's mixed-level trapezoid, which is not consistent. `likelihood` is `log N(y; z_k, kappa^2 I)` alone;
+            `reward_softmax` and `equal` weigh all alike, so that the reward alone tilts: heuristics that need no
+            posterior mean. The last two differ in the terms of the gradient, which are averaged by the softmax of the
+            unscaled reward, or evenly.
         quadrature: of `consistent`: `trapezoid`, or `simpson` with a further evaluation at the middle.
         weight_temperature: divides the log-weights; 1 is exact, more evens them out.
         num_map_steps: steps of the map from `kappa'` to clean data; at least 2 for an ordinary model without a Diamond
@@ -154,6 +175,7 @@ class WeightedPosterior(PosteriorSampler):
     num_map_steps: int = 1
 
     differentiates_predicted = False
+    has_gradient_terms = True
     follows_flow_map = True
     without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
 
@@ -175,7 +197,7 @@ class WeightedPosterior(PosteriorSampler):
             raise ValueError(f"weight_temperature is {self.weight_temperature}; it must be positive")
         if self.weight_temperature != 1 and not self.is_weighted:
             raise ValueError(
-                f"weight_temperature is {self.weight_temperature}, but weights='reward_softmax' has no weights to "
+                f"weight_temperature is {self.weight_temperature}, but weights={self.weights!r} has no weights to "
                 "even out; lower reward_scale instead"
             )
         check_map_steps("num_map_steps", self.num_map_steps)
@@ -190,7 +212,7 @@ class WeightedPosterior(PosteriorSampler):
 
     @property
     def is_weighted(self) -> bool:
-        return self.weights != "reward_softmax"
+        return self.weights not in EVEN_WEIGHTS
 
     def check(self, model: Capabilities) -> None:
         super().check(model)
@@ -201,8 +223,7 @@ class WeightedPosterior(PosteriorSampler):
     ) -> PosteriorSamples:
         kappa, count = as_level(noise_to_signal), len(noise) // len(x)
         level, keep, spread = self.renoising(kappa, network.max_noise_to_signal)
-        spread = repeat_each(spread, count)
-        centre = expand(keep, x) * x
+        spread, centre = repeat_each(spread, count), expand(keep, x) * x
         copies = repeat_each(centre, count) + expand(spread, x) * noise
         # The first step of an ordinary model's ODE is the posterior mean that its scores need.
         denoised = network.denoise(copies, repeat_each(level, count)) if network.flow_map is None else None
@@ -221,6 +242,43 @@ class WeightedPosterior(PosteriorSampler):
         # Only differences matter, and these fit the dtype of the samples.
         log_weights = log_weights - log_weights.amax(1, keepdim=True).detach()
         return PosteriorSamples(z.unflatten(0, (-1, count)), log_weights.to(z.dtype))
+
+    def gradient_terms(
+        self, x: Tensor, noise_to_signal: Level, largest: float, noise: Tensor, aim: Denoiser, aimed: Tensor
+    ) -> GradientTerms:
+        """The likelihoods and scores at the copies that `sample` makes of `x` with the same noise.
+
+        Args:
+            x, noise_to_signal, noise: as of `sample`; a level below infinity.
+            largest: level of the model.
+            aim: the clean sample to which the velocity at an observation points.
+            aimed: `aim(x, noise_to_signal)`.
+        """
+        kappa, count = as_level(noise_to_signal), len(noise) // len(x)
+        level, keep, spread = self.renoising(kappa, largest)
+        levels = repeat_each(level, count)
+        copies = repeat_each(expand(keep, x) * x, count) + expand(repeat_each(spread, count), x) * noise
+        z = aim(copies, levels)
+        residual = predicted_noise(repeat_each(x, count), z, repeat_each(kappa, count))
+        log_likelihoods = -row_dot(residual, residual) / 2
+        with torch.no_grad():
+            (_, sigma), (_, new_sigma) = signal_and_noise(kappa), signal_and_noise(level)
+            there = expand(repeat_each(-keep / new_sigma, count), x) * predicted_noise(copies, z, levels)
+            here = expand(-1 / sigma, x) * predicted_noise(x, aimed, kappa)
+            differences = there.unflatten(0, (-1, count)) - here.unsqueeze(1)
+        return GradientTerms(log_likelihoods.unflatten(0, (-1, count)), differences)
+
+    def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
+        """Log-proportions `[N, K]`, up to a constant, in which look-aheads enter the terms of the gradient.
+
+        Args:
+            log_weights: of the look-aheads, `[N, K]`.
+            rewards: their scaled rewards, `[N, K]`.
+            reward_scale: what these are scaled by; not 0.
+        """
+        if self.weights == "equal":
+            return torch.zeros_like(rewards)
+        return rewards / abs(reward_scale) if self.weights == "reward_softmax" else log_weights + rewards
 
     @torch.no_grad()
     def _scored(self, network: Network, renoised: Renoised) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,16 @@ class Alignment(ABC):
             posterior.check(model)
         return self if transition is self.transition else replace(self, transition=transition)
 
+    def planned(self, model: TiltedModel, levels: Sequence[float]) -> tuple[Self, Sequence[float]]:
+        """This method for a run over these levels, and those of them that it visits: the first ones, and the last."""
+        return self, levels
+
+    def between_steps(
+        self, model: TiltedModel, cloud: Cloud, num_steps: int, noise_to_signal: float, random: RandomSource
+    ) -> Cloud:
+        """The cloud that goes on from a level that `num_steps` steps have led to; not called after the last."""
+        return cloud
+
     def num_callbacks(self, num_steps: int) -> int:
         """How often a run of so many steps calls `on_step`."""
         return num_steps
@@ -170,14 +180,17 @@ class Alignment(ABC):
                 exception holds, if any, in place of its own.
         """
         started = time.perf_counter()
-        method = self.resolve(model.backbone)
+        method, visited = self.resolve(model.backbone).planned(model, levels)
         cloud = method.start(model, x)
         trace = Trace()
-        for index, (kappa, kappa_next) in enumerate(pairwise(levels)):
-            cloud = method.step(model, cloud, kappa, kappa_next, random, index == len(levels) - 2)
+        for index, (kappa, kappa_next) in enumerate(pairwise(visited)):
+            is_last = index == len(visited) - 2
+            cloud = method.step(model, cloud, kappa, kappa_next, random, is_last)
             trace.steps.append(TraceStep(kappa, **cloud.figures))
+            if not is_last:
+                cloud = method.between_steps(model, cloud, index + 1, kappa_next, random)
             try:
-                replaced = on_step(index, cloud.x, index) if on_step else None
+                replaced = on_step(index, cloud.x, len(levels) - 2 if is_last else index) if on_step else None
             except StopIteration as stopped:
                 cloud = cloud if stopped.value is None else method.replace_particles(cloud, stopped.value)
                 break

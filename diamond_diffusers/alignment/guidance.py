@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ..backbones.base import Denoising
-from ..levels import Level, expand, signal_and_noise
+from ..flow_map import has_map_to_data
+from ..levels import Level, RectifiedFlowPath, expand, ode_step, signal_and_noise
 from ..network import Network
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .base import Alignment, Cloud, check_gradient
-from .look_ahead import REWARD_GRADIENTS, LookAhead, look_ahead
+from .base import Alignment, AlignmentResult, Cloud, check_gradient
+from .look_ahead import REWARD_GRADIENTS, Aim, LookAhead, look_ahead
 from .model import TiltedModel
+from .noise_rounds import Sample
 from .random_source import RandomSource
-from .scalings import SCALINGS, limited, root_mean_square
+from .scalings import SCALINGS, TERM_SCALINGS, limited, root_mean_square
+from .search import highest
+from .trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedCloud(Cloud):
+    """A cloud that remembers the best clean sample that each particle has looked at.
+
+    Attributes:
+        best: these samples, `[B P, ...]`; None before there are any.
+        best_values: their scaled rewards, `[B P]`.
+    """
+
+    best: Tensor | None = None
+    best_values: Tensor | None = None
+
+    def seen(self, samples: Tensor, values: Tensor) -> GuidedCloud:
+        """This cloud after clean samples `[B P, K, ...]` of scaled rewards `[B P, K]` were looked at."""
+        if self.best is not None:
+            samples = torch.cat([self.best.unsqueeze(1), samples], 1)
+            values = torch.cat([self.best_values.unsqueeze(1), values], 1)
+        index = values.argmax(1)
+        rows = torch.arange(len(index), device=index.device)
+        return replace(self, best=samples[rows, index], best_values=values[rows, index])
+
+    def particles(self, index: Tensor) -> GuidedCloud:
+        """The particles `[B n]` of the cloud, n of each image, equally weighted."""
+        kept = {} if self.best is None else {"best": self.best[index], "best_values": self.best_values[index]}
+        weights = self.log_weights.new_zeros(len(self.log_weights), len(index) // len(self.log_weights))
+        return replace(self, x=self.x[index], log_weights=weights, **kept)
 
 
 @dataclass(frozen=True)
@@ -50,16 +85,26 @@ class Guidance(Alignment):
             predicted sample (`DiamondTransition`) is guided through the mean of its driving noise, which is the same
             as the steps shrink, and needs no evaluation of the base model.
         num_particles: guided samples of each image, of which the best is returned.
-        scaling: `exact`; `norm`, which brings each term of the gradient to root-mean-square 1 before the coefficient;
-            or `auto`, which gives the change of the velocity the size of the velocity. See `scalings`.
-        max_coefficient: limit of the coefficient `kappa` of the gradient in `exact` and `norm`, which grows without
-            bound towards pure noise.
+        scaling: `exact`; `norm`, which brings each term of the gradient to norm 1 before the coefficient, and
+            `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size of
+            the velocity. See `scalings`.
+        max_coefficient: limit of the coefficient of the gradient in all but `auto`, which grows without bound towards
+            pure noise.
         max_noise_to_signal, min_noise_to_signal: levels between which, both included, there is guidance; beyond them
             no look-aheads are drawn. Queries within a transition count by their own level.
         num_corrections: parts J of a step's guidance, each with look-aheads of its own at the state that the parts
             before it have reached. So are the inner iterations of FMRG, but their shifts add up: multiply
             `guidance_strength` by J for as strong a pull. Here their mean is taken and each moves the state as far as
             it will move the step, so that any number is exact as steps shrink.
+        num_guided_steps: number of steps, counted from the first at a level of guidance, after which there is no more;
+            below 1, a share of all steps of the run. None for no such limit.
+        num_jump_steps: evaluations of the flow map, uniform in the time of rectified flow, that lead from where
+            guidance ends to clean data in one step of the run; None to visit the levels that are left.
+        num_warm_up_steps: steps after which the best of the `num_particles`, by the value of its look-ahead, goes on
+            alone; None for all to go on to the end.
+        keeps_best: whether the best clean sample that a particle has looked at, be it a look-ahead or what a few-step
+            model predicts, is returned where its reward exceeds that of the particle in the end. It costs a decoding
+            and a reward of each step's prediction, and of the best sample once more.
     """
 
     posterior: PosteriorSampler = field(default_factory=DenoiserPoint)
@@ -73,6 +118,10 @@ class Guidance(Alignment):
     max_noise_to_signal: float = math.inf
     min_noise_to_signal: float = 0.0
     num_corrections: int = 1
+    num_guided_steps: float | None = None
+    num_jump_steps: int | None = None
+    num_warm_up_steps: int | None = None
+    keeps_best: bool = False
 
     default_selection = "best"
 
@@ -99,8 +148,14 @@ class Guidance(Alignment):
                 f"min_noise_to_signal is {self.min_noise_to_signal} and max_noise_to_signal is "
                 f"{self.max_noise_to_signal}; the first must lie between 0 and the second"
             )
-        if self.num_corrections < 1:
-            raise ValueError(f"num_corrections is {self.num_corrections}; it must be at least 1")
+        for name in ("num_corrections", "num_jump_steps", "num_warm_up_steps"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+        steps = self.num_guided_steps
+        if steps is not None and not (0 < steps < 1 or (steps >= 1 and steps == int(steps))):
+            raise ValueError(
+                f"num_guided_steps is {steps}; give a number of steps, or a share of all of them between 0 and 1"
+            )
 
     @property
     def needs_reward_gradient(self) -> bool:
@@ -114,14 +169,29 @@ class Guidance(Alignment):
                 "use gradient='tilted_mean' with GlassPosterior(num_samples=4), or alignment 'smc' or 'best_of_n'"
             )
 
-    def resolve(self, model: Denoising) -> Guidance:
+    def resolve(self, model: Denoising) -> Self:
         method = super().resolve(model)
-        if not method.transition.uses_prediction and not method.transition.is_stochastic:
+        if self.num_jump_steps is not None and not has_map_to_data(model):
             raise ValueError(
-                f"transition is {method.transition}, which neither uses the predicted sample nor draws noise, so that "
-                "nothing could guide it; take ODETransition() or RenoiseTransition()"
+                f"num_jump_steps is {self.num_jump_steps}, but this {model.family} model has no flow map to jump along; "
+                "leave it out, or load a Diamond Map or a few-step LoRA"
             )
         return method
+
+    def planned(self, model: TiltedModel, levels: Sequence[float]) -> tuple[Self, Sequence[float]]:
+        if model.reward_scale == 0:
+            # The sample is the plain one.
+            return self, levels
+        guided = [index for index, level in enumerate(levels[:-1]) if self.guides_at(level)]
+        if self.num_guided_steps is not None:
+            is_share = self.num_guided_steps < 1
+            count = math.ceil(self.num_guided_steps * (len(levels) - 1)) if is_share else int(self.num_guided_steps)
+            guided = guided[:count]
+        if not guided:
+            return self, levels
+        method = replace(self, min_noise_to_signal=levels[guided[-1]])
+        is_shortened = self.num_jump_steps is not None and guided[-1] + 2 < len(levels)
+        return method, [*levels[: guided[-1] + 2], levels[-1]] if is_shortened else levels
 
     def guides_at(self, noise_to_signal: float) -> bool:
         """Whether there is guidance at a level."""
@@ -145,9 +215,10 @@ class Guidance(Alignment):
         random: RandomSource,
         with_prediction: bool = True,
         with_samples: bool = False,
+        aim: Aim | None = None,
     ) -> LookAhead:
         """Look-aheads with the gradient in the form that `shift` takes; arguments as of `look_ahead.look_ahead`."""
-        with_terms = self.scaling == "norm"
+        with_terms = self.scaling in TERM_SCALINGS
         return look_ahead(
             model,
             posterior,
@@ -158,6 +229,7 @@ class Guidance(Alignment):
             with_prediction,
             with_terms,
             with_samples,
+            aim=aim,
         )
 
     def step(
@@ -169,24 +241,74 @@ class Guidance(Alignment):
         random: RandomSource,
         is_last: bool,
     ) -> Cloud:
-        network, figures = model.network(model.owners(self.num_particles, cloud.x.device)), {}
+        count, levels = len(cloud.x) // model.num_images, (noise_to_signal, next_noise_to_signal)
+        owners = model.owners(count, cloud.x.device)
+        network = model.network(owners)
+        if self._jumps(model, noise_to_signal):
+            return replace(cloud, x=self._jump(network, cloud.x, *levels), figures={})
         needs_prediction = self.transition.needs_prediction(network)
+        predicted, shift, figures = None, None, {}
         if self._guides(model, noise_to_signal):
-            predicted, shift, figures = self._guide(
-                model, cloud.x, noise_to_signal, next_noise_to_signal, random, needs_prediction
-            )
-        else:
-            predicted = network.predict(cloud.x, noise_to_signal) if needs_prediction else None
-            shift = torch.zeros_like(cloud.x)
-        noise = random.normal(self.num_particles, cloud.x.shape[1:])
+            ahead, shift, figures = self._guide(model, cloud.x, *levels, random, needs_prediction)
+            predicted = ahead.predicted
+            if self.keeps_best:
+                cloud = cloud.seen(ahead.samples, ahead.rewards)
+        elif needs_prediction:
+            predicted = network.predict(cloud.x, noise_to_signal)
+        if self.keeps_best and predicted is not None and not network.predicts_mean and model.reward_scale != 0:
+            cloud = cloud.seen(predicted.unsqueeze(1), model.tilt(predicted, owners, noise_to_signal).unsqueeze(1))
+        noise = random.normal(count, cloud.x.shape[1:])
+        if shift is not None and self._aims_by_itself:
+            return replace(cloud, x=ode_step(cloud.x, predicted + shift, *levels), figures=figures)
         if self.transition.uses_prediction:
-            predicted = (predicted if needs_prediction else network.denoise(cloud.x, noise_to_signal)) + shift
-        else:
+            predicted = predicted if needs_prediction else network.denoise(cloud.x, noise_to_signal)
+            predicted = predicted if shift is None else predicted + shift
+        elif shift is not None:
             # The shift enters through the noise, whose mean moves the step's as much.
-            noise = noise + self.transition.tilt_gain(noise_to_signal, next_noise_to_signal) * shift
+            noise = noise + self.transition.tilt_gain(*levels) * shift
         tilted = self._tilted(network, model, random)
-        x = self.transition.step(tilted, cloud.x, noise_to_signal, next_noise_to_signal, predicted, noise)
-        return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
+        return replace(cloud, x=self.transition.step(tilted, cloud.x, *levels, predicted, noise), figures=figures)
+
+    @property
+    def _aims_by_itself(self) -> bool:
+        """Whether steps follow a velocity that is not what the model predicts: the chord of a flow map."""
+        return not self.transition.uses_prediction and not self.transition.is_stochastic
+
+    def _jumps(self, model: TiltedModel, noise_to_signal: float) -> bool:
+        """Whether guidance has ended and the rest is one jump."""
+        is_tilted = model.reward_scale != 0
+        return is_tilted and self.num_jump_steps is not None and noise_to_signal < self.min_noise_to_signal
+
+    def _jump(self, network: Network, x: Tensor, noise_to_signal: float, next_noise_to_signal: float) -> Tensor:
+        """Along the flow map in `num_jump_steps` evaluations."""
+        path = RectifiedFlowPath()
+        start, end = path.time(noise_to_signal), path.time(next_noise_to_signal)
+        times = torch.linspace(0, 1, self.num_jump_steps + 1, dtype=torch.float64)
+        levels = [path.noise_to_signal(torch.lerp(start, end, share)) for share in times]
+        for level, next_level in pairwise(levels):
+            x = network.flow_map(x, level, next_level)
+        return x
+
+    def between_steps(
+        self, model: TiltedModel, cloud: Cloud, num_steps: int, noise_to_signal: float, random: RandomSource
+    ) -> Cloud:
+        is_tilted = model.reward_scale != 0
+        if num_steps != self.num_warm_up_steps or self.num_particles == 1 or not is_tilted:
+            return cloud
+        ahead = look_ahead(model, self.posterior, cloud.x, noise_to_signal, random.aside, with_prediction=False)
+        return cloud.particles(highest(ahead.values.unflatten(0, (-1, self.num_particles)), 1))
+
+    def start(self, model: TiltedModel, x: Tensor) -> GuidedCloud:
+        cloud = super().start(model, x)
+        return GuidedCloud(cloud.x, cloud.log_weights, cloud.log_evidence)
+
+    def finish(self, model: TiltedModel, cloud: GuidedCloud, trace: Trace) -> AlignmentResult:
+        if cloud.best is None:
+            return super().finish(model, cloud, trace)
+        owners = model.owners(len(cloud.x) // model.num_images, cloud.x.device)
+        last, best = (Sample(z, model.evaluate(z, owners)) for z in (cloud.x, cloud.best))
+        kept = last.improved_by(best, model.reward_scale)
+        return super().finish(model, replace(cloud, x=kept.latents, final=kept.evaluation), trace)
 
     def _guides(self, model: TiltedModel, noise_to_signal: float) -> bool:
         # Without a reward the sample is the plain one, and draws what that draws.
@@ -200,19 +322,26 @@ class Guidance(Alignment):
         next_noise_to_signal: float,
         random: RandomSource,
         needs_prediction: bool,
-    ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
-        """What the model predicts at particles, where that is needed, the step's shift, and its figures."""
-        ahead = self.look_ahead(model, self.posterior, x, noise_to_signal, random, needs_prediction)
+    ) -> tuple[LookAhead, Tensor, dict[str, Tensor]]:
+        """Estimates at particles, with what the step aims at where it uses that, its shift, and its figures."""
+
+        def aim(network: Network, x: Tensor, level: Level) -> Tensor:
+            return self.transition.aim(network, x, level, next_noise_to_signal)
+
+        count = len(x) // model.num_images
+        options = {"aim": aim if self._aims_by_itself else None, "with_samples": self.keeps_best}
+        needs_aim = self._aims_by_itself or needs_prediction
+        ahead = self.look_ahead(model, self.posterior, x, noise_to_signal, random, needs_aim, **options)
         shift = self.shift(ahead, noise_to_signal)
         alpha, _ = signal_and_noise(noise_to_signal)
         # Pure noise holds nothing to correct.
         for part in range(1, self.num_corrections if alpha > 0 else 1):
             share = alpha * (1 - next_noise_to_signal / noise_to_signal) * part / self.num_corrections
             moved = x + expand(share, x) * shift
-            again = self.look_ahead(model, self.posterior, moved, noise_to_signal, random, with_prediction=False)
+            again = self.look_ahead(model, self.posterior, moved, noise_to_signal, random, False, **options)
             shift = torch.lerp(shift, self.shift(again, noise_to_signal), 1 / (part + 1))
-        sizes = root_mean_square(shift).unflatten(0, (-1, self.num_particles))
-        return ahead.predicted, shift, {**ahead.figures(self.num_particles), "gradient_norm": sizes.mean(1)}
+        sizes = root_mean_square(shift).unflatten(0, (-1, count))
+        return ahead, shift, {**ahead.figures(count), "gradient_norm": sizes.mean(1)}
 
     def _tilted(self, network: Network, model: TiltedModel, random: RandomSource) -> Network:
         """The model with `D_r` in place of `D` at the inner queries of a transition, which is handed the first one."""

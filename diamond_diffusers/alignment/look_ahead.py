@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..levels import Level, expand, signal_and_noise
+from ..network import Network
 from ..posteriors import PosteriorSampler, PosteriorSamples
 from ..values import (
     hybrid_shift,
@@ -31,21 +33,26 @@ REWARD_GRADIENTS = (*NETWORK_GRADIENTS, "isotropic")
 COMPARING_GRADIENTS = ("tilted_mean", "hybrid")
 """Those that compare look-aheads, of which they need at least two."""
 
+Aim = Callable[[Network, Tensor, Level], Tensor]
+"""The clean sample to which the velocity of a step at observations `[N, ...]` points."""
+
 
 @dataclass(frozen=True)
 class LookAhead:
     """Estimates at the particles of one level.
 
     Attributes:
-        predicted: what the model as loaded predicts at `x`, `[N, ...]`; None at the last level, and where neither
-            look-aheads nor the transition use it.
+        predicted: what the model as loaded predicts at `x`, `[N, ...]`, or to what else the step aims; None at the last
+            level, and where neither look-aheads nor the transition use it.
         values: `V(x)`, `[N]`.
-        terms: summands of the value's gradient, `[N, T, ...]`, where it was asked for.
+        terms: summands of the value's gradient, `[N, T, ...]`, where it was asked for: one, or those of the rewards, of
+            the likelihoods and of the scores.
         coefficient: what turns their sum into the shift of the denoised samples, `[N]`.
         drift: root-mean-square of `kappa / (1 + kappa)` times the velocity of rectified flow, `[N]`; the shift of the
             denoised samples that would double or cancel that velocity has this size.
         effective_sample_size: of each particle's look-aheads, `[N]`, where they differ in weight.
         samples: the look-aheads `[N, K, ...]`, where they were asked for.
+        rewards: their scaled rewards `[N, K]`, with `samples`.
         tilted_log_weights: their unnormalised weights `[N, K]` in the tilted posterior, with `samples`.
     """
 
@@ -56,6 +63,7 @@ class LookAhead:
     drift: Tensor | None = None
     effective_sample_size: Tensor | None = None
     samples: Tensor | None = None
+    rewards: Tensor | None = None
     tilted_log_weights: Tensor | None = None
 
     @property
@@ -98,6 +106,7 @@ def look_ahead(
     with_terms: bool = False,
     with_samples: bool = False,
     with_values: bool = True,
+    aim: Aim | None = None,
 ) -> LookAhead:
     """Draws look-aheads of particles `[N, ...]` (equally many of each image) and estimates their values.
 
@@ -105,17 +114,18 @@ def look_ahead(
         gradient: None, `pathwise` (differentiates network, decoder and reward), `isotropic` (decoder and reward only),
             `tilted_mean` (needs at least two look-aheads and no derivative) or `hybrid` (the first and the third).
         with_prediction: whether the predicted sample is needed for more than the look-aheads.
-        with_terms: whether the pathwise gradient is wanted as two terms, that of the rewards and that of the weights,
-            which costs the look-aheads and their backward pass once more where the posterior weighs them.
+        with_terms: whether the pathwise gradient is wanted in terms where the posterior has them: of the rewards, of the
+            likelihoods and of the scores.
         with_samples: whether the look-aheads themselves are wanted.
         with_values: whether they are decoded and scored; else their rewards are taken as 0, and there is no gradient.
+        aim: of the step to be guided; None where that is what the model predicts.
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
     noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
 
     def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
-        rows = _Rows(model, posterior, x, noise_to_signal, owners, noise)
+        rows = _Rows(model, posterior, x, noise_to_signal, owners, noise, aim)
         return rows.estimate(gradient, with_prediction, with_terms, with_samples, with_values)
 
     if gradient not in REWARD_GRADIENTS:
@@ -136,6 +146,7 @@ class _Rows:
         noise_to_signal: their level.
         owners: `[N]`.
         noise: of the look-aheads, `[N K, ...]`.
+        aim: of the step, where that is not what the model predicts.
     """
 
     model: TiltedModel
@@ -144,14 +155,17 @@ class _Rows:
     noise_to_signal: float
     owners: Tensor
     noise: Tensor
+    aim: Aim | None
 
     def estimate(
         self, gradient: str | None, with_prediction: bool, with_terms: bool, with_samples: bool, with_values: bool
     ) -> LookAhead:
         through_network = gradient in NETWORK_GRADIENTS
+        # Pure noise tells nothing by its likelihood or its score.
+        splits = with_terms and self.posterior.has_gradient_terms and self.noise_to_signal < torch.inf
         x = self.x.detach().requires_grad_(through_network)
         with torch.set_grad_enabled(through_network):
-            predicted, drawn = self.draw(x, with_prediction)
+            predicted, drawn = self.draw(x, with_prediction or (splits and gradient == "pathwise"))
         with torch.set_grad_enabled(gradient in REWARD_GRADIENTS):
             samples = drawn.samples.detach().requires_grad_() if gradient == "isotropic" else drawn.samples
             rewards = self.rewards(samples) if with_values else torch.zeros_like(drawn.log_weights)
@@ -161,7 +175,8 @@ class _Rows:
         known = None if predicted is None else predicted.detach()
         kept = {"effective_sample_size": sizes}
         if with_samples:
-            kept |= {"samples": drawn.samples.detach(), "tilted_log_weights": (drawn.log_weights + rewards).detach()}
+            tilted = (drawn.log_weights + rewards).detach()
+            kept |= {"samples": drawn.samples.detach(), "rewards": rewards.detach(), "tilted_log_weights": tilted}
         if gradient is None:
             return LookAhead(known, values.detach(), **kept)
         coefficient = torch.ones(())
@@ -173,25 +188,25 @@ class _Rows:
             terms = isotropic_gradient(values, samples).unsqueeze(1)
             coefficient = isotropic_coefficient(self.noise_to_signal)
         else:
-            if with_terms and drawn.log_weights.requires_grad:
-                terms = self.pathwise_terms(x, known, rewards, drawn)
-            else:
-                terms = pathwise_gradient(values, x).unsqueeze(1)
+            terms = self.terms(x, known, rewards, log_weights) if splits else pathwise_gradient(values, x).unsqueeze(1)
             coefficient = pathwise_coefficient(self.noise_to_signal)
         drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
         return LookAhead(known, values.detach(), terms, coefficient.to(x.device).expand(len(x)), drift, **kept)
 
-    def draw(
-        self, x: Tensor, with_prediction: bool, predicted: Tensor | None = None
-    ) -> tuple[Tensor | None, PosteriorSamples]:
-        """What the model predicts, where that is needed and not known, and the look-aheads."""
+    def draw(self, x: Tensor, with_prediction: bool) -> tuple[Tensor | None, PosteriorSamples]:
+        """To what the step aims, where that is needed, and the look-aheads."""
         network = self.model.network(self.owners)
         is_needed = self.posterior.needs_prediction(network)
-        if predicted is None and (with_prediction or is_needed):
+        predicted = None
+        if is_needed or (with_prediction and self.aim is None):
             differentiates = is_needed and self.posterior.differentiates_predicted
             with torch.set_grad_enabled(torch.is_grad_enabled() and differentiates):
                 predicted = network.predict(x, self.noise_to_signal)
-        return predicted, self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
+        drawn = self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
+        if self.aim is None or not with_prediction:
+            return predicted, drawn
+        with torch.no_grad():
+            return self.aim(network, x, self.noise_to_signal), drawn
 
     def rewards(self, samples: Tensor) -> Tensor:
         """Scaled rewards `[N, K]` of the look-aheads `[N, K, ...]`."""
@@ -209,16 +224,20 @@ class _Rows:
         return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights)
 
     @torch.enable_grad()
-    def pathwise_terms(self, x: Tensor, predicted: Tensor | None, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
-        """The gradients of the rewards, in the proportion of the tilted weights, and of the weights: `[N, 2, ...]`."""
-        weights = torch.softmax(drawn.log_weights, 1).detach()
-        tilted = torch.softmax(drawn.log_weights + rewards, 1).detach()
-        of_rewards = pathwise_gradient((tilted * rewards).sum(1), x)
-        # A graph is traversed once, so the weights need one of their own.
-        known = None if self.posterior.differentiates_predicted else predicted
-        _, again = self.draw(x, False, known)
-        of_weights = pathwise_gradient(((tilted - weights) * again.log_weights).sum(1), x)
-        return torch.stack([of_rewards, of_weights], 1)
+    def terms(self, x: Tensor, aimed: Tensor, rewards: Tensor, log_weights: Tensor) -> Tensor:
+        """The gradients of rewards and log-likelihoods and the differences of scores, averaged alike: `[N, 3, ...]`.
+
+        One graph is traversed before the other is built, so that memory holds one.
+        """
+        network, posterior = self.model.network(self.owners), self.posterior
+        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.model.reward_scale), 1)
+        proportions = proportions.detach()
+        of_rewards = pathwise_gradient((proportions * rewards).sum(1), x)
+        aim = network.predict if self.aim is None else partial(self.aim, network)
+        others = posterior.gradient_terms(x, self.noise_to_signal, network.max_noise_to_signal, self.noise, aim, aimed)
+        of_likelihoods = pathwise_gradient((proportions * others.log_likelihoods).sum(1), x)
+        of_scores = torch.einsum("nk,nk...->n...", proportions.to(x.dtype), others.score_differences)
+        return torch.stack([of_rewards, of_likelihoods, of_scores], 1)
 
 
 def drift_size(x: Tensor, denoised: Tensor, noise_to_signal: Level) -> Tensor:

@@ -17,7 +17,7 @@ from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
 from ..flow_map import has_map_to_data
 from ..posteriors import DenoiserPoint, FlowMapPoint
-from ..transitions import AncestralTransition, GlassTransition, ODETransition
+from ..transitions import AncestralTransition, FlowMapTransition, GlassTransition, ODETransition
 from ..weighted_posterior import WeightedPosterior
 from .base import Alignment
 from .guidance import Guidance
@@ -110,21 +110,33 @@ def fmtt(model: Denoising | None = None, **options: Any) -> Guidance:
 
 @register_preset
 def fmrg(model: Denoising | None = None, **options: Any) -> Guidance:
-    """FMRG (Huang et al., arXiv 2604.27147): guidance x ODE x flow-map point, the shift as large as the drift.
+    """FMRG (Huang et al., arXiv 2604.27147): guidance x flow map x flow-map point, the shift as large as the drift.
 
-    The gradient goes through the flow map (FMRG-J, theirs for rewards that are networks); `gradient="isotropic"` takes
-    it at the look-ahead and applies it directly (FMRG-E, theirs for inverse problems). The strength is 3, as on FLUX
-    with ten steps, the first five guided; here guidance stops at half time, `kappa = 1`. The size of the reward, and so
-    `reward_scale`, does not count.
+    FMRG-J, theirs for rewards that are networks: the gradient goes through the flow map, is scaled to the norm of the
+    velocity, and times 3 is added to it. The first half of the steps is guided; after four of them the best of three
+    particles goes on alone, by the reward at its look-ahead; two steps of the flow map, even in time, lead from there
+    to the image. Particles follow the flow map from level to level, two evaluations a step; those of a few-step model,
+    and of an ordinary one, whose map is 4 steps of its ODE and does not jump, take Euler steps. FMRG-E, theirs for
+    inverse problems, is `fmrg(gradient="isotropic")`: the gradient at the look-ahead is applied without going through
+    the map. The size of the reward, and so `reward_scale`, does not count.
+
+    Where this is not what they ran: their scripts take the first steps of Adam, which are signs of the gradient times a
+    rate that falls linearly, and leave the scaling by the velocity, which their sampler has and their text describes,
+    without effect; they guide the first quarter of a finer grid of 16 to 48 steps. Their weight of the shift of FMRG-E
+    is `t (1 - t')`, in place of the step that the ODE would make of it.
     """
+    follows_map = model is not None and has_map_to_data(model) and model.predicts_mean
     fmrg_j = Guidance(
         flow_map_point(model),
         "pathwise",
         guidance_strength=3.0,
         max_shift=None,
-        transition=ODETransition(),
+        transition=FlowMapTransition() if follows_map else ODETransition(),
+        num_particles=3,
         scaling="auto",
-        min_noise_to_signal=1.0,
+        num_guided_steps=0.5,
+        num_warm_up_steps=4,
+        num_jump_steps=2 if model is None or has_map_to_data(model) else None,
     )
     return replace(fmrg_j, **options)
 
@@ -141,13 +153,17 @@ def reno(model: Denoising | None = None, **options: Any) -> NoiseOptimization:
 
 @register_preset
 def posterior_diamond(model: Denoising | None = None, **options: Any) -> Guidance:
-    """Posterior Diamond Map (arXiv 2602.05993): guidance x ODE x Diamond look-aheads, pathwise.
+    """Posterior Diamond Map (arXiv 2602.05993): guidance x ODE x Diamond look-ahead, pathwise.
 
-    One evaluation a look-ahead, by a map that is loaded (`pipe.load_diamond_map`). Theirs draws samples of ImageNet
-    along the ODE of the base model, with the shift as large as the drift (`scaling="auto"`) times a strength that they
-    choose for each task; here its size is the exact one, and limited.
+    One evaluation a step, of one look-ahead by a map that is loaded (`pipe.load_diamond_map`), beside that of the base
+    model, whose ODE is followed; the shift is as large as the drift (`scaling="auto"`). The strength is 1, theirs for
+    inverse problems in 12 steps; for prompts, in 48 steps, it is 3. The size of the reward does not count. At pure
+    noise, where theirs are guided too, our maps do not depend on the state, and there is no guidance.
     """
-    return replace(Guidance(DiamondPosterior(4), "pathwise", transition=ODETransition()), **options)
+    guidance = Guidance(
+        DiamondPosterior(1), "pathwise", max_shift=None, transition=ODETransition(), scaling="auto"
+    )
+    return replace(guidance, **options)
 
 
 @register_preset
@@ -164,28 +180,43 @@ def guided_diamond(model: Denoising | None = None, **options: Any) -> PosteriorR
 def weighted_diamond(model: Denoising | None = None, **options: Any) -> Guidance:
     """Weighted Diamond Map (arXiv 2602.05993): guidance x ODE x weighted look-aheads of a flow map, pathwise.
 
-    On FLUX 16 look-aheads at `snr_factor=1.1`, 25 steps; on SANA-Sprint and others 4 at 20, 20 steps of which the first
-    five below pure noise are guided. Terms of the gradient have unit size (`scaling="norm"`), with the coefficient
-    clipped at 3, and their factor 20 at 512 x 512 pixels of FLUX and 1024 x 1024 of SANA. Look-aheads are weighed by
-    the reward alone, as their code does by default; `consistent` weights need a posterior mean:
-    `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`. Their `reward_scale` is 250, which the
-    normalised gradient heeds in the proportions of the look-aheads alone.
+    The gradients of the rewards, of the likelihoods and of the scores, averaged over the look-aheads, are brought to
+    norm 1 each (`scaling="norm"`), and their sum times 20 is the gradient. Likelihoods and scores are those of the
+    velocity that the sampler follows, so that no score model is needed. Their `reward_scale` is 250, which does not
+    count.
+
+    On FLUX with a flow-map LoRA, which particles follow from level to level: 25 steps at 512 x 512 pixels and guidance
+    scale 1, all but the first guided; 16 look-aheads at `snr_factor=1.1`, averaged by the softmax of the unscaled
+    reward; the coefficient limited to 20. On SANA-Sprint and others: 20 steps, of which the first five below pure
+    noise are guided and the sixth jumps to the end; 4 look-aheads at 20, averaged evenly; the best image seen on the
+    way kept; the coefficient limited to 3. That coefficient is theirs, `sigma_d^2 (sin^3 s / cos s - sin s cos s)`,
+    whose sign is wrong below `s = pi / 4`, where five steps of 20 do not reach (see `scalings.sana_sprint_norm`).
+    `consistent` weights, which need a posterior mean, are an option:
+    `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`.
+
+    Where this is not what they ran: on SANA-Sprint particles follow the ODE, where theirs move by `(x - z) / tau`, the
+    velocity in another time than that of the step; look-aheads cost two evaluations and two backward passes, on FLUX
+    theirs four and two, on SANA-Sprint one and two; scores are not clipped, which theirs are at values that guided
+    steps do not reach; the sampler's own prediction is compared with the best seen only where it is a clean sample,
+    and all are compared by the same reward.
     """
-    is_flux = model is not None and model.family == "flux"
-    num_samples, snr_factor, strength, lowest = (16, 1.1, 20 / 256, 0.0) if is_flux else (4, 20.0, 20 / 181, 2.0)
-    posterior = WeightedPosterior(
-        num_samples, snr_factor=snr_factor, weights="reward_softmax", num_map_steps=map_steps(model)
-    )
+    if model is not None and model.family == "flux":
+        posterior = WeightedPosterior(16, snr_factor=1.1, weights="reward_softmax", num_map_steps=map_steps(model))
+        own = {"scaling": "norm", "max_coefficient": 20.0}
+    else:
+        posterior = WeightedPosterior(4, snr_factor=20.0, weights="equal", num_map_steps=map_steps(model))
+        jumps = model is None or has_map_to_data(model)
+        own = {"scaling": "sana_sprint_norm", "max_coefficient": 3.0, "num_guided_steps": 5, "keeps_best": True}
+        own["num_jump_steps"] = 1 if jumps else None
+    follows_map = model is not None and has_map_to_data(model) and model.predicts_mean
     guidance = Guidance(
         posterior,
         "pathwise",
-        guidance_strength=strength,
+        guidance_strength=20.0,
         max_shift=None,
-        transition=ODETransition(),
-        scaling="norm",
-        max_coefficient=3.0,
+        transition=FlowMapTransition() if follows_map else ODETransition(),
         max_noise_to_signal=1000.0,
-        min_noise_to_signal=lowest,
+        **own,
     )
     return replace(guidance, **options)
 

@@ -16,6 +16,9 @@ from torch import Tensor
 from ..levels import expand
 from .look_ahead import LookAhead
 
+SANA_SPRINT_DEVIATION = 0.5
+"""`sigma_data` of SANA-Sprint: its latents are scaled by it."""
+
 Scaling = Callable[[LookAhead, float, float], Tensor]
 """Maps estimates of `N` particles, their level and the largest coefficient to the shift at strength 1, `[N, ...]`."""
 
@@ -28,17 +31,30 @@ def exact(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> T
 
 
 def norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
-    """Each term of the gradient at root-mean-square 1, then the coefficient: the recipe of the authors' code.
+    """Each term of the gradient at norm 1, their sum, then the coefficient: the recipe of the Weighted Diamond Map.
 
-    Theirs has the likelihood and the density ratio of the weights as two terms, which are one here, and norms in place
-    of root-mean-squares, so that its factor grows with the size of the latents: it is `guidance_strength` times the
-    square root of their number. At pure noise the shift is zero unless the coefficient is limited.
+    At pure noise the shift is zero unless the coefficient is limited.
     """
     coefficient = min(noise_to_signal, max_coefficient)
     if math.isinf(coefficient):
         return torch.zeros_like(ahead.terms[:, 0])
     time = 1 / (1 + 1 / noise_to_signal)
-    return time * coefficient * of_unit_size(ahead.terms.flatten(0, 1)).unflatten(0, ahead.terms.shape[:2]).sum(1)
+    return time * coefficient * _sum_of_units(ahead.terms)
+
+
+def sana_sprint_norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
+    """As `norm`, with the coefficient of the authors' code for SANA-Sprint, which is negative below `kappa = 1`.
+
+    On the path `x_s = cos s z + sin s sigma_d eps` of that model's scaled latents, `kappa = tan s`, guidance subtracts
+    `b grad_x V` from `dx / ds`. There `b = sigma_d^2 (sin^3 s / cos s + sin s cos s) = sigma_d^2 tan s`; theirs has a
+    minus, which makes it `-sigma_d^2 tan s cos 2 s`. A change `-c` of `dx / ds` moves the denoised sample by `c sin s`.
+    """
+    angle = math.atan(noise_to_signal)
+    coefficient = -(SANA_SPRINT_DEVIATION**2) * noise_to_signal * math.cos(2 * angle)
+    coefficient = min(coefficient, max_coefficient)
+    if math.isinf(coefficient):
+        return torch.zeros_like(ahead.terms[:, 0])
+    return math.sin(angle) * coefficient / SANA_SPRINT_DEVIATION * _sum_of_units(ahead.terms)
 
 
 def auto(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
@@ -47,7 +63,15 @@ def auto(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Te
     return expand(ahead.drift, total) * of_unit_size(total)
 
 
-SCALINGS: dict[str, Scaling] = {"exact": exact, "norm": norm, "auto": auto}
+SCALINGS: dict[str, Scaling] = {"exact": exact, "norm": norm, "sana_sprint_norm": sana_sprint_norm, "auto": auto}
+TERM_SCALINGS = ("norm", "sana_sprint_norm")
+"""Those that scale each term of the gradient for itself."""
+
+
+def _sum_of_units(terms: Tensor) -> Tensor:
+    """The sum `[N, ...]` of terms `[N, T, ...]`, each brought to norm 1; terms of zeros stay."""
+    sizes = terms.flatten(2).norm(dim=2).clamp(min=torch.finfo(terms.dtype).tiny)
+    return torch.einsum("nt,nt...->n...", 1 / sizes, terms)
 
 
 def of_unit_size(x: Tensor) -> Tensor:

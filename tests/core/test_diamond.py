@@ -166,12 +166,8 @@ def test_what_lacks_a_map_or_cannot_be_guided_is_refused():
         DiamondPosterior(0)
     with pytest.raises(ValueError, match="correlation is 2"):
         DiamondTransition(correlation=2)
-
-    class MapMixture(MixtureBackbone):
-        has_flow_map = True
-
-    with pytest.raises(ValueError, match="nothing could guide it"):
-        Guidance(transition=FlowMapTransition()).resolve(MapMixture(MIXTURE))
+    with pytest.raises(ValueError, match=r"num_jump_steps is 1, but this model model has no flow map"):
+        Guidance(num_jump_steps=1).resolve(plain)
 
 
 def test_posteriors_of_glass_and_of_the_map_agree_sample_by_sample():
