@@ -85,8 +85,8 @@ class Guidance(Alignment):
             predicted sample (`DiamondTransition`) is guided through the mean of its driving noise, which is the same
             as the steps shrink, and needs no evaluation of the base model.
         num_particles: guided samples of each image, of which the best is returned.
-        scaling: `exact`; `norm`, which brings each term of the gradient to norm 1 before the coefficient, and
-            `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size of
+        scaling: `exact`; `norm`, which brings each term of the gradient to root-mean-square 1 before the coefficient,
+            and `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size of
             the velocity. See `scalings`.
         max_coefficient: limit of the coefficient of the gradient in all but `auto`, which grows without bound towards
             pure noise.
@@ -183,15 +183,17 @@ class Guidance(Alignment):
             # The sample is the plain one.
             return self, levels
         guided = [index for index, level in enumerate(levels[:-1]) if self.guides_at(level)]
-        if self.num_guided_steps is not None:
-            is_share = self.num_guided_steps < 1
-            count = math.ceil(self.num_guided_steps * (len(levels) - 1)) if is_share else int(self.num_guided_steps)
+        count = len(levels) if self.num_guided_steps is None else self.num_guided_steps
+        count = math.ceil(count * (len(levels) - 1)) if count < 1 else int(count)
+        method = self
+        if count < len(guided):
             guided = guided[:count]
-        if not guided:
-            return self, levels
-        method = replace(self, min_noise_to_signal=levels[guided[-1]])
-        is_shortened = self.num_jump_steps is not None and guided[-1] + 2 < len(levels)
-        return method, [*levels[: guided[-1] + 2], levels[-1]] if is_shortened else levels
+            # Queries within the last guided step are guided too.
+            end = math.nextafter(levels[guided[-1] + 1], math.inf)
+            method = replace(self, min_noise_to_signal=max(self.min_noise_to_signal, end))
+        if self.num_jump_steps is None or not guided or guided[-1] + 2 >= len(levels):
+            return method, levels
+        return method, [*levels[: guided[-1] + 2], levels[-1]]
 
     def guides_at(self, noise_to_signal: float) -> bool:
         """Whether there is guidance at a level."""

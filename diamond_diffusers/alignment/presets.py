@@ -125,13 +125,12 @@ def fmrg(model: Denoising | None = None, **options: Any) -> Guidance:
     without effect; they guide the first quarter of a finer grid of 16 to 48 steps. Their weight of the shift of FMRG-E
     is `t (1 - t')`, in place of the step that the ODE would make of it.
     """
-    follows_map = model is not None and has_map_to_data(model) and model.predicts_mean
     fmrg_j = Guidance(
         flow_map_point(model),
         "pathwise",
         guidance_strength=3.0,
         max_shift=None,
-        transition=FlowMapTransition() if follows_map else ODETransition(),
+        transition=FlowMapTransition() if follows_flow_map(model) else ODETransition(),
         num_particles=3,
         scaling="auto",
         num_guided_steps=0.5,
@@ -181,44 +180,47 @@ def weighted_diamond(model: Denoising | None = None, **options: Any) -> Guidance
     """Weighted Diamond Map (arXiv 2602.05993): guidance x ODE x weighted look-aheads of a flow map, pathwise.
 
     The gradients of the rewards, of the likelihoods and of the scores, averaged over the look-aheads, are brought to
-    norm 1 each (`scaling="norm"`), and their sum times 20 is the gradient. Likelihoods and scores are those of the
-    velocity that the sampler follows, so that no score model is needed. Their `reward_scale` is 250, which does not
-    count.
+    one size each (`scaling="norm"`), that of a norm of 20 at their number of latents. Likelihoods and scores are those
+    of the velocity that the sampler follows, so that no score model is needed. Their `reward_scale` is 250, which does
+    not count.
 
     On FLUX with a flow-map LoRA, which particles follow from level to level: 25 steps at 512 x 512 pixels and guidance
     scale 1, all but the first guided; 16 look-aheads at `snr_factor=1.1`, averaged by the softmax of the unscaled
-    reward; the coefficient limited to 20. On SANA-Sprint and others: 20 steps, of which the first five below pure
-    noise are guided and the sixth jumps to the end; 4 look-aheads at 20, averaged evenly; the best image seen on the
-    way kept; the coefficient limited to 3. That coefficient is theirs, `sigma_d^2 (sin^3 s / cos s - sin s cos s)`,
-    whose sign is wrong below `s = pi / 4`, where five steps of 20 do not reach (see `scalings.sana_sprint_norm`).
-    `consistent` weights, which need a posterior mean, are an option:
-    `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`.
+    reward; the coefficient limited to 20. Models that they have not used get the same with 4 look-aheads. On
+    SANA-Sprint: 20 steps at 1024 x 1024 pixels, of which the first five below pure noise are guided and the next jumps
+    to the end; 4 look-aheads at 20, averaged evenly; the best image seen on the way kept; the coefficient limited to 3.
+    It is theirs, `sigma_d^2 (sin^3 s / cos s - sin s cos s)`, whose sign is wrong below `s = pi / 4`, which five steps
+    of 20 do not reach (see `scalings.sana_sprint_norm`). `consistent` weights, which need a posterior mean, are an
+    option: `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`.
 
-    Where this is not what they ran: on SANA-Sprint particles follow the ODE, where theirs move by `(x - z) / tau`, the
-    velocity in another time than that of the step; look-aheads cost two evaluations and two backward passes, on FLUX
-    theirs four and two, on SANA-Sprint one and two; scores are not clipped, which theirs are at values that guided
-    steps do not reach; the sampler's own prediction is compared with the best seen only where it is a clean sample,
-    and all are compared by the same reward.
+    Where this is not what they ran: the norm of the gradient grows with the image, and is 20 at the sizes above; on
+    SANA-Sprint particles follow the ODE, where theirs move by `(x - z) / tau`, the velocity in another time than that
+    of the step; a look-ahead takes two evaluations and two backward passes, where their code takes four and two on
+    FLUX, one and two on SANA-Sprint; scores are not clipped, which theirs are at values that guided steps do not reach.
     """
-    if model is not None and model.family == "flux":
-        posterior = WeightedPosterior(16, snr_factor=1.1, weights="reward_softmax", num_map_steps=map_steps(model))
-        own = {"scaling": "norm", "max_coefficient": 20.0}
+    family = None if model is None else model.family
+    if family == "sana_sprint":
+        posterior = WeightedPosterior(4, snr_factor=20.0, weights="equal")
+        own = {"guidance_strength": 20 / 32768**0.5, "scaling": "sana_sprint_norm", "max_coefficient": 3.0}
+        own |= {"num_guided_steps": 5, "num_jump_steps": 1, "keeps_best": True}
     else:
-        posterior = WeightedPosterior(4, snr_factor=20.0, weights="equal", num_map_steps=map_steps(model))
-        jumps = model is None or has_map_to_data(model)
-        own = {"scaling": "sana_sprint_norm", "max_coefficient": 3.0, "num_guided_steps": 5, "keeps_best": True}
-        own["num_jump_steps"] = 1 if jumps else None
-    follows_map = model is not None and has_map_to_data(model) and model.predicts_mean
+        count = 16 if family == "flux" else 4
+        posterior = WeightedPosterior(count, snr_factor=1.1, weights="reward_softmax", num_map_steps=map_steps(model))
+        own = {"guidance_strength": 20 / 65536**0.5, "scaling": "norm", "max_coefficient": 20.0}
     guidance = Guidance(
         posterior,
         "pathwise",
-        guidance_strength=20.0,
         max_shift=None,
-        transition=FlowMapTransition() if follows_map else ODETransition(),
+        transition=FlowMapTransition() if follows_flow_map(model) else ODETransition(),
         max_noise_to_signal=1000.0,
         **own,
     )
     return replace(guidance, **options)
+
+
+def follows_flow_map(model: Denoising | None) -> bool:
+    """Whether a flow map leads from level to level; that of a few-step model does, along its Euler steps, anyway."""
+    return model is not None and has_map_to_data(model) and model.predicts_mean
 
 
 def map_steps(model: Denoising | None) -> int:

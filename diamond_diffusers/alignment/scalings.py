@@ -31,9 +31,10 @@ def exact(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> T
 
 
 def norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
-    """Each term of the gradient at norm 1, their sum, then the coefficient: the recipe of the Weighted Diamond Map.
+    """Each term of the gradient at root-mean-square 1, then the coefficient: the recipe of the Weighted Diamond Map.
 
-    At pure noise the shift is zero unless the coefficient is limited.
+    Its authors' code has norms in place of root-mean-squares, so that its factor is `guidance_strength` times the
+    square root of the number of latents. At pure noise the shift is zero unless the coefficient is limited.
     """
     coefficient = min(noise_to_signal, max_coefficient)
     if math.isinf(coefficient):
@@ -69,9 +70,8 @@ TERM_SCALINGS = ("norm", "sana_sprint_norm")
 
 
 def _sum_of_units(terms: Tensor) -> Tensor:
-    """The sum `[N, ...]` of terms `[N, T, ...]`, each brought to norm 1; terms of zeros stay."""
-    sizes = terms.flatten(2).norm(dim=2).clamp(min=torch.finfo(terms.dtype).tiny)
-    return torch.einsum("nt,nt...->n...", 1 / sizes, terms)
+    """The sum `[N, ...]` of terms `[N, T, ...]`, each brought to root-mean-square 1; terms of zeros stay."""
+    return of_unit_size(terms.flatten(0, 1)).unflatten(0, terms.shape[:2]).sum(1)
 
 
 def of_unit_size(x: Tensor) -> Tensor:

@@ -97,7 +97,8 @@ def packed(latents: Tensor) -> Tensor:
 @torch.no_grad()
 def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
     model, _, golden = flux_model()
-    preset = weighted_diamond(model.backbone)
+    # Their norm is 20 whatever the size of the latents.
+    preset = weighted_diamond(model.backbone, guidance_strength=20 / golden["latents"].numel() ** 0.5)
     assert isinstance(preset.transition, FlowMapTransition)
     posterior = replace(preset.posterior, num_samples=3)
     path, recorded = model.backbone.path, {name: golden[f"t{time}.{name}"] for name in ("eps", "particle_reward")}
@@ -128,7 +129,7 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
 def test_a_run_of_the_weighted_diamond_map_on_flux() -> None:
     """Eight steps, all but the first guided: latents before each, the last ones, and the image."""
     model, levels, golden = flux_model()
-    preset = weighted_diamond(model.backbone)
+    preset = weighted_diamond(model.backbone, guidance_strength=20 / golden["latents"].numel() ** 0.5)
     preset = replace(preset, posterior=replace(preset.posterior, num_samples=4))
     path, visited = model.backbone.path, []
 

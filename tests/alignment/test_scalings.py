@@ -89,25 +89,64 @@ def test_all_families_are_shifted_alike(scaling, kappa):
         torch.testing.assert_close(shift, shifts[0], atol=1e-6, rtol=1e-6)
 
 
-def test_the_terms_of_weighted_look_aheads_add_up_and_are_scaled_each_for_itself():
+@pytest.mark.parametrize("weights", ["consistent", "reward_softmax", "equal"])
+def test_the_three_terms_of_weighted_look_aheads_are_scaled_each_for_itself(weights):
     kappa, x = 1.0, observations(1.0)
     model = make_map_model(MIXTURE, QUADRATIC, num_steps=6)
-    posterior = WeightedPosterior(4)
-    guidance = Guidance(posterior, "pathwise", 0.4, None, scaling="norm")
-
-    def terms(with_terms):
-        random = RandomSource(seeded(2), 1, dtype=torch.float64)
-        return look_ahead(model, posterior, x, kappa, random, "pathwise", False, with_terms)
-
-    split, whole = terms(True), terms(False)
-    assert split.terms.shape == (6, 2, 3) and whole.terms.shape == (6, 1, 3)
-    assert split.terms.flatten(2).norm(dim=2).min() > 1e-3
-    torch.testing.assert_close(split.shift, whole.shift)
-    reward, weights = (term / root_mean_square(term)[:, None] for term in split.terms.unbind(1))
-    torch.testing.assert_close(shift_of(guidance, model, x, kappa), 0.4 * 0.5 * (reward + weights))
+    guidance = Guidance(WeightedPosterior(4, weights=weights), "pathwise", 0.4, None, scaling="norm")
+    random = RandomSource(seeded(2), 1, dtype=torch.float64)
+    ahead = look_ahead(model, guidance.posterior, x, kappa, random, "pathwise", False, with_terms=True)
+    assert ahead.terms.shape == (6, 3, 3)
+    assert ahead.terms.flatten(2).norm(dim=2).min() > 1e-3
+    units = [term / root_mean_square(term)[:, None] for term in ahead.terms.unbind(1)]
+    torch.testing.assert_close(shift_of(guidance, model, x, kappa), 0.4 * 0.5 * sum(units))
 
 
-def test_terms_cost_the_look_aheads_once_more_where_they_are_weighted():
+@pytest.mark.parametrize("weights", ["reward_softmax", "equal"])
+def test_the_scale_of_the_reward_does_not_count_in_the_terms_of_the_authors(weights):
+    x = observations(1.0)
+    guidance = Guidance(WeightedPosterior(4, weights=weights), "pathwise", 0.4, None, scaling="norm")
+    small, large = (
+        shift_of(guidance, make_map_model(MIXTURE, QUADRATIC, num_steps=4, reward_scale=scale), x, 1.0)
+        for scale in (0.5, 50.0)
+    )
+    torch.testing.assert_close(small, large)
+
+
+def test_proportions_of_look_aheads_in_the_terms():
+    log_weights, rewards = torch.tensor([[0.0, -1.0, 2.0]]), torch.tensor([[30.0, -20.0, 10.0]])
+    scaled = {weights: WeightedPosterior(3, weights=weights) for weights in ("consistent", "reward_softmax", "equal")}
+    proportions = {name: one.log_proportions(log_weights, rewards, 10.0).tolist() for name, one in scaled.items()}
+    assert proportions == {
+        "consistent": [[30.0, -21.0, 12.0]],
+        "reward_softmax": [[3.0, -2.0, 1.0]],
+        "equal": [[0.0, 0.0, 0.0]],
+    }
+    # A negative scale prefers low rewards, however large it is.
+    assert scaled["reward_softmax"].log_proportions(log_weights, rewards, -10.0).tolist() == [[3.0, -2.0, 1.0]]
+
+
+def test_likelihood_and_score_terms_are_those_of_a_gaussian():
+    """Of standard normal data, whose posterior mean and score are linear; one look-ahead with known noise."""
+    kappa, factor = 1.5, 1.7
+    x, noise = observations(kappa).requires_grad_(), torch.randn(6, 3, generator=seeded(3), dtype=torch.float64)
+    posterior = WeightedPosterior(1, snr_factor=factor)
+
+    def aim(x, level):
+        # E[z | y] = y / (1 + kappa^2), y = x sqrt(1 + kappa^2).
+        return x / (1 + level**2) ** 0.5
+
+    terms = posterior.gradient_terms(x, kappa, math.inf, noise, aim, aim(x, torch.tensor(kappa)).detach())
+    y = x * (1 + kappa**2) ** 0.5
+    copies = y + kappa * (factor - 1) ** 0.5 * noise
+    residual = y - copies / (1 + factor * kappa**2)
+    torch.testing.assert_close(terms.log_likelihoods[:, 0], -residual.square().sum(1) / (2 * kappa**2))
+    # The scores of y are -y / (1 + kappa^2), those of x larger by dy / dx.
+    scores = -copies / (1 + factor * kappa**2) + y / (1 + kappa**2)
+    torch.testing.assert_close(terms.score_differences[:, 0], (1 + kappa**2) ** 0.5 * scores)
+
+
+def test_terms_cost_an_evaluation_and_a_backward_pass_of_each_look_ahead():
     def cost(posterior, with_terms):
         model = make_map_model(MIXTURE, QUADRATIC, num_steps=2)
         x = observations(1.0).float()
@@ -116,13 +155,26 @@ def test_terms_cost_the_look_aheads_once_more_where_they_are_weighted():
             look_ahead(model, posterior, x, 1.0, RandomSource(seeded(2), 1), "pathwise", True, with_terms)
         return model.cost
 
-    whole, split = cost(WeightedPosterior(4), False), cost(WeightedPosterior(4), True)
-    # Of 10 evaluations of a particle that of the predicted sample alone is not made again.
-    assert (whole.network_evaluations, split.network_evaluations) == (6 * 10, 6 * (10 + 9))
-    assert (whole.backward_passes, split.backward_passes) == (6 * 4, 6 * 8)
-    assert whole.decodes == split.decodes == whole.reward_calls == split.reward_calls == 6 * 4
-    equal, also_equal = (cost(WeightedPosterior(4, weights="reward_softmax"), flag) for flag in (False, True))
-    assert equal.network_evaluations == also_equal.network_evaluations
+    for posterior, evaluations in ((WeightedPosterior(4), 10), (WeightedPosterior(4, weights="equal"), 5)):
+        whole, split = cost(posterior, False), cost(posterior, True)
+        assert (whole.network_evaluations, split.network_evaluations) == (6 * evaluations, 6 * (evaluations + 4))
+        assert (whole.backward_passes, split.backward_passes) == (6 * 4, 6 * 8)
+        assert whole.decodes == split.decodes == whole.reward_calls == split.reward_calls == 6 * 4
+
+
+@pytest.mark.parametrize(("kappa", "limit"), [(0.4, math.inf), (1.0, math.inf), (5.0, math.inf), (50.0, 3.0)])
+def test_the_coefficient_of_the_authors_for_sana_sprint_has_the_wrong_sign_below_one(kappa, limit):
+    model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
+    options = {"guidance_strength": 0.4, "max_shift": None, "max_coefficient": limit}
+    shift = shift_of(Guidance(gradient="pathwise", scaling="sana_sprint_norm", **options), model, x, kappa)
+    s = math.atan(kappa)
+    b = min(0.25 * (math.sin(s) ** 3 / math.cos(s) - math.sin(s) * math.cos(s)), limit)
+    options["max_coefficient"] = math.inf
+    right = shift_of(Guidance(gradient="pathwise", scaling="norm", **options), model, x, kappa)
+    # Of the scaled latents, whose deviation is 1/2: dx / ds changes by -b, and the denoised sample by b sin s.
+    expected = 0.4 * b * math.sin(s) / 0.5 * right / root_mean_square(right)[:, None]
+    torch.testing.assert_close(shift, expected, atol=1e-9, rtol=1e-6)
+    assert (b > 0) == (kappa > 1) or kappa == 1
 
 
 @pytest.mark.parametrize("max_coefficient", [0.5, 2.0, math.inf])
@@ -178,7 +230,7 @@ def test_rows_of_zeros_stay_zero_and_limits_keep_directions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scaling": "clip"}, "scaling is 'clip'; choose one of exact, norm, auto"),
+        ({"scaling": "clip"}, "scaling is 'clip'; choose one of exact, norm, sana_sprint_norm, auto"),
         ({"max_coefficient": 0.0}, r"max_coefficient is 0\.0; give a positive number"),
         (
             {"max_coefficient": 3.0, "scaling": "auto"},
