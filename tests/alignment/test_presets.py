@@ -11,12 +11,12 @@ from diamond_diffusers.alignment import PRESETS, SMC, AdaptiveTempering, Guidanc
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.noise_optimization import NoiseOptimization
 from diamond_diffusers.alignment.posterior_resampling import PosteriorResampling
-from diamond_diffusers.alignment.presets import das, fk_steering, fmrg, fmtt, weighted_diamond
+from diamond_diffusers.alignment.presets import das, fk_steering, fmrg, fmtt, posterior_diamond, weighted_diamond
 from diamond_diffusers.alignment.tempering import ScheduledTempering
 from diamond_diffusers.cli import AlignmentOptions, build_alignment
 from diamond_diffusers.diamond import DiamondPosterior
 from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers.transitions import AncestralTransition, FlowMapTransition, GlassTransition, ODETransition
 from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..conftest import redness
@@ -41,19 +41,18 @@ CELLS = {
     "guided_diamond": (PosteriorResampling, DiamondPosterior, type(None)),
     "weighted_diamond": (Guidance, WeightedPosterior, ODETransition),
 }
-# Evaluations and backward passes of a particle on an ordinary model, for which a flow map takes 4 steps of its ODE:
-# guided steps cost more, and FMRG and the Weighted Diamond Map guide but some.
-LOW = sum(level >= 1.0 for level in COARSE_LEVELS[:-1])
+# Evaluations and backward passes of an image on an ordinary model, for which a flow map takes 4 steps of its ODE.
 COSTS = {
-    "fk_steering": (STEPS, 0),
-    "das": (STEPS, STEPS),
-    "glass_fk": (4 * STEPS, 0),
+    "fk_steering": (4 * STEPS, 0),
+    "das": (4 * STEPS, 4 * STEPS),
+    "glass_fk": (4 * 4 * STEPS, 0),
     "dps": (STEPS, STEPS),
     "fmtt": (4 * STEPS, 4 * STEPS),
-    "fmrg": (STEPS + 3 * LOW, 4 * LOW),
-    "posterior_diamond": (STEPS * (1 + 4), 4 * STEPS),
-    # At kappa = 3 alone.
-    "weighted_diamond": (STEPS + 4 * 4, 4 * 4),
+    # Three guided steps and one more of three particles, their comparison, and one step of the best.
+    "fmrg": (3 * (3 * 4 + 1 + 4) + 1, 3 * 3 * 4),
+    "posterior_diamond": (STEPS * (1 + 1), STEPS),
+    # Below pure noise, of each look-ahead its map and the velocity there.
+    "weighted_diamond": (STEPS + (STEPS - 1) * 4 * (4 + 1), (STEPS - 1) * 4 * (4 + 1)),
 }
 
 
@@ -82,9 +81,8 @@ def test_presets_raise_the_reward_at_their_cost(name, reward):
     drawn = (result.log_weights.exp() * result.rewards).sum(1)
     gain = drawn - plain[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
-    rows = IMAGES * alignment.num_particles
     evaluations, backwards = COSTS[name]
-    assert (model.cost.network_evaluations, model.cost.backward_passes) == (rows * evaluations, rows * backwards)
+    assert (model.cost.network_evaluations, model.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
 
 
 def test_reno_raises_the_reward_of_a_flow_map():
@@ -96,27 +94,34 @@ def test_reno_raises_the_reward_of_a_flow_map():
     assert (after > before).all()
 
 
-@pytest.mark.parametrize("name", ["fmtt", "fmrg", "weighted_diamond"])
-def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name):
+# FMRG: three particles over three guided steps and the two of the jump.
+@pytest.mark.parametrize(
+    ("name", "evaluations"), [("fmtt", STEPS), ("fmrg", 3 * (3 + 2)), ("weighted_diamond", STEPS + (STEPS - 1) * 4 * 2)]
+)
+def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, evaluations):
     model = make_map_model(MIXTURE, LINEAR, num_images=IMAGES, num_steps=4)
     alignment = as_alignment(name, model.backbone)
     plain = run(NoAlignment(ODETransition()), make_map_model(MIXTURE, LINEAR, IMAGES, num_steps=4)).rewards
     gain = (run(alignment, model).rewards - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
-    extra = 4 if name == "weighted_diamond" else 0
-    assert model.cost.network_evaluations == IMAGES * (STEPS + extra)
+    assert model.cost.network_evaluations == IMAGES * evaluations
 
 
-@pytest.mark.parametrize(("name", "look_aheads"), [("fmtt", STEPS), ("fmrg", LOW), ("weighted_diamond", 4)])
-def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, look_aheads):
+@pytest.mark.parametrize(
+    ("name", "evaluations", "backwards"),
+    [
+        ("fmtt", STEPS + STEPS, STEPS),
+        ("fmrg", 3 * (3 * 2 + 2), 3 * 3),
+        ("weighted_diamond", STEPS + (STEPS - 1) * 4 * 2, (STEPS - 1) * 4 * 2),
+    ],
+)
+def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, evaluations, backwards):
     model = model_of(num_images=IMAGES)
     alignment = as_alignment(name, model.backbone)
-    gain = (run(alignment, model).rewards - run(NoAlignment(ODETransition()), model_of(num_images=IMAGES)).rewards)[
-        :, 0
-    ]
+    plain = run(NoAlignment(ODETransition()), model_of(num_images=IMAGES)).rewards
+    gain = (run(alignment, model).rewards - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
-    assert model.cost.network_evaluations == IMAGES * (STEPS + look_aheads)
-    assert model.cost.backward_passes == IMAGES * look_aheads
+    assert (model.cost.network_evaluations, model.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
 
 
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.
@@ -136,10 +141,46 @@ def test_settings_follow_the_model():
     assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
     assert fmtt(ordinary).posterior == FlowMapPoint(4)
     assert weighted_diamond(few_step) == weighted_diamond()
-    assert weighted_diamond().posterior == WeightedPosterior(4, 20.0, "reward_softmax")
+    assert weighted_diamond().posterior == WeightedPosterior(4, 1.1, "reward_softmax")
+    assert fmrg().num_jump_steps == fmrg(few_step).num_jump_steps == 2 and fmrg(ordinary).num_jump_steps is None
     few_step.family, ordinary.family = "flux", "sdxl"
-    assert weighted_diamond(few_step).posterior == WeightedPosterior(16, 1.1, "reward_softmax")
+    flux = weighted_diamond(few_step)
+    assert flux.posterior == WeightedPosterior(16, 1.1, "reward_softmax")
+    assert (flux.scaling, flux.guidance_strength, flux.max_coefficient) == ("norm", 20 / 256, 20.0)
     assert das(ordinary).tempering == ScheduledTempering(0.008)
+    few_step.family = "sana_sprint"
+    sprint = weighted_diamond(few_step)
+    assert sprint.posterior == WeightedPosterior(4, 20.0, "equal")
+    assert (sprint.scaling, sprint.max_coefficient, sprint.num_guided_steps) == ("sana_sprint_norm", 3.0, 5)
+    assert sprint.guidance_strength == pytest.approx(20 / 181, rel=1e-3)
+    with_map = DiamondMixture(MIXTURE)
+    for preset in (fmrg, weighted_diamond):
+        assert preset(with_map).transition == FlowMapTransition()
+        assert preset(few_step).transition == preset(ordinary).transition == ODETransition()
+
+
+def test_the_posterior_diamond_map_adds_as_much_as_the_drift():
+    """One look-ahead, through which the gradient goes; a strength of 3 adds three times as much."""
+    kappa, next_kappa = 1.4, 0.9
+    x = MIXTURE.observation(kappa).sample(20, seeded(1)).float()
+
+    def step(**options):
+        model = model_of()
+        method = posterior_diamond(model.backbone, num_particles=20, **options)
+        latents = run(method, model, (kappa, next_kappa), x=x).latents[0]
+        assert (model.cost.network_evaluations, model.cost.backward_passes) == (20 * 2, 20)
+        return latents
+
+    plain = run(NoAlignment(ODETransition(), 20), model_of(), (kappa, next_kappa), x=x).latents[0]
+    drift = (plain / coefficients(next_kappa)[0] - x / coefficients(kappa)[0]) / (next_kappa - kappa)
+    predicted = x / coefficients(kappa)[0] - kappa * drift
+    # x_t of rectified flow, whose velocity is (x_t - E[z | x_t]) / t, with t = kappa / (1 + kappa).
+    velocity = (x / sum(coefficients(kappa)) - predicted) * (1 + kappa) / kappa
+    for strength in (1.0, 3.0):
+        moved = (step(guidance_strength=strength) - plain) * (1 / sum(coefficients(next_kappa)))
+        time_step = kappa / (1 + kappa) - next_kappa / (1 + next_kappa)
+        expected = strength * time_step * velocity.square().mean(1).sqrt()
+        torch.testing.assert_close(moved.square().mean(1).sqrt(), expected.float(), atol=1e-4, rtol=1e-3)
 
 
 def test_both_forms_of_fmrg_move_by_three_times_the_drift():

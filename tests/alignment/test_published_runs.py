@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,19 +10,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.alignment.presets import weighted_diamond
+from diamond_diffusers.alignment.presets import fmrg, reno, weighted_diamond
+from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.rewards.base import Reward
 from diamond_diffusers.transitions import FlowMapTransition
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "presets"
 FLUX = FIXTURES / "flux_weighted_diamond"
+SANA = FIXTURES / "sana_sprint_weighted_diamond"
 # Of float32 through networks, decoder and derivatives, in another order.
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 
@@ -33,9 +45,12 @@ class LinearReward(Reward):
 
     def __init__(self, weight: Tensor, constant: Tensor) -> None:
         self.weight, self.constant = weight, constant
+        self.given: list[float] = []
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return (images * self.weight).sum((1, 2, 3)) + self.constant
+        scores = (images * self.weight).sum((1, 2, 3)) + self.constant
+        self.given += scores.tolist()
+        return scores
 
 
 class RecordedNoise:
@@ -81,6 +96,37 @@ def flux_model(num_inference_steps: int = 8) -> tuple[TiltedModel, list[float], 
         "num_inference_steps": num_inference_steps,
         "guidance_scale": 1.0,
         "max_sequence_length": 32,
+    }
+    arguments = resolve_arguments(pipe.backbone, call, {})
+    conditions = pipe.backbone.encode(arguments)
+    reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
+    model = TiltedModel(pipe.backbone, conditions, [""], reward, reward_scale=250.0)
+    return model, pipe.backbone.levels(arguments, conditions), golden
+
+
+@cache
+def sana_sprint() -> tuple[DiamondMapPipeline, dict[str, Tensor]]:
+    """The tiny SANA-Sprint, and what was recorded."""
+    parts = (
+        AutoencoderDC.from_pretrained(SANA / "vae"),
+        SanaTransformer2DModel.from_pretrained(SANA / "transformer"),
+        SCMScheduler.from_pretrained(SANA / "scheduler"),
+    )
+    return DiamondMapPipeline.from_pipe(SanaSprintPipeline(None, None, *parts)), load_file(SANA / "golden.safetensors")
+
+
+def sana_sprint_model() -> tuple[TiltedModel, list[float], dict[str, Tensor]]:
+    """The tilted law of the recorded run, and its levels."""
+    pipe, golden = sana_sprint()
+    call = {
+        "prompt_embeds": golden["prompt_embeds"],
+        "prompt_attention_mask": torch.ones(golden["prompt_embeds"].shape[:2], dtype=torch.long),
+        "height": 32,
+        "width": 32,
+        "use_resolution_binning": False,
+        "num_inference_steps": 20,
+        "intermediate_timesteps": None,
+        "guidance_scale": 1.0,
     }
     arguments = resolve_arguments(pipe.backbone, call, {})
     conditions = pipe.backbone.encode(arguments)
@@ -146,3 +192,96 @@ def test_a_run_of_the_weighted_diamond_map_on_flux() -> None:
     # Of a look-ahead two evaluations and one backward pass through each, where their code makes four of the first.
     assert model.cost.network_evaluations == 8 + 7 * 4 * 2
     assert model.cost.backward_passes == 7 * 4 * 2
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+@torch.no_grad()
+def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
+    """The look-aheads of their run, which are averaged evenly, and the change that their coefficient makes."""
+    model, levels, golden = sana_sprint_model()
+    latents = golden["latents"][step : step + 1]
+    preset = weighted_diamond(model.backbone, guidance_strength=20 / latents.numel() ** 0.5)
+    noise = RecordedNoise([golden["eps"][step - 1]])
+    ahead = preset.look_ahead(model, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
+    # Before the look-aheads come the predictions of each step so far, and look-aheads of those before.
+    first = 2 + 5 * (step - 1)
+    torch.testing.assert_close(ahead.samples[0], golden["candidates"][first : first + 4], **TOLERANCE)
+    torch.testing.assert_close(ahead.rewards[0] / 250, golden["rewards"][first : first + 4], atol=2e-3, rtol=1e-3)
+    # Of scaled latents: b times the gradient is taken from dx / ds.
+    shift = preset.shift(ahead, levels[step]) * 0.5 / math.sin(golden["times"][step])
+    expected = golden["scaled_gradients"][step - 1 : step]
+    torch.testing.assert_close(shift, expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+
+@torch.no_grad()
+def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_best_image_seen() -> None:
+    model, levels, golden = sana_sprint_model()
+    preset = weighted_diamond(model.backbone, guidance_strength=20 / 256**0.5)
+    visited = []
+    result = preset.run(
+        model,
+        golden["starting_latents"],
+        levels,
+        RandomSource(torch.Generator().manual_seed(0), 1),
+        lambda index, x, step: visited.append((x, step)),
+    )
+    # The first step, five guided ones, and one evaluation from there to the end.
+    assert [step for _, step in visited] == [0, 1, 2, 3, 4, 5, 19]
+    assert model.cost.network_evaluations == 1 + 5 * (1 + 4 * 2) + 1
+    assert model.cost.backward_passes == 5 * 4 * 2
+    before_jump, end = visited[-2][0], visited[-1][0]
+    torch.testing.assert_close(end, model.network(model.owners(1)).predict(before_jump, levels[6]))
+    # Every prediction and look-ahead, the last sample, and the best of the others once more.
+    given = model.reward.given
+    assert len(given) == 6 + 5 * 4 + 2
+    assert result.rewards.item() == pytest.approx(max(given), rel=1e-5)
+    torch.testing.assert_close(model.decode(result.latents[0], model.owners(1)), result.images[0])
+
+
+@torch.no_grad()
+def test_a_run_of_fmrg_on_flux() -> None:
+    """Three particles over four guided steps, the best of them over two more, and two steps of the flow map."""
+    model, levels, _ = flux_model(16)
+    golden = load_file(FIXTURES / "fmrg" / "golden.safetensors")
+    preset = fmrg(model.backbone, num_guided_steps=6)
+    path, visited = model.backbone.path, []
+
+    def on_step(index: int, x: Tensor, step: int) -> None:
+        visited.append(path.from_bounded(x, path.time(levels[step + 1])))
+
+    start = packed(golden["warm_up"][:, 0])
+    result = preset.run(model, start, levels, RandomSource(torch.Generator(), 1), on_step)
+    assert [len(x) for x in visited] == [3, 3, 3, 1, 1, 1, 1]
+    expected = [*golden["warm_up"][:, 1:4].unbind(1), *golden["alone"].unsqueeze(1)]
+    for latents, recorded in zip(visited[:6], expected, strict=True):
+        torch.testing.assert_close(latents, packed(recorded), atol=2e-3, rtol=0)
+    torch.testing.assert_close(visited[-1], packed(golden["final_latents"]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(result.images[0], golden["image"], atol=2e-3, rtol=0)
+    # Of each guided step the map to the end and the one to the next level; the particles are compared by one more.
+    assert model.cost.network_evaluations == 3 * (4 * 2 + 1) + 2 * 2 + 2
+    assert model.cost.backward_passes == 3 * 4 + 2
+
+
+@pytest.mark.parametrize(("name", "scale"), [("weak", 2e-5), ("strong", 1.0)])
+def test_a_run_of_reno_on_one_step_of_flux(name: str, scale: float) -> None:
+    """Eight iterations; a weak reward leaves the gradient to the regularisation, a strong one meets the clipping."""
+    model, _, _ = flux_model()
+    golden = load_file(FIXTURES / "reno" / "golden.safetensors")
+    model.reward_scale = scale
+    noises = []
+
+    class Watched(type(model.backbone)):
+        def flow_map(self, x, *arguments):
+            noises.append(x.detach().clone())
+            return super().flow_map(x, *arguments)
+
+    backbone = Watched(model.backbone.pipeline)
+    model.backbone = backbone
+    preset = reno(backbone, num_iterations=8, transition=FlowMapTransition())
+    start = golden[f"{name}.noises"][:1]
+    result = preset.run(model, start, (math.inf, 0.0), RandomSource(torch.Generator(), 1))
+    torch.testing.assert_close(torch.cat(noises), golden[f"{name}.noises"], atol=2e-4, rtol=0)
+    best = golden[f"{name}.best_image"]
+    assert (result.images[0, 0].permute(1, 2, 0) - best / 255).abs().max() < 1.01 / 255
+    expected = golden[f"{name}.rewards"].max()
+    torch.testing.assert_close(scale * result.rewards[0, 0], expected, atol=2e-3 * scale, rtol=1e-3)
