@@ -214,7 +214,7 @@ class Alignment(ABC):
         shape = cloud.log_weights.shape
         rewards, terms, images = None, {}, None
         if model.reward is not None:
-            final = cloud.final or model.evaluate(cloud.x, model.owners(self.num_particles, cloud.x.device))
+            final = cloud.final or model.evaluate(cloud.x, model.owners(shape[1], cloud.x.device))
             rewards = final.total.reshape(shape)
             terms = {name: term.reshape(shape) for name, term in final.terms.items()}
             images = final.images.unflatten(0, shape)

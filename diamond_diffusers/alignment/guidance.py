@@ -86,8 +86,8 @@ class Guidance(Alignment):
             as the steps shrink, and needs no evaluation of the base model.
         num_particles: guided samples of each image, of which the best is returned.
         scaling: `exact`; `norm`, which brings each term of the gradient to root-mean-square 1 before the coefficient,
-            and `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size of
-            the velocity. See `scalings`.
+            and `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size
+            of the velocity. See `scalings`.
         max_coefficient: limit of the coefficient of the gradient in all but `auto`, which grows without bound towards
             pure noise.
         max_noise_to_signal, min_noise_to_signal: levels between which, both included, there is guidance; beyond them
@@ -152,7 +152,7 @@ class Guidance(Alignment):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1")
         steps = self.num_guided_steps
-        if steps is not None and not (0 < steps < 1 or (steps >= 1 and steps == int(steps))):
+        if steps is not None and not (0 < steps < 1 or (steps >= 1 and steps % 1 == 0)):
             raise ValueError(
                 f"num_guided_steps is {steps}; give a number of steps, or a share of all of them between 0 and 1"
             )
@@ -173,8 +173,8 @@ class Guidance(Alignment):
         method = super().resolve(model)
         if self.num_jump_steps is not None and not has_map_to_data(model):
             raise ValueError(
-                f"num_jump_steps is {self.num_jump_steps}, but this {model.family} model has no flow map to jump along; "
-                "leave it out, or load a Diamond Map or a few-step LoRA"
+                f"num_jump_steps is {self.num_jump_steps}, but this {model.family} model has no flow map to jump "
+                "along; leave it out, or load a Diamond Map or a few-step LoRA"
             )
         return method
 

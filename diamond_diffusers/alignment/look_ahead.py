@@ -114,8 +114,8 @@ def look_ahead(
         gradient: None, `pathwise` (differentiates network, decoder and reward), `isotropic` (decoder and reward only),
             `tilted_mean` (needs at least two look-aheads and no derivative) or `hybrid` (the first and the third).
         with_prediction: whether the predicted sample is needed for more than the look-aheads.
-        with_terms: whether the pathwise gradient is wanted in terms where the posterior has them: of the rewards, of the
-            likelihoods and of the scores.
+        with_terms: whether the pathwise gradient is wanted in terms where the posterior has them: of the rewards, of
+            the likelihoods and of the scores.
         with_samples: whether the look-aheads themselves are wanted.
         with_values: whether they are decoded and scored; else their rewards are taken as 0, and there is no gradient.
         aim: of the step to be guided; None where that is what the model predicts.

@@ -91,8 +91,8 @@ def glass_fk(model: Denoising | None = None, **options: Any) -> SMC:
 def dps(model: Denoising | None = None, **options: Any) -> Guidance:
     """DPS (Chung et al., arXiv 2209.14687): guidance x ancestral transitions x denoiser point, pathwise.
 
-    Theirs runs 1000 steps on inverse problems, whose gradient they divide by the norm of the residual; here it is the
-    exact one, and its size is limited.
+    Theirs runs 1000 steps on inverse problems, whose gradient they divide by the norm of the residual and apply after
+    the step; here it is the exact one of any reward, and its size is limited.
     """
     return replace(Guidance(DenoiserPoint(), "pathwise", transition=AncestralTransition()), **options)
 
@@ -102,8 +102,8 @@ def fmtt(model: Denoising | None = None, **options: Any) -> Guidance:
     """Flow map trajectory tilting (Sabour et al., arXiv 2511.22688): guidance x flow-map point, pathwise.
 
     Particles move at random, which their search and their weights build on, and several may be drawn: the best is
-    returned. For exact sampling make it the proposal of SMC, with the same point:
-    `SMC(posterior=FlowMapPoint(), guidance=fmtt())`.
+    returned. The reward counts in full at every level, and the size of the shift is limited. For exact sampling make
+    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt())`.
     """
     return replace(Guidance(flow_map_point(model), "pathwise"), **options)
 
@@ -144,8 +144,10 @@ def fmrg(model: Denoising | None = None, **options: Any) -> Guidance:
 def reno(model: Denoising | None = None, **options: Any) -> NoiseOptimization:
     """ReNO (Eyring et al., arXiv 2406.04312): noise optimisation x flow map.
 
-    Fifty iterations of gradient ascent in the starting noise of a one-step model, with their learning rate, gradient
-    clipping and norm regularisation; their reward is `"imagereward + 5*hpsv2 + 0.01*clip + 0.05*pickscore"`.
+    Fifty iterations of gradient ascent in the starting noise of a one-step model, with their optimiser (momentum 0.9,
+    Nesterov's), learning rate 5, gradients clipped at a norm of 0.1 and regularisation 0.01; the best image by the
+    reward alone is kept. Their reward is `"imagereward + 5*hpsv2 + 0.01*clip + 0.05*pickscore"`, in float16; here
+    gradients and noises are in float32.
     """
     return replace(NoiseOptimization(), **options)
 
@@ -159,9 +161,7 @@ def posterior_diamond(model: Denoising | None = None, **options: Any) -> Guidanc
     inverse problems in 12 steps; for prompts, in 48 steps, it is 3. The size of the reward does not count. At pure
     noise, where theirs are guided too, our maps do not depend on the state, and there is no guidance.
     """
-    guidance = Guidance(
-        DiamondPosterior(1), "pathwise", max_shift=None, transition=ODETransition(), scaling="auto"
-    )
+    guidance = Guidance(DiamondPosterior(1), "pathwise", max_shift=None, transition=ODETransition(), scaling="auto")
     return replace(guidance, **options)
 
 

@@ -337,7 +337,7 @@ class DiamondMapPipeline(AdapterMethods):
             x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
             if wants_latents(reward):
                 probe(latents=x[:1])
-            total = alignment.num_callbacks(len(levels) - 1)
+            total = alignment.num_callbacks(len(alignment.planned(model, levels)[1]) - 1)
             with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
                 on_step = step_callback(self, levels, progress_bar, callback_on_step_end)
                 result = alignment.run(model, x, levels, random, on_step)

@@ -11,7 +11,7 @@ from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
 from diamond_diffusers.glass import inner_step, query
 from diamond_diffusers.posteriors import GlassPosterior
-from diamond_diffusers.transitions import FlowMapTransition, GlassTransition
+from diamond_diffusers.transitions import GlassTransition
 from diamond_diffusers.values import value
 from diamond_diffusers.weighted_posterior import WeightedPosterior
 

@@ -335,7 +335,7 @@ def test_the_temperature_evens_out_the_weights():
         ({"num_samples": 0}, "num_samples is 0"),
         ({"snr_factor": 1.0}, r"snr_factor is 1\.0; give a number above 1"),
         ({"snr_factor": math.nan}, "snr_factor is nan"),
-        ({"weights": "softmax"}, "weights is 'softmax'; choose one of consistent, paper, likelihood, reward_softmax, equal"),
+        ({"weights": "softmax"}, "weights is 'softmax'; choose one of consistent, paper, likelihood, reward_softmax"),
         ({"quadrature": "midpoint"}, "quadrature is 'midpoint'; choose one of trapezoid, simpson"),
         ({"quadrature": "simpson", "weights": "paper"}, "weights='paper' integrates nothing by it"),
         ({"weight_temperature": 0.0}, r"weight_temperature is 0\.0; it must be positive"),
