@@ -83,7 +83,8 @@ class Guidance(Alignment):
         transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
             few-step one. Transitions of several inner steps are guided in each of them. One that does not use the
             predicted sample (`DiamondTransition`) is guided through the mean of its driving noise, which is the same
-            as the steps shrink, and needs no evaluation of the base model.
+            as the steps shrink, and needs no evaluation of the base model; one without noise (`FlowMapTransition`) is
+            moved as far as the step of the ODE would be.
         num_particles: guided samples of each image, of which the best is returned.
         scaling: `exact`; `norm`, which brings each term of the gradient to root-mean-square 1 before the coefficient,
             and `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size
@@ -97,7 +98,7 @@ class Guidance(Alignment):
             `guidance_strength` by J for as strong a pull. Here their mean is taken and each moves the state as far as
             it will move the step, so that any number is exact as steps shrink.
         num_guided_steps: number of steps, counted from the first at a level of guidance, after which there is no more;
-            below 1, a share of all steps of the run. None for no such limit.
+            between 0 and 1, a share of all steps of the run; below 0, all but so many last ones. None for no limit.
         num_jump_steps: evaluations of the flow map, uniform in the time of rectified flow, that lead from where
             guidance ends to clean data in one step of the run; None to visit the levels that are left.
         num_warm_up_steps: steps after which the best of the `num_particles`, by the value of its look-ahead, goes on
@@ -152,9 +153,10 @@ class Guidance(Alignment):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1")
         steps = self.num_guided_steps
-        if steps is not None and not (0 < steps < 1 or (steps >= 1 and steps % 1 == 0)):
+        if steps is not None and not (0 < steps < 1 or (steps != 0 and steps % 1 == 0)):
             raise ValueError(
-                f"num_guided_steps is {steps}; give a number of steps, or a share of all of them between 0 and 1"
+                f"num_guided_steps is {steps}; give a number of steps, a share of all of them between 0 and 1, or "
+                "minus the number of last steps to leave out"
             )
 
     @property
@@ -182,18 +184,26 @@ class Guidance(Alignment):
         if model.reward_scale == 0:
             # The sample is the plain one.
             return self, levels
-        guided = [index for index, level in enumerate(levels[:-1]) if self.guides_at(level)]
-        count = len(levels) if self.num_guided_steps is None else self.num_guided_steps
-        count = math.ceil(count * (len(levels) - 1)) if count < 1 else int(count)
-        method = self
-        if count < len(guided):
-            guided = guided[:count]
+        may_be = [index for index, level in enumerate(levels[:-1]) if self.guides_at(level)]
+        guided, method = self._chosen(may_be, len(levels) - 1), self
+        if not guided:
+            method = replace(self, min_noise_to_signal=0.0, max_noise_to_signal=0.0)
+        elif len(guided) < len(may_be):
             # Queries within the last guided step are guided too.
             end = math.nextafter(levels[guided[-1] + 1], math.inf)
             method = replace(self, min_noise_to_signal=max(self.min_noise_to_signal, end))
         if self.num_jump_steps is None or not guided or guided[-1] + 2 >= len(levels):
             return method, levels
         return method, [*levels[: guided[-1] + 2], levels[-1]]
+
+    def _chosen(self, steps: list[int], num_steps: int) -> list[int]:
+        """Which of the steps at levels of guidance are guided, of a run of so many steps."""
+        count = self.num_guided_steps
+        if count is None:
+            return steps
+        if count < 0:
+            return [step for step in steps if step < num_steps + count]
+        return steps[: math.ceil(count * num_steps) if count < 1 else int(count)]
 
     def guides_at(self, noise_to_signal: float) -> bool:
         """Whether there is guidance at a level."""

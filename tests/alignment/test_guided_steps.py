@@ -50,6 +50,10 @@ def steps_guided(guidance, levels=COARSE_LEVELS):
         ({"min_noise_to_signal": 1.0, "num_jump_steps": 1}, [1, 1, 1, 0]),
         ({"num_guided_steps": 4, "num_jump_steps": 2}, [1, 1, 1, 1, 0]),
         ({"num_jump_steps": 2}, [1, 1, 1, 1, 1]),
+        ({"num_guided_steps": -1}, [1, 1, 1, 1, 0]),
+        ({"num_guided_steps": -2, "num_jump_steps": 1}, [1, 1, 1, 0]),
+        ({"num_guided_steps": -5}, [0, 0, 0, 0, 0]),
+        ({"num_guided_steps": -5, "num_jump_steps": 1}, [0, 0, 0, 0, 0]),
     ],
     ids=str,
 )
@@ -186,10 +190,10 @@ def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(name)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_guided_steps": 0}, "num_guided_steps is 0; give a number of steps, or a share"),
-        ({"num_guided_steps": 1.5}, r"num_guided_steps is 1\.5; give a number of steps, or a share"),
-        ({"num_guided_steps": math.inf}, "num_guided_steps is inf; give a number of steps, or a share"),
-        ({"num_guided_steps": math.nan}, "num_guided_steps is nan; give a number of steps, or a share"),
+        ({"num_guided_steps": 0}, "num_guided_steps is 0; give a number of steps, a share"),
+        ({"num_guided_steps": 1.5}, r"num_guided_steps is 1\.5; give a number of steps, a share"),
+        ({"num_guided_steps": math.inf}, "num_guided_steps is inf; give a number of steps, a share"),
+        ({"num_guided_steps": math.nan}, "num_guided_steps is nan; give a number of steps, a share"),
         ({"num_jump_steps": 0}, "num_jump_steps is 0; it must be at least 1"),
         ({"num_warm_up_steps": 0}, "num_warm_up_steps is 0; it must be at least 1"),
     ],

@@ -50,7 +50,8 @@ COSTS = {
     "fmtt": (4 * STEPS, 4 * STEPS),
     # Three guided steps and one more of three particles, their comparison, and one step of the best.
     "fmrg": (3 * (3 * 4 + 1 + 4) + 1, 3 * 3 * 4),
-    "posterior_diamond": (STEPS * (1 + 1), STEPS),
+    # All steps but the last.
+    "posterior_diamond": (STEPS + STEPS - 1, STEPS - 1),
     # Below pure noise, of each look-ahead its map and the velocity there.
     "weighted_diamond": (STEPS + (STEPS - 1) * 4 * (4 + 1), (STEPS - 1) * 4 * (4 + 1)),
 }
@@ -165,11 +166,11 @@ def test_the_posterior_diamond_map_adds_as_much_as_the_drift():
     x = MIXTURE.observation(kappa).sample(20, seeded(1)).float()
 
     def step(**options):
-        model = model_of()
+        model, states = model_of(), []
         method = posterior_diamond(model.backbone, num_particles=20, **options)
-        latents = run(method, model, (kappa, next_kappa), x=x).latents[0]
-        assert (model.cost.network_evaluations, model.cost.backward_passes) == (20 * 2, 20)
-        return latents
+        run(method, model, (kappa, next_kappa, 0.0), x=x, on_step=lambda index, x: states.append(x.clone()))
+        assert (model.cost.network_evaluations, model.cost.backward_passes) == (20 * 3, 20)
+        return states[0]
 
     plain = run(NoAlignment(ODETransition(), 20), model_of(), (kappa, next_kappa), x=x).latents[0]
     drift = (plain / coefficients(next_kappa)[0] - x / coefficients(kappa)[0]) / (next_kappa - kappa)
