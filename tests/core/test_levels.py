@@ -10,6 +10,7 @@ from diamond_diffusers.levels import (
     add_noise,
     fuse,
     ode_step,
+    ode_target,
     predicted_noise,
     renoise,
     signal_and_noise,
@@ -170,3 +171,14 @@ def test_half_precision_observations_are_combined_in_float32(levels):
         result = combine(x, other)
         assert result.dtype == torch.float32
         torch.testing.assert_close(result, combine(x.float(), other.float()))
+
+
+@pytest.mark.parametrize(
+    ("level", "next_level"), [(2.0, 0.7), (0.3, 0.2), (math.inf, 5.0), (math.inf, 0.0), (2.0, 0.0)]
+)
+def test_the_target_of_a_step_is_what_the_step_aims_at(level, next_level):
+    x, denoised = normal(4, 3), normal(4, 3, seed=1)
+    next_x = ode_step(x, denoised, level, next_level)
+    torch.testing.assert_close(ode_target(x, next_x, level, next_level), denoised)
+    rows = torch.full((4,), level, dtype=torch.float64)
+    torch.testing.assert_close(ode_target(x, next_x, rows, next_level), denoised)
