@@ -17,6 +17,7 @@ from ..backbones.base import Conditions
 from ..glass import query
 from ..levels import add_noise, expand, signal_and_noise
 from ..models.diamond_map import DiamondMap, toward
+from .forward_mode import tangents_like_outputs
 
 SMALLEST_TIME = 0.01
 """At which the teacher is asked for inner times below it."""
@@ -81,7 +82,8 @@ def lagrangian(diamond_map: DiamondMap, batch: Batch) -> Tensor:
         return toward(batch.xbar, student_denoised(diamond_map, batch, batch.xbar, batch.s, r), batch.s, r)
 
     # Not autograd's forward_ad: there the rule of softmax works in place and has no backward pass.
-    mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))
+    with tangents_like_outputs(diamond_map.network):
+        mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))
     return _lagrangian_residual(diamond_map, batch, mapped, derivative)
 
 
