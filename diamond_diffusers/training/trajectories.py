@@ -30,7 +30,8 @@ class Trajectories:
     Attributes:
         x: observations `[N, ...]` in the bounded coordinate.
         noise_to_signal: their levels, `[N]` float64.
-        states: inner states `[N, 2, n + 1, ...]` at `inner_times(n, noise_to_signal)`, from noise to samples of the posterior.
+        states: inner states `[N, 2, n + 1, ...]` at `inner_times(n, noise_to_signal)`, from noise to samples of the
+            posterior.
     """
 
     x: Tensor
