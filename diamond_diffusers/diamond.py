@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .flow_map import check_map_steps
 from .glass import EarlyStop, inner_times
-from .levels import Level, as_level
+from .levels import Level, as_level, working_dtype
 from .network import Network
 from .posteriors import PosteriorSampler, PosteriorSamples
 from .transitions import InnerFlowTransition
@@ -106,5 +106,7 @@ class DiamondTransition(InnerFlowTransition):
     ) -> Tensor:
         correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
         early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+        if early_stop.stays:
+            return x.to(working_dtype(x))
         xbar = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps, early_stop.stop)
         return early_stop.observation(x, xbar)

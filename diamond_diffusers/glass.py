@@ -263,7 +263,7 @@ class EarlyStop:
 
     Args:
         noise_to_signal: level `kappa_t` of the particle; infinity is allowed.
-        next_noise_to_signal: level `kappa_u < kappa_t` to reach.
+        next_noise_to_signal: level `kappa_u <= kappa_t` to reach.
         correlation: `rho` in `[0, 1]` between the noises at the two levels.
 
     Raises:
@@ -277,6 +277,11 @@ class EarlyStop:
     def __post_init__(self) -> None:
         if not 0 <= self.correlation <= 1:
             raise ValueError(f"correlation is {self.correlation}; it must lie between 0 and 1")
+
+    @property
+    def stays(self) -> bool:
+        """Whether the particle is there already, so that no inner flow is needed: the same level and the same noise."""
+        return self.correlation == 1 and self.next_noise_to_signal == self.noise_to_signal
 
     @property
     def gain(self) -> float:
@@ -314,18 +319,21 @@ def sample_transition(
 
     Args:
         noise_to_signal: level `kappa_t` of `x`; infinity is allowed.
-        next_noise_to_signal: level `kappa_u < kappa_t` of the result.
+        next_noise_to_signal: level `kappa_u <= kappa_t` of the result.
         correlation: `rho` in `[0, 1]` between the noises of `x_t` and `x_u`; `kappa_u / kappa_t` makes the chain
             Markov (DDPM).
         noise: standard normal of the shape of `x`; other arguments as of `inner_flow`.
 
     Returns:
-        `x_u` in the bounded coordinate, `[N, ...]`. With one inner step this is the DDIM step of matching eta.
+        `x_u` in the bounded coordinate, `[N, ...]`. With one inner step this is the DDIM step of matching eta. `x`
+        itself where level and noise stay the same.
 
     Raises:
         ValueError: the correlation is out of range.
     """
     early_stop = EarlyStop(float(noise_to_signal), float(next_noise_to_signal), correlation)
+    if early_stop.stays:
+        return x.to(working_dtype(x))
     xbar = inner_flow(
         denoise,
         x,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .flow_map import has_map_to_data
-from .glass import check_inner_options, sample_transition
+from .glass import EarlyStop, check_inner_options, sample_transition
 from .levels import add_noise, expand, ode_step, signal_and_noise
 from .network import Capabilities, Network, UsesNetwork
 
@@ -202,10 +202,15 @@ class InnerFlowTransition(Transition):
 
     def correlation_at(self, kappa: float, kappa_next: float) -> float:
         """`rho` of a step between two levels."""
-        return kappa_next / kappa if self.correlation == "ddpm" else float(self.correlation)
+        if self.correlation != "ddpm":
+            return float(self.correlation)
+        # At pure noise too, where the ratio says nothing.
+        return 1.0 if kappa_next == kappa else kappa_next / kappa
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
         correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
+        if EarlyStop(noise_to_signal, next_noise_to_signal, correlation).stays:
+            return 0.0
         fresh = next_noise_to_signal * math.sqrt(1 - correlation**2)
         if fresh == 0:
             # The inner flow runs through: its noise spans the whole posterior, whose deviation is about

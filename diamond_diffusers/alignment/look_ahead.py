@@ -208,7 +208,7 @@ class _Rows:
         if self.noise_to_signal == torch.inf:
             # There the pathwise gradient says nothing.
             return tilted_mean
-        return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights)
+        return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights, self.noise_to_signal)
 
     @torch.enable_grad()
     def pathwise_terms(self, x: Tensor, predicted: Tensor | None, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
