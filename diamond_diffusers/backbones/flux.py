@@ -70,6 +70,15 @@ class FluxBackbone(PackedBackbone):
             self.pipeline.transformer.time_text_embed = embedder.original_embedder
 
     @property
+    def is_configured_few_step(self) -> bool | None:
+        """FLUX.1-schnell neither embeds the guidance scale nor shifts its times."""
+        if self.pipeline.transformer.config.guidance_embeds:
+            return False
+        config = self.pipeline.scheduler.config
+        is_shifted = config.get("use_dynamic_shifting", True) or config.get("shift") != 1
+        return super().is_configured_few_step if is_shifted else True
+
+    @property
     def is_two_time(self) -> bool:
         """Whether a two-time flow-map LoRA is active: then `u(t, t)` is the velocity, and `u(t, t')` the mean one."""
         embedder = self.pipeline.transformer.time_text_embed

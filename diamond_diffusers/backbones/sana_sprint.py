@@ -38,6 +38,10 @@ class SanaSprintBackbone(BinnedBackbone):
     arguments_with_none = ("complex_human_instruction", "max_timesteps", "intermediate_timesteps")
 
     @property
+    def is_configured_few_step(self) -> bool | None:
+        return True
+
+    @property
     def sigma_data(self) -> float:
         """Scale of the stock loop's latents."""
         return self.pipeline.scheduler.config.sigma_data

@@ -35,10 +35,8 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("sd-turbo",)
 
     @property
-    def is_few_step(self) -> bool:
-        if self.few_step is None and self.model.config.time_cond_proj_dim is not None:
-            return True
-        return super().is_few_step
+    def is_configured_few_step(self) -> bool | None:
+        return True if self.model.config.time_cond_proj_dim is not None else super().is_configured_few_step
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline

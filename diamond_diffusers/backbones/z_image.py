@@ -29,6 +29,12 @@ class ZImageBackbone(FlowMatchingBackbone):
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("z-image-turbo",)
     latents_dtype = torch.float32
 
+    @property
+    def is_configured_few_step(self) -> bool | None:
+        """The times of Z-Image-Turbo are shifted by 3, those of Z-Image by 6."""
+        shifts = {3.0: True, 6.0: False}
+        return shifts.get(self.pipeline.scheduler.config.get("shift"), super().is_configured_few_step)
+
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
         height, width = self.image_size(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ SHAPES = {
     "two_adapters": (1, IMAGE_EMBED_SIZE),
 }
 SCALES = [1.0, 3.0]
+PICTURES = [PIL.Image.linear_gradient("L").convert("RGB"), PIL.Image.radial_gradient("L").convert("RGB")]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,25 @@ def test_one_serves_all(pipes: dict[str, DiamondMapPipeline], name: str, guidanc
     call["num_images_per_prompt"] = 2
     stock = images(pipe.pipeline, name, PROMPTS, generator=generators(4), **call)
     torch.testing.assert_close(images(pipe, name, PROMPTS, generator=generators(4), **call), stock, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("guidance_scale", SCALES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_pictures_serve_all(pipes: dict[str, DiamondMapPipeline], name: str, guidance_scale: float) -> None:
+    """Of several adapters each has its own, and an adapter may have several."""
+    pipe, call = pipes[name], {"guidance_scale": guidance_scale, "num_images_per_prompt": 2}
+    drawn = {}
+    for one, other in (PICTURES, PICTURES[::-1]):
+        given = {"stable_diffusion_3": one, "two_adapters": [one, [other, one]]}.get(name, [[one, other]])
+        stock, ours = (
+            images(p, name, PROMPTS, ip_adapter_image=given, generator=generators(4), **call)
+            for p in (pipe.pipeline, pipe)
+        )
+        torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
+        drawn[one is PICTURES[0]] = stock
+    # The order of those of one adapter does not count.
+    if name in ("stable_diffusion_3", "two_adapters"):
+        assert (drawn[True] - drawn[False]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", SHAPES)
