@@ -158,7 +158,8 @@ class FlowMapTransition(Transition):
         if not has_map_to_data(model):
             raise ValueError(
                 f"FlowMapTransition needs a flow map, but this {model.family} model is a denoiser; "
-                "load a few-step LoRA (and name it in few_step=...) or a Diamond Map, or use ODETransition()"
+                "load a few-step LoRA (and name it in few_step=...) or a Diamond Map, use ODETransition(), or set "
+                "few_step=True if it is a few-step model"
             )
 
     def step(

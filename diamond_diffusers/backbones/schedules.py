@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler
+from diffusers import (
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    SCMScheduler,
+    TCDScheduler,
+)
 from torch import Tensor
 
 from ..levels import Level, as_level
@@ -17,17 +30,22 @@ from ..transitions import AncestralTransition, ODETransition, RenoiseTransition,
 # Stands for pure noise (abar = 0, zero terminal SNR) where levels are interpolated; 1 / sqrt(2^-24), as in diffusers.
 LARGEST_LEVEL = 4096.0
 
-_RENOISING = ("LCMScheduler", "SCMScheduler")
-_ANCESTRAL = ("EulerAncestralDiscreteScheduler", "DDPMScheduler")
-_TRAJECTORY = "TCDScheduler"
+_FLOW = (
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+_CONSISTENCY = (FlowMatchLCMScheduler, LCMScheduler, SCMScheduler)
+_ANCESTRAL = (EulerAncestralDiscreteScheduler, DDPMScheduler, DDPMParallelScheduler)
+_IMPLICIT = (DDIMScheduler, DDIMParallelScheduler)
 
 
 def is_flow(scheduler: Any) -> bool:
     """Whether the scheduler's sigmas are times of rectified flow, not noise-to-signal ratios."""
     config = scheduler.config
     return (
-        "FlowMatch" in type(scheduler).__name__
-        or isinstance(scheduler, FlowMapEulerDiscreteScheduler)
+        isinstance(scheduler, _FLOW)
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )
@@ -128,9 +146,9 @@ def within(noise_to_signal: Level, interval: tuple[float, float]) -> Tensor:
 
 def _final_level(scheduler: Any) -> Tensor:
     """Where the last step of a scheduler without sigmas ends: not at zero for Stable Diffusion's DDIM."""
-    if type(scheduler).__name__ == _TRAJECTORY:
+    if isinstance(scheduler, TCDScheduler):
         return training_levels(scheduler)[:1]
-    if type(scheduler).__name__ in _RENOISING or not hasattr(scheduler, "final_alpha_cumprod"):
+    if isinstance(scheduler, _CONSISTENCY) or not hasattr(scheduler, "final_alpha_cumprod"):
         return torch.zeros(1, dtype=torch.float64)
     abar = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
     return torch.sqrt((1 - abar) / abar)
@@ -143,13 +161,13 @@ def is_variance_exploding(scheduler: Any) -> bool:
 
 
 def renoises(scheduler: Any) -> bool:
-    """Whether the scheduler samples few-step models by predicting the clean sample and noising it afresh."""
-    return type(scheduler).__name__ in _RENOISING
+    """Whether the scheduler takes the predicted sample as clean and noises it afresh."""
+    return isinstance(scheduler, _CONSISTENCY) or bool(scheduler.config.get("stochastic_sampling"))
 
 
 def samples_few_steps(scheduler: Any) -> bool:
-    """Whether the scheduler is made for few-step models."""
-    return renoises(scheduler) or type(scheduler).__name__ == _TRAJECTORY
+    """Whether the scheduler samples as few-step models are sampled."""
+    return renoises(scheduler) or isinstance(scheduler, TCDScheduler)
 
 
 @dataclass(frozen=True)
@@ -178,14 +196,13 @@ def stock_transition(scheduler: Any, eta: float = 0.0) -> Transition:
     Args:
         eta: of `DDIMScheduler` and `TCDScheduler`; other schedulers ignore it, as their pipelines do.
     """
-    name = type(scheduler).__name__
     if isinstance(transition := getattr(scheduler, "transition", None), Transition):
         # The GLASS schedulers of this package.
         return transition
-    if renoises(scheduler) or scheduler.config.get("stochastic_sampling"):
+    if renoises(scheduler):
         return RenoiseTransition()
-    if name in _ANCESTRAL:
+    if isinstance(scheduler, _ANCESTRAL):
         return AncestralTransition()
-    if name == _TRAJECTORY and eta != 0:
+    if isinstance(scheduler, TCDScheduler) and eta != 0:
         return TrajectoryTransition(eta, table=training_levels(scheduler))
-    return AncestralTransition(eta) if name == "DDIMScheduler" and eta != 0 else ODETransition()
+    return AncestralTransition(eta) if isinstance(scheduler, _IMPLICIT) and eta != 0 else ODETransition()

@@ -30,6 +30,13 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
         "or call the stock pipeline"
     }
 
+    @property
+    def is_configured_few_step(self) -> bool | None:
+        """SDXL-Turbo is the SDXL of 512 pixels, whose schedule ends at the last training step."""
+        spacing = self.pipeline.scheduler.config.get("timestep_spacing")
+        is_turbo = self.model.config.sample_size == 64 and spacing == "trailing"
+        return True if is_turbo else super().is_configured_few_step
+
     @contextmanager
     def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         vae = self.pipeline.vae

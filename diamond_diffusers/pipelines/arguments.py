@@ -12,7 +12,7 @@ from torch import nn
 
 from ..alignment.base import FINAL_SELECTIONS
 from ..backbones.base import Backbone
-from ..backbones.helpers import offloads_layers
+from ..backbones.helpers import num_prompts, offloads_layers
 from ..rewards import Reward
 
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -77,21 +77,6 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, Integral) or count < 1):
             raise ValueError(f"{name} is {count!r}; it must be a whole number of at least 1")
-
-
-def num_prompts(arguments: Mapping[str, Any]) -> int:
-    """Number of prompts of a call, however they are given."""
-    prompt = arguments["prompt"]
-    if not (prompt is None or isinstance(prompt, str | list)):
-        raise TypeError(f"prompt is a {type(prompt).__name__}; give a text or a list of texts")
-    if prompt == []:
-        raise ValueError("prompt is an empty list; give a text for each image")
-    if prompt is None:
-        embeds = arguments.get("prompt_embeds")
-        if embeds is None:
-            raise ValueError("prompt is None; give a prompt, or prompt_embeds")
-        return len(embeds)
-    return 1 if isinstance(prompt, str) else len(prompt)
 
 
 def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | None) -> list[str]:

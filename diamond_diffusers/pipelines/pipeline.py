@@ -55,7 +55,7 @@ class DiamondMapPipeline(AdapterMethods):
             `reward`, ...).
         few_step: True where the checkpoint is a few-step model (a flow map), or the name or names of the LoRA adapters
             that make it one: then the map is the model with them and the denoiser the model without; None to tell by
-            the scheduler and the checkpoint's name.
+            the checkpoint's configuration, its scheduler and its name, in this order.
         score_model: a stock or wrapped pipeline of an ordinary model of the same latents, which gives the posterior
             mean where a few-step model has none.
         preview_vae: a small decoder of the same latents (`AutoencoderTiny`) for look-aheads; final images are decoded
