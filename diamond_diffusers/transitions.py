@@ -60,6 +60,10 @@ class Transition(UsesNetwork, ABC):
         `tilt_gain * d` does. It is 0 where the step does not depend on the driving noise.
         """
 
+    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+        """Whether driving noise is drawn for a step; where not, `noise` is zero."""
+        return self.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
+
     @property
     def is_stochastic(self) -> bool:
         """Whether steps between positive levels depend on their driving noise."""

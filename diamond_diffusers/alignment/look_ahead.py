@@ -113,7 +113,10 @@ def look_ahead(
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
-    noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+    if posterior.draws_noise:
+        noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+    else:
+        noise = x.new_zeros(num_samples * len(x), *x.shape[1:])
 
     def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
         rows = _Rows(model, posterior, x, noise_to_signal, owners, noise)

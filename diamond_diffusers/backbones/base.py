@@ -16,6 +16,7 @@ from torch import Tensor
 from ..levels import GaussianPath, Level, as_level, ode_step
 from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
 from .helpers import adapters_disabled, to_unit_range, where_rows
+from .loop_tensors import LoopTensors
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Denoising(ABC):
         return GlassTransition() if self.predicts_mean else RenoiseTransition()
 
 
-class Backbone(Denoising):
+class Backbone(LoopTensors, Denoising):
     """A model family: reads a stock diffusers pipeline of its class.
 
     A family is one file that subclasses `FlowMatchingBackbone` or `DiscreteTimeBackbone` (or this) and is registered
@@ -246,6 +247,9 @@ class Backbone(Denoising):
             arguments: as of `encode`.
         """
         yield
+
+    def check_alignable(self) -> None:
+        """Raises a `ValueError` where the stock pipeline samples in a way that cannot be aligned."""
 
     @abstractmethod
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:

@@ -34,6 +34,7 @@ class FluxBackbone(PackedBackbone):
     """Reads a `FluxPipeline`."""
 
     family = "flux"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("flux.1-schnell",)
     refused_arguments: ClassVar[dict[str, str]] = dict.fromkeys(
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class Lumina2Backbone(FlowMatchingBackbone):
     """
 
     family = "lumina2"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         height, width = self.image_size(arguments)

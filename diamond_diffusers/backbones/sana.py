@@ -24,6 +24,11 @@ class SanaBackbone(BinnedBackbone, FlowMatchingBackbone):
     """Reads a `SanaPipeline`; its levels are those of FlowMatchEuler or of a DPM-Solver with `flow_shift`."""
 
     family = "sana"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "negative_prompt_embeds": "encoder_hidden_states",
+    }
+    joins_negative = True
     resolution_bins: ClassVar = {
         128: ASPECT_RATIO_4096_BIN,
         64: ASPECT_RATIO_2048_BIN,

@@ -32,6 +32,7 @@ class SanaSprintBackbone(BinnedBackbone):
     """
 
     family = "sana_sprint"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     path = RectifiedFlowPath()
     resolution_bins: ClassVar = {32: ASPECT_RATIO_1024_BIN}
     latents_dtype = torch.float32

@@ -24,6 +24,11 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
     """
 
     family = "sdxl"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "add_text_embeds": "text_embeds",
+        "add_time_ids": "time_ids",
+    }
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("sdxl-turbo",)
     refused_arguments: ClassVar[dict[str, str]] = {
         "denoising_end": "it leaves noise in the latents, which no reward can judge; drop it and refine the images, "

@@ -31,6 +31,12 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
     """
 
     family = "stable_diffusion"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "negative_prompt_embeds": "encoder_hidden_states",
+        "w_embedding": "timestep_cond",
+    }
+    joins_negative = True
     network_name = "unet"
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("sd-turbo",)
 

@@ -30,6 +30,11 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
     """
 
     family = "stable_diffusion_3"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "pooled_projections",
+    }
+    joins_negative = True
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("stable-diffusion-3.5-large-turbo",)
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:

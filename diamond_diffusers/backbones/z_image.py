@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ class ZImageBackbone(FlowMatchingBackbone):
     """
 
     family = "z_image"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("z-image-turbo",)
     latents_dtype = torch.float32
 
@@ -82,6 +84,18 @@ class ZImageBackbone(FlowMatchingBackbone):
             device=self.pipeline._execution_device,
             max_sequence_length=arguments["max_sequence_length"],
         )
+
+    def shown_tensors(self, conditions: Conditions) -> dict[str, Any]:
+        features = conditions.features
+        rows = zip(features["encoder_hidden_states"], features["lengths"].tolist(), strict=True)
+        return {"prompt_embeds": [embeds[:length] for embeds, length in rows]}
+
+    def with_changed(self, conditions: Conditions, changed: Mapping[str, Any]) -> Conditions:
+        embeds = changed["prompt_embeds"]
+        lengths = torch.tensor([len(rows) for rows in embeds], device=conditions.features["lengths"].device)
+        padded = {"prompt_embeds": pad_sequence(list(embeds), batch_first=True)}
+        conditions = super().with_changed(conditions, padded)
+        return replace(conditions, features={**conditions.features, "lengths": lengths})
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         return arguments["height"] or 1024, arguments["width"] or 1024

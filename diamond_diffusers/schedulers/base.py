@@ -232,7 +232,10 @@ class GlassSchedulerMixin(ABC):
         denoised = self._denoised(sample, model_output.to(torch.float32), query.level)
         if self._is_between_transitions:
             x = sample / self._input_scale(query.level)
-            self._flow = _InnerFlow(x, draw_noise(x, self._generator if generator is None else generator))
+            noise = torch.zeros_like(x)
+            if self.transition.draws_noise(query.early_stop.noise_to_signal, query.early_stop.next_noise_to_signal):
+                noise = draw_noise(x, self._generator if generator is None else generator)
+            self._flow = _InnerFlow(x, noise)
         self._flow.xbar = inner_step(
             self.transition.solver,
             query.s,

@@ -24,8 +24,8 @@ from diamond_diffusers.backbones import Backbone
 from diamond_diffusers.evaluation.counting import GraphMemory, counted
 from diamond_diffusers.pipelines.arguments import is_offloaded
 
+from .calls import CallTests
 from .family import PROMPTS, brightness, generators
-from .stock import StockTests
 
 # What takes different ways through the code: resampling, a gradient of the reward, one of the network.
 BATCH_METHODS = {
@@ -50,7 +50,7 @@ def offload_groups(pipe: DiamondMapPipeline) -> None:
     pipe.backbone.model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
 
 
-class FamilyTests(StockTests):
+class FamilyTests(CallTests):
     """Everything that every family owes."""
 
     @pytest.mark.parametrize("name", BATCH_METHODS)

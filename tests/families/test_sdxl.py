@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline, Guidance
 
-from .common import FamilyTests, StockTests
+from .common import FamilyTests
 from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
+from .stock import StockTests
 from .tiny_stable_diffusion import (
     IMAGE_EMBED_SIZE,
     LATENTS_SHAPE,

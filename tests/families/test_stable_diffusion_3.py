@@ -17,8 +17,9 @@ from diamond_diffusers.backbones import Conditions
 from diamond_diffusers.levels import RectifiedFlowPath
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
-from .common import FamilyTests, StockTests
+from .common import FamilyTests
 from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .stock import StockTests
 from .tiny_stable_diffusion_3 import add_tiny_ip_adapter, build_tiny_stable_diffusion_3
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "guidance_scale": 1.0}
