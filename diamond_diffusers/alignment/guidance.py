@@ -22,7 +22,7 @@ from .base import Alignment, AlignmentResult, Cloud, check_gradient
 from .look_ahead import REWARD_GRADIENTS, Aim, LookAhead, look_ahead
 from .model import TiltedModel
 from .noise_rounds import Sample
-from .random_source import RandomSource
+from .random_source import RandomSource, driving_noise
 from .scalings import SCALINGS, TERM_SCALINGS, limited, root_mean_square
 from .search import highest
 from .trace import Trace
@@ -186,7 +186,7 @@ class Guidance(Alignment):
             return self, levels
         may_be = [index for index, level in enumerate(levels[:-1]) if self.guides_at(level)]
         guided, method = self._chosen(may_be, len(levels) - 1), self
-        if not guided:
+        if may_be and not guided:
             method = replace(self, min_noise_to_signal=0.0, max_noise_to_signal=0.0)
         elif len(guided) < len(may_be):
             # Queries within the last guided step are guided too.
@@ -269,9 +269,9 @@ class Guidance(Alignment):
             predicted = network.predict(cloud.x, noise_to_signal)
         if self.keeps_best and predicted is not None and not network.predicts_mean and model.reward_scale != 0:
             cloud = cloud.seen(predicted.unsqueeze(1), model.tilt(predicted, owners, noise_to_signal).unsqueeze(1))
-        noise = random.normal(count, cloud.x.shape[1:])
         if shift is not None and self._aims_by_itself:
             return replace(cloud, x=ode_step(cloud.x, predicted + shift, *levels), figures=figures)
+        noise = driving_noise(random, self.transition, cloud.x, count, *levels)
         if self.transition.uses_prediction:
             predicted = predicted if needs_prediction else network.denoise(cloud.x, noise_to_signal)
             predicted = predicted if shift is None else predicted + shift

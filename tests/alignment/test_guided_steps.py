@@ -65,7 +65,7 @@ def test_queries_within_the_last_guided_step_are_guided_too():
     transition = GlassTransition(num_inner_steps=3, correlation=0.25)
     model = make_model(MIXTURE, LINEAR)
     run(Guidance(transition=transition, num_guided_steps=1), model, (2.0, 0.5, 0.0), x=torch.zeros(1, 3))
-    queried = [2.0, *(query_level(2.0, s) for s in inner_times(3, EarlyStop(2.0, 0.5, 0.25).stop)[1:-1])]
+    queried = [2.0, *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(2.0, 0.5, 0.25).stop).tolist()[1:-1])]
     assert model.cost.decodes == 1 + sum(float(level) > 0.5 for level in queried) > 2
 
 

@@ -352,7 +352,7 @@ def test_unusable_options_are_refused(options, message):
 def test_scores_are_asked_of_models_that_have_them(weights):
     few_step = MixtureMapBackbone(MIXTURE)
     if weights in ("consistent", "paper"):
-        with pytest.raises(ValueError, match=r"give its base model as score_model=.* or use weights='likelihood' or"):
+        with pytest.raises(ValueError, match=r"give its base model as score_model=.* use weights='likelihood' or"):
             WeightedPosterior(weights=weights).check(few_step)
     else:
         WeightedPosterior(weights=weights).check(few_step)
