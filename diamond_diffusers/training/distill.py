@@ -20,8 +20,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
+from ..foreign_files import ForeignFileError
+from ..memory_errors import want_of_memory
 from ..models.diamond_map import DiamondMap
 from ..models.storage import save_diamond_map
+from ..output_files import writing
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
 from .batches import Order
@@ -37,6 +40,7 @@ from .setup import (
     lora_layers,
     make_accelerator,
     prepare_distribution,
+    prepare_output,
 )
 from .sources import load_rows, open_source
 from .teacher import Teacher
@@ -55,9 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     try:
         Distillation(given).run()
-    except TrainingError as error:
+    except (TrainingError, ForeignFileError, OSError) as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        reason = want_of_memory(error)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}; lower --train_batch_size, --resolution or --rank, or add --gradient_checkpointing")
 
 
 class Distillation:
@@ -78,17 +87,19 @@ class Distillation:
         self.given = given
         check_packages(given)
         self.rows = load_rows(given)
+        prepare_output(given)
         self.accelerator = accelerator or make_accelerator(given)
         prepare_distribution(self.accelerator, given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
-        self.checkpoints = Checkpoints(
-            given.output_dir,
-            given.checkpoints_total_limit,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            one_state,
-            self.accelerator.wait_for_everyone,
-        )
+        with writing(given.output_dir):
+            self.checkpoints = Checkpoints(
+                given.output_dir,
+                given.checkpoints_total_limit,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                one_state,
+                self.accelerator.wait_for_everyone,
+            )
         checkpoint, state = self._find_state()
         self.step = state["step"] if state else 0
         self.checkpoints.check_none_is_ahead(self.step)
@@ -199,7 +210,8 @@ class Distillation:
         for micro_step in range(given.gradient_accumulation_steps):
             batch = self.step * given.gradient_accumulation_steps + micro_step
             draw = next(source)
-            torch.manual_seed((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index)
+            # Of a seed there are 64 bits.
+            torch.manual_seed(((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index) % 2**63)
             data, features = draw()
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
@@ -243,13 +255,14 @@ class Distillation:
             "schedule": self.schedule.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
         }
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # The optimiser's state is in the engine, a part in each process.
-            self.checkpoints.save(
-                self.step, state, lambda folder: self.module.save_checkpoint(folder, exclude_frozen_parameters=True)
-            )
-        else:
-            self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
+        with writing(self.given.output_dir / f"checkpoint-{self.step}"):
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                # The optimiser's state is in the engine, a part in each process.
+                self.checkpoints.save(
+                    self.step, state, lambda folder: self.module.save_checkpoint(folder, exclude_frozen_parameters=True)
+                )
+            else:
+                self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
 
     def _find_state(self) -> tuple[Path | None, dict[str, Any] | None]:
         """The checkpoint to resume from and its state, if there is one."""
@@ -301,9 +314,10 @@ class Distillation:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         if self.accelerator.is_main_process:
-            folder = given.output_dir / "validation"
-            folder.mkdir(parents=True, exist_ok=True)
-            grid.save(folder / f"step-{self.step}.png")
+            file = given.output_dir / "validation" / f"step-{self.step}.png"
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                grid.save(file)
         return grid
 
     def _finish(self) -> None:
@@ -316,19 +330,20 @@ class Distillation:
         trained = self.parameters if self.average is None else self.average.shadow_params
         weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
         if accelerator.is_main_process:
-            save_diamond_map(
-                given.output_dir,
-                self.diamond_map,
-                self.teacher.call_defaults,
-                self._facts(),
-                base_model=given.pretrained_model_name_or_path,
-                base_revision=given.revision,
-                license=given.license,
-                weights=weights,
-            )
-            repository = self.repository or str(given.output_dir)
-            caption = f"Rows: {', '.join(ROWS)}."
-            write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
+            with writing(given.output_dir):
+                save_diamond_map(
+                    given.output_dir,
+                    self.diamond_map,
+                    self.teacher.call_defaults,
+                    self._facts(),
+                    base_model=given.pretrained_model_name_or_path,
+                    base_revision=given.revision,
+                    license=given.license,
+                    weights=weights,
+                )
+                repository = self.repository or str(given.output_dir)
+                caption = f"Rows: {', '.join(ROWS)}."
+                write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
             logger.info("the map is in %s", given.output_dir)
             if given.push_to_hub:
                 self._upload()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from diamond_diffusers import SMC
-from diamond_diffusers.evaluation.files import plain, prepare_folder, write_bytes, write_json
+from diamond_diffusers.evaluation.files import plain, write_bytes, write_json
+from diamond_diffusers.output_files import prepare_folder
 
 
 def test_json_is_strict_and_complete(tmp_path):
