@@ -19,6 +19,8 @@ from .files import plain, write_image, write_json
 
 IS_RECORD = "name a .json file beside an image of `diamond-diffusers benchmark`"
 """What to do where a file is no record."""
+AGAIN = "delete it with the .json file beside it, and run the benchmark again"
+"""What to do where an image is damaged."""
 
 
 class Key(NamedTuple):

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from torchvision.transforms import functional
 
 from ..foreign_files import read_text
+from ..foreign_images import UNDECODABLE, why_undecodable
 from ..foreign_tables import read_csv, read_json_lines
 from ..json_forms import fitted
 from ..miniature.render import render
@@ -313,8 +314,9 @@ def open_image(row: Captioned) -> Image.Image:
         if not isinstance(image, Image.Image):
             image = Image.open(image)
         return _opaque(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
-        raise TrainingError(f"the image of {row.name} does not decode ({error}); remove or replace it") from error
+    except UNDECODABLE as error:
+        reason = why_undecodable(error)
+        raise TrainingError(f"the image of {row.name} does not decode ({reason}); remove or replace it") from error
 
 
 def _opaque(image: Image.Image) -> Image.Image:

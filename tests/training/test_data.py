@@ -260,7 +260,7 @@ def test_metadata_of_any_editor_is_read(images, encoding):
 def test_an_error_in_another_process_stays_one_sentence():
     rows = [Captioned(picture(1), [None], "row 3")]
     batches = batches_from(rows, Preparation(8), Order(1, 1), 0, 1, False)
-    with pytest.raises(TrainingError, match="^the caption of row 3 is .*; it must be a text or a list of texts$"):
+    with pytest.raises(TrainingError, match=r"^the caption of row 3 is .*; it must be a text or a list of texts$"):
         next(batches)
 
 
