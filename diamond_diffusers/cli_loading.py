@@ -64,10 +64,12 @@ def load_model(model: str | None, dtype: str, device: str, output: Path, source:
 @contextmanager
 def _blaming(model: str | None, source: str = "--model") -> Iterator[None]:
     """Turns the many ways in which a model cannot be loaded into one sentence."""
+    from .foreign_models import UNLOADABLE, why_unloadable
+
     try:
         yield
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0].split(" (")[0].rstrip(".")
+    except UNLOADABLE as error:
+        reason = why_unloadable(error).split(" (")[0]
         named = "--model is not given, and the embedded model" if model is None else f"{source} is {model!r}, which"
         raise ValueError(
             f"{named} cannot be loaded ({reason}); "

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -248,6 +249,26 @@ def test_numbers_that_no_machine_can_draw_are_refused(tiny_folder, tmp_path, arg
     result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path / "out", *arguments)
     assert result.exit_code == 2 and not (tmp_path / "out").exists()
     assert f"Invalid value for '{arguments[0]}'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model_index.json", "{}", "a file of it lacks '_class_name'"),
+        ("model_index.json", "[]", "list indices must be integers"),
+        ("model_index.json", "[" * 100_000, "a file of it is nested too deep"),
+        ("transformer/config.json", "{", "is not a valid JSON file"),
+        ("scheduler/scheduler_config.json", '{"num_train_timesteps": "x"}', "'str' object"),
+        ("transformer/diffusion_pytorch_model.safetensors", "x", "Unable to load weights"),
+    ],
+)
+def test_a_damaged_model_is_named(tiny_folder, tmp_path, file, content, reason):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / file).write_text(content)
+    result = invoke("generate", "a star", "--model", folder, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    (error,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert f"--model is '{folder}', which cannot be loaded" in error and reason in error
 
 
 def test_a_method_without_a_reward_is_refused(tiny_folder, tmp_path):
