@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .flow_map import check_map_steps
 from .glass import EarlyStop, inner_times
-from .levels import Level, as_level
+from .levels import Level, as_level, working_dtype
 from .network import Network
 from .posteriors import PosteriorSampler, PosteriorSamples
 from .transitions import InnerFlowTransition
@@ -36,8 +36,8 @@ def map_inner_flow(
     rows, level = x.repeat_interleave(count, 0), as_level(noise_to_signal)
     if level.ndim > 0:
         level = level.repeat_interleave(count)
-    xbar, times = noise, inner_times(num_map_steps, stop)
-    for s, r in pairwise(times):
+    xbar = noise
+    for s, r in pairwise(inner_times(num_map_steps, level, stop)):
         xbar = network.diamond_map(xbar, s, r, rows, level)
     return xbar
 
@@ -106,5 +106,7 @@ class DiamondTransition(InnerFlowTransition):
     ) -> Tensor:
         correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
         early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+        if early_stop.stays:
+            return x.to(working_dtype(x))
         xbar = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps, early_stop.stop)
         return early_stop.observation(x, xbar)

@@ -47,9 +47,16 @@ def flow_map_of(diamond_map: InnerFlowMap) -> FlowMap:
         s, r = path.time(noise_to_signal), path.time(next_noise_to_signal)
         # What stands for the pure noise has no weight; this has the size of noise and is no draw.
         mapped = diamond_map(path.from_bounded(x, s), s, r, x, math.inf)
-        return path.to_bounded(mapped, r)
+        # Scales of the path do not cancel to the bit.
+        return where_equal(s, r, x, path.to_bounded(mapped, r))
 
     return flow_map
+
+
+def where_equal(s: Tensor, r: Tensor, x: Tensor, mapped: Tensor) -> Tensor:
+    """`x` in rows that a map leaves where they are, else `mapped`; times of shape `[]` or `[N]`."""
+    stays = (s == r).to(x.device)
+    return torch.where(stays.reshape(-1, *[1] * (x.ndim - 1)), x, mapped)
 
 
 def integrate_ode(

@@ -89,8 +89,14 @@ def predicted_noise(x: Tensor, denoised: Tensor, noise_to_signal: Level) -> Tens
 
 
 def ode_step(x: Tensor, denoised: Tensor, noise_to_signal: Level, next_noise_to_signal: Level) -> Tensor:
-    """One Euler step of the probability-flow ODE `dy / dkappa = (y - D) / kappa`: DDIM, and rectified flow's Euler."""
-    return add_noise(denoised, predicted_noise(x, denoised, noise_to_signal), next_noise_to_signal)
+    """One Euler step of the probability-flow ODE `dy / dkappa = (y - D) / kappa`: DDIM, and rectified flow's Euler.
+
+    `x` itself, to the bit, where the two levels, which must be positive at the start, are equal.
+    """
+    (alpha, sigma), (next_alpha, next_sigma) = signal_and_noise(noise_to_signal), signal_and_noise(next_noise_to_signal)
+    # alpha' D + sigma' eps, with eps = (x - alpha D) / sigma.
+    kept = next_sigma / sigma
+    return expand(kept, x) * x + expand(next_alpha - kept * alpha, x) * denoised
 
 
 class GaussianPath(ABC):

@@ -92,5 +92,5 @@ class UsesNetwork:
             raise ValueError(
                 f"{type(self).__name__} needs the posterior mean E[z | x], but this {model.family} model is a few-step "
                 "flow map without one; give its base model as score_model=..., name its few-step LoRA in few_step=..., "
-                f"or use {self.without_denoiser}"
+                f"use {self.without_denoiser}, or set few_step=False if it is an ordinary model"
             )

@@ -34,12 +34,14 @@ class PosteriorSampler(UsesNetwork, ABC):
     Attributes:
         num_samples: number K of samples of one observation.
         is_weighted: whether they differ in weight, so that their effective sample size says something.
+        draws_noise: whether the samples depend on `noise`; where not, none is drawn, and it is zero.
         uses_prediction: whether it needs `predicted` of an ordinary model.
         differentiates_predicted: whether gradients of the samples go through `predicted`.
     """
 
     num_samples: int
     is_weighted: bool = False
+    draws_noise: bool = True
     uses_prediction: bool = True
     differentiates_predicted: bool = True
 
@@ -72,6 +74,8 @@ class DenoiserPoint(PosteriorSampler):
 
     num_samples: int = 1
 
+    draws_noise = False
+
     def __post_init__(self) -> None:
         if self.num_samples != 1:
             raise ValueError(f"num_samples is {self.num_samples}; the denoiser point is a single sample, leave it at 1")
@@ -97,6 +101,7 @@ class FlowMapPoint(PosteriorSampler):
     num_steps: int = 1
 
     num_samples = 1
+    draws_noise = False
     follows_flow_map = True
 
     def __post_init__(self) -> None:

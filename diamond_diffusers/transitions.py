@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .flow_map import has_map_to_data
-from .glass import check_inner_options, sample_transition
+from .glass import EarlyStop, check_inner_options, sample_transition
 from .levels import add_noise, expand, ode_step, signal_and_noise
 from .network import Capabilities, Network, UsesNetwork
 
@@ -59,6 +59,10 @@ class Transition(UsesNetwork, ABC):
         A shift `d` of the denoised sample moves the mean of a stochastic step as much as driving noise of mean
         `tilt_gain * d` does. It is 0 where the step does not depend on the driving noise.
         """
+
+    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+        """Whether driving noise is drawn for a step; where not, `noise` is zero."""
+        return self.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
 
     @property
     def is_stochastic(self) -> bool:
@@ -158,7 +162,8 @@ class FlowMapTransition(Transition):
         if not has_map_to_data(model):
             raise ValueError(
                 f"FlowMapTransition needs a flow map, but this {model.family} model is a denoiser; "
-                "load a few-step LoRA (and name it in few_step=...) or a Diamond Map, or use ODETransition()"
+                "load a few-step LoRA (and name it in few_step=...) or a Diamond Map, use ODETransition(), or set "
+                "few_step=True if it is a few-step model"
             )
 
     def step(
@@ -202,10 +207,15 @@ class InnerFlowTransition(Transition):
 
     def correlation_at(self, kappa: float, kappa_next: float) -> float:
         """`rho` of a step between two levels."""
-        return kappa_next / kappa if self.correlation == "ddpm" else float(self.correlation)
+        if self.correlation != "ddpm":
+            return float(self.correlation)
+        # At pure noise too, where the ratio says nothing.
+        return 1.0 if kappa_next == kappa else kappa_next / kappa
 
     def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
         correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
+        if EarlyStop(noise_to_signal, next_noise_to_signal, correlation).stays:
+            return 0.0
         fresh = next_noise_to_signal * math.sqrt(1 - correlation**2)
         if fresh == 0:
             # The inner flow runs through: its noise spans the whole posterior, whose deviation is about
@@ -229,7 +239,7 @@ class GlassTransition(InnerFlowTransition):
 
     num_inner_steps: int = 1
     correlation: float | str = "ddpm"
-    solver: str = "multistep"
+    solver: str = "exponential"
 
     needs_denoiser = True
     without_denoiser = "RenoiseTransition() or AncestralTransition()"

@@ -27,8 +27,20 @@ FINAL_SELECTIONS = ("sample", "best", "all")
 StepCallback = Callable[[int, Tensor, int], Tensor | None]
 """Gets the number of the call, the particles `[B P, ...]`, and the index of the level that they have come from.
 
-Returns replaced particles, or None to leave them.
+Returns replaced particles, or None to leave them; raises `RunEnded` to end the run.
 """
+
+
+class RunEnded(Exception):
+    """What a `StepCallback` raises to end a run early.
+
+    Args:
+        particles: replace the run's own `[B P, ...]`; None to leave them.
+    """
+
+    def __init__(self, particles: Tensor | None = None) -> None:
+        super().__init__("a callback ended the run")
+        self.particles = particles
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,10 @@ class AlignmentResult:
         if final_selection == "best" and self.rewards is not None:
             return (self.reward_scale * self.rewards).cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
-        return torch.stack([invert(row, uniform(1, random.of_image(i))) for i, row in enumerate(weights)])
+        if weights.shape[1] == 1:
+            return torch.zeros(weights.shape, dtype=torch.long)
+        # Aside, so that the next call starts from the noise that it would after plain sampling.
+        return torch.stack([invert(row, uniform(1, random.aside.of_image(i))) for i, row in enumerate(weights)])
 
 
 class Alignment(ABC):
@@ -166,8 +181,7 @@ class Alignment(ABC):
             x: starting particles `[B P, ...]` in the bounded coordinate, at `levels[0]`.
             levels: falling noise-to-signal ratios; the last is the level at which `x` is taken as clean.
             random: draws of the run.
-            on_step: called after each step; raising `StopIteration` ends the loop early, with the particles that the
-                exception holds, if any, in place of its own.
+            on_step: called after each step; what it raises, but for `RunEnded`, ends the run as an error.
         """
         started = time.perf_counter()
         method = self.resolve(model.backbone)
@@ -178,8 +192,8 @@ class Alignment(ABC):
             trace.steps.append(TraceStep(kappa, **cloud.figures))
             try:
                 replaced = on_step(index, cloud.x, index) if on_step else None
-            except StopIteration as stopped:
-                cloud = cloud if stopped.value is None else method.replace_particles(cloud, stopped.value)
+            except RunEnded as ended:
+                cloud = cloud if ended.particles is None else method.replace_particles(cloud, ended.particles)
                 break
             if replaced is not None:
                 cloud = method.replace_particles(cloud, replaced)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .model import TiltedModel
-from .random_source import RandomSource
+from .random_source import RandomSource, driving_noise
 from .search import LookAheadSearch
 
 
@@ -42,8 +42,8 @@ class BeamSearch(LookAheadSearch):
     ) -> Tensor:
         is_random = self.transition.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
         count = self.branching if is_random else 1
-        noise = random.normal(self.num_particles * count, x.shape[1:])
-        network = model.network(model.owners(self.num_particles * count, x.device))
+        rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
+        noise = driving_noise(random, self.transition, rows, per_image, noise_to_signal, next_noise_to_signal)
+        network = model.network(model.owners(per_image, x.device))
         predicted = None if predicted is None else predicted.repeat_interleave(count, 0)
-        rows = x.repeat_interleave(count, 0)
         return self.transition.step(network, rows, noise_to_signal, next_noise_to_signal, predicted, noise)

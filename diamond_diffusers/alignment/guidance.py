@@ -17,7 +17,7 @@ from ..transitions import Transition
 from .base import Alignment, Cloud, check_gradient
 from .look_ahead import REWARD_GRADIENTS, LookAhead, look_ahead
 from .model import TiltedModel
-from .random_source import RandomSource
+from .random_source import RandomSource, driving_noise
 from .scalings import SCALINGS, limited, root_mean_square
 
 
@@ -178,7 +178,9 @@ class Guidance(Alignment):
         else:
             predicted = network.predict(cloud.x, noise_to_signal) if needs_prediction else None
             shift = torch.zeros_like(cloud.x)
-        noise = random.normal(self.num_particles, cloud.x.shape[1:])
+        noise = driving_noise(
+            random, self.transition, cloud.x, self.num_particles, noise_to_signal, next_noise_to_signal
+        )
         if self.transition.uses_prediction:
             predicted = (predicted if needs_prediction else network.denoise(cloud.x, noise_to_signal)) + shift
         else:

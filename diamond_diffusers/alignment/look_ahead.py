@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..attention import differentiable_attention
 from ..levels import Level, expand, signal_and_noise
 from ..posteriors import PosteriorSampler, PosteriorSamples
 from ..values import (
@@ -112,7 +113,10 @@ def look_ahead(
     """
     num_samples = posterior.num_samples
     owners = model.owners(len(x) // model.num_images, x.device)
-    noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+    if posterior.draws_noise:
+        noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+    else:
+        noise = x.new_zeros(num_samples * len(x), *x.shape[1:])
 
     def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
         rows = _Rows(model, posterior, x, noise_to_signal, owners, noise)
@@ -123,7 +127,8 @@ def look_ahead(
     # The graph of one chunk is all that memory must hold.
     size = max(1, model.rows_at_once(len(noise)) // num_samples)
     parts = zip(x.split(size), owners.split(size), noise.split(size * num_samples), strict=True)
-    return LookAhead.joined([estimate(*part) for part in parts])
+    with differentiable_attention():
+        return LookAhead.joined([estimate(*part) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ class _Rows:
         if self.noise_to_signal == torch.inf:
             # There the pathwise gradient says nothing.
             return tilted_mean
-        return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights)
+        return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights, self.noise_to_signal)
 
     @torch.enable_grad()
     def pathwise_terms(self, x: Tensor, predicted: Tensor | None, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backbones.helpers import where_rows
 from ..transitions import Transition
-from .base import AlignmentResult, StepCallback
+from .base import AlignmentResult, RunEnded, StepCallback
 from .model import Evaluation, TiltedModel
 from .plain import NoAlignment
 from .random_source import RandomSource
@@ -53,7 +53,7 @@ class NoiseRounds(NoAlignment):
             trace.steps.append(TraceStep(levels[0], **sample.figures(model)))
             try:
                 replaced = on_step(index, sample.latents, last_step) if on_step else None
-            except StopIteration:
+            except RunEnded:
                 break
             if replaced is not None:
                 raise ValueError(

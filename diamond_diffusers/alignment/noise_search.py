@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from .search import evaluation_rows, highest
 class NoiseSearch(NoiseRounds):
     """Samples many noises, round after round, and keeps the sample of the highest reward (arXiv 2501.09732).
 
-    A noise is what sampling starts from and, where the transition is stochastic, what it draws in each step. The best
+    A noise is what sampling starts from and, where the transition draws noise, what it draws in each step. The best
     so far is the pivot of the next round. The first is that of plain sampling, and among equal rewards the first is
     kept, so that a `reward_scale` of 0 returns the plain sample.
 
@@ -80,7 +81,7 @@ class NoiseSearch(NoiseRounds):
 
     def plain_noise(self, x: Tensor, levels: Sequence[float], random: RandomSource) -> Tensor:
         """The noise of plain sampling from `x`, `[B P, S, ...]`."""
-        num_draws = len(levels) - 1 if self.transition.is_stochastic else 0
+        num_draws = sum(self.transition.draws_noise(*step) for step in pairwise(levels))
         return torch.stack([x, *(random.normal(self.num_particles, x.shape[1:]).to(x) for _ in range(num_draws))], 1)
 
     def _best(
@@ -97,14 +98,13 @@ class NoiseSearch(NoiseRounds):
 
 
 class _Draws:
-    """The draws of given noises `[N, S, ...]`, step after step; zeros where a deterministic transition has none."""
+    """The draws of given noises `[N, S, ...]`, step after step."""
 
     def __init__(self, noise: Tensor) -> None:
         self.steps = iter(noise[:, 1:].unbind(1))
-        self.unused = torch.zeros_like(noise[:, 0])
 
     def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
-        return next(self.steps, self.unused)
+        return next(self.steps)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..backbones.base import Denoising
 from ..levels import renoise
 from ..transitions import Transition
 from .model import TiltedModel
-from .random_source import RandomSource
+from .random_source import RandomSource, driving_noise
 from .search import LookAheadSearch
 
 
@@ -65,7 +65,7 @@ class PathSearch(LookAheadSearch):
         next_noise_to_signal: float,
         random: RandomSource,
     ) -> Tensor:
-        noise = random.normal(self.num_particles, x.shape[1:])
+        noise = driving_noise(random, self.transition, x, self.num_particles, noise_to_signal, next_noise_to_signal)
         network = model.network(model.owners(self.num_particles, x.device))
         onward = self.transition.step(network, x, noise_to_signal, next_noise_to_signal, predicted, noise)
         others = self.branching - 1
@@ -77,7 +77,7 @@ class PathSearch(LookAheadSearch):
         rows = x.repeat_interleave(others, 0)
         rows = renoise(rows, noise_to_signal, levels[0], random.aside.normal(per_image, shape))
         for level, next_level in pairwise((*levels, next_noise_to_signal)):
-            noise = random.aside.normal(per_image, shape)
+            noise = driving_noise(random.aside, self.transition, rows, per_image, level, next_level)
             rows = self.transition.step(network, rows, level, next_level, self.predicted(model, rows, level), noise)
         branches = [part.unflatten(0, (len(x), -1)) for part in (onward, rows)]
         return torch.cat(branches, 1).flatten(0, 1)

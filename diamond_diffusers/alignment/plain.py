@@ -8,7 +8,7 @@ from ..backbones.base import Denoising
 from ..transitions import Transition
 from .base import Alignment, Cloud
 from .model import TiltedModel
-from .random_source import RandomSource
+from .random_source import RandomSource, driving_noise
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class NoAlignment(Alignment):
         is_last: bool,
     ) -> Cloud:
         network = model.network(model.owners(self.num_particles, cloud.x.device))
-        noise = random.normal(self.num_particles, cloud.x.shape[1:])
+        levels = (noise_to_signal, next_noise_to_signal)
+        noise = driving_noise(random, self.transition, cloud.x, self.num_particles, *levels)
         needs_prediction = self.transition.needs_prediction(network)
         predicted = network.predict(cloud.x, noise_to_signal) if needs_prediction else None
-        x = self.transition.step(network, cloud.x, noise_to_signal, next_noise_to_signal, predicted, noise)
+        x = self.transition.step(network, cloud.x, *levels, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)
 
 

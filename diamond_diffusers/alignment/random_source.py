@@ -9,6 +9,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..transitions import Transition
+
 
 class RandomSource:
     """Draws for `num_images` images so that what image `i` receives depends on its generator alone.
@@ -91,6 +93,23 @@ class RandomSource:
 
     def _draw(self, rows: int, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         return randn_tensor((rows, *shape), generator=generator, device=self.device, dtype=self.dtype)
+
+
+def driving_noise(
+    random: RandomSource,
+    transition: Transition,
+    x: Tensor,
+    rows_per_image: int,
+    noise_to_signal: float,
+    next_noise_to_signal: float,
+) -> Tensor:
+    """Driving noise of a step for the rows `x [N, ...]`, equally many of each image; a step without noise draws none.
+
+    So that the generators are left as the stock pipeline leaves them.
+    """
+    if transition.draws_noise(noise_to_signal, next_noise_to_signal):
+        return random.normal(rows_per_image, x.shape[1:])
+    return torch.zeros_like(x)
 
 
 def _spawn(generator: torch.Generator) -> torch.Generator:

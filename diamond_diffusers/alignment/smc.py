@@ -17,7 +17,7 @@ from .guidance import Guidance
 from .look_ahead import COMPARING_GRADIENTS, LookAhead, look_ahead
 from .model import TiltedModel
 from .potentials import POTENTIALS
-from .random_source import RandomSource
+from .random_source import RandomSource, driving_noise
 from .resampling import RESAMPLING_SCHEMES, effective_sample_size
 from .scalings import limiting_factor
 from .tempering import Tempering, tempered
@@ -258,7 +258,9 @@ class SMC(Alignment):
         self, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
     ) -> tuple[Tensor, Tensor | float]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without guidance."""
-        noise = random.normal(self.num_particles, cloud.x.shape[1:])
+        noise = driving_noise(
+            random, self.transition, cloud.x, self.num_particles, noise_to_signal, next_noise_to_signal
+        )
         gain = self.transition.tilt_gain(noise_to_signal, next_noise_to_signal)
         if self.guidance is None or cloud.ahead.shift is None or gain == 0:
             return noise, 0.0

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..levels import GaussianPath, Level, as_level, ode_step
 from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
 from .helpers import adapters_disabled, to_unit_range, where_rows
+from .loop_tensors import LoopTensors
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Denoising(ABC):
         return GlassTransition() if self.predicts_mean else RenoiseTransition()
 
 
-class Backbone(Denoising):
+class Backbone(LoopTensors, Denoising):
     """A model family: reads a stock diffusers pipeline of its class.
 
     A family is one file that subclasses `FlowMatchingBackbone` or `DiscreteTimeBackbone` (or this) and is registered
@@ -130,10 +131,10 @@ class Backbone(Denoising):
         network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
         arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.
-        few_step_checkpoints: names of published checkpoints that are few-step models.
+        few_step_checkpoints: names of published few-step checkpoints, for where their configuration does not tell.
         latents_dtype: of the initial latents; None for the dtype of the prompt's features.
         few_step: whether the checkpoint is a few-step model, or the names of the LoRA adapters that make it one; None
-            to tell by the scheduler and the checkpoint's name.
+            to tell by its configuration, by how its scheduler samples, and by its name, in this order.
         preview_vae: a smaller decoder of the same latents (`AutoencoderTiny`) for look-aheads.
         score_model: another model of the same latents that gives the posterior mean in place of this one.
         posterior_map: the Diamond Map around this model's network.
@@ -163,8 +164,21 @@ class Backbone(Denoising):
         """Whether the model as loaded is a few-step one: a flow map, not a denoiser."""
         if self.few_step is not None:
             return bool(self.few_step)
-        checkpoint = str(self.pipeline.config.get("_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1].lower()
-        return samples_few_steps(self.pipeline.scheduler) or checkpoint in self.few_step_checkpoints
+        configured = self.is_configured_few_step
+        if configured or samples_few_steps(self.pipeline.scheduler):
+            return True
+        return configured is None and not self.checkpoint_names.isdisjoint(self.few_step_checkpoints)
+
+    @property
+    def is_configured_few_step(self) -> bool | None:
+        """What the configuration of the checkpoint says of it, whatever it is called; None where it does not say."""
+        return self.pipeline.config.get("is_distilled")
+
+    @property
+    def checkpoint_names(self) -> set[str]:
+        """What the checkpoint may be called: the folders that it was loaded from, those of the Hub's cache included."""
+        folders = str(self.pipeline.config.get("_name_or_path", "")).lower().replace("\\", "/").split("/")
+        return {folder.rsplit("--", 1)[-1] for folder in folders}
 
     @property
     def has_flow_map(self) -> bool:
@@ -233,6 +247,9 @@ class Backbone(Denoising):
             arguments: as of `encode`.
         """
         yield
+
+    def check_alignable(self) -> None:
+        """Raises a `ValueError` where the stock pipeline samples in a way that cannot be aligned."""
 
     @abstractmethod
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:

@@ -13,7 +13,14 @@ from torch import Tensor
 from ..levels import Level, VariancePreservingPath, as_level, expand
 from ..transitions import Transition
 from .base import Backbone, Conditions
-from .schedules import check_discrete_time, interpolate_timesteps, stock_transition, trained_range, training_levels
+from .schedules import (
+    check_discrete_time,
+    check_unclipped,
+    interpolate_timesteps,
+    stock_transition,
+    trained_range,
+    training_levels,
+)
 
 
 class DiscreteTimeBackbone(Backbone):
@@ -29,6 +36,9 @@ class DiscreteTimeBackbone(Backbone):
         self._eta = arguments.get("eta", 0.0)
         with super().calling(arguments):
             yield
+
+    def check_alignable(self) -> None:
+        check_unclipped(self.pipeline.scheduler)
 
     @property
     def path(self) -> VariancePreservingPath:

@@ -22,6 +22,11 @@ class FlowMatchingBackbone(Backbone):
         return 1000 * self.path.time(noise_to_signal)
 
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+        if getattr(self.pipeline.scheduler, "_scale_factors", None):
+            raise ValueError(
+                f"the {type(self.pipeline.scheduler).__name__} has scale_factors, by which latents change their size "
+                "from step to step; take one without"
+            )
         options = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
         options |= self.schedule_options(arguments, conditions)
         retrieve_timesteps(

@@ -17,7 +17,7 @@ from ..levels import Level
 from ..models.two_time import TwoTimeEmbedder
 from ..transitions import FlowMapTransition, Transition
 from .base import Conditions
-from .helpers import call_stock
+from .helpers import call_stock, one_row_each
 from .packed_latents import PackedBackbone
 from .registry import register_backbone
 
@@ -34,6 +34,7 @@ class FluxBackbone(PackedBackbone):
     """Reads a `FluxPipeline`."""
 
     family = "flux"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("flux.1-schnell",)
     refused_arguments: ClassVar[dict[str, str]] = dict.fromkeys(
         (
@@ -70,6 +71,15 @@ class FluxBackbone(PackedBackbone):
             self.pipeline.transformer.time_text_embed = embedder.original_embedder
 
     @property
+    def is_configured_few_step(self) -> bool | None:
+        """FLUX.1-schnell neither embeds the guidance scale nor shifts its times."""
+        if self.pipeline.transformer.config.guidance_embeds:
+            return False
+        config = self.pipeline.scheduler.config
+        is_shifted = config.get("use_dynamic_shifting", True) or config.get("shift") != 1
+        return super().is_configured_few_step if is_shifted else True
+
+    @property
     def is_two_time(self) -> bool:
         """Whether a two-time flow-map LoRA is active: then `u(t, t)` is the velocity, and `u(t, t')` the mean one."""
         embedder = self.pipeline.transformer.time_text_embed
@@ -101,11 +111,12 @@ class FluxBackbone(PackedBackbone):
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
         height, width = self.image_size(arguments)
-        call_stock(pipeline.check_inputs, {**arguments, "height": height, "width": width})
+        each = one_row_each(arguments)
+        call_stock(pipeline.check_inputs, {**each, "height": height, "width": width})
         self._warn_of_unused_guidance(arguments["guidance_scale"])
         self.remember(arguments, "guidance_scale", "joint_attention_kwargs")
         pipeline._current_timestep = None
-        features, negative_features = self.both_features(arguments)
+        features, negative_features = self.both_features(each, arguments["num_images_per_prompt"])
         shared = {
             "height": height,
             "width": width,
@@ -133,7 +144,6 @@ class FluxBackbone(PackedBackbone):
             prompt_embeds=arguments[f"{prefix}prompt_embeds"],
             pooled_prompt_embeds=arguments[f"{prefix}pooled_prompt_embeds"],
             device=self.pipeline._execution_device,
-            num_images_per_prompt=arguments["num_images_per_prompt"],
             max_sequence_length=arguments["max_sequence_length"],
             lora_scale=attention_options.get("scale"),
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..levels import Level
 from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
-from .helpers import call_stock, masked_features
+from .helpers import call_stock, masked_features, one_row_each
 from .registry import register_backbone
 from .schedules import level_interval, within
 
@@ -24,12 +24,14 @@ class Lumina2Backbone(FlowMatchingBackbone):
     """
 
     family = "lumina2"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         height, width = self.image_size(arguments)
-        call_stock(self.pipeline.check_inputs, {**arguments, "height": height, "width": width})
+        each = one_row_each(arguments)
+        call_stock(self.pipeline.check_inputs, {**each, "height": height, "width": width})
         self.remember(arguments, "guidance_scale", "attention_kwargs")
-        features, negative_features = self._encode_prompt(arguments)
+        features, negative_features = self._encode_prompt(each, arguments["num_images_per_prompt"])
         shared = {
             "height": height,
             "width": width,
@@ -44,19 +46,17 @@ class Lumina2Backbone(FlowMatchingBackbone):
             shared["guided_levels"] = level_interval(levels, guided)
         return conditions
 
-    def _encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    def _encode_prompt(
+        self, each: Mapping[str, Any], num_images: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         guided = self.pipeline.do_classifier_free_guidance
         overrides = {
             "do_classifier_free_guidance": guided,
             "device": self.pipeline._execution_device,
-            "num_images_per_prompt": 1,
         }
-        embeds, mask, negative_embeds, negative_mask = call_stock(
-            self.pipeline.encode_prompt, {**arguments, **overrides}
-        )
-        num_rows = len(embeds) * arguments["num_images_per_prompt"]
-        features = masked_features(embeds, mask, num_rows)
-        return features, masked_features(negative_embeds, negative_mask, num_rows) if guided else None
+        embeds, mask, negative_embeds, negative_mask = call_stock(self.pipeline.encode_prompt, {**each, **overrides})
+        features = masked_features(embeds, mask, num_images)
+        return features, masked_features(negative_embeds, negative_mask, num_images) if guided else None
 
     def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
         # The stock pipeline counts the channels of the latents as its tokens.

@@ -40,15 +40,21 @@ class PackedBackbone(FlowMatchingBackbone):
 
     @abstractmethod
     def encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Features of the prompts, or with the prefix `negative_` of the negative ones."""
+        """Features of the prompts, or with the prefix `negative_` of the negative ones, one row each."""
 
-    def both_features(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Features of the prompts and, under guidance, of the negative prompts."""
-        features = self.encode_prompt(arguments, "")
-        if arguments["true_cfg_scale"] <= 1 or not has_negative(arguments):
+    def both_features(
+        self, each: Mapping[str, Any], num_images_per_prompt: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Features of the images by their prompts and, under guidance, by their negative prompts.
+
+        Args:
+            each: of `one_row_each`.
+            num_images_per_prompt: rows of each prompt.
+        """
+        features = repeat_rows(self.encode_prompt(each, ""), num_images_per_prompt)
+        if each["true_cfg_scale"] <= 1 or not has_negative(each):
             return features, None
-        negative_features = self.encode_prompt(arguments, "negative_")
-        return features, repeat_rows(negative_features, len(features["encoder_hidden_states"]))
+        return features, repeat_rows(self.encode_prompt(each, "negative_"), num_images_per_prompt)
 
     def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
         rows, columns = self.token_grid(conditions.shared)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .base import Conditions
 from .discrete_time import DiscreteTimeBackbone
-from .helpers import call_stock
+from .helpers import call_stock, masked_features, one_row_each
 from .registry import register_backbone
 from .resolution_bins import BinnedBackbone
 
@@ -38,13 +38,16 @@ class PixArtSigmaBackbone(BinnedBackbone, DiscreteTimeBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline, sizes = self.pipeline, self.sizes(arguments)
-        call_stock(pipeline.check_inputs, {**arguments, **sizes})
+        each = one_row_each(arguments)
+        call_stock(pipeline.check_inputs, {**each, **sizes})
         is_guided = arguments["guidance_scale"] > 1
         overrides = {"do_classifier_free_guidance": is_guided, "device": pipeline._execution_device}
-        embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**arguments, **overrides})
-        features = {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
-        negative_features = {"encoder_hidden_states": negative_embeds, "encoder_attention_mask": negative_mask}
-        return Conditions(features, negative_features if is_guided else None, arguments["guidance_scale"], sizes)
+        embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**each, **overrides})
+        num_images = arguments["num_images_per_prompt"]
+        features, negative_features = masked_features(embeds, mask, num_images), None
+        if is_guided:
+            negative_features = masked_features(negative_embeds, negative_mask, num_images)
+        return Conditions(features, negative_features, arguments["guidance_scale"], sizes)
 
     def network(
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]

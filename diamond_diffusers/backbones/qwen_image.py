@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .base import Conditions
-from .helpers import call_stock, to_unit_range
+from .helpers import call_stock, one_row_each, to_unit_range
 from .packed_latents import PackedBackbone, has_negative
 from .registry import register_backbone
 
@@ -27,15 +27,17 @@ class QwenImageBackbone(PackedBackbone):
     """
 
     family = "qwen_image"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
         height, width = self.image_size(arguments)
-        call_stock(pipeline.check_inputs, {**arguments, "height": height, "width": width})
+        each = one_row_each(arguments)
+        call_stock(pipeline.check_inputs, {**each, "height": height, "width": width})
         self._check_guidance(arguments)
         self.remember(arguments, "guidance_scale", "attention_kwargs")
         pipeline._current_timestep = None
-        features, negative_features = self.both_features(arguments)
+        features, negative_features = self.both_features(each, arguments["num_images_per_prompt"])
         if negative_features is not None and (_MASK in features or _MASK in negative_features):
             features, negative_features = _with_mask(features), _with_mask(negative_features)
         shared = {"height": height, "width": width, "attention_kwargs": arguments["attention_kwargs"] or {}}
@@ -65,7 +67,6 @@ class QwenImageBackbone(PackedBackbone):
             prompt_embeds=arguments[f"{prefix}prompt_embeds"],
             prompt_embeds_mask=arguments[f"{prefix}prompt_embeds_mask"],
             device=self.pipeline._execution_device,
-            num_images_per_prompt=arguments["num_images_per_prompt"],
             max_sequence_length=arguments["max_sequence_length"],
         )
         return {"encoder_hidden_states": embeds} | ({} if mask is None else {_MASK: mask})

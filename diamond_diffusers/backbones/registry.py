@@ -7,6 +7,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
+
 from .base import Backbone
 
 _BACKBONES: dict[str, type[Backbone]] = {}
@@ -47,5 +49,17 @@ def check_supported(pipeline_class: str) -> type[Backbone]:
 
 
 def backbone_for(pipeline: Any) -> Backbone:
-    """The backbone of a loaded stock pipeline; raises a `TypeError` as `check_supported` does."""
-    return check_supported(type(pipeline).__name__)(pipeline)
+    """The backbone of a loaded stock pipeline.
+
+    Raises:
+        TypeError: as of `check_supported`; also where a class of another origin has the name of one of diffusers.
+    """
+    kind = type(pipeline)
+    backbone = check_supported(kind.__name__)
+    if kind is not getattr(diffusers, kind.__name__, kind):
+        raise TypeError(
+            f"pipeline is a {kind.__module__}.{kind.__name__}, which shares its name, but not its code, with that of "
+            f"diffusers; load the model with diffusers.{kind.__name__}, or give the class a name and a backbone of "
+            "its own"
+        )
+    return backbone(pipeline)

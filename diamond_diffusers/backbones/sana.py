@@ -14,7 +14,7 @@ from torch import Tensor
 from ..levels import working_dtype
 from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
-from .helpers import call_stock, masked_features
+from .helpers import call_stock, masked_features, one_row_each
 from .registry import register_backbone
 from .resolution_bins import BinnedBackbone
 
@@ -24,6 +24,11 @@ class SanaBackbone(BinnedBackbone, FlowMatchingBackbone):
     """Reads a `SanaPipeline`; its levels are those of FlowMatchEuler or of a DPM-Solver with `flow_shift`."""
 
     family = "sana"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "negative_prompt_embeds": "encoder_hidden_states",
+    }
+    joins_negative = True
     resolution_bins: ClassVar = {
         128: ASPECT_RATIO_4096_BIN,
         64: ASPECT_RATIO_2048_BIN,
@@ -35,19 +40,19 @@ class SanaBackbone(BinnedBackbone, FlowMatchingBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline, sizes = self.pipeline, self.sizes(arguments)
-        call_stock(pipeline.check_inputs, {**arguments, **sizes})
+        each = one_row_each(arguments)
+        call_stock(pipeline.check_inputs, {**each, **sizes})
         self.remember(arguments, "guidance_scale", "attention_kwargs")
         overrides = {
             "do_classifier_free_guidance": pipeline.do_classifier_free_guidance,
             "device": pipeline._execution_device,
             "lora_scale": (arguments["attention_kwargs"] or {}).get("scale"),
-            "num_images_per_prompt": 1,
         }
-        embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**arguments, **overrides})
-        num_rows = len(embeds) * arguments["num_images_per_prompt"]
-        features, negative_features = masked_features(embeds, mask, num_rows), None
+        embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**each, **overrides})
+        num_images = arguments["num_images_per_prompt"]
+        features, negative_features = masked_features(embeds, mask, num_images), None
         if pipeline.do_classifier_free_guidance:
-            negative_features = masked_features(negative_embeds, negative_mask, num_rows)
+            negative_features = masked_features(negative_embeds, negative_mask, num_images)
         shared = {**sizes, "attention_kwargs": arguments["attention_kwargs"]}
         return Conditions(features, negative_features, arguments["guidance_scale"], shared)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..levels import Level, RectifiedFlowPath, as_level
 from .base import Conditions
-from .helpers import call_stock, masked_features
+from .helpers import call_stock, masked_features, one_row_each
 from .registry import register_backbone
 from .resolution_bins import BinnedBackbone
 
@@ -32,10 +32,15 @@ class SanaSprintBackbone(BinnedBackbone):
     """
 
     family = "sana_sprint"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     path = RectifiedFlowPath()
     resolution_bins: ClassVar = {32: ASPECT_RATIO_1024_BIN}
     latents_dtype = torch.float32
     arguments_with_none = ("complex_human_instruction", "max_timesteps", "intermediate_timesteps")
+
+    @property
+    def is_configured_few_step(self) -> bool | None:
+        return True
 
     @property
     def sigma_data(self) -> float:
@@ -44,21 +49,20 @@ class SanaSprintBackbone(BinnedBackbone):
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline, sizes = self.pipeline, self.sizes(arguments)
-        call_stock(pipeline.check_inputs, {**arguments, **sizes})
+        each = one_row_each(arguments)
+        call_stock(pipeline.check_inputs, {**each, **sizes})
         self.remember(arguments, "guidance_scale", "attention_kwargs")
         overrides = {
             "device": pipeline._execution_device,
             "lora_scale": (arguments["attention_kwargs"] or {}).get("scale"),
-            "num_images_per_prompt": 1,
         }
-        embeds, mask = call_stock(pipeline.encode_prompt, {**arguments, **overrides})
+        embeds, mask = call_stock(pipeline.encode_prompt, {**each, **overrides})
         shared = {
             **sizes,
             "guidance_scale": arguments["guidance_scale"],
             "attention_kwargs": arguments["attention_kwargs"],
         }
-        num_rows = len(embeds) * arguments["num_images_per_prompt"]
-        return Conditions(masked_features(embeds, mask, num_rows), shared=shared)
+        return Conditions(masked_features(embeds, mask, arguments["num_images_per_prompt"]), shared=shared)
 
     def prepare_latents(
         self,

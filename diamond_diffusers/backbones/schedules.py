@@ -3,54 +3,75 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler
+from diffusers import (
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    SCMScheduler,
+    TCDScheduler,
+)
 from torch import Tensor
 
-from ..levels import Level, as_level
+from ..levels import Level, as_level, expand, signal_and_noise
+from ..network import Network
 from ..transitions import AncestralTransition, ODETransition, RenoiseTransition, Transition
 
 # Stands for pure noise (abar = 0, zero terminal SNR) where levels are interpolated; 1 / sqrt(2^-24), as in diffusers.
 LARGEST_LEVEL = 4096.0
 
-_RENOISING = ("LCMScheduler", "SCMScheduler")
-_ANCESTRAL = ("EulerAncestralDiscreteScheduler", "DDPMScheduler")
-_TRAJECTORY = "TCDScheduler"
+_FLOW = (
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+_CONSISTENCY = (FlowMatchLCMScheduler, LCMScheduler, SCMScheduler)
+_DDPM = (DDPMScheduler, DDPMParallelScheduler)
+_IMPLICIT = (DDIMScheduler, DDIMParallelScheduler)
 
 
 def is_flow(scheduler: Any) -> bool:
     """Whether the scheduler's sigmas are times of rectified flow, not noise-to-signal ratios."""
     config = scheduler.config
     return (
-        "FlowMatch" in type(scheduler).__name__
-        or isinstance(scheduler, FlowMapEulerDiscreteScheduler)
+        isinstance(scheduler, _FLOW)
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )
 
 
 def check_discrete_time(scheduler: Any) -> None:
-    """Checks that the scheduler's levels are training steps of a variance-preserving model, and that it samples them.
-
-    Raises:
-        ValueError: the levels are of another kind, or the scheduler clips its predictions.
-    """
+    """Raises a `ValueError` where the scheduler's levels are no training steps of a variance-preserving model."""
     name, config = type(scheduler).__name__, scheduler.config
     if is_flow(scheduler) or not hasattr(scheduler, "alphas_cumprod") or config.get("timestep_type") == "continuous":
         raise ValueError(
             f"scheduler is a {name} whose noise levels are not those of discrete training steps; "
             "take DDIMScheduler.from_config(...) or another scheduler with betas and discrete timesteps"
         )
-    for option in ("clip_sample", "thresholding"):
-        if config.get(option):
-            raise ValueError(
-                f"{option} is on in the {name}, which clips predicted latents and makes their gradients vanish; "
-                f"take {name}.from_config(scheduler.config, {option}=False)"
-            )
+
+
+def check_unclipped(scheduler: Any) -> None:
+    """Raises a `ValueError` where the scheduler clips its predictions, which aligned samples could not be."""
+    if clipping(scheduler) is None:
+        return
+    name = type(scheduler).__name__
+    option = "thresholding" if scheduler.config.get("thresholding") else "clip_sample"
+    raise ValueError(
+        f"{option} is on in the {name}, which clips predicted latents and makes their gradients vanish; take "
+        f"{name}.from_config(scheduler.config, {option}=False), or alignment='none'"
+    )
 
 
 def training_levels(scheduler: Any) -> Tensor:
@@ -128,9 +149,9 @@ def within(noise_to_signal: Level, interval: tuple[float, float]) -> Tensor:
 
 def _final_level(scheduler: Any) -> Tensor:
     """Where the last step of a scheduler without sigmas ends: not at zero for Stable Diffusion's DDIM."""
-    if type(scheduler).__name__ == _TRAJECTORY:
+    if isinstance(scheduler, TCDScheduler):
         return training_levels(scheduler)[:1]
-    if type(scheduler).__name__ in _RENOISING or not hasattr(scheduler, "final_alpha_cumprod"):
+    if isinstance(scheduler, _CONSISTENCY) or not hasattr(scheduler, "final_alpha_cumprod"):
         return torch.zeros(1, dtype=torch.float64)
     abar = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
     return torch.sqrt((1 - abar) / abar)
@@ -143,13 +164,84 @@ def is_variance_exploding(scheduler: Any) -> bool:
 
 
 def renoises(scheduler: Any) -> bool:
-    """Whether the scheduler samples few-step models by predicting the clean sample and noising it afresh."""
-    return type(scheduler).__name__ in _RENOISING
+    """Whether the scheduler takes the predicted sample as clean and noises it afresh."""
+    return isinstance(scheduler, _CONSISTENCY) or bool(scheduler.config.get("stochastic_sampling"))
 
 
 def samples_few_steps(scheduler: Any) -> bool:
-    """Whether the scheduler is made for few-step models."""
-    return renoises(scheduler) or type(scheduler).__name__ == _TRAJECTORY
+    """Whether the scheduler samples as few-step models are sampled."""
+    return renoises(scheduler) or isinstance(scheduler, TCDScheduler)
+
+
+class DrawsToTheEnd:
+    """Draws noise for the last step too, though that does not use it, as some stock schedulers do.
+
+    So that the generators of a call are left as the stock pipeline leaves them.
+    """
+
+    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class StockRenoiseTransition(DrawsToTheEnd, RenoiseTransition):
+    """The step of SCM and of stochastic flow matching."""
+
+
+@dataclass(frozen=True)
+class StockAncestralTransition(DrawsToTheEnd, AncestralTransition):
+    """The step of Euler's ancestral sampler, and of DDIM with `eta`."""
+
+
+@dataclass(frozen=True)
+class StockDDPMTransition(AncestralTransition):
+    """The step of DDPM, which draws noise but at the training step 0.
+
+    Args:
+        lowest: noise-to-signal ratio of that step.
+    """
+
+    lowest: float = field(kw_only=True, repr=False, compare=False)
+
+    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+        return noise_to_signal > self.lowest * (1 + 1e-9)
+
+
+@dataclass(frozen=True)
+class ClippedTransition(Transition):
+    """The step of a stock scheduler that clips or thresholds the predicted clean sample.
+
+    Args:
+        transition: the step without clipping.
+        clip: of predicted samples `[N, ...]`.
+        keeps_noise: whether the noise stays that of the unclipped sample, as in DDIM.
+    """
+
+    transition: Transition
+    clip: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    keeps_noise: bool = False
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        clipped = self.clip(predicted)
+        levels = (noise_to_signal, next_noise_to_signal)
+        if not self.keeps_noise:
+            return self.transition.step(network, x, *levels, clipped, noise)
+        alpha, _ = signal_and_noise(next_noise_to_signal)
+        return self.transition.step(network, x, *levels, predicted, noise) + expand(alpha, x) * (clipped - predicted)
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        return self.transition.tilt_gain(noise_to_signal, next_noise_to_signal)
+
+    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+        return self.transition.draws_noise(noise_to_signal, next_noise_to_signal)
 
 
 @dataclass(frozen=True)
@@ -178,14 +270,38 @@ def stock_transition(scheduler: Any, eta: float = 0.0) -> Transition:
     Args:
         eta: of `DDIMScheduler` and `TCDScheduler`; other schedulers ignore it, as their pipelines do.
     """
-    name = type(scheduler).__name__
     if isinstance(transition := getattr(scheduler, "transition", None), Transition):
         # The GLASS schedulers of this package.
         return transition
-    if renoises(scheduler) or scheduler.config.get("stochastic_sampling"):
+    transition, clip = _unclipped_transition(scheduler, eta), clipping(scheduler)
+    if clip is None:
+        return transition
+    return ClippedTransition(transition, clip, keeps_noise=isinstance(scheduler, _IMPLICIT))
+
+
+def _unclipped_transition(scheduler: Any, eta: float) -> Transition:
+    if isinstance(scheduler, LCMScheduler):
         return RenoiseTransition()
-    if name in _ANCESTRAL:
-        return AncestralTransition()
-    if name == _TRAJECTORY and eta != 0:
+    if renoises(scheduler):
+        return StockRenoiseTransition()
+    if isinstance(scheduler, _DDPM):
+        return StockDDPMTransition(lowest=trained_range(scheduler)[0])
+    if isinstance(scheduler, EulerAncestralDiscreteScheduler):
+        return StockAncestralTransition()
+    if isinstance(scheduler, TCDScheduler) and eta != 0:
         return TrajectoryTransition(eta, table=training_levels(scheduler))
-    return AncestralTransition(eta) if name == "DDIMScheduler" and eta != 0 else ODETransition()
+    return StockAncestralTransition(eta) if isinstance(scheduler, _IMPLICIT) and eta != 0 else ODETransition()
+
+
+def clipping(scheduler: Any) -> Callable[[Tensor], Tensor] | None:
+    """What the scheduler does to predicted clean samples `[N, ...]`: clips or thresholds them, or nothing."""
+    config = scheduler.config
+    # TCD declares both, and does neither.
+    if isinstance(scheduler, TCDScheduler):
+        return None
+    if config.get("thresholding"):
+        return scheduler._threshold_sample
+    if config.get("clip_sample"):
+        limit = config.get("clip_sample_range", 1.0)
+        return lambda sample: sample.clamp(-limit, limit)
+    return None

@@ -24,11 +24,23 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
     """
 
     family = "sdxl"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "add_text_embeds": "text_embeds",
+        "add_time_ids": "time_ids",
+    }
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("sdxl-turbo",)
     refused_arguments: ClassVar[dict[str, str]] = {
         "denoising_end": "it leaves noise in the latents, which no reward can judge; drop it and refine the images, "
         "or call the stock pipeline"
     }
+
+    @property
+    def is_configured_few_step(self) -> bool | None:
+        """SDXL-Turbo is the SDXL of 512 pixels, whose schedule ends at the last training step."""
+        spacing = self.pipeline.scheduler.config.get("timestep_spacing")
+        is_turbo = self.model.config.sample_size == 64 and spacing == "trailing"
+        return True if is_turbo else super().is_configured_few_step
 
     @contextmanager
     def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:

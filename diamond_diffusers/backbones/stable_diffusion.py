@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .base import Conditions
 from .discrete_time import DiscreteTimeBackbone
-from .helpers import call_stock
+from .helpers import call_stock, image_prompt_rows, one_row_each, repeat_rows
 from .registry import register_backbone
 
 _EMBEDDINGS = ("text_embeds", "time_ids")
@@ -31,34 +31,41 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
     """
 
     family = "stable_diffusion"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "negative_prompt_embeds": "encoder_hidden_states",
+        "w_embedding": "timestep_cond",
+    }
+    joins_negative = True
     network_name = "unet"
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("sd-turbo",)
 
     @property
-    def is_few_step(self) -> bool:
-        if self.few_step is None and self.model.config.time_cond_proj_dim is not None:
-            return True
-        return super().is_few_step
+    def is_configured_few_step(self) -> bool | None:
+        return True if self.model.config.time_cond_proj_dim is not None else super().is_configured_few_step
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
         height, width = self.image_size(arguments)
         sizes = {"height": height, "width": width}
-        call_stock(pipeline.check_inputs, {**arguments, **sizes, "callback_steps": None})
+        each, num_images = one_row_each(arguments), arguments["num_images_per_prompt"]
+        call_stock(pipeline.check_inputs, {**each, **sizes, "callback_steps": None})
         # A latent consistency model's pipeline has no rescaling.
         arguments = {"guidance_rescale": 0.0, **arguments}
         self.remember(arguments, "guidance_scale", "guidance_rescale", "clip_skip", "cross_attention_kwargs")
-        positive, negative = self.prompt_features(arguments, sizes)
+        positive, negative = self.prompt_features(each, sizes)
         if self.model.config.time_cond_proj_dim is not None:
             positive["timestep_cond"] = self._guidance_embedding(positive["encoder_hidden_states"])
         self._add_image_features(arguments, positive, negative)
+        positive = repeat_rows(positive, num_images)
         shared = {
             **sizes,
             "guidance_rescale": arguments["guidance_rescale"],
             "cross_attention_kwargs": arguments["cross_attention_kwargs"],
         }
         is_guided = pipeline.do_classifier_free_guidance
-        return Conditions(positive, negative if is_guided else None, arguments["guidance_scale"], shared)
+        negative = repeat_rows(negative, num_images) if is_guided else None
+        return Conditions(positive, negative, arguments["guidance_scale"], shared)
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width in pixels."""
@@ -72,7 +79,7 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
     def prompt_features(
         self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Features of the prompts and of the negative prompts; the latter hold None without guidance."""
+        """Features of the prompts and of the negative prompts, one row each; the latter hold None without guidance."""
         embeds, negative_embeds = self.encode_prompt(arguments)
         return {"encoder_hidden_states": embeds}, {"encoder_hidden_states": negative_embeds}
 
@@ -84,14 +91,10 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
         ).to(embeds)
 
     def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
-        """What the stock pipeline's `encode_prompt` returns; one negative text serves several prompts."""
-        prompt, negative_prompt = arguments["prompt"], arguments.get("negative_prompt")
-        if isinstance(prompt, list) and isinstance(negative_prompt, str):
-            negative_prompt = [negative_prompt] * len(prompt)
+        """What the stock pipeline's `encode_prompt` returns."""
         options = {
             "device": self.pipeline._execution_device,
             "do_classifier_free_guidance": self.pipeline.do_classifier_free_guidance,
-            "negative_prompt": negative_prompt,
             "lora_scale": (arguments["cross_attention_kwargs"] or {}).get("scale"),
         }
         with _text_model_within(self.pipeline.text_encoder):
@@ -100,24 +103,27 @@ class StableDiffusionBackbone(DiscreteTimeBackbone):
     def _add_image_features(
         self, arguments: Mapping[str, Any], positive: dict[str, Tensor], negative: dict[str, Tensor]
     ) -> None:
-        """Adds what IP-Adapters are given, one feature for each adapter."""
+        """Adds what IP-Adapters are given, one feature for each adapter, to features with a row for each prompt."""
         given = [name for name in ("ip_adapter_image", "ip_adapter_image_embeds") if arguments[name] is not None]
         if not given:
             return
         if self.model.encoder_hid_proj is None:
             raise ValueError(f"{given[0]} is given, but no IP-Adapter is loaded; call load_ip_adapter(...) first")
+        image, embeds = arguments["ip_adapter_image"], arguments["ip_adapter_image_embeds"]
+        count, num_adapters = len(positive["encoder_hidden_states"]), self.model.encoder_hid_proj.num_ip_adapters
+        if embeds is not None and len(embeds) != num_adapters:
+            raise ValueError(f"ip_adapter_image_embeds holds {len(embeds)} tensors for {num_adapters} IP-Adapters")
         is_guided = self.pipeline.do_classifier_free_guidance
-        rows = len(positive["encoder_hidden_states"])
-        adapters = self.pipeline.prepare_ip_adapter_image_embeds(
-            arguments["ip_adapter_image"],
-            arguments["ip_adapter_image_embeds"],
-            self.pipeline._execution_device,
-            rows,
-            is_guided,
-        )
-        for index, embeds in enumerate(adapters):
-            positive[f"{_IMAGES}{index}"] = embeds[-rows:]
-            negative[f"{_IMAGES}{index}"] = embeds[:rows]
+        for index, rows in enumerate(embeds or self._image_embeds(image, is_guided)):
+            name = f"ip_adapter_image_embeds[{index}]"
+            positive[f"{_IMAGES}{index}"], negative[f"{_IMAGES}{index}"] = image_prompt_rows(
+                name, rows.to(self.pipeline._execution_device), count, is_guided
+            )
+
+    def _image_embeds(self, image: Any, is_guided: bool) -> list[Tensor]:
+        """Embeddings of the images of each adapter, one row for all prompts, after a negative one under guidance."""
+        device = self.pipeline._execution_device
+        return self.pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, is_guided)
 
     def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
         # Many LoRAs for these models have older names, which the stock loader renames in the same way.

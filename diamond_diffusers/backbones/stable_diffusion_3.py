@@ -12,7 +12,7 @@ from torch import Tensor
 from ..levels import Level
 from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
-from .helpers import call_stock, repeat_rows, where_rows
+from .helpers import call_stock, image_prompt_rows, one_row_each, repeat_rows, where_rows
 from .registry import register_backbone
 from .schedules import level_interval, within
 
@@ -30,23 +30,30 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
     """
 
     family = "stable_diffusion_3"
+    loop_tensors: ClassVar[dict[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "pooled_projections",
+    }
+    joins_negative = True
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("stable-diffusion-3.5-large-turbo",)
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
         height, width = self.image_size(arguments)
-        call_stock(pipeline.check_inputs, {**arguments, "height": height, "width": width})
+        each = one_row_each(arguments)
+        call_stock(pipeline.check_inputs, {**each, "height": height, "width": width})
         self.remember(arguments, "guidance_scale", "skip_layer_guidance_scale", "clip_skip", "joint_attention_kwargs")
-        features, negative_features = self._encode_prompt(arguments)
+        features, negative_features = self._encode_prompt(each)
         self._add_image_prompt(arguments, features, negative_features)
         shared = {
             "height": height,
             "width": width,
             "joint_attention_kwargs": arguments["joint_attention_kwargs"] or {},
         }
+        num_images = arguments["num_images_per_prompt"]
         conditions = Conditions(
-            features,
-            negative_features if pipeline.do_classifier_free_guidance else None,
+            repeat_rows(features, num_images),
+            repeat_rows(negative_features, num_images) if pipeline.do_classifier_free_guidance else None,
             arguments["guidance_scale"],
             shared,
         )
@@ -54,28 +61,24 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
             shared.update(self._skip_layer_guidance(arguments, conditions))
         return conditions
 
-    def _encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _encode_prompt(self, each: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         guided = self.pipeline.do_classifier_free_guidance
         overrides = {
             "do_classifier_free_guidance": guided,
             "device": self.pipeline._execution_device,
-            "lora_scale": (arguments["joint_attention_kwargs"] or {}).get("scale"),
+            "lora_scale": (each["joint_attention_kwargs"] or {}).get("scale"),
         }
         embeds, negative_embeds, pooled, negative_pooled = call_stock(
-            self.pipeline.encode_prompt, {**arguments, **overrides}
+            self.pipeline.encode_prompt, {**each, **overrides}
         )
-        # Stock repeats what it encodes, not what it is given.
-        num_rows = len(embeds) * (1 if arguments["prompt_embeds"] is None else arguments["num_images_per_prompt"])
-        features = repeat_rows({"encoder_hidden_states": embeds, "pooled_projections": pooled}, num_rows)
-        if not guided:
-            return features, {}
-        negative = {"encoder_hidden_states": negative_embeds, "pooled_projections": negative_pooled}
-        return features, repeat_rows(negative, num_rows)
+        features = {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+        negative_features = {"encoder_hidden_states": negative_embeds, "pooled_projections": negative_pooled}
+        return features, negative_features if guided else {}
 
     def _add_image_prompt(
         self, arguments: Mapping[str, Any], features: dict[str, Tensor], negative_features: dict[str, Tensor]
     ) -> None:
-        """Adds the features of the image prompt, one for all images."""
+        """Adds the features of the image prompts to those of the prompts, which have one row each."""
         pipeline, image, embeds = self.pipeline, arguments["ip_adapter_image"], arguments[_IMAGE_EMBEDS]
         if image is None and embeds is None:
             return
@@ -84,12 +87,14 @@ class StableDiffusion3Backbone(FlowMatchingBackbone):
         if embeds is None and not pipeline.is_ip_adapter_active:
             return
         guided = pipeline.do_classifier_free_guidance
-        embeds = pipeline.prepare_ip_adapter_image_embeds(image, embeds, pipeline._execution_device, 1, guided)
-        num_rows = len(features["encoder_hidden_states"])
+        device, count = pipeline._execution_device, len(features["encoder_hidden_states"])
+        name = "ip_adapter_image" if embeds is None else _IMAGE_EMBEDS
+        if embeds is None:
+            embeds = pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, guided)
+        positive, negative = image_prompt_rows(name, embeds.to(device), count, guided)
+        features[_IMAGE_EMBEDS] = positive
         if guided:
-            negative, embeds = embeds.chunk(2)
-            negative_features.update(repeat_rows({_IMAGE_EMBEDS: negative}, num_rows))
-        features.update(repeat_rows({_IMAGE_EMBEDS: embeds}, num_rows))
+            negative_features[_IMAGE_EMBEDS] = negative
 
     def _skip_layer_guidance(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
         """The layers to skip, the weight, and the levels at which the stock loop skips them."""

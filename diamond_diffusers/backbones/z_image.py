@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..levels import Level
 from .base import Conditions
 from .flow_matching import FlowMatchingBackbone
-from .helpers import repeat_rows
+from .helpers import one_row_each, repeat_rows
 from .registry import register_backbone
 
 
@@ -26,8 +27,15 @@ class ZImageBackbone(FlowMatchingBackbone):
     """
 
     family = "z_image"
+    loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     few_step_checkpoints: ClassVar[tuple[str, ...]] = ("z-image-turbo",)
     latents_dtype = torch.float32
+
+    @property
+    def is_configured_few_step(self) -> bool | None:
+        """The times of Z-Image-Turbo are shifted by 3, those of Z-Image by 6."""
+        shifts = {3.0: True, 6.0: False}
+        return shifts.get(self.pipeline.scheduler.config.get("shift"), super().is_configured_few_step)
 
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
@@ -37,16 +45,16 @@ class ZImageBackbone(FlowMatchingBackbone):
             if size % block:
                 raise ValueError(f"{name} is {size}; give a multiple of {block}")
         self.remember(arguments, "guidance_scale", "joint_attention_kwargs", "cfg_normalization", "cfg_truncation")
-        embeds, negative_embeds = self._encode_prompt(arguments)
+        embeds, negative_embeds = self._encode_prompt(one_row_each(arguments))
         # Padded to one length, the prompts and the negative prompts pass the network together.
         padded = pad_sequence([*embeds, *negative_embeds], batch_first=True)
         lengths = torch.tensor([len(rows) for rows in (*embeds, *negative_embeds)], device=padded.device)
-        num_rows = len(embeds) * arguments["num_images_per_prompt"]
+        num_images = arguments["num_images_per_prompt"]
         both = {"encoder_hidden_states": padded, "lengths": lengths}
-        features = repeat_rows({name: rows[: len(embeds)] for name, rows in both.items()}, num_rows)
+        features = repeat_rows({name: rows[: len(embeds)] for name, rows in both.items()}, num_images)
         negative_features = None
         if pipeline.do_classifier_free_guidance:
-            negative_features = repeat_rows({name: rows[len(embeds) :] for name, rows in both.items()}, num_rows)
+            negative_features = repeat_rows({name: rows[len(embeds) :] for name, rows in both.items()}, num_images)
         shared = {
             "height": height,
             "width": width,
@@ -58,33 +66,36 @@ class ZImageBackbone(FlowMatchingBackbone):
 
     def _encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Embeddings `[tokens, channels]` of each prompt and of each negative prompt, of which there may be none."""
-        prompt, negative_prompt = arguments["prompt"], arguments["negative_prompt"]
         embeds, negative_embeds = arguments["prompt_embeds"], arguments["negative_prompt_embeds"]
         guided = self.pipeline.do_classifier_free_guidance
-        if prompt is None:
+        if arguments["prompt"] is None:
             if guided and negative_embeds is None:
                 raise ValueError(
                     "negative_prompt_embeds is None; with prompt_embeds and without a prompt, give it too, "
                     "or guidance_scale=0"
                 )
             return embeds, negative_embeds if guided else ()
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if isinstance(negative_prompt, str):
-            negative_prompt = [negative_prompt] * len(prompts)
-        elif negative_prompt is not None and len(negative_prompt) != len(prompts):
-            raise ValueError(
-                f"negative_prompt holds {len(negative_prompt)} texts for {len(prompts)} prompts; give one for each"
-            )
         return self.pipeline.encode_prompt(
-            # Stock writes its chat template into the lists.
-            prompt=list(prompts),
-            negative_prompt=negative_prompt and list(negative_prompt),
+            prompt=arguments["prompt"],
+            negative_prompt=arguments["negative_prompt"],
             do_classifier_free_guidance=guided,
             prompt_embeds=embeds,
             negative_prompt_embeds=negative_embeds,
             device=self.pipeline._execution_device,
             max_sequence_length=arguments["max_sequence_length"],
         )
+
+    def shown_tensors(self, conditions: Conditions) -> dict[str, Any]:
+        features = conditions.features
+        rows = zip(features["encoder_hidden_states"], features["lengths"].tolist(), strict=True)
+        return {"prompt_embeds": [embeds[:length] for embeds, length in rows]}
+
+    def with_changed(self, conditions: Conditions, changed: Mapping[str, Any]) -> Conditions:
+        embeds = changed["prompt_embeds"]
+        lengths = torch.tensor([len(rows) for rows in embeds], device=conditions.features["lengths"].device)
+        padded = {"prompt_embeds": pad_sequence(list(embeds), batch_first=True)}
+        conditions = super().with_changed(conditions, padded)
+        return replace(conditions, features={**conditions.features, "lengths": lengths})
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         return arguments["height"] or 1024, arguments["width"] or 1024

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Conditions
 from ..backbones.helpers import adapters_disabled, offloads_layers, where_rows
-from ..glass import query
-from ..levels import Level, as_level, expand
+from ..glass import query, toward
+from ..levels import Level, as_level
 from .conditioning import SITES, MapConditioning, Sites
 from .two_time import TwoTimeEmbedder
 
@@ -247,12 +247,6 @@ class DiamondMap(nn.Module):
         """`X_{s -> r}(xbar_s; x_t, t)`, `[N, ...]`; arguments as of `mean_denoiser`."""
         denoised = self.mean_denoiser(xbar, s, r, x, noise_to_signal, conditions)
         return toward(xbar, denoised, s, r)
-
-
-def toward(xbar: Tensor, denoised: Tensor, s: Level, r: Tensor | float) -> Tensor:
-    """`(r / s) xbar + (1 - r / s) D`."""
-    kept = expand(torch.as_tensor(r) / as_level(s), xbar)
-    return kept * xbar + (1 - kept) * denoised
 
 
 def block_linear_layers(network: nn.Module) -> list[str]:

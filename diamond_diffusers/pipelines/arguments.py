@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from ..alignment.base import FINAL_SELECTIONS
 from ..backbones.base import Backbone
-from ..backbones.helpers import offloads_layers
+from ..backbones.helpers import num_prompts, offloads_layers
 from ..rewards import Reward
 
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -25,7 +26,6 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
 
     Raises:
         TypeError: a keyword that the stock pipeline does not have, or that its backbone refuses.
-        ValueError: a callback wants tensors other than the latents.
     """
     name = type(backbone.pipeline).__name__
     parameters = inspect.signature(type(backbone.pipeline).__call__).parameters
@@ -44,7 +44,6 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
     for key in passed:
         if key in backbone.refused_arguments:
             raise TypeError(f"{key!r} cannot be used with {name} here: {backbone.refused_arguments[key]}")
-    check_watched(passed.get("callback_on_step_end_tensor_inputs", ()))
     declared = {key: value for key, value in defaults.items() if key in stock}
     if passed.get("negative_prompt_embeds") is not None:
         # Some stock pipelines take the empty text as a default and refuse it beside embeddings.
@@ -52,14 +51,27 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
     return {**stock, **declared, **passed}
 
 
-def check_watched(names: Sequence[str]) -> None:
-    """Raises a `ValueError` where a callback wants tensors other than the latents."""
-    watched = sorted(set(names) - {"latents"})
-    if watched:
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs holds {watched[0]!r}; while aligning only 'latents' can be watched, "
-            "so leave it at ['latents'], and do without callbacks that change the prompts"
-        )
+def ordinary(value: Any) -> Any:
+    """An argument without inference tensors, with which nothing could be differentiated."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, list | tuple):
+        parts = [ordinary(part) for part in value]
+        # Left as it is where nothing changes, for named tuples' sake.
+        return value if all(map(operator.is_, parts, value)) else type(value)(parts)
+    if isinstance(value, dict):
+        return {key: ordinary(part) for key, part in value.items()}
+    return value
+
+
+def check_differentiable(modules: Sequence[nn.Module]) -> None:
+    """Raises a `ValueError` where weights are inference tensors, which cannot take part in a derivative."""
+    for module in modules:
+        if any(weight.is_inference() for weight in module.parameters()):
+            raise ValueError(
+                f"the weights of the {type(module).__name__} were made under torch.inference_mode(), so that nothing "
+                "can be differentiated through it; load the pipeline outside, or take alignment 'smc' or 'best_of_n'"
+            )
 
 
 def num_images(arguments: Mapping[str, Any]) -> int:
@@ -77,21 +89,6 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, Integral) or count < 1):
             raise ValueError(f"{name} is {count!r}; it must be a whole number of at least 1")
-
-
-def num_prompts(arguments: Mapping[str, Any]) -> int:
-    """Number of prompts of a call, however they are given."""
-    prompt = arguments["prompt"]
-    if not (prompt is None or isinstance(prompt, str | list)):
-        raise TypeError(f"prompt is a {type(prompt).__name__}; give a text or a list of texts")
-    if prompt == []:
-        raise ValueError("prompt is an empty list; give a text for each image")
-    if prompt is None:
-        embeds = arguments.get("prompt_embeds")
-        if embeds is None:
-            raise ValueError("prompt is None; give a prompt, or prompt_embeds")
-        return len(embeds)
-    return 1 if isinstance(prompt, str) else len(prompt)
 
 
 def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | None) -> list[str]:
@@ -118,7 +115,7 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
         raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
     if selection == "best" and reward is None:
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
-    if reward is not None and not any(texts):
+    if reward is not None and reward.reads_prompts and not any(texts):
         raise ValueError("the reward reads the prompt, but there is no text in it; give one, or reward_prompt=...")
     return selection
 

@@ -2,40 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Number
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from ..alignment.base import StepCallback
+from ..alignment import Alignment
+from ..alignment.base import RunEnded
+from ..alignment.model import TiltedModel
+from ..alignment.noise_rounds import NoiseRounds
+from ..backbones import Backbone, Conditions
+
+UserCallback = Callable[..., dict[str, Any] | None]
 
 
-def step_callback(
-    pipe: Any, levels: list[float], progress_bar: Any, callback: Callable[..., dict[str, Any]] | None
-) -> StepCallback:
-    """What a run calls after each step: advances the progress bar, and hands stock latents to the user's callback.
+def check_callback(
+    backbone: Backbone, alignment: Alignment, callback: UserCallback | None, names: Sequence[str]
+) -> tuple[str, ...]:
+    """The tensors that a callback of the stock `__call__` is given.
+
+    Args:
+        callback: `callback_on_step_end`; those of diffusers name their tensors themselves.
+        names: `callback_on_step_end_tensor_inputs`.
+
+    Raises:
+        ValueError: a tensor is not shown here, or the callback counts steps where there are rounds.
+    """
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        names = callback.tensor_inputs
+        if isinstance(alignment, NoiseRounds):
+            raise ValueError(
+                f"callback_on_step_end is a {type(callback).__name__}, which counts steps, but "
+                f"{type(alignment).__name__} calls back once a round; leave it out, or take another alignment"
+            )
+    stock = getattr(backbone.pipeline, "_callback_tensor_inputs", ())
+    shown = ["latents", *(name for name in backbone.loop_tensors if name in stock)]
+    for name in names:
+        if name not in shown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs holds {name!r}; with {type(backbone.pipeline).__name__} callbacks "
+                f"can be given {', '.join(shown)}"
+            )
+    return tuple(names)
+
+
+class StepEnd:
+    """What a run calls after each step: moves the progress bar, and hands the user's callback what stock loops do.
+
+    What it changes counts from the next step on: latents, also in place, tensors of the prompts, `_guidance_scale`, and
+    the options that the stock loop reads at each step; a score model keeps its own. Estimates that were made ahead are
+    made again.
 
     Args:
         pipe: the `DiamondMapPipeline`, which the callback gets first.
+        model: whose conditions it may change.
+        alignment: the method that runs.
         levels: of the run.
         progress_bar: of the stock pipeline.
         callback: `callback_on_step_end` of the stock `__call__`.
+        names: of the tensors that it is given.
     """
-    backbone = pipe.backbone
 
-    def on_step(index: int, x: Tensor, step: int) -> Tensor | None:
-        progress_bar.update()
-        if callback is None:
+    def __init__(
+        self,
+        pipe: Any,
+        model: TiltedModel,
+        alignment: Alignment,
+        levels: list[float],
+        progress_bar: Any,
+        callback: UserCallback | None,
+        names: Sequence[str],
+    ) -> None:
+        self.pipe, self.model, self.alignment = pipe, model, alignment
+        self.backbone: Backbone = pipe.backbone
+        self.levels, self.progress_bar = levels, progress_bar
+        self.callback, self.names = callback, names
+        self.negative_features = model.conditions.negative_features
+
+    def __call__(self, index: int, x: Tensor, step: int) -> Tensor | None:
+        self.progress_bar.update()
+        if self.callback is None:
             return None
-        latents = backbone.to_stock(x, levels[step + 1])
-        timestep = backbone.timestep(levels[step]).to(x.device, torch.float32)
-        returned = callback(pipe, index, timestep, {"latents": latents}) or {}
-        replaced = returned.get("latents", latents)
+        level, conditions = self.levels[step + 1], self.model.conditions
+        latents = self.backbone.to_stock(x, level)
+        timestep = self.backbone.timestep(self.levels[step]).to(x.device, torch.float32)
+        options = self._options()
+        changed = self._changed(index, timestep, {"latents": latents, **self.backbone.shown_tensors(conditions)})
+        replaced = changed.pop("latents", None)
+        if replaced is not None and replaced.shape != latents.shape:
+            raise ValueError(
+                f"callback_on_step_end returned latents of shape {list(replaced.shape)}; leave it at "
+                f"{list(latents.shape)}"
+            )
         # Not every stock pipeline has the property that reads this.
-        if pipe.pipeline._interrupt:
+        if self.backbone.pipeline._interrupt:
             # Stock pipelines decode what they have, as it is.
-            raise StopIteration(backbone.from_stock(replaced.to(x), 0.0))
-        return None if replaced is latents else backbone.from_stock(replaced.to(x), levels[step + 1])
+            raise RunEnded(self.backbone.from_stock((latents if replaced is None else replaced).to(x), 0.0))
+        set_anew = {name: value for name, value in self._options().items() if _differs(value, options[name])}
+        if changed or set_anew:
+            self._check_meaning([*changed, *set_anew])
+            conditions = self.backbone.with_changed(conditions, changed) if changed else conditions
+            self.model.conditions = self._with_options(conditions, set_anew)
+        elif replaced is None:
+            return None
+        return x if replaced is None else self.backbone.from_stock(replaced.to(x), level)
 
-    return on_step
+    def _changed(self, index: int, timestep: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Calls the user's callback; those tensors that it changed in place or returned anew."""
+        shown = {name: tensors[name] for name in self.names}
+        before = {name: _copied(tensor) for name, tensor in shown.items()}
+        try:
+            returned = self.callback(self.pipe, index, timestep, dict(shown)) or {}
+        except StopIteration as error:
+            # A loop around the call would take it for its own end.
+            raise RuntimeError(
+                "callback_on_step_end raised StopIteration; to end a run, let it set pipe._interrupt = True"
+            ) from error
+        after = {name: returned.get(name, shown.get(name)) for name in tensors}
+        return {
+            name: tensor
+            for name, tensor in after.items()
+            if tensor is not None and not (name in before and _same(tensor, before[name]))
+        }
+
+    def _options(self) -> dict[str, Any]:
+        """What the stock loop reads in its pipeline at each step."""
+        # An embedded guidance scale is read once.
+        names = {name for name in self.model.conditions.shared if name != "guidance_scale"}
+        if hasattr(type(self.backbone.pipeline), "do_classifier_free_guidance"):
+            names.add("guidance_scale")
+        return {name: getattr(self.backbone.pipeline, f"_{name}", None) for name in names}
+
+    def _with_options(self, conditions: Conditions, options: Mapping[str, Any]) -> Conditions:
+        """The conditions under options that have been set anew.
+
+        Raises:
+            ValueError: guidance is turned on in a run that began without.
+        """
+        shared = {name: value for name, value in options.items() if name in conditions.shared}
+        conditions = replace(conditions, shared={**conditions.shared, **shared})
+        self.negative_features = conditions.negative_features or self.negative_features
+        if "guidance_scale" not in options:
+            return conditions
+        scale, guided = options["guidance_scale"], self.backbone.pipeline.do_classifier_free_guidance
+        if guided and self.negative_features is None:
+            raise ValueError(
+                f"callback_on_step_end set _guidance_scale to {scale} in a run that began without classifier-free "
+                "guidance, so that no negative prompt was encoded; begin with a guidance_scale that has it"
+            )
+        negative_features = self.negative_features if guided else None
+        return replace(conditions, negative_features=negative_features, classifier_free_guidance_scale=scale)
+
+    def _check_meaning(self, names: Sequence[str]) -> None:
+        if isinstance(self.alignment, NoiseRounds):
+            raise ValueError(
+                f"callback_on_step_end changed {names[0]}, but {type(self.alignment).__name__} calls back once a "
+                "round, whose samples would not compare with those before; leave it, or take another alignment"
+            )
+        if self.alignment.uses_diamond_map(self.backbone):
+            raise ValueError(
+                f"callback_on_step_end changed {names[0]}, but the guidance of the Diamond Map is baked in; leave it, "
+                "or align with look-aheads of the base (GlassPosterior)"
+            )
+
+
+def _differs(value: Any, before: Any) -> bool:
+    return value is not before and not (isinstance(value, Number) and value == before)
+
+
+def _copied(tensor: Any) -> Any:
+    """Of a tensor, or of a list of them."""
+    if isinstance(tensor, list):
+        return [part.clone() for part in tensor]
+    return None if tensor is None else tensor.clone()
+
+
+def _same(tensor: Any, other: Any) -> bool:
+    if isinstance(tensor, list) and isinstance(other, list):
+        return len(tensor) == len(other) and all(map(torch.equal, tensor, other))
+    return isinstance(other, Tensor) and torch.equal(tensor, other)

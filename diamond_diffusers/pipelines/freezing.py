@@ -17,7 +17,7 @@ def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
         for module in modules
         for layer in module.modules()
         for name, weight in layer.named_parameters(recurse=False)
-        if weight.requires_grad
+        if weight.requires_grad and not weight.is_inference()
     ]
     try:
         for layer, name in trained:

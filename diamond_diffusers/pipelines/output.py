@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..alignment.base import Alignment, AlignmentResult
@@ -16,8 +17,11 @@ from ..cost import Cost
 
 
 @dataclass
-class DiamondMapPipelineOutput:
+class DiamondMapPipelineOutput(BaseOutput):
     """Images and what is known of them; `n` is their number.
+
+    As every output of diffusers it is also a dictionary, and a tuple under `out[0]` and `out.to_tuple()`, of what is
+    not None.
 
     Attributes:
         images: PIL images, an array or a tensor, by `output_type`; image after image, and with

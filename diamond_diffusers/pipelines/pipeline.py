@@ -21,17 +21,18 @@ from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
     check_counts,
-    check_watched,
+    check_differentiable,
     checked_few_step,
     checked_selection,
     is_offloaded,
     num_images,
+    ordinary,
     refuse_cache,
     resolve_arguments,
     reward_texts,
     wants_latents,
 )
-from .callbacks import step_callback
+from .callbacks import StepEnd, check_callback
 from .freezing import frozen
 from .loading import HUB_OPTIONS, embedded_model, find_map, read_base_defaults, single_file_class
 from .output import DiamondMapPipelineOutput, make_output
@@ -39,6 +40,7 @@ from .particles import starting_particles
 from .resolution import resolve_alignment, resolve_reward
 from .saving import save_model
 from .scoring import encode_for_scores, reward_probe
+from .signature import StockCall
 
 OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
@@ -55,7 +57,7 @@ class DiamondMapPipeline(AdapterMethods):
             `reward`, ...).
         few_step: True where the checkpoint is a few-step model (a flow map), or the name or names of the LoRA adapters
             that make it one: then the map is the model with them and the denoiser the model without; None to tell by
-            the scheduler and the checkpoint's name.
+            the checkpoint's configuration, its scheduler and its name, in this order.
         score_model: a stock or wrapped pipeline of an ordinary model of the same latents, which gives the posterior
             mean where a few-step model has none.
         preview_vae: a small decoder of the same latents (`AutoencoderTiny`) for look-aheads; final images are decoded
@@ -78,6 +80,10 @@ class DiamondMapPipeline(AdapterMethods):
         score_model: DiamondMapPipeline | DiffusionPipeline | None = None,
         preview_vae: nn.Module | None = None,
     ) -> None:
+        if isinstance(pipeline, DiamondMapPipeline):
+            raise TypeError(
+                "pipeline is a DiamondMapPipeline already; use it as it is, or take DiamondMapPipeline.from_pipe(pipe)"
+            )
         self.__dict__.update(
             pipeline=pipeline,
             backbone=backbone_for(pipeline),
@@ -112,7 +118,9 @@ class DiamondMapPipeline(AdapterMethods):
             # The revision is that of the map; its base names its own.
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
-        check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
+        name = DiffusionPipeline.load_config(model, **hub)["_class_name"]
+        # Classes that come with the weights are named with their file.
+        check_supported(name if isinstance(name, str) else "/".join(name))
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = own.pop("defaults", None) or {}
         defaults = {**read_base_defaults(model, **hub), **given}
@@ -142,14 +150,25 @@ class DiamondMapPipeline(AdapterMethods):
         return cls(loader.from_single_file(pretrained_model_link_or_path, **kwargs), **own)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiamondMapPipeline:
+    def from_pipe(cls, pipeline: DiffusionPipeline | DiamondMapPipeline, **kwargs: Any) -> DiamondMapPipeline:
         """Wraps a loaded stock pipeline; its components, dtype, hooks and scheduler stay as they are.
 
         Args:
-            pipeline: of a supported class.
+            pipeline: of a supported class; or one that is wrapped, which hands on its own of the following.
             **kwargs: of this class (`defaults`, `few_step`, `score_model`, `preview_vae`).
+
+        Raises:
+            TypeError: the pipeline's class is not supported.
+            ValueError: a Diamond Map is loaded in the pipeline, which two cannot share.
         """
-        return cls(pipeline, **kwargs)
+        if not isinstance(pipeline, DiamondMapPipeline):
+            return cls(pipeline, **kwargs)
+        if pipeline.backbone.has_diamond_map:
+            raise ValueError(
+                "pipeline has a Diamond Map loaded, which two wrappers cannot share; use it as it is, or call its "
+                "unload_diamond_map() first"
+            )
+        return cls(pipeline.pipeline, **{**{name: getattr(pipeline, name) for name in OPTIONS}, **kwargs})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the stock pipeline, loadable by stock diffusers, and beside it this model's defaults and Diamond Map.
@@ -219,12 +238,26 @@ class DiamondMapPipeline(AdapterMethods):
         else:
             setattr(self.pipeline, name, value)
 
+    @property
+    def __class__(self) -> type[DiffusionPipeline]:
+        """The stock pipeline's, by which `AutoPipelineForText2Image.from_pipe` and its like know what it is.
+
+        So `isinstance` finds both classes, and `type` this one.
+        """
+        return type(self.__dict__["pipeline"]) if "pipeline" in self.__dict__ else DiamondMapPipeline
+
+    def __reduce__(self) -> tuple:
+        # Pickle refuses objects whose two classes differ, unless they say how they are made.
+        return object.__new__, (type(self),), self.__dict__
+
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self.pipeline)})
+        return sorted({*dir(type(self)), *vars(self), *dir(self.pipeline)})
 
     def __repr__(self) -> str:
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
 
+    @StockCall
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(
         self,
@@ -266,7 +299,8 @@ class DiamondMapPipeline(AdapterMethods):
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `best` or `all`;
                 None for the method's own choice.
             particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
-                filled up, so that an image is the same, bit for bit, whatever else is in the batch.
+                filled up, so that an image is the same, bit for bit, whatever else is in the batch, from the same
+                embeddings: text encoders may round several prompts differently from one.
             gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass
                 instead of holding what they computed; None for only where components are offloaded.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
@@ -275,10 +309,12 @@ class DiamondMapPipeline(AdapterMethods):
             reward_prompt: what the reward reads, where it is not the prompt.
             negative_prompt, height, width, num_inference_steps, num_images_per_prompt, output_type, return_dict:
                 as of the stock pipeline.
-            generator: one, or one for each image; image `i` depends on generator `i` alone.
+            generator: one, or one for each image; image `i` depends on generator `i` alone. With alignment off they,
+                or torch's global one, are left as the stock pipeline leaves them.
             latents: starting noise in the stock pipeline's own form, a row for each image or each particle.
             callback_on_step_end: called as by the stock pipeline, with this object first, and with the latents of all
-                particles; it may return replaced latents, or set `_interrupt`.
+                particles. It may change latents and the other tensors of `callback_on_step_end_tensor_inputs`, in place
+                or by returning others, set `_guidance_scale`, or end the run by setting `_interrupt`.
             **kwargs: every other argument of the stock `__call__`; one that cannot be honoured is refused by name.
 
         Returns:
@@ -298,13 +334,15 @@ class DiamondMapPipeline(AdapterMethods):
         )
         check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
         refuse_cache(self.backbone)
-        # The callbacks of diffusers name the tensors that they want.
-        check_watched(getattr(callback_on_step_end, "tensor_inputs", ()))
-        arguments = resolve_arguments(self.backbone, given, self.defaults)
+        arguments, latents = ordinary(resolve_arguments(self.backbone, given, self.defaults)), ordinary(latents)
         with self.backbone.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)
             reward = resolve_reward(reward, alignment, self.backbone, self.defaults, self._named_rewards)
             alignment = resolve_alignment(alignment, reward, self.backbone, self.defaults, arguments)
+            if alignment.needs_reward_gradient:
+                check_differentiable(self._modules())
+            watched = arguments.get("callback_on_step_end_tensor_inputs", ["latents"])
+            watched = check_callback(self.backbone, alignment, callback_on_step_end, watched)
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
             check_reward_scale(scale)
@@ -339,7 +377,7 @@ class DiamondMapPipeline(AdapterMethods):
                 probe(latents=x[:1])
             total = alignment.num_callbacks(len(levels) - 1)
             with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
-                on_step = step_callback(self, levels, progress_bar, callback_on_step_end)
+                on_step = StepEnd(self, model, alignment, levels, progress_bar, callback_on_step_end, watched)
                 result = alignment.run(model, x, levels, random, on_step)
             output = make_output(model, alignment, result, selection, random, output_type)
             self.pipeline.maybe_free_model_hooks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..alignment import Alignment, as_alignment
+from ..alignment import Alignment, NoAlignment, as_alignment
 from ..backbones.base import Backbone
 from ..rewards import Reward, RewardLike, as_reward
 from .arguments import check_baked_guidance, check_not_checkpointed
@@ -63,6 +63,8 @@ def resolve_alignment(
         alignment = _own_alignment(reward, backbone, defaults)
     alignment = as_alignment(alignment, backbone)
     alignment.check(reward)
+    if not isinstance(alignment, NoAlignment) or alignment.needs_reward_gradient:
+        backbone.check_alignable()
     alignment = alignment.resolve(backbone)
     if alignment.uses_diamond_map(backbone):
         check_baked_guidance(backbone, arguments)

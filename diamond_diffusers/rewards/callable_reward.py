@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention import differentiable_attention
 from .base import Reward, random_image
 from .context import check_context, check_signature, select_context, wanted_context
 
@@ -25,6 +26,7 @@ class CallableReward(Reward):
         differentiable: whether the scores carry gradients to the pixels. By default this is tried on one random image:
             by `probe` on the run's device, or when the answer is first needed, on the CPU.
         max_batch_size: the most images of one call; None for all at once.
+        reads_prompts: whether the scores depend on the prompts, without which a run is then refused.
 
     Raises:
         TypeError: `function` cannot be called with images and prompts.
@@ -36,11 +38,13 @@ class CallableReward(Reward):
         name: str | None = None,
         differentiable: bool | None = None,
         max_batch_size: int | None = None,
+        reads_prompts: bool = True,
     ) -> None:
         self.name = name or getattr(function, "__name__", type(function).__name__)
         check_signature(self.name, function)
         self.function = function
         self.max_batch_size = max_batch_size
+        self.reads_prompts = reads_prompts
         self._differentiable = differentiable
 
     @property
@@ -88,7 +92,7 @@ class CallableReward(Reward):
         super().probe(device, image_size, prompt, needs_gradient, **context)
 
     def _gives_gradients(self, image: Tensor, prompt: str, context: dict[str, Any]) -> bool:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             image = image.clone().requires_grad_()
             try:
                 scores = self.score(image, [prompt], **context)

@@ -21,6 +21,7 @@ from diamond_diffusers.alignment import (
     ZeroOrderSearch,
     as_alignment,
 )
+from diamond_diffusers.alignment.base import RunEnded
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
 
@@ -111,7 +112,7 @@ def test_a_callback_may_stop_the_run(name):
     def on_step(index, x):
         seen.append(x.clone())
         if index == 1:
-            raise StopIteration
+            raise RunEnded
 
     model = make_model(MIXTURE, LINEAR)
     result = run(METHODS[name], model, on_step=on_step)
@@ -119,6 +120,19 @@ def test_a_callback_may_stop_the_run(name):
     assert torch.equal(result.latents[0], seen[-1])
     assert result.rewards.shape == result.log_weights.shape == (1, METHODS[name].num_particles)
     torch.testing.assert_close(result.log_weights.exp().sum(1), torch.ones(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "alignment", [NoAlignment(), RandomSearch(num_candidates=4)], ids=lambda method: type(method).__name__
+)
+def test_what_else_a_callback_raises_is_an_error(alignment):
+    """Also what ends loops elsewhere."""
+
+    def on_step(index, x):
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        run(alignment, make_model(MIXTURE, LINEAR), on_step=on_step)
 
 
 def test_names_stand_for_methods_with_their_defaults():

@@ -216,7 +216,7 @@ def test_queries_within_a_transition_are_guided_by_their_own_level():
     guidance = Guidance(transition=transition, max_noise_to_signal=1.5)
     run(guidance, model, (2.0, 0.5), x=torch.zeros(1, 3))
     # Only the last query is below 1.5.
-    levels = [2.0, *(query_level(2.0, s) for s in inner_times(3, EarlyStop(2.0, 0.5, 0.25).stop)[1:-1])]
+    levels = [2.0, *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(2.0, 0.5, 0.25).stop).tolist()[1:-1])]
     guided = sum(level <= 1.5 for level in levels)
     assert guided == 1 and levels[-1] < 1.5 < levels[-2]
     assert model.cost.decodes == guided + 1 and model.cost.network_evaluations == 3
@@ -400,8 +400,7 @@ def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():
     x = torch.randn(5, 3, generator=seeded(1))
     unguided = Guidance(guidance_strength=0.0, transition=transition, num_particles=5)
     result = run(unguided, model, levels=(3.0, 1.0), x=x, seed=4)
-    random = RandomSource(seeded(4), 1)
-    _, noise = random.normal(5, (3,)), random.normal(5, (3,))
+    noise = RandomSource(seeded(4), 1).normal(5, (3,))
     network = make_model(MIXTURE).network(torch.zeros(5, dtype=torch.long))
     expected = transition.step(network, x, 3.0, 1.0, network.predict(x, 3.0), noise)
     torch.testing.assert_close(result.latents[0], expected, atol=1e-5, rtol=1e-5)

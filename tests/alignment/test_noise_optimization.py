@@ -8,6 +8,7 @@ import torch
 
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.alignment import NoAlignment, NoiseEvolution, NoiseOptimization, as_alignment
+from diamond_diffusers.alignment.base import RunEnded
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.noise_optimization import Sampler, log_norm_density_gradient
 from diamond_diffusers.alignment.random_source import RandomSource
@@ -256,7 +257,7 @@ def test_a_callback_sees_each_iteration_and_may_end_the_run():
         seen.append(x.clone())
         assert index == len(seen) - 1
         if len(seen) == 3:
-            raise StopIteration(x)
+            raise RunEnded(x)
 
     result = run(NoiseOptimization(num_iterations=5), model, LEVELS, on_step=on_step)
     assert len(seen) == len(result.trace.steps) == 3

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
+from diamond_diffusers.alignment import BestOfN, Guidance, NoAlignment, NoiseOptimization, PathSearch, RandomSearch
 from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.posteriors import FlowMapPoint
+from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition, RenoiseTransition
 
-from ..core.mixture import seeded
+from ..core.mixture import make_mixture, seeded
+from ..core.mixture_model import LINEAR, make_model
+from .runs import COARSE_LEVELS
 
 SOURCES = {
     "one generator": lambda: RandomSource(seeded(1), 3),
@@ -58,3 +63,39 @@ def test_all_draws_are_independent_standard_normals(make_source):
     assert correlations.abs().max() < 5 / 4000**0.5
     assert draws.mean(0).abs().max() < 5 / 4000**0.5
     assert (draws.var(0) - 1).abs().max() < 5 * (2 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "num_draws"),
+    [
+        (NoAlignment(), 0),
+        (NoAlignment(num_particles=3), 0),
+        (NoAlignment(AncestralTransition(eta=0.0)), 0),
+        (Guidance(transition=ODETransition()), 0),
+        (Guidance(FlowMapPoint(2), "pathwise", transition=ODETransition(), num_corrections=2), 0),
+        (BestOfN(num_particles=3), 0),
+        (PathSearch(2, 3), 0),
+        (RandomSearch(num_candidates=4), 0),
+        (NoiseOptimization(num_iterations=2), 0),
+        # The last step ends at the predicted sample, whatever the noise.
+        (NoAlignment(AncestralTransition()), 4),
+        (NoAlignment(RenoiseTransition(), num_particles=3), 4),
+        (NoAlignment(GlassTransition()), 4),
+        (NoAlignment(GlassTransition(2)), 5),
+        (RandomSearch(AncestralTransition(), num_candidates=4), 4),
+        (NoiseOptimization(num_iterations=2, transition=AncestralTransition()), 4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("selection", ["sample", "best"])
+def test_a_run_draws_what_its_steps_depend_on_and_no_more(make_source, method, num_draws, selection):
+    """For the first particle: the others, and the choice between them, are drawn aside."""
+    source, expected = make_source(), make_source()
+    model = make_model(make_mixture(3), LINEAR, num_images=3)
+    x = torch.randn(3 * method.num_particles, 3, generator=seeded(0))
+    method.run(model, x, COARSE_LEVELS, source).select(selection, source)
+    found = source.normal(1, (3,))
+    torch.manual_seed(1)
+    for _ in range(num_draws):
+        expected.normal(1, (3,))
+    assert torch.equal(found, expected.normal(1, (3,)))

@@ -9,6 +9,7 @@ import torch
 from scipy.special import ndtr
 
 from diamond_diffusers.alignment import BeamSearch, BestOfN, NoAlignment, PathSearch, RandomSearch, ZeroOrderSearch
+from diamond_diffusers.alignment.base import RunEnded
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.backbones.base import Conditions
 from diamond_diffusers.posteriors import GlassPosterior
@@ -318,7 +319,7 @@ def test_rewards_and_images_are_those_of_the_latents_that_are_returned():
 def test_a_callback_may_end_a_search_over_noises_but_not_replace_its_samples():
     def stop_after_the_second(index, x):
         if index == 1:
-            raise StopIteration
+            raise RunEnded
 
     search = ZeroOrderSearch(num_candidates=9, round_size=3)
     model = make_model(MIXTURE, LINEAR, num_images=2)

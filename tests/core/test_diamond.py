@@ -8,8 +8,8 @@ import torch
 
 from diamond_diffusers.alignment import SMC, Guidance, NoAlignment
 from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
-from diamond_diffusers.glass import inner_step, query
+from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition, map_inner_flow
+from diamond_diffusers.glass import inner_angle, inner_step, inner_time, query
 from diamond_diffusers.posteriors import GlassPosterior
 from diamond_diffusers.transitions import FlowMapTransition, GlassTransition
 from diamond_diffusers.values import value
@@ -24,21 +24,23 @@ SAMPLES = 600
 
 
 class DiamondMixture(MixtureBackbone):
-    """The mixture with its exact Diamond Map: the inner flow in many small steps, which count as one evaluation."""
+    """The mixture with its exact Diamond Map: the inner flow in many small angles, which count as one evaluation."""
 
     has_diamond_map = True
-    max_step = 0.02
+    max_step = 0.03
 
     def diamond_map(self, xbar, s, r, x, noise_to_signal, conditions):
         self._count(xbar)
         s, r = float(s), float(r)
-        num_steps = math.ceil((s - r) / self.max_step)
-        times = torch.linspace(s, r, num_steps + 1, dtype=torch.float64).tolist()
+        first, last = (inner_angle(time, noise_to_signal).item() for time in (s, r))
+        num_steps = math.ceil((first - last) / self.max_step)
+        angles = torch.linspace(first, last, num_steps + 1, dtype=torch.float64)
+        times = [s, *inner_time(angles[1:-1], noise_to_signal).tolist(), r]
         previous = None
         for time, next_time in pairwise(times):
             statistic, level = query(x, noise_to_signal, xbar, time)
             denoised = self.mixture.given(statistic.double(), *coefficients(level)).mean.to(xbar)
-            xbar = inner_step("exponential", time, next_time, xbar, denoised, previous)
+            xbar = inner_step("exponential", time, next_time, xbar, denoised, previous, noise_to_signal)
             previous = (time, denoised)
         return xbar
 
@@ -77,6 +79,31 @@ def test_a_transition_is_the_glass_transition_of_many_steps(level, next_level, c
     expected = glass.step(network, x, level, next_level, network.predict(x, level), noise)
     torch.testing.assert_close(mapped, expected, atol=5e-3, rtol=0)
     assert DiamondTransition(correlation=correlation).tilt_gain(level, next_level) == glass.tilt_gain(level, next_level)
+
+
+@pytest.mark.parametrize("level", [0.03, 0.4, 7.0, math.inf])
+@pytest.mark.parametrize(
+    "transition", [DiamondTransition(), DiamondTransition(2, 1.0), GlassTransition(), GlassTransition(3, 1.0)], ids=str
+)
+def test_a_transition_to_the_level_and_noise_at_hand_is_the_identity_to_the_bit(transition, level):
+    model = tilted_model()
+    network = model.network(torch.zeros(5, dtype=torch.long))
+    x, noise = torch.randn(2, 5, 3, generator=seeded(2))
+    assert torch.equal(transition.step(network, x, level, level, torch.zeros_like(x), noise), x)
+    assert transition.tilt_gain(level, level) == 0 and model.cost.network_evaluations == 0
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 2.0, math.inf])
+def test_several_steps_of_an_exact_map_are_one(level):
+    """Wherever the steps end: the map of the tests is exact but for its own small ones, the first of which are Euler's."""
+    network = tilted_model().network(torch.zeros(4, dtype=torch.long))
+    x = MIXTURE.observation(level).sample(4, seeded(1)).float()
+    noise = torch.randn(4 * 50, 3, generator=seeded(2))
+    for stop in (0.0, 0.3):
+        one = map_inner_flow(network, x, level, noise, 1, stop)
+        for num_map_steps in (2, 3, 5):
+            several = map_inner_flow(network, x, level, noise, num_map_steps, stop)
+            torch.testing.assert_close(several, one, atol=0.02, rtol=0)
 
 
 def test_a_run_evaluates_nothing_but_the_map():

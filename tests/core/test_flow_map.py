@@ -8,7 +8,8 @@ import torch
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.flow_map import flow_to_data, integrate_ode, ode_levels
+from diamond_diffusers.flow_map import flow_map_of, flow_to_data, integrate_ode, ode_levels
+from diamond_diffusers.glass import toward
 from diamond_diffusers.levels import ode_step
 from diamond_diffusers.network import Network
 from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint
@@ -156,6 +157,29 @@ def test_the_gradient_of_the_point_goes_through_the_map(level, is_map):
     expected = sigma**2 / alpha * (gaussian_map(level)[0] @ LINEAR.linear[""])
     torch.testing.assert_close(ahead.shift, expected.expand(3, 3), atol=0, rtol=2e-3 if is_map else 1e-2)
     assert model.cost.backward_passes == 3 * (1 if is_map else 48)
+
+
+@pytest.mark.parametrize("level", [0.03, 0.4, 1 / 3, 7.0, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_map_from_a_level_to_itself_is_the_identity_to_the_bit(level, dtype):
+    """Of the chord of a few-step model, and of the flow map that a Diamond Map contains."""
+
+    def diamond_map(xbar, s, r, x, noise_to_signal):
+        return toward(xbar, denoised, s, r)
+
+    x, denoised = torch.randn(2, 6, 3, generator=seeded(1), dtype=dtype)
+    contained = flow_map_of(diamond_map)
+    levels = torch.tensor([level, 0.2, level, 0.5, 1.0, level], dtype=torch.float64)
+    assert torch.equal(ode_step(x, denoised, level, level), x)
+    assert torch.equal(ode_step(x, denoised, levels, levels), x)
+    assert torch.equal(contained(x, level, level), x)
+    # In some rows only.
+    lower = torch.where(levels == level, levels, levels / 2)
+    moved = contained(x, levels, lower)
+    stays = levels == level
+    assert torch.equal(moved[stays], x[stays]) and (moved[~stays] != x[~stays]).all()
+    stepped = ode_step(x, denoised, levels, lower)
+    assert torch.equal(stepped[stays], x[stays]) and (stepped[~stays] != x[~stays]).all()
 
 
 def test_an_ordinary_model_refuses_one_step():

@@ -31,7 +31,7 @@ from torch import Tensor
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.backbones import Conditions
 
-from .family import PROMPTS, generators
+from .family import PROMPTS, brightness, generators
 from .tiny_stable_diffusion import LATENTS_SHAPE, SCHEDULE, build_tiny_stable_diffusion
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 2.0}
@@ -42,7 +42,12 @@ FIRST_ORDER: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     (DDIMScheduler, {**LEADING, "clip_sample": False, "set_alpha_to_one": False}, {}),
     (DDIMScheduler, {**LEADING, "clip_sample": False, "set_alpha_to_one": False}, {"eta": 0.6}),
     (DDIMScheduler, {**TRAILING, "clip_sample": False}, {"eta": 1.0}),
+    (DDIMScheduler, {}, {}),
+    (DDIMScheduler, {"clip_sample_range": 2.0}, {"eta": 0.6}),
+    (DDIMScheduler, {"clip_sample": False, "thresholding": True, "sample_max_value": 2.0}, {}),
     (DDPMScheduler, {**LEADING, "clip_sample": False}, {}),
+    (DDPMScheduler, {"clip_sample": False}, {}),
+    (DDPMScheduler, {**LEADING, "clip_sample_range": 2.0}, {}),
     (EulerDiscreteScheduler, LEADING, {}),
     (EulerDiscreteScheduler, TRAILING, {}),
     (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}, {}),
@@ -50,7 +55,9 @@ FIRST_ORDER: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     (EulerAncestralDiscreteScheduler, LEADING, {}),
     (EulerAncestralDiscreteScheduler, TRAILING, {}),
     (DPMSolverMultistepScheduler, {"solver_order": 1, "timestep_spacing": "linspace"}, {}),
+    (DPMSolverMultistepScheduler, {"solver_order": 1, "timestep_spacing": "linspace", "thresholding": True}, {}),
     (LCMScheduler, {}, {}),
+    (LCMScheduler, {"clip_sample": True}, {}),
     (TCDScheduler, {}, {}),
     (TCDScheduler, {}, {"eta": 0.3}),
     (TCDScheduler, {}, {"eta": 1.0}),
@@ -103,11 +110,15 @@ def test_first_order_steps_are_those_of_the_stock_pipeline(
     pipe.scheduler = scheduler(**SCHEDULE, **options, prediction_type=prediction_type)
     for output_type in ("latent", "pt"):
         call = {**CALL, **call, "output_type": output_type}
-        stock = pipe.pipeline(PROMPTS, generator=generators(), **call).images
-        ours = pipe(PROMPTS, generator=generators(), **call).images
+        stock, ours = (two_calls(one, generators(), **call) for one in (pipe.pipeline, pipe))
         # Of latents as large as those of a random model of the noise: 16.
         torch.testing.assert_close(ours, stock, atol=1e-5 * stock.std().item(), rtol=1e-5)
         assert stock.std() > 0.05
+
+
+def two_calls(pipe: Any, generator: Any, **call: Any) -> Tensor:
+    """In a row: the second shows what the first has drawn."""
+    return torch.cat([pipe(list(PROMPTS), generator=generator, **call).images for _ in range(2)])
 
 
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DDIMScheduler])
@@ -187,11 +198,24 @@ def test_outside_the_trained_levels_the_ends_are_asked(pipe: DiamondMapPipeline)
         (EDMEulerScheduler(), "scheduler is a EDMEulerScheduler"),
         (FlowMatchEulerDiscreteScheduler(), "scheduler is a FlowMatchEulerDiscreteScheduler"),
         (EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous"), "discrete training steps"),
-        (DDIMScheduler(), "clip_sample is on in the DDIMScheduler"),
-        (DDIMScheduler(clip_sample=False, thresholding=True), "thresholding is on"),
     ],
 )
 def test_schedulers_of_other_kinds_are_refused(pipe: DiamondMapPipeline, scheduler: Any, message: str) -> None:
     pipe.scheduler = scheduler
     with pytest.raises(ValueError, match=message):
         pipe(PROMPTS, **CALL)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (DDIMScheduler(), "clip_sample is on in the DDIMScheduler"),
+        (DDIMScheduler(clip_sample=False, thresholding=True), "thresholding is on"),
+    ],
+)
+def test_clipped_samples_are_not_aligned(pipe: DiamondMapPipeline, scheduler: Any, message: str) -> None:
+    pipe.scheduler = scheduler
+    for alignment in ("smc", "guidance", "noise_optimization"):
+        with pytest.raises(ValueError, match=message):
+            pipe(PROMPTS, reward=brightness, alignment=alignment, **CALL)
+    assert pipe(PROMPTS, reward=brightness, alignment="best_of_n", **CALL).rewards.isfinite().all()

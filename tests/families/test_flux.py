@@ -12,8 +12,9 @@ from diffusers import FluxPipeline
 
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
 
-from .common import FamilyTests, StockTests
+from .common import FamilyTests
 from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .stock import StockTests
 from .tiny_flux import build_tiny_flux
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12}

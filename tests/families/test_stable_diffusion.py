@@ -26,8 +26,9 @@ from diamond_diffusers import (
 from diamond_diffusers.backbones import Conditions
 from diamond_diffusers.evaluation.counting import counted
 
-from .common import FamilyTests, StockTests
+from .common import FamilyTests
 from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
+from .stock import StockTests
 from .tiny_stable_diffusion import (
     IMAGE_EMBED_SIZE,
     LATENTS_SHAPE,

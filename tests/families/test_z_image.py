@@ -122,7 +122,7 @@ def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPip
     ("call", "message"),
     [
         ({"height": 18}, "height is 18"),
-        ({"guidance_scale": 1.0, "negative_prompt": ["a ring"]}, "negative_prompt holds 1 texts for 2 prompts"),
+        ({"guidance_scale": 1.0, "negative_prompt": ["a ring"] * 3}, "negative_prompt holds 3 rows for 2 prompts"),
         ({"guidance_scale": 1.0, "prompt": None, "prompt_embeds": [torch.zeros(3, 16)]}, "negative_prompt_embeds is"),
     ],
 )

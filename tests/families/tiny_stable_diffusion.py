@@ -127,10 +127,19 @@ def add_safety_checker(pipeline: StableDiffusionPipeline, threshold: float) -> S
     return pipeline
 
 
-def add_ip_adapter(pipeline: Any) -> Any:
-    """A random IP-Adapter of plain image embeddings, and the encoder of its images."""
+def add_ip_adapter(pipeline: Any, count: int = 1) -> Any:
+    """Random IP-Adapters of plain image embeddings, and the encoder of their images."""
     torch.manual_seed(2)
-    unet = pipeline.unet
+    pipeline.unet._load_ip_adapter_weights([_ip_adapter_weights(pipeline.unet) for _ in range(count)])
+    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=IMAGE_EMBED_SIZE)).eval()
+    size = {"height": 16, "width": 16}
+    pipeline.register_modules(
+        image_encoder=encoder, feature_extractor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+    )
+    return pipeline
+
+
+def _ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, dict[str, Tensor]]:
     width = unet.config.cross_attention_dim
     attentions = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
     keys = {}
@@ -139,13 +148,7 @@ def add_ip_adapter(pipeline: Any) -> Any:
         keys |= {f"{2 * index + 1}.to_{kind}_ip.weight": torch.randn(hidden, width) for kind in "kv"}
     projection = nn.Sequential()
     projection.proj, projection.norm = nn.Linear(IMAGE_EMBED_SIZE, 4 * width), nn.LayerNorm(width)
-    unet._load_ip_adapter_weights([{"image_proj": projection.state_dict(), "ip_adapter": keys}])
-    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=IMAGE_EMBED_SIZE)).eval()
-    size = {"height": 16, "width": 16}
-    pipeline.register_modules(
-        image_encoder=encoder, feature_extractor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
-    )
-    return pipeline
+    return {"image_proj": projection.state_dict(), "ip_adapter": keys}
 
 
 def lora(unet: UNet2DConditionModel, seed: int) -> dict[str, Tensor]:

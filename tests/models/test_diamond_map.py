@@ -11,9 +11,10 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 
 from diamond_diffusers.glass import query
-from diamond_diffusers.models.diamond_map import ADAPTER, DiamondMap, block_linear_layers, toward
+from diamond_diffusers.models.diamond_map import ADAPTER, DiamondMap, block_linear_layers
 from diamond_diffusers.models.two_time import TwoTimeEmbedder
 
+from ..rounding import assert_same_from_a_copy
 from .tiny_maps import TINY_MODELS, Inputs, draw_inputs, perturb, tiny_backbone
 
 UNHEARD = {"stable_diffusion_3": {"transformer_blocks.2.attn.add_q_proj"}}
@@ -55,7 +56,13 @@ def test_the_map_goes_along_the_chord(start):
     denoised = inputs.denoised(diamond_map)
     torch.testing.assert_close(mapped[0], denoised[0])
     torch.testing.assert_close(mapped[1], (inputs.xbar[1] + denoised[1]) / 2)
-    torch.testing.assert_close(toward(inputs.xbar, denoised, inputs.s, inputs.s), inputs.xbar)
+
+
+def test_from_a_time_to_itself_it_is_the_identity_to_the_bit(start):
+    diamond_map, inputs, _, _ = start
+    for s in (0.3, 1.0, 1 / 3, inputs.s, torch.tensor(0.7, dtype=torch.float64)):
+        stayed = diamond_map(inputs.xbar, s, s, inputs.x, inputs.noise_to_signal, inputs.conditions)
+        assert torch.equal(stayed, inputs.xbar)
 
 
 def test_every_trained_parameter_learns_and_the_base_is_restored(start):
@@ -164,7 +171,7 @@ def test_it_composes_with_other_loras_in_either_order(flux):
         plain = inputs.denoised(diamond_map)
         assert (plain - inside).abs().max() > 1e-3
         bare = backbone.predict(inputs.x, inputs.noise_to_signal, inputs.conditions)
-        assert torch.equal(bare, flux[0].predict(inputs.x, inputs.noise_to_signal, inputs.conditions))
+        assert_same_from_a_copy(bare, flux[0].predict(inputs.x, inputs.noise_to_signal, inputs.conditions))
         results[order] = torch.stack([rest, inside, plain])
     torch.testing.assert_close(results["style first"], results["map first"])
 

@@ -1,0 +1,64 @@
+"""A call whose signature shows the keywords that it hands on to the stock pipeline."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ..backbones.base import Backbone
+from .arguments import NEGATIVE_PROMPTS
+
+
+class StockCall:
+    """Makes a method show, in `inspect.signature` of an object's, the keywords of the stock pipeline beside its own.
+
+    Args:
+        function: a method that takes the stock keywords as `**kwargs`, of a class with a `backbone`.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Callable[..., Any]:
+        return self.function if owner is None else BoundCall(self.function, owner)
+
+
+class BoundCall:
+    """The method of one object."""
+
+    def __init__(self, function: Callable[..., Any], owner: Any) -> None:
+        self.__func__, self.__self__ = function, owner
+        functools.update_wrapper(self, function)
+        # By it `inspect` would look past the signature.
+        del self.__wrapped__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return merged_signature(self.__func__, self.__self__.backbone)
+
+
+def merged_signature(function: Callable[..., Any], backbone: Backbone) -> inspect.Signature:
+    """The parameters of a call, then those of the stock `__call__` that it takes too, all but the prompt by keyword.
+
+    A parameter of both that is None by default has the stock default.
+    """
+    signature = inspect.signature(function)
+    own = list(signature.parameters.values())[1:-1]
+    stock = {
+        name: parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(type(backbone.pipeline).__call__).parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and name not in backbone.refused_arguments
+    }
+    merged = []
+    for parameter in own:
+        inherited = stock.pop(parameter.name, None)
+        if inherited is not None and parameter.default is None:
+            parameter = inherited.replace(kind=parameter.kind)
+        if inherited is not None or parameter.name not in NEGATIVE_PROMPTS:
+            merged.append(parameter)
+    return signature.replace(parameters=[*merged, *stock.values()])
