@@ -18,13 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..foreign_files import read_lines
+from ..glass import inner_times
 from ..output_files import writing
 from .arguments import TRAJECTORIES
 from .batches import Order, batches_from
 from .data import Captioned, Preparation, choose_caption, load_captioned
 from .errors import TrainingError
 from .teacher import Teacher
-from .trajectories import Trajectories
+from .trajectories import INNER_STEPS, Trajectories
 
 Source = Iterator[Callable[[], tuple[Tensor | Trajectories, dict[str, Tensor]]]]
 """Endless batches; each is drawn when it is called, as what is learnt from, clean latents `[B, ...]` or trajectories,
@@ -271,4 +272,5 @@ def _identity(given: argparse.Namespace, rows: Any, teacher: Teacher) -> str:
     settings["rows"] = rows.fingerprint
     if given.cache_trajectories:
         settings["guidance"] = str(teacher.guidance)
+        settings["inner_times"] = str(inner_times(INNER_STEPS, 1.0).tolist())
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
