@@ -113,7 +113,22 @@ def test_gaussian_steps_reach_the_limits_as_they_shrink():
     assert fine < coarse / 4 + 4 * standard_error(ratios[1])
 
 
+def test_inner_steps_bring_few_steps_to_the_model_s_own_law():
+    """Whose evidence Gaussian steps miss by a factor of two or more, however many particles there are."""
+    errors = []
+    for num_inner_steps in (1, 8):
+        smc = SMC(256, DenoiserPoint(), GlassTransition(num_inner_steps))
+        ratio, _, _ = estimates(smc, LINEAR, 24, levels=falling_levels(5), scale=3.0)
+        errors.append(ratio.log())
+    gaussian, exact = errors
+    assert gaussian.mean() < -1.0 and standard_error(gaussian) < 0.1
+    assert exact.mean().abs() < 0.25 and standard_error(exact) < 0.1
+
+
 GUIDED = {
+    "few valuations": SMC(
+        64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean"), num_valuations=1
+    ),
     "tilted mean": SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean")),
     "pathwise": SMC(64, GlassPosterior(2, 4), EXACT, guidance=Guidance(gradient="pathwise")),
     "denoiser point": SMC(64, DenoiserPoint(), EXACT, guidance=Guidance(gradient="pathwise", max_shift=None)),
