@@ -62,7 +62,8 @@ class AlignmentResult:
         rewards: `[B, P]`, unscaled; None without a reward.
         reward_terms: each term of the reward, `[B, P]`.
         images: the final images `[B, P, 3, H, W]` in [0, 1]; None without a reward, for which nothing is decoded.
-        log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one.
+        log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one; under the law
+            that their transitions sample.
         trace: figures of each step.
         reward_scale: multiplied the reward: the best particle is that of the highest product, the first of equals.
     """

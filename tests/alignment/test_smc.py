@@ -126,9 +126,7 @@ def test_inner_steps_bring_few_steps_to_the_model_s_own_law():
 
 
 GUIDED = {
-    "few valuations": SMC(
-        64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean"), num_valuations=1
-    ),
+    "few valuations": SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean"), num_valuations=1),
     "tilted mean": SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean")),
     "pathwise": SMC(64, GlassPosterior(2, 4), EXACT, guidance=Guidance(gradient="pathwise")),
     "denoiser point": SMC(64, DenoiserPoint(), EXACT, guidance=Guidance(gradient="pathwise", max_shift=None)),
