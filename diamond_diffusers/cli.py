@@ -95,8 +95,8 @@ AlignmentName = Annotated[
     typer.Option(
         help="none, best_of_n, smc, guidance, beam_search, path_search, random_search, zero_order_search, "
         "noise_optimization, noise_evolution, posterior_resampling or posterior_smc; or a published method: "
-        "fk_steering, das, glass_fk, dps, fmtt, fmrg, reno, posterior_diamond, guided_diamond or weighted_diamond; by "
-        "default the model's own, else smc."
+        "fk_steering, das, glass_fk, dps, fmtt, fmrg, reno, posterior_diamond, posterior_diamond_smc, guided_diamond "
+        "or weighted_diamond; by default the model's own, else smc."
     ),
 ]
 FirstSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Image i of them all has the seed SEED + i.")]

@@ -296,8 +296,8 @@ class DiamondMapPipeline(AdapterMethods):
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
             max_network_evaluations: what an image may cost, a backward pass counting 2: in place of the method's own
                 count of particles, candidates or iterations, which becomes the largest within it.
-            final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `best` or `all`;
-                None for the method's own choice.
+            final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
+                one of the largest weight), `best` or `all`; None for the method's own choice.
             particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
                 filled up, so that an image is the same, bit for bit, whatever else is in the batch, from the same
                 embeddings: text encoders may round several prompts differently from one.
