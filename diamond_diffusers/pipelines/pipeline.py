@@ -266,7 +266,8 @@ class DiamondMapPipeline(AdapterMethods):
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `best` or `all`;
                 None for the method's own choice.
             particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
-                filled up, so that an image is the same, bit for bit, whatever else is in the batch.
+                filled up, so that an image is the same, bit for bit, whatever else is in the batch, from the same
+                embeddings: text encoders may round several prompts differently from one.
             gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass
                 instead of holding what they computed; None for only where components are offloaded.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,

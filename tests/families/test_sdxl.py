@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline, Guidance
 
-from .common import BATCH_METHODS, FamilyTests, StockTests
+from .common import FamilyTests, StockTests
 from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
 from .tiny_stable_diffusion import (
     IMAGE_EMBED_SIZE,
@@ -61,21 +61,6 @@ SDXL = Family(
 
 class TestBase(FamilyTests):
     family = SDXL
-
-    @pytest.mark.parametrize("name", BATCH_METHODS)
-    def test_an_image_depends_on_its_own_prompt_and_generator_alone(self, pipe: DiamondMapPipeline, name: str) -> None:
-        """Texts are encoded once, for pooled features depend in the last bits on how many are encoded together."""
-        call = {"reward": brightness, "alignment": BATCH_METHODS[name], "particle_batch_size": 2}
-        embeds = prompt_embeds(pipe.pipeline, PROMPTS)
-        second = {name: rows[1:] for name, rows in embeds.items()}
-        together = self.images(pipe, None, reward_prompt=PROMPTS, **call, **embeds)
-        call["generator"] = generators(1, first=1)
-        alone = self.images(pipe, None, reward_prompt=PROMPTS[1:], **call, **second)
-        assert torch.equal(together[1:], alone)
-        if name != "smc":
-            for size in (2, None):
-                call |= {"generator": generators(), "particle_batch_size": size}
-                torch.testing.assert_close(self.images(pipe, **call), together, atol=1e-4, rtol=0)
 
 
 class TestTurbo(StockTests):

@@ -17,8 +17,8 @@ from diamond_diffusers.backbones import Conditions
 from diamond_diffusers.levels import RectifiedFlowPath
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
-from .common import BATCH_METHODS, FamilyTests, StockTests
-from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
+from .common import FamilyTests, StockTests
+from .family import PROMPTS, Family, generators, tiny_preview_vae
 from .tiny_stable_diffusion_3 import add_tiny_ip_adapter, build_tiny_stable_diffusion_3
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "guidance_scale": 1.0}
@@ -79,20 +79,6 @@ SD35 = Family(
 
 class TestStableDiffusion35(FamilyTests):
     family = SD35
-
-    @pytest.mark.parametrize("name", BATCH_METHODS)
-    def test_an_image_depends_on_its_own_prompt_and_generator_alone(self, pipe: DiamondMapPipeline, name: str) -> None:
-        """Given its embeddings: the last projection of a CLIP rounds two prompts differently from one."""
-        embeds = prompt_embeds(pipe.pipeline, PROMPTS)
-        call = {"reward": brightness, "alignment": BATCH_METHODS[name], "particle_batch_size": 2}
-        together = self.images(pipe, None, reward_prompt=PROMPTS, **embeds, **call)
-        second = {name: rows[1:] for name, rows in embeds.items()}
-        generator = generators(1, first=1)
-        alone = self.images(pipe, None, reward_prompt=PROMPTS[1:], generator=generator, **second, **call)
-        assert torch.equal(together[1:], alone)
-        if name != "smc":
-            by_prompt = self.images(pipe, **{**call, "particle_batch_size": None})
-            torch.testing.assert_close(by_prompt, together, atol=1e-4, rtol=0)
 
 
 def build_with_image_prompts() -> StableDiffusion3Pipeline:

@@ -15,6 +15,7 @@ from diamond_diffusers.rewards import (
     hub,
 )
 
+from ..rounding import assert_same_from_a_copy
 from .golden import L14_CONFIG, TOKENIZER, Golden, official_crops, score_table
 
 
@@ -105,7 +106,7 @@ class TestOpenClip:
 
     def test_hps_takes_other_checkpoints_too(self, hps_weights, checkpoints, exact):
         expected = HPSv2Reward(hps_weights)(*exact)
-        assert torch.equal(HPSv2Reward(f"open_clip:ViT-H-14/{hps_weights}")(*exact), expected)
+        assert_same_from_a_copy(HPSv2Reward(f"open_clip:ViT-H-14/{hps_weights}")(*exact), expected)
         cosine = PickScoreReward(checkpoints["pickscore"], scale=1)(*exact)
         torch.testing.assert_close(HPSv2Reward(checkpoints["pickscore"])(*exact), cosine)
         with pytest.raises(OSError, match=r"'hpsv2' got checkpoint='nowhere.pt', which does not exist"):

@@ -10,6 +10,8 @@ from transformers import CLIPModel, CLIPProcessor
 
 from diamond_diffusers.rewards import CLIPReward, as_reward
 
+from ..rounding import assert_same_from_a_copy
+
 IMAGE_SIZE = 32
 
 
@@ -141,7 +143,7 @@ def test_a_processor_of_its_own_place(clip_folder, reward, images, prompts, tmp_
         shutil.copy(clip_folder / file, tmp_path / "inner")
     other = CLIPReward(tmp_path, subfolder="inner", processor=clip_folder)
     pictures = images(40, 50)
-    assert torch.equal(other(pictures, prompts), reward(pictures, prompts))
+    assert_same_from_a_copy(other(pictures, prompts), reward(pictures, prompts))
 
 
 class TestErrors:
@@ -205,7 +207,7 @@ class TestErrors:
         weights["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         pictures = images(IMAGE_SIZE, IMAGE_SIZE)
-        assert torch.equal(CLIPReward(folder)(pictures, prompts), CLIPReward(clip_folder)(pictures, prompts))
+        assert_same_from_a_copy(CLIPReward(folder)(pictures, prompts), CLIPReward(clip_folder)(pictures, prompts))
 
     def test_unknown_options(self, clip_folder):
         with pytest.raises(TypeError, match=r"'clip' got the unknown option scalle=2; for loading it takes cache_dir,"):
