@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_sin
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..backbones import check_supported
-from ..models.storage import read_config
+from ..models.map_config import read_config
 
 logger = logging.getLogger(__name__)
 

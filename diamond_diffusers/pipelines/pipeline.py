@@ -17,6 +17,7 @@ from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
 from ..backbones import backbone_for, check_supported
+from ..models.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
@@ -104,6 +105,7 @@ class DiamondMapPipeline(AdapterMethods):
 
         Raises:
             TypeError: the pipeline's class is not supported; raised before its weights are loaded.
+            ValueError: a Diamond Map is damaged, or holds what it should not; raised before weights are loaded.
         """
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
@@ -113,6 +115,7 @@ class DiamondMapPipeline(AdapterMethods):
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
         check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
+        saved = diamond_map and read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = own.pop("defaults", None) or {}
         defaults = {**read_base_defaults(model, **hub), **given}
@@ -120,8 +123,8 @@ class DiamondMapPipeline(AdapterMethods):
         if model == embedded_model():
             # Its convolutions, small ones on a CPU, are twice as fast so.
             pipe.pipeline.vae.to(memory_format=torch.channels_last)
-        if diamond_map is not None:
-            pipe.load_diamond_map(diamond_map.source, **diamond_map.hub)
+        if saved is not None:
+            pipe._adopt(saved)
             pipe.defaults = {**pipe.defaults, **given}
         return pipe
 
