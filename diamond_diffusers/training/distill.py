@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
@@ -23,10 +24,11 @@ from tqdm.auto import tqdm
 from ..models.diamond_map import DiamondMap
 from ..models.storage import save_diamond_map
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
+from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
 from .batches import Order
 from .checkpoints import Checkpoints
-from .errors import TrainingError
+from .errors import TrainingError, writing_to
 from .module import DistillationLoss, DistilledModule
 from .setup import (
     DTYPES,
@@ -301,9 +303,10 @@ class Distillation:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         if self.accelerator.is_main_process:
-            folder = given.output_dir / "validation"
-            folder.mkdir(parents=True, exist_ok=True)
-            grid.save(folder / f"step-{self.step}.png")
+            with writing_to("--output_dir", given.output_dir):
+                folder = given.output_dir / "validation"
+                folder.mkdir(parents=True, exist_ok=True)
+                grid.save(folder / f"step-{self.step}.png")
         return grid
 
     def _finish(self) -> None:
@@ -316,8 +319,17 @@ class Distillation:
         trained = self.parameters if self.average is None else self.average.shadow_params
         weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
         if accelerator.is_main_process:
+            self._save(weights, prompt, samples)
+            if given.push_to_hub:
+                self._upload()
+        accelerator.wait_for_everyone()
+
+    def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
+        """Writes the map and its card, which take the place of those that are there when they are complete."""
+        given = self.given
+        with writing_to("--output_dir", given.output_dir), staged(given.output_dir) as stage:
             save_diamond_map(
-                given.output_dir,
+                stage.path,
                 self.diamond_map,
                 self.teacher.call_defaults,
                 self._facts(),
@@ -328,11 +340,8 @@ class Distillation:
             )
             repository = self.repository or str(given.output_dir)
             caption = f"Rows: {', '.join(ROWS)}."
-            write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
-            logger.info("the map is in %s", given.output_dir)
-            if given.push_to_hub:
-                self._upload()
-        accelerator.wait_for_everyone()
+            write_model_card(stage.path, repository, given.license, prompt, samples, caption)
+        logger.info("the map is in %s", given.output_dir)
 
     def _upload(self) -> None:
         folder, repository = self.given.output_dir, self.repository
