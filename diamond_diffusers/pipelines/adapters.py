@@ -74,7 +74,8 @@ class AdapterMethods:
 
         Raises:
             AttributeError: stock diffusers has no LoRA loader for the pipeline.
-            ValueError: the LoRA is for modules that the network does not have.
+            ValueError: the LoRA is for modules that the network does not have, or declares a rank that its weights do
+                not have.
         """
         self.backbone.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
 

@@ -16,7 +16,7 @@ from ..alignment import Alignment, fit_to_budget
 from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
-from ..backbones import backbone_for, check_supported
+from ..backbones import backbone_for
 from ..models.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
@@ -34,7 +34,7 @@ from .arguments import (
 )
 from .callbacks import step_callback
 from .freezing import frozen
-from .loading import HUB_OPTIONS, embedded_model, find_map, read_base_defaults, single_file_class
+from .loading import HUB_OPTIONS, check_class, embedded_model, find_map, read_base_defaults, single_file_class
 from .output import DiamondMapPipelineOutput, make_output
 from .particles import starting_particles
 from .resolution import resolve_alignment, resolve_reward
@@ -114,7 +114,7 @@ class DiamondMapPipeline(AdapterMethods):
             # The revision is that of the map; its base names its own.
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
-        check_supported(DiffusionPipeline.load_config(model, **hub)["_class_name"])
+        check_class(model, **hub)
         saved = diamond_map and read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = own.pop("defaults", None) or {}

@@ -132,7 +132,7 @@ def save_model(
     for declared in (defaults, base_defaults):
         declare_defaults(backbone.family, declared)
     grid = None if sample_images is None else _grid(sample_images)
-    check_folder(folder)
+    _refuse_map_alone(check_folder(folder))
     if push_to_hub:
         repo_id = create_repository(repo_id or Path(folder).resolve().name, token, private)
     with staged(folder) as stage:
@@ -157,6 +157,15 @@ def save_model(
     if not push_to_hub:
         return None
     return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr)
+
+
+def _refuse_map_alone(folder: Path) -> None:
+    """Refuses a folder whose Diamond Map, with a base elsewhere, would be loaded in place of the model saved there."""
+    if (folder / CONFIG_NAME).exists():
+        raise ValueError(
+            f"save_directory is '{folder}', which holds a Diamond Map alone that would be loaded in place of this "
+            "model; name another folder"
+        )
 
 
 def _former_weights(new: Path, folder: Path) -> set[str]:

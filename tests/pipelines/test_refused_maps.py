@@ -296,3 +296,35 @@ def test_a_refused_lora_leaves_the_model(pipes: dict[str, DiamondMapPipeline]) -
         pipe.load_lora_weights(lora)
     after = state_of(pipe)
     assert after["modules"] == before["modules"] and not after["adapters"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ('{"transformer.r": 1000000000, "transformer.target_modules": ["to_q"]}', "declares the rank 1000000000, but"),
+        ('{"transformer.r": 2, "transformer.rank_pattern": {"to_q": 1000000000}}', "weights have at most 2"),
+        ('{"transformer.r": "2"}', "declares the rank 2, but its weights have at most 2"),
+        ('{"transformer.r": 0}', "declares the rank 0"),
+        ("[" * 100_000, "is no JSON|are no JSON"),
+        ("[1]", "are no object of JSON"),
+    ],
+)
+def test_the_declared_rank_of_any_lora_is_that_of_its_weights(
+    declared: str, message: str, pipes: dict[str, DiamondMapPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {f"{LAYER}.lora_A.weight": torch.zeros(2, 32), f"{LAYER}.lora_B.weight": torch.zeros(32, 2)}
+    file = tmp_path / "lora.safetensors"
+    save_file(lora, file, {LORA_ADAPTER_METADATA_KEY: declared})
+    for pipe in pipes.values():
+        before = state_of(pipe)
+        monkeypatch.setattr(pipe.pipeline, "load_lora_weights", lambda *_, **__: pytest.fail("took memory for it"))
+        with pytest.raises(ValueError, match=message):
+            pipe.load_lora_weights(str(file))
+        monkeypatch.undo()
+        assert state_of(pipe) == before
+
+
+def test_a_lora_that_declares_its_rank_loads(folder: Path, tmp_path: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(folder / "base")
+    pipe.load_lora_weights(str(folder / "map" / LORA_NAME), adapter_name="style")
+    assert pipe.transformer.peft_config["style"].r == 2

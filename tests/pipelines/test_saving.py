@@ -187,3 +187,11 @@ def test_leftovers_of_a_killed_process_are_not_pushed(
     pushed = tmp_path / "hub" / "someone" / "model"
     assert not any("unfinished" in name for name in files_in(pushed))
     assert ModelCard.load(pushed / "README.md").data.license == "mit"
+
+
+def test_a_map_alone_is_not_buried_under_a_model(pipe: DiamondMapPipeline, map_folder: Path) -> None:
+    """It would be loaded in place of the model that is saved there."""
+    before = contents(map_folder / "map")
+    with pytest.raises(ValueError, match=r"which holds a Diamond Map alone .*; name another folder"):
+        pipe.save_pretrained(map_folder / "map")
+    assert contents(map_folder / "map") == before
