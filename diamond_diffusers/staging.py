@@ -40,7 +40,7 @@ def staged(folder: str | os.PathLike) -> Iterator[Stage]:
     killed during these renamings leaves the former files beside the new ones, in a folder named `.unfinished-*`.
 
     Raises:
-        NotADirectoryError: the folder is a file.
+        NotADirectoryError: as of `check_folder`.
         FileExistsError: there is a folder where a file has to go.
         OSError: something cannot be written.
     """
@@ -65,10 +65,10 @@ def staged(folder: str | os.PathLike) -> Iterator[Stage]:
 
 
 def check_folder(folder: str | os.PathLike) -> Path:
-    """A folder to save in, as a path; raises a `NotADirectoryError` where it is a file."""
+    """A folder to save in, as a path; raises a `NotADirectoryError` where something else has its name."""
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"'{folder}' is a file; name a folder to save in")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise NotADirectoryError(f"'{folder}' is a file, or a link to nothing; name a folder to save in")
     return folder
 
 

@@ -92,9 +92,12 @@ def test_what_stands_in_the_way_is_kept(folder: Path) -> None:
     assert contents(folder) == before
     with pytest.raises(FileExistsError, match=r"part' is a folder, where a file has to go"), staged(folder) as stage:
         (stage.path / "part").write_text("new")
-    with pytest.raises(NotADirectoryError, match=r"a\.txt' is a file; name a folder"), staged(folder / "a.txt"):
+    with pytest.raises(NotADirectoryError, match=r"a\.txt' is a file, or .*; name a folder"), staged(folder / "a.txt"):
         pytest.fail("there is nothing to write into")
     assert contents(folder) == before
+    (folder / "link").symlink_to("nowhere")
+    with pytest.raises(NotADirectoryError, match="link to nothing"), staged(folder / "link"):
+        pytest.fail("there is nothing to write into")
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)

@@ -248,10 +248,7 @@ def _plain(value: Any, place: str, depth: int = 0) -> Any:
         raise ValueError(f"{place} is {value}, which cannot be saved; give a finite number, or leave it out")
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(
-        f"{place} is {reprlib.repr(value)}, which cannot be saved; give a name or a number, or leave it out of the "
-        "defaults"
-    )
+    raise TypeError(f"{place} is {reprlib.repr(value)}, which cannot be saved; give its name or number, or leave it out")
 
 
 def _shapes(backbone: Backbone) -> dict[str, Any]:
