@@ -36,8 +36,8 @@ def map_inner_flow(
     rows, level = x.repeat_interleave(count, 0), as_level(noise_to_signal)
     if level.ndim > 0:
         level = level.repeat_interleave(count)
-    xbar, times = noise, inner_times(num_map_steps, stop)
-    for s, r in pairwise(times):
+    xbar = noise
+    for s, r in pairwise(inner_times(num_map_steps, level, stop)):
         xbar = network.diamond_map(xbar, s, r, rows, level)
     return xbar
 

@@ -19,40 +19,56 @@ from torch import Tensor
 
 from .levels import Denoiser, Level, as_level, expand, fuse, signal_and_noise, working_dtype
 
-InnerSolver = Callable[[float, float, Tensor, tuple[float, Tensor] | None], Tensor]
-"""Maps `(s, s_next, D_i, (s_previous, D_previous) or None)` to the denoised sample that carries `xbar` to `s_next`."""
+InnerSolver = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor]
+"""Maps `(a, a_next, D_i, (a_previous, D_previous) or None)` to the denoised sample that carries `xbar` to `a_next`.
+
+Times are given as `inner_angle`, of shape `[]` or one a row.
+"""
 
 
-def _euler(s: float, s_next: float, denoised: Tensor, previous: tuple[float, Tensor] | None) -> Tensor:
+def _euler(a: Tensor, a_next: Tensor, denoised: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
     return denoised
 
 
-def _multistep(s: float, s_next: float, denoised: Tensor, previous: tuple[float, Tensor] | None) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095) with `lambda = log((1 - s) / s)`."""
-    if previous is None or s_next == 0:
-        return denoised
-    s_previous, previous_denoised = previous
-    if s_previous == 1:
-        # lambda(1) = -inf: extrapolate over s, which is finite there.
-        ratio = (s_next - s) / (s - s_previous)
-    else:
-        ratio = (_log_signal(s_next) - _log_signal(s)) / (_log_signal(s) - _log_signal(s_previous))
-    return denoised + ratio / 2 * (denoised - previous_denoised)
-
-
-def _exponential(s: float, s_next: float, denoised: Tensor, previous: tuple[float, Tensor] | None) -> Tensor:
-    """Integrates the inner flow exactly for a `D` that is linear in `s` through the last two evaluations."""
+def _multistep(a: Tensor, a_next: Tensor, denoised: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095) with `lambda = log((1 - s) / s)`, which is `-log tan a` and a constant."""
     if previous is None:
         return denoised
-    s_previous, previous_denoised = previous
-    slope = (denoised - previous_denoised) / (s - s_previous)
-    # D(s) = D_i + slope (s - s_i)  =>  D~ = D(0) - slope s' log(s' / s) / (1 - s' / s).
-    mean_time = 0.0 if s_next == 0 else -s_next * math.log(s_next / s) / (1 - s_next / s)
-    return denoised + slope * (mean_time - s)
+    a_previous, previous_denoised = previous
+    step = torch.log(torch.tan(a) / torch.tan(a_next))
+    step_before = torch.log(torch.tan(a_previous) / torch.tan(a))
+    # lambda is infinite at noise, where the angle itself is extrapolated over.
+    ratio = torch.where(_is_noise(a_previous), (a_next - a) / (a - a_previous), step / step_before)
+    # And at the end, where DPM-Solver takes a step of the first order.
+    return _extrapolated(denoised, previous_denoised, torch.where(a_next > 0, ratio / 2, 0.0))
 
 
-def _log_signal(s: float) -> float:
-    return math.log((1 - s) / s)
+def _exponential(a: Tensor, a_next: Tensor, denoised: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Integrates the inner flow exactly for a `D` that is linear in `cos a` through the last two evaluations.
+
+    `D = E[z | x] + sigma cos(a) eps` is the whole flow for standard normal data. The first step takes `D` as constant,
+    which leaves `D` at its end short of that by the factor `sin a`: the second step makes up for both, so that the flow
+    is exact for such data after two steps, wherever they end.
+    """
+    if previous is None:
+        return denoised
+    a_previous, previous_denoised = previous
+    width = torch.sin(a - a_next)
+    # D~ is the mean of D over cot a, since 1 / s = 1 + cot(a) / sigma and d (xbar / s) = D d(1 / s).
+    mean_cosine = (torch.sin(a) - torch.sin(a_next)) / width
+    ratio = (mean_cosine - torch.cos(a)) / (torch.cos(a) - torch.cos(a_previous))
+    # 1 - sin(a_next), without cancellation.
+    rest = 2 * torch.sin((math.pi / 2 - a_next) / 2) ** 2
+    ratio_of_second = rest / (width * torch.cos(a)) - 1
+    return _extrapolated(denoised, previous_denoised, torch.where(_is_noise(a_previous), ratio_of_second, ratio))
+
+
+def _extrapolated(denoised: Tensor, previous_denoised: Tensor, ratio: Tensor) -> Tensor:
+    return denoised + expand(ratio, denoised) * (denoised - previous_denoised)
+
+
+def _is_noise(a: Tensor) -> Tensor:
+    return a == math.pi / 2
 
 
 INNER_SOLVERS: dict[str, InnerSolver] = {"euler": _euler, "multistep": _multistep, "exponential": _exponential}
@@ -74,7 +90,7 @@ def inner_flow(
     *,
     num_inner_steps: int,
     stop: float = 0.0,
-    solver: str = "multistep",
+    solver: str = "exponential",
     denoised: Tensor | None = None,
 ) -> Tensor:
     """Runs the inner flow from noise at `s = 1` down to `stop`.
@@ -87,7 +103,7 @@ def inner_flow(
         x: observations `[N, ...]` in the bounded coordinate.
         noise_to_signal: their level.
         noise: standard normal `[N K, ...]`, K consecutive rows for each observation.
-        num_inner_steps: number of uniform steps in `s`, at least 1.
+        num_inner_steps: number of steps, at `inner_times`, at least 1.
         stop: last inner time, in `[0, 1)`.
         solver: a name in `INNER_SOLVERS`; each spends one evaluation a step.
         denoised: `D(x, noise_to_signal)`, where it is known already.
@@ -116,7 +132,7 @@ def inner_states(
     *,
     num_inner_steps: int,
     stop: float = 0.0,
-    solver: str = "multistep",
+    solver: str = "exponential",
     denoised: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The states of `inner_flow` at all its times: the noise first, and what that returns last."""
@@ -130,24 +146,79 @@ def inner_states(
     current, previous = denoised.to(working_dtype(x)).repeat_interleave(samples_per_row, 0), None
     xbar = noise.to(working_dtype(x))
     yield xbar
-    for i, (s, s_next) in enumerate(pairwise(inner_times(num_inner_steps, stop))):
+    for i, (s, s_next) in enumerate(pairwise(inner_times(num_inner_steps, row_level, stop))):
         if i > 0:
             current = denoise(*query(rows, row_level, xbar, s)).to(working_dtype(x))
-        xbar = inner_step(solver, s, s_next, xbar, current, previous)
+        xbar = inner_step(solver, s, s_next, xbar, current, previous, row_level)
         yield xbar
         previous = (s, current)
 
 
-def inner_times(num_inner_steps: int, stop: float = 0.0) -> list[float]:
-    """The uniform grid of `num_inner_steps` steps from 1 to `stop`."""
-    return torch.linspace(1, stop, num_inner_steps + 1, dtype=torch.float64).tolist()
+def inner_angle(s: Level, noise_to_signal: Level) -> Tensor:
+    """Inner times on a scale that is even at every outer level: the angle whose tangent is `s / ((1 - s) sigma)`.
+
+    What an inner state adds to an observation is decided where its own noise-to-signal ratio `s / (1 - s)` is about the
+    deviation of the posterior, which is `sigma` of the bounded coordinate for standard normal data.
+    """
+    s = as_level(s)
+    _, sigma = signal_and_noise(noise_to_signal)
+    return torch.atan2(s, (1 - s) * sigma)
+
+
+def inner_time(angle: Tensor, noise_to_signal: Level) -> Tensor:
+    """The inverse of `inner_angle`."""
+    _, sigma = signal_and_noise(noise_to_signal)
+    noise, signal = sigma * torch.sin(angle), torch.cos(angle).clamp(min=0)
+    return noise / (noise + signal)
+
+
+def inner_times(num_inner_steps: int, noise_to_signal: Level, stop: float = 0.0) -> Tensor:
+    """The times of `num_inner_steps` steps from 1 to `stop`, uniform in `inner_angle`.
+
+    Returns:
+        `[num_inner_steps + 1]`, float64; for levels `[N]`, which have times of their own, `[num_inner_steps + 1, N]`.
+    """
+    level = as_level(noise_to_signal)
+    shares = torch.linspace(1, 0, num_inner_steps + 1, dtype=torch.float64, device=level.device)
+    last = inner_angle(stop, level)
+    times = inner_time(
+        torch.lerp(last, torch.full_like(last, math.pi / 2), shares.reshape(-1, *[1] * level.ndim)), level
+    )
+    # The ends to the bit.
+    times[0], times[-1] = 1.0, stop
+    return times
 
 
 def inner_step(
-    solver: str, s: float, s_next: float, xbar: Tensor, denoised: Tensor, previous: tuple[float, Tensor] | None
+    solver: str,
+    s: Level,
+    s_next: Level,
+    xbar: Tensor,
+    denoised: Tensor,
+    previous: tuple[Level, Tensor] | None,
+    noise_to_signal: Level,
 ) -> Tensor:
-    """Moves the inner state from `s` to `s_next`, given `D` at `s` and, from the second step on, `(s, D)` before."""
-    return torch.lerp(INNER_SOLVERS[solver](s, s_next, denoised, previous), xbar, s_next / s)
+    """Moves the inner state from `s` to `s_next`.
+
+    Args:
+        solver: a name in `INNER_SOLVERS`.
+        s: inner time in (0, 1].
+        s_next: inner time in `[0, s)`.
+        xbar: inner states `[N, ...]` at `s`.
+        denoised: `D` at `s`.
+        previous: `(s, D)` of the step before; None on the first, from noise.
+        noise_to_signal: level of the observations.
+    """
+    if previous is not None:
+        previous = inner_angle(previous[0], noise_to_signal), previous[1]
+    angles = inner_angle(s, noise_to_signal), inner_angle(s_next, noise_to_signal)
+    return toward(xbar, INNER_SOLVERS[solver](*angles, denoised, previous), s, s_next)
+
+
+def toward(xbar: Tensor, denoised: Tensor, s: Level, r: Level) -> Tensor:
+    """`(r / s) xbar + (1 - r / s) D`: `xbar` itself, to the bit, where `r` is `s`."""
+    kept = expand(as_level(r) / as_level(s), xbar)
+    return kept * xbar + (1 - kept) * denoised
 
 
 def query(x: Tensor, noise_to_signal: Level, xbar: Tensor, s: Level) -> tuple[Tensor, Tensor]:
@@ -168,7 +239,7 @@ def sample_posterior(
     noise: Tensor,
     *,
     num_inner_steps: int,
-    solver: str = "multistep",
+    solver: str = "exponential",
     denoised: Tensor | None = None,
 ) -> Tensor:
     """Samples `[N K, ...]` of `p(z | x)`, exact as `num_inner_steps` grows; arguments as of `inner_flow`.
@@ -236,7 +307,7 @@ def sample_transition(
     noise: Tensor,
     *,
     num_inner_steps: int,
-    solver: str = "multistep",
+    solver: str = "exponential",
     denoised: Tensor | None = None,
 ) -> Tensor:
     """Samples `x_u` given `x_t` where their noises have a given correlation, by stopping the inner flow early.

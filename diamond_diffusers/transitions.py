@@ -229,7 +229,7 @@ class GlassTransition(InnerFlowTransition):
 
     num_inner_steps: int = 1
     correlation: float | str = "ddpm"
-    solver: str = "multistep"
+    solver: str = "exponential"
 
     needs_denoiser = True
     without_denoiser = "RenoiseTransition() or AncestralTransition()"

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from torch.backends import cuda
 
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.rewards import registry
@@ -46,3 +47,12 @@ def tiny_pipe(tiny_folder):
     pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def cudnn_attention():
+    """Torch may choose cuDNN's attention, as by default; returns what asks it whether it still may."""
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(True)
+    yield cuda.cudnn_sdp_enabled
+    cuda.enable_cudnn_sdp(before)

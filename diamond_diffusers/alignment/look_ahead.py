@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..attention import differentiable_attention
 from ..levels import Level, expand, signal_and_noise
 from ..posteriors import PosteriorSampler, PosteriorSamples
 from ..values import (
@@ -123,7 +124,8 @@ def look_ahead(
     # The graph of one chunk is all that memory must hold.
     size = max(1, model.rows_at_once(len(noise)) // num_samples)
     parts = zip(x.split(size), owners.split(size), noise.split(size * num_samples), strict=True)
-    return LookAhead.joined([estimate(*part) for part in parts])
+    with differentiable_attention():
+        return LookAhead.joined([estimate(*part) for part in parts])
 
 
 @dataclass(frozen=True)

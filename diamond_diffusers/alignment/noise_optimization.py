@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..attention import differentiable_attention
 from ..levels import expand
 from ..rewards.base import Reward
 from ..transitions import Transition
@@ -194,6 +195,7 @@ class Sampler:
         """As of `__call__`, the rewards alone, `[N]`."""
         return torch.cat([self._sample(rows, index).evaluation.total for rows, index in self._parts(noise)])
 
+    @differentiable_attention()
     def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
         """The samples, and the gradients of `reward_scale * reward` in the noises, `[N, ...]`."""
         samples, gradients = [], []

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Conditions
 from ..backbones.helpers import adapters_disabled, offloads_layers, where_rows
-from ..glass import query
-from ..levels import Level, as_level, expand
+from ..glass import query, toward
+from ..levels import Level, as_level
 from .conditioning import SITES, MapConditioning, Sites
 from .two_time import TwoTimeEmbedder
 
@@ -294,12 +294,6 @@ def conditioning_layers(network: nn.Module, sites: Sites, condition_on_observati
         name = type(network).__name__
         raise ValueError(f"the {name} has a flow-map LoRA of two times; unload_lora_weights() before the Diamond Map")
     return MapConditioning(network, sites, condition_on_observation).requires_grad_(False)
-
-
-def toward(xbar: Tensor, denoised: Tensor, s: Level, r: Tensor | float) -> Tensor:
-    """`(r / s) xbar + (1 - r / s) D`."""
-    kept = expand(torch.as_tensor(r) / as_level(s), xbar)
-    return kept * xbar + (1 - kept) * denoised
 
 
 def block_linear_layers(network: nn.Module) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -17,6 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ..attention import differentiable_attention
 from .checks import check_batch, check_scores
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
@@ -108,7 +110,7 @@ class Reward(ABC):
         tracked = self._tracks(images, *context.values())
         if not tracked:
             images, context = images.detach(), {key: value.detach() for key, value in context.items()}
-        with torch.set_grad_enabled(tracked):
+        with torch.set_grad_enabled(tracked), differentiable_attention() if tracked else nullcontext():
             scores = self._score_in_batches(images, prompts, context)
         if tracked and not scores.requires_grad:
             raise ValueError(
@@ -163,7 +165,7 @@ class Reward(ABC):
             TypeError, ValueError: as in `evaluate`; and where a gradient is needed, but missing or not finite.
         """
         context = {"noise_to_signal": 0.0, **context}
-        with torch.inference_mode(False), torch.set_grad_enabled(needs_gradient):
+        with torch.inference_mode(False), torch.set_grad_enabled(needs_gradient), differentiable_attention():
             images = random_image(device, image_size)
             if not needs_gradient:
                 self.evaluate(images, [prompt], **context)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention import differentiable_attention
 from .base import Reward, random_image
 from .context import check_context, check_signature, select_context, wanted_context
 
@@ -88,7 +89,7 @@ class CallableReward(Reward):
         super().probe(device, image_size, prompt, needs_gradient, **context)
 
     def _gives_gradients(self, image: Tensor, prompt: str, context: dict[str, Any]) -> bool:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             image = image.clone().requires_grad_()
             try:
                 scores = self.score(image, [prompt], **context)

@@ -191,7 +191,7 @@ class GlassSchedulerMixin(ABC):
                 EarlyStop(kappa, kappa_next, self.transition.correlation_at(kappa, kappa_next))
                 for kappa, kappa_next in pairwise(levels)
             )
-            for s, s_next in pairwise(inner_times(self.order, early_stop.stop))
+            for s, s_next in pairwise(inner_times(self.order, early_stop.noise_to_signal, early_stop.stop).tolist())
         ]
         query_levels = as_level([query.level for query in self._queries])
         self.timesteps = self._network_timesteps(query_levels).to(device, torch.float32)
@@ -234,7 +234,13 @@ class GlassSchedulerMixin(ABC):
             x = sample / self._input_scale(query.level)
             self._flow = _InnerFlow(x, draw_noise(x, self._generator if generator is None else generator))
         self._flow.xbar = inner_step(
-            self.transition.solver, query.s, query.s_next, self._flow.xbar, denoised, self._flow.previous
+            self.transition.solver,
+            query.s,
+            query.s_next,
+            self._flow.xbar,
+            denoised,
+            self._flow.previous,
+            query.early_stop.noise_to_signal,
         )
         self._flow.previous = (query.s, denoised)
         self._step_index += 1

@@ -44,7 +44,7 @@ class GlassDDPMScheduler(GlassSchedulerMixin, DDIMScheduler):
         *,
         num_inner_steps: int = 2,
         correlation: float | str = "ddpm",
-        solver: str = "multistep",
+        solver: str = "exponential",
         clip_sample: bool = False,
         **options: Any,
     ) -> None:

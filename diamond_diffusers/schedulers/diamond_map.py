@@ -198,7 +198,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
     @property
     def _interval(self) -> tuple[float, float]:
         """The inner times of the evaluation at hand."""
-        times = inner_times(self.order, self._early_stop.stop)
+        times = inner_times(self.order, self._early_stop.noise_to_signal, self._early_stop.stop).tolist()
         inner = self._step_index % self.order
         return times[inner], times[inner + 1]
 

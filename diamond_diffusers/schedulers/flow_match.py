@@ -44,7 +44,7 @@ class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowOptionsMixin, FlowMatchEu
         *,
         num_inner_steps: int = 2,
         correlation: float | str = "ddpm",
-        solver: str = "multistep",
+        solver: str = "exponential",
         **options: Any,
     ) -> None:
         self._refuse_unsupported(options)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
+from ..attention import differentiable_attention
 from ..models.diamond_map import DiamondMap
 from ..models.storage import save_diamond_map
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
@@ -194,6 +195,7 @@ class Distillation:
         settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
         self.accelerator.init_trackers(self.given.tracker_project_name, settings)
 
+    @differentiable_attention()
     def _update(self, source: Any) -> dict[str, float]:
         """One update of the weights; returns figures to log."""
         given, accelerator = self.given, self.accelerator

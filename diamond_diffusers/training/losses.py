@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Conditions
-from ..glass import query
-from ..levels import add_noise, expand, signal_and_noise
-from ..models.diamond_map import DiamondMap, toward
+from ..glass import inner_angle, inner_time, query, toward
+from ..levels import add_noise, expand
+from ..models.diamond_map import DiamondMap
+from .forward_mode import tangents_like_outputs
 
 SMALLEST_TIME = 0.01
 """At which the teacher is asked for inner times below it."""
@@ -81,7 +82,8 @@ def lagrangian(diamond_map: DiamondMap, batch: Batch) -> Tensor:
         return toward(batch.xbar, student_denoised(diamond_map, batch, batch.xbar, batch.s, r), batch.s, r)
 
     # Not autograd's forward_ad: there the rule of softmax works in place and has no backward pass.
-    mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))
+    with tangents_like_outputs(diamond_map.network):
+        mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))
     return _lagrangian_residual(diamond_map, batch, mapped, derivative)
 
 
@@ -150,23 +152,6 @@ def _joined_residual(diamond_map: DiamondMap, batch: Batch, middle: Tensor, firs
     share = r * (s - middle) / (middle * (s - r)).clamp(min=1e-12)
     target = torch.lerp(second, first, expand(share, first).to(first.dtype))
     return _squared(student_denoised(diamond_map, batch, batch.xbar, s, r) - target)
-
-
-def inner_angle(s: Tensor, noise_to_signal: Tensor) -> Tensor:
-    """Inner times on a scale that is even at every outer level: the angle whose tangent is `s / ((1 - s) sigma)`.
-
-    What an inner state adds to an observation is decided where its own noise-to-signal ratio `s / (1 - s)` is about the
-    deviation of the posterior, which is `sigma` of the bounded coordinate for standard normal data.
-    """
-    _, sigma = signal_and_noise(noise_to_signal)
-    return torch.atan2(s, (1 - s) * sigma)
-
-
-def inner_time(angle: Tensor, noise_to_signal: Tensor) -> Tensor:
-    """The inverse of `inner_angle`."""
-    _, sigma = signal_and_noise(noise_to_signal)
-    noise, signal = sigma * torch.sin(angle), torch.cos(angle).clamp(min=0)
-    return noise / (noise + signal)
 
 
 def _between(batch: Batch, share: float) -> Tensor:

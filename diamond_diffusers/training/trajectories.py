@@ -30,7 +30,8 @@ class Trajectories:
     Attributes:
         x: observations `[N, ...]` in the bounded coordinate.
         noise_to_signal: their levels, `[N]` float64.
-        states: inner states `[N, 2, n + 1, ...]` at `inner_times(n)`, from noise to samples of the posterior.
+        states: inner states `[N, 2, n + 1, ...]` at `inner_times(n, noise_to_signal)`, from noise to samples of the
+            posterior.
     """
 
     x: Tensor
@@ -78,10 +79,9 @@ class TrajectoryLoss:
         """The loss of trajectories under conditions of their `N` observations, and its parts to log."""
         count = len(data.x)
         start, end = draw_places(count, data.states.shape[2] - 1)
-        times = torch.tensor(inner_times(data.states.shape[2] - 1), dtype=torch.float64)
-        s, r = times[start], times[end]
+        times, rows = inner_times(data.states.shape[2] - 1, data.noise_to_signal), torch.arange(count)
+        s, r = times[start, rows], times[end, rows]
 
-        rows = torch.arange(count)
         xbar, target = data.states[rows, :, start], data.states[rows, :, end]
         kept = expand(r / s, target).to(target)
         target = (target - kept * xbar) / (1 - kept)

@@ -216,7 +216,7 @@ def test_queries_within_a_transition_are_guided_by_their_own_level():
     guidance = Guidance(transition=transition, max_noise_to_signal=1.5)
     run(guidance, model, (2.0, 0.5), x=torch.zeros(1, 3))
     # Only the last query is below 1.5.
-    levels = [2.0, *(query_level(2.0, s) for s in inner_times(3, EarlyStop(2.0, 0.5, 0.25).stop)[1:-1])]
+    levels = [2.0, *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(2.0, 0.5, 0.25).stop).tolist()[1:-1])]
     guided = sum(level <= 1.5 for level in levels)
     assert guided == 1 and levels[-1] < 1.5 < levels[-2]
     assert model.cost.decodes == guided + 1 and model.cost.network_evaluations == 3

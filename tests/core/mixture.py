@@ -130,7 +130,7 @@ class GaussianMixture:
 
 
 def make_mixture(dimension: int = 3) -> GaussianMixture:
-    """Three unequal, correlated clusters of about unit variance in all, in 2 to 4 dimensions."""
+    """Three unequal, correlated clusters of about unit variance in all, in up to 4 dimensions."""
     means = torch.tensor([[1.0, 0.3, -0.4, 0.5], [-0.9, 1.0, 0.5, -0.8], [-0.4, -1.3, 0.9, 0.6]], dtype=torch.float64)
     stds = torch.tensor([[0.5, 0.3, 0.6, 0.4], [0.3, 0.5, 0.4, 0.6], [0.6, 0.4, 0.3, 0.3]], dtype=torch.float64)
     correlations = torch.tensor([0.4, -0.3, 0.2], dtype=torch.float64)[:, None, None]
@@ -139,6 +139,15 @@ def make_mixture(dimension: int = 3) -> GaussianMixture:
     covariances = stds[:, :, None] * stds[:, None, :] * (correlations + (1 - correlations) * identity)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     return GaussianMixture(weights.log(), means[:, :dimension], covariances)
+
+
+def make_spread_mixture(dimension: int) -> GaussianMixture:
+    """Four clusters, most of them far apart, in any number of dimensions."""
+    generator = seeded(11)
+    means = 0.9 * torch.randn(4, dimension, generator=generator, dtype=torch.float64)
+    roots = torch.randn(4, dimension, dimension, generator=generator, dtype=torch.float64)
+    covariances = 0.05 * torch.eye(dimension, dtype=torch.float64) + 0.15 / dimension * roots @ roots.mT
+    return GaussianMixture(torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log(), means, covariances)
 
 
 def make_gaussian() -> GaussianMixture:

@@ -38,7 +38,7 @@ class DiamondMixture(MixtureBackbone):
         for time, next_time in pairwise(times):
             statistic, level = query(x, noise_to_signal, xbar, time)
             denoised = self.mixture.given(statistic.double(), *coefficients(level)).mean.to(xbar)
-            xbar = inner_step("exponential", time, next_time, xbar, denoised, previous)
+            xbar = inner_step("exponential", time, next_time, xbar, denoised, previous, noise_to_signal)
             previous = (time, denoised)
         return xbar
 

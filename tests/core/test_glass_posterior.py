@@ -145,9 +145,7 @@ def test_look_aheads_share_their_first_evaluation(num_samples, num_inner_steps):
     assert backbone.evaluations == OBSERVATIONS * (1 + num_samples * (num_inner_steps - 1))
     backbone.evaluations = 0
     known = denoise(x, 0.8)
-    posterior = GlassPosterior(num_inner_steps, num_samples, "multistep").sample(
-        Network(denoise, denoise), x, 0.8, known, noise
-    )
+    posterior = GlassPosterior(num_inner_steps, num_samples).sample(Network(denoise, denoise), x, 0.8, known, noise)
     assert backbone.evaluations == OBSERVATIONS * (1 + num_samples * (num_inner_steps - 1))
     assert torch.equal(posterior.samples.flatten(0, 1), drawn)
     assert torch.equal(posterior.log_weights, torch.zeros(OBSERVATIONS, num_samples))

@@ -7,60 +7,99 @@ import torch
 
 from diamond_diffusers.glass import INNER_SOLVERS
 
-STEPS = [(1.0, 0.8, 0.6), (1.0, 0.9, 0.45), (0.7, 0.5, 0.3), (0.5, 0.4, 0.05), (0.3, 0.1, 0.0)]
-"""Inner times `s_previous > s > s_next`."""
+NOISE = math.pi / 2
+STEPS = [(NOISE, 1.2, 0.8), (NOISE, 0.8, 0.0), (1.4, 1.1, 0.5), (1.1, 0.7, 0.1), (0.4, 0.2, 0.0)]
+"""Angles `a_previous > a > a_next` of inner times."""
 
 
-def effective_denoised(denoised, s, s_next, count=200_000):
-    """The mean of `D` over `u = 1 / s`, by the midpoint rule: `d (xbar / s) = D d(1 / s)`; at 0, where it tends."""
-    if s_next == 0:
-        return denoised(torch.tensor(0.0, dtype=torch.float64))
-    low, high = 1 / s, 1 / s_next
+def angles(*values):
+    return [torch.tensor(value, dtype=torch.float64) for value in values]
+
+
+def effective_denoised(denoised, a, a_next, count=200_000):
+    """The mean of `D` over `u = cot a`, by the midpoint rule: `d (xbar / s) = D d(1 / s)`; at 0, where it tends."""
+    if a_next == 0:
+        return denoised(a_next)
+    low, high = 1 / torch.tan(a), 1 / torch.tan(a_next)
     u = low + (high - low) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return denoised(1 / u).mean()
+    return denoised(torch.atan2(torch.ones_like(u), u)).mean()
 
 
-@pytest.mark.parametrize(("s_previous", "s", "s_next"), STEPS)
-def test_the_exponential_solver_is_exact_where_the_denoised_sample_is_linear_in_time(s_previous, s, s_next):
-    def denoised(time):
-        return 2.0 - 3.0 * torch.as_tensor(time, dtype=torch.float64)
+@pytest.mark.parametrize("step", STEPS[2:])
+def test_the_exponential_solver_is_exact_where_the_denoised_sample_is_linear_in_the_cosine(step):
+    def denoised(angle):
+        return 2.0 - 3.0 * torch.cos(angle)
 
-    stepped = INNER_SOLVERS["exponential"](s, s_next, denoised(s), (s_previous, denoised(s_previous)))
-    torch.testing.assert_close(stepped, effective_denoised(denoised, s, s_next), atol=1e-8, rtol=0)
+    a_previous, a, a_next = angles(*step)
+    stepped = INNER_SOLVERS["exponential"](a, a_next, denoised(a), (a_previous, denoised(a_previous)))
+    torch.testing.assert_close(stepped, effective_denoised(denoised, a, a_next), atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("is_second_step", [True, False])
-def test_both_are_second_order(is_second_step):
+def two_steps(solver, denoised, a, a_next):
+    """The change of `xbar / s` (times `sigma`) in two steps from noise, and the exact one, of a `D` that is given."""
+    noise, a, a_next = angles(NOISE, a, a_next)
+    first = INNER_SOLVERS[solver](noise, a, denoised(noise), None)
+    second = INNER_SOLVERS[solver](a, a_next, denoised(a), (noise, denoised(noise)))
+    widths = 1 / torch.tan(a), 1 / torch.tan(a_next) - 1 / torch.tan(a)
+    exact = effective_denoised(denoised, noise, a_next) * sum(widths)
+    return (first * widths[0] + second * widths[1] - exact).abs().item()
+
+
+def test_the_second_step_of_the_exponential_solver_makes_up_for_the_first():
+    """Two steps from noise are of the second order, as if there had been a step before; others' first step is not."""
+
+    def denoised(angle):
+        return torch.sin(2 * angle + 1)
+
+    for solver, order in [("euler", 2), ("multistep", 2), ("exponential", 3)]:
+        ratio = two_steps(solver, denoised, NOISE - 0.02, NOISE - 0.04) / two_steps(
+            solver, denoised, NOISE - 0.01, NOISE - 0.02
+        )
+        assert ratio == pytest.approx(2**order, rel=0.15)
+
+
+def test_both_are_second_order():
     """Halving the step divides the error of `D~` for a curved `D` by four; Euler's only by two."""
 
-    def denoised(time):
-        return torch.sin(2 * torch.as_tensor(time, dtype=torch.float64))
+    def denoised(angle):
+        return torch.sin(2 * angle)
 
     def error(solver, step):
-        s = 1 - step if is_second_step else 0.6
-        stepped = INNER_SOLVERS[solver](s, s - step, denoised(s), (s + step, denoised(s + step)))
-        return (stepped - effective_denoised(denoised, s, s - step)).abs().item()
+        a_previous, a, a_next = angles(0.6 + step, 0.6, 0.6 - step)
+        stepped = INNER_SOLVERS[solver](a, a_next, denoised(a), (a_previous, denoised(a_previous)))
+        return (stepped - effective_denoised(denoised, a, a_next)).abs().item()
 
     for solver, ratio in [("euler", 2), ("multistep", 4), ("exponential", 4)]:
         assert error(solver, 0.02) / error(solver, 0.01) == pytest.approx(ratio, rel=0.15)
 
 
-@pytest.mark.parametrize(("s_previous", "s", "s_next"), STEPS)
-def test_the_multistep_solver_is_dpm_solver_in_the_logarithm_of_the_signal(s_previous, s, s_next):
+@pytest.mark.parametrize("step", STEPS)
+def test_the_multistep_solver_is_dpm_solver_in_the_logarithm_of_the_signal(step):
+    a_previous, a, a_next = angles(*step)
     now, last = torch.tensor(0.7), torch.tensor(-0.4)
-    stepped = INNER_SOLVERS["multistep"](s, s_next, now, (s_previous, last))
-    if s_next == 0:
+    stepped = INNER_SOLVERS["multistep"](a, a_next, now, (a_previous, last))
+    if a_next == 0:
         assert stepped == now
         return
-    if s_previous == 1:
-        ratio = (s_next - s) / (s - s_previous)
+    if a_previous == NOISE:
+        ratio = (a_next - a) / (a - a_previous)
     else:
-        odds = [(1 - time) / time for time in (s_previous, s, s_next)]
+        odds = [1 / math.tan(angle) for angle in step]
         ratio = math.log(odds[2] / odds[1]) / math.log(odds[1] / odds[0])
-    torch.testing.assert_close(stepped, now + ratio / 2 * (now - last))
+    torch.testing.assert_close(stepped, now + ratio / 2 * (now - last), check_dtype=False)
 
 
 @pytest.mark.parametrize("solver", INNER_SOLVERS)
 def test_the_first_step_is_eulers(solver):
     now = torch.tensor(0.7)
-    assert INNER_SOLVERS[solver](1.0, 0.6, now, None) == now
+    assert INNER_SOLVERS[solver](*angles(NOISE, 0.9), now, None) == now
+
+
+@pytest.mark.parametrize("solver", INNER_SOLVERS)
+def test_rows_may_have_angles_of_their_own(solver):
+    rows = torch.tensor(STEPS, dtype=torch.float64)
+    now, last = torch.randn(2, len(STEPS), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    together = INNER_SOLVERS[solver](rows[:, 1], rows[:, 2], now, (rows[:, 0], last))
+    for row, (a_previous, a, a_next) in enumerate(rows):
+        alone = INNER_SOLVERS[solver](a, a_next, now[row : row + 1], (a_previous, last[row : row + 1]))
+        torch.testing.assert_close(together[row : row + 1], alone)

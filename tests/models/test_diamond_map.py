@@ -10,8 +10,8 @@ import torch
 from accelerate import cpu_offload
 from peft import LoraConfig
 
-from diamond_diffusers.glass import query
-from diamond_diffusers.models.diamond_map import ADAPTER, DiamondMap, block_linear_layers, toward
+from diamond_diffusers.glass import query, toward
+from diamond_diffusers.models.diamond_map import ADAPTER, DiamondMap, block_linear_layers
 from diamond_diffusers.models.two_time import TwoTimeEmbedder
 
 from ..rounding import assert_same_from_a_copy

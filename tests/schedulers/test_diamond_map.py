@@ -17,7 +17,8 @@ from diffusers import (
 
 from diamond_diffusers import DiamondMapPipeline, DiamondMapScheduler, DiamondTransition, NoAlignment
 from diamond_diffusers.backbones.schedules import stock_levels
-from diamond_diffusers.models.diamond_map import DiamondMap, toward
+from diamond_diffusers.glass import toward
+from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error

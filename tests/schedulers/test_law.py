@@ -19,9 +19,20 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set
 REPETITIONS, SAMPLES = 8, 600
 
 
-def bounded_denoiser(x, kappa):
-    """The mixture's posterior mean at observations of variance-preserving scale."""
-    return MIXTURE.posterior(x, kappa).mean.to(x.dtype)
+def bounded_denoiser(kind):
+    """The mixture's posterior mean at observations of variance-preserving scale, as a model of that kind knows it."""
+    lowest = 0.0 if kind == "flow" else table_of()[0]
+
+    def denoise(x, kappa):
+        kappa = torch.as_tensor(kappa, dtype=torch.float64)
+        if kappa >= lowest:
+            return MIXTURE.posterior(x, kappa).mean.to(x.dtype)
+        # Below the trained levels the predicted noise is kept: D = y - kappa eps.
+        y = x.double() * torch.sqrt(1 + kappa**2)
+        denoised = MIXTURE.posterior(y / np.sqrt(1 + lowest**2), lowest).mean
+        return (y - kappa * (y - denoised) / lowest).to(x.dtype)
+
+    return denoise
 
 
 @pytest.mark.parametrize("solver", ["euler", "multistep", "exponential"])
@@ -38,10 +49,11 @@ def test_a_stock_loop_runs_the_chain_of_glass_transitions(kind, correlation, sol
     # Stable Diffusion's last level is that of its first training step.
     levels = [*outer, 0.0 if kind == "flow" else table_of()[0]]
     transition, generator = GlassTransition(**options), seeded(1)
-    network = Network(bounded_denoiser, bounded_denoiser)
+    denoise = bounded_denoiser(kind)
+    network = Network(denoise, denoise)
     for kappa, kappa_next in pairwise(levels):
         noise = torch.randn(64, 3, generator=generator)
-        x = transition.step(network, x, kappa, kappa_next, bounded_denoiser(x, kappa), noise)
+        x = transition.step(network, x, kappa, kappa_next, denoise(x, kappa), noise)
     # Float32 rounding of timesteps and states over twelve evaluations of a mixture with three modes.
     torch.testing.assert_close(final, x, atol=2e-4, rtol=0)
 
@@ -99,12 +111,14 @@ def test_below_the_training_table_the_predicted_noise_is_kept():
 
     noise = torch.randn(5, 3, generator=seeded(1))
     first = y - start * (0.3 * y / np.sqrt(1 + start**2) + 1)
-    # Half way the inner observation is y' = xbar / (1 - s) = 2 xbar, of precision 1.
-    fused_precision = 1 / start**2 + 1
-    fused = (y / start**2 + 2 * (first + noise) / 2) / fused_precision
+    # Half way the inner observation is y' = xbar / (1 - s) with noise as strong as that of the bounded coordinate.
+    sigma = start / np.sqrt(1 + start**2)
+    fused_precision = 1 / start**2 + 1 / sigma**2
+    fused = (y / start**2 + (first + sigma * noise) / sigma**2) / fused_precision
     queried = fused / np.sqrt(1 + lowest**2)
     torch.testing.assert_close(inputs[1], queried, atol=1e-5, rtol=0)
     assert scheduler.timesteps[0] > 0
     assert scheduler.timesteps[1] == 0
-    expected = fused - (0.3 * queried + 1) / np.sqrt(fused_precision)
+    second = fused - (0.3 * queried + 1) / np.sqrt(fused_precision)
+    expected = 2 * second - first
     torch.testing.assert_close(sample, expected, atol=1e-5, rtol=0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diamond_diffusers.glass import inner_angle, inner_time
 from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training import losses, module
@@ -23,8 +24,6 @@ from diamond_diffusers.training.losses import (
     diagonal,
     draw_diagonal_times,
     draw_inner_times,
-    inner_angle,
-    inner_time,
     lagrangian,
 )
 from diamond_diffusers.training.module import DistillationLoss, draw_levels
