@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,26 +115,35 @@ def declare_defaults(family: str, defaults: Mapping[str, Any]) -> str:
 
 
 def declare_map(
-    backbone: Backbone, defaults: Mapping[str, Any], base_defaults: Mapping[str, Any] | None, **facts: Any
+    backbone: Backbone,
+    defaults: Mapping[str, Any],
+    base_defaults: Mapping[str, Any] | None = None,
+    *,
+    base_model: str | None,
+    base_revision: str | None,
+    license: str | None,
+    training: Mapping[str, Any],
+    condition_on_observation: bool = False,
 ) -> str:
     """The declaration of a map of a model; errors as of `config_text`.
 
     Args:
         defaults, base_defaults: of calls with the map, and without it; None where the base is elsewhere.
-        **facts: `base_model`, `base_revision`, `license`, `condition_on_observation` and `training`.
+        base_model, base_revision, license, training, condition_on_observation: as of `save_diamond_map`.
     """
-    base = {} if base_defaults is None else {"base_defaults": base_defaults}
-    return config_text(
-        {
-            "format_version": FORMAT_VERSION,
-            "family": backbone.family,
-            **facts,
-            "base_config": _shapes(backbone),
-            "path": _path(backbone),
-            "defaults": defaults,
-            **base,
-        }
-    )
+    config = {
+        "format_version": FORMAT_VERSION,
+        "family": backbone.family,
+        "base_model": base_model,
+        "base_revision": base_revision,
+        "license": license,
+        "base_config": _shapes(backbone),
+        "path": _path(backbone),
+        "condition_on_observation": condition_on_observation,
+        "training": training,
+        "defaults": defaults,
+    }
+    return config_text(config if base_defaults is None else {**config, "base_defaults": base_defaults})
 
 
 def check_base(backbone: Backbone, config: Mapping[str, Any]) -> None:
@@ -175,7 +185,9 @@ def find_file(
         ValueError: there is no such folder or repository.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if os.path.isfile(folder):
+        raise ValueError(f"{source} is a file; name the folder that it is in")
+    if not os.path.isdir(folder):
         options = {
             "revision": revision,
             "token": token,
@@ -248,7 +260,9 @@ def _plain(value: Any, place: str, depth: int = 0) -> Any:
         raise ValueError(f"{place} is {value}, which cannot be saved; give a finite number, or leave it out")
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"{place} is {reprlib.repr(value)}, which cannot be saved; give its name or number, or leave it out")
+    raise TypeError(
+        f"{place} is {reprlib.repr(value)}, which cannot be saved; give its name or number, or leave it out"
+    )
 
 
 def _shapes(backbone: Backbone) -> dict[str, Any]:

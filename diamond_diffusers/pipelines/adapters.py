@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..models.diamond_map import ADAPTER
 from ..models.storage import SavedMap, read_diamond_map
-from .loading import find_map
+from .loading import HUB_OPTIONS, find_map
 
 
 class AdapterMethods:
@@ -35,9 +35,12 @@ class AdapterMethods:
 
         Raises:
             FileNotFoundError: there is no map.
+            TypeError: an argument is unknown.
             ValueError: the map is for another base, its files are damaged or hold what they should not, or the network
                 has fused LoRAs, a two-time LoRA, or layers that are offloaded.
         """
+        for name in hub.keys() - {"subfolder", *HUB_OPTIONS}:
+            raise TypeError(f"load_diamond_map has no argument {name!r}; it takes subfolder, {', '.join(HUB_OPTIONS)}")
         found = None if "subfolder" in hub else find_map(source, hub)
         self._adopt(read_diamond_map(source, self.backbone, **(hub if found is None else found.hub)))
 

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 
 from ..attention import differentiable_attention
 from ..models.diamond_map import DiamondMap
+from ..models.map_config import declare_map
 from ..models.storage import save_diamond_map
-from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
+from ..pipelines.model_card import MAP_REPOSITORY, check_card, create_repository, upload, write_model_card
 from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
 from .batches import Order
@@ -131,6 +132,9 @@ class Distillation:
             self.diamond_map = DiamondMap(
                 backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation
             )
+            # What the map is going to say of itself has to be possible before it is trained.
+            check_card(given.license, given.validation_prompt)
+            declare_map(backbone, self.teacher.call_defaults, **self._origin(), training={})
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
@@ -335,10 +339,8 @@ class Distillation:
                 self.diamond_map,
                 self.teacher.call_defaults,
                 self._facts(),
-                base_model=given.pretrained_model_name_or_path,
-                base_revision=given.revision,
-                license=given.license,
                 weights=weights,
+                **self._origin(),
             )
             repository = self.repository or str(given.output_dir)
             caption = f"Rows: {', '.join(ROWS)}."
@@ -356,6 +358,11 @@ class Distillation:
                 f"hf upload {repository} {folder} {files}"
             ) from error
         logger.info("pushed to %s", repository)
+
+    def _origin(self) -> dict[str, str | None]:
+        """Of what the map is a map."""
+        name, revision, license = (self.given.pretrained_model_name_or_path, self.given.revision, self.given.license)
+        return {"base_model": name, "base_revision": revision, "license": license}
 
     def _facts(self) -> dict[str, Any]:
         """What the reader of the map's card wants to know of its training."""

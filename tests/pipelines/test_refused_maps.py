@@ -213,6 +213,16 @@ def test_a_lost_file_on_the_hub_is_named(folder: Path, monkeypatch: pytest.Monke
         pipes["without one"].load_diamond_map("someone/map")
 
 
+def test_what_names_no_map_is_refused(folder: Path, pipes: dict[str, DiamondMapPipeline]) -> None:
+    pipe = pipes["without one"]
+    with pytest.raises(ValueError, match=r"is a file; name the folder that it is in"):
+        pipe.load_diamond_map(folder / "map" / CONFIG_NAME)
+    with pytest.raises(ValueError, match="neither a folder nor the name of a repository"):
+        pipe.load_diamond_map("a" * 5000)
+    with pytest.raises(TypeError, match="load_diamond_map has no argument 'subfoldr'; it takes subfolder, revision"):
+        pipe.load_diamond_map(folder / "map", subfoldr="map")
+
+
 def test_a_network_that_cannot_be_adapted_keeps_its_map(folder: Path) -> None:
     pipe = DiamondMapPipeline.from_pretrained(folder / "map")
     images = draw(pipe)

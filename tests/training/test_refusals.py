@@ -56,6 +56,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     for further, message in (
         (("--lora_layers", "to_q, to_z"), "--lora_layers names 'to_z', which no module of the Flux"),
         (("--resolution", "20"), "--resolution is 20; the flux model takes multiples of 8"),
+        (("--license", "mit\n---"), "license is 'mit.*give a licence as the Hub names it"),
     ):
         with pytest.raises(SystemExit, match=rf"^error: {message}"):
             distill.main([*tiny, *further])
