@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +30,7 @@ from .cli_cost import benchmark_cost
 from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .cli_posteriors import benchmark_posteriors
 from .cli_rewards import rewards, score
+from .memory_errors import want_of_memory
 
 if TYPE_CHECKING:
     from .alignment import Alignment
@@ -47,7 +47,7 @@ class ExplainingGroup(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (*USER_ERRORS, RuntimeError) as error:
+        except (*USER_ERRORS, RuntimeError, MemoryError) as error:
             sentence = _sentence_on(error)
             if sentence is None:
                 raise
@@ -59,12 +59,8 @@ def _sentence_on(error: Exception) -> str | None:
     """What the user is told of an error; None where it is no matter of theirs."""
     if isinstance(error, USER_ERRORS):
         return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
-    # Not imported for the exit of a page of help, which is a RuntimeError too.
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, torch.OutOfMemoryError):
-        return None
-    reason = ": ".join(str(error).rstrip(".").split(". ")[:2])
-    return f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
+    reason = want_of_memory(error)
+    return reason and f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
 
 
 app = typer.Typer(cls=ExplainingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

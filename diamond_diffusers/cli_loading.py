@@ -49,7 +49,7 @@ def named_reward(expression: str | None, defaults: dict[str, Any]) -> Reward | N
 
 def load_model(model: str | None, dtype: str, device: str, output: Path) -> DiamondMapPipeline:
     """The model on its device, after a look at what else the run needs."""
-    from .evaluation.files import prepare_folder
+    from .output_files import prepare_folder
     from .pipelines import DiamondMapPipeline
 
     device = usable_device(device)

@@ -58,9 +58,9 @@ def _fitted(value: Any, form: Any, place: str) -> Any:
         return float(value)
     if kind is Literal:
         if value not in parts:
-            raise _MisfitError(place, f"is {_shown(value)} in place of {' or '.join(map(repr, parts))}")
+            raise _MisfitError(place, f"is {shown(value)} in place of {' or '.join(map(repr, parts))}")
     elif not _is(value, kind):
-        raise _MisfitError(place, f"is {_shown(value)} in place of {_words(kind)}")
+        raise _MisfitError(place, f"is {shown(value)} in place of {_words(kind)}")
     if isinstance(value, Mapping) and parts:
         return {key: _fitted(inner, parts[1], f"{place}.{key}") for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str) and parts:
@@ -79,7 +79,7 @@ def _one_of(value: Any, forms: Sequence[Any], place: str) -> Any:
     deepest = max(problems, key=lambda misfit: len(misfit.args[0]))
     if deepest.args[0] != place:
         raise deepest
-    raise _MisfitError(place, f"is {_shown(value)} in place of {' or '.join(map(_words, forms))}")
+    raise _MisfitError(place, f"is {shown(value)} in place of {' or '.join(map(_words, forms))}")
 
 
 def _object(value: dict[str, Any], form: type, place: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _object(value: dict[str, Any], form: type, place: str) -> dict[str, Any]:
     if dataclasses.is_dataclass(form):
         for key in value:
             if key not in hints:
-                raise _MisfitError(place, f"has {_shown(key)}, which is unknown")
+                raise _MisfitError(place, f"has {shown(key)}, which is unknown")
     return {key: _fitted(value[key], hint, f"{place}.{key}") for key, hint in hints.items()}
 
 
@@ -109,7 +109,8 @@ def _words(form: Any) -> str:
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of JSON in a sentence, where it is short."""
     if isinstance(value, dict | list):
         return _WORDS[type(value)]
     # More than any int is written out for.

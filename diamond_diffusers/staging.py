@@ -75,11 +75,15 @@ def check_folder(folder: str | os.PathLike) -> Path:
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors whole or not at all, readable for whom the umask lets read."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.touch()
-    mode = partial.stat().st_mode
-    save_file(dict(tensors), partial, metadata and dict(metadata))
-    _set_mode(partial, mode)
-    os.replace(partial, file)
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(dict(tensors), partial, metadata and dict(metadata))
+        _set_mode(partial, mode)
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _give_ordinary_permissions(folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .errors import TrainingError, writing_to
+from ..output_files import writing
+from .errors import TrainingError
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
 _PARTIAL = ".partial"
@@ -33,7 +34,7 @@ class Checkpoints:
         barrier: waits for all processes.
 
     Raises:
-        TrainingError: the folder cannot be made, or what an earlier run left in it cannot be put in order.
+        UnwritableError: the folder cannot be made, or what an earlier run left in it cannot be put in order.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Checkpoints:
         self.num_states = 1 if one_state else num_processes
         self.is_first = process_index == 0
         if self.is_first:
-            with writing_to("--output_dir", folder):
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._put_in_order()
         barrier()
@@ -75,11 +76,11 @@ class Checkpoints:
             write_more: writes further files of all processes into the folder that it is given.
 
         Raises:
-            TrainingError: it cannot be written; the checkpoints that are there stay.
+            UnwritableError: it cannot be written; the checkpoints that are there stay.
         """
         final = self.folder / f"checkpoint-{step}"
         partial = final.with_name(final.name + _PARTIAL)
-        with writing_to("--output_dir", self.folder):
+        with writing(final):
             try:
                 partial.mkdir(exist_ok=True)
                 if self.process_index < self.num_states:

@@ -21,19 +21,22 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..attention import differentiable_attention
+from ..foreign_files import ForeignFileError
+from ..memory_errors import want_of_memory
 from ..models.diamond_map import DiamondMap
 from ..models.map_config import declare_map
 from ..models.storage import save_diamond_map
+from ..output_files import writing
 from ..pipelines.model_card import MAP_REPOSITORY, check_card, create_repository, upload, write_model_card
 from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
 from .batches import Order
 from .checkpoints import Checkpoints
-from .errors import TrainingError, writing_to
-from .module import DistillationLoss, DistilledModule
+from .errors import TrainingError
+from .module import DistilledModule
 from .setup import (
     DTYPES,
+    build_loss,
     build_optimizer,
     build_schedule,
     check_packages,
@@ -41,10 +44,10 @@ from .setup import (
     lora_layers,
     make_accelerator,
     prepare_distribution,
+    prepare_output,
 )
 from .sources import load_rows, open_source
 from .teacher import Teacher
-from .trajectories import TrajectoryLoss
 from .validation import ROWS, image_grid, validation_images
 
 logger = logging.getLogger(__name__)
@@ -59,9 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     try:
         Distillation(given).run()
-    except TrainingError as error:
+    except (TrainingError, ForeignFileError, OSError) as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        reason = want_of_memory(error)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}; lower --train_batch_size, --resolution or --rank, or add --gradient_checkpointing")
 
 
 class Distillation:
@@ -82,6 +90,7 @@ class Distillation:
         self.given = given
         check_packages(given)
         self.rows = load_rows(given)
+        prepare_output(given)
         self.accelerator = accelerator or make_accelerator(given)
         prepare_distribution(self.accelerator, given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
@@ -199,7 +208,6 @@ class Distillation:
         settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
         self.accelerator.init_trackers(self.given.tracker_project_name, settings)
 
-    @differentiable_attention()
     def _update(self, source: Any) -> dict[str, float]:
         """One update of the weights; returns figures to log."""
         given, accelerator = self.given, self.accelerator
@@ -207,7 +215,8 @@ class Distillation:
         for micro_step in range(given.gradient_accumulation_steps):
             batch = self.step * given.gradient_accumulation_steps + micro_step
             draw = next(source)
-            torch.manual_seed((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index)
+            # Of a seed there are 64 bits.
+            torch.manual_seed(((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index) % 2**63)
             data, features = draw()
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
@@ -309,10 +318,10 @@ class Distillation:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         if self.accelerator.is_main_process:
-            with writing_to("--output_dir", given.output_dir):
-                folder = given.output_dir / "validation"
-                folder.mkdir(parents=True, exist_ok=True)
-                grid.save(folder / f"step-{self.step}.png")
+            file = given.output_dir / "validation" / f"step-{self.step}.png"
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                grid.save(file)
         return grid
 
     def _finish(self) -> None:
@@ -333,7 +342,7 @@ class Distillation:
     def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
         """Writes the map and its card, which take the place of those that are there when they are complete."""
         given = self.given
-        with writing_to("--output_dir", given.output_dir), staged(given.output_dir) as stage:
+        with writing(given.output_dir), staged(given.output_dir) as stage:
             save_diamond_map(
                 stage.path,
                 self.diamond_map,
@@ -383,14 +392,6 @@ class Distillation:
                 else {"diagonal_fraction": self.loss.diagonal_fraction}
             ),
         }
-
-
-def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
-    """The loss that the options name."""
-    if given.loss == TRAJECTORIES:
-        return TrajectoryLoss(given.regression_weight)
-    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
-    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
 
 
 def full(weight: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def test_only_records_are_redrawn(tmp_path):
     path = tmp_path / "record.json"
     path.write_text("{}")
     for arguments, sentence in (
-        ((path,), "is no record of an image"),
+        ((path,), "has no 'settings'; name a .json file beside an image of `diamond-diffusers benchmark`"),
         ((tmp_path / "nowhere.json",), "does not exist"),
         ((path, "--output", tmp_path / "again"), "whose suffix is that of no image"),
     ):

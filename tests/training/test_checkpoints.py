@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from diamond_diffusers.output_files import UnwritableError
 from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.errors import TrainingError
 
@@ -128,7 +129,7 @@ def test_a_full_disk_leaves_what_is_there(tmp_path, monkeypatch):
     checkpoints.save(1, {"weights": 1})
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda state, file: save(state, "/dev/full"))
-    with pytest.raises(TrainingError, match=r"--output_dir .* cannot be written to .*; make room"):
+    with pytest.raises(UnwritableError, match=r"checkpoint-2' cannot be written .*; make room"):
         checkpoints.save(2, {"weights": torch.zeros(100_000)})
     monkeypatch.undo()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"}
@@ -144,7 +145,7 @@ def test_a_full_disk_leaves_what_is_there(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "out").write_text("mine")
     for folder in (tmp_path / "out", tmp_path / "out" / "run"):
-        with pytest.raises(TrainingError, match=r"--output_dir .*out.* cannot be written to"):
+        with pytest.raises(UnwritableError, match=r"out.*' cannot be written"):
             Checkpoints(folder)
     assert (tmp_path / "out").read_text() == "mine"
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 
 import datasets
 import huggingface_hub
 import pytest
+import torch
+from safetensors import SafetensorError
 
-from diamond_diffusers.training import distill
+from diamond_diffusers import staging
+from diamond_diffusers.training import checkpoints, distill, sources
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 
@@ -64,3 +70,107 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
     with pytest.raises(KeyError):
         distill.main(tiny)
+
+
+def main_of(given):
+    """Runs the command with options as the fixture `options` makes them."""
+    arguments = [(f"--{name}", str(value)) for name, value in vars(given).items() if value is not None]
+    switches = {f"--{name}" for name, value in vars(given).items() if isinstance(value, bool)}
+    words = [
+        word
+        for name, value in arguments
+        for word in ((name,) * (value == "True") if name in switches else (name, value))
+    ]
+    distill.main(words)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["file", "file/within", "logs"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_base_is_loaded(options, tmp_path, monkeypatch, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").write_text("")
+    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
+    given = options("--report_to", "tensorboard", output="out" if name == "logs" else name)
+    option = "--logging_dir" if name == "logs" else "--output_dir"
+    with pytest.raises(SystemExit, match=rf"^error: {option} is '.*{name}', where nothing can be written .*; name"):
+        main_of(given)
+
+
+def test_an_output_on_a_disk_that_is_only_read_is_refused(options, monkeypatch):
+    def refuse(**arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(SystemExit, match=r"^error: --output_dir is '.*', where .* written \(Read-only file system\)"):
+        main_of(options())
+
+
+@pytest.mark.parametrize(
+    ("module", "writer", "error", "further", "message"),
+    [
+        (
+            checkpoints.torch,
+            "save",
+            FULL,
+            ("--checkpointing_steps", 1),
+            "out/checkpoint-1' cannot be written .No space",
+        ),
+        (
+            checkpoints.torch,
+            "save",
+            # What torch.save raises then.
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            ("--checkpointing_steps", 1),
+            "out/checkpoint-1' cannot be written .*unexpected pos",
+        ),
+        (
+            staging,
+            "save_file",
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            ("--cache_latents",),
+            "00000000.safetensors' cannot be written .*No space left on device",
+        ),
+        (distill, "save_diamond_map", FULL, (), "out' cannot be written .No space left on device"),
+        (distill, "write_model_card", FULL, (), "out' cannot be written .No space left on device"),
+    ],
+    ids=["checkpoint", "checkpoint of torch", "cache", "map", "card"],
+)
+def test_a_full_disk_is_told(options, monkeypatch, module, writer, error, further, message):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(module, writer, fail)
+    given = options(*further, "--max_train_steps", 1, "--num_validation_images", 1)
+    with pytest.raises(SystemExit, match=rf"^error: '.*{message}.*; make room on the disk") as stopped:
+        main_of(given)
+    assert "\n" not in str(stopped.value)
+    assert not list(given.output_dir.glob("checkpoint-?"))
+
+
+def test_a_want_of_memory_is_told(options, monkeypatch):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried."),
+        RuntimeError("DefaultCPUAllocator: no"),
+        MemoryError(),
+    ):
+        monkeypatch.setattr(Distillation, "__init__", lambda self, given, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(SystemExit, match=r"^error: .*memory.*; lower --train_batch_size"):
+            main_of(options())
+    monkeypatch.setattr(Distillation, "__init__", lambda self, given: (_ for _ in ()).throw(RuntimeError("bug")))
+    with pytest.raises(RuntimeError, match="bug"):
+        main_of(options())
+
+
+def test_a_cached_row_that_is_damaged_is_named(tmp_path):
+    cache = sources.RowCache(tmp_path, "rows")
+    cache.folder.mkdir()
+    cache.file(3).write_bytes(b"no tensors")
+    with pytest.raises(TrainingError, match=r"00000003.safetensors' cannot be read .*; delete it, so that it is made"):
+        cache(sources.Captioned(None, "", "3"), None)
+
+
+def test_a_seed_of_32_bits_trains(options):
+    Distillation(options("--seed", 2**32 - 1, "--max_train_steps", 1, "--num_validation_images", 1)).run()
