@@ -148,11 +148,9 @@ def card_of_map(folder: str | PathLike) -> set[str]:
     return {CARD_NAME, SAMPLES_NAME} if isinstance(tags, list) and TAGS[-1] in tags else set()
 
 
-def write_stock_card(folder: str | PathLike, repository: str, token: str | bool | None = None) -> ModelCard:
-    """Writes the card that stock diffusers gives a pipeline: that of its repository, or a new one."""
-    card = populate_model_card(load_or_create_model_card(repository, token=token, is_pipeline=True))
-    card.save(Path(folder) / CARD_NAME)
-    return card
+def stock_card(repository: str, token: str | bool | None = None) -> ModelCard:
+    """The card that stock diffusers gives a pipeline: that of its repository, or a new one."""
+    return populate_model_card(load_or_create_model_card(repository, token=token, is_pipeline=True))
 
 
 def create_repository(repository: str, token: str | bool | None = None, private: bool | None = None) -> str:

@@ -22,10 +22,11 @@ from ..backbones.base import Backbone
 from ..models.map_config import CONFIG_NAME, declare_defaults
 from ..models.storage import MAP_FILES, save_diamond_map
 from ..models.two_time import TwoTimeEmbedder
+from ..output_files import writing
 from ..schedulers import DiamondMapScheduler
 from ..staging import check_folder, staged
 from .loading import MAP_FOLDER
-from .model_card import card_of_map, check_card, create_repository, upload, write_model_card, write_stock_card
+from .model_card import CARD_NAME, card_of_map, check_card, create_repository, stock_card, upload, write_model_card
 
 WRAPPERS = (BaseTunerLayer, TwoTimeEmbedder)
 GRID_COLUMNS = 4
@@ -111,7 +112,7 @@ def save_model(
     Raises:
         TypeError, ValueError: an argument is unknown or of no use, a default cannot be saved, or LoRAs are fused into
             the weights; raised before anything is written.
-        OSError: something cannot be written; the folder is then as it was.
+        UnwritableError: something cannot be written; the folder is then as it was.
     """
     pipeline, diamond_map = backbone.pipeline, backbone.posterior_map
     card = {"license": license, "sample_prompt": sample_prompt, "sample_images": sample_images}
@@ -135,7 +136,8 @@ def save_model(
     _refuse_map_alone(check_folder(folder))
     if push_to_hub:
         repo_id = create_repository(repo_id or Path(folder).resolve().name, token, private)
-    with staged(folder) as stage:
+        card_of_stock = stock_card(repo_id, token) if diamond_map is None else None
+    with writing(folder), staged(folder) as stage:
         with clean_weights(pipeline), stock_scheduler(pipeline):
             pipeline.save_pretrained(stage.path, **stock)
         stage.obsolete |= _former_weights(stage.path, Path(folder))
@@ -153,7 +155,7 @@ def save_model(
             stage.obsolete |= {f"{MAP_FOLDER}/{name}" for name in MAP_FILES} | card_of_map(folder)
             write_defaults(stage.path, backbone.family, defaults)
             if push_to_hub:
-                write_stock_card(stage.path, repo_id, token)
+                card_of_stock.save(stage.path / CARD_NAME)
     if not push_to_hub:
         return None
     return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr)
