@@ -17,12 +17,16 @@ from typer.core import TyperGroup
 
 from .cli_benchmark import benchmark, redraw
 from .cli_common import (
+    MAX_COUNT,
+    MAX_NUMBER,
+    MAX_SEED,
     Device,
     GuidanceScale,
     NegativePrompt,
     ParticleBatchSize,
     Pixels,
     TrueCfgScale,
+    check_texts,
     first_sentence,
     text_table,
 )
@@ -95,16 +99,18 @@ AlignmentName = Annotated[
         "default the model's own, else smc."
     ),
 ]
-FirstSeed = Annotated[int, typer.Option(min=0, help="Image i of them all has the seed SEED + i.")]
-NumImages = Annotated[int, typer.Option(min=1, help="Images of each prompt.")]
-NumSteps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, help="Steps of the sampler.")]
-NumParticles = Annotated[int | None, typer.Option(min=1, help="Particles of an image.")]
+FirstSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Image i of them all has the seed SEED + i.")]
+NumImages = Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Images of each prompt.")]
+NumSteps = Annotated[
+    int | None, typer.Option("--num-inference-steps", min=1, max=MAX_COUNT, help="Steps of the sampler.")
+]
+NumParticles = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Particles of an image.")]
 Posterior = Annotated[
     str | None,
     typer.Option(help="Draws the look-aheads: denoiser or flow_map (points), glass, weighted or diamond (samples)."),
 ]
-NumInnerSteps = Annotated[int | None, typer.Option(min=1, help="Steps of a GLASS look-ahead.")]
-NumLookaheads = Annotated[int | None, typer.Option(min=1, help="Look-ahead samples of a particle.")]
+NumInnerSteps = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Steps of a GLASS look-ahead.")]
+NumLookaheads = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Look-ahead samples of a particle.")]
 Gradient = Annotated[
     str | None, typer.Option(help="isotropic, pathwise, tilted_mean or hybrid; with smc it switches guidance on.")
 ]
@@ -113,7 +119,9 @@ GuidanceStrength = Annotated[
 ]
 MaxNetworkEvaluations = Annotated[
     int | None,
-    typer.Option(min=1, help="Budget of an aligned image, which sets its particles, candidates or iterations."),
+    typer.Option(
+        min=1, max=MAX_NUMBER, help="Budget of an aligned image, which sets its particles, candidates or iterations."
+    ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 
@@ -148,6 +156,8 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from .evaluation.side_by_side import draw_side_by_side, save
 
+    check_texts("PROMPT", prompts)
+    check_texts("--negative-prompt", [negative_prompt or ""])
     defaults = model_defaults(model)
     options = AlignmentOptions(
         reward_scale,

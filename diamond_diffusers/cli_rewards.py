@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .cli_common import Device, first_sentence, named_dtype, text_table, usable_device
+from .cli_common import Device, check_texts, first_sentence, named_dtype, text_table, usable_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,6 +92,7 @@ def score(
     """Scores image files and folders, and prints a table or CSV."""
     if output_format not in ("table", "csv"):
         raise ValueError(f"--format is {output_format!r}; choose table or csv")
+    check_texts("--prompt", prompts or [])
     paths = find_images(images)
     if not prompts and _reads_prompts(reward):
         raise ValueError(

@@ -12,7 +12,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in which texts are quoted that a spreadsheet would take for formulas; numbers stay numbers."""
+    """A table in which `'` is put before texts that a spreadsheet would take for formulas; numbers stay numbers."""
     return "".join(map(_line, [columns, *rows]))
 
 
@@ -24,8 +24,11 @@ def _line(row: Sequence[Any]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    text = str(value)
-    return f"'{text}" if value is not None and text.startswith(_FORMULA) and not _is_number(text) else value
+    if value is None or isinstance(value, int | float):
+        return value
+    # Halves of surrogate pairs, as in names of files that are no text, cannot be written.
+    text = str(value).encode(errors="backslashreplace").decode()
+    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

@@ -200,6 +200,7 @@ def png_header(width, height):
         (("{folder}/other/none.png",), "none.png', which cannot be read (it is no image of a known format)"),
         (("{folder}/empty",), "empty', which holds no .png, .jpg"),
         (("{folder}", "--prompt", "a", "--prompt", "b"), "--prompt is given 2 times for 4 images"),
+        (("{folder}", "--prompt", "caf\udce9"), r"--prompt is 'caf\udce9', which is not in UTF-8"),
         (("{folder}", "--format", "json"), "--format is 'json'; choose table or csv"),
         (("{folder}", "--device", "magic"), "--device is 'magic', which is not usable here"),
         (("{folder}", "--dtype", "int8"), "--dtype is 'int8'; choose auto"),

@@ -120,7 +120,7 @@ class RecordFolder:
         known = {f"{key.stem}.json" for key in self._records}
         for path in sorted(self.folder.glob("*.json")):
             if path.name not in known:
-                settings, record = read_record(path)
+                settings, record = read_record(path, "delete it to draw its image again")
                 self._check(settings, path)
                 if path.stem != record.key.stem:
                     raise ForeignFileError(
@@ -157,13 +157,16 @@ def image_path(folder: Path, key: Key) -> Path:
     return folder / f"{key.stem}.png"
 
 
-def read_record(path: Path) -> tuple[dict[str, Any], Record]:
+def read_record(path: Path, remedy: str = IS_RECORD) -> tuple[dict[str, Any], Record]:
     """The settings and the record of an image.
+
+    Args:
+        remedy: what the user should do where the file is refused.
 
     Raises:
         ForeignFileError: the file is no such record, or cannot be read.
     """
-    stored = fitted(read_json(path, IS_RECORD), Stored, f"'{path}'", IS_RECORD)
+    stored = fitted(read_json(path, remedy), Stored, f"'{path}'", remedy)
     return stored["settings"], stored["record"]
 
 

@@ -25,6 +25,7 @@ from ..miniature.training import sample_world
 from .arguments import MINIATURE
 from .errors import TrainingError
 
+MAX_ASPECT_RATIO = 100
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -186,7 +187,7 @@ def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str) -
     """Raises a `TrainingError` for the first column that a row lacks."""
     for option, column in (("--image_column", image), ("--caption_column", caption)):
         if column not in row:
-            available = ", ".join(map(str, row)) or "none"
+            available = " ".join(", ".join(map(str, row)).split()) or "none"
             if column == "file_name":
                 raise TrainingError(f"{name} has no column 'file_name'; its columns are {available}")
             raise TrainingError(f"{name} has no column {column!r}; set {option} to one of {available}")
@@ -291,8 +292,19 @@ class Preparation:
     random_flip: bool = False
 
     def __call__(self, row: Captioned, rng: random.Random) -> tuple[Tensor, str]:
-        """`[3, resolution, resolution]` in [-1, 1], and a caption."""
-        image = functional.resize(open_image(row), self.resolution, functional.InterpolationMode.LANCZOS)
+        """`[3, resolution, resolution]` in [-1, 1], and a caption.
+
+        Raises:
+            TrainingError: the image does not decode, or is a stripe; or there is no caption.
+        """
+        image = open_image(row)
+        longer, shorter = max(image.size), min(image.size)
+        if longer / shorter > MAX_ASPECT_RATIO:
+            raise TrainingError(
+                f"the image of {row.name} is {image.width} by {image.height} pixels, too long for a square; crop or "
+                "remove it"
+            )
+        image = functional.resize(image, self.resolution, functional.InterpolationMode.LANCZOS)
         right, bottom = image.width - self.resolution, image.height - self.resolution
         left, top = (right // 2, bottom // 2) if self.center_crop else (rng.randint(0, right), rng.randint(0, bottom))
         image = functional.crop(image, top, left, self.resolution, self.resolution)

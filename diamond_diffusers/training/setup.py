@@ -19,6 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from ..foreign_models import UNLOADABLE, why_unloadable
 from ..output_files import prepare_folder
 from ..pipelines import DiamondMapPipeline
 from .arguments import DEFAULT_WARMUP_STEPS, MINIATURE, TRAJECTORIES
@@ -126,8 +127,9 @@ def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeli
     dtypes = {"default": dtype, "vae": torch.float32}
     try:
         pipe = DiamondMapPipeline.from_pretrained(None if name == MINIATURE else name, dtype=dtypes, **hub)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise TrainingError(f"--pretrained_model_name_or_path {name} cannot be loaded: {error}") from error
+    except UNLOADABLE as error:
+        reason = why_unloadable(error)
+        raise TrainingError(f"--pretrained_model_name_or_path {name} cannot be loaded: {reason}") from error
     if pipe.backbone.posterior_map is not None:
         pipe.unload_diamond_map()
     pipe.set_progress_bar_config(disable=True)

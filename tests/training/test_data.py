@@ -149,6 +149,12 @@ def test_images_are_resized_cropped_and_flipped():
     assert len(crops) > 3
 
 
+def test_a_stripe_is_no_image_to_learn_from():
+    """At a resolution of 512 its other side would be of 25 million pixels."""
+    with pytest.raises(TrainingError, match="the image of row 3 is 50000 by 1 pixels, too long for a square; crop or"):
+        Preparation(512)(Captioned(PILImage.new("RGB", (50_000, 1)), "a line", "row 3"), random.Random(0))
+
+
 def test_images_are_turned_upright():
     image = picture(9)
     exif = image.getexif()
