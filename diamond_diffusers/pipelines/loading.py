@@ -128,10 +128,8 @@ def check_class(model: str | Path, **hub: Any) -> str:
     try:
         name = DiffusionPipeline.load_config(model, **hub)["_class_name"]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"the model_index.json of {model} does not name the class of a pipeline; take the file from where the "
-            "model was saved"
-        ) from error
+        fault = "is nested too deep" if isinstance(error, RecursionError) else "does not name the class of a pipeline"
+        raise ValueError(f"the model_index.json of {model} {fault}; take it from where the model was saved") from error
     # A community pipeline names a file of code too.
     check_supported(str(name))
     return name
