@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
@@ -24,16 +25,19 @@ from ..attention import differentiable_attention
 from ..foreign_files import ForeignFileError
 from ..memory_errors import want_of_memory
 from ..models.diamond_map import DiamondMap
+from ..models.map_config import declare_map
 from ..models.storage import save_diamond_map
 from ..output_files import writing
-from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
+from ..pipelines.model_card import MAP_REPOSITORY, check_card, create_repository, upload, write_model_card
+from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
 from .batches import Order
 from .checkpoints import Checkpoints
 from .errors import TrainingError
-from .module import DistillationLoss, DistilledModule
+from .module import DistilledModule
 from .setup import (
     DTYPES,
+    build_loss,
     build_optimizer,
     build_schedule,
     check_packages,
@@ -45,7 +49,6 @@ from .setup import (
 )
 from .sources import load_rows, open_source
 from .teacher import Teacher
-from .trajectories import TrajectoryLoss
 from .validation import ROWS, image_grid, validation_images
 
 logger = logging.getLogger(__name__)
@@ -92,15 +95,14 @@ class Distillation:
         self.accelerator = accelerator or make_accelerator(given)
         prepare_distribution(self.accelerator, given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
-        with writing(given.output_dir):
-            self.checkpoints = Checkpoints(
-                given.output_dir,
-                given.checkpoints_total_limit,
-                self.accelerator.process_index,
-                self.accelerator.num_processes,
-                one_state,
-                self.accelerator.wait_for_everyone,
-            )
+        self.checkpoints = Checkpoints(
+            given.output_dir,
+            given.checkpoints_total_limit,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            one_state,
+            self.accelerator.wait_for_everyone,
+        )
         checkpoint, state = self._find_state()
         self.step = state["step"] if state else 0
         self.checkpoints.check_none_is_ahead(self.step)
@@ -140,6 +142,9 @@ class Distillation:
             self.diamond_map = DiamondMap(
                 backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation
             )
+            # What the map is going to say of itself has to be possible before it is trained.
+            check_card(given.license, given.validation_prompt)
+            declare_map(backbone, self.teacher.call_defaults, **self._origin(), training={})
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
@@ -257,14 +262,13 @@ class Distillation:
             "schedule": self.schedule.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
         }
-        with writing(self.given.output_dir / f"checkpoint-{self.step}"):
-            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-                # The optimiser's state is in the engine, a part in each process.
-                self.checkpoints.save(
-                    self.step, state, lambda folder: self.module.save_checkpoint(folder, exclude_frozen_parameters=True)
-                )
-            else:
-                self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # The optimiser's state is in the engine, a part in each process.
+            self.checkpoints.save(
+                self.step, state, lambda folder: self.module.save_checkpoint(folder, exclude_frozen_parameters=True)
+            )
+        else:
+            self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
 
     def _find_state(self) -> tuple[Path | None, dict[str, Any] | None]:
         """The checkpoint to resume from and its state, if there is one."""
@@ -332,24 +336,27 @@ class Distillation:
         trained = self.parameters if self.average is None else self.average.shadow_params
         weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
         if accelerator.is_main_process:
-            with writing(given.output_dir):
-                save_diamond_map(
-                    given.output_dir,
-                    self.diamond_map,
-                    self.teacher.call_defaults,
-                    self._facts(),
-                    base_model=given.pretrained_model_name_or_path,
-                    base_revision=given.revision,
-                    license=given.license,
-                    weights=weights,
-                )
-                repository = self.repository or str(given.output_dir)
-                caption = f"Rows: {', '.join(ROWS)}."
-                write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
-            logger.info("the map is in %s", given.output_dir)
+            self._save(weights, prompt, samples)
             if given.push_to_hub:
                 self._upload()
         accelerator.wait_for_everyone()
+
+    def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
+        """Writes the map and its card, which take the place of those that are there when they are complete."""
+        given = self.given
+        with writing(given.output_dir), staged(given.output_dir) as stage:
+            save_diamond_map(
+                stage.path,
+                self.diamond_map,
+                self.teacher.call_defaults,
+                self._facts(),
+                weights=weights,
+                **self._origin(),
+            )
+            repository = self.repository or str(given.output_dir)
+            caption = f"Rows: {', '.join(ROWS)}."
+            write_model_card(stage.path, repository, given.license, prompt, samples, caption)
+        logger.info("the map is in %s", given.output_dir)
 
     def _upload(self) -> None:
         folder, repository = self.given.output_dir, self.repository
@@ -362,6 +369,11 @@ class Distillation:
                 f"hf upload {repository} {folder} {files}"
             ) from error
         logger.info("pushed to %s", repository)
+
+    def _origin(self) -> dict[str, str | None]:
+        """Of what the map is a map."""
+        name, revision, license = (self.given.pretrained_model_name_or_path, self.given.revision, self.given.license)
+        return {"base_model": name, "base_revision": revision, "license": license}
 
     def _facts(self) -> dict[str, Any]:
         """What the reader of the map's card wants to know of its training."""
@@ -382,14 +394,6 @@ class Distillation:
                 else {"diagonal_fraction": self.loss.diagonal_fraction}
             ),
         }
-
-
-def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
-    """The loss that the options name."""
-    if given.loss == TRAJECTORIES:
-        return TrajectoryLoss(given.regression_weight)
-    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
-    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
 
 
 def full(weight: Tensor) -> Tensor:

@@ -22,8 +22,10 @@ from torch.optim import Optimizer
 from ..foreign_models import UNLOADABLE, why_unloadable
 from ..output_files import prepare_folder
 from ..pipelines import DiamondMapPipeline
-from .arguments import DEFAULT_WARMUP_STEPS, MINIATURE
+from .arguments import DEFAULT_WARMUP_STEPS, MINIATURE, TRAJECTORIES
 from .errors import TrainingError
+from .module import DistillationLoss
+from .trajectories import TrajectoryLoss
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -153,6 +155,14 @@ def lora_layers(given: argparse.Namespace, network: nn.Module) -> list[str] | No
                 f"--lora_layers names {ending!r}, which no module of the {type(network).__name__} ends in"
             )
     return endings
+
+
+def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
+    """The loss that the options name."""
+    if given.loss == TRAJECTORIES:
+        return TrajectoryLoss(given.regression_weight)
+    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
+    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
 
 
 def build_optimizer(given: argparse.Namespace, parameters: list[nn.Parameter]) -> Optimizer:

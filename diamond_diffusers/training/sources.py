@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..foreign_files import read_lines
 from ..glass import inner_times
 from ..output_files import writing
+from ..staging import write_safetensors
 from .arguments import TRAJECTORIES
 from .batches import Order, batches_from
 from .data import Captioned, Preparation, choose_caption, load_captioned
@@ -248,10 +248,8 @@ class RowCache:
             batch = encode(chunk)
             for position, index in enumerate(chunk):
                 row = {name: tensor[position].cpu().contiguous().clone() for name, tensor in batch.items()}
-                partial = self.file(index).with_suffix(".partial")
                 with writing(self.file(index)):
-                    save_file(row, partial)
-                    os.replace(partial, self.file(index))
+                    write_safetensors(self.file(index), row)
 
     def __call__(self, row: Captioned, rng: random.Random) -> dict[str, Tensor]:
         file = self.file(int(row.name))
