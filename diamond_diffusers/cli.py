@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +17,16 @@ from typer.core import TyperGroup
 
 from .cli_benchmark import benchmark, redraw
 from .cli_common import (
+    MAX_COUNT,
+    MAX_NUMBER,
+    MAX_SEED,
     Device,
     GuidanceScale,
     NegativePrompt,
     ParticleBatchSize,
     Pixels,
     TrueCfgScale,
+    check_texts,
     first_sentence,
     text_table,
 )
@@ -31,6 +34,7 @@ from .cli_cost import benchmark_cost
 from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .cli_posteriors import benchmark_posteriors
 from .cli_rewards import rewards, score
+from .memory_errors import want_of_memory
 
 if TYPE_CHECKING:
     from .alignment import Alignment
@@ -47,7 +51,7 @@ class ExplainingGroup(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (*USER_ERRORS, RuntimeError) as error:
+        except (*USER_ERRORS, RuntimeError, MemoryError) as error:
             sentence = _sentence_on(error)
             if sentence is None:
                 raise
@@ -59,12 +63,8 @@ def _sentence_on(error: Exception) -> str | None:
     """What the user is told of an error; None where it is no matter of theirs."""
     if isinstance(error, USER_ERRORS):
         return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
-    # Not imported for the exit of a page of help, which is a RuntimeError too.
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, torch.OutOfMemoryError):
-        return None
-    reason = ": ".join(str(error).rstrip(".").split(". ")[:2])
-    return f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
+    reason = want_of_memory(error)
+    return reason and f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
 
 
 app = typer.Typer(cls=ExplainingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -95,20 +95,22 @@ AlignmentName = Annotated[
     typer.Option(
         help="none, best_of_n, smc, guidance, beam_search, path_search, random_search, zero_order_search, "
         "noise_optimization, noise_evolution, posterior_resampling or posterior_smc; or a published method: "
-        "fk_steering, das, glass_fk, dps, fmtt, fmrg, reno, posterior_diamond, guided_diamond or weighted_diamond; by "
-        "default the model's own, else smc."
+        "fk_steering, das, glass_fk, dps, fmtt, fmrg, reno, posterior_diamond, posterior_diamond_smc, guided_diamond "
+        "or weighted_diamond; by default the model's own, else smc."
     ),
 ]
-FirstSeed = Annotated[int, typer.Option(min=0, help="Image i of them all has the seed SEED + i.")]
-NumImages = Annotated[int, typer.Option(min=1, help="Images of each prompt.")]
-NumSteps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, help="Steps of the sampler.")]
-NumParticles = Annotated[int | None, typer.Option(min=1, help="Particles of an image.")]
+FirstSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Image i of them all has the seed SEED + i.")]
+NumImages = Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Images of each prompt.")]
+NumSteps = Annotated[
+    int | None, typer.Option("--num-inference-steps", min=1, max=MAX_COUNT, help="Steps of the sampler.")
+]
+NumParticles = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Particles of an image.")]
 Posterior = Annotated[
     str | None,
     typer.Option(help="Draws the look-aheads: denoiser or flow_map (points), glass, weighted or diamond (samples)."),
 ]
-NumInnerSteps = Annotated[int | None, typer.Option(min=1, help="Steps of a GLASS look-ahead.")]
-NumLookaheads = Annotated[int | None, typer.Option(min=1, help="Look-ahead samples of a particle.")]
+NumInnerSteps = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Steps of a GLASS look-ahead.")]
+NumLookaheads = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Look-ahead samples of a particle.")]
 Gradient = Annotated[
     str | None, typer.Option(help="isotropic, pathwise, tilted_mean or hybrid; with smc it switches guidance on.")
 ]
@@ -117,7 +119,9 @@ GuidanceStrength = Annotated[
 ]
 MaxNetworkEvaluations = Annotated[
     int | None,
-    typer.Option(min=1, help="Budget of an aligned image, which sets its particles, candidates or iterations."),
+    typer.Option(
+        min=1, max=MAX_NUMBER, help="Budget of an aligned image, which sets its particles, candidates or iterations."
+    ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 
@@ -152,6 +156,8 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from .evaluation.side_by_side import draw_side_by_side, save
 
+    check_texts("PROMPT", prompts)
+    check_texts("--negative-prompt", [negative_prompt or ""])
     defaults = model_defaults(model)
     options = AlignmentOptions(
         reward_scale,

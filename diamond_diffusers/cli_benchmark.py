@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .cli_common import (
+    MAX_COUNT,
     Device,
     GuidanceScale,
     NegativePrompt,
     ParticleBatchSize,
     Pixels,
     TrueCfgScale,
+    check_texts,
     positive_numbers,
 )
 from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
@@ -44,7 +46,9 @@ Prompts = Annotated[
     ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
-NumImages = Annotated[int, typer.Option("--num-images-per-prompt", min=1, help="From two on, diversity is reported.")]
+NumImages = Annotated[
+    int, typer.Option("--num-images-per-prompt", min=1, max=MAX_COUNT, help="From two on, diversity is reported.")
+]
 HeldOut = Annotated[
     list[str] | None, typer.Option("--held-out-reward", help="Scores images, never followed; may come several times.")
 ]
@@ -54,7 +58,9 @@ DiversityCLIP = Annotated[
 Export = Annotated[list[str] | None, typer.Option("--export", help="geneval or unigenbench: further image folders.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
 RunSeed = Annotated[int, typer.Option(min=0, help="Of the run; every method draws from the same seeds.")]
-NumSteps = Annotated[int | None, typer.Option("--num-inference-steps", min=1, help="Steps, where a method names none.")]
+NumSteps = Annotated[
+    int | None, typer.Option("--num-inference-steps", min=1, max=MAX_COUNT, help="Steps, where a method names none.")
+]
 Results = Annotated[Path, typer.Option(help="Folder of the results; a killed run resumes from it.")]
 RecordFile = Annotated[
     Path,
@@ -104,6 +110,7 @@ def benchmark(
     from .evaluation.tables import rich_table
     from .rewards import as_reward
 
+    check_texts("--negative-prompt", [negative_prompt or ""])
     for name in export or ():
         check_export(name)
     names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]
@@ -186,14 +193,18 @@ def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device
     """Draws an image of a benchmark once more from its record, and says whether it is the same bit for bit."""
     from .evaluation import redraw as redrawing
     from .evaluation.files import check_image_path, write_image
+    from .foreign_files import ForeignFileError
     from .rewards import as_reward
 
     check_image_path(output)
     recorded = redrawing.read_recorded(record)
     settings = recorded.settings
-    reward = as_reward(settings["reward"])
+    try:
+        reward = as_reward(settings["reward"])
+    except (ValueError, ImportError) as error:
+        raise ForeignFileError(f"settings.reward of '{record}' cannot be used here: {error}") from error
     model = None if settings["model"] == "embedded" else settings["model"]
-    pipe = load_model(model, recorded.dtype, device, output.parent)
+    pipe = load_model(model, recorded.dtype, device, output.parent, f"settings.model of '{record}'")
     pipe.set_progress_bar_config(disable=True)
     redrawn = redrawing.redraw(recorded, pipe, reward.to(device=pipe.device))
     write_image(output, redrawn.image)

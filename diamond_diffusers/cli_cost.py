@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .cli_common import Device, ParticleBatchSize, named_dtype, positive_numbers, text_table, usable_device
+from .cli_common import MAX_PIXELS, Device, ParticleBatchSize, named_dtype, positive_numbers, text_table, usable_device
 
 if TYPE_CHECKING:
     from .evaluation.cost_benchmark import StepCost
@@ -21,7 +21,9 @@ Gradient = Annotated[str, typer.Option(help="'pathwise' differentiates the netwo
 GradientCheckpointing = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Compute activations again on the backward pass.")
 ]
-Pixels = Annotated[int | None, typer.Option(min=1, help="Height and width; by default the published model's.")]
+Pixels = Annotated[
+    int | None, typer.Option(min=1, max=MAX_PIXELS, help="Height and width; by default the published model's.")
+]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; 'auto' is bfloat16 on a GPU, else float32.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
 

@@ -47,9 +47,9 @@ def named_reward(expression: str | None, defaults: dict[str, Any]) -> Reward | N
     return None if expression is None else as_reward(expression)
 
 
-def load_model(model: str | None, dtype: str, device: str, output: Path) -> DiamondMapPipeline:
-    """The model on its device, after a look at what else the run needs."""
-    from .evaluation.files import prepare_folder
+def load_model(model: str | None, dtype: str, device: str, output: Path, source: str = "--model") -> DiamondMapPipeline:
+    """The model on its device, after a look at what else the run needs; `source` tells the user what names it."""
+    from .output_files import prepare_folder
     from .pipelines import DiamondMapPipeline
 
     device = usable_device(device)
@@ -57,18 +57,20 @@ def load_model(model: str | None, dtype: str, device: str, output: Path) -> Diam
         dtype = "bfloat16" if model is not None and device.startswith("cuda") else "float32"
     weights_dtype = named_dtype(dtype)
     prepare_folder(output)
-    with _blaming(model):
+    with _blaming(model, source):
         return DiamondMapPipeline.from_pretrained(model, dtype=weights_dtype).to(device)
 
 
 @contextmanager
-def _blaming(model: str | None) -> Iterator[None]:
+def _blaming(model: str | None, source: str = "--model") -> Iterator[None]:
     """Turns the many ways in which a model cannot be loaded into one sentence."""
+    from .foreign_models import UNLOADABLE, why_unloadable
+
     try:
         yield
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0].split(" (")[0].rstrip(".")
-        named = "--model is not given, and the embedded model" if model is None else f"--model is {model!r}, which"
+    except UNLOADABLE as error:
+        reason = why_unloadable(error).split(" (")[0]
+        named = "--model is not given, and the embedded model" if model is None else f"{source} is {model!r}, which"
         raise ValueError(
             f"{named} cannot be loaded ({reason}); "
             "give a folder or Hub repository of a pipeline that `diamond-diffusers models` lists"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import sys
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .cli_common import Device, first_sentence, named_dtype, text_table, usable_device
+from .cli_common import Device, check_texts, first_sentence, named_dtype, text_table, usable_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from .rewards import Reward
 
 WIDTH_FOR_SENTENCES = 120
+_TURNED = (5, 6, 7, 8)
+"""Orientations of a camera's image that lies on its side."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
@@ -91,6 +92,7 @@ def score(
     """Scores image files and folders, and prints a table or CSV."""
     if output_format not in ("table", "csv"):
         raise ValueError(f"--format is {output_format!r}; choose table or csv")
+    check_texts("--prompt", prompts or [])
     paths = find_images(images)
     if not prompts and _reads_prompts(reward):
         raise ValueError(
@@ -130,7 +132,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             raise ValueError(f"IMAGE is '{path}', which does not exist; give image files or folders")
         files = (file for file in path.iterdir() if file.name not in OVERVIEWS)
-        within = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+        within = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
         if not within:
             raise ValueError(f"IMAGE is the folder '{path}', which holds no {', '.join(IMAGE_SUFFIXES)} file")
         found += within
@@ -171,33 +173,45 @@ def batches_of_one_size(paths: Sequence[Path], batch_size: int) -> list[list[int
     Raises:
         ValueError: a file is no image.
     """
+    from PIL import ExifTags
+
     rows_by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
         with _opened(path) as image:
-            rows_by_size[image.size].append(row)
+            is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            rows_by_size[image.size[::-1] if is_turned else image.size].append(row)
     return [
         rows[start : start + batch_size] for rows in rows_by_size.values() for start in range(0, len(rows), batch_size)
     ]
 
 
 def _read(path: Path) -> Tensor:
-    """The image `[1, 3, H, W]` in [0, 1]."""
+    """The image `[1, 3, H, W]` in [0, 1], upright."""
+    from PIL import ImageOps
+
     from .rewards.preprocessing import images_from_pil
 
     with _opened(path) as image:
-        return images_from_pil([image])
+        return images_from_pil([ImageOps.exif_transpose(image)])
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     from PIL import Image
 
+    from .foreign_files import ForeignFileError
+    from .foreign_images import UNDECODABLE, why_undecodable
+
     try:
         with Image.open(path) as image:
+            # Cameras put small previews beside an image.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise ValueError(f"it has {image.n_frames} frames")
             yield image
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"IMAGE is '{path}', which cannot be read ({str(error).rstrip('.')}); give an 8-bit PNG, JPEG or WebP file"
+    except UNDECODABLE as error:
+        reason = why_undecodable(error)
+        raise ForeignFileError(
+            f"IMAGE is '{path}', which cannot be read ({reason}); give an 8-bit PNG, JPEG or WebP file of one image"
         ) from error
 
 
@@ -218,16 +232,22 @@ def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 
 def _print_csv(headers: Sequence[str], paths: Sequence[Path], prompts: Sequence[str], rows: list[list[float]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "prompt", *headers])
-    for path, prompt, row in zip(paths, prompts, rows, strict=True):
-        writer.writerow([path, prompt, *(f"{value:.6g}" for value in row)])
+    from .csv_tables import csv_table
+
+    scored = zip(paths, prompts, rows, strict=True)
+    cells = [[_shown(path), prompt, *(f"{value:.6g}" for value in row)] for path, prompt, row in scored]
+    typer.echo(csv_table(["image", "prompt", *headers], cells), nl=False)
+
+
+def _shown(path: Path) -> str:
+    """A path without bytes that are no text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _print_table(headers: Sequence[str], paths: Sequence[Path], rows: list[list[float]]) -> None:
     table = text_table("image", *headers)
     for path, row in zip(paths, rows, strict=True):
-        table.add_row(escape(str(path)), *(f"{value:.4f}" for value in row))
+        table.add_row(escape(_shown(path)), *(f"{value:.4f}" for value in row))
     if len(rows) > 1:
         table.add_section()
         table.add_row("mean", *(f"{sum(column) / len(rows):.4f}" for column in zip(*rows, strict=True)))

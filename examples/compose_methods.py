@@ -7,7 +7,7 @@ from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, GlassTran
 pipe = DiamondMapPipeline.from_pretrained()
 alignment = SMC(
     num_particles=4,
-    posterior=GlassPosterior(num_inner_steps=2, num_samples=4),
+    posterior=GlassPosterior(num_samples=4),
     transition=GlassTransition(num_inner_steps=2),
     guidance=Guidance(gradient="isotropic"),
 )

@@ -36,10 +36,12 @@ class Hub:
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         return RepoUrl(f"https://huggingface.co/{name}")
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message, create_pr):
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, ignore_patterns, commit_message, create_pr):
         self.calls.append({"commit_message": commit_message, "create_pr": create_pr})
         files = [file.relative_to(folder_path) for file in Path(folder_path).rglob("*") if file.is_file()]
-        for name in filter_repo_objects(map(str, files), allow_patterns=allow_patterns):
+        for name in filter_repo_objects(
+            map(str, files), allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
             target = self.folder / repo_id / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(folder_path) / name, target)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
 from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
+from diamond_diffusers.memory_errors import want_of_memory
 from diamond_diffusers.rewards import as_reward, available_rewards, registry
 
 from .conftest import redness, save_tiny_model
@@ -214,6 +216,10 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--device", "magic"), "--device is 'magic', which is not usable here"),
         (("--device", "meta"), "--device is 'meta', which is not usable here"),
         (("--dtype", "int8"), "--dtype is 'int8'; choose auto, float32"),
+        (
+            ("--negative-prompt", "caf\udce9"),
+            r"--negative-prompt is 'caf\udce9', which is not in UTF-8; set the terminal",
+        ),
         (("--model", "/nowhere"), "--model is '/nowhere', which cannot be loaded"),
     ],
 )
@@ -226,6 +232,43 @@ def test_bad_input_gets_one_sentence(tiny_folder, redness_reward, tmp_path, argu
     assert sentence in error
     assert "Traceback" not in result.output
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--num-particles", 10**12),
+        ("--num-inference-steps", 10**12),
+        ("--height", 10**9),
+        ("--seed", 10**30),
+        ("--num-images", 10**12),
+        ("--max-network-evaluations", 10**12),
+    ],
+)
+def test_numbers_that_no_machine_can_draw_are_refused(tiny_folder, tmp_path, arguments):
+    result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path / "out", *arguments)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert f"Invalid value for '{arguments[0]}'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model_index.json", "{}", "does not name the class of a pipeline"),
+        ("model_index.json", "[]", "does not name the class of a pipeline"),
+        ("model_index.json", "[" * 100_000, "model_index.json of"),
+        ("transformer/config.json", "{", "is not a valid JSON file"),
+        ("scheduler/scheduler_config.json", '{"num_train_timesteps": "x"}', "'str' object"),
+        ("transformer/diffusion_pytorch_model.safetensors", "x", "Unable to load weights"),
+    ],
+)
+def test_a_damaged_model_is_named(tiny_folder, tmp_path, file, content, reason):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / file).write_text(content)
+    result = invoke("generate", "a star", "--model", folder, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    (error,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert f"--model is '{folder}', which cannot be loaded" in error and reason in error
 
 
 def test_a_method_without_a_reward_is_refused(tiny_folder, tmp_path):
@@ -241,15 +284,40 @@ def test_a_size_below_a_token_is_refused(tiny_folder, tmp_path):
     assert "height is 3, which is less than a token; give at least" in result.output
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_a_want_of_memory_is_told(tiny_folder, tmp_path, monkeypatch, error):
+CUDA_IS_FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB."
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            torch.OutOfMemoryError(CUDA_IS_FULL),
+            "CUDA out of memory: Tried to allocate 2.00 GiB; lower --particle-batch",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12"),
+            "memory of this machine is too",
+        ),
+        (MemoryError(), "memory of this machine is too small; lower --particle-batch-size"),
+        (RuntimeError(CUDA_IS_FULL), None),
+    ],
+    ids=["GPU", "CPU", "Python", "other"],
+)
+def test_a_want_of_memory_is_told(tiny_folder, tmp_path, monkeypatch, error, sentence):
     def draw(*arguments):
-        raise error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB.")
+        raise error
 
     monkeypatch.setattr(side_by_side, "draw_side_by_side", draw)
     result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
-    is_told = "CUDA out of memory: Tried to allocate 2.00 GiB; lower --particle-batch-size" in result.output
-    assert (is_told, result.exit_code) == ((True, 2) if error is torch.OutOfMemoryError else (False, 1))
+    assert result.exit_code == (1 if sentence is None else 2)
+    assert ("Error" in result.output) == (sentence is not None) and (sentence or "") in result.output
+
+
+def test_memory_that_no_machine_has_is_told():
+    for shape in ((2**40,), (2**40, 2**40)):
+        with pytest.raises(RuntimeError) as raised:
+            torch.empty(shape)
+        assert want_of_memory(raised.value) == "the memory of this machine is too small"
 
 
 def test_files_of_the_run_before_are_removed_and_no_others(generate, tmp_path):

@@ -1,6 +1,9 @@
 import csv
 import io
+import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -74,6 +77,60 @@ def test_overviews_of_a_folder_are_no_images_of_it(folder):
     assert [row["image"] for row in rows] == [str(folder / name) for name in (*SIZES, "trace.png")]
 
 
+def test_images_of_every_kind_are_read_as_they_are_shown(tmp_path):
+    colour = (200, 40, 90)
+    grey = 0.299 * 200 + 0.587 * 40 + 0.114 * 90
+    image = Image.new("RGB", (8, 4), colour)
+    # Quantised with a palette of one colour, separated into inks, and of one channel.
+    image.quantize(2).save(tmp_path / "palette.png")
+    image.convert("CMYK").save(tmp_path / "inks.jpg", quality=100)
+    image.convert("L").save(tmp_path / "l.png")
+    rows = read_csv(succeed("score", tmp_path, "--reward", "brightness", "--format", "csv"))
+    plain = expected_brightness(image)
+    found = {row["image"].rpartition("/")[2]: float(row["brightness"]) for row in rows}
+    assert found["palette.png"] == pytest.approx(plain, abs=1e-5)
+    assert found["inks.jpg"] == pytest.approx(plain, abs=0.02)
+    assert found["l.png"] == pytest.approx(expected_brightness(Image.new("RGB", (8, 4), (round(grey),) * 3)), abs=1e-5)
+
+
+def expected_brightness(image):
+    return as_reward("brightness")(images_from_pil([image]), [""]).item()
+
+
+def test_images_are_turned_upright(tmp_path, monkeypatch):
+    sizes = []
+
+    def top(images, prompts):
+        sizes.append(tuple(images.shape[-2:]))
+        return images[:, :, 0].mean((1, 2))
+
+    monkeypatch.setitem(registry._registered, "top", top)
+    image = Image.new("RGB", (8, 4))
+    image.paste((255, 255, 255), (0, 0, 4, 4))
+    exif = image.getexif()
+    # White is left of black, and above it where the camera was upright.
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    Image.new("RGB", (4, 8)).save(tmp_path / "upright.png")
+    rows = read_csv(succeed("score", tmp_path, "--reward", "top", "--prompt", "", "--format", "csv"))
+    assert [float(row["top"]) for row in rows] == [1, 0] and sizes == [(8, 4)]
+
+
+def test_cells_that_a_spreadsheet_would_evaluate_are_texts(folder, length_reward, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copy("a.png", "@a.png")
+    command = ("score", "@a.png", "--reward", "-length", "--prompt", "=HYPERLINK(1)", "--format", "csv")
+    (row,) = read_csv(succeed(*command))
+    assert row == {"image": "'@a.png", "prompt": "'=HYPERLINK(1)", "length": "13", "'-length": "-13"}
+
+
+def test_a_name_that_is_no_text_is_shown(folder):
+    name = b"caf\xe9.png"
+    os.link(folder / "a.png", os.path.join(os.fsencode(folder), name))
+    for form in ("csv", "table"):
+        assert "caf\\xe9.png" in succeed("score", folder, "--reward", "brightness", "--format", form)
+
+
 def test_the_table_shows_scores_and_their_mean(folder):
     output = succeed("score", folder / "c.png", folder / "a.png", "--reward", "brightness")
     scores = [expected_score("brightness", folder / name) for name in ("c.png", "a.png")]
@@ -119,6 +176,12 @@ def test_prompts_are_asked_for_before_a_reward_is_made_and_dtypes_reach_it(folde
     assert read_csv(succeed(*command, "--dtype", "bfloat16"))[0]["typed"] == "1"
 
 
+def png_header(width, height):
+    """The beginning of a PNG of a size."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -129,8 +192,15 @@ def test_prompts_are_asked_for_before_a_reward_is_made_and_dtypes_reach_it(folde
             ("{folder}/other/deep.png",),
             "deep.png', which cannot be read (An image has the mode 'I;16', of more than 8 bits; convert it",
         ),
+        (("{folder}/other/moving.webp",), "moving.webp', which cannot be read (it has 3 frames); give an 8-bit PNG"),
+        (("{folder}/other/moving.gif",), "moving.gif', which cannot be read (it has 3 frames)"),
+        (("{folder}/other/bomb.png",), "bomb.png', which cannot be read (Image size (400000000 pixels) exceeds limit"),
+        (("{folder}/other/text.png",), "text.png', which cannot be read (it is no image of a known format)"),
+        (("{folder}/other/broken.png",), "broken.png', which cannot be read ("),
+        (("{folder}/other/none.png",), "none.png', which cannot be read (it is no image of a known format)"),
         (("{folder}/empty",), "empty', which holds no .png, .jpg"),
         (("{folder}", "--prompt", "a", "--prompt", "b"), "--prompt is given 2 times for 4 images"),
+        (("{folder}", "--prompt", "caf\udce9"), r"--prompt is 'caf\udce9', which is not in UTF-8"),
         (("{folder}", "--format", "json"), "--format is 'json'; choose table or csv"),
         (("{folder}", "--device", "magic"), "--device is 'magic', which is not usable here"),
         (("{folder}", "--dtype", "int8"), "--dtype is 'int8'; choose auto"),
@@ -140,9 +210,17 @@ def test_prompts_are_asked_for_before_a_reward_is_made_and_dtypes_reach_it(folde
 )
 def test_bad_input_gets_one_sentence(folder, arguments, sentence):
     (folder / "empty").mkdir()
+    (folder / "empty" / "folder.png").mkdir()
     (folder / "other").mkdir()
     (folder / "other" / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "other" / "deep.png")
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 100, 200)]
+    for name in ("moving.webp", "moving.gif"):
+        frames[0].save(folder / "other" / name, save_all=True, append_images=frames[1:])
+    (folder / "other" / "bomb.png").write_bytes(png_header(20_000, 20_000) + b"\0\0\0\x05IDATxxxxx")
+    (folder / "other" / "text.png").write_text("no image")
+    (folder / "other" / "none.png").write_bytes(b"")
+    (folder / "other" / "broken.png").write_bytes(png_header(8, 8) + b"\0\0\0\x05IDATxxxxx")
     filled = [argument.format(folder=folder) for argument in arguments]
     result = invoke("score", *filled, *(() if "--reward" in filled else ("--reward", "brightness")))
     assert result.exit_code == 2

@@ -22,7 +22,7 @@ from .random_source import RandomSource
 from .resampling import invert, uniform
 from .trace import Trace, TraceStep
 
-FINAL_SELECTIONS = ("sample", "best", "all")
+FINAL_SELECTIONS = ("sample", "heaviest", "best", "all")
 
 StepCallback = Callable[[int, Tensor, int], Tensor | None]
 """Gets the number of the call, the particles `[B P, ...]`, and the index of the level that they have come from.
@@ -74,7 +74,8 @@ class AlignmentResult:
         rewards: `[B, P]`, unscaled; None without a reward.
         reward_terms: each term of the reward, `[B, P]`.
         images: the final images `[B, P, 3, H, W]` in [0, 1]; None without a reward, for which nothing is decoded.
-        log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one.
+        log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one; under the law
+            that their transitions sample.
         trace: figures of each step.
         reward_scale: multiplied the reward: the best particle is that of the highest product, the first of equals.
     """
@@ -89,9 +90,11 @@ class AlignmentResult:
     reward_scale: float = 1.0
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
-        """Indices `[B, n]` of the particles to return: one drawn by weight, the best, or all."""
+        """Indices `[B, n]` of the particles to return: one drawn by weight, the heaviest, the best, or all."""
         if final_selection == "all":
             return torch.arange(self.log_weights.shape[1]).expand(self.log_weights.shape)
+        if final_selection == "heaviest":
+            return self.log_weights.cpu().argmax(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
             return (self.reward_scale * self.rewards).cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
@@ -195,7 +198,7 @@ class Alignment(ABC):
         """
         started = time.perf_counter()
         method, visited = self.resolve(model.backbone).planned(model, levels)
-        cloud = method.start(model, x)
+        cloud = method.start(model, x, len(visited) - 1)
         trace = Trace()
         for index, (kappa, kappa_next) in enumerate(pairwise(visited)):
             is_last = index == len(visited) - 2
@@ -214,8 +217,8 @@ class Alignment(ABC):
         model.cost.seconds += time.perf_counter() - started
         return result
 
-    def start(self, model: TiltedModel, x: Tensor) -> Cloud:
-        """The particles at the first level, equally weighted."""
+    def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> Cloud:
+        """The particles at the first level of a run of `num_steps`, equally weighted."""
         log_weights = torch.zeros(model.num_images, self.num_particles, dtype=torch.float64, device=x.device)
         return Cloud(x, log_weights, log_weights.new_zeros(model.num_images))
 

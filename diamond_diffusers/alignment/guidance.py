@@ -310,8 +310,8 @@ class Guidance(Alignment):
         ahead = look_ahead(model, self.posterior, cloud.x, noise_to_signal, random.aside, with_prediction=False)
         return cloud.particles(highest(ahead.values.unflatten(0, (-1, self.num_particles)), 1))
 
-    def start(self, model: TiltedModel, x: Tensor) -> GuidedCloud:
-        cloud = super().start(model, x)
+    def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> GuidedCloud:
+        cloud = super().start(model, x, num_steps)
         return GuidedCloud(cloud.x, cloud.log_weights, cloud.log_evidence)
 
     def finish(self, model: TiltedModel, cloud: GuidedCloud, trace: Trace) -> AlignmentResult:

@@ -60,7 +60,7 @@ class NoiseRounds(NoAlignment):
                     "callback_on_step_end returned other latents, which no noise is known to lead to; let it return "
                     f"none with {type(self).__name__}"
                 )
-        result = method.finish(model, replace(method.start(model, best.latents), final=best.evaluation), trace)
+        result = method.finish(model, replace(method.start(model, best.latents, 0), final=best.evaluation), trace)
         model.cost.seconds = seconds + time.perf_counter() - started
         return result
 

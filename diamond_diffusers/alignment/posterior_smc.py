@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
 from ..posteriors import PosteriorSampler
 from ..transitions import GlassTransition, Transition
-from .look_ahead import LookAhead, look_ahead
+from ..values import value
+from .look_ahead import look_ahead
 from .model import TiltedModel
 from .posterior_resampling import noised_sample
 from .random_source import RandomSource
 from .smc import SMC, PathCloud
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAheadCloud(PathCloud):
+    """A cloud that remembers what its look-aheads have scored since it was weighed.
+
+    Attributes:
+        unweighed: a value of each particle from the look-aheads of each of those levels, `[B P, m]`.
+    """
+
+    unweighed: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,16 +36,25 @@ class PosteriorSMC(SMC):
 
     Given a clean sample, the next state has a Gaussian law, so that a posterior sampler makes the transition::
 
-        z_k ~ p(z | y),  k = 1..K;      V(y) = log mean exp(r(z_k))
+        z_k ~ p(z | y),  k = 1..K
         y' = g y + (1 - g) (z_1 + s / (1 - s) e),     with g and s of the early stop (GLASS, arXiv 2509.25170)
+        at a valuation:  V = log mean exp(r(z)),  over the look-aheads of all steps since the one before
 
-    On paths of states and look-aheads the values are functions of the path, and `y'` has the law of an exact
-    transition, so that SMC samples the tilted law and its evidence as ever (`SMC`). A step costs its look-aheads alone,
-    half of what `SMC` pays with one look-ahead of a Diamond Map and a `DiamondTransition`; and a value is the reward of
-    the very sample that the particle moves towards.
+    On paths of states and look-aheads the values are functions of the path, and `y'` has the law of a transition that
+    is exact where look-aheads are, so that SMC samples the tilted law and its evidence as ever (`SMC`). A step costs
+    its look-aheads alone, half of what `SMC` pays with one look-ahead of a Diamond Map and a `DiamondTransition`.
+
+    All look-aheads on a path count, since with one of them alone the value is mostly its noise: the mean error of
+    `log Z` on a mixture, with an exact map, one look-ahead and 16 particles, is -.4, -.4 and -.4 with 5, 12 and 40
+    steps; -.4, -.8, -1.1 by the last look-ahead alone; -.4, -1.8, -6 where particles are valued after every step.
+
+    An imperfect map tilts the law: with maps that lose some of the spread, `E[Z]` was .46 to .75 of the evidence, and
+    .85 to .94 where look-aheads are the map's but `SMC` moves particles by `GlassTransition(num_inner_steps=4)`. That
+    is the accurate choice.
 
     Guidance tilts the mean of `e`; the last step draws none. With a `reward_scale` of 0 particles are plain samples
-    of this kind of step. Options: see `SMC`.
+    of this kind of step. Options: see `SMC`; at steps without a valuation look-aheads are drawn and scored all the
+    same.
 
     Args:
         posterior: draws equally weighted look-aheads, of which each has the law of the posterior.
@@ -60,12 +82,31 @@ class PosteriorSMC(SMC):
     def default_transition(self, model: Denoising) -> Transition:
         return GlassTransition()
 
-    def _look_ahead(self, model: TiltedModel, x: Tensor, noise_to_signal: float, random: RandomSource) -> LookAhead:
-        drawn = (model, self.posterior, x, noise_to_signal, random)
-        is_valued = self._values_at(model, noise_to_signal)
-        if is_valued and self.guidance is not None and self.guidance.guides_at(noise_to_signal):
-            return self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
-        return look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=is_valued)
+    def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> LookAheadCloud:
+        cloud = super().start(model, x, num_steps)
+        return LookAheadCloud(**vars(cloud), unweighed=x.new_zeros(len(x), 0))
+
+    def replace_particles(self, cloud: LookAheadCloud, x: Tensor) -> LookAheadCloud:
+        # Nothing that an old particle has seen counts for the new one.
+        return replace(super().replace_particles(cloud, x), unweighed=cloud.unweighed[:, :0])
+
+    def _look_ahead(
+        self, model: TiltedModel, cloud: LookAheadCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
+    ) -> LookAheadCloud:
+        """Draws the look-aheads of a step, and values particles by all since they were weighed last."""
+        drawn = (model, self.posterior, cloud.x, noise_to_signal, random)
+        if self._guides_at(model, noise_to_signal):
+            ahead = self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+        else:
+            counts = self._counts_at(model, noise_to_signal)
+            ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=counts)
+        if not self._counts_at(model, noise_to_signal):
+            return replace(cloud, ahead=ahead)
+        seen = torch.cat([cloud.unweighed, ahead.values[:, None]], 1)
+        if not is_valued:
+            return replace(cloud, ahead=ahead, unweighed=seen)
+        values = value(seen, torch.zeros_like(seen))
+        return replace(cloud, ahead=replace(ahead, values=values), unweighed=seen[:, :0])
 
     def _moved(
         self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor

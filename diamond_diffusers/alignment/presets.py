@@ -17,14 +17,13 @@ from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
 from ..flow_map import has_map_to_data
 from ..posteriors import DenoiserPoint, FlowMapPoint
-from ..transitions import AncestralTransition, FlowMapTransition, GlassTransition, ODETransition
+from ..transitions import AncestralTransition, FlowMapTransition, ODETransition
 from ..weighted_posterior import WeightedPosterior
 from .base import Alignment
 from .guidance import Guidance
 from .noise_optimization import NoiseOptimization
 from .posterior_resampling import PosteriorResampling
-from .smc import SMC
-from .tempering import AdaptiveTempering, ScheduledTempering
+from .smc_presets import das, fk_steering, glass_fk, posterior_diamond_smc
 
 Preset = Callable[..., Alignment]
 PRESETS: dict[str, Preset] = {}
@@ -39,52 +38,8 @@ def register_preset(preset: Preset) -> Preset:
     return preset
 
 
-@register_preset
-def fk_steering(model: Denoising | None = None, **options: Any) -> SMC:
-    """FK steering (Singhal et al., arXiv 2501.06848): SMC x ancestral transitions x denoiser point.
-
-    Four particles and the `max` potential, as on Stable Diffusion and SDXL with 100 steps, `reward_scale=10` and
-    ImageReward. They look at every twentieth step whether to resample; here it is every step.
-    """
-    return replace(SMC(4, DenoiserPoint(), AncestralTransition(), potential="max"), **options)
-
-
-@register_preset
-def das(model: Denoising | None = None, **options: Any) -> SMC:
-    """DAS (Kim et al., arXiv 2501.05803): tempered, guided SMC x ancestral transitions x denoiser point.
-
-    Four particles, SSP resampling below half of them, proposals guided by the pathwise gradient. Tempering follows
-    their schedule where they give one, which reaches the whole reward near the end of so many steps: on Stable
-    Diffusion and SDXL of 100 (`gamma=0.008`), on few-step models of 8 (`gamma=0.1`, noise `eta=0.5`). Elsewhere it is
-    adaptive, which fits any number of steps, as `das(tempering=AdaptiveTempering())` does there too. Their
-    `reward_scale` is 200 for the aesthetic score and 10000 for PickScore.
-    """
-    eta, tempering = 1.0, AdaptiveTempering()
-    if model is not None and not model.predicts_mean:
-        eta, tempering = 0.5, ScheduledTempering(0.1)
-    elif model is not None and model.family in ("stable_diffusion", "sdxl"):
-        tempering = ScheduledTempering(0.008)
-    guided = Guidance(gradient="pathwise", max_shift=None)
-    smc = SMC(
-        4,
-        DenoiserPoint(),
-        AncestralTransition(eta),
-        resampling="ssp",
-        resampling_threshold=0.5,
-        guidance=guided,
-        tempering=tempering,
-    )
-    return replace(smc, **options)
-
-
-@register_preset
-def glass_fk(model: Denoising | None = None, **options: Any) -> SMC:
-    """FK steering on GLASS flows (Holderrieth et al., arXiv 2509.25170): SMC x GLASS transitions x denoiser point.
-
-    Transitions of several inner steps are what tells it from `fk_steering`: with one they are ancestral steps. Take
-    fewer steps than for plain sampling, since each costs `num_inner_steps` evaluations.
-    """
-    return replace(SMC(4, DenoiserPoint(), GlassTransition(num_inner_steps=4)), **options)
+for _preset in (fk_steering, das, glass_fk, posterior_diamond_smc):
+    register_preset(_preset)
 
 
 @register_preset

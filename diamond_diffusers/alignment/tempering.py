@@ -15,9 +15,9 @@ NUM_BISECTIONS = 50
 
 
 class Tempering(ABC):
-    """The inverse temperature of each level, which multiplies the logarithm of the potentials' product.
+    """The inverse temperature of each valuation, which multiplies the logarithm of the potentials' product.
 
-    It is 0 at the first level and 1 at the last, whatever a tempering says of the levels between.
+    It is 0 at the start and 1 at the end, whatever a tempering says of the valuations between.
     """
 
     @abstractmethod
@@ -26,10 +26,19 @@ class Tempering(ABC):
 
         Args:
             step: moves that the particles have made, at least 1.
-            previous: inverse temperatures of the level before, `[B]`.
+            previous: inverse temperatures of the valuation before, `[B]`.
             log_offsets: log-weights `[B, P]` at inverse temperature 0.
             log_potentials: logarithm of the potentials' product, `[B, P]`, below infinity.
         """
+
+    def proposal_inverse_temperature(self, step: int, present: Tensor) -> Tensor:
+        """Those `[B]` by which guidance tilts the move after `step` others: of the level it leads to, where known.
+
+        Args:
+            step: moves that the particles have made.
+            present: inverse temperatures of the last valuation, `[B]`.
+        """
+        return present
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,9 @@ class ScheduledTempering(Tempering):
 
     def inverse_temperature(self, step: int, previous: Tensor, log_offsets: Tensor, log_potentials: Tensor) -> Tensor:
         return torch.full_like(previous, min(1.0, (1 + self.gamma) ** step - 1))
+
+    def proposal_inverse_temperature(self, step: int, present: Tensor) -> Tensor:
+        return torch.full_like(present, min(1.0, (1 + self.gamma) ** (step + 1) - 1))
 
 
 def tempered(log_potentials: Tensor, inverse_temperature: Tensor) -> Tensor:

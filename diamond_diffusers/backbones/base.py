@@ -17,6 +17,7 @@ from ..levels import GaussianPath, Level, as_level, ode_step
 from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
 from .helpers import adapters_disabled, to_unit_range, where_rows
 from .loop_tensors import LoopTensors
+from .lora_files import read_lora
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
 if TYPE_CHECKING:
@@ -206,7 +207,8 @@ class Backbone(LoopTensors, Denoising):
 
         Raises:
             AttributeError: stock diffusers has no LoRA loader for the pipeline.
-            ValueError: the LoRA is for modules that the network does not have, which stock diffusers would ignore.
+            ValueError: the LoRA is for modules that the network does not have, which stock diffusers would ignore, or
+                as of `read_lora`.
         """
         if not hasattr(self.pipeline, "load_lora_weights"):
             raise AttributeError(
@@ -232,10 +234,9 @@ class Backbone(LoopTensors, Denoising):
             self.few_step = None
 
     def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
-        """The names of a LoRA's weights, as stock diffusers reads them."""
+        """The names of a LoRA's weights; errors as of `read_lora`."""
         reading = {name: value for name, value in options.items() if name != "adapter_name"}
-        read = self.pipeline.lora_state_dict(dict(source) if isinstance(source, dict) else source, **reading)
-        return list(read[0] if isinstance(read, tuple) else read)
+        return list(read_lora(self.pipeline, dict(source) if isinstance(source, dict) else source, **reading))
 
     @contextmanager
     def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:

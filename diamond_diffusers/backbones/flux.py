@@ -60,7 +60,7 @@ class FluxBackbone(PackedBackbone):
             transformer.time_text_embed = TwoTimeEmbedder(embedder)
         try:
             super().load_lora_weights(source, **options)
-        except ValueError:
+        except BaseException:
             transformer.time_text_embed = embedder
             raise
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ..foreign_images import load_image
 from ..rewards.clip import CLIPBasedReward
+from .records import AGAIN
 
 
 def mean_pairwise_distance(features: Tensor) -> Tensor:
@@ -41,6 +42,5 @@ def diversities(clip: CLIPBasedReward, images: Mapping[int, Sequence[Path]], bat
 def _features(clip: CLIPBasedReward, paths: Sequence[Path]) -> Tensor:
     images = []
     for path in paths:
-        with Image.open(path) as image:
-            images.append(pil_to_tensor(image.convert("RGB")).float() / 255)
+        images.append(pil_to_tensor(load_image(path, AGAIN).convert("RGB")).float() / 255)
     return clip.image_features(torch.stack(images)).double()

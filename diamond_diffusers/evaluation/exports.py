@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .compare import method_folder
-from .files import write_bytes
+from .files import copy_file, write_bytes
 from .methods import Plan
 from .prompts import Prompt
 from .records import Record, image_path
@@ -47,17 +46,12 @@ def _geneval(prompt: Prompt, record: Record, image: Path, target: Path) -> None:
     folder = target / f"{record.index:05d}"
     metadata = prompt.metadata or {"tag": prompt.category, "prompt": prompt.text}
     write_bytes(folder / "metadata.jsonl", (json.dumps(dict(metadata)) + "\n").encode())
-    _copy(image, folder / "samples" / f"{record.image:04d}.png")
+    copy_file(image, folder / "samples" / f"{record.image:04d}.png")
 
 
 def _unigenbench(prompt: Prompt, record: Record, image: Path, target: Path) -> None:
     """All images in one folder, named by prompt and image (arXiv 2510.18701)."""
-    _copy(image, target / f"{record.index}_{record.image}.png")
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    copy_file(image, target / f"{record.index}_{record.image}.png")
 
 
 EXPORTS: dict[str, Callable[[Prompt, Record, Path, Path], None]] = {"geneval": _geneval, "unigenbench": _unigenbench}

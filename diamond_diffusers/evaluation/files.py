@@ -6,52 +6,56 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import SAVE, Image, registered_extensions
 
-
-def prepare_folder(folder: Path) -> Path:
-    """Creates an output folder.
-
-    Raises:
-        ValueError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"output is '{folder}', where nothing can be written ({error.strerror}); name another folder"
-        ) from error
-    return folder
+from ..output_files import writing
 
 
 def check_image_path(path: Path) -> None:
-    """Raises a `ValueError` where the suffix names no format that images are saved in."""
+    """Raises a `ValueError` where the suffix names no format that images are saved in, or a folder is in the way."""
+    if path.is_dir():
+        raise ValueError(f"output is '{path}', which is a folder; name a file such as again.png")
     if registered_extensions().get(path.suffix.lower()) not in SAVE:
         raise ValueError(f"output is '{path}', whose suffix is that of no image; name a file such as again.png")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under another name first, so that a reader never finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with _partial(path, f".{path.name}.partial") as partial:
+        partial.write_bytes(content)
 
 
 def write_image(path: Path, image: Image) -> None:
     """Saves an image in the format of the path's suffix, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial.{path.name}")
-    image.save(partial)
-    os.replace(partial, path)
+    with _partial(path, f".partial.{path.name}") as partial:
+        image.save(partial)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file, whole or not at all."""
+    with _partial(target, f".{target.name}.partial") as partial:
+        shutil.copyfile(source, partial)
+
+
+@contextmanager
+def _partial(path: Path, name: str) -> Iterator[Path]:
+    """Gives a file of another name in the folder, which takes the file's place when it is complete."""
+    partial = path.with_name(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, content: Any) -> None:

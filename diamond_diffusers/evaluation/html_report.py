@@ -10,13 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from ..foreign_images import load_image
 from .compare import method_folder
 from .files import plain
 from .methods import Method, Plan
 from .plots import example_keys
-from .records import Record, image_path
+from .records import AGAIN, Record, image_path
 from .tables import TextTable
 
 THUMBNAIL_SIDE = 192
@@ -110,10 +109,10 @@ def _examples(
 
 def _image(folder: Path, method: Method, record: Record) -> str:
     verdict = "" if record.is_right is None else " right" if record.is_right else " wrong"
-    with Image.open(image_path(method_folder(folder, method), record.key)) as image:
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        picture = io.BytesIO()
-        image.convert("RGB").save(picture, format="jpeg", quality=92)
+    image = load_image(image_path(method_folder(folder, method), record.key), AGAIN)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    picture = io.BytesIO()
+    image.convert("RGB").save(picture, format="jpeg", quality=92)
     alt = escape(f"{method.name}: {record.prompt}")
     return (
         f'<img class="drawn{verdict}" alt="{alt}" src="{_inline(picture.getvalue(), "jpeg")}"><br>{record.reward:.4g}'

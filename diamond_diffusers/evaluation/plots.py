@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 from PIL import Image
 
+from ..foreign_images import load_image
 from .compare import method_folder
 from .methods import Method
-from .records import Key, Record, image_path
+from .records import AGAIN, Key, Record, image_path
 from .sheets import Block, Tile, draw_sheet
 from .statistics import NORMAL_QUANTILE, Estimate
 from .summary import Summary, method_names
@@ -171,8 +172,7 @@ def example_keys(records: Sequence[Record]) -> list[Key]:
 
 
 def _tile(folder: Path, method: Method, record: Record) -> Tile:
-    with Image.open(image_path(method_folder(folder, method), record.key)) as image:
-        image.load()
+    image = load_image(image_path(method_folder(folder, method), record.key), AGAIN)
     frame = None if record.is_right is None else RIGHT if record.is_right else WRONG
     return Tile(image, f"{method.name} ({record.reward:.4g})", frame)
 

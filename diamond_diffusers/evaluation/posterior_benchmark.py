@@ -59,8 +59,8 @@ class Settings:
     @property
     def reference(self) -> GlassPosterior:
         """What samplers are compared with."""
-        # For so many steps this solver ends closest to the exact flow.
-        return GlassPosterior(self.reference_steps, self.num_samples, "multistep")
+        # The solver that ends closest to the exact flow.
+        return GlassPosterior(self.reference_steps, self.num_samples, "exponential")
 
 
 @dataclass(frozen=True)

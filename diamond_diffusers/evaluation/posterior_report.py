@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..csv_tables import csv_table
 from .files import write_bytes, write_json
 from .posterior_benchmark import REFERENCE, LawDistance, PosteriorBenchmark, Settings, ValueAccuracy
 from .tables import TextTable, markdown
@@ -67,11 +67,8 @@ def write_report(result: PosteriorBenchmark, settings: Settings, facts: Mapping[
 
 
 def _csv(kind: type, rows: Iterable[Any]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(kind)])
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue().encode()
+    columns = [field.name for field in fields(kind)]
+    return csv_table(columns, [[getattr(row, name) for name in columns] for row in rows]).encode()
 
 
 def plot(result: PosteriorBenchmark) -> Figure:

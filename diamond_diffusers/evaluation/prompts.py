@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from ..foreign_files import ForeignFileError, parse_json, read_lines
+from ..foreign_tables import read_csv, read_json_lines
+from ..json_forms import fitted, shown
 from ..miniature.grammar import held_out_captions
 
 
@@ -67,66 +68,66 @@ def read_prompts(path: Path) -> Suite:
     `_zh`); or a `.txt` with a prompt a line, as of T2I-CompBench, whose file names are its categories.
 
     Raises:
-        ValueError: the file has another form, or holds no prompts.
-        OSError: it cannot be read.
+        ForeignFileError: the file cannot be read, has another form, or holds no prompts.
     """
-    if path.suffix not in READERS:
-        raise ValueError(f"prompts is '{path}'; give a file that ends with {', '.join(READERS)}")
-    prompts = [prompt for prompt in READERS[path.suffix](path) if prompt.text]
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise ForeignFileError(f"prompts is '{path}'; give a file that ends with {', '.join(READERS)}")
+    prompts = [prompt for prompt in read(path) if prompt.text]
     if not prompts:
-        raise ValueError(f"prompts is '{path}', which holds no prompt; give one with at least one")
+        raise ForeignFileError(f"prompts is '{path}', which holds no prompt; give one with at least one")
     if len({prompt.index for prompt in prompts}) < len(prompts):
-        raise ValueError(f"prompts is '{path}', where an index comes twice; number the prompts")
+        raise ForeignFileError(f"prompts is '{path}', where an index comes twice; number the prompts")
     random.Random(0).shuffle(prompts)
     return Suite(tuple(prompts))
 
 
+class _GenEvalEntry(TypedDict):
+    prompt: str
+    tag: str
+
+
 def _geneval(path: Path) -> Iterator[Prompt]:
-    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        if not line.strip():
-            continue
-        try:
-            metadata = json.loads(line)
-            yield Prompt(index, metadata["prompt"].strip(), metadata["tag"], metadata)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"prompts is '{path}', whose line {index + 1} is no GenEval entry; give objects with 'prompt' and 'tag'"
-            ) from error
+    remedy = "give GenEval's objects with 'prompt' and 'tag', one a line"
+    for number, place, entry in read_json_lines(path, remedy):
+        metadata = fitted(entry, _GenEvalEntry, place, remedy)
+        yield Prompt(number - 1, metadata["prompt"].strip(), metadata["tag"], metadata)
 
 
 def _table(path: Path) -> Iterator[Prompt]:
-    # Spreadsheets begin such files with a byte-order mark.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if {"Prompts", "Category"} <= set(columns):
-            for index, row in enumerate(reader):
-                yield Prompt(index, row["Prompts"].strip(), row["Category"].strip())
+    columns, rows = read_csv(path)
+    if {"Prompts", "Category"} <= set(columns):
+        for index, (_, row) in enumerate(rows):
+            yield Prompt(index, row["Prompts"].strip(), row["Category"].strip())
+        return
+    for suffix in ("", "_en", "_zh"):
+        if {"index", f"prompt{suffix}", f"sub_dims{suffix}"} <= set(columns):
+            yield from (_unigenbench(row, f"prompt{suffix}", f"sub_dims{suffix}", place) for place, row in rows)
             return
-        for suffix in ("", "_en", "_zh"):
-            if {"index", f"prompt{suffix}", f"sub_dims{suffix}"} <= set(columns):
-                yield from (_unigenbench(row, f"prompt{suffix}", f"sub_dims{suffix}", path) for row in reader)
-                return
-    raise ValueError(
-        f"prompts is '{path}' with the columns {', '.join(columns) or 'none'}; give those of DrawBench (Prompts, "
+    found = " ".join(", ".join(columns).split()) or "none"
+    raise ForeignFileError(
+        f"prompts is '{path}' with the columns {found}; give those of DrawBench (Prompts, "
         "Category) or of UniGenBench (index, prompt_en, sub_dims_en)"
     )
 
 
-def _unigenbench(row: Mapping[str, str], text: str, dimensions: str, path: Path) -> Prompt:
+_Dimensions = TypedDict("_Dimensions", {"Primary Categories": str})
+
+
+def _unigenbench(row: Mapping[str, str], text: str, dimensions: str, place: str) -> Prompt:
+    remedy = f"give UniGenBench's integer index and JSON object with 'Primary Categories' in {dimensions}"
     try:
-        metadata = json.loads(row[dimensions])
-        return Prompt(int(row["index"]), row[text].strip(), metadata["Primary Categories"], metadata)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"prompts is '{path}', whose row with index {row['index']!r} is no UniGenBench entry; "
-            f"give an integer index and a JSON object with 'Primary Categories' in {dimensions}"
-        ) from error
+        index = int(row["index"])
+    except ValueError as error:
+        raise ForeignFileError(f"index in {place} is {shown(row['index'])}; {remedy}") from error
+    name = f"{dimensions} in {place}"
+    metadata = fitted(parse_json(row[dimensions], name, remedy), _Dimensions, name, remedy)
+    return Prompt(index, row[text].strip(), metadata["Primary Categories"], metadata)
 
 
 def _lines(path: Path) -> Iterator[Prompt]:
-    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        yield Prompt(index, line.strip(), path.stem)
+    for number, line in read_lines(path):
+        yield Prompt(number - 1, line.strip(), path.stem)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Prompt]]] = {".jsonl": _geneval, ".csv": _table, ".txt": _lines}

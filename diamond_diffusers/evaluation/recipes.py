@@ -77,7 +77,7 @@ def look_aheads(model: Denoising | None = None) -> dict[str, LookAheads]:
     return {
         "point": LookAheads(DenoiserPoint()),
         "flow_map": LookAheads(FlowMapPoint(map_steps(model))),
-        "glass": LookAheads(GlassPosterior(num_inner_steps=2), GlassPosterior(num_inner_steps=2, num_samples=2)),
+        "glass": LookAheads(GlassPosterior(), GlassPosterior(num_samples=2)),
         "weighted": LookAheads(weighted, weighted),
         "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
     }

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from PIL.Image import Image
 from torch import nn
 
 from ..cost import Cost
+from ..foreign_files import ForeignFileError, read_json
+from ..json_forms import fitted
 from .files import plain, write_image, write_json
+
+IS_RECORD = "name a .json file beside an image of `diamond-diffusers benchmark`"
+"""What to do where a file is no record."""
+AGAIN = "delete it with the .json file beside it, and run the benchmark again"
+"""What to do where an image is damaged."""
 
 
 class Key(NamedTuple):
@@ -85,6 +91,13 @@ class Record:
         return Key(self.index, self.image)
 
 
+class Stored(TypedDict):
+    """What is in the file of a record."""
+
+    settings: dict[str, Any]
+    record: Record
+
+
 class RecordFolder:
     """The images and records of one method; a record is written after its image, so that a killed run resumes.
 
@@ -107,8 +120,12 @@ class RecordFolder:
         known = {f"{key.stem}.json" for key in self._records}
         for path in sorted(self.folder.glob("*.json")):
             if path.name not in known:
-                settings, record = read_record(path)
+                settings, record = read_record(path, "delete it to draw its image again")
                 self._check(settings, path)
+                if path.stem != record.key.stem:
+                    raise ForeignFileError(
+                        f"'{path}' holds the record of image {record.key.stem}; delete it to draw its own image again"
+                    )
                 self._records[record.key] = record
 
     def _check(self, stored: Mapping[str, Any], path: Path) -> None:
@@ -140,22 +157,17 @@ def image_path(folder: Path, key: Key) -> Path:
     return folder / f"{key.stem}.png"
 
 
-def read_record(path: Path) -> tuple[dict[str, Any], Record]:
+def read_record(path: Path, remedy: str = IS_RECORD) -> tuple[dict[str, Any], Record]:
     """The settings and the record of an image.
 
+    Args:
+        remedy: what the user should do where the file is refused.
+
     Raises:
-        ValueError: the file is no such record.
-        OSError: it cannot be read.
+        ForeignFileError: the file is no such record, or cannot be read.
     """
-    try:
-        stored = json.loads(path.read_text())
-        entry = stored["record"]
-        entry = {**entry, "cost": Cost(**entry["cost"]), "batch": Batch(**entry["batch"])}
-        return stored["settings"], Record(**entry)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"'{path}' is no record of an image of `diamond-diffusers benchmark`; name the .json file beside one"
-        ) from error
+    stored = fitted(read_json(path, remedy), Stored, f"'{path}'", remedy)
+    return stored["settings"], stored["record"]
 
 
 def pixel_hash(image: Image) -> str:

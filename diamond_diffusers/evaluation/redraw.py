@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_type_hints
 
 import torch
 from PIL.Image import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..alignment import Alignment
+from ..foreign_files import ForeignFileError
+from ..json_forms import fitted, shown
 from ..pipelines import DiamondMapPipeline
 from ..rewards import Reward
 from .compare import draw, machine_facts
 from .files import plain
 from .methods import Method
-from .records import Record, fingerprint, modules_of, pixel_hash, read_record
+from .records import IS_RECORD, Record, fingerprint, modules_of, pixel_hash, read_record
+
+MAX_COUNT = 10_000
+"""Of particles, steps, images of a batch, or pixels of a side."""
+MAX_PIXELS = 2**26
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,28 @@ class Recorded:
         return self.settings["dtype"].removeprefix("torch.")
 
 
+class RunSettings(TypedDict):
+    """Those settings of a run that an image is drawn again from."""
+
+    model: str
+    model_weights: str
+    model_defaults: dict[str, Any]
+    arguments: dict[str, Any]
+    dtype: Literal["torch.float32", "torch.bfloat16", "torch.float16"]
+    reward: str
+    reward_weights: str
+    reward_scale: float
+    alignment: dict[str, Any]
+    num_inference_steps: int
+    version: str
+
+
+class Machine(TypedDict):
+    """Those facts of a machine that an image is drawn again with."""
+
+    num_threads: int
+
+
 def read_recorded(path: Path) -> Recorded:
     """The record of an image.
 
@@ -62,17 +93,59 @@ def read_recorded(path: Path) -> Recorded:
         path: of the `.json` file beside the image.
 
     Raises:
-        ValueError: the file is no such record, or its method is none of this version.
-        OSError: it cannot be read.
+        ForeignFileError: the file is no such record, its sizes or counts are out of bounds, or its method is none of
+            this version.
     """
-    settings, record = read_record(path)
-    alignment = from_plain(settings["alignment"])
+    stored, record = read_record(path)
+    settings = fitted(stored, RunSettings, f"settings of '{path}'", IS_RECORD)
+    fitted(record.machine, Machine, f"record.machine of '{path}'", IS_RECORD)
+    if (problem := _out_of_bounds(settings, record)) is not None:
+        raise ForeignFileError(f"{problem} in '{path}', which no benchmark records; take the record as it was written")
+    try:
+        alignment = from_plain(settings["alignment"])
+    except (TypeError, ValueError) as error:
+        raise ForeignFileError(f"settings.alignment of '{path}' is of no method that is known here: {error}") from error
     if not isinstance(alignment, Alignment) or plain(alignment) != settings["alignment"]:
-        raise ValueError(
-            f"'{path}' was written by version {settings['version']}, whose {settings['alignment']['type']} has other "
-            "options; redraw it with that version"
+        raise ForeignFileError(
+            f"'{path}' was written by version {settings['version']}, whose {settings['alignment'].get('type')} has "
+            "other options; redraw it with that version"
         )
     return Recorded(record, settings, Method(path.parent.name, alignment, settings["num_inference_steps"]))
+
+
+def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
+    """What of a record would not be drawn on any machine, as the beginning of a sentence."""
+    drawn = {name: settings[name] for name in ("alignment", "arguments", "num_inference_steps")}
+    batch, threads = record.batch, record.machine["num_threads"]
+    for place, number in _whole_numbers(drawn):
+        if number > MAX_COUNT:
+            return f"{place} is above {MAX_COUNT}"
+    sides = [settings["arguments"].get(name) or 1 for name in ("height", "width")]
+    if all(isinstance(side, int) for side in sides) and math.prod(sides) > MAX_PIXELS:
+        return f"arguments.height times width is above {MAX_PIXELS}"
+    if not len(batch.prompts) == len(batch.seeds) <= MAX_COUNT:
+        return f"batch has {len(batch.prompts)} prompts and {len(batch.seeds)} seeds"
+    if not 0 <= record.row < len(batch.prompts):
+        return f"row is {shown(record.row)} of a batch of {len(batch.prompts)} images"
+    if not all(0 <= seed < 2**63 for seed in batch.seeds):
+        return "batch.seeds has a number outside 0 to 2**63 - 1"
+    if batch.particle_batch_size is not None and batch.particle_batch_size < 1:
+        return f"batch.particle_batch_size is {shown(batch.particle_batch_size)}"
+    if not 1 <= threads <= MAX_THREADS:
+        return f"machine.num_threads is {shown(threads)}"
+    return None
+
+
+def _whole_numbers(value: Any, place: str = "") -> Iterator[tuple[str, int]]:
+    """All of a value of JSON, with the keys that lead to them."""
+    if isinstance(value, int):
+        yield place.removeprefix("."), value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _whole_numbers(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _whole_numbers(inner, f"{place}[{index}]")
 
 
 def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redrawn:
@@ -82,9 +155,10 @@ def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redr
         pipe, reward: those that the record names.
 
     Raises:
-        ValueError: they have other weights than the record's.
+        ValueError: they have other weights than the record's, or the model does not take its arguments.
     """
     record, settings = recorded.record, recorded.settings
+    _check_arguments(settings["arguments"], pipe)
     found = {
         "model_weights": fingerprint(modules_of(pipe.components)),
         "model_defaults": plain(pipe.defaults),
@@ -103,6 +177,18 @@ def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redr
     return Redrawn(image, pixel_hash(image) == record.pixels, changes)
 
 
+def _check_arguments(arguments: Mapping[str, Any], pipe: DiamondMapPipeline) -> None:
+    """Raises a `ValueError` for one that the stock pipeline does not have, or takes another type for."""
+    remedy = "take the record as it was written"
+    ours = set(inspect.signature(DiamondMapPipeline.__call__).parameters) - {"height", "width", "negative_prompt"}
+    stock = get_type_hints(type(pipe.backbone.pipeline).__call__)
+    for name, value in arguments.items():
+        if name in ours or name not in stock:
+            raise ForeignFileError(f"settings.arguments of the record has {name!r}, which is no option of it; {remedy}")
+        if value is not None:
+            fitted(value, stock[name], f"settings.arguments.{name} of the record", remedy)
+
+
 def from_plain(value: Any) -> Any:
     """The value of which `files.plain` made JSON: objects with a `type` become this package's dataclasses.
 
@@ -115,14 +201,18 @@ def from_plain(value: Any) -> Any:
         fields = {name: from_plain(item) for name, item in value.items() if name != "type"}
         if "type" not in value:
             return fields
-        cls = _dataclasses().get(value["type"])
-        if cls is None or set(fields) - {field.name for field in dataclasses.fields(cls)}:
-            raise ValueError(
-                f"the record holds a {value['type']} that this version does not know; take the version it "
-                "was written by"
-            )
-        return cls(**fields)
+        return _built(value["type"], fields)
     return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def _built(name: Any, fields: dict[str, Any]) -> Any:
+    """A dataclass of this package from its options."""
+    remedy = "take the version that the record was written by"
+    cls = _dataclasses().get(name) if isinstance(name, str) else None
+    if cls is None or set(fields) - {field.name for field in dataclasses.fields(cls)}:
+        raise ValueError(f"the record holds a {name} that this version does not know; {remedy}")
+    hints = get_type_hints(cls)
+    return cls(**{option: fitted(value, hints[option], f"{name}.{option}", remedy) for option, value in fields.items()})
 
 
 def _dataclasses() -> dict[str, type]:

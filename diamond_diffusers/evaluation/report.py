@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..csv_tables import csv_table
 from .compare import method_folder
 from .files import write_bytes, write_image, write_json
 from .html_report import html_report
@@ -46,8 +45,8 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     """Writes `table.md`, `results.csv`, `images.csv`, `results.json`, the pictures of `plots/`, and `report.html`."""
     plan, records, tables = comparison.plan, comparison.records, comparison.tables()
     write_bytes(folder / "table.md", "\n".join(markdown(table) for table in tables).encode())
-    write_bytes(folder / "results.csv", csv_table([summary.flat() for summary in comparison.summaries]))
-    write_bytes(folder / "images.csv", csv_table(_image_rows(comparison, folder)))
+    write_bytes(folder / "results.csv", _csv([summary.flat() for summary in comparison.summaries]))
+    write_bytes(folder / "images.csv", _csv(_image_rows(comparison, folder)))
     results = {"settings": comparison.settings, "methods": comparison.summaries, "left_out": plan.left_out}
     write_json(folder / "results.json", results)
     figures = {"overview": overview_figure(comparison.summaries), **cost_figures(comparison.summaries)}
@@ -63,14 +62,10 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_bytes(folder / "report.html", page.encode())
 
 
-def csv_table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Rows of possibly different columns, in the order in which columns first come."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return csv_table(columns, [[row.get(name) for name in columns] for row in rows]).encode()
 
 
 def _image_rows(comparison: Comparison, folder: Path) -> list[dict[str, Any]]:

@@ -60,8 +60,15 @@ def rich_table(table: TextTable) -> Table:
 def markdown(table: TextTable) -> str:
     """A table in markdown, under its title."""
     lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-    escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in lines]
+    escaped = [[_markdown_cell(cell) for cell in cells] for cells in lines]
     return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+
+
+def _markdown_cell(text: str) -> str:
+    """A text as it is, in one line: without markup, links, and the end of its cell."""
+    for sign in ("\\", "|", "`", "*", "<"):
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split()).replace("](", r"]\(")
 
 
 def aim(summary: Summary) -> tuple[Estimate, Callable[[Estimate | None, str], str]]:

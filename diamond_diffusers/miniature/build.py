@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 from ..backbones.flux import FluxBackbone
 from ..pipelines.saving import write_defaults
+from ..staging import staged
 from .flow_model import MAX_SEQUENCE_LENGTH, FlowModel, build_pipeline
 from .render import IMAGE_SIZE
 from .train_flow import FlowTrainer
@@ -91,12 +92,14 @@ def save_pipeline(flow: FlowModel, autoencoder: AutoencoderKL, folder: Path, fac
         facts: a sentence on this training run, for the model card.
     """
     pipeline = build_pipeline(flow, autoencoder)
-    pipeline.save_pretrained(folder)
-    write_defaults(folder, FluxBackbone.family, DEFAULTS)
     names = ("transformer", "vae", "text_encoder", "text_encoder_2")
     modules = {name: getattr(pipeline, name) for name in names}
     parts = "\n".join(
         f"| `{name}` | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |"
         for name, module in modules.items()
     )
-    (folder / "README.md").write_text(MODEL_CARD.format(parts=parts, facts=f"\n{facts}\n" if facts else ""))
+    with staged(folder) as stage:
+        pipeline.save_pretrained(stage.path)
+        write_defaults(stage.path, FluxBackbone.family, DEFAULTS)
+        card = MODEL_CARD.format(parts=parts, facts=f"\n{facts}\n" if facts else "")
+        (stage.path / "README.md").write_text(card)

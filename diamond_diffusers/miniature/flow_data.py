@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ class FlowDataset:
         """The set kept in `file`, which is written first where it does not exist."""
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(vars(cls.build(autoencoder, num_images, seed)), file)
+            partial = file.with_name(f".{file.name}.partial")
+            torch.save(vars(cls.build(autoencoder, num_images, seed)), partial)
+            os.replace(partial, file)
         return cls(**torch.load(file, weights_only=True))
 
     def sample(self, rng: random.Random, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from diffusers import AutoencoderKL
 
+from ..staging import staged
 from .build import save_pipeline
 from .train_autoencoder import train_autoencoder
 from .train_clip import save_clip, train_clip
@@ -37,7 +38,9 @@ def autoencoder(
     output: Output = WEIGHTS / "pipeline" / "vae",
 ) -> None:
     """Trains the autoencoder between images and latents."""
-    train_autoencoder(folder, num_steps, seed=seed).save_pretrained(output)
+    trained = train_autoencoder(folder, num_steps, seed=seed)
+    with staged(output) as stage:
+        trained.save_pretrained(stage.path)
 
 
 @app.command()

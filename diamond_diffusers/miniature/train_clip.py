@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
+from ..staging import staged
 from .clip_heads import SceneHeads
 from .degradation import degrade
 from .grammar import Caption, held_out_captions
@@ -274,9 +275,10 @@ def save_clip(clip: CLIPModel, folder: Path) -> None:
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    clip.save_pretrained(folder)
-    CLIPProcessor(image_processor=images, tokenizer=clip_tokenizer()).save_pretrained(folder)
     clean, damaged = hard_negative_accuracy(clip), hard_negative_accuracy(clip, damage=1.0)
     rows = "\n".join(f"| {kind} | {clean[kind]:.1%} | {damaged[kind]:.1%} |" for kind in clean)
     card = MODEL_CARD.format(parameters=clip.num_parameters() / 1e6, rows=rows)
-    (folder / "README.md").write_text(card)
+    with staged(folder) as stage:
+        clip.save_pretrained(stage.path)
+        CLIPProcessor(image_processor=images, tokenizer=clip_tokenizer()).save_pretrained(stage.path)
+        (stage.path / "README.md").write_text(card)

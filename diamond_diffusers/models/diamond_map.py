@@ -65,8 +65,6 @@ class DiamondMap(nn.Module):
         condition_on_observation: bool = False,
     ) -> None:
         super().__init__()
-        if backbone.family not in SITES:
-            raise ValueError(f"a {backbone.family} model has no Diamond Map; families with one are {', '.join(SITES)}")
         self.guidance: dict[str, float] = {}
         self.training_facts: dict[str, Any] = {}
         self.base_model: str | None = None
@@ -74,9 +72,14 @@ class DiamondMap(nn.Module):
         self.license: str | None = None
         # Not a submodule: the base's weights are not the map's.
         self.__dict__["backbone"] = backbone
-        network, sites = self.network, SITES[backbone.family]
-        _check_can_be_adapted(network, sites)
-        self.conditioning = MapConditioning(network, sites, condition_on_observation).requires_grad_(False)
+        network, sites = self.network, sites_of(backbone)
+        if self.is_attached:
+            raise ValueError(
+                f"the {type(network).__name__} has a Diamond Map already; unload it first, from the pipeline that "
+                "loaded it, with unload_diamond_map()"
+            )
+        check_can_be_adapted(network)
+        self.conditioning = conditioning_layers(network, sites, condition_on_observation)
         self.config = LoraConfig(
             r=rank,
             lora_alpha=rank if lora_alpha is None else lora_alpha,
@@ -90,17 +93,24 @@ class DiamondMap(nn.Module):
         network = self.network
         at_rest = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _tuned_layers(network)]
         trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
-        inject_adapter_in_model(self.config, network, adapter_name=ADAPTER)
-        for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+        try:
+            inject_adapter_in_model(self.config, network, adapter_name=ADAPTER)
+        except BaseException:
+            # Some layers may have it already.
+            self.__dict__["_adapted"] = _layers_with_map(network)
+            self.remove()
+            raise
+        finally:
+            for parameter in network.parameters():
+                parameter.requires_grad_(id(parameter) in trained)
+            for layer in _tuned_layers(network):
+                layer._active_adapter = []
+            for layer, active, disabled in at_rest:
+                layer._active_adapter, layer._disable_adapters = active, disabled
         # Not submodules either.
-        self.__dict__["_adapted"] = [layer for layer in _tuned_layers(network) if ADAPTER in layer.lora_A]
+        self.__dict__["_adapted"] = _layers_with_map(network)
         for layer in self._adapted:
             layer.scaling = _FixedScaling(layer.scaling)
-        for layer in _tuned_layers(network):
-            layer._active_adapter = []
-        for layer, active, disabled in at_rest:
-            layer._active_adapter, layer._disable_adapters = active, disabled
 
     @property
     def network(self) -> nn.Module:
@@ -172,19 +182,37 @@ class DiamondMap(nn.Module):
             if not network.peft_config:
                 del network.peft_config
 
+    def take_out(self) -> dict[str, Tensor] | None:
+        """As `remove`; returns what `put_back` takes.
+
+        Raises:
+            ValueError: its layers are offloaded one by one or in groups; it is still there then.
+        """
+        attached = self.is_attached
+        if attached and offloads_layers(self.network):
+            raise ValueError(
+                f"the layers of the {type(self.network).__name__} are offloaded one by one or in groups, so that its "
+                "Diamond Map cannot be taken out and put back; call pipe.remove_all_hooks() first"
+            )
+        weights = {name: weight.detach().clone() for name, weight in self.weights().items()} if attached else None
+        self.remove()
+        return weights
+
+    def put_back(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Puts the map into the network again, if it was there; the global random state stays as it is."""
+        if weights is not None:
+            with torch.random.fork_rng():
+                self._inject()
+            self.load_weights(weights)
+
     @contextmanager
     def away(self) -> Iterator[None]:
         """The network without the map, for what takes out all of its adapters; afterwards the map is there again."""
-        if not self.is_attached:
-            yield
-            return
-        weights = {name: weight.detach().clone() for name, weight in self.weights().items()}
-        self.remove()
+        weights = self.take_out()
         try:
             yield
         finally:
-            self._inject()
-            self.load_weights(weights)
+            self.put_back(weights)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -249,6 +277,25 @@ class DiamondMap(nn.Module):
         return toward(xbar, denoised, s, r)
 
 
+def sites_of(backbone: Backbone) -> Sites:
+    """Where the network of a model is conditioned; raises a `ValueError` for a family with no known sites."""
+    if backbone.family not in SITES:
+        raise ValueError(f"a {backbone.family} model has no Diamond Map; families with one are {', '.join(SITES)}")
+    return SITES[backbone.family]
+
+
+def conditioning_layers(network: nn.Module, sites: Sites, condition_on_observation: bool = False) -> MapConditioning:
+    """New layers that condition a network on the arguments of a map.
+
+    Raises:
+        ValueError: the network is a flow map of two times.
+    """
+    if isinstance(network.get_submodule(sites.time), TwoTimeEmbedder):
+        name = type(network).__name__
+        raise ValueError(f"the {name} has a flow-map LoRA of two times; unload_lora_weights() before the Diamond Map")
+    return MapConditioning(network, sites, condition_on_observation).requires_grad_(False)
+
+
 def block_linear_layers(network: nn.Module) -> list[str]:
     """The linear layers inside a network's blocks, by full name, whether or not they carry adapters."""
     adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
@@ -270,16 +317,9 @@ class _FixedScaling(dict[str, float]):
             super().__setitem__(name, scale)
 
 
-def _check_can_be_adapted(network: nn.Module, sites: Sites) -> None:
+def check_can_be_adapted(network: nn.Module) -> None:
     """Raises a `ValueError` where a network has what would make a Diamond Map wrong, or be spoilt by it."""
     name = type(network).__name__
-    if ADAPTER in getattr(network, "peft_config", {}):
-        raise ValueError(
-            f"the {name} has a Diamond Map already; unload it first, from the pipeline that loaded it, with "
-            "unload_diamond_map()"
-        )
-    if isinstance(network.get_submodule(sites.time), TwoTimeEmbedder):
-        raise ValueError(f"the {name} has a flow-map LoRA of two times; unload_lora_weights() before the Diamond Map")
     if any(layer.merged for layer in _tuned_layers(network)):
         raise ValueError(f"LoRAs are fused into the weights of the {name}; unfuse_lora() before the Diamond Map")
     if offloads_layers(network):
@@ -287,6 +327,10 @@ def _check_can_be_adapted(network: nn.Module, sites: Sites) -> None:
             f"the layers of the {name} are offloaded one by one or in groups, and what is added to them would not be; "
             "load the Diamond Map first, then offload"
         )
+
+
+def _layers_with_map(network: nn.Module) -> list[BaseTunerLayer]:
+    return [layer for layer in _tuned_layers(network) if ADAPTER in layer.lora_A]
 
 
 def _tuned_layers(network: nn.Module) -> list[BaseTunerLayer]:

@@ -6,34 +6,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.loaders.lora_pipeline import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils.torch_utils import unwrap_module
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..backbones.base import Backbone
-from .diamond_map import DiamondMap
+from ..foreign_files import parse_json
+from ..json_forms import fitted
+from ..staging import staged
+from .diamond_map import DiamondMap, check_can_be_adapted, conditioning_layers, sites_of
+from .map_config import CONFIG_NAME, GUIDANCE_ARGUMENTS, REMEDY, check_base, declare_map, find_file, read_map_config
 
-CONFIG_NAME = "diamond_map_config.json"
 LORA_NAME = LORA_WEIGHT_NAME_SAFE
 CONDITIONING_NAME = "diamond_map_conditioning.safetensors"
 MAP_FILES = (CONFIG_NAME, LORA_NAME, CONDITIONING_NAME)
 """What a saved map consists of."""
 
-FORMAT_VERSION = 1
-# Settings of a network that leave the shapes of its weights alone.
-_NOT_SHAPES = ("sample_size", "quantization_config")
-
-GUIDANCE_ARGUMENTS = ("guidance_scale", "true_cfg_scale")
-"""Arguments of a call that a map has baked in, where its defaults name them."""
+_CONDITIONING = "conditioning."
 
 
 def save_diamond_map(
@@ -48,7 +46,7 @@ def save_diamond_map(
     license: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a map, without its base.
+    """Writes a map, without its base, whole or not at all.
 
     Args:
         folder: is created; files of a map in it are replaced.
@@ -60,105 +58,86 @@ def save_diamond_map(
         base_defaults: defaults of the base alone, where it is saved beside the map.
         license: as the Hub names it; None for what a loaded map says.
         weights: in place of the map's own, named as by `DiamondMap.weights`.
+
+    Raises:
+        TypeError, ValueError: the defaults or facts hold what cannot be saved; raised before anything is written.
     """
-    folder, backbone = Path(folder), diamond_map.backbone
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = diamond_map.weights() if weights is None else weights
-    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
-    prefix, network = "conditioning.", backbone.network_name
-    conditioning = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    lora = {f"{network}.{name}": w for name, w in weights.items() if not name.startswith(prefix)}
-    targets = sorted({name.partition(".lora_")[0] for name in weights if not name.startswith(prefix)})
-    adapter = {"r": diamond_map.rank, "lora_alpha": diamond_map.lora_alpha, "target_modules": targets}
-    metadata = {f"{network}.{key}": value for key, value in adapter.items()}
-    save_file(lora, folder / LORA_NAME, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata)})
-    save_file(conditioning, folder / CONDITIONING_NAME, {"format": "pt"})
+    backbone = diamond_map.backbone
     if base_model is None and diamond_map.base_model is not None:
         base_model, base_revision = diamond_map.base_model, diamond_map.base_revision
-    config = {
-        "format_version": FORMAT_VERSION,
-        "family": backbone.family,
-        "base_model": base_model or backbone.pipeline.config.get("_name_or_path"),
-        "base_revision": base_revision,
-        "license": license or diamond_map.license,
-        "base_config": _shapes(backbone),
-        "path": _path(backbone),
-        "condition_on_observation": diamond_map.condition_on_observation,
-        "training": dict(training),
-        "defaults": dict(defaults),
-        **({} if base_defaults is None else {"base_defaults": dict(base_defaults)}),
+    config = declare_map(
+        backbone,
+        defaults,
+        base_defaults,
+        base_model=base_model or backbone.pipeline.config.get("_name_or_path") or None,
+        base_revision=base_revision,
+        license=license or diamond_map.license,
+        condition_on_observation=diamond_map.condition_on_observation,
+        training=training,
+    )
+    weights = diamond_map.weights() if weights is None else weights
+    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
+    network = backbone.network_name
+    conditioning = {
+        name.removeprefix(_CONDITIONING): w for name, w in weights.items() if name.startswith(_CONDITIONING)
     }
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    lora = {f"{network}.{name}": w for name, w in weights.items() if not name.startswith(_CONDITIONING)}
+    targets = sorted({name.partition(".lora_")[0] for name in weights if not name.startswith(_CONDITIONING)})
+    adapter = {"r": diamond_map.rank, "lora_alpha": diamond_map.lora_alpha, "target_modules": targets}
+    metadata = {f"{network}.{key}": value for key, value in adapter.items()}
+    with staged(folder) as stage:
+        save_file(lora, stage.path / LORA_NAME, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(metadata)})
+        save_file(conditioning, stage.path / CONDITIONING_NAME, {"format": "pt"})
+        (stage.path / CONFIG_NAME).write_text(config)
 
 
-def read_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
-    """What a folder or Hub repository declares of a model: defaults of its calls, and its Diamond Map if it has one.
+@dataclass(frozen=True)
+class Adapter:
+    """The LoRA of a map, as its file declares it."""
 
-    Args:
-        source: folder or Hub repository.
-        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-
-    Raises:
-        FileNotFoundError: there is no such declaration.
-        ValueError: there is no such folder or repository, or the declaration cannot be read or is not of a version that
-            this package reads.
-    """
-    file = _find(source, CONFIG_NAME, **hub)
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); take the file from where the map was saved") from error
-    if config.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format_version {config.get('format_version')!r}, but this package reads {FORMAT_VERSION}; "
-            "upgrade diamond-diffusers"
-        )
-    return config
-
-
-def read_map_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
-    """The configuration of a saved map; arguments as of `read_config`.
-
-    Raises:
-        FileNotFoundError: there is no map.
-        ValueError: there are defaults alone, or it is not of a version that this package reads.
-    """
-    config = read_config(source, **hub)
-    if "base_config" not in config:
-        raise ValueError(f"{source} declares defaults of a model but no Diamond Map; name another folder or repository")
-    return config
+    r: int
+    lora_alpha: float
+    target_modules: list[str]
 
 
 @dataclass(frozen=True)
 class SavedMap:
-    """What the files of a map hold.
+    """What the files of a map hold, which belong together.
 
     Attributes:
         source: where they are.
         config: as of `read_map_config`.
-        adapter: the LoRA's `r`, `lora_alpha` and `target_modules`.
+        network_name: the component that the LoRA is for.
+        adapter: what is declared of the LoRA.
         weights: of the map, named as by `DiamondMap.weights`.
     """
 
     source: str | PathLike
     config: dict[str, Any]
-    adapter: dict[str, Any]
+    network_name: str
+    adapter: Adapter
     weights: dict[str, Tensor]
 
-    def around(self, backbone: Backbone) -> DiamondMap:
-        """The map on a loaded base, whose random state it leaves alone.
+    def around(self, backbone: Backbone, device: torch.device | None = None) -> DiamondMap:
+        """The map on a loaded base, whose random state it leaves alone; on any error the base is as it was.
+
+        Args:
+            backbone: an ordinary model of the shapes that the map was distilled from.
+            device: of the conditioning layers; None for the CPU.
 
         Raises:
             ValueError: the weights do not fit, or the network cannot carry a map.
         """
+        self.check_fits(backbone)
         config, adapter = self.config, self.adapter
         observes = config.get("condition_on_observation", False)
         # The weights that are drawn first are replaced at once.
         with torch.random.fork_rng():
-            diamond_map = DiamondMap(backbone, adapter["r"], adapter["lora_alpha"], adapter["target_modules"], observes)
+            diamond_map = DiamondMap(backbone, adapter.r, adapter.lora_alpha, adapter.target_modules, observes)
         try:
             diamond_map.load_weights(self.weights)
-        except ValueError:
+            diamond_map.conditioning.to(device)
+        except BaseException:
             diamond_map.remove()
             raise
         defaults = config["defaults"]
@@ -167,13 +146,38 @@ class SavedMap:
         diamond_map.base_model, diamond_map.base_revision = config["base_model"], config["base_revision"]
         return diamond_map
 
+    def check_fits(self, backbone: Backbone) -> None:
+        """Checks, without memory for them, that a network has a place for each of the weights.
 
-def read_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> SavedMap:
-    """Reads a saved map for a loaded base, which stays as it is.
+        Raises:
+            ValueError: it has not, or LoRAs are fused into its weights, or its layers are offloaded.
+        """
+        network, sites = unwrap_module(backbone.model), sites_of(backbone)
+        check_base(backbone, self.config)
+        check_can_be_adapted(network)
+        remedy = f"does not fit the {backbone.network_name} of this {backbone.family} model; use its own base"
+        if self.network_name != backbone.network_name:
+            raise ValueError(f"the {LORA_NAME} of {self.source}, for a {self.network_name}, {remedy}")
+        layers = dict(network.named_modules())
+        for name in self.adapter.target_modules:
+            down, up = self.weights[f"{name}.lora_A.weight"].shape, self.weights[f"{name}.lora_B.weight"].shape
+            if name not in layers or (down[1:], up[0]) != _widths(layers[name]):
+                raise ValueError(f"the LoRA of the Diamond Map {self.source} for {name!r} {remedy}")
+        with torch.device("meta"):
+            conditioning = conditioning_layers(network, sites, self.config.get("condition_on_observation", False))
+        expected = {f"{_CONDITIONING}{name}": weight.shape for name, weight in conditioning.named_parameters()}
+        found = {name: weight.shape for name, weight in self.weights.items() if name.startswith(_CONDITIONING)}
+        odd = sorted(dict(expected.items() ^ found.items()))
+        if odd:
+            raise ValueError(f"the weight {odd[0]!r} of the Diamond Map {self.source} {remedy}")
+
+
+def read_diamond_map(source: str | PathLike, backbone: Backbone | None = None, **hub: Any) -> SavedMap:
+    """Reads the files of a saved map.
 
     Args:
-        backbone: an ordinary model of the shapes that the map was distilled from.
         source: folder or Hub repository.
+        backbone: for which the map has to be, where it is known already.
         **hub: as of `read_config`.
 
     Raises:
@@ -181,104 +185,82 @@ def read_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> 
         ValueError: the map is for another base, or its files are damaged or do not belong together.
     """
     config = read_map_config(source, **hub)
-    check_base(backbone, config)
-    prefix = f"{backbone.network_name}."
-    lora, metadata = _read(_find(source, LORA_NAME, **hub))
-    conditioning, _ = _read(_find(source, CONDITIONING_NAME, **hub))
+    if backbone is not None:
+        check_base(backbone, config)
+    lora, metadata = _read(source, LORA_NAME, **hub)
+    conditioning, _ = _read(source, CONDITIONING_NAME, **hub)
     observes = config.get("condition_on_observation", False)
     if observes != any(name.startswith("observation.") for name in conditioning):
         raise ValueError(
             f"the {CONFIG_NAME} of {source} has condition_on_observation {observes}, but its {CONDITIONING_NAME} is of "
             "a map with the other setting; take all files from one map"
         )
-    written = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    adapter = {name: written.get(f"{prefix}{name}") for name in ("r", "lora_alpha", "target_modules")}
-    if None in adapter.values():
-        raise ValueError(
-            f"the {LORA_NAME} of {source} does not say the rank, alpha and layers of the LoRA for the "
-            f"{backbone.network_name}; take the file from where the map was saved"
-        )
-    weights = {name.removeprefix(prefix): weight for name, weight in lora.items()}
-    weights |= {f"conditioning.{name}": weight for name, weight in conditioning.items()}
-    return SavedMap(source, config, adapter, weights)
+    network = next(iter(lora), "").partition(".")[0]
+    adapter = _read_adapter(metadata, network, f"the {LORA_NAME} of {source}")
+    weights = {name.removeprefix(f"{network}."): weight for name, weight in lora.items()}
+    _check_rank(adapter, weights, f"the {LORA_NAME} of {source}")
+    weights |= {f"{_CONDITIONING}{name}": weight for name, weight in conditioning.items()}
+    return SavedMap(source, config, network, adapter, weights)
 
 
 def load_diamond_map(backbone: Backbone, source: str | PathLike, **hub: Any) -> DiamondMap:
     """A saved map around a loaded base; arguments and errors as of `read_diamond_map` and `SavedMap.around`."""
-    return read_diamond_map(backbone, source, **hub).around(backbone)
+    return read_diamond_map(source, backbone, **hub).around(backbone)
 
 
-def check_base(backbone: Backbone, config: Mapping[str, Any]) -> None:
-    """Checks that a map, by its configuration, was distilled from a base like this one.
+def _read_adapter(metadata: Mapping[str, str], network: str, name: str) -> Adapter:
+    """What a LoRA file declares of the LoRA of a network."""
+    written = parse_json(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"), f"the metadata of {name}", REMEDY)
+    written = fitted(written, dict[str, Any], f"the metadata of {name}", REMEDY)
+    declared = {key.removeprefix(f"{network}."): value for key, value in written.items()}
+    if not declared.keys() >= Adapter.__annotations__.keys():
+        raise ValueError(f"{name} does not say the rank, alpha and layers of the LoRA; {REMEDY}")
+    declared = {key: declared[key] for key in Adapter.__annotations__}
+    adapter = fitted(declared, Adapter, f"the metadata of {name}", REMEDY)
+    if adapter.r < 1 or adapter.lora_alpha <= 0:
+        raise ValueError(f"{name} declares rank {adapter.r} and alpha {adapter.lora_alpha:g}, not above 0; {REMEDY}")
+    return adapter
 
-    Raises:
-        ValueError: it was not; the error names the first difference.
-    """
-    wanted = f"load it on {config['base_model']}" if config.get("base_model") else "load it on its own base model"
-    if config["family"] != backbone.family:
-        raise ValueError(
-            f"the Diamond Map is for a {config['family']} model, but this is a {backbone.family} model; {wanted}"
-        )
-    expected = {**config["base_config"], **config["path"]}
-    actual = {**_shapes(backbone), **_path(backbone)}
-    for name, value in expected.items():
-        # A later version of diffusers may have further settings, or none of this name.
-        if name in actual and actual[name] != value:
+
+def _check_rank(adapter: Adapter, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises a `ValueError` where a LoRA's weights are not those of its declared layers, each of its declared rank."""
+    expected = {f"{target}.lora_{half}.weight" for target in adapter.target_modules for half in "AB"}
+    odd = sorted(expected ^ weights.keys())
+    if odd:
+        word = "lacks" if odd[0] in expected else "does not declare"
+        raise ValueError(f"{name} {word} {odd[0]!r}; {REMEDY}")
+    for target in adapter.target_modules:
+        down, up = weights[f"{target}.lora_A.weight"].shape, weights[f"{target}.lora_B.weight"].shape
+        if len(down) < 2 or len(up) < 2 or (down[0], up[1]) != (adapter.r, adapter.r):
             raise ValueError(
-                f"the Diamond Map is for a base whose {name} is {value!r}, but that of this {backbone.family} model is "
-                f"{actual[name]!r}; {wanted}"
+                f"{name} declares rank {adapter.r}, but its weights for {target!r} have shapes {list(down)} and "
+                f"{list(up)}; {REMEDY}"
             )
 
 
-def _shapes(backbone: Backbone) -> dict[str, Any]:
-    """The settings of a network from which the shapes of its weights follow, as JSON has them."""
-    network = unwrap_module(backbone.model)
-    settings = {
-        name: value
-        for name, value in dict(network.config).items()
-        if not name.startswith("_") and name not in _NOT_SHAPES
-    }
-    return json.loads(json.dumps({"network": type(network).__name__, **settings}, default=str))
+def _widths(layer: nn.Module) -> tuple[torch.Size, int] | None:
+    """The shape of a layer's input, and its number of outputs; None where it is not linear."""
+    layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    if isinstance(layer, nn.Linear):
+        return torch.Size([layer.in_features]), layer.out_features
+    return (layer.weight.shape[1:], layer.out_channels) if isinstance(layer, _ConvNd) else None
 
 
-def _path(backbone: Backbone) -> dict[str, Any]:
-    """What the network predicts, and along which path."""
-    path = backbone.path
-    return {"path": type(path).__name__, "prediction_type": getattr(path, "prediction_type", "velocity")}
-
-
-def _find(
-    source: str | PathLike,
-    name: str,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | PathLike | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> Path:
-    folder = Path(source)
-    if not folder.is_dir():
-        options = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "force_download": force_download,
-        }
-        try:
-            return Path(hf_hub_download(str(source), name, subfolder=subfolder, **options))
-        except HFValidationError as error:
-            raise ValueError(f"{source} is neither a folder nor the name of a repository on the Hub") from error
-    file = folder / (subfolder or "") / name
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} holds no {name}, so it is no Diamond Map; name another folder")
-    return file
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(source: str | PathLike, name: str, **hub: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file of a map, and its metadata."""
+    try:
+        file = find_file(source, name, **hub)
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"{source} holds a {CONFIG_NAME} but no {name}; take all files from one map") from error
     try:
         with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); take it from where the map was saved") from error
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {REMEDY}") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise ValueError(f"{name!r} of {file} is not made of finite numbers; {REMEDY}")
+    return tensors, metadata

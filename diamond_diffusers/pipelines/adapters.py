@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..models.diamond_map import ADAPTER
-from ..models.storage import read_diamond_map
-from .loading import find_map
+from ..models.storage import SavedMap, read_diamond_map
+from .loading import HUB_OPTIONS, find_map
 
 
 class AdapterMethods:
@@ -26,7 +26,8 @@ class AdapterMethods:
         """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
 
         Its defaults go before this model's for as long as it is loaded. The base stays what it is, bit for bit, and
-        ordinary LoRAs add to both. A map that is there already is unloaded, once the new one has been read.
+        ordinary LoRAs add to both. A map that is there already gives way; where the new one is refused, the model is
+        what it was.
 
         Args:
             source: folder or Hub repository of the map, alone or beside its base.
@@ -34,16 +35,29 @@ class AdapterMethods:
 
         Raises:
             FileNotFoundError: there is no map.
-            ValueError: the map is for another base, or the network has fused LoRAs, a two-time LoRA, or layers that are
-                offloaded.
+            TypeError: an argument is unknown.
+            ValueError: the map is for another base, its files are damaged or hold what they should not, or the network
+                has fused LoRAs, a two-time LoRA, or layers that are offloaded.
         """
+        for name in hub.keys() - {"subfolder", *HUB_OPTIONS}:
+            raise TypeError(f"load_diamond_map has no argument {name!r}; it takes subfolder, {', '.join(HUB_OPTIONS)}")
         found = None if "subfolder" in hub else find_map(source, hub)
-        saved = read_diamond_map(self.backbone, source, **(hub if found is None else found.hub))
-        self.unload_diamond_map()
-        self.backbone.posterior_map = saved.around(self.backbone)
-        self.backbone.posterior_map.conditioning.to(self.pipeline._execution_device)
-        self.__dict__["_base_defaults"] = self.defaults
-        self.defaults = {**self.defaults, **saved.config["defaults"]}
+        self._adopt(read_diamond_map(source, self.backbone, **(hub if found is None else found.hub)))
+
+    def _adopt(self, saved: SavedMap) -> None:
+        """Puts a map in the place of the former one, which stays where the new one does not fit or fails."""
+        saved.check_fits(self.backbone)
+        former = self.backbone.posterior_map
+        former_weights = None if former is None else former.take_out()
+        try:
+            self.backbone.posterior_map = saved.around(self.backbone, self.pipeline._execution_device)
+        except BaseException:
+            if former is not None:
+                former.put_back(former_weights)
+            raise
+        if former is None:
+            self.__dict__["_base_defaults"] = self.defaults
+        self.defaults = {**self._base_defaults, **saved.config["defaults"]}
 
     def unload_diamond_map(self) -> None:
         """Takes the Diamond Map away, if there is one; base and defaults are then as before it was loaded."""
@@ -63,7 +77,8 @@ class AdapterMethods:
 
         Raises:
             AttributeError: stock diffusers has no LoRA loader for the pipeline.
-            ValueError: the LoRA is for modules that the network does not have.
+            ValueError: the LoRA is for modules that the network does not have, or declares a rank that its weights do
+                not have.
         """
         self.backbone.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
 

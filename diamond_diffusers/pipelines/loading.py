@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_sin
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..backbones import check_supported
-from ..models.storage import read_config
+from ..models.map_config import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,28 @@ def _declared(model: str | Path, **options: Any) -> dict[str, Any] | None:
     return None
 
 
+def check_class(model: str | Path, **hub: Any) -> str:
+    """The name of a pipeline's class, once it is known to be supported.
+
+    Args:
+        model: folder or Hub repository.
+
+    Raises:
+        TypeError: it is not supported.
+        ValueError: the configuration of the pipeline does not name one.
+        OSError: there is none, or it cannot be read.
+    """
+    try:
+        name = DiffusionPipeline.load_config(model, **hub)["_class_name"]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        fault = "is nested too deep" if isinstance(error, RecursionError) else "does not name the class of a pipeline"
+        raise ValueError(f"the model_index.json of {model} {fault}; take it from where the model was saved") from error
+    # A community pipeline names a file of code too.
+    name = name if isinstance(name, str) else "/".join(map(str, name))
+    check_supported(name)
+    return name
+
+
 def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any]) -> type[DiffusionPipeline]:
     """The stock pipeline class that loads a checkpoint file.
 
@@ -129,8 +151,7 @@ def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any])
     if config is None:
         keys = load_single_file_checkpoint(str(checkpoint), **hub)
         config = fetch_diffusers_config(keys)["pretrained_model_name_or_path"]
-    name = DiffusionPipeline.load_config(config, **hub)["_class_name"]
-    check_supported(name)
+    name = check_class(config, **hub)
     loader = getattr(diffusers, name)
     if not hasattr(loader, "from_single_file"):
         raise TypeError(f"stock diffusers cannot load {name} from a single file; save it as a folder first")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from ..models.storage import MAP_FILES
+from ..staging import UNFINISHED
 from .loading import EMBEDDED_MODEL, find_map
 
 CARD_NAME = "README.md"
@@ -80,7 +84,9 @@ def write_model_card(
 
     Raises:
         FileNotFoundError: there is no map in the folder.
+        TypeError, ValueError: as of `check_card`.
     """
+    check_card(license, prompt)
     folder = Path(folder)
     found = find_map(folder, {})
     if found is None:
@@ -97,37 +103,54 @@ def write_model_card(
     grid = ""
     if samples is not None:
         samples.save(folder / SAMPLES_NAME)
-        grid = f"\n![{_one_line(prompt or 'Samples')}]({SAMPLES_NAME})\n" + (f"\n{caption}\n" if caption else "")
+        grid = f"\n![{_markdown(prompt or 'Samples')}]({SAMPLES_NAME})\n"
+        grid += f"\n{_paragraph(caption)}\n" if caption else ""
     own = f"the {EMBEDDED_MODEL} of this package" if config["base_model"] == EMBEDDED_MODEL else None
+    described = own or f"a {_markdown(config['family'])} model"
     facts = {"base": base or own or config["family"], **config["training"]}
     text = _TEXT.format(
-        title=Path(repository).resolve().name,
-        base=f"[{base}](https://huggingface.co/{base})" if base else own or f"a {config['family']} model",
+        title=_markdown(Path(repository).resolve().name),
+        base=f"[{_markdown(base)}](https://huggingface.co/{base})" if base else described,
         contents=_MAP_AND_BASE.format(folder=subfolder) if subfolder else _MAP_ALONE,
         samples=grid,
         repository=_quoted(repository),
-        prompt=_quoted(_one_line(prompt or DEFAULT_PROMPT)),
+        prompt=_quoted(" ".join((prompt or DEFAULT_PROMPT).split())),
         reward=_reward_lines(config["defaults"]),
-        table="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items()),
+        table="\n".join(f"| {_markdown(name)} | {_markdown(str(value))} |" for name, value in facts.items()),
     )
     card = ModelCard(f"---\n{data}\n---\n\n{text}")
     card.save(folder / CARD_NAME)
     return card
 
 
-def remove_model_card(folder: str | PathLike) -> None:
-    """Removes the card of a Diamond Map and its samples from a folder, where they are."""
+def check_card(license: str | None, prompt: str | None) -> None:
+    """Checks what a user gives for a card.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: the licence is not in one printable line.
+    """
+    for name, value in (("license", license), ("sample_prompt", prompt)):
+        if not (value is None or isinstance(value, str)):
+            raise TypeError(f"{name} is {reprlib.repr(value)}; give a text")
+    if license is not None and not (license and license.isprintable()):
+        raise ValueError(f"license is {license!r}; give a licence as the Hub names it, such as 'apache-2.0'")
+
+
+def card_of_map(folder: str | PathLike) -> set[str]:
+    """The names of a Diamond Map's card and its samples, where a folder has them; other cards are not ours."""
     file = Path(folder) / CARD_NAME
-    if file.exists() and TAGS[-1] in (ModelCard.load(file).data.tags or []):
-        file.unlink()
-        (Path(folder) / SAMPLES_NAME).unlink(missing_ok=True)
+    try:
+        tags = ModelCard(file.read_text(encoding="utf-8")).data.tags if file.is_file() else None
+    except Exception:
+        # What others wrote need not be a card.
+        return set()
+    return {CARD_NAME, SAMPLES_NAME} if isinstance(tags, list) and TAGS[-1] in tags else set()
 
 
-def write_stock_card(folder: str | PathLike, repository: str, token: str | bool | None = None) -> ModelCard:
-    """Writes the card that stock diffusers gives a pipeline: that of its repository, or a new one."""
-    card = populate_model_card(load_or_create_model_card(repository, token=token, is_pipeline=True))
-    card.save(Path(folder) / CARD_NAME)
-    return card
+def stock_card(repository: str, token: str | bool | None = None) -> ModelCard:
+    """The card that stock diffusers gives a pipeline: that of its repository, or a new one."""
+    return populate_model_card(load_or_create_model_card(repository, token=token, is_pipeline=True))
 
 
 def create_repository(repository: str, token: str | bool | None = None, private: bool | None = None) -> str:
@@ -149,6 +172,8 @@ def upload(
         repo_id=repository,
         folder_path=folder,
         allow_patterns=files and list(files),
+        # What a save left behind whose process was killed.
+        ignore_patterns=[f"*{UNFINISHED}*"],
         commit_message=commit_message,
         create_pr=create_pr,
     )
@@ -161,24 +186,29 @@ def _reward_lines(defaults: Mapping[str, Any]) -> str:
 
 def _is_repository(name: str | None) -> bool:
     """Whether the Hub would accept a name as that of a base model."""
-    if not name or "/" not in name or Path(name).exists():
+    if not name or "/" not in name:
         return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return True
+    return not Path(name).exists()
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _markdown(text: str) -> str:
+    """A text as a part of a line of Markdown, or of a cell of a table, that reads as it is: nothing in it is markup."""
+    line = " ".join(text.split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", html.escape(line, quote=False))
+
+
+def _paragraph(text: str) -> str:
+    """As `_markdown`, for a whole line, which is then no heading, list or rule."""
+    return re.sub(r"^(\d*)([-+=#.)])", r"\1\\\2", _markdown(text))
 
 
 def _quoted(text: str) -> str:
-    """As Python writes it, in double quotes."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _cell(value: Any) -> str:
-    """A value in a table."""
-    return _one_line(str(value)).replace("|", "\\|")
+    """As Python writes it, in double quotes; it neither ends the block of code that it is in nor hides what follows."""
+    written = json.dumps(text, ensure_ascii=False)
+    written = "".join(character if character.isprintable() else f"\\U{ord(character):08x}" for character in written)
+    return written.replace("```", r"\x60\x60\x60")

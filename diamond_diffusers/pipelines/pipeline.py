@@ -16,7 +16,8 @@ from ..alignment import Alignment, fit_to_budget
 from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
-from ..backbones import backbone_for, check_supported
+from ..backbones import backbone_for
+from ..models.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
@@ -34,7 +35,7 @@ from .arguments import (
 )
 from .callbacks import StepEnd, check_callback
 from .freezing import frozen
-from .loading import HUB_OPTIONS, embedded_model, find_map, read_base_defaults, single_file_class
+from .loading import HUB_OPTIONS, check_class, embedded_model, find_map, read_base_defaults, single_file_class
 from .output import DiamondMapPipelineOutput, make_output
 from .particles import starting_particles
 from .resolution import resolve_alignment, resolve_reward
@@ -110,6 +111,7 @@ class DiamondMapPipeline(AdapterMethods):
 
         Raises:
             TypeError: the pipeline's class is not supported; raised before its weights are loaded.
+            ValueError: a Diamond Map is damaged, or holds what it should not; raised before weights are loaded.
         """
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
@@ -118,9 +120,8 @@ class DiamondMapPipeline(AdapterMethods):
             # The revision is that of the map; its base names its own.
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
-        name = DiffusionPipeline.load_config(model, **hub)["_class_name"]
-        # Classes that come with the weights are named with their file.
-        check_supported(name if isinstance(name, str) else "/".join(name))
+        check_class(model, **hub)
+        saved = diamond_map and read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = own.pop("defaults", None) or {}
         defaults = {**read_base_defaults(model, **hub), **given}
@@ -128,8 +129,8 @@ class DiamondMapPipeline(AdapterMethods):
         if model == embedded_model():
             # Its convolutions, small ones on a CPU, are twice as fast so.
             pipe.pipeline.vae.to(memory_format=torch.channels_last)
-        if diamond_map is not None:
-            pipe.load_diamond_map(diamond_map.source, **diamond_map.hub)
+        if saved is not None:
+            pipe._adopt(saved)
             pipe.defaults = {**pipe.defaults, **given}
         return pipe
 
@@ -296,8 +297,8 @@ class DiamondMapPipeline(AdapterMethods):
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
             max_network_evaluations: what an image may cost, a backward pass counting 2: in place of the method's own
                 count of particles, candidates or iterations, which becomes the largest within it.
-            final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `best` or `all`;
-                None for the method's own choice.
+            final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
+                one of the largest weight), `best` or `all`; None for the method's own choice.
             particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
                 filled up, so that an image is the same, bit for bit, whatever else is in the batch, from the same
                 embeddings: text encoders may round several prompts differently from one.

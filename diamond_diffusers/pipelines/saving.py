@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +19,23 @@ from torchvision.transforms import functional
 from torchvision.utils import make_grid
 
 from ..backbones.base import Backbone
-from ..models.storage import CONFIG_NAME, FORMAT_VERSION, MAP_FILES, save_diamond_map
+from ..models.map_config import CONFIG_NAME, declare_defaults
+from ..models.storage import MAP_FILES, save_diamond_map
 from ..models.two_time import TwoTimeEmbedder
+from ..output_files import writing
 from ..schedulers import DiamondMapScheduler
+from ..staging import check_folder, staged
 from .loading import MAP_FOLDER
-from .model_card import create_repository, remove_model_card, upload, write_model_card, write_stock_card
+from .model_card import CARD_NAME, card_of_map, check_card, create_repository, stock_card, upload, write_model_card
 
 WRAPPERS = (BaseTunerLayer, TwoTimeEmbedder)
 GRID_COLUMNS = 4
+_MODEL = r"(?:diffusion_pytorch_model|pytorch_model|model)"
+_WEIGHTS = (
+    re.compile(_MODEL + r"(?P<variant>(\.[^.]+?)?)(-\d{5}-of-\d{5})?\.(bin|safetensors)"),
+    re.compile(_MODEL + r"\.(bin|safetensors)\.index(?P<variant>(\.[^.]+)?)\.json"),
+)
+"""How diffusers and transformers name files of weights, and the list of what is in which of them."""
 
 
 @contextmanager
@@ -90,7 +99,8 @@ def save_model(
     Args:
         defaults: of calls.
         base_defaults: of calls without the Diamond Map.
-        folder: is created; a Diamond Map that was saved there before is replaced or removed.
+        folder: is created, or keeps its other files; a model or Diamond Map that was saved there before is replaced
+            when the new one is complete.
         license, sample_prompt, sample_images: of the card of the Diamond Map.
         push_to_hub: whether the folder is then uploaded.
         repo_id, private, token, commit_message, create_pr: of the upload.
@@ -100,8 +110,9 @@ def save_model(
         The commit on the Hub, if there is one.
 
     Raises:
-        TypeError, ValueError: an argument is unknown or of no use, or LoRAs are fused into the weights; raised before
-            anything is written.
+        TypeError, ValueError: an argument is unknown or of no use, a default cannot be saved, or LoRAs are fused into
+            the weights; raised before anything is written.
+        UnwritableError: something cannot be written; the folder is then as it was.
     """
     pipeline, diamond_map = backbone.pipeline, backbone.posterior_map
     card = {"license": license, "sample_prompt": sample_prompt, "sample_images": sample_images}
@@ -118,31 +129,66 @@ def save_model(
         _refuse(card, "is for the model card of a Diamond Map, and there is none; load one first, or leave it out")
     if not push_to_hub:
         _refuse(hub, "is for the Hub; add push_to_hub=True, or leave it out")
+    check_card(license, sample_prompt)
+    for declared in (defaults, base_defaults):
+        declare_defaults(backbone.family, declared)
     grid = None if sample_images is None else _grid(sample_images)
+    _refuse_map_alone(check_folder(folder))
     if push_to_hub:
         repo_id = create_repository(repo_id or Path(folder).resolve().name, token, private)
-    with clean_weights(pipeline), stock_scheduler(pipeline):
-        pipeline.save_pretrained(folder, **stock)
-    if diamond_map is not None:
-        save_diamond_map(
-            Path(folder) / MAP_FOLDER,
-            diamond_map,
-            defaults,
-            diamond_map.training_facts,
-            base_defaults=base_defaults,
-            license=license,
-        )
-        write_model_card(folder, repo_id or str(folder), None, sample_prompt, grid)
-    else:
-        for name in MAP_FILES:
-            (Path(folder) / MAP_FOLDER / name).unlink(missing_ok=True)
-        remove_model_card(folder)
-        write_defaults(folder, backbone.family, defaults)
-        if push_to_hub:
-            write_stock_card(folder, repo_id, token)
+        card_of_stock = stock_card(repo_id, token) if diamond_map is None else None
+    with writing(folder), staged(folder) as stage:
+        with clean_weights(pipeline), stock_scheduler(pipeline):
+            pipeline.save_pretrained(stage.path, **stock)
+        stage.obsolete |= _former_weights(stage.path, Path(folder))
+        if diamond_map is not None:
+            save_diamond_map(
+                stage.path / MAP_FOLDER,
+                diamond_map,
+                defaults,
+                diamond_map.training_facts,
+                base_defaults=base_defaults,
+                license=license,
+            )
+            write_model_card(stage.path, repo_id or str(folder), None, sample_prompt, grid)
+        else:
+            stage.obsolete |= {f"{MAP_FOLDER}/{name}" for name in MAP_FILES} | card_of_map(folder)
+            write_defaults(stage.path, backbone.family, defaults)
+            if push_to_hub:
+                card_of_stock.save(stage.path / CARD_NAME)
     if not push_to_hub:
         return None
     return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr)
+
+
+def _refuse_map_alone(folder: Path) -> None:
+    """Refuses a folder whose Diamond Map, with a base elsewhere, would be loaded in place of the model saved there."""
+    if (folder / CONFIG_NAME).exists():
+        raise ValueError(
+            f"save_directory is '{folder}', which holds a Diamond Map alone that would be loaded in place of this "
+            "model; name another folder"
+        )
+
+
+def _former_weights(new: Path, folder: Path) -> set[str]:
+    """Files of a folder that would be read in place of, or along with, the weights that a new one has.
+
+    Those are weights of the same component and variant in another format or another number of files.
+    """
+    written = {(file.parent.relative_to(new), _variant_of(file)) for file in new.rglob("*")}
+    return {
+        str(file.relative_to(folder))
+        for parent, variant in written
+        if variant is not None
+        for file in (folder / parent).glob("*")
+        if _variant_of(file) == variant
+    }
+
+
+def _variant_of(file: Path) -> str | None:
+    """The variant of the weights in a file, empty where they have none; None where there are no weights in it."""
+    found = next(filter(None, (pattern.fullmatch(file.name) for pattern in _WEIGHTS)), None)
+    return None if found is None else found["variant"]
 
 
 def _check_stock(pipeline: DiffusionPipeline, options: Mapping[str, Any]) -> None:
@@ -178,8 +224,11 @@ def _grid(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def write_defaults(folder: str | os.PathLike, family: str, defaults: Mapping[str, Any]) -> None:
-    """Writes call defaults beside a saved stock pipeline."""
-    target = Path(folder) / MAP_FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    config = {"format_version": FORMAT_VERSION, "family": family, "defaults": dict(defaults)}
-    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    """Writes call defaults beside a saved stock pipeline.
+
+    Raises:
+        TypeError, ValueError: the defaults hold what cannot be saved; raised before anything is written.
+    """
+    declaration = declare_defaults(family, defaults)
+    with staged(Path(folder) / MAP_FOLDER) as stage:
+        (stage.path / CONFIG_NAME).write_text(declaration)

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from diffusers.optimization import SchedulerType
 
+from ..foreign_files import ForeignFileError, read_text
 from .losses import LOSSES
 
 MINIATURE = "miniature"
@@ -18,6 +19,8 @@ MINIATURE = "miniature"
 
 TRAJECTORIES = "trajectories"
 """Names the loss of `TrajectoryLoss`."""
+
+DEFAULT_WARMUP_STEPS = 100
 
 MAY_CHANGE = frozenset(
     """
@@ -180,55 +183,59 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--license", default="other", help="Of the map, in its model card.")
 
 
+class _OptionLoader(yaml.SafeLoader):
+    """Reads what is written as text, so that 0123 and 1e-4 are what the command line would have; and null as None."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.YAMLError(f"{key!r} comes twice")
+        return super().construct_mapping(node, deep)
+
+
+_SWITCHES = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+
+
 def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, object]:
     """Options of a file, as the parser would have them from the command line."""
     options = {action.dest: action for action in parser._actions}
     try:
-        settings = yaml.safe_load(file.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        parser.error(f"--config {file} cannot be read: {error}")
+        settings = yaml.load(read_text(file), _OptionLoader) or {}
+    except ForeignFileError as error:
+        parser.error(f"--config: {error}")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        parser.error(f"--config {file} is no YAML: {' '.join(str(error).split())}")
     if not isinstance(settings, dict):
         parser.error(f"--config {file} is no mapping of option names to values")
     for name, value in settings.items():
         if name not in options or name in ("config", "help"):
             parser.error(f"--config {file} sets {name!r}, which is no option")
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            settings[name] = value = ",".join(value)
+        if not isinstance(value, str | None):
+            parser.error(f"--config {file} sets {name} to what is neither a value nor a list of values")
         if isinstance(options[name], argparse.BooleanOptionalAction):
-            if not isinstance(value, bool):
-                parser.error(f"--config {file} sets {name} to {value!r}; it must be true or false")
+            if str(value).lower() not in _SWITCHES:
+                parser.error(f"--config {file} sets {name} to {value}; it must be true or false")
+            settings[name] = _SWITCHES[value.lower()]
         elif value is not None:
             # Text defaults are converted and checked like what the command line gives.
-            settings[name] = _as_text(value)
             choices, convert = options[name].choices, options[name].type or str
-            if choices is not None and convert(settings[name]) not in choices:
+            if choices is not None and convert(value) not in choices:
                 parser.error(f"--config {file} sets {name} to {value!r}; choose one of {', '.join(choices)}")
     return settings
 
 
-def _as_text(value: object) -> str:
-    """What YAML read, as the command line has it."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    # YAML reads no as false.
-    return "no" if value is False else str(value)
-
-
 def _problems(given: argparse.Namespace) -> list[str]:
     """What is wrong with the options, each as a sentence."""
-    problems = [
-        f"--{name} is {getattr(given, name)}; it must be at least {least}"
-        for name, least in _LEAST.items()
-        if getattr(given, name) is not None and getattr(given, name) < least
-    ]
-    problems += [
-        f"--{name} is {value}; it must be a finite number"
-        for name, value in vars(given).items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    if given.guidance_scale <= 0:
-        problems.append(f"--guidance_scale is {given.guidance_scale}; it must be above 0, and is 1 without guidance")
-    for name in ("diagonal_fraction", "ema_decay"):
-        if getattr(given, name) is not None and not 0 <= getattr(given, name) <= 1:
-            problems.append(f"--{name} is {getattr(given, name)}; it must lie between 0 and 1")
+    problems = _numbers_out_of_range(given)
+    warmup = DEFAULT_WARMUP_STEPS if given.lr_warmup_steps is None else given.lr_warmup_steps
     images = given.dataset_name is not None or given.train_data_dir is not None
     trackers = given.report_to.split(",")
     rules = {
@@ -267,12 +274,44 @@ def _problems(given: argparse.Namespace) -> list[str]:
         "--lr_scheduler constant has no warm-up; drop --lr_warmup_steps, or take constant_with_warmup": (
             given.lr_scheduler == "constant" and given.lr_warmup_steps is not None
         ),
+        f"--lr_warmup_steps is {warmup}, after which --lr_scheduler polynomial falls, but --max_train_steps is "
+        f"{given.max_train_steps}; lower the former, or take another schedule": given.lr_scheduler == "polynomial"
+        and warmup >= given.max_train_steps,
+        f"--learning_rate is {given.learning_rate}, but --lr_scheduler polynomial falls to 1e-07; give more, or take "
+        "another schedule": given.lr_scheduler == "polynomial" and given.learning_rate <= 1e-7,
         "--hub_model_id is given without --push_to_hub; add that": given.hub_model_id is not None
         and not given.push_to_hub,
         f"--report_to is {given.report_to!r}; name {', '.join(_TRACKERS)}": bool(set(trackers) - set(_TRACKERS))
         or ("none" in trackers and len(trackers) > 1),
     }
     return problems + [problem for problem, broken in rules.items() if broken]
+
+
+def _numbers_out_of_range(given: argparse.Namespace) -> list[str]:
+    """What is wrong with each number by itself, as a sentence."""
+    numbers = {name: value for name, value in vars(given).items() if type(value) in (int, float)}
+    problems = [
+        f"--{name} is {value}; it must be a finite number"
+        for name, value in numbers.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    for name, value in numbers.items():
+        least, most = _RANGES.get(name, (-math.inf, math.inf))
+        if value < least:
+            problems.append(f"--{name} is {value}; it must be at least {least}")
+        if value > (_MOST if isinstance(value, int) and most == math.inf else most):
+            problems.append(f"--{name} is {value:.6g}; it must be at most {_MOST if most == math.inf else most}")
+    if given.guidance_scale <= 0:
+        problems.append(f"--guidance_scale is {given.guidance_scale}; it must be above 0, and is 1 without guidance")
+    for name in ("diagonal_fraction", "ema_decay"):
+        if getattr(given, name) is not None and not 0 <= getattr(given, name) <= 1:
+            problems.append(f"--{name} is {getattr(given, name)}; it must lie between 0 and 1")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(given, name) < 1:
+            problems.append(f"--{name} is {getattr(given, name)}; it must be at least 0 and below 1")
+    if given.lora_alpha is not None and given.lora_alpha <= 0:
+        problems.append(f"--lora_alpha is {given.lora_alpha}; it must be above 0, since the LoRA is multiplied by it")
+    return problems
 
 
 def _without_effect(given: argparse.Namespace, defaults: Mapping[str, object]) -> list[str]:
@@ -305,25 +344,32 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-_LEAST = {
-    "max_sequence_length": 1,
-    "teacher_num_inference_steps": 1,
-    "shuffle_buffer_size": 1,
-    "max_train_samples": 1,
-    "resolution": 8,
-    "dataloader_num_workers": 0,
-    "adaptive_weight_power": 0,
-    "regression_weight": 0,
-    "rank": 1,
-    "train_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_train_steps": 1,
-    "learning_rate": 0,
-    "lr_warmup_steps": 0,
-    "lr_num_cycles": 1,
-    "max_grad_norm": 0,
-    "checkpointing_steps": 1,
-    "checkpoints_total_limit": 1,
-    "num_validation_images": 1,
-    "validation_steps": 1,
+_MOST = 2**31 - 1
+"""Of whole numbers that have no bound of their own."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_sequence_length": (1, 65_536),
+    "teacher_num_inference_steps": (1, 10_000),
+    "shuffle_buffer_size": (1, math.inf),
+    "max_train_samples": (1, math.inf),
+    "resolution": (8, 16_384),
+    "dataloader_num_workers": (0, 1024),
+    "adaptive_weight_power": (0, math.inf),
+    "regression_weight": (0, math.inf),
+    "rank": (1, 65_536),
+    "train_batch_size": (1, 65_536),
+    "gradient_accumulation_steps": (1, math.inf),
+    "max_train_steps": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "lr_warmup_steps": (0, math.inf),
+    "lr_num_cycles": (1, math.inf),
+    "lr_power": (0, math.inf),
+    "adam_weight_decay": (0, math.inf),
+    "adam_epsilon": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "checkpointing_steps": (1, math.inf),
+    "checkpoints_total_limit": (1, math.inf),
+    "num_validation_images": (1, 1024),
+    "validation_steps": (1, math.inf),
+    "seed": (0, 2**32 - 1),
 }

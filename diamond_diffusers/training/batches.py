@@ -53,9 +53,13 @@ class _Prepared(Dataset):
     def __init__(self, rows: CaptionedImages, prepare: Any, seed: int) -> None:
         self.rows, self.prepare, self.seed = rows, prepare, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Any, Any]:
+    def __getitem__(self, item: tuple[int, int]) -> Any:
         index, position = item
-        return self.prepare(self.rows[index], random.Random(f"{self.seed} {position}"))
+        try:
+            return self.prepare(self.rows[index], random.Random(f"{self.seed} {position}"))
+        except TrainingError as error:
+            # The loader would put the traceback of its process into the message.
+            return error
 
 
 class _Streamed(IterableDataset):
@@ -88,6 +92,14 @@ def batches_from(
         streamed = _Streamed(rows, prepare, order, first_batch * order.batch_size)
         return iter(DataLoader(streamed, batch_size=order.batch_size, collate_fn=list))
     prepared = _Prepared(rows, prepare, order.seed)
-    return iter(
-        DataLoader(prepared, batch_sampler=order.batches(first_batch), collate_fn=list, num_workers=num_workers)
-    )
+    loader = DataLoader(prepared, batch_sampler=order.batches(first_batch), collate_fn=list, num_workers=num_workers)
+    return _without_errors(iter(loader))
+
+
+def _without_errors(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    """Raises the first error that a batch holds in place of a row."""
+    for batch in batches:
+        for row in batch:
+            if isinstance(row, TrainingError):
+                raise row
+        yield batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,11 +11,13 @@ from typing import Any
 
 import torch
 
+from ..output_files import writing
 from .errors import TrainingError
 
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-[0-9]+")
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
+_LEFT_BEHIND = re.compile(rf"{_NAME.pattern}(\.old)?{re.escape(_PARTIAL)}")
 
 
 class Checkpoints:
@@ -31,6 +32,9 @@ class Checkpoints:
         process_index, num_processes: of this process.
         one_state: whether the state of the first process is that of all, else each process writes its own.
         barrier: waits for all processes.
+
+    Raises:
+        UnwritableError: the folder cannot be made, or what an earlier run left in it cannot be put in order.
     """
 
     def __init__(
@@ -47,15 +51,22 @@ class Checkpoints:
         self.num_states = 1 if one_state else num_processes
         self.is_first = process_index == 0
         if self.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            for replaced in folder.glob(f"checkpoint-*{_REPLACED}"):
-                if not replaced.with_suffix("").exists():
-                    os.replace(replaced, replaced.with_suffix(""))
-                else:
-                    shutil.rmtree(replaced)
-            for left_behind in folder.glob(f"checkpoint-*{_PARTIAL}"):
-                shutil.rmtree(left_behind)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._put_in_order()
         barrier()
+
+    def _put_in_order(self) -> None:
+        """Finishes what a run that died had begun."""
+        for path in list(self.folder.iterdir()):
+            final = path.with_suffix("")
+            if path.suffix == _REPLACED and _NAME.fullmatch(final.name):
+                if final.exists():
+                    shutil.rmtree(path)
+                else:
+                    os.replace(path, final)
+            elif _LEFT_BEHIND.fullmatch(path.name):
+                shutil.rmtree(path)
 
     def save(self, step: int, state: dict[str, Any], write_more: Callable[[Path], None] | None = None) -> None:
         """Writes the state at a step; called by all processes.
@@ -63,14 +74,23 @@ class Checkpoints:
         Args:
             state: tensors in dictionaries and lists.
             write_more: writes further files of all processes into the folder that it is given.
+
+        Raises:
+            UnwritableError: it cannot be written; the checkpoints that are there stay.
         """
         final = self.folder / f"checkpoint-{step}"
         partial = final.with_name(final.name + _PARTIAL)
-        partial.mkdir(exist_ok=True)
-        if self.process_index < self.num_states:
-            torch.save({**state, "step": step, "num_states": self.num_states}, partial / self._file_name())
-        if write_more is not None:
-            write_more(partial)
+        with writing(final):
+            try:
+                partial.mkdir(exist_ok=True)
+                if self.process_index < self.num_states:
+                    torch.save({**state, "step": step, "num_states": self.num_states}, partial / self._file_name())
+                if write_more is not None:
+                    write_more(partial)
+            except Exception:
+                # Half of one takes room that the next needs.
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
         self.barrier()
         if self.is_first:
             replaced = final.with_name(final.name + _REPLACED)
@@ -104,7 +124,8 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
-        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
+        found = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+        return sorted(found, key=_step_of)
 
     def find(self, name: str) -> Path | None:
         """The checkpoint of a name, a path or `latest`; None where there is no latest.
@@ -125,7 +146,8 @@ class Checkpoints:
         """The state of this process.
 
         Raises:
-            TrainingError: it was written by another number of processes with states of their own, or cannot be read.
+            TrainingError: it was written by another number of processes with states of their own, or cannot be read, or
+                holds no such state.
         """
         num_states = len(list(checkpoint.glob("state-*.pt")))
         if num_states != self.num_states:
@@ -134,9 +156,13 @@ class Checkpoints:
                 "start as many processes, with the same kind of distribution"
             )
         try:
-            return torch.load(checkpoint / self._file_name(), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            state = torch.load(checkpoint / self._file_name(), map_location="cpu", weights_only=True)
+        except Exception as error:
+            # A damaged archive fails in as many ways as it has parts.
             raise TrainingError(f"{checkpoint} cannot be read; resume from another checkpoint") from error
+        if not isinstance(state, dict) or type(state.get("step")) is not int:
+            raise TrainingError(f"{checkpoint} holds no state of a run; resume from another checkpoint")
+        return state
 
     @staticmethod
     def check_same_run(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +16,16 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.transforms import functional
 
+from ..foreign_files import read_text
+from ..foreign_images import UNDECODABLE, why_undecodable
+from ..foreign_tables import read_csv, read_json_lines
+from ..json_forms import fitted
 from ..miniature.render import render
 from ..miniature.training import sample_world
 from .arguments import MINIATURE
 from .errors import TrainingError
 
+MAX_ASPECT_RATIO = 100
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -57,6 +60,7 @@ class ImageFolder:
         caption_column: of the metadata.
 
     Raises:
+        ForeignFileError: the metadata or a caption cannot be read.
         TrainingError: there are no images, or no captions.
     """
 
@@ -73,12 +77,15 @@ class ImageFolder:
         table = _read_table(file)
         if not table:
             raise TrainingError(f"{file} is empty; give a row with file_name and {caption_column} for each image")
-        for number, row in enumerate(table):
-            check_columns(str(file), row, "file_name", caption_column, f"row {number} of ")
-            check_values(f"row {number} of {file}", row, "file_name", caption_column)
+        for place, row in table:
+            check_columns(place, row, "file_name", caption_column)
+            check_values(place, row, "file_name", caption_column)
+            remedy = "write file names and captions as texts"
+            fitted(row["file_name"], str, f"file_name in {place}", remedy)
+            fitted(row[caption_column], str | list[str], f"{caption_column} in {place}", remedy)
             if not (folder / row["file_name"]).is_file():
-                raise TrainingError(f"row {number} of {file} names {row['file_name']}, which is not there; remove it")
-        return [Captioned(folder / row["file_name"], row[caption_column], row["file_name"]) for row in table]
+                raise TrainingError(f"{place} names {row['file_name']}, which is not there; remove the line")
+        return [Captioned(folder / row["file_name"], row[caption_column], row["file_name"]) for _, row in table]
 
     @staticmethod
     def _from_text_files(folder: Path) -> list[Captioned]:
@@ -90,7 +97,7 @@ class ImageFolder:
                 raise TrainingError(
                     f"{image} has no caption; write it to {image.with_suffix('.txt').name}, or give metadata.jsonl"
                 )
-        return [Captioned(image, image.with_suffix(".txt").read_text().strip(), image.name) for image in images]
+        return [Captioned(image, read_text(image.with_suffix(".txt")).strip(), image.name) for image in images]
 
     @property
     def fingerprint(self) -> str:
@@ -105,18 +112,12 @@ class ImageFolder:
         return self.rows[index]
 
 
-def _read_table(file: Path) -> list[dict[str, Any]]:
-    """Rows of `metadata.csv` or `metadata.jsonl`."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        if file.suffix == ".csv":
-            return list(csv.DictReader(opened))
-        try:
-            rows = [json.loads(line) for line in opened if line.strip()]
-        except json.JSONDecodeError as error:
-            raise TrainingError(f"{file} is no JSON lines ({error}); write one row a line") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise TrainingError(f"{file} has lines that are no JSON objects; write one row a line")
-    return rows
+def _read_table(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of `metadata.csv` or `metadata.jsonl`, each with the place that it is from."""
+    if file.suffix == ".csv":
+        return list(read_csv(file)[1])
+    remedy = "write one row a line, as a JSON object"
+    return [(place, fitted(row, dict, place, remedy)) for _, place, row in read_json_lines(file, remedy)]
 
 
 class MiniatureWorld:
@@ -182,14 +183,14 @@ class HubDataset:
         return Captioned(row[self.image_column], row[self.caption_column], f"row {index} of {self.name}")
 
 
-def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str, where: str = "") -> None:
+def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
     """Raises a `TrainingError` for the first column that a row lacks."""
     for option, column in (("--image_column", image), ("--caption_column", caption)):
         if column not in row:
-            available = ", ".join(map(str, row)) or "none"
+            available = " ".join(", ".join(map(str, row)).split()) or "none"
             if column == "file_name":
-                raise TrainingError(f"{where}{name} has no column 'file_name'; its columns are {available}")
-            raise TrainingError(f"{where}{name} has no column {column!r}; set {option} to one of {available}")
+                raise TrainingError(f"{name} has no column 'file_name'; its columns are {available}")
+            raise TrainingError(f"{name} has no column {column!r}; set {option} to one of {available}")
 
 
 def check_values(row_name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
@@ -266,7 +267,8 @@ def _load_dataset(given: argparse.Namespace) -> HubDataset:
         # What datasets makes of a saved dataset without rows.
         raise TrainingError(f"{given.dataset_name} is empty; name a dataset with rows") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise TrainingError(f"--dataset_name {given.dataset_name} cannot be loaded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"--dataset_name {given.dataset_name} cannot be loaded: {reason}") from error
     if given.streaming:
         if not hasattr(dataset, "set_epoch"):
             dataset = dataset.to_iterable_dataset()
@@ -290,8 +292,19 @@ class Preparation:
     random_flip: bool = False
 
     def __call__(self, row: Captioned, rng: random.Random) -> tuple[Tensor, str]:
-        """`[3, resolution, resolution]` in [-1, 1], and a caption."""
-        image = functional.resize(open_image(row), self.resolution, functional.InterpolationMode.LANCZOS)
+        """`[3, resolution, resolution]` in [-1, 1], and a caption.
+
+        Raises:
+            TrainingError: the image does not decode, or is a stripe; or there is no caption.
+        """
+        image = open_image(row)
+        longer, shorter = max(image.size), min(image.size)
+        if longer / shorter > MAX_ASPECT_RATIO:
+            raise TrainingError(
+                f"the image of {row.name} is {image.width} by {image.height} pixels, too long for a square; crop or "
+                "remove it"
+            )
+        image = functional.resize(image, self.resolution, functional.InterpolationMode.LANCZOS)
         right, bottom = image.width - self.resolution, image.height - self.resolution
         left, top = (right // 2, bottom // 2) if self.center_crop else (rng.randint(0, right), rng.randint(0, bottom))
         image = functional.crop(image, top, left, self.resolution, self.resolution)
@@ -313,8 +326,9 @@ def open_image(row: Captioned) -> Image.Image:
         if not isinstance(image, Image.Image):
             image = Image.open(image)
         return _opaque(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
-        raise TrainingError(f"the image of {row.name} does not decode ({error}); remove or replace it") from error
+    except UNDECODABLE as error:
+        reason = why_undecodable(error)
+        raise TrainingError(f"the image of {row.name} does not decode ({reason}); remove or replace it") from error
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -16,21 +16,28 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..attention import differentiable_attention
+from ..foreign_files import ForeignFileError
+from ..memory_errors import want_of_memory
 from ..models.diamond_map import DiamondMap
+from ..models.map_config import declare_map
 from ..models.storage import save_diamond_map
-from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload, write_model_card
+from ..output_files import writing
+from ..pipelines.model_card import MAP_REPOSITORY, check_card, create_repository, upload, write_model_card
+from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
 from .batches import Order
 from .checkpoints import Checkpoints
 from .errors import TrainingError
-from .module import DistillationLoss, DistilledModule
+from .module import DistilledModule
 from .setup import (
     DTYPES,
+    build_loss,
     build_optimizer,
     build_schedule,
     check_packages,
@@ -38,10 +45,10 @@ from .setup import (
     lora_layers,
     make_accelerator,
     prepare_distribution,
+    prepare_output,
 )
 from .sources import load_rows, open_source
 from .teacher import Teacher
-from .trajectories import TrajectoryLoss
 from .validation import ROWS, image_grid, validation_images
 
 logger = logging.getLogger(__name__)
@@ -56,9 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     try:
         Distillation(given).run()
-    except TrainingError as error:
+    except (TrainingError, ForeignFileError, OSError) as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        reason = want_of_memory(error)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}; lower --train_batch_size, --resolution or --rank, or add --gradient_checkpointing")
 
 
 class Distillation:
@@ -79,6 +91,7 @@ class Distillation:
         self.given = given
         check_packages(given)
         self.rows = load_rows(given)
+        prepare_output(given)
         self.accelerator = accelerator or make_accelerator(given)
         prepare_distribution(self.accelerator, given)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
@@ -129,6 +142,9 @@ class Distillation:
             self.diamond_map = DiamondMap(
                 backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation
             )
+            # What the map is going to say of itself has to be possible before it is trained.
+            check_card(given.license, given.validation_prompt)
+            declare_map(backbone, self.teacher.call_defaults, **self._origin(), training={})
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
@@ -201,7 +217,8 @@ class Distillation:
         for micro_step in range(given.gradient_accumulation_steps):
             batch = self.step * given.gradient_accumulation_steps + micro_step
             draw = next(source)
-            torch.manual_seed((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index)
+            # Of a seed there are 64 bits.
+            torch.manual_seed(((given.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index) % 2**63)
             data, features = draw()
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
@@ -303,9 +320,10 @@ class Distillation:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         if self.accelerator.is_main_process:
-            folder = given.output_dir / "validation"
-            folder.mkdir(parents=True, exist_ok=True)
-            grid.save(folder / f"step-{self.step}.png")
+            file = given.output_dir / "validation" / f"step-{self.step}.png"
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                grid.save(file)
         return grid
 
     def _finish(self) -> None:
@@ -318,23 +336,27 @@ class Distillation:
         trained = self.parameters if self.average is None else self.average.shadow_params
         weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
         if accelerator.is_main_process:
-            save_diamond_map(
-                given.output_dir,
-                self.diamond_map,
-                self.teacher.call_defaults,
-                self._facts(),
-                base_model=given.pretrained_model_name_or_path,
-                base_revision=given.revision,
-                license=given.license,
-                weights=weights,
-            )
-            repository = self.repository or str(given.output_dir)
-            caption = f"Rows: {', '.join(ROWS)}."
-            write_model_card(given.output_dir, repository, given.license, prompt, samples, caption)
-            logger.info("the map is in %s", given.output_dir)
+            self._save(weights, prompt, samples)
             if given.push_to_hub:
                 self._upload()
         accelerator.wait_for_everyone()
+
+    def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
+        """Writes the map and its card, which take the place of those that are there when they are complete."""
+        given = self.given
+        with writing(given.output_dir), staged(given.output_dir) as stage:
+            save_diamond_map(
+                stage.path,
+                self.diamond_map,
+                self.teacher.call_defaults,
+                self._facts(),
+                weights=weights,
+                **self._origin(),
+            )
+            repository = self.repository or str(given.output_dir)
+            caption = f"Rows: {', '.join(ROWS)}."
+            write_model_card(stage.path, repository, given.license, prompt, samples, caption)
+        logger.info("the map is in %s", given.output_dir)
 
     def _upload(self) -> None:
         folder, repository = self.given.output_dir, self.repository
@@ -347,6 +369,11 @@ class Distillation:
                 f"hf upload {repository} {folder} {files}"
             ) from error
         logger.info("pushed to %s", repository)
+
+    def _origin(self) -> dict[str, str | None]:
+        """Of what the map is a map."""
+        name, revision, license = (self.given.pretrained_model_name_or_path, self.given.revision, self.given.license)
+        return {"base_model": name, "base_revision": revision, "license": license}
 
     def _facts(self) -> dict[str, Any]:
         """What the reader of the map's card wants to know of its training."""
@@ -367,14 +394,6 @@ class Distillation:
                 else {"diagonal_fraction": self.loss.diagonal_fraction}
             ),
         }
-
-
-def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
-    """The loss that the options name."""
-    if given.loss == TRAJECTORIES:
-        return TrajectoryLoss(given.regression_weight)
-    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
-    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
 
 
 def full(weight: Tensor) -> Tensor:

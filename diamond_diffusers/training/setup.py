@@ -19,11 +19,14 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from ..foreign_models import UNLOADABLE, why_unloadable
+from ..output_files import prepare_folder
 from ..pipelines import DiamondMapPipeline
-from .arguments import MINIATURE
+from .arguments import DEFAULT_WARMUP_STEPS, MINIATURE, TRAJECTORIES
 from .errors import TrainingError
+from .module import DistillationLoss
+from .trajectories import TrajectoryLoss
 
-DEFAULT_WARMUP_STEPS = 100
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -48,6 +51,20 @@ _TRACKERS_INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wand
 
 def _trackers(given: argparse.Namespace) -> list[str]:
     return [name for name in given.report_to.split(",") if name != "none"]
+
+
+def prepare_output(given: argparse.Namespace) -> None:
+    """Creates the folders that are written to, before there is anything to lose.
+
+    Raises:
+        TrainingError: one cannot be written to.
+    """
+    try:
+        prepare_folder(given.output_dir, "--output_dir")
+        if "tensorboard" in _trackers(given):
+            prepare_folder(given.output_dir / given.logging_dir, "--logging_dir")
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
 def make_accelerator(given: argparse.Namespace) -> Accelerator:
@@ -110,8 +127,9 @@ def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeli
     dtypes = {"default": dtype, "vae": torch.float32}
     try:
         pipe = DiamondMapPipeline.from_pretrained(None if name == MINIATURE else name, dtype=dtypes, **hub)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise TrainingError(f"--pretrained_model_name_or_path {name} cannot be loaded: {error}") from error
+    except UNLOADABLE as error:
+        reason = why_unloadable(error)
+        raise TrainingError(f"--pretrained_model_name_or_path {name} cannot be loaded: {reason}") from error
     if pipe.backbone.posterior_map is not None:
         pipe.unload_diamond_map()
     pipe.set_progress_bar_config(disable=True)
@@ -137,6 +155,14 @@ def lora_layers(given: argparse.Namespace, network: nn.Module) -> list[str] | No
                 f"--lora_layers names {ending!r}, which no module of the {type(network).__name__} ends in"
             )
     return endings
+
+
+def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
+    """The loss that the options name."""
+    if given.loss == TRAJECTORIES:
+        return TrajectoryLoss(given.regression_weight)
+    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
+    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
 
 
 def build_optimizer(given: argparse.Namespace, parameters: list[nn.Parameter]) -> Optimizer:

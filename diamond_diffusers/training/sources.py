@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..foreign_files import read_lines
+from ..glass import inner_times
+from ..output_files import writing
+from ..staging import write_safetensors
 from .arguments import TRAJECTORIES
 from .batches import Order, batches_from
 from .data import Captioned, Preparation, choose_caption, load_captioned
 from .errors import TrainingError
 from .teacher import Teacher
-from .trajectories import Trajectories
+from .trajectories import INNER_STEPS, Trajectories
 
 Source = Iterator[Callable[[], tuple[Tensor | Trajectories, dict[str, Tensor]]]]
 """Endless batches; each is drawn when it is called, as what is learnt from, clean latents `[B, ...]` or trajectories,
@@ -32,6 +36,7 @@ def load_rows(given: argparse.Namespace) -> Any:
     """The prompts or the captioned images that the options name.
 
     Raises:
+        ForeignFileError: a file of them cannot be read.
         TrainingError: there are none.
     """
     if given.prompts_file is not None:
@@ -96,12 +101,10 @@ def read_prompts(file: Path) -> list[str]:
     """The lines of a file that are not empty.
 
     Raises:
+        ForeignFileError: it cannot be read.
         TrainingError: there are none.
     """
-    try:
-        prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"--prompts_file {file} cannot be read: {error}") from error
+    prompts = [line.strip() for _, line in read_lines(file)]
     if not prompts:
         raise TrainingError(f"--prompts_file {file} is empty; write one prompt a line")
     return prompts
@@ -236,7 +239,8 @@ class RowCache:
 
         Rows come in the same chunks every time, since what is random of them may depend on their chunk.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         chunks = [range(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
         own = chunks[process_index::num_processes]
         missing = [chunk for chunk in own if not all(self.file(index).exists() for index in chunk)]
@@ -244,12 +248,15 @@ class RowCache:
             batch = encode(chunk)
             for position, index in enumerate(chunk):
                 row = {name: tensor[position].cpu().contiguous().clone() for name, tensor in batch.items()}
-                partial = self.file(index).with_suffix(".partial")
-                save_file(row, partial)
-                os.replace(partial, self.file(index))
+                with writing(self.file(index)):
+                    write_safetensors(self.file(index), row)
 
     def __call__(self, row: Captioned, rng: random.Random) -> dict[str, Tensor]:
-        return load_file(self.file(int(row.name)))
+        file = self.file(int(row.name))
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"'{file}' cannot be read ({error}); delete it, so that it is made again") from error
 
 
 def _identity(given: argparse.Namespace, rows: Any, teacher: Teacher) -> str:
@@ -263,4 +270,5 @@ def _identity(given: argparse.Namespace, rows: Any, teacher: Teacher) -> str:
     settings["rows"] = rows.fingerprint
     if given.cache_trajectories:
         settings["guidance"] = str(teacher.guidance)
+        settings["inner_times"] = str(inner_times(INNER_STEPS, 1.0).tolist())
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

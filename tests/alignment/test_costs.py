@@ -17,27 +17,45 @@ IMAGES, STEPS = 2, len(COARSE_LEVELS) - 1
 LOOK_AHEADS = GlassPosterior(3, 4)
 """9 evaluations and 4 decodes a particle."""
 
-# Per particle and step: evaluations, of which backward, and decodes.
+# Of a particle: evaluations, of which backward, and decodes. SMC values particles between the steps alone.
+LAST = STEPS - 1
 METHODS = {
-    "plain": (NoAlignment(num_particles=3), 1, 0, 0),
-    "ancestral": (NoAlignment(AncestralTransition()), 1, 0, 0),
-    "glass": (NoAlignment(GlassTransition(4)), 4, 0, 0),
-    "best of n": (BestOfN(num_particles=5), 1, 0, 0),
-    "fk steering": (SMC(3, DenoiserPoint(), GlassTransition(1)), 1, 0, 1),
-    "glass smc": (SMC(3, LOOK_AHEADS, GlassTransition(2)), 9 + 1, 0, 4),
-    "pathwise smc": (SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(gradient="pathwise")), 9 + 1, 9, 4),
+    "plain": (NoAlignment(num_particles=3), 1 * STEPS, 0, 0),
+    "ancestral": (NoAlignment(AncestralTransition()), 1 * STEPS, 0, 0),
+    "glass": (NoAlignment(GlassTransition(4)), 4 * STEPS, 0, 0),
+    "best of n": (BestOfN(num_particles=5), 1 * STEPS, 0, 0),
+    "fk steering": (SMC(3, DenoiserPoint(), GlassTransition(1)), 1 * STEPS, 0, 1 * LAST),
+    "few valuations": (SMC(3, LOOK_AHEADS, GlassTransition(2), num_valuations=2), 2 * 10 + 3 * 2, 0, 2 * 4),
+    "glass smc": (SMC(3, LOOK_AHEADS, GlassTransition(2)), 10 * LAST + 2, 0, 4 * LAST),
+    # Guidance looks ahead at every step.
+    "pathwise smc": (
+        SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(gradient="pathwise"), num_valuations=1),
+        10 * STEPS,
+        9 * STEPS,
+        4 * STEPS,
+    ),
     "tilted mean smc": (
         SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "tilted_mean")),
-        9 + 1,
+        10 * STEPS,
         0,
-        4,
+        4 * STEPS,
     ),
-    "dps": (Guidance(gradient="pathwise"), 1, 1, 1),
-    "isotropic": (Guidance(LOOK_AHEADS, num_particles=2, transition=ODETransition()), 9, 0, 4),
-    "pathwise": (Guidance(LOOK_AHEADS, "pathwise", num_particles=2), 9, 9, 4),
-    "tilted mean": (Guidance(LOOK_AHEADS, "tilted_mean"), 9, 0, 4),
-    "guided inner steps": (Guidance(LOOK_AHEADS, "tilted_mean", transition=GlassTransition(3)), 27, 0, 12),
-    "guided ode": (Guidance(GlassPosterior(2, 1), "pathwise", transition=ODETransition()), 2, 2, 1),
+    "dps": (Guidance(gradient="pathwise"), 1 * STEPS, 1 * STEPS, 1 * STEPS),
+    "isotropic": (Guidance(LOOK_AHEADS, num_particles=2, transition=ODETransition()), 9 * STEPS, 0, 4 * STEPS),
+    "pathwise": (Guidance(LOOK_AHEADS, "pathwise", num_particles=2), 9 * STEPS, 9 * STEPS, 4 * STEPS),
+    "tilted mean": (Guidance(LOOK_AHEADS, "tilted_mean"), 9 * STEPS, 0, 4 * STEPS),
+    "guided inner steps": (
+        Guidance(LOOK_AHEADS, "tilted_mean", transition=GlassTransition(3)),
+        27 * STEPS,
+        0,
+        12 * STEPS,
+    ),
+    "guided ode": (
+        Guidance(GlassPosterior(2, 1), "pathwise", transition=ODETransition()),
+        2 * STEPS,
+        2 * STEPS,
+        1 * STEPS,
+    ),
 }
 
 
@@ -59,9 +77,9 @@ def test_costs_are_exact(name, is_guided):
     cost, backbone = model.cost, model.backbone
     rows = IMAGES * alignment.num_particles
     factor = 2 if is_guided else 1
-    assert cost.network_evaluations == backbone.evaluations == rows * STEPS * evaluations * factor
-    assert cost.backward_passes == backbone.backwards == rows * STEPS * backwards * factor
-    assert cost.decodes == backbone.decoded == rows * (STEPS * decodes + 1)
+    assert cost.network_evaluations == backbone.evaluations == rows * evaluations * factor
+    assert cost.backward_passes == backbone.backwards == rows * backwards * factor
+    assert cost.decodes == backbone.decoded == rows * (decodes + 1)
     assert cost.reward_calls == model.reward.calls == cost.decodes
     assert cost.equivalent_evaluations == cost.network_evaluations + 2 * cost.backward_passes
     assert cost.seconds > 0

@@ -23,8 +23,7 @@ NUM_IMAGES, NUM_PARTICLES = 96, 128
 # How much the value of level j counts in the logarithm of the potentials' product at level k.
 EXPONENTS = {
     "value": lambda k, j: float(j == k),
-    "difference": lambda k, j: float(j == k) - float(j == 0),
-    "sum": lambda k, j: float(k - j + 1),
+    "sum": lambda k, j: float(k - j + 1) if j > 0 else 0.0,
 }
 
 
@@ -116,6 +115,7 @@ def test_every_level_is_the_kalman_filter_of_a_linear_gaussian_chain(
         resampling_threshold=resampling_threshold,
         potential=potential,
         tempering=tempering,
+        num_valuations=None,
     )
     x = PRIOR.observation(LEVELS[0]).sample(NUM_IMAGES * NUM_PARTICLES, seeded(1)).float()
     # Sums of values spread the weights more.
@@ -151,7 +151,14 @@ class ExactValue(PosteriorSampler):
 @pytest.mark.parametrize("tempering", [None, AdaptiveTempering(0.98)], ids=["cold", "adaptive"])
 def test_exact_values_give_the_tilted_law_at_every_level(tempering, monkeypatch):
     """Where the inverse temperature is 1, the target is the tilted law's own noisy law, of the same evidence."""
-    smc = SMC(NUM_PARTICLES, ExactValue(), GlassTransition(16), resampling_threshold=0.9, tempering=tempering)
+    smc = SMC(
+        NUM_PARTICLES,
+        ExactValue(),
+        GlassTransition(16),
+        resampling_threshold=0.9,
+        tempering=tempering,
+        num_valuations=None,
+    )
     clouds, _ = clouds_of(smc, monkeypatch, levels=COARSE_LEVELS)
     tilted, evidence = REWARD.tilt(PRIOR, scale=SCALE)
     num_checked = 0

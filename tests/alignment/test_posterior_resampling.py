@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import Guidance, PosteriorResampling
+from diamond_diffusers.alignment import Guidance, NoAlignment, PosteriorResampling
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.posterior_resampling import choose
 from diamond_diffusers.alignment.random_source import RandomSource
@@ -15,10 +15,10 @@ from diamond_diffusers.diamond import DiamondPosterior
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.weighted_posterior import WeightedPosterior
 
-from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded
+from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
 from ..core.test_diamond import DiamondMixture, tilted_model
-from .runs import COARSE_LEVELS, run
+from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
 
@@ -34,6 +34,22 @@ def test_many_look_aheads_give_the_tilted_law(reward, correlation):
     # Two exact sets of this size are 0.006 apart at most in 50 trials; the plain law is over 0.2 away.
     assert energy_distance(drawn, exact) < 0.012
     assert energy_distance(MIXTURE.sample(1000, seeded(6)), exact) > 0.1
+
+
+@pytest.mark.parametrize("num_steps", [4, 6, 12])
+def test_the_defaults_reach_a_higher_reward_than_plain_sampling(num_steps):
+    """And keep the spread of the tilted law, which too few inner steps lose."""
+    scale = 1.5
+    model, plain_model = (make_model(MIXTURE, LINEAR, num_images=400, reward_scale=scale) for _ in range(2))
+    tilted, plain = (
+        run(method, on, falling_levels(num_steps))
+        for method, on in ((PosteriorResampling(), model), (NoAlignment(), plain_model))
+    )
+    gain = (tilted.rewards - plain.rewards)[:, 0]
+    assert gain.mean() > 0.5 and standard_error(gain) < 0.1
+    law, _ = LINEAR.tilt(MIXTURE, scale=scale)
+    spread = tilted.latents[:, 0].double().var(0).sum() / law.covariance.diagonal().sum()
+    assert spread > 0.7
 
 
 def test_guidance_moves_what_is_chosen():

@@ -1,20 +1,23 @@
 """SMC whose particles move by their own look-aheads, against the tilted law and the evidence in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from diamond_diffusers.alignment import SMC, Guidance, PosteriorSMC
-from diamond_diffusers.diamond import DiamondPosterior
+from diamond_diffusers.alignment.model import TiltedModel
+from diamond_diffusers.alignment.posterior_resampling import noised_sample
+from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition
 from diamond_diffusers.weighted_posterior import WeightedPosterior
 
-from ..core.mixture import standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, make_model
-from ..core.test_diamond import MIXTURE, tilted_model
-from .runs import COARSE_LEVELS, run
+from ..core.mixture import seeded, standard_error
+from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
+from ..core.test_diamond import MIXTURE, DiamondMixture, tilted_model
+from .runs import COARSE_LEVELS, falling_levels, run
 from .test_smc import is_exact
 
 LEVELS = (math.inf, 1.5, 0.5, 0.0)
@@ -83,14 +86,53 @@ def test_look_aheads_without_a_value_are_not_scored():
     assert late.cost.network_evaluations == untilted.cost.network_evaluations == 2 * 3 * 4 * (len(COARSE_LEVELS) - 1)
 
 
-def test_the_denoiser_point_is_fk_steering():
-    """Its step of one sample is the Gaussian ancestral one."""
-    point, steering = (
-        run(method, make_model(MIXTURE, LINEAR, num_images=3), seed=(1, 2, 3))
-        for method in (PosteriorSMC(4, DenoiserPoint()), SMC(4, DenoiserPoint(), GlassTransition()))
+def test_a_move_by_the_denoised_sample_is_the_gaussian_ancestral_step():
+    """So that with `DenoiserPoint` this is FK steering."""
+    network = make_model(MIXTURE, LINEAR).network(torch.zeros(5, dtype=torch.long))
+    x, noise = torch.randn(2, 5, 3, generator=seeded(1))
+    for kappa, kappa_next in [(math.inf, 2.0), (2.0, 0.7), (0.7, 0.0)]:
+        predicted = network.predict(x, kappa)
+        moved = noised_sample(x, predicted, noise, kappa, kappa_next, kappa_next / kappa)
+        step = GlassTransition().step(network, x, kappa, kappa_next, predicted, noise)
+        torch.testing.assert_close(moved, step)
+
+
+class CoarseDiamondMixture(DiamondMixture):
+    """Its map in fewer steps, which are as good as exact."""
+
+    max_step = 0.1
+
+
+MORE_STEPS = {
+    "posterior_smc": PosteriorSMC(16),
+    "smc by the map alone": SMC(16, DiamondPosterior(1), DiamondTransition()),
+    "smc with several look-aheads": SMC(16, DiamondPosterior(4), DiamondTransition()),
+    "smc with points": SMC(16, DenoiserPoint(), DiamondTransition()),
+}
+
+
+def evidence_errors(smc, num_steps, num_images=128):
+    """Errors of `log Z`, `[B]`, under a tilt that few particles of 16 survive."""
+    scale = 2.5
+    model = TiltedModel(
+        CoarseDiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR, reward_scale=scale
     )
-    torch.testing.assert_close(point.latents, steering.latents)
-    torch.testing.assert_close(point.log_evidence, steering.log_evidence)
+    _, evidence = LINEAR.tilt(MIXTURE, scale=scale)
+    return run(smc, model, falling_levels(num_steps)).log_evidence - evidence
+
+
+@pytest.mark.parametrize("name", MORE_STEPS)
+def test_more_steps_do_not_make_the_evidence_worse(name):
+    """Fresh look-ahead noise in the weights after every step would: by 1 with 12 steps, and by 5 with 40."""
+    few, more, many = (evidence_errors(MORE_STEPS[name], num_steps) for num_steps in (5, 12, 40))
+    for errors in (more, many):
+        tolerance = 3 * (standard_error(errors) ** 2 + standard_error(few) ** 2).sqrt()
+        assert errors.mean() > few.mean() - tolerance and tolerance < 0.6
+
+
+def test_values_after_every_step_cost_lineages():
+    """The same steps, of which noise chooses at each: what the default keeps from."""
+    assert evidence_errors(replace(MORE_STEPS["posterior_smc"], num_valuations=None), 40).mean() < -3
 
 
 def test_without_a_tilt_look_aheads_alone_move_the_particles():

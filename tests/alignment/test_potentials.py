@@ -18,12 +18,11 @@ MIXTURE = make_mixture(3)
 EXACT = GlassTransition(num_inner_steps=16)
 LEVELS = (math.inf, 1.5, 0.5, 0.0)
 # Sums of values weigh more than the reward does before the last factor takes the excess back.
-SCALES = {"value": 1.2, "difference": 1.2, "max": 0.6, "sum": 0.4}
+SCALES = {"value": 1.2, "max": 0.6, "sum": 0.4}
 
 # `log G_k` of the values so far, as FK steering writes its potentials.
 FACTORS = {
     "value": lambda values: values[-1] - (values[-2] if len(values) > 1 else 0.0),
-    "difference": lambda values: values[-1] - values[-2] if len(values) > 1 else torch.zeros_like(values[-1]),
     "max": lambda values: torch.stack(values).amax(0),
     "sum": sum,
 }
@@ -86,22 +85,6 @@ def test_every_potential_has_the_tilted_law_and_its_evidence_as_limit(name, post
     assert energy_distance(z, exact) < tolerance < plain / 2
 
 
-def test_difference_is_value_where_all_paths_begin_alike():
-    """The denoised sample of pure noise is the same for all particles; look-ahead samples of it are not."""
-    for posterior, is_same in [(DenoiserPoint(), True), (GlassPosterior(2, 2), False)]:
-        results = [
-            run(
-                SMC(16, posterior, GlassTransition(2), resampling_threshold=0.9, potential=name),
-                make_model(MIXTURE, LINEAR, num_images=8, reward_scale=2.0),
-            )
-            for name in ("value", "difference")
-        ]
-        first, second = results
-        assert any(step.resampled.any() for step in first.trace.steps[:-1])
-        assert torch.allclose(first.latents, second.latents) == is_same
-        assert torch.allclose(first.log_evidence, second.log_evidence, atol=1e-6) == is_same
-
-
 def test_an_unknown_potential_is_refused():
-    with pytest.raises(ValueError, match="potential is 'mean'; choose one of value, difference, max, sum"):
+    with pytest.raises(ValueError, match="potential is 'mean'; choose one of value, max, sum"):
         SMC(potential="mean")

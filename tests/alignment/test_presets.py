@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import PRESETS, SMC, AdaptiveTempering, Guidance, NoAlignment, as_alignment
+from diamond_diffusers.alignment import PRESETS, SMC, Guidance, NoAlignment, as_alignment
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.noise_optimization import NoiseOptimization
 from diamond_diffusers.alignment.posterior_resampling import PosteriorResampling
 from diamond_diffusers.alignment.presets import das, fk_steering, fmrg, fmtt, posterior_diamond, weighted_diamond
-from diamond_diffusers.alignment.tempering import ScheduledTempering
+from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.alignment.smc_presets import DASTransition
 from diamond_diffusers.cli import AlignmentOptions, build_alignment
 from diamond_diffusers.diamond import DiamondPosterior
 from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
@@ -31,8 +32,9 @@ IMAGES, STEPS = 120, len(COARSE_LEVELS) - 1
 
 CELLS = {
     "fk_steering": (SMC, DenoiserPoint, AncestralTransition),
-    "das": (SMC, DenoiserPoint, AncestralTransition),
+    "das": (SMC, DenoiserPoint, DASTransition),
     "glass_fk": (SMC, DenoiserPoint, GlassTransition),
+    "posterior_diamond_smc": (SMC, DiamondPosterior, GlassTransition),
     "dps": (Guidance, DenoiserPoint, AncestralTransition),
     "fmtt": (Guidance, FlowMapPoint, type(None)),
     "fmrg": (Guidance, FlowMapPoint, ODETransition),
@@ -46,6 +48,7 @@ COSTS = {
     "fk_steering": (4 * STEPS, 0),
     "das": (4 * STEPS, 4 * STEPS),
     "glass_fk": (4 * 4 * STEPS, 0),
+    "posterior_diamond_smc": (10 * (8 * STEPS + STEPS - 1), 0),
     "dps": (STEPS, STEPS),
     "fmtt": (4 * STEPS, 4 * STEPS),
     # Three guided steps and one more of three particles, their comparison, and one step of the best.
@@ -74,13 +77,13 @@ def test_each_name_is_its_cell_of_the_grid():
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
-    backbone = DiamondMixture if name == "posterior_diamond" else MixtureBackbone
+    backbone = DiamondMixture if "posterior_diamond" in name else MixtureBackbone
     plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
     model = model_of(reward, IMAGES, backbone)
     alignment = as_alignment(name, model.backbone)
     result = run(alignment, model)
-    drawn = (result.log_weights.exp() * result.rewards).sum(1)
-    gain = drawn - plain[:, 0]
+    chosen = result.select(alignment.default_selection, RandomSource(seeded(1), IMAGES))
+    gain = (result.rewards.gather(1, chosen) - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
     evaluations, backwards = COSTS[name]
     assert (model.cost.network_evaluations, model.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
@@ -137,8 +140,6 @@ def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
 
 def test_settings_follow_the_model():
     few_step, ordinary = MixtureMapBackbone(MIXTURE), MixtureBackbone(MIXTURE)
-    assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == AncestralTransition(0.5)
-    assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
     assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
     assert fmtt(ordinary).posterior == FlowMapPoint(4)
     assert weighted_diamond(few_step) == weighted_diamond()
@@ -148,7 +149,6 @@ def test_settings_follow_the_model():
     flux = weighted_diamond(few_step)
     assert flux.posterior == WeightedPosterior(16, 1.1, "reward_softmax")
     assert (flux.scaling, flux.guidance_strength, flux.max_coefficient) == ("norm", 20 / 256, 20.0)
-    assert das(ordinary).tempering == ScheduledTempering(0.008)
     few_step.family = "sana_sprint"
     sprint = weighted_diamond(few_step)
     assert sprint.posterior == WeightedPosterior(4, 20.0, "equal")

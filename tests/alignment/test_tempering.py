@@ -58,16 +58,22 @@ def test_impossible_particles_do_not_stop_adaptive_tempering():
 
 
 def test_the_schedule_is_that_of_das():
-    result = run(SMC(4, tempering=ScheduledTempering(0.3)), make_model(MIXTURE, LINEAR), falling_levels(6))
-    expected = torch.tensor([0.3, 0.69, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(inverse_temperatures(result)[:, 0], expected)
-    slow = run(SMC(4, tempering=ScheduledTempering(0.01)), make_model(MIXTURE, LINEAR), falling_levels(6))
-    expected = torch.tensor([1.01**k - 1 for k in range(1, 6)] + [1.0], dtype=torch.float64)
-    torch.testing.assert_close(inverse_temperatures(slow)[:, 0], expected)
+    """Of every move, whether particles are valued after it or not."""
+    for count, valued in [(None, (1, 2, 3, 4, 5, 6)), (2, (2, 4, 6))]:
+        for gamma in (0.3, 0.01):
+            smc = SMC(4, tempering=ScheduledTempering(gamma), num_valuations=count)
+            result = run(smc, make_model(MIXTURE, LINEAR), falling_levels(6))
+            found = {
+                index: step.inverse_temperature.item()
+                for index, step in enumerate(result.trace.steps, 1)
+                if step.inverse_temperature is not None
+            }
+            expected = {k: min(1.0, (1 + gamma) ** k - 1) if k < 6 else 1.0 for k in valued}
+            assert found == pytest.approx(expected)
 
 
 def test_the_effective_sample_size_is_held_along_the_levels():
-    smc = SMC(64, DenoiserPoint(), GlassTransition(2), tempering=AdaptiveTempering(0.5), resampling_threshold=0.5)
+    smc = SMC(64, DenoiserPoint(), GlassTransition(2), tempering=AdaptiveTempering(0.5), num_valuations=None)
     model = make_model(MIXTURE, LINEAR, num_images=6, reward_scale=30.0)
     result = run(smc, model, falling_levels(12))
     temperatures = inverse_temperatures(result)
@@ -84,7 +90,7 @@ def test_the_effective_sample_size_is_held_along_the_levels():
         assert step.resampled[step.inverse_temperature < 1].all()
         previous = step.inverse_temperature
     # Without tempering the first weighing leaves next to nothing.
-    plain = run(SMC(64, DenoiserPoint(), GlassTransition(2)), model, falling_levels(12))
+    plain = run(SMC(64, DenoiserPoint(), GlassTransition(2), num_valuations=None), model, falling_levels(12))
     assert min(step.effective_sample_size.min() for step in plain.trace.steps[:-1]) < 10
 
 
@@ -111,17 +117,24 @@ def test_tempered_weights_have_the_limits_of_the_full_reward(tempering, guidance
     assert (inverse_temperatures(result)[0] < 1).any()
 
 
-def test_guidance_is_tempered_too():
-    """The first move starts at inverse temperature 0, so that nothing tilts it."""
-    particles = {}
-    for name, guidance in [("plain", None), ("guided", Guidance(gradient="pathwise"))]:
-        seen = particles.setdefault(name, [])
-        smc = SMC(8, guidance=guidance, tempering=ScheduledTempering(0.5), resampling="none")
+@pytest.mark.parametrize(
+    ("tempering", "first"),
+    [(AdaptiveTempering(), 0.0), (ScheduledTempering(0.25), 0.25)],
+    ids=["adaptive", "scheduled"],
+)
+def test_guidance_is_tempered_too(tempering, first):
+    """By the temperature of the level that a move leads to, where that is known before the move."""
+    moved = []
+    for strength, tempers in ((1.0, None), (1.0, tempering), (0.0, None)):
+        guidance = Guidance(LOOK_AHEADS, "tilted_mean", strength, max_shift=None)
+        smc = SMC(8, LOOK_AHEADS, guidance=guidance, max_tilt=math.inf, tempering=tempers)
+        seen = []
         model = make_model(MIXTURE, LINEAR, reward_scale=3.0)
         run(smc, model, falling_levels(4), on_step=lambda index, x, seen=seen: seen.append(x.clone()))
-    assert torch.equal(particles["guided"][0], particles["plain"][0])
-    gain = (particles["guided"][2] - particles["plain"][2]) @ LINEAR.linear[""].float()
-    assert (gain > 0).all()
+        moved.append(seen[0])
+    whole, tempered, none = moved
+    torch.testing.assert_close(tempered - none, first * (whole - none), atol=1e-5, rtol=0)
+    assert (whole - none).norm() > 0.1
 
 
 def test_the_temperature_of_an_image_is_its_own():

@@ -95,7 +95,7 @@ def test_a_transition_to_the_level_and_noise_at_hand_is_the_identity_to_the_bit(
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 2.0, math.inf])
 def test_several_steps_of_an_exact_map_are_one(level):
-    """Wherever the steps end: the map of the tests is exact but for its own small ones, the first of which are Euler's."""
+    """Wherever the steps end: the map of the tests is exact but for its own small ones, first of Euler."""
     network = tilted_model().network(torch.zeros(4, dtype=torch.long))
     x = MIXTURE.observation(level).sample(4, seeded(1)).float()
     noise = torch.randn(4 * 50, 3, generator=seeded(2))

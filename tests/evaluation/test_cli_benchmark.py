@@ -73,6 +73,12 @@ def test_a_prompts_file_is_exported_and_redrawn(command, tmp_path):
     assert "has the pixels of the record, bit for bit" in printed
     assert (np.asarray(Image.open(tmp_path / "again.png")) == exported).all()
     changed = json.loads(record.read_text())
+    other = tmp_path / "other.json"
+    for name, value in (("model", "/nowhere"), ("reward", "magic")):
+        other.write_text(json.dumps({**changed, "settings": {**changed["settings"], name: value}}))
+        result = invoke("redraw", other, "--output", tmp_path / "again.png")
+        assert result.exit_code == 2
+        assert f"Error: settings.{name} of '{other}'" in " ".join(result.output.split())
     changed["record"]["batch"]["seeds"] = [seed + 1 for seed in changed["record"]["batch"]["seeds"]]
     record.write_text(json.dumps(changed))
     result = invoke("redraw", record, "--output", tmp_path / "again.png", "--device", "cpu")
@@ -91,6 +97,7 @@ def clip_folder():
         (("--num-prompts", 301), "num_prompts is 301; give a number from 1 to 300"),
         (("--methods", "plain", "--budgets", 2), "budget is 2, but method 'plain' takes at least 6"),
         (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),
+        (("--budgets", "1" + "0" * 30), "give positive numbers such as 50,100,200,400, up to 1000000000"),
         (("--export", "coco"), "export is 'coco'; choose one of geneval, unigenbench"),
         (("--prompts", "nowhere.txt"), "does not exist"),
         (("--methods", "plain", "--height", 3), "height is 3, which is less than a token"),
@@ -137,9 +144,15 @@ def test_a_reward_is_needed(tiny_folder, tmp_path):
 def test_only_records_are_redrawn(tmp_path):
     path = tmp_path / "record.json"
     path.write_text("{}")
+    huge, binary = tmp_path / "huge.json", tmp_path / "binary.json"
+    huge.write_text("[" * 100_000)
+    binary.write_bytes(b"\xff\x00\x01")
     for arguments, sentence in (
-        ((path,), "is no record of an image"),
+        ((path,), "has no 'settings'; name a .json file beside an image of `diamond-diffusers benchmark`"),
+        ((huge,), "is nested deeper than 64 levels"),
+        ((binary,), "line 1 of"),
         ((tmp_path / "nowhere.json",), "does not exist"),
+        ((path, "--output", tmp_path), "which is a folder"),
         ((path, "--output", tmp_path / "again"), "whose suffix is that of no image"),
     ):
         result = invoke("redraw", *arguments)

@@ -252,7 +252,7 @@ def test_records_survive_the_disk(setup, tmp_path):
     assert settings["seed"] == 0 and settings["alignment"]["num_particles"] == 2
     assert RecordFolder(folder, settings).of([Key(0, 0)]) == [record]
     (folder / "0000_0.json").write_text(json.dumps({"settings": {}}))
-    with pytest.raises(ValueError, match=r"0000_0.json' is no record of an image"):
+    with pytest.raises(ValueError, match=r"0000_0.json' has no 'record'; name a .json file beside"):
         read_record(folder / "0000_0.json")
 
 

@@ -1,11 +1,27 @@
+import errno
 import json
 import math
+import os
 
 import pytest
 import torch
+from PIL import Image
 
 from diamond_diffusers import SMC
-from diamond_diffusers.evaluation.files import plain, prepare_folder, write_bytes, write_json
+from diamond_diffusers.evaluation.files import check_image_path, copy_file, plain, write_bytes, write_image, write_json
+from diamond_diffusers.output_files import UnwritableError, prepare_folder, writing
+
+
+def write_text(folder):
+    write_bytes(folder / "new.png", b"new")
+
+
+def write_picture(folder):
+    write_image(folder / "new.png", Image.new("RGB", (2, 2)))
+
+
+def write_copy(folder):
+    copy_file(folder / "source", folder / "new.png")
 
 
 def test_json_is_strict_and_complete(tmp_path):
@@ -31,6 +47,34 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("write", [write_text, write_picture, write_copy])
+@pytest.mark.parametrize("moment", ["os.replace", None])
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch, write, moment):
+    (tmp_path / "source").write_bytes(b"x")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for target in (moment,) if moment else ("pathlib.Path.write_bytes", "PIL.Image.Image.save", "shutil.copyfile"):
+        monkeypatch.setattr(target, fail)
+    with pytest.raises(UnwritableError, match=r"^'.*new.png' cannot be written \(No space left on device\); make room"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_only_what_is_of_writing_is_told():
+    for error in (RuntimeError("a bug"), ValueError("a bug"), BrokenPipeError(errno.EPIPE, "closed")):
+        with pytest.raises(type(error)) as raised, writing("file"):
+            raise error
+        assert raised.value is error
+
+
+def test_an_image_cannot_take_the_place_of_a_folder(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ValueError, match=r"a.png', which is a folder; name a file"):
+        check_image_path(tmp_path / "a.png")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

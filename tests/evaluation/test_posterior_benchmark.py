@@ -146,7 +146,7 @@ def test_laws_are_told_apart(result: PosteriorBenchmark) -> None:
         assert point.energy_distance > 10 * point.standard_error
         assert point.energy_distance > coarse.energy_distance
         assert fine.energy_distance < coarse.energy_distance / 5
-        assert fine.energy_distance > 10 * fine.standard_error
+        assert fine.energy_distance > 5 * fine.standard_error
 
 
 def test_of_all_solvers_that_of_the_reference_comes_closest_to_many_more_steps() -> None:
@@ -352,7 +352,7 @@ def test_the_command_on_the_miniature(miniature: DiamondMapPipeline, tmp_path: P
         "type": "GlassPosterior",
         "num_inner_steps": 64,
         "num_samples": 4,
-        "solver": "multistep",
+        "solver": "exponential",
     }
     assert results["settings"]["prompts"] == [caption.text for caption in shuffled_captions(2, 3)]
     assert results["settings"]["reward"] == "miniature"
@@ -366,7 +366,7 @@ def test_the_command_on_the_miniature(miniature: DiamondMapPipeline, tmp_path: P
         assert [row["sampler"] for row in rows] == [one["sampler"] for one in results[name]]
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert (tmp_path / "tables.md").read_text().count("| Diamond, 1 step |") == 5
-    assert "Energy distance of look-aheads to GLASS of 64 steps (multistep)" in printed
+    assert "Energy distance of look-aheads to GLASS of 64 steps (exponential)" in printed
     for text in ("Diamond, 2 steps", REFERENCE, "Weighted, 1 step"):
         assert text in printed
 

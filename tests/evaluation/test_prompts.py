@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diamond_diffusers.evaluation.prompts import Prompt, read_prompts
+from diamond_diffusers.foreign_files import ForeignFileError
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -80,10 +81,32 @@ def test_the_order_is_random_and_fixed(tmp_path):
     [
         ("prompts.yaml", "a", r"prompts.yaml'; give a file that ends with \.jsonl, \.csv, \.txt"),
         ("empty.txt", "\n", r"empty.txt', which holds no prompt"),
-        ("a.jsonl", '{"tag": "a", "prompt": "b"}\n{"tag": "a"}', "line 2 is no GenEval entry"),
-        ("a.jsonl", "[1]", "line 1 is no GenEval entry"),
+        (
+            "a.jsonl",
+            '{"tag": "a", "prompt": "b"}\n\n{"tag": "a"}',
+            "line 3 of '.*a.jsonl' has no 'prompt'; give GenEval's",
+        ),
+        ("a.jsonl", "[1]", "line 1 of '.*' is a list in place of an object; give GenEval's"),
+        ("a.jsonl", '{"tag": "a", "prompt": 7}', "prompt of line 1 of '.*' is 7 in place of a text"),
+        ("a.jsonl", '{"tag": null, "prompt": "b"}', "tag of line 1 of '.*' is None in place of a text"),
+        ("a.jsonl", '{"tag": "a", "prompt": "b", "prompt": "c"}', "line 1 of '.*' is no JSON .*'prompt' comes twice"),
+        ("a.jsonl", '{"tag": "a", "prompt": "b", "n": NaN}', "n of line 1 of '.*' is nan"),
+        ("a.jsonl", r'{"tag": "a", "prompt": "b\ud800"}', "prompt of line 1 of '.*' holds"),
+        ("a.jsonl", '{"tag": "a", "prompt": "b"}\n' + "[" * 100_000, "line 2 of '.*' is nested deeper"),
         ("a.csv", "text,kind\na,b\n", "the columns text, kind; give those of DrawBench"),
-        ("a.csv", UNIGENBENCH.replace("7,", "x,"), "row with index 'x' is no UniGenBench entry"),
+        ("a.csv", UNIGENBENCH.replace("7,", "x,"), "index in line 2 of '.*' is 'x'; give UniGenBench's integer index"),
+        ("a.csv", UNIGENBENCH.replace("7,", "9" * 5000 + ","), "index in line 2 of '.*' is '999.*; give UniGenBench's"),
+        ("a.csv", UNIGENBENCH.replace('{""Primary', '[{""Primary'), "sub_dims_en in line 2 of '.*' is no JSON"),
+        (
+            "a.csv",
+            UNIGENBENCH.replace('""Art""', "[]"),
+            "Primary Categories of sub_dims_en in line 2 of '.*' is a list",
+        ),
+        ("a.csv", "Prompts,Category\na\n", "line 2 of '.*a.csv' has 1 cells for 2 columns; give one each"),
+        ("a.csv", "Prompts,Category\na,b\na cat, red,b\n", "line 3 of '.*a.csv' has 3 cells for 2 columns"),
+        ("a.csv", 'Prompts,Category\n"a,b\nc,d\n', "line 3 of '.*a.csv' is no CSV .unexpected end of data"),
+        ("a.csv", f"Prompts,Category\n{'a' * 200_000},b\n", "line 2 of '.*a.csv' is no CSV .field larger"),
+        ("a.csv", "Prompts,Category,Prompts\na,b,c\n", "has two columns 'Prompts'; rename one"),
         ("a.csv", UNIGENBENCH.replace("7,", "3,"), "where an index comes twice"),
     ],
 )
@@ -92,3 +115,29 @@ def test_other_files_are_refused(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_any_editor_are_read(tmp_path, encoding):
+    """Line and paragraph separators of Unicode, form feeds and unit separators are characters like others."""
+    text = "a caf\u00e9\u2028by night\x0b\x0c\x1c\x85!"
+    entry = json.dumps({"tag": "t", "prompt": text}, ensure_ascii=False)
+    for name, content in (
+        ("1.txt", f"{text}\r\nb\r\n"),
+        ("2.JSONL", f"{entry}\r\n{json.dumps({'tag': 't', 'prompt': 'b'})}"),
+        ("3.csv", f"Prompts,Category\r\n{text},t\r\n\r\nb,t"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content.encode(encoding))
+        prompts = sorted(read_prompts(path).prompts, key=lambda prompt: prompt.index)
+        assert [prompt.text for prompt in prompts] == [text, "b"]
+
+
+def test_a_file_in_another_encoding_is_refused_with_its_line(tmp_path):
+    for name, before in (("a.txt", "a\n"), ("a.jsonl", "\n"), ("a.csv", "Prompts,Category\n")):
+        (tmp_path / name).write_bytes(before.encode() + "ein Café".encode("latin-1"))
+        with pytest.raises(ForeignFileError, match=rf"^line 2 of '.*{name}' is not in UTF-8; save the file as UTF-8"):
+            read_prompts(tmp_path / name)
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(ForeignFileError, match=r"folder.txt' cannot be read \(Is a directory\)"):
+        read_prompts(tmp_path / "folder.txt")

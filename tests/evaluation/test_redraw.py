@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
 from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
 from diamond_diffusers.evaluation.files import plain
 from diamond_diffusers.evaluation.methods import Method
 from diamond_diffusers.evaluation.prompts import miniature_suite
+from diamond_diffusers.evaluation.records import RecordFolder, read_record
 from diamond_diffusers.evaluation.redraw import from_plain, read_recorded, redraw
+from diamond_diffusers.foreign_files import ForeignFileError
 from diamond_diffusers.posteriors import GlassPosterior
 from diamond_diffusers.rewards import CallableReward
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition
@@ -102,3 +105,102 @@ def test_an_option_that_is_new_is_told(setup, tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="whose BestOfN has other options; redraw it with that version"):
         read_recorded(path)
+
+
+@pytest.fixture(scope="module")
+def recorded_text(tiny_folder, tmp_path_factory):
+    """A record as it is written."""
+    pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    folder = tmp_path_factory.mktemp("recorded")
+    method = Method("any", BestOfN(num_particles=2), 2)
+    setup = Setup(pipe, "tiny", miniature_suite(), REWARD, arguments={"true_cfg_scale": 3.0})
+    compare(setup, [method], setup.suite.first(1), folder)
+    (path,) = method_folder(folder, method).glob("*.json")
+    return path.read_text()
+
+
+def changed(text, place, value):
+    """A record with another value at a place such as `record.batch.seeds`."""
+    stored = json.loads(text)
+    *outer, key = place.split(".")
+    parent = stored
+    for name in outer:
+        parent = parent[name]
+    parent[key] = value
+    return json.dumps(stored)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("settings", [], "^settings of '.*.json' is a list in place of an object; name a .json file beside an image"),
+        ("settings.alignment", None, "^alignment of settings of '.*.json' is None in place of an object"),
+        ("settings.alignment.num_particles", 10**12, "^alignment.num_particles is above 10000 in '.*.json', which no"),
+        ("settings.alignment.num_particles", "many", "BestOfN.num_particles is 'many' in place of a whole number"),
+        ("settings.alignment.num_particles", True, "BestOfN.num_particles is True in place of a whole number"),
+        ("settings.alignment.num_particles", -3, "settings.alignment of '.*.json' is of no method .*-3"),
+        ("settings.alignment.type", ["SMC"], "this version does not know"),
+        ("settings.alignment.type", "Cost", "this version does not know"),
+        (
+            "settings.alignment.transition",
+            {"type": "BestOfN"},
+            "BestOfN.transition is .* in place of Transition",
+        ),
+        ("settings.arguments.height", 10**9, "^arguments.height is above 10000 in"),
+        ("settings.arguments", {"height": 9000, "width": 9000}, "^arguments.height times width is above"),
+        ("settings.num_inference_steps", 10**12, "^num_inference_steps is above 10000"),
+        ("settings.num_inference_steps", "2", "^num_inference_steps of settings of .* is '2' in place of a whole"),
+        ("settings.dtype", "torch.int8", "^dtype of settings of .* is 'torch.int8' in place of 'torch.float32' or"),
+        ("settings.model", 7, "^model of settings of .* is 7 in place of a text"),
+        ("settings.reward_scale", "high", "^reward_scale of settings of .* is 'high' in place of a number"),
+        ("record.cost", {"network_evaluations": "1"}, "^record.cost of '.*' has no 'backward_passes'"),
+        ("record.batch.seeds", [2**80], "^batch.seeds has a number outside"),
+        ("record.batch.seeds", [], "^batch has 1 prompts and 0 seeds"),
+        ("record.batch.prompts", [None], r"^record.batch.prompts\[0\] of '.*' is None in place of a text"),
+        ("record.batch.particle_batch_size", 0, "^batch.particle_batch_size is 0 in"),
+        ("record.row", 1, "^row is 1 of a batch of 1 images"),
+        ("record.row", -1, "^row is -1"),
+        ("record.luck", 1, "^record of '.*.json' has 'luck', which is unknown"),
+        ("record.machine", {}, "^record.machine of '.*.json' has no 'num_threads'"),
+        ("record.machine.num_threads", 10**12, "^machine.num_threads is 1000000000000 in"),
+        ("record.machine.num_threads", 0, "^machine.num_threads is 0 in"),
+        ("record.trace", [{"mean_value": []}], r"^record.trace\[0\].mean_value of '.*' is a list in place of a number"),
+    ],
+)
+def test_a_record_is_not_trusted(recorded_text, tmp_path, place, value, message):
+    path = tmp_path / "0000_0.json"
+    path.write_text(changed(recorded_text, place, value))
+    with pytest.raises(ForeignFileError, match=message) as refusal:
+        read_recorded(path)
+    assert str(path) in str(refusal.value) and "; " in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": 3}, "has 'generator', which is no option of it"),
+        ({"return_dict": False}, "has 'return_dict'"),
+        ({"magic": 1}, "has 'magic'"),
+        ({"prompt_embeds": 3}, r"settings.arguments.prompt_embeds of the record is 3 in place of FloatTensor or null"),
+        ({"true_cfg_scale": "high"}, "settings.arguments.true_cfg_scale of the record is 'high' in place of a number"),
+    ],
+)
+def test_arguments_of_a_record_are_those_of_the_pipeline(recorded_text, tiny_pipe, tmp_path, arguments, message):
+    path = tmp_path / "0000_0.json"
+    path.write_text(changed(recorded_text, "settings.arguments", arguments))
+    with pytest.raises(ForeignFileError, match=message):
+        redraw(read_recorded(path), tiny_pipe, REWARD)
+
+
+def test_a_record_of_a_reward_that_is_no_number_is_read(recorded_text, tmp_path):
+    path = tmp_path / "0000_0.json"
+    path.write_text(changed(changed(recorded_text, "record.reward", "nan"), "record.prompt", "nan"))
+    _, record = read_record(path)
+    assert math.isnan(record.reward) and record.prompt == "nan"
+
+
+def test_a_record_under_the_name_of_another_is_refused(recorded_text, tmp_path):
+    (tmp_path / "9999_0.json").write_text(recorded_text)
+    with pytest.raises(ForeignFileError, match=r"9999_0.json' holds the record of image \d{4}_0; delete it"):
+        RecordFolder(tmp_path, json.loads(recorded_text)["settings"])

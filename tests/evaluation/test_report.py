@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from diamond_diffusers.csv_tables import csv_table
 from diamond_diffusers.evaluation.methods import Entry, Plan
 from diamond_diffusers.evaluation.plots import cost_figures, method_styles, overview_figure, trace_figure
 from diamond_diffusers.evaluation.report import write_report
 from diamond_diffusers.evaluation.summary import summarise
 from diamond_diffusers.evaluation.tables import TextTable, markdown, rich_table
+from diamond_diffusers.foreign_files import ForeignFileError
 
 from .made_up import BEST, PLAIN, PLAN, made_up_comparison, made_up_records
 
@@ -121,6 +123,47 @@ def test_text_of_tables_is_printed_as_it_is(comparison):
 def test_bars_within_cells_do_not_end_them():
     table = TextTable("any", ["method", "reason"], [["a|b", "1 | 2"]])
     assert markdown(table).splitlines()[-1] == r"| a\|b | 1 \| 2 |"
+
+
+def test_markup_within_cells_stays_text():
+    table = TextTable("any", ["method", "reason"], [["<b>*a*\n`b`", "[x](http://y)\\ 1 [0, 2]"]])
+    assert markdown(table).splitlines()[-1] == r"| \<b>\*a\* \`b\` | [x]\(http://y)\\ 1 [0, 2] |"
+
+
+def test_prompts_of_any_kind_are_texts_in_every_file(tmp_path, comparison):
+    hostile = "=1+1<script>alert(1)</script>"
+    records = {
+        label: [replace(record, prompt=hostile, category="@<img>|x") for record in found]
+        for label, found in comparison.records.items()
+    }
+    summaries = summarise(comparison.plan, records, tmp_path)
+    write_report(replace(comparison, records=records, summaries=summaries), tmp_path)
+    images = list(csv.DictReader(io.StringIO((tmp_path / "images.csv").read_text())))
+    assert {row["prompt"] for row in images} == {f"'{hostile}"}
+    assert {row["category"] for row in images} == {"'@<img>|x"}
+    assert {float(row["reward"]) for row in images} == {1, 2, 3, 4, 5}
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "<img>" not in page and "&lt;script&gt;" in page
+    assert r"@\<img>\|x" in (tmp_path / "table.md").read_text()
+
+
+def test_a_damaged_image_is_named(tmp_path, comparison):
+    path = next(tmp_path.rglob("0000_0.png"))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ForeignFileError, match=r"0000_0.png' cannot be read .*; delete it with the .json file beside"):
+        write_report(comparison, tmp_path)
+
+
+def test_numbers_stay_numbers_and_formulas_become_texts():
+    numbers = [-1.5, -2, "-3e-4", None, True, "-inf"]
+    texts = ["-1+2", "+a", "=a", "@a", "\ta", "\r=a"]
+    assert csv_table(["caf\udce9"], []).encode() == b"caf\\udce9\n"
+    harmless = ["a=b", " =a", "'-", "a,b", "a\r\nb"]
+    table = csv_table(["=column"] * 17, [[*numbers, *texts, *harmless]])
+    (_, read) = csv.reader(io.StringIO(table, newline=""))
+    assert read[:6] == ["-1.5", "-2", "-3e-4", "", "True", "-inf"]
+    assert read[6:] == [*(f"'{text}" for text in texts), *harmless]
+    assert csv_table(["=column"], []) == "'=column\n"
 
 
 def test_a_method_that_does_not_fit_everywhere_keeps_its_row(tmp_path, comparison):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diamond_diffusers.models import storage
+from diamond_diffusers.models import map_config
 from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.models.storage import CONFIG_NAME, MAP_FILES, load_diamond_map, read_map_config, save_diamond_map
 
@@ -105,7 +105,7 @@ def test_files_come_from_the_hub(flux_folder, monkeypatch):
         asked.append((repo, name, tuple(options.items())))
         return str(Path(flux_folder) / name)
 
-    monkeypatch.setattr(storage, "hf_hub_download", download)
+    monkeypatch.setattr(map_config, "hf_hub_download", download)
     hub = {"subfolder": "diamond_map", "revision": "v1", "token": "secret", "cache_dir": "cache"}
     hub |= {"local_files_only": True, "force_download": True}
     load_diamond_map(tiny_backbone("flux"), "someone/map", **hub)

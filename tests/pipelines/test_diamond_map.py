@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
-from diamond_diffusers.models import storage
+from diamond_diffusers.models import map_config
 from diamond_diffusers.models.diamond_map import DiamondMap
 from diamond_diffusers.models.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines.loading import read_base_defaults, read_defaults
@@ -244,7 +244,7 @@ def test_models_that_cannot_be_asked_for_a_map_are_said_to_be(
     def offline(*names: object, **options: object) -> str:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(storage, "hf_hub_download", offline)
+    monkeypatch.setattr(map_config, "hf_hub_download", offline)
     assert read_defaults("someone/model", local_files_only=True) == {}
     assert not caplog.records
     assert read_defaults("someone/model") == {}

@@ -85,3 +85,23 @@ def test_other_classes_on_disk_are_refused_before_their_weights_are_read(tmp_pat
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": class_name, "_diffusers_version": "0.42.1"}))
     with pytest.raises(TypeError, match=rf"is a {class_name}.*StableDiffusionXLPipeline.*adding_a_family"):
         DiamondMapPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"[1]", ValueError, "model_index.json of .* does not name the class"),
+        (b"{}", ValueError, "does not name the class"),
+        (b"null", ValueError, "does not name the class"),
+        (b"[" * 100_000, ValueError, "is nested too deep"),
+        (b'{"_class_name": ["pipeline", "FluxPipeline"]}', TypeError, "for which there is no backbone"),
+        (b'{"_class_name": 5}', TypeError, "pipeline is a 5, for which there is no backbone"),
+        (b"{", OSError, "not a valid JSON file"),
+    ],
+)
+def test_a_model_index_is_a_file_of_others(
+    tmp_path: Path, content: bytes, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "model_index.json").write_bytes(content)
+    with pytest.raises(error, match=message):
+        DiamondMapPipeline.from_pretrained(tmp_path)

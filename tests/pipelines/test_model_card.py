@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.utils import validate_repo_id
+from markdown_it import MarkdownIt
 from peft import LoraConfig
 from PIL import Image
 from safetensors import safe_open
@@ -187,8 +190,62 @@ def test_the_card_says_what_the_hub_asks_for(saved_folder):
     assert 'a sign that says \\"open | closed\\"\\\\now by the sea"' in snippet_of(saved_folder)
 
 
+HOSTILE = [
+    "```\n# Heading\n```python\nimport os",
+    "---\nlicense: mit\n---",
+    "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "a | b |\n|---|---|\n| c | d |",
+    "](https://evil.example) [click](javascript:alert(1)) ![x](y)",
+    "*bold* _lean_ __b__ `code` ~~gone~~ $x$ \\( y \\) &amp; &lt;",
+    'quote " and \\" and \\',
+    "\u2028\u202egnp.exe\x00\x1b[31m\ud800",
+    "# heading",
+    "- item",
+]
+
+
+def rendered(card: ModelCard) -> str:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card.text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_is_markup(saved_folder, text):
+    file = next(saved_folder.rglob(CONFIG_NAME))
+    name = "".join(character for character in text if character.isprintable())
+    training = {"data": text.replace("\ud800", "").replace("\0", ""), name: 1}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "training": training, "base_model": BASE}))
+    write_model_card(saved_folder, f"someone/{name.replace('/', '')}", "mit", text, SAMPLES[0], text)
+    content = (saved_folder / "README.md").read_bytes().decode()
+    card = ModelCard(content)
+    assert (card.data.license, card.data.base_model) == ("mit", BASE)
+
+    # The elements of the page are those of a harmless one.
+    html = rendered(card)
+    harmless = rendered(write_model_card(saved_folder, "someone/map", "mit", "a ring", SAMPLES[0], "One row."))
+    elements = r"</?[a-z0-9]+"
+    assert re.findall(elements, html) == re.findall(elements, harmless)
+
+    # And it says what was given.
+    line = " ".join(text.split())
+    readable = "".join(character if character.isprintable() else "\ufffd" for character in line)
+    assert unescape(re.search(r'<img src="samples.png" alt="([^"]*)"', html)[1]) == readable
+    assert unescape(re.search(r"samples.png.*\n<p>(.*)</p>", html)[1]) == readable
+    assert snippet_prompt(content) == line
+    assert all(character.isprintable() or character == "\n" for character in content)
+
+
+def snippet_prompt(text: str) -> str:
+    """What the code of a card gives the pipeline."""
+    calls = [node for node in ast.walk(ast.parse(snippet_in(text))) if isinstance(node, ast.Call)]
+    return next(call.args[0].value for call in calls if getattr(call.func, "id", "") == "pipe")
+
+
+def snippet_in(text: str) -> str:
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+
+
 def snippet_of(folder: Path) -> str:
-    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    return snippet_in((folder / "README.md").read_text())
 
 
 @pytest.mark.parametrize("own_reward", [False, True])

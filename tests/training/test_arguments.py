@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,25 @@ def test_the_options_have_the_names_that_users_know():
         ((*BASE, *DATA, "--ema_decay", "1.5"), "--ema_decay is 1.5; it must lie between 0 and 1"),
         ((*BASE, *DATA, "--guidance_scale", "0"), "--guidance_scale is 0.0; it must be above 0"),
         ((*BASE, *DATA, "--learning_rate", "nan"), "--learning_rate is nan; it must be a finite number"),
+        ((*BASE, *DATA, "--learning_rate", "1e400"), "--learning_rate is inf; it must be a finite number"),
+        ((*BASE, *DATA, "--learning_rate", "-1"), "--learning_rate is -1.0; it must be at least 0"),
+        ((*BASE, *DATA, "--learning_rate", "fast"), "invalid float value: 'fast'"),
+        ((*BASE, *DATA, "--adam_beta1", "1"), "--adam_beta1 is 1.0; it must be at least 0 and below 1"),
+        ((*BASE, *DATA, "--adam_beta2", "-.1"), "--adam_beta2 is -0.1; it must be at least 0 and below 1"),
+        ((*BASE, *DATA, "--adam_beta2", "nan"), "--adam_beta2 is nan; it must be a finite number"),
+        ((*BASE, *DATA, "--adam_epsilon", "-.5"), "--adam_epsilon is -0.5; it must be at least 0"),
+        ((*BASE, *DATA, "--adam_weight_decay", "-1"), "--adam_weight_decay is -1.0; it must be at least 0"),
+        ((*BASE, *DATA, "--lora_alpha", "0"), "--lora_alpha is 0.0; it must be above 0"),
+        (
+            (*BASE, *DATA, "--lr_scheduler", "polynomial", "--lr_power", "-1"),
+            "--lr_power is -1.0; it must be at least 0",
+        ),
+        ((*BASE, *DATA, "--lr_scheduler", "polynomial", "--max_train_steps", "100"), "--lr_warmup_steps is 100, after"),
+        ((*BASE, *DATA, "--lr_scheduler", "polynomial", "--learning_rate", "1e-8"), "polynomial falls to 1e-07; give"),
+        ((*BASE, *DATA, "--seed", "-1"), "--seed is -1; it must be at least 0"),
+        ((*BASE, *DATA, "--seed", str(10**30)), "--seed is 1e+30; it must be at most 4294967295"),
+        ((*BASE, *DATA, "--resolution", "1000000000"), "--resolution is 1e+09; it must be at most 16384"),
+        ((*BASE, *DATA, "--max_train_steps", str(10**12)), "--max_train_steps is 1e+12; it must be at most 2147483647"),
         ((*BASE, *DATA, "--lr_scheduler", "sawtooth"), "invalid choice: 'sawtooth'"),
         ((*BASE, *DATA, "--regression_weight", "3"), "--regression_weight is for --loss trajectories"),
         ((*BASE, *DATA, "--lr_num_cycles", "3"), "--lr_num_cycles is for --lr_scheduler cosine_with_restarts"),
@@ -93,6 +113,42 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
         with pytest.raises(SystemExit):
             parse_arguments(["--config", str(file)])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"rank: 5\nrank: 6", "is no YAML: 'rank' comes twice"),
+        (b"rank: [", "is no YAML: while parsing"),
+        (b"rank: " + b"[" * 2000, "is no YAML"),
+        (b"rank: [[1]]", "sets rank to what is neither a value nor a list of values"),
+        (b"lora_layers: {a: 1}", "sets lora_layers to what is neither"),
+        (b"- rank", "is no mapping of option names to values"),
+        (b"1: 2", "sets '1', which is no option"),
+        (b"rank: !!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
+        (b"rank: 1\nlora_layers: \xe9", "--config: line 2 of '.*run.yaml' is not in UTF-8"),
+        (b"random_flip:", "sets random_flip to None; it must be true or false"),
+        (b"learning_rate: .nan", "invalid float value: '.nan'"),
+        (b"learning_rate: 1e400", "--learning_rate is inf; it must be a finite number"),
+    ],
+)
+def test_a_file_that_is_no_list_of_options_is_refused(tmp_path, capsys, content, message):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(["--config", str(file), *BASE, *DATA])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and re.search(message, line), line
+
+
+def test_a_file_means_what_it_says(tmp_path):
+    """YAML would read a number in base eight, one in base sixty, a date, and false."""
+    file = tmp_path / "run.yaml"
+    text = "output_dir: 0123\ntracker_project_name: 1:30\nrevision: 2024-01-02\nmixed_precision: no\nrandom_flip: Yes\n"
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    given = parse_arguments(["--config", str(file), *BASE, *DATA])
+    assert (given.output_dir, given.tracker_project_name, given.revision) == (Path("0123"), "1:30", "2024-01-02")
+    assert (given.mixed_precision, given.random_flip) == ("no", True)
 
 
 def test_the_command_line_goes_before_a_file_in_booleans_and_data_too(tmp_path):

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from diamond_diffusers.output_files import UnwritableError
 from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.errors import TrainingError
 
@@ -111,3 +112,47 @@ def test_one_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "checkpoint-1" / "state-0.pt").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match=r"checkpoint-1 cannot be read; resume from another"):
         checkpoints.load(checkpoints.find("latest"))
+
+
+@pytest.mark.parametrize("content", [[1], {"weights": 1}, {"step": "2"}, {"step": True}])
+def test_one_that_is_no_state_is_named(tmp_path, content):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {})
+    torch.save(content, tmp_path / "checkpoint-1" / "state-0.pt")
+    with pytest.raises(TrainingError, match=r"checkpoint-1 holds no state of a run; resume from another"):
+        checkpoints.load(checkpoints.find("latest"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+def test_a_full_disk_leaves_what_is_there(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"weights": 1})
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, "/dev/full"))
+    with pytest.raises(UnwritableError, match=r"checkpoint-2' cannot be written .*; make room"):
+        checkpoints.save(2, {"weights": torch.zeros(100_000)})
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"}
+    assert checkpoints.load(checkpoints.find("latest"))["weights"] == 1
+
+    def fails(folder):
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        checkpoints.save(2, {}, fails)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for folder in (tmp_path / "out", tmp_path / "out" / "run"):
+        with pytest.raises(UnwritableError, match=r"out.*' cannot be written"):
+            Checkpoints(folder)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_the_user_has_beside_them_stays(tmp_path):
+    for name in ("checkpoint-notes.partial", "checkpoint-1.partial.txt", "checkpoint-old.replaced"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-7").write_text("mine")
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.complete() == [] and len(list(tmp_path.iterdir())) == 4

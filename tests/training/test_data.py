@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
+from diamond_diffusers.foreign_files import ForeignFileError
 from diamond_diffusers.training.arguments import parse_arguments
 from diamond_diffusers.training.batches import Order, batches_from
 from diamond_diffusers.training.data import (
@@ -148,6 +149,12 @@ def test_images_are_resized_cropped_and_flipped():
     assert len(crops) > 3
 
 
+def test_a_stripe_is_no_image_to_learn_from():
+    """At a resolution of 512 its other side would be of 25 million pixels."""
+    with pytest.raises(TrainingError, match="the image of row 3 is 50000 by 1 pixels, too long for a square; crop or"):
+        Preparation(512)(Captioned(PILImage.new("RGB", (50_000, 1)), "a line", "row 3"), random.Random(0))
+
+
 def test_images_are_turned_upright():
     image = picture(9)
     exif = image.getexif()
@@ -202,17 +209,65 @@ def test_every_mistake_is_named(images, hub_folder, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"file_name": "a.png", "text": null}', "row 0 of .* has no caption in column 'text'"),
+        ('{"file_name": "a.png", "text": null}', "line 1 of .* has no caption in column 'text'"),
         ('{"file_name": "a.png", "text": ""}', "all captions of .* are empty"),
-        ('{"file_name": "z.png", "text": "x"}', "row 0 of .* names z.png, which is not there"),
-        ('{"file_name": "a.png", "text": "x"}\n{"file', "is no JSON lines"),
-        ('["a.png"]', "lines that are no JSON objects"),
+        ('{"file_name": "z.png", "text": "x"}', "line 1 of .* names z.png, which is not there"),
+        ('{"file_name": "a.png", "text": "x"}\n{"file', "line 2 of .* is no JSON .*; write one row a line"),
+        ('["a.png"]', "line 1 of .* is a list in place of an object; write one row a line"),
+        ('{"file_name": 7, "text": "x"}', "file_name in line 1 of .* is 7 in place of a text; write file names"),
+        ('{"file_name": "a.png", "text": 7}', "text in line 1 of .* is 7 in place of a text or a list"),
+        ('{"file_name": "a.png", "text": ["x", 7]}', r"\[1\] of text in line 1 of .* is 7 in place of a text"),
+        ('{"file_name": "a.png", "text": "x", "text": "y"}', "line 1 of .*'text' comes twice"),
+        ('\n{"file_name": "a.png", "text": "x", "score": NaN}', "score of line 2 of .* is nan"),
     ],
 )
 def test_every_mistake_of_metadata_is_named(images, lines, message):
     (images / "metadata.jsonl").write_text(lines)
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises((TrainingError, ForeignFileError), match=message):
         load_captioned(given("--train_data_dir", images))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file_name,text\na.png\n", "line 2 of .*metadata.csv' has 1 cells for 2 columns"),
+        (b"file_name,text\na.png,x,y\n", "line 2 of .*metadata.csv' has 3 cells for 2 columns"),
+        (b'file_name,text\na.png,"x\n', "line 2 of .*metadata.csv' is no CSV"),
+        (b"file_name,text\na.png,caf\xe9\n", "line 2 of .*metadata.csv' is not in UTF-8; save the file as UTF-8"),
+        (b"name,text\na.png,x\n", "line 2 of .*metadata.csv' has no column 'file_name'; its columns are name, text"),
+        (b"", "metadata.csv is empty"),
+    ],
+)
+def test_every_mistake_of_a_table_is_named(images, content, message):
+    (images / "metadata.csv").write_bytes(content)
+    with pytest.raises((TrainingError, ForeignFileError), match=message):
+        load_captioned(given("--train_data_dir", images))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_metadata_of_any_editor_is_read(images, encoding):
+    text = "caf\u00e9\u2028by night"
+    (images / "7.png").write_bytes((images / "a.png").read_bytes())
+    (images / "metadata.csv").write_bytes(f"file_name,text\r\n7.png,{text}\r\n".encode(encoding))
+    assert [row.captions for row in ImageFolder(images).rows] == [text]
+    row = json.dumps({"file_name": "7.png", "text": text}, ensure_ascii=False)
+    (images / "metadata.jsonl").write_bytes(f"{row}\r\n".encode(encoding))
+    assert [row.captions for row in ImageFolder(images).rows] == [text]
+    (images / "metadata.csv").unlink()
+    (images / "metadata.jsonl").unlink()
+    for image in ("7.png", "a.png", "b.jpg", "more/c.webp"):
+        (images / image).with_suffix(".txt").write_bytes(f"{text}\r\n".encode(encoding))
+    assert {row.captions for row in ImageFolder(images).rows} == {text}
+    (images / "a.txt").write_bytes(b"ok\ncaf\xe9")
+    with pytest.raises(ForeignFileError, match=r"^line 2 of '.*a.txt' is not in UTF-8"):
+        ImageFolder(images)
+
+
+def test_an_error_in_another_process_stays_one_sentence():
+    rows = [Captioned(picture(1), [None], "row 3")]
+    batches = batches_from(rows, Preparation(8), Order(1, 1), 0, 1, False)
+    with pytest.raises(TrainingError, match=r"^the caption of row 3 is .*; it must be a text or a list of texts$"):
+        next(batches)
 
 
 def test_blank_lines_of_metadata_are_passed_over(images):

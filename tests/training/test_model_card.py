@@ -7,7 +7,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map
+from diamond_diffusers.output_files import UnwritableError
 from diamond_diffusers.pipelines import DiamondMapPipeline
+from diamond_diffusers.training import distill
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 
@@ -48,6 +50,22 @@ def test_a_failing_upload_leaves_the_finished_map(options, tmp_path, monkeypatch
     with pytest.raises(TrainingError, match=r"is complete, but pushing it to someone/out failed \(no route to host\)"):
         run.run()
     assert {*MAP_FILES, "README.md", "samples.png"} <= files_in(given.output_dir)
+
+
+def test_what_fails_on_the_last_step_leaves_the_former_map(options, tmp_path, monkeypatch):
+    given = options("--max_train_steps", 1, "--checkpointing_steps", 1)
+    Distillation(given).run()
+    written = {name: (given.output_dir / name).read_bytes() for name in files_in(given.output_dir)}
+    assert all((given.output_dir / name).stat().st_mode & 0o044 == 0o044 for name in MAP_FILES)
+
+    def fails(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(distill, "write_model_card", fails)
+    again = options("--max_train_steps", 1, "--resume_from_checkpoint", "latest", "--seed", given.seed)
+    with pytest.raises(UnwritableError, match=r"out' cannot be written \(No space left on device\)"):
+        Distillation(again).run()
+    assert {name: (given.output_dir / name).read_bytes() for name in files_in(given.output_dir)} == written
 
 
 def test_a_repository_that_cannot_be_created_is_known_before_training(options, tmp_path, monkeypatch):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 
 import datasets
 import huggingface_hub
 import pytest
+import torch
+from safetensors import SafetensorError
 
-from diamond_diffusers.training import distill
+from diamond_diffusers import staging
+from diamond_diffusers.training import checkpoints, distill, sources
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 
@@ -45,9 +51,13 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     folder = tmp_path / "unknown"
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    nested = tmp_path / "nested"
+    nested.mkdir()
+    (nested / "model_index.json").write_text("[" * 100_000)
     shared = ["--dataset_name", "miniature", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
     for name, message in (
         (str(folder), "pipeline is a KandinskyPipeline, for which there is no backbone"),
+        (str(nested), "model_index.json of .* is nested too deep"),
         ("no/such", "no/such does not appear to have a file named model_index.json"),
     ):
         with pytest.raises(SystemExit, match=rf"^error: --pretrained_model_name_or_path {name} cannot be .*{message}"):
@@ -56,6 +66,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     for further, message in (
         (("--lora_layers", "to_q, to_z"), "--lora_layers names 'to_z', which no module of the Flux"),
         (("--resolution", "20"), "--resolution is 20; the flux model takes multiples of 8"),
+        (("--license", "mit\n---"), "license is 'mit.*give a licence as the Hub names it"),
     ):
         with pytest.raises(SystemExit, match=rf"^error: {message}"):
             distill.main([*tiny, *further])
@@ -63,3 +74,107 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
     with pytest.raises(KeyError):
         distill.main(tiny)
+
+
+def main_of(given):
+    """Runs the command with options as the fixture `options` makes them."""
+    arguments = [(f"--{name}", str(value)) for name, value in vars(given).items() if value is not None]
+    switches = {f"--{name}" for name, value in vars(given).items() if isinstance(value, bool)}
+    words = [
+        word
+        for name, value in arguments
+        for word in ((name,) * (value == "True") if name in switches else (name, value))
+    ]
+    distill.main(words)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["file", "file/within", "logs"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_base_is_loaded(options, tmp_path, monkeypatch, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").write_text("")
+    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
+    given = options("--report_to", "tensorboard", output="out" if name == "logs" else name)
+    option = "--logging_dir" if name == "logs" else "--output_dir"
+    with pytest.raises(SystemExit, match=rf"^error: {option} is '.*{name}', where nothing can be written .*; name"):
+        main_of(given)
+
+
+def test_an_output_on_a_disk_that_is_only_read_is_refused(options, monkeypatch):
+    def refuse(**arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(SystemExit, match=r"^error: --output_dir is '.*', where .* written \(Read-only file system\)"):
+        main_of(options())
+
+
+@pytest.mark.parametrize(
+    ("module", "writer", "error", "further", "message"),
+    [
+        (
+            checkpoints.torch,
+            "save",
+            FULL,
+            ("--checkpointing_steps", 1),
+            "out/checkpoint-1' cannot be written .No space",
+        ),
+        (
+            checkpoints.torch,
+            "save",
+            # What torch.save raises then.
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            ("--checkpointing_steps", 1),
+            "out/checkpoint-1' cannot be written .*unexpected pos",
+        ),
+        (
+            staging,
+            "save_file",
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            ("--cache_latents",),
+            "00000000.safetensors' cannot be written .*No space left on device",
+        ),
+        (distill, "save_diamond_map", FULL, (), "out' cannot be written .No space left on device"),
+        (distill, "write_model_card", FULL, (), "out' cannot be written .No space left on device"),
+    ],
+    ids=["checkpoint", "checkpoint of torch", "cache", "map", "card"],
+)
+def test_a_full_disk_is_told(options, monkeypatch, module, writer, error, further, message):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(module, writer, fail)
+    given = options(*further, "--max_train_steps", 1, "--num_validation_images", 1)
+    with pytest.raises(SystemExit, match=rf"^error: '.*{message}.*; make room on the disk") as stopped:
+        main_of(given)
+    assert "\n" not in str(stopped.value)
+    assert not list(given.output_dir.glob("checkpoint-?"))
+
+
+def test_a_want_of_memory_is_told(options, monkeypatch):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried."),
+        RuntimeError("DefaultCPUAllocator: no"),
+        MemoryError(),
+    ):
+        monkeypatch.setattr(Distillation, "__init__", lambda self, given, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(SystemExit, match=r"^error: .*memory.*; lower --train_batch_size"):
+            main_of(options())
+    monkeypatch.setattr(Distillation, "__init__", lambda self, given: (_ for _ in ()).throw(RuntimeError("bug")))
+    with pytest.raises(RuntimeError, match="bug"):
+        main_of(options())
+
+
+def test_a_cached_row_that_is_damaged_is_named(tmp_path):
+    cache = sources.RowCache(tmp_path, "rows")
+    cache.folder.mkdir()
+    cache.file(3).write_bytes(b"no tensors")
+    with pytest.raises(TrainingError, match=r"00000003.safetensors' cannot be read .*; delete it, so that it is made"):
+        cache(sources.Captioned(None, "", "3"), None)
+
+
+def test_a_seed_of_32_bits_trains(options):
+    Distillation(options("--seed", 2**32 - 1, "--max_train_steps", 1, "--num_validation_images", 1)).run()

@@ -7,9 +7,19 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.training.trajectories import FROM_NOISE_SHARE, ONE_STEP_SHARE, draw_places, energy_score
+from diamond_diffusers.glass import inner_times
+from diamond_diffusers.training import trajectories
+from diamond_diffusers.training.trajectories import (
+    FROM_NOISE_SHARE,
+    INNER_STEPS,
+    ONE_STEP_SHARE,
+    Trajectories,
+    draw_places,
+    energy_score,
+)
 
 from ..core.mixture import seeded
+from .mixture_map import UNCONDITIONAL, MixtureBackbone
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.7])
@@ -28,6 +38,21 @@ def test_the_energy_score_of_untrained_maps_has_a_gradient():
     drawn = torch.zeros(3, 2, 4, 2, 2, requires_grad=True)
     energy_score(drawn, torch.randn(3, 2, 4, 2, 2)).sum().backward()
     assert torch.isfinite(drawn.grad).all() and drawn.grad.any()
+
+
+@pytest.mark.parametrize("level", [0.03, 0.1, 0.3, 1.0, 3.0, math.inf])
+def test_trajectories_keep_the_spread_of_the_posterior(level, monkeypatch):
+    """At every place: there the state has `(1 - s)^2` of the posterior's variance, and `s^2` of the noise."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(trajectories, "draw_levels", lambda count: torch.full((count,), level, dtype=torch.float64))
+    backbone = MixtureBackbone()
+    z = backbone.mixture.sample(4000, seeded(1)).float()
+    data = Trajectories.draw(backbone, z, UNCONDITIONAL)
+    posterior = backbone.mixture.posterior(data.x, level).covariance.diagonal(dim1=-2, dim2=-1).mean()
+    times = inner_times(INNER_STEPS, data.noise_to_signal)[:, 0]
+    # Two trajectories of one observation differ by twice the variance.
+    spread = (data.states[:, 0] - data.states[:, 1]).double().square().mean((0, 2)) / 2
+    torch.testing.assert_close(spread, (1 - times) ** 2 * posterior + times**2, rtol=0.08, atol=0)
 
 
 def test_places_are_drawn_where_they_are_used():

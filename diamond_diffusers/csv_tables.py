@@ -1,0 +1,39 @@
+"""Tables as CSV that a spreadsheet shows as they are."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""With which a spreadsheet begins what it evaluates."""
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in which `'` is put before texts that a spreadsheet would take for formulas; numbers stay numbers."""
+    return "".join(map(_line, [columns, *rows]))
+
+
+def _line(row: Sequence[Any]) -> str:
+    text = io.StringIO()
+    # Only what is in the end of a line is sure to be put into quotes within a cell.
+    csv.writer(text, lineterminator="\r\n").writerow([_cell(value) for value in row])
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    # Halves of surrogate pairs, as in names of files that are no text, cannot be written.
+    text = str(value).encode(errors="backslashreplace").decode()
+    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""Folders and files that are written to; what prevents it is told in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+REMEDY = "make room on the disk, or name another folder"
+_TORCH_CANNOT_WRITE = ("inline_container", "iostream", "PytorchStreamWriter")
+"""In the errors of `torch.save`, which says no more of a full disk."""
+
+
+class UnwritableError(OSError):
+    """A file cannot be written; the message names it, the reason and the remedy."""
+
+
+def prepare_folder(folder: Path, name: str = "output") -> Path:
+    """Creates an output folder, which `name` tells the user.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{name} is '{folder}', where nothing can be written ({reason}); name another folder"
+        ) from error
+    return folder
+
+
+@contextmanager
+def writing(path: str | PathLike) -> Iterator[None]:
+    """Around what writes a file or a folder.
+
+    Raises:
+        UnwritableError: the disk is full, a folder is a file, or the like.
+    """
+    try:
+        yield
+    except UnwritableError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        of_torch = any(words in str(error) for words in _TORCH_CANNOT_WRITE)
+        if (isinstance(error, RuntimeError) and not of_torch) or getattr(error, "errno", None) == errno.EPIPE:
+            raise
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise UnwritableError(f"'{path}' cannot be written ({reason}); {REMEDY}") from error

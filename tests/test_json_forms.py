@@ -1,0 +1,61 @@
+"""Values of JSON become what a form asks for, or the first misfit is named."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import pytest
+
+from diamond_diffusers.foreign_files import ForeignFileError
+from diamond_diffusers.json_forms import fitted
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    names: list[str]
+
+
+class Named(TypedDict):
+    name: str
+    point: Point | None
+
+
+def test_what_fits_becomes_what_was_asked_for():
+    assert fitted({"x": 1, "names": ["a"]}, Point, "f", "r") == Point(1.0, ["a"])
+    named = fitted({"name": "inf", "point": {"x": "-inf", "names": []}, "more": [1]}, Named, "f", "r")
+    assert named == {"name": "inf", "point": Point(-math.inf, []), "more": [1]}
+    assert math.isnan(fitted(["nan"], list[float], "f", "r")[0])
+    assert fitted({"a": None, "b": 2}, dict[str, int | None], "f", "r") == {"a": None, "b": 2}
+    assert fitted({"a": [None, {}]}, Any, "f", "r") == {"a": [None, {}]}
+    assert fitted("ddpm", float | str, "f", "r") == "ddpm"
+    assert fitted((0.1, 1), tuple[float, ...], "f", "r") == (0.1, 1.0)
+    assert fitted("a", Literal["a", "b"], "f", "r") == "a"
+    point = Point(1.0, [])
+    assert fitted(point, Point | None, "f", "r") is point
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "message"),
+    [
+        ([1], dict[str, Any], "f is a list in place of an object; r"),
+        (True, int, "f is True in place of a whole number; r"),
+        (False, float, "f is False in place of a number; r"),
+        (1, bool, "f is 1 in place of true or false; r"),
+        (2.0, int, "f is 2.0 in place of a whole number; r"),
+        ("2", int | None, "f is '2' in place of a whole number or null; r"),
+        (10**40, str, "f is a huge number in place of a text; r"),
+        ("x" * 99, int, f"f is '{'x' * 56}... in place of a whole number; r"),
+        ({"a": {"b": [0, "c"]}}, dict[str, dict[str, list[int]]], "a.b[1] of f is 'c' in place of a whole number; r"),
+        ({"x": 1}, Point, "f has no 'names'; r"),
+        ({"x": 1, "names": [], "y": 2}, Point, "f has 'y', which is unknown; r"),
+        ({"name": "a", "point": {"x": 1, "names": [3]}}, Named, "point.names[0] of f is 3 in place of a text; r"),
+        ("c", Literal["a", "b"], "f is 'c' in place of 'a' or 'b'; r"),
+        (3, Named, "f is 3 in place of an object; r"),
+        (3, Point, "f is 3 in place of an object; r"),
+    ],
+)
+def test_what_does_not_fit_is_named(value, form, message):
+    with pytest.raises(ForeignFileError) as refusal:
+        fitted(value, form, "f", "r")
+    assert str(refusal.value) == message
