@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 
+from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.alignment import Guidance, NoAlignment, PosteriorResampling
 from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.posterior_resampling import choose
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.diamond import DiamondPosterior
+from diamond_diffusers.miniature.grammar import held_out_captions
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.weighted_posterior import WeightedPosterior
 
@@ -50,6 +53,26 @@ def test_the_defaults_reach_a_higher_reward_than_plain_sampling(num_steps):
     law, _ = LINEAR.tilt(MIXTURE, scale=scale)
     spread = tilted.latents[:, 0].double().var(0).sum() / law.covariance.diagonal().sum()
     assert spread > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [4, 6, 12])
+def test_the_defaults_reach_a_higher_reward_on_the_embedded_model(num_steps):
+    """Where two inner steps of a look-ahead had a lower one."""
+    pipe = DiamondMapPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    captions = [caption.text for caption in random.Random(0).sample(held_out_captions(), 24)]
+    plain, tilted = (
+        pipe(
+            captions,
+            alignment=alignment,
+            num_inference_steps=num_steps,
+            generator=[seeded(seed) for seed in range(len(captions))],
+            output_type="latent",
+        ).rewards
+        for alignment in (NoAlignment(num_particles=1), PosteriorResampling())
+    )
+    assert (tilted - plain).mean() > 0
 
 
 def test_guidance_moves_what_is_chosen():

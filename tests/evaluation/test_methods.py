@@ -28,8 +28,8 @@ def cost_of(tiny_pipe):
         # Three steps, two evaluations a row under classifier-free guidance.
         (NoAlignment(), (6, 0, 1, 1)),
         (BestOfN(num_particles=4), (24, 0, 4, 4)),
-        # Two values per level and particle, then the final images.
-        (SMC(num_particles=2, posterior=GlassPosterior(2)), (24, 0, 8, 8)),
+        # One step without and two with a value of each particle, then the final images.
+        (SMC(num_particles=2, posterior=GlassPosterior(2)), (20, 0, 6, 6)),
         (Guidance(gradient="pathwise", num_particles=2), (12, 12, 8, 8)),
     ],
     ids=lambda value: type(value).__name__,
@@ -91,7 +91,7 @@ def test_what_cannot_be_compared_is_listed_with_its_reason(tiny_pipe):
 
 def test_a_recipe_may_grow_in_any_number_of_its_alignment(cost_of):
     recipe = Recipe(SMC(num_particles=2, posterior=GlassPosterior(2)), grows=("num_particles",))
-    assert sized_to_budget("smc", recipe, 40, default_steps=3, cost_of=cost_of).alignment.num_particles == 3
+    assert sized_to_budget("smc", recipe, 40, default_steps=3, cost_of=cost_of).alignment.num_particles == 4
     with pytest.raises(ValueError, match="'smc' grows in max_tilt, which costs nothing"):
         sized_to_budget("smc", Recipe(SMC(), grows=("max_tilt",)), 40, default_steps=3, cost_of=cost_of)
 

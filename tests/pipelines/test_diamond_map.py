@@ -51,7 +51,7 @@ def test_a_map_loads_with_its_base_and_runs_on_one_evaluation_a_look_ahead(map_f
     pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
     assert pipe.defaults == DEFAULTS
     out = pipe("a red circle", reward=brightness, alignment=ALIGNMENT, **CALL)
-    assert out.cost.network_evaluations == 3 * (3 * 2 + 3)
+    assert out.cost.network_evaluations == 3 * (2 * 2 + 3)
     assert out.images.isfinite().all()
 
 
