@@ -171,7 +171,7 @@ class Subclassed(LCMScheduler):
 def test_schedulers_are_known_by_how_they_sample() -> None:
     for scheduler in (FlowMatchLCMScheduler(), Renamed(), LCMScheduler(), Subclassed()):
         assert samples_few_steps(scheduler)
-        assert stock_transition(scheduler) == RenoiseTransition()
+        assert isinstance(stock_transition(scheduler), RenoiseTransition)
     for stochastic in (False, True):
         assert samples_few_steps(FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)) is stochastic
     assert samples_few_steps(TCDScheduler())
