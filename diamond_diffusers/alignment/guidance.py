@@ -80,11 +80,10 @@ class Guidance(Alignment):
         guidance_strength: multiplies the shift; 1 is exact.
         max_shift: limit of the shift's root-mean-square, in units of `kappa / sqrt(1 + kappa^2)`, the posterior
             deviation of data of unit variance; None for no limit. It limits the shift of every scaling.
-        transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
-            few-step one. Transitions of several inner steps are guided in each of them. One that does not use the
-            predicted sample (`DiamondTransition`) is guided through the mean of its driving noise, which is the same
-            as the steps shrink, and needs no evaluation of the base model; one without noise (`FlowMapTransition`) is
-            moved as far as the step of the ODE would be.
+        transition: how particles move; None for how the stock pipeline moves them. Transitions of several inner steps
+            are guided in each of them. One that does not use the predicted sample (`DiamondTransition`) is guided
+            through the mean of its driving noise, which is the same as the steps shrink, and needs no evaluation of the
+            base model; one without noise (`FlowMapTransition`) is moved as far as the step of the ODE would be.
         num_particles: guided samples of each image, of which the best is returned.
         scaling: `exact`; `norm`, which brings each term of the gradient to root-mean-square 1 before the coefficient,
             and `sana_sprint_norm` with another coefficient; or `auto`, which gives the change of the velocity the size
@@ -170,6 +169,10 @@ class Guidance(Alignment):
                 f"gradient is {self.gradient!r}, but reward {reward.name!r} has no gradient; "
                 "use gradient='tilted_mean' with GlassPosterior(num_samples=4), or alignment 'smc' or 'best_of_n'"
             )
+
+    def default_transition(self, model: Denoising) -> Transition:
+        # Few noisy steps make worse images than as many of the ODE, and guided particles need not part.
+        return model.stock_transition()
 
     def resolve(self, model: Denoising) -> Self:
         method = super().resolve(model)

@@ -17,7 +17,7 @@ from ..backbones.base import Denoising
 from ..diamond import DiamondPosterior
 from ..flow_map import has_map_to_data
 from ..posteriors import DenoiserPoint, FlowMapPoint
-from ..transitions import AncestralTransition, FlowMapTransition, ODETransition
+from ..transitions import AncestralTransition, FlowMapTransition, GlassTransition, ODETransition
 from ..weighted_posterior import WeightedPosterior
 from .base import Alignment
 from .guidance import Guidance
@@ -60,7 +60,8 @@ def fmtt(model: Denoising | None = None, **options: Any) -> Guidance:
     returned. The reward counts in full at every level, and the size of the shift is limited. For exact sampling make
     it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt())`.
     """
-    return replace(Guidance(flow_map_point(model), "pathwise"), **options)
+    transition = GlassTransition() if model is None else model.stochastic_transition()
+    return replace(Guidance(flow_map_point(model), "pathwise", transition=transition), **options)
 
 
 @register_preset
