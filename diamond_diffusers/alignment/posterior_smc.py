@@ -48,9 +48,9 @@ class PosteriorSMC(SMC):
     `log Z` on a mixture, with an exact map, one look-ahead and 16 particles, is -.4, -.4 and -.4 with 5, 12 and 40
     steps; -.4, -.8, -1.1 by the last look-ahead alone; -.4, -1.8, -6 where particles are valued after every step.
 
-    An imperfect map tilts the law: with maps that lose some of the spread, `E[Z]` was .46 to .75 of the evidence, and
-    .85 to .94 where look-aheads are the map's but `SMC` moves particles by `GlassTransition(num_inner_steps=4)`. That
-    is the accurate choice.
+    With an imperfect map the law is that of its steps: `E[Z]` was .46 to .75 of the evidence with maps of different
+    quality, and .85 to .94 where their look-aheads gave the values alone and `SMC` moved particles by GLASS transitions
+    of several inner steps. That is the accurate choice.
 
     Guidance tilts the mean of `e`; the last step draws none. With a `reward_scale` of 0 particles are plain samples
     of this kind of step. Options: see `SMC`; at steps without a valuation look-aheads are drawn and scored all the

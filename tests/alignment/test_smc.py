@@ -1,13 +1,16 @@
 """Sequential Monte Carlo against the tilted law and the evidence in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from diamond_diffusers.alignment import SMC, AdaptiveTempering, Guidance, NoAlignment
+from diamond_diffusers.alignment.look_ahead import LookAhead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.resampling import RESAMPLING_SCHEMES
+from diamond_diffusers.alignment.smc import valuations
 from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
 from diamond_diffusers.transitions import AncestralTransition, GlassTransition
 
@@ -156,6 +159,50 @@ def test_guidance_lowers_the_variance_of_the_evidence():
     without, _, _ = estimates(unguided, LINEAR, 192)
     with_guidance, _, _ = estimates(guided, LINEAR, 192)
     assert with_guidance.log().std() < 0.9 * without.log().std()
+
+
+class NoNoise:
+    """A source of zeros, for a normal source."""
+
+    def __init__(self, rows, dimension):
+        self.zeros = torch.zeros(rows, dimension)
+
+    def normal(self, rows_per_image, shape):
+        return self.zeros
+
+
+@pytest.mark.parametrize("dimension", [2, 128])
+def test_the_limit_of_a_tilt_is_the_same_for_each_dimension(dimension):
+    """As large as the noise, so that its norm grows with the latents and leaves no guidance out that fits them."""
+    smc = SMC(4, transition=GlassTransition(), guidance=Guidance(max_shift=None))
+    cloud = smc.start(make_model(MIXTURE, LINEAR), torch.zeros(4, dimension), 5)
+    gradient = torch.tensor([0.01, 0.1, 10.0, 1000.0])[:, None].expand(4, dimension)
+    cloud = replace(cloud, ahead=LookAhead(None, torch.zeros(4), gradient[:, None], torch.ones(4)))
+    tilt, log_ratio = smc._propose(cloud, 2.0, 1.0, NoNoise(4, dimension))
+    gain = GlassTransition().tilt_gain(2.0, 1.0)
+    sizes = torch.tensor([0.01 * gain, 0.1 * gain, 1.0, 1.0])
+    torch.testing.assert_close(tilt.square().mean(1).sqrt(), sizes)
+    torch.testing.assert_close(log_ratio[0], -(sizes.double() ** 2) * dimension / 2, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("count", "num_steps", "expected"),
+    [
+        (4, 100, {20, 40, 60, 80}),
+        (4, 12, {3, 5, 8, 10}),
+        (4, 3, {1, 2}),
+        (4, 1, set()),
+        (0, 9, set()),
+        (1, 9, {5}),
+        (None, 4, {1, 2, 3}),
+    ],
+)
+def test_particles_are_valued_at_even_shares_of_the_steps(count, num_steps, expected):
+    """And never at the start or the end, which is weighed by itself."""
+    assert valuations(count, num_steps) == expected
+    result = run(SMC(2, num_valuations=count), make_model(MIXTURE, LINEAR), falling_levels(num_steps))
+    weighed = [moves for moves, step in enumerate(result.trace.steps, 1) if step.effective_sample_size is not None]
+    assert weighed == sorted(expected | {num_steps})
 
 
 def test_weights_telescope_to_the_reward_where_nothing_is_resampled():
