@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .counts import check_counts
 from .flow_map import check_map_steps
 from .glass import EarlyStop, inner_times
 from .levels import Level, as_level, working_dtype
@@ -63,8 +64,7 @@ class DiamondPosterior(PosteriorSampler):
 
     def __post_init__(self) -> None:
         check_map_steps("num_map_steps", self.num_map_steps)
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
+        check_counts(num_samples=self.num_samples)
 
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor

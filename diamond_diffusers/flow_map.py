@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .counts import check_counts
 from .levels import Denoiser, Level, RectifiedFlowPath, as_level, expand, ode_step, signal_and_noise
 from .network import Capabilities, FlowMap, InnerFlowMap, Network
 
@@ -99,8 +100,7 @@ def _mean_angle(level: Tensor, next_level: Tensor) -> Tensor:
 
 def check_map_steps(argument: str, num_steps: int) -> None:
     """Raises a `ValueError` for fewer than one step; `argument` is the name by which the caller knows them."""
-    if num_steps < 1:
-        raise ValueError(f"{argument} is {num_steps}; it must be at least 1")
+    check_counts(**{argument: num_steps})
 
 
 def has_map_to_data(model: Capabilities) -> bool:

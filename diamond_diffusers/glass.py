@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .counts import check_counts
 from .levels import Denoiser, Level, as_level, expand, fuse, signal_and_noise, working_dtype
 
 InnerSolver = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor]
@@ -76,8 +77,7 @@ INNER_SOLVERS: dict[str, InnerSolver] = {"euler": _euler, "multistep": _multiste
 
 def check_inner_options(num_inner_steps: int, solver: str) -> None:
     """Raises a `ValueError` for fewer than one inner step or an unknown solver."""
-    if num_inner_steps < 1:
-        raise ValueError(f"num_inner_steps is {num_inner_steps}; it must be at least 1")
+    check_counts(num_inner_steps=num_inner_steps)
     if solver not in INNER_SOLVERS:
         raise ValueError(f"solver is {solver!r}; choose one of {', '.join(INNER_SOLVERS)}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .counts import check_counts
 from .flow_map import check_is_map, check_map_steps, flow_to_data
 from .glass import check_inner_options, sample_posterior
 from .levels import Level
@@ -154,8 +155,7 @@ class GlassPosterior(PosteriorSampler):
 
     def __post_init__(self) -> None:
         check_inner_options(self.num_inner_steps, self.solver)
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
+        check_counts(num_samples=self.num_samples)
         if self.num_inner_steps == 1 and self.num_samples > 1:
             raise ValueError(
                 f"num_inner_steps is 1, which makes all {self.num_samples} samples the denoiser point; "

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .counts import check_counts
 from .flow_map import check_is_map, check_map_steps, flow_to_data
 from .levels import Denoiser, Level, as_level, expand, predicted_noise, signal_and_noise
 from .network import Capabilities, Network
@@ -180,8 +181,7 @@ class WeightedPosterior(PosteriorSampler):
     without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
+        check_counts(num_samples=self.num_samples)
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
         if self.weights not in WEIGHTS:

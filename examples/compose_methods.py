@@ -8,7 +8,7 @@ pipe = DiamondMapPipeline.from_pretrained()
 alignment = SMC(
     num_particles=4,
     posterior=GlassPosterior(num_samples=4),
-    transition=GlassTransition(num_inner_steps=2),
+    transition=GlassTransition(num_inner_steps=4),
     guidance=Guidance(gradient="isotropic"),
 )
 out = pipe(

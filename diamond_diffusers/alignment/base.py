@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Denoising
+from ..counts import check_counts
 from ..posteriors import PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .look_ahead import COMPARING_GRADIENTS, GRADIENTS, LookAhead
+from .look_ahead import COMPARING_GRADIENTS, LookAhead
 from .model import Evaluation, TiltedModel
 from .random_source import RandomSource
 from .resampling import invert, uniform
@@ -124,8 +125,9 @@ class Alignment(ABC):
     grows: str | None = "num_particles"
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles is {self.num_particles}; it must be at least 1")
+        check_counts(num_particles=self.num_particles)
+        check_part("posterior", getattr(self, "posterior", None), PosteriorSampler, "GlassPosterior()")
+        check_part("transition", self.transition, Transition, "GlassTransition()")
 
     @abstractmethod
     def step(
@@ -247,12 +249,17 @@ class Alignment(ABC):
         )
 
 
-def check_gradient(gradient: str, posterior: PosteriorSampler) -> None:
-    """Raises a `ValueError` for an unknown gradient, or one that these look-aheads cannot give."""
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient is {gradient!r}; choose one of {', '.join(GRADIENTS)}")
+def check_part(name: str, part: object, kind: type, example: str) -> None:
+    """Raises a `TypeError` for a part of a method that is given and is no object of its kind."""
+    if part is not None and not isinstance(part, kind):
+        raise TypeError(f"{name} is {part!r}; give an object, such as {example}")
+
+
+def check_comparable(gradient: str, posterior: PosteriorSampler) -> None:
+    """Raises a `ValueError` for a gradient that compares look-aheads where there is one."""
     if gradient in COMPARING_GRADIENTS and posterior.num_samples < 2:
         raise ValueError(
             f"gradient is {gradient!r}, which compares look-aheads, but the posterior draws "
-            f"{posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
+            f"{posterior.num_samples}; take GlassPosterior(num_samples=4), on the command line "
+            "--posterior glass --num-lookaheads 4, or gradient='pathwise'"
         )

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Denoising
+from ..counts import check_counts
 from ..flow_map import has_map_to_data
 from ..levels import Level, RectifiedFlowPath, expand, ode_step, signal_and_noise
 from ..network import Network
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .base import Alignment, AlignmentResult, Cloud, check_gradient
-from .look_ahead import REWARD_GRADIENTS, Aim, LookAhead, look_ahead
+from .base import Alignment, AlignmentResult, Cloud, check_comparable
+from .look_ahead import GRADIENTS, REWARD_GRADIENTS, Aim, LookAhead, look_ahead
 from .model import TiltedModel
 from .noise_rounds import Sample
 from .random_source import RandomSource, driving_noise
@@ -127,7 +128,8 @@ class Guidance(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_gradient(self.gradient, self.posterior)
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"gradient is {self.gradient!r}; choose one of {', '.join(GRADIENTS)}")
         if not math.isfinite(self.guidance_strength):
             raise ValueError(
                 f"guidance_strength is {self.guidance_strength}; give a finite number, of which 1 is exact"
@@ -148,9 +150,11 @@ class Guidance(Alignment):
                 f"min_noise_to_signal is {self.min_noise_to_signal} and max_noise_to_signal is "
                 f"{self.max_noise_to_signal}; the first must lie between 0 and the second"
             )
-        for name in ("num_corrections", "num_jump_steps", "num_warm_up_steps"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
+        check_counts(
+            num_corrections=self.num_corrections,
+            num_jump_steps=self.num_jump_steps,
+            num_warm_up_steps=self.num_warm_up_steps,
+        )
         steps = self.num_guided_steps
         if steps is not None and not (0 < steps < 1 or (steps != 0 and steps % 1 == 0)):
             raise ValueError(
@@ -164,6 +168,12 @@ class Guidance(Alignment):
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
+        # Only here: within another method the look-aheads are those of that method.
+        check_comparable(self.gradient, self.posterior)
+        self.check_reward(reward)
+
+    def check_reward(self, reward: Reward) -> None:
+        """Raises a `ValueError` where the gradient differentiates the reward and that has none."""
         if self.needs_reward_gradient and not reward.differentiable:
             raise ValueError(
                 f"gradient is {self.gradient!r}, but reward {reward.name!r} has no gradient; "

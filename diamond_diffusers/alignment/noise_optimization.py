@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention import differentiable_attention
+from ..counts import check_counts
 from ..levels import expand
 from ..rewards.base import Reward
 from ..transitions import Transition
@@ -63,8 +64,7 @@ class NoiseAscent(NoiseRounds):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations is {self.num_iterations}; it must be at least 1")
+        check_counts(num_iterations=self.num_iterations)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         for name in ("learning_rate", "max_gradient_norm"):
@@ -150,8 +150,7 @@ class NoiseEvolution(NoiseAscent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_perturbations < 1:
-            raise ValueError(f"num_perturbations is {self.num_perturbations}; it must be at least 1")
+        check_counts(num_perturbations=self.num_perturbations)
         if not 0 < self.perturbation < 1:
             raise ValueError(f"perturbation is {self.perturbation}; it must lie between 0 and 1")
 

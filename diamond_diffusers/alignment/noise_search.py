@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.helpers import where_rows
+from ..counts import check_counts
 from ..transitions import Transition
 from .model import TiltedModel
 from .noise_rounds import NoiseRounds, Sample, plain_sample
@@ -48,9 +49,7 @@ class NoiseSearch(NoiseRounds):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_candidates", "round_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(num_candidates=self.num_candidates, round_size=self.round_size)
 
     @abstractmethod
     def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Denoising
+from ..counts import check_counts
 from ..levels import renoise
 from ..transitions import Transition
 from .model import TiltedModel
@@ -48,8 +49,7 @@ class PathSearch(LookAheadSearch):
         super().__post_init__()
         if not 0 < self.forward_step < 1:
             raise ValueError(f"forward_step is {self.forward_step}; it must lie between 0 and 1")
-        if self.num_backward_steps < 1:
-            raise ValueError(f"num_backward_steps is {self.num_backward_steps}; it must be at least 1")
+        check_counts(num_backward_steps=self.num_backward_steps)
         if not self.max_noise_to_signal > 0:
             raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; it must be positive")
 

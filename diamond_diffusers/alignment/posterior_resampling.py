@@ -13,7 +13,7 @@ from ..glass import EarlyStop
 from ..posteriors import GlassPosterior, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import GlassTransition
-from .base import Alignment, Cloud, check_gradient
+from .base import Alignment, Cloud, check_comparable, check_part
 from .guidance import Guidance
 from .look_ahead import look_ahead
 from .model import TiltedModel
@@ -57,10 +57,11 @@ class PosteriorResampling(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_part("guidance", self.guidance, Guidance, "Guidance()")
         # It knows what a correlation may be.
         GlassTransition(correlation=self.correlation)
         if self.guidance is not None:
-            check_gradient(self.guidance.gradient, self.posterior)
+            check_comparable(self.guidance.gradient, self.posterior)
             if self.guidance.num_corrections > 1:
                 raise ValueError(
                     f"guidance has num_corrections={self.guidance.num_corrections}, but the chosen look-ahead is moved "
@@ -79,7 +80,7 @@ class PosteriorResampling(Alignment):
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
         if self.guidance is not None:
-            self.guidance.check(reward)
+            self.guidance.check_reward(reward)
 
     def resolve(self, model: Denoising) -> Self:
         # Look-aheads are what moves the particles.

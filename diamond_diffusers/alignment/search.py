@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..counts import check_counts
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..transitions import Transition
 from .base import Alignment, Cloud
@@ -46,8 +47,7 @@ class LookAheadSearch(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.branching < 1:
-            raise ValueError(f"branching is {self.branching}; it must be at least 1")
+        check_counts(branching=self.branching)
 
     @abstractmethod
     def branch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from ..levels import expand
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .base import FINAL_SELECTIONS, Alignment, AlignmentResult, Cloud
+from .base import FINAL_SELECTIONS, Alignment, AlignmentResult, Cloud, check_comparable, check_part
 from .guidance import Guidance
-from .look_ahead import COMPARING_GRADIENTS, LookAhead, look_ahead
+from .look_ahead import LookAhead, look_ahead
 from .model import TiltedModel
 from .potentials import POTENTIALS
 from .random_source import RandomSource, driving_noise
@@ -125,6 +126,8 @@ class SMC(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_part("guidance", self.guidance, Guidance, "Guidance()")
+        check_part("tempering", self.tempering, Tempering, "AdaptiveTempering()")
         if self.resampling not in (*RESAMPLING_SCHEMES, "none"):
             raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}, none")
         if self.potential not in POTENTIALS:
@@ -133,8 +136,12 @@ class SMC(Alignment):
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
         if not self.max_tilt > 0:
             raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
-        if self.num_valuations is not None and self.num_valuations < 0:
-            raise ValueError(f"num_valuations is {self.num_valuations}; give at least 0, or None for every step")
+        if self.num_valuations is not None and (
+            not isinstance(self.num_valuations, Integral) or self.num_valuations < 0
+        ):
+            raise ValueError(
+                f"num_valuations is {self.num_valuations}; give a whole number of at least 0, or None for every step"
+            )
         if self.default_selection not in FINAL_SELECTIONS:
             raise ValueError(
                 f"default_selection is {self.default_selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}"
@@ -149,12 +156,8 @@ class SMC(Alignment):
                 f"guidance has num_corrections={self.guidance.num_corrections}, but a proposal of SMC is tilted once; "
                 "leave it at 1"
             )
-        compares = self.guidance is not None and self.guidance.gradient in COMPARING_GRADIENTS
-        if compares and self.posterior.num_samples < 2:
-            raise ValueError(
-                f"guidance has gradient={self.guidance.gradient!r}, which compares look-aheads, but SMC's posterior "
-                f"draws {self.posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
-            )
+        if self.guidance is not None:
+            check_comparable(self.guidance.gradient, self.posterior)
 
     @property
     def needs_reward_gradient(self) -> bool:
@@ -163,7 +166,7 @@ class SMC(Alignment):
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
         if self.guidance is not None:
-            self.guidance.check(reward)
+            self.guidance.check_reward(reward)
 
     def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> PathCloud:
         cloud = super().start(model, x, num_steps)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..alignment.base import FINAL_SELECTIONS
 from ..backbones.base import Backbone
 from ..backbones.helpers import num_prompts, offloads_layers
+from ..counts import check_counts
 from ..rewards import Reward
 
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -82,13 +82,6 @@ def num_images(arguments: Mapping[str, Any]) -> int:
     """
     check_counts(**{key: arguments[key] for key in ("num_images_per_prompt", "num_inference_steps")})
     return num_prompts(arguments) * arguments["num_images_per_prompt"]
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raises a `ValueError` for one that is given and is no whole number of at least 1."""
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, Integral) or count < 1):
-            raise ValueError(f"{name} is {count!r}; it must be a whole number of at least 1")
 
 
 def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | None) -> list[str]:

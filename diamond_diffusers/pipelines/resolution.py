@@ -53,8 +53,8 @@ def resolve_alignment(
 ) -> Alignment:
     """The alignment of a call, with what it leaves open filled in for the model.
 
-    As given, else the model's own, else SMC with a reward and none without; a model's own that differentiates the
-    reward gives way to SMC for rewards without derivative.
+    As given, else the model's own, else SMC with a reward and none without. A model's own that differentiates the
+    reward gives way, for rewards without derivative, to posterior SMC where there is a Diamond Map, else to SMC.
 
     Raises:
         ValueError: it cannot work with this reward, this model, or these arguments of the call.

@@ -337,7 +337,7 @@ def test_a_callback_may_end_a_search_over_noises_but_not_replace_its_samples():
     ("method", "options", "message"),
     [
         (BeamSearch, {"num_particles": 0}, "num_particles is 0"),
-        (BeamSearch, {"branching": 0}, "branching is 0; it must be at least 1"),
+        (BeamSearch, {"branching": 0}, "branching is 0; it must be a whole number of at least 1"),
         (BeamSearch, {"transition": ODETransition()}, "draws no noise, so the branches"),
         (PathSearch, {"branching": 0}, "branching is 0"),
         (PathSearch, {"forward_step": 0.0}, r"forward_step is 0\.0; it must lie between 0 and 1"),

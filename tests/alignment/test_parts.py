@@ -1,0 +1,57 @@
+"""What a method is made of is checked when it is made: its parts, and its counts."""
+
+import pytest
+
+from diamond_diffusers.alignment import SMC, BestOfN, Guidance, PosteriorResampling, PosteriorSMC, RandomSearch
+from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
+
+from ..core.mixture_model import LINEAR
+
+
+@pytest.mark.parametrize("gradient", ["tilted_mean", "hybrid"])
+def test_one_look_ahead_is_not_compared(gradient):
+    """It is that of the method which looks ahead: of the inner guidance no posterior counts."""
+    guidance = Guidance(gradient=gradient)
+    with pytest.raises(ValueError, match=f"gradient is '{gradient}', which compares look-aheads, but .* draws 1"):
+        guidance.check(LINEAR)
+    several = GlassPosterior(num_samples=2)
+    for method in (SMC, PosteriorResampling, PosteriorSMC):
+        with pytest.raises(ValueError, match="compares look-aheads"):
+            method(posterior=GlassPosterior(), guidance=guidance)
+        method(posterior=several, guidance=guidance).check(LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "example"),
+    [
+        (Guidance, {"posterior": "glass"}, "posterior is 'glass'; give an object, such as GlassPosterior()"),
+        (SMC, {"posterior": GlassPosterior}, "posterior is <class .*; give an object"),
+        (Guidance, {"transition": "glass"}, "transition is 'glass'; give an object, such as GlassTransition()"),
+        (SMC, {"guidance": True}, "guidance is True; give an object, such as Guidance()"),
+        (PosteriorResampling, {"guidance": "pathwise"}, "guidance is 'pathwise'; give an object"),
+        (BestOfN, {"transition": 4}, "transition is 4; give an object"),
+        (SMC, {"tempering": "adaptive"}, "tempering is 'adaptive'; give an object, such as AdaptiveTempering()"),
+    ],
+)
+def test_parts_of_a_method_are_objects(method, options, example):
+    with pytest.raises(TypeError, match=example.replace("()", r"\(\)")):
+        method(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SMC(num_valuations=2.5), r"num_valuations is 2\.5; give a whole number of at least 0, or None"),
+        (
+            lambda: GlassPosterior(num_inner_steps=2.5),
+            r"num_inner_steps is 2\.5; it must be a whole number of at least 1",
+        ),
+        (lambda: GlassPosterior(num_samples=1.5), r"num_samples is 1\.5; it must be a whole number"),
+        (lambda: FlowMapPoint(1.5), r"num_steps is 1\.5; it must be a whole number"),
+        (lambda: RandomSearch(num_candidates=2.5), r"num_candidates is 2\.5; it must be a whole number"),
+        (lambda: BestOfN(num_particles="4"), "num_particles is '4'; it must be a whole number"),
+    ],
+)
+def test_counts_are_whole_numbers(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
