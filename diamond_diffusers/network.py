@@ -86,7 +86,7 @@ class UsesNetwork:
         if self.needs_diamond_map and not model.has_diamond_map:
             raise ValueError(
                 f"{type(self).__name__} needs a Diamond Map, but this {model.family} model has none; load one with "
-                "pipe.load_diamond_map(...), or take the GLASS class of the same name"
+                "pipe.load_diamond_map(...), or take GlassPosterior() or GlassTransition() in its place"
             )
         if self.needs_denoiser and not model.has_denoiser:
             raise ValueError(

@@ -98,7 +98,10 @@ def fmrg(model: Denoising | None = None, **options: Any) -> Guidance:
 
 @register_preset
 def reno(model: Denoising | None = None, **options: Any) -> NoiseOptimization:
-    """ReNO (Eyring et al., arXiv 2406.04312): noise optimisation x flow map.
+    """ReNO (Eyring et al., arXiv 2406.04312): noise optimisation x the steps of the stock pipeline.
+
+    Theirs is one step of a few-step model. Of a model with a Diamond Map `reno(transition=FlowMapTransition())` follows
+    the flow map; by itself all steps of the stock pipeline are differentiated.
 
     Fifty iterations of gradient ascent in the starting noise of a one-step model, with their optimiser (momentum 0.9,
     Nesterov's), learning rate 5, gradients clipped at a norm of 0.1 and regularisation 0.01; the best image by the
