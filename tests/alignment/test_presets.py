@@ -36,7 +36,7 @@ CELLS = {
     "glass_fk": (SMC, DenoiserPoint, GlassTransition),
     "posterior_diamond_smc": (SMC, DiamondPosterior, GlassTransition),
     "dps": (Guidance, DenoiserPoint, AncestralTransition),
-    "fmtt": (Guidance, FlowMapPoint, type(None)),
+    "fmtt": (Guidance, FlowMapPoint, GlassTransition),
     "fmrg": (Guidance, FlowMapPoint, ODETransition),
     "reno": (NoiseOptimization, None, type(None)),
     "posterior_diamond": (Guidance, DiamondPosterior, ODETransition),
