@@ -131,7 +131,7 @@ def check_class(model: str | Path, **hub: Any) -> str:
         fault = "is nested too deep" if isinstance(error, RecursionError) else "does not name the class of a pipeline"
         raise ValueError(f"the model_index.json of {model} {fault}; take it from where the model was saved") from error
     # A community pipeline names a file of code too.
-    name = name if isinstance(name, str) else "/".join(map(str, name))
+    name = "/".join(map(str, name)) if isinstance(name, list | tuple) else str(name)
     check_supported(name)
     return name
 

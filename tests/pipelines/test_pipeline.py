@@ -49,7 +49,7 @@ def test_alignment_gains_reward_over_plain_samples(pipe: DiamondMapPipeline, nam
     # A method may move its particles by other transitions than plain sampling; then its own untilted law is to beat.
     plain_method = alignment if alignment.resolve(pipe.backbone).transition.is_stochastic else "none"
     plain = pipe(prompts, generator=generators(16), alignment=plain_method, reward_scale=0.0, **call).rewards
-    aligned = pipe(prompts, generator=generators(16), alignment=alignment, reward_scale=20.0, **call).rewards
+    aligned = pipe(prompts, generator=generators(16), alignment=alignment, reward_scale=200.0, **call).rewards
     assert aligned.mean() > plain.mean()
 
 

@@ -1,0 +1,92 @@
+"""Every method by name, with its defaults, beside plain sampling at few steps: `python -m benchmarks.defaults`.
+
+The embedded model draws images of captions that its reward was trained on, since held-out ones are for judging: the
+same captions and noises for each method. Prints one row of a markdown table for each method and number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.alignment import ALIGNMENTS, PRESETS
+from diamond_diffusers.miniature.grammar import sample_training_caption
+
+NAMES = tuple(name for name in (*ALIGNMENTS, *PRESETS) if name != "none")
+COLUMNS = "| method | steps | reward | above plain | standard error | evaluations | backward passes |"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a method has won over plain sampling in as many steps.
+
+    Attributes:
+        method: its name.
+        steps: of the run.
+        reward: mean of the images returned.
+        above_plain: mean of the differences to the plain images of the same captions and noises.
+        standard_error: of that mean.
+        evaluations: of the network, for an image.
+        backward_passes: likewise.
+    """
+
+    method: str
+    steps: int
+    reward: float
+    above_plain: float
+    standard_error: float
+    evaluations: float
+    backward_passes: float
+
+    def row(self) -> str:
+        figures = f"{self.reward:.1f} | {self.above_plain:+.1f} | {self.standard_error:.1f}"
+        return f"| `{self.method}` | {self.steps} | {figures} | {self.evaluations:.0f} | {self.backward_passes:.0f} |"
+
+
+def measure(
+    names: Sequence[str] = NAMES, steps: Sequence[int] = (4, 6, 12), count: int = 50, device: str = "cpu"
+) -> Iterator[Gain]:
+    """The gains of methods, one after the other, on `count` captions."""
+    pipe = DiamondMapPipeline.from_pretrained().to(device)
+    pipe.set_progress_bar_config(disable=True)
+    source = random.Random(7)
+    captions = [sample_training_caption(source).text for _ in range(count)]
+
+    def rewards(name: str, num_steps: int) -> tuple[Tensor, float, float]:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+        options = {"reward": "miniature", "num_inference_steps": num_steps, "output_type": "pt"}
+        out = pipe(captions, alignment=name, generator=generators, **options)
+        cost = out.cost
+        return torch.as_tensor(out.rewards).double(), cost.network_evaluations / count, cost.backward_passes / count
+
+    plain = {num_steps: rewards("none", num_steps)[0] for num_steps in steps}
+    for name in names:
+        for num_steps in steps:
+            drawn, evaluations, backward_passes = rewards(name, num_steps)
+            gains = drawn - plain[num_steps]
+            error = (gains.std() / count**0.5).item()
+            yield Gain(name, num_steps, drawn.mean().item(), gains.mean().item(), error, evaluations, backward_passes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", default=",".join(NAMES), help="names, separated by commas")
+    parser.add_argument("--steps", default="4,6,12", help="numbers of steps, separated by commas")
+    parser.add_argument("--captions", type=int, default=50, help="how many")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    print(COLUMNS, "|---|--:|--:|--:|--:|--:|--:|", sep="\n", flush=True)
+    for gain in measure(
+        given.methods.split(","), [int(n) for n in given.steps.split(",")], given.captions, given.device
+    ):
+        print(gain.row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

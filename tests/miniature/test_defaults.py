@@ -1,0 +1,21 @@
+"""A method that is called by its name, and nothing else, makes images better, however few the steps."""
+
+import pytest
+
+from benchmarks.defaults import NAMES, measure
+
+DEAR = ("noise_optimization", "reno", "noise_evolution")
+"""They take thousands of evaluations an image, and keep the best image that they see, the plain one among them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DEAR])
+def test_no_method_is_below_plain_sampling(name):
+    for gain in measure([name]):
+        assert gain.above_plain > 0, gain
+
+
+@pytest.mark.parametrize("name", ["guidance", "posterior_smc", "posterior_resampling", "posterior_diamond"])
+def test_some_methods_on_a_few_captions(name):
+    (gain,) = measure([name], steps=[6], count=12)
+    assert gain.above_plain > 0, gain
