@@ -58,7 +58,7 @@ def fmtt(model: Denoising | None = None, **options: Any) -> Guidance:
 
     Particles move at random, which their search and their weights build on, and several may be drawn: the best is
     returned. The reward counts in full at every level, and the size of the shift is limited. For exact sampling make
-    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt())`.
+    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt(transition=None))`.
     """
     transition = GlassTransition() if model is None else model.stochastic_transition()
     return replace(Guidance(flow_map_point(model), "pathwise", transition=transition), **options)

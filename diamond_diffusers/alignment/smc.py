@@ -14,7 +14,8 @@ from ..rewards.base import Reward
 from ..transitions import Transition
 from .base import FINAL_SELECTIONS, Alignment, AlignmentResult, Cloud
 from .guidance import Guidance
-from .look_ahead import COMPARING_GRADIENTS, LookAhead, look_ahead
+from .inner_guidance import check_inner_guidance
+from .look_ahead import LookAhead, look_ahead
 from .model import TiltedModel
 from .potentials import POTENTIALS
 from .random_source import RandomSource, driving_noise
@@ -100,9 +101,9 @@ class SMC(Alignment):
         max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
         guidance: tilts the mean of the driving noise towards the reward, as much as the inverse temperature says; the
             weights account for it exactly. It gives the gradient, its strength, scaling, limits and levels; look-aheads
-            and transition are those given here. It draws them at each of its levels, valued or not. Leave its
-            `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `pathwise` and `isotropic` gradients *raise*
-            the variance of `log Z` on laws of several modes.
+            (drawn at each of its levels, valued or not), transition and course are those given here, and others are
+            refused. Leave its `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `pathwise` and `isotropic`
+            gradients *raise* the variance of `log Z` on laws of several modes.
         max_tilt: limit of the root-mean-square of that mean, in units of the noise's own deviation.
         num_valuations: how many times particles are valued, weighed and resampled on their way, at even shares of the
             steps: 4 for after 20, 40, 60 and 80 % of them. None for after every step but the last, which suits values
@@ -144,17 +145,8 @@ class SMC(Alignment):
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
                 "take GlassTransition() or AncestralTransition()"
             )
-        if self.guidance is not None and self.guidance.num_corrections > 1:
-            raise ValueError(
-                f"guidance has num_corrections={self.guidance.num_corrections}, but a proposal of SMC is tilted once; "
-                "leave it at 1"
-            )
-        compares = self.guidance is not None and self.guidance.gradient in COMPARING_GRADIENTS
-        if compares and self.posterior.num_samples < 2:
-            raise ValueError(
-                f"guidance has gradient={self.guidance.gradient!r}, which compares look-aheads, but SMC's posterior "
-                f"draws {self.posterior.num_samples}; take GlassPosterior(num_samples=4) or gradient='pathwise'"
-            )
+        if self.guidance is not None:
+            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, self.transition)
 
     @property
     def needs_reward_gradient(self) -> bool:
