@@ -103,7 +103,7 @@ class SMC(Alignment):
             weights account for it exactly. It gives the gradient, its strength, scaling, limits and levels; look-aheads
             (drawn at each of its levels, valued or not), transition and course are those given here, and others are
             refused. Leave its `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `isotropic` gradients
-            *raise* the variance of `log Z` on laws of several modes, and `pathwise` ones may lower it less.
+            *raise* the variance of `log Z` on some laws of several modes, and `pathwise` ones may lower it less.
         max_tilt: limit of the root-mean-square of that mean, in units of the noise's own deviation.
         num_valuations: how many times particles are valued, weighed and resampled on their way, at even shares of the
             steps: 4 for after 20, 40, 60 and 80 % of them. None for after every step but the last, which suits values

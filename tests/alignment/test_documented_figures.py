@@ -1,7 +1,6 @@
 """The figures of SMC and of guided SMC in docs/methods.md: what these tests measure is what the tables say."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,23 +13,11 @@ from diamond_diffusers.transitions import AncestralTransition, GlassTransition
 
 from ..core.mixture import coefficients, make_mixture, standard_error
 from ..core.mixture_model import LINEAR, make_model, unconditional
+from ..documentation import documented
 from .runs import falling_levels, run
 from .test_posterior_smc import CoarseDiamondMixture, evidence_errors
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 MIXTURE = make_mixture(3)
-
-
-def documented(heading):
-    """The rows of the one table whose first heading is this, as lists of cells without their marks."""
-    lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
-    (start,) = (index for index, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            return rows
-        rows.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
-    return rows
 
 
 def evidence(smc, num_steps, num_images, scale, seed=0):
