@@ -13,8 +13,9 @@ from ..glass import EarlyStop
 from ..posteriors import GlassPosterior, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import GlassTransition
-from .base import Alignment, Cloud, check_comparable, check_part
+from .base import Alignment, Cloud, check_part
 from .guidance import Guidance
+from .inner_guidance import check_inner_guidance
 from .look_ahead import look_ahead
 from .model import TiltedModel
 from .random_source import RandomSource
@@ -45,7 +46,7 @@ class PosteriorResampling(Alignment):
         guidance: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
             shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
             rewards to be among the look-aheads. It gives the gradient, its strength, scaling, limits and levels;
-            look-aheads are those given here.
+            look-aheads are those given here, and others, or a course or transition of its own, are refused.
     """
 
     num_particles: int = 1
@@ -61,12 +62,7 @@ class PosteriorResampling(Alignment):
         # It knows what a correlation may be.
         GlassTransition(correlation=self.correlation)
         if self.guidance is not None:
-            check_comparable(self.guidance.gradient, self.posterior)
-            if self.guidance.num_corrections > 1:
-                raise ValueError(
-                    f"guidance has num_corrections={self.guidance.num_corrections}, but the chosen look-ahead is moved "
-                    "once; leave it at 1"
-                )
+            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, None)
         elif self.posterior.num_samples < 2:
             raise ValueError(
                 f"posterior draws {self.posterior.num_samples} look-ahead, among which there is nothing to choose; "

@@ -3,8 +3,8 @@
 A preset takes the model, so far as its settings depend on it (None for those of no model in particular), and options of
 the method that it returns, which replace its own: `fk_steering(num_particles=8)`.
 
-Settings that a call has of its own are not part of a method: each preset says which `reward_scale` and number of steps
-its authors used.
+Settings that a call has of its own are not part of a method: where authors give a `reward_scale` and a number of steps,
+the docstring says which.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fmtt(model: Denoising | None = None, **options: Any) -> Guidance:
 
     Particles move at random, which their search and their weights build on, and several may be drawn: the best is
     returned. The reward counts in full at every level, and the size of the shift is limited. For exact sampling make
-    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt())`.
+    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt(transition=None))`.
     """
     transition = GlassTransition() if model is None else model.stochastic_transition()
     return replace(Guidance(flow_map_point(model), "pathwise", transition=transition), **options)
@@ -78,8 +78,10 @@ def fmrg(model: Denoising | None = None, **options: Any) -> Guidance:
 
     Where this is not what they ran: their scripts take the first steps of Adam, which are signs of the gradient times a
     rate that falls linearly, and leave the scaling by the velocity, which their sampler has and their text describes,
-    without effect; they guide the first quarter of a finer grid of 16 to 48 steps. Their weight of the shift of FMRG-E
-    is `t (1 - t')`, in place of the step that the ODE would make of it.
+    without effect. Mostly they guide the first quarter to eighth of a finer grid, of 16 to 208 steps, at strengths of 2
+    to 5 and with no, 2, 4 or more steps of warm-up; only their example for GenEval guides half of ten steps, the last
+    of which is the jump. Some runs take one evaluation a step: the map to the end gives the step too. Their weight of
+    the shift of FMRG-E is `t (1 - t')`, in place of the step that the ODE would make of it.
     """
     fmrg_j = Guidance(
         flow_map_point(model),
@@ -153,11 +155,13 @@ def weighted_diamond(model: Denoising | None = None, **options: Any) -> Guidance
     of the velocity that the sampler follows, so that no score model is needed. Their `reward_scale` is 250, which does
     not count.
 
-    On FLUX with a flow-map LoRA, which particles follow from level to level: 25 steps at 512 x 512 pixels and guidance
-    scale 1, all but the first guided; 16 look-aheads at `snr_factor=1.1`, averaged by the softmax of the unscaled
-    reward; the coefficient limited to 20. Models that they have not used get the same with 4 look-aheads. On
-    SANA-Sprint: 20 steps at 1024 x 1024 pixels, of which the first five below pure noise are guided and the next jumps
-    to the end; 4 look-aheads at 20, averaged evenly; the best image seen on the way kept; the coefficient limited to 3.
+    The guidance scale is 1. On FLUX with a flow-map LoRA, which particles follow from level to level: 25 steps at
+    512 x 512 pixels, all but the first guided; 16 look-aheads at `snr_factor=1.1`, averaged by the softmax of the
+    unscaled reward; the coefficient limited to 20. (Those are the defaults of their inference; their benchmarks guide
+    ten steps, at 1.5, with 1 to 32 look-aheads: `num_guided_steps=10`.) Models that they have not used get the same
+    with 4 look-aheads. On SANA-Sprint: 20 steps at 1024 x 1024 pixels, of which the first five below pure noise are
+    guided and the next jumps to the end; 4 look-aheads at 20, averaged evenly; the best image seen on the way kept; the
+    coefficient limited to 3.
     It is theirs, `sigma_d^2 (sin^3 s / cos s - sin s cos s)`, whose sign is wrong below `s = pi / 4`, which five steps
     of 20 do not reach (see `scalings.sana_sprint_norm`). `consistent` weights, which need a posterior mean, are an
     option: `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`.
@@ -165,7 +169,8 @@ def weighted_diamond(model: Denoising | None = None, **options: Any) -> Guidance
     Where this is not what they ran: the norm of the gradient grows with the image, and is 20 at the sizes above; on
     SANA-Sprint particles follow the ODE, where theirs move by `(x - z) / tau`, the velocity in another time than that
     of the step; a look-ahead takes two evaluations and two backward passes, where their code takes four and two on
-    FLUX, one and two on SANA-Sprint; scores are not clipped, which theirs are at values that guided steps do not reach.
+    FLUX, one and two on SANA-Sprint (one pass would not do: what the gradients of reward and likelihood are divided by
+    is known when both are); scores are not clipped, which theirs are at values that guided steps do not reach.
     """
     family = None if model is None else model.family
     if family == "sana_sprint":

@@ -13,8 +13,9 @@ from ..levels import expand
 from ..posteriors import DenoiserPoint, PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions import Transition
-from .base import FINAL_SELECTIONS, Alignment, AlignmentResult, Cloud, check_comparable, check_part
+from .base import FINAL_SELECTIONS, Alignment, AlignmentResult, Cloud, check_part
 from .guidance import Guidance
+from .inner_guidance import check_inner_guidance
 from .look_ahead import LookAhead, look_ahead
 from .model import TiltedModel
 from .potentials import POTENTIALS
@@ -69,14 +70,14 @@ class SMC(Alignment):
     of `V`, where `q` is the law that the *transitions* sample; a better estimate only lowers the variance. `q` is the
     model's own law where transitions are exact, as several inner steps make them. With one Gaussian step a level, the
     default, it is so only as the steps shrink: on a Gaussian mixture under a strong tilt `log Z` is 1.3, .8, .5 and .2
-    too low with 5, 10, 20 and 50 steps, .3, .2, .1 and .05 with `GlassTransition(num_inner_steps=4)`, and .1 or less
-    with eight. With `DiamondTransition` it is the law of the map. The accurate choice are GLASS transitions of four
-    inner steps or more, whatever draws the look-aheads.
+    too low with 5, 10, 20 and 50 steps, and within .05 of the truth with two inner steps or more. With
+    `DiamondTransition` it is the law of the map. The accurate choice are GLASS transitions of two inner steps or more,
+    whatever draws the look-aheads; `docs/methods.md` has the tables.
 
     *How often to value.* Values estimated from fresh look-aheads are noisy, and where particles are resampled by noise
     at every step, few lineages are left: on a mixture, with one look-ahead of an exact Diamond Map and 16 particles,
-    the mean error of `log Z` is -1.1, -2.3 and -6.8 with 5, 12 and 40 steps if particles are valued after every one,
-    and -1.1, -1.2, -1.2 if they are valued four times.
+    the mean error of `log Z` is -.9, -2 and -6 with 5, 12 and 40 steps if particles are valued after every one, and
+    -.9 each time if they are valued four times.
 
     With `DenoiserPoint` and one inner step this is FK steering (arXiv 2501.06848); guided and tempered, it is DAS
     (arXiv 2501.05803).
@@ -101,9 +102,9 @@ class SMC(Alignment):
         max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
         guidance: tilts the mean of the driving noise towards the reward, as much as the inverse temperature says; the
             weights account for it exactly. It gives the gradient, its strength, scaling, limits and levels; look-aheads
-            and transition are those given here. It draws them at each of its levels, valued or not. Leave its
-            `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `pathwise` and `isotropic` gradients *raise*
-            the variance of `log Z` on laws of several modes.
+            (drawn at each of its levels, valued or not), transition and course are those given here, and others are
+            refused. Leave its `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `isotropic` gradients
+            *raise* the variance of `log Z` on some laws of several modes, and `pathwise` ones may lower it less.
         max_tilt: limit of the root-mean-square of that mean, in units of the noise's own deviation.
         num_valuations: how many times particles are valued, weighed and resampled on their way, at even shares of the
             steps: 4 for after 20, 40, 60 and 80 % of them. None for after every step but the last, which suits values
@@ -142,22 +143,26 @@ class SMC(Alignment):
             raise ValueError(
                 f"num_valuations is {self.num_valuations}; give a whole number of at least 0, or None for every step"
             )
+        if self.tempering is not None and self.num_valuations == 0:
+            raise ValueError(
+                f"tempering is {self.tempering}, but num_valuations is 0, so that nothing is tempered on the way; take "
+                "num_valuations=None, or leave tempering out"
+            )
         if self.default_selection not in FINAL_SELECTIONS:
             raise ValueError(
                 f"default_selection is {self.default_selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}"
             )
-        if self.transition is not None and not self.transition.is_stochastic:
+        if self.transition is not None and not self._parts_copies(self.transition):
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
                 "take GlassTransition() or AncestralTransition()"
             )
-        if self.guidance is not None and self.guidance.num_corrections > 1:
-            raise ValueError(
-                f"guidance has num_corrections={self.guidance.num_corrections}, but a proposal of SMC is tilted once; "
-                "leave it at 1"
-            )
         if self.guidance is not None:
-            check_comparable(self.guidance.gradient, self.posterior)
+            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, self.transition)
+
+    def _parts_copies(self, transition: Transition) -> bool:
+        """Whether copies of a particle move to different places."""
+        return transition.is_stochastic
 
     @property
     def needs_reward_gradient(self) -> bool:

@@ -86,18 +86,18 @@ def look_aheads(model: Denoising | None = None) -> dict[str, LookAheads]:
 def cells_of(ahead: LookAheads) -> dict[str, Alignment]:
     """Every method that looks ahead, each with these look-aheads."""
     options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
-    guidance = Guidance(**options)
+    inner = Guidance(posterior=ahead.posterior)
     cells: dict[str, Alignment] = {
         "beam_search": BeamSearch(branching=2, **options),
         "smc": SMC(**options),
-        "guidance": guidance,
-        "guided_smc": SMC(**options, guidance=guidance),
+        "guidance": Guidance(**options),
+        "guided_smc": SMC(**options, guidance=inner),
     }
     if ahead.several is not None:
         cells["resampling"] = PosteriorResampling(posterior=ahead.several)
         if not ahead.posterior.is_weighted:
             cells["posterior_smc"] = PosteriorSMC(posterior=ahead.posterior)
-            cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guidance=guidance)
+            cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guidance=inner)
     return cells
 
 

@@ -8,6 +8,7 @@ import torch
 from diamond_diffusers.alignment import (
     ALIGNMENTS,
     SMC,
+    AdaptiveTempering,
     BeamSearch,
     BestOfN,
     Guidance,
@@ -164,6 +165,10 @@ def test_names_stand_for_methods_with_their_defaults():
         ({"resampling_threshold": 1.5}, r"resampling_threshold is 1\.5"),
         ({"max_tilt": 0.0}, r"max_tilt is 0\.0"),
         ({"num_valuations": -1}, "num_valuations is -1; give a whole number of at least 0, or None for every step"),
+        (
+            {"num_valuations": 0, "tempering": AdaptiveTempering()},
+            "but num_valuations is 0, so that nothing",
+        ),
         ({"default_selection": "worst"}, "default_selection is 'worst'; choose one of sample, heaviest, best, all"),
         ({"transition": ODETransition()}, "draws no noise"),
         ({"transition": AncestralTransition(eta=0.0)}, "draws no noise"),

@@ -158,8 +158,6 @@ def test_the_choice_has_the_law_of_the_weights():
 def test_what_cannot_be_chosen_from_is_refused():
     with pytest.raises(ValueError, match="posterior draws 1 look-ahead, among which there is nothing to choose"):
         PosteriorResampling(posterior=DenoiserPoint())
-    with pytest.raises(ValueError, match="guidance has num_corrections=2, but the chosen look-ahead is moved once"):
-        PosteriorResampling(guidance=Guidance(num_corrections=2))
     with pytest.raises(ValueError, match="correlation is 2"):
         PosteriorResampling(correlation=2)
     with pytest.raises(ValueError, match="Diamond Map"):

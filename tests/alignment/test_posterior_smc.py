@@ -40,11 +40,12 @@ def estimates(smc, reward, num_images):
         {},
         {"posterior": DiamondPosterior(4)},
         {"transition": GlassTransition(correlation=0.6)},
+        {"transition": GlassTransition(correlation=1.0)},
         {"guidance": GUIDANCE},
         {"posterior": DiamondPosterior(4), "guidance": Guidance(DiamondPosterior(4), "tilted_mean", 1.5)},
         {"resampling_threshold": 1.0, "max_noise_to_signal": 1.5},
     ],
-    ids=["one look-ahead", "four", "weak correlation", "guided", "strongly guided", "late values"],
+    ids=["one look-ahead", "four", "weak correlation", "full correlation", "guided", "strongly guided", "late values"],
 )
 def test_evidence_and_tilted_mean_are_exact(options, reward):
     ratio, mean_error = estimates(PosteriorSMC(64, **options), reward, 96)
@@ -155,6 +156,7 @@ def test_images_do_not_depend_on_their_batch():
         ({"posterior": WeightedPosterior(4)}, "differ in weight"),
         ({"transition": GlassTransition(num_inner_steps=2)}, "look-aheads move the particles"),
         ({"transition": AncestralTransition()}, "look-aheads move the particles"),
+        ({"posterior": DenoiserPoint(), "transition": GlassTransition(correlation=1.0)}, "draws no noise"),
         ({"guidance": Guidance(DiamondPosterior(2), "tilted_mean")}, "draws 1; take GlassPosterior"),
     ],
 )

@@ -240,8 +240,3 @@ def test_the_command_line_knows_presets_and_changes_what_is_given():
         posterior=GlassPosterior(num_samples=3),
         guidance=replace(das().guidance, guidance_strength=0.5, posterior=GlassPosterior(num_samples=3)),
     )
-
-
-def test_guidance_with_corrections_is_no_proposal():
-    with pytest.raises(ValueError, match="num_corrections=2, but a proposal of SMC is tilted once"):
-        SMC(guidance=Guidance(num_corrections=2))
