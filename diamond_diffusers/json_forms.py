@@ -62,7 +62,7 @@ def _fitted(value: Any, form: Any, place: str) -> Any:
     elif not _is(value, kind):
         raise _MisfitError(place, f"is {shown(value)} in place of {_words(kind)}")
     if isinstance(value, Mapping) and parts:
-        return {key: _fitted(inner, parts[1], f"{place}.{key}") for key, inner in value.items()}
+        return {key: _fitted(inner, parts[1], f"{place}.{key[:60]}") for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str) and parts:
         return type(value)(_fitted(inner, parts[0], f"{place}[{index}]") for index, inner in enumerate(value))
     return value

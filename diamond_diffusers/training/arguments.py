@@ -309,6 +309,10 @@ def _numbers_out_of_range(given: argparse.Namespace) -> list[str]:
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(given, name) < 1:
             problems.append(f"--{name} is {getattr(given, name)}; it must be at least 0 and below 1")
+    if given.adam_epsilon <= 0:
+        problems.append(
+            f"--adam_epsilon is {given.adam_epsilon}; it must be above 0, since a map's first gradients are 0"
+        )
     if given.lora_alpha is not None and given.lora_alpha <= 0:
         problems.append(f"--lora_alpha is {given.lora_alpha}; it must be above 0, since the LoRA is multiplied by it")
     return problems
@@ -365,7 +369,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr_num_cycles": (1, math.inf),
     "lr_power": (0, math.inf),
     "adam_weight_decay": (0, math.inf),
-    "adam_epsilon": (0, math.inf),
     "max_grad_norm": (0, math.inf),
     "checkpointing_steps": (1, math.inf),
     "checkpoints_total_limit": (1, math.inf),

@@ -160,7 +160,7 @@ class Checkpoints:
         except Exception as error:
             # A damaged archive fails in as many ways as it has parts.
             raise TrainingError(f"{checkpoint} cannot be read; resume from another checkpoint") from error
-        if not isinstance(state, dict) or type(state.get("step")) is not int:
+        if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
             raise TrainingError(f"{checkpoint} holds no state of a run; resume from another checkpoint")
         return state
 
