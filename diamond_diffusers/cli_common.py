@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
+from .foreign_files import writable
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,8 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
     """What a terminal handed over for an option; raises a `ValueError` where that is no text."""
     for text in [given] if isinstance(given, str) else given or ():
-        shown = text.encode(errors="backslashreplace").decode()
-        if shown != text:
+        if (shown := writable(text)) != text:
             name = option.metavar or option.opts[0]
             raise ValueError(f"{name} is '{shown}', which is not in UTF-8; set the terminal to UTF-8, or write it anew")
     return given
@@ -39,7 +40,8 @@ NegativePrompt = Annotated[
 ]
 Pixels = Annotated[int | None, typer.Option(min=1, max=MAX_PIXELS, help="In pixels; by default the model's own.")]
 ParticleBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Rows of one network call, where memory is short; by default all at once.")
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="Rows of one network call, where memory is short; by default all at once."),
 ]
 
 

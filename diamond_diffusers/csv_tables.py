@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .foreign_files import writable
+
 _FORMULA = re.compile(r"[\s\0\ufeff\u200b-\u200f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 """How what a spreadsheet evaluates begins: some leave out what is not seen, or take full-width signs for others."""
 
@@ -27,8 +29,8 @@ def _line(row: Sequence[Any]) -> str:
 def _cell(value: Any) -> Any:
     if value is None or isinstance(value, int | float):
         return value
-    # Halves of surrogate pairs, as in names of files that are no text, cannot be written.
-    text = str(value).encode(errors="backslashreplace").decode()
+    # Names of files need not be text.
+    text = writable(str(value))
     return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
 
 

@@ -125,19 +125,19 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for position, key in enumerate(keys) if key in keys[:position])
-        raise ValueError(f"the key {_shown(repeated)!r} comes twice")
+        raise ValueError(f"the key {writable(repeated)!r} comes twice")
     return found
 
 
 def _problem(item: Any) -> str | None:
     if isinstance(item, float) and not math.isfinite(item):
         return f"is {item}, which is no number"
-    if isinstance(item, str) and _shown(item) != item:
-        return f"holds {_shown(item)[:60]!r}, which is no Unicode text"
+    if isinstance(item, str) and writable(item) != item:
+        return f"holds {writable(item)[:60]!r}, which is no Unicode text"
     return None
 
 
-def _shown(text: str) -> str:
+def writable(text: str) -> str:
     """A text without what cannot be written: halves of surrogate pairs, and the character of number zero."""
     return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")
 

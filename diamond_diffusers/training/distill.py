@@ -76,12 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {reason}; lower --train_batch_size, --resolution or --rank, or add --gradient_checkpointing")
 
 
+class _Average(TypedDict):
+    shadow_params: list[Tensor]
+
+
 class _State(TypedDict):
     """What is in every checkpoint."""
 
     options: dict[str, str]
     weights: dict[str, Tensor]
-    average: dict[str, Any] | None
+    average: _Average | None
     schedule: dict[str, Any]
     scaler: dict[str, Any] | None
 
@@ -149,7 +153,7 @@ class Distillation:
             )
             # What the map is going to say of itself has to be possible before it is trained.
             check_card(given.license, given.validation_prompt)
-            declare_map(backbone, self.teacher.call_defaults, **origin(given), training={})
+            declare_map(backbone, self.teacher.call_defaults, **origin(given), training=self._facts())
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
@@ -367,7 +371,7 @@ class Distillation:
                 stage.path,
                 self.diamond_map,
                 self.teacher.call_defaults,
-                facts(given, self.step, self.teacher.resolution, self.accelerator),
+                self._facts(),
                 weights=weights,
                 **origin(given),
             )
@@ -375,6 +379,9 @@ class Distillation:
             caption = f"Rows: {', '.join(ROWS)}."
             write_model_card(stage.path, repository, given.license, prompt, samples, caption)
         logger.info("the map is in %s", given.output_dir)
+
+    def _facts(self) -> dict[str, Any]:
+        return facts(self.given, self.step, self.teacher.resolution, self.accelerator)
 
 
 def full(weight: Tensor) -> Tensor:

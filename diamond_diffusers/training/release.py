@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..foreign_files import one_line
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload
 from .arguments import TRAJECTORIES
 from .errors import TrainingError
@@ -32,12 +33,13 @@ def facts(given: argparse.Namespace, steps: int, resolution: int, accelerator: A
         steps: updates of the weights.
         resolution: of the images.
     """
-    data = given.dataset_name or (given.train_data_dir and given.train_data_dir.name) or "prompts"
+    # The name of a folder need not be text.
+    data = one_line(given.dataset_name or (given.train_data_dir and given.train_data_dir.name) or "prompts")
     names = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
     return {
         "steps": steps,
         "batch_size": given.train_batch_size * given.gradient_accumulation_steps * accelerator.num_processes,
-        "data": f"samples of the base at {data}" if given.teacher_samples or given.prompts_file else str(data),
+        "data": f"samples of the base at {data}" if given.teacher_samples or given.prompts_file else data,
         "resolution": resolution,
         "mixed_precision": accelerator.mixed_precision,
         **{name: getattr(given, name) for name in names.split()},

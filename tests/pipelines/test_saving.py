@@ -95,7 +95,7 @@ def test_weights_that_could_not_be_loaded_are_not_saved(pipe: DiamondMapPipeline
     with torch.no_grad():
         pipe.backbone.posterior_map.trained_parameters()[0].view(-1)[0] = torch.nan
     for target in (folder, tmp_path / "new"):
-        with pytest.raises(ValueError, match="the weight '.*' of the Diamond Map is not made of finite numbers"):
+        with pytest.raises(ValueError, match=r"the weight '.*' of the Diamond Map is not made of finite numbers"):
             pipe.save_pretrained(target)
     assert contents(folder) == before and {path.name for path in tmp_path.iterdir()} == {"model"}
 
