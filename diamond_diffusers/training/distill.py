@@ -7,10 +7,10 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from ..attention import differentiable_attention
 from ..foreign_files import ForeignFileError
 from ..foreign_models import UNLOADABLE, why_unloadable
-from ..json_forms import fitted
 from ..memory_errors import want_of_memory
 from ..models.diamond_map import DiamondMap
 from ..models.map_config import declare_map
@@ -34,7 +33,7 @@ from ..pipelines.model_card import check_card, write_model_card
 from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, parse_arguments
 from .batches import Order
-from .checkpoints import Checkpoints
+from .checkpoints import ANOTHER, Checkpoints
 from .errors import TrainingError
 from .module import DistilledModule
 from .release import facts, make_repository, origin, push
@@ -74,23 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if reason is None:
             raise
         sys.exit(f"error: {reason}; lower --train_batch_size, --resolution or --rank, or add --gradient_checkpointing")
-
-
-class _Average(TypedDict):
-    shadow_params: list[Tensor]
-
-
-class _State(TypedDict):
-    """What is in every checkpoint."""
-
-    options: dict[str, str]
-    weights: dict[str, Tensor]
-    average: _Average | None
-    schedule: dict[str, Any]
-    scaler: dict[str, Any] | None
-
-
-_ANOTHER = "resume from another checkpoint"
 
 
 class Distillation:
@@ -197,7 +179,8 @@ class Distillation:
                 self.average.step(self.parameters)
             bar.update()
             bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            accelerator.log(figures, step=self.step)
+            with self._writing_logs():
+                accelerator.log(figures, step=self.step)
             if self.step % given.checkpointing_steps == 0:
                 self._save_checkpoint()
             # The last grid is that of the model card.
@@ -209,14 +192,19 @@ class Distillation:
                 self._validate(given.validation_prompt)
         bar.close()
         self._finish()
-        accelerator.end_training()
+        with self._writing_logs():
+            accelerator.end_training()
+
+    def _writing_logs(self) -> AbstractContextManager[None]:
+        return writing(self.given.output_dir / self.given.logging_dir)
 
     def _start_trackers(self) -> None:
         if not self.accelerator.log_with:
             return
         options = {name: value for name, value in vars(self.given).items() if name != "hub_token"}
         settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
-        self.accelerator.init_trackers(self.given.tracker_project_name, settings)
+        with self._writing_logs():
+            self.accelerator.init_trackers(self.given.tracker_project_name, settings)
 
     @differentiable_attention()
     def _update(self, source: Any) -> dict[str, float]:
@@ -294,15 +282,15 @@ class Distillation:
             if name is not None:
                 logger.info("there is no checkpoint in %s; starting a new run", self.given.output_dir)
             return None, None
-        state = fitted(self.checkpoints.load(checkpoint), _State, f"the state in '{checkpoint}'", _ANOTHER)
-        self.checkpoints.check_same_run(checkpoint, state["options"], self._decisive_options())
+        state = self.checkpoints.load(checkpoint)
+        self.checkpoints.check_same_run(checkpoint, state, self._decisive_options())
         return checkpoint, state
 
     def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
         try:
             self._load_state(checkpoint, state)
         except UNLOADABLE as error:
-            raise TrainingError(f"{checkpoint} is of another run ({why_unloadable(error)}); {_ANOTHER}") from error
+            raise TrainingError(f"{checkpoint} is of another run ({why_unloadable(error)}); {ANOTHER}") from error
         logger.info("resumed from %s", checkpoint)
 
     def _load_state(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -338,9 +326,10 @@ class Distillation:
         if self.average is not None:
             self.average.restore(self.parameters)
         grid = image_grid(images)
-        for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
+        with self._writing_logs():
+            for tracker in self.accelerator.trackers:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         if self.accelerator.is_main_process:
             file = given.output_dir / "validation" / f"step-{self.step}.png"
             with whole_file(file) as partial:
