@@ -26,7 +26,7 @@ from .cli_common import (
     ParticleBatchSize,
     Pixels,
     TrueCfgScale,
-    check_texts,
+    checked_texts,
     first_sentence,
     text_table,
 )
@@ -126,9 +126,14 @@ MaxNetworkEvaluations = Annotated[
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 
 
+PromptTexts = Annotated[
+    list[str], typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
+]
+
+
 @app.command()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One or several texts.")],
+    prompts: PromptTexts,
     model: Model = None,
     alignment: AlignmentName = None,
     reward: RewardExpression = None,
@@ -156,8 +161,6 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from .evaluation.side_by_side import draw_side_by_side, save
 
-    check_texts("PROMPT", prompts)
-    check_texts("--negative-prompt", [negative_prompt or ""])
     defaults = model_defaults(model)
     options = AlignmentOptions(
         reward_scale,

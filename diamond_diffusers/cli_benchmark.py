@@ -19,7 +19,6 @@ from .cli_common import (
     ParticleBatchSize,
     Pixels,
     TrueCfgScale,
-    check_texts,
     positive_numbers,
 )
 from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
@@ -110,7 +109,6 @@ def benchmark(
     from .evaluation.tables import rich_table
     from .rewards import as_reward
 
-    check_texts("--negative-prompt", [negative_prompt or ""])
     for name in export or ():
         check_export(name)
     names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
+
+from .foreign_files import writable
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +22,26 @@ MAX_PIXELS = 16_384
 MAX_NUMBER = 10**9
 DTYPES = ("float32", "bfloat16", "float16")
 
+
+def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
+    """What a terminal handed over for an option; raises a `ValueError` where that is no text."""
+    for text in [given] if isinstance(given, str) else given or ():
+        if (shown := writable(text)) != text:
+            name = option.metavar or option.opts[0]
+            raise ValueError(f"{name} is '{shown}', which is not in UTF-8; set the terminal to UTF-8, or write it anew")
+    return given
+
+
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
 GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance (embedded in FLUX.1-dev).")]
 TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
-NegativePrompt = Annotated[str | None, typer.Option(help="What classifier-free guidance leads away from.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option(callback=checked_texts, help="What classifier-free guidance leads away from.")
+]
 Pixels = Annotated[int | None, typer.Option(min=1, max=MAX_PIXELS, help="In pixels; by default the model's own.")]
 ParticleBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Rows of one network call, where memory is short; by default all at once.")
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="Rows of one network call, where memory is short; by default all at once."),
 ]
 
 
@@ -74,16 +89,6 @@ def positive_numbers(option: str, text: str, number: Callable[[str], Number], ex
     if not found or not all(0 < each <= MAX_NUMBER for each in found):
         raise ValueError(f"{option} is {text!r}; give positive numbers such as {example}, up to {MAX_NUMBER}")
     return found
-
-
-def check_texts(option: str, texts: Sequence[str]) -> None:
-    """Raises a `ValueError` for what a terminal handed over that is no text."""
-    for text in texts:
-        shown = text.encode(errors="backslashreplace").decode()
-        if shown != text:
-            raise ValueError(
-                f"{option} is '{shown}', which is not in UTF-8; set the terminal to UTF-8, or write it anew"
-            )
 
 
 def text_table(*headers: str) -> Table:

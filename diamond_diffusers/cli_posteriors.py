@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .cli_common import MAX_COUNT, MAX_SEED, Device, check_texts, positive_numbers
+from .cli_common import MAX_COUNT, MAX_SEED, Device, checked_texts, positive_numbers
 from .cli_loading import DType, Model, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 
 Levels = Annotated[
@@ -18,7 +18,11 @@ Levels = Annotated[
 ]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="Whose samples are observed, in turn; by default renders of held-out captions."),
+    typer.Option(
+        "--prompt",
+        callback=checked_texts,
+        help="Whose samples are observed, in turn; by default renders of held-out captions.",
+    ),
 ]
 NumObservations = Annotated[int, typer.Option(min=2, max=MAX_COUNT, help="Observations at each level.")]
 NumSamples = Annotated[int, typer.Option(min=4, max=MAX_COUNT, help="Look-aheads of each observation; an even number.")]
@@ -49,7 +53,6 @@ def benchmark_posteriors(
     from .evaluation.records import fingerprint, modules_of
     from .evaluation.tables import rich_table
 
-    check_texts("--prompt", prompt or [])
     settings = Settings(positive_numbers("--levels", levels, float, "0.3,0.5,0.9"), num_samples, seed=seed)
     captions = [] if prompt else shuffled_captions(num_observations, seed)
     texts = [prompt[i % len(prompt)] for i in range(num_observations)] if prompt else [c.text for c in captions]

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .cli_common import Device, check_texts, first_sentence, named_dtype, text_table, usable_device
+from .cli_common import Device, checked_texts, first_sentence, named_dtype, text_table, usable_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +32,9 @@ RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imager
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
-        "--prompt", help="One for all images, or one for each in order; rewards of the image alone need none."
+        "--prompt",
+        callback=checked_texts,
+        help="One for all images, or one for each in order; rewards of the image alone need none.",
     ),
 ]
 Format = Annotated[str, typer.Option("--format", help="'table' or 'csv'.")]
@@ -92,7 +94,6 @@ def score(
     """Scores image files and folders, and prints a table or CSV."""
     if output_format not in ("table", "csv"):
         raise ValueError(f"--format is {output_format!r}; choose table or csv")
-    check_texts("--prompt", prompts or [])
     paths = find_images(images)
     if not prompts and _reads_prompts(reward):
         raise ValueError(
@@ -178,7 +179,8 @@ def batches_of_one_size(paths: Sequence[Path], batch_size: int) -> list[list[int
     rows_by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
         with _opened(path) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            # Pillow turns a TIFF itself.
+            is_turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
             rows_by_size[image.size[::-1] if is_turned else image.size].append(row)
     return [
         rows[start : start + batch_size] for rows in rows_by_size.values() for start in range(0, len(rows), batch_size)

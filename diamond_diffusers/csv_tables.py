@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""With which a spreadsheet begins what it evaluates."""
+from .foreign_files import writable
+
+_FORMULA = re.compile(r"[\s\0\ufeff\u200b-\u200f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+"""How what a spreadsheet evaluates begins: some leave out what is not seen, or take full-width signs for others."""
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -26,9 +29,9 @@ def _line(row: Sequence[Any]) -> str:
 def _cell(value: Any) -> Any:
     if value is None or isinstance(value, int | float):
         return value
-    # Halves of surrogate pairs, as in names of files that are no text, cannot be written.
-    text = str(value).encode(errors="backslashreplace").decode()
-    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+    # Names of files need not be text.
+    text = writable(str(value))
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

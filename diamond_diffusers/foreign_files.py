@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 MAX_BYTES = 2**30
 MAX_DEPTH = 64
+
+_STEERING = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters: controls, halves of surrogate pairs, ends of lines and of paragraphs."""
 
 _MARKS = {
     codecs.BOM_UTF8: "UTF-8",
@@ -23,8 +27,19 @@ _MARKS = {
 }
 
 
+def one_line(message: str) -> str:
+    """A sentence whose names of files and keys, which others wrote, cannot end its line or steer a terminal."""
+    return "".join(
+        character.encode("unicode_escape").decode() if category(character) in _STEERING else character
+        for character in message
+    )
+
+
 class ForeignFileError(ValueError):
-    """A file is not what it should be; the message names it, the place in it and the remedy."""
+    """A file is not what it should be; the message names it, the place in it and the remedy, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def read_text(path: str | PathLike) -> str:
@@ -99,7 +114,7 @@ def parse_json(text: str, name: str, remedy: str) -> Any:
             raise ForeignFileError(f"{place.removeprefix('.') or 'the value'} of {name} {problem}; {remedy}")
         if isinstance(item, dict):
             unseen += [(place, depth, key) for key in item]
-            unseen += [(f"{place}.{_shown(key)[:60]}", depth + 1, inner) for key, inner in item.items()]
+            unseen += [(f"{place}.{key[:60]}", depth + 1, inner) for key, inner in item.items()]
         elif isinstance(item, list):
             unseen += [(f"{place}[{index}]", depth + 1, inner) for index, inner in enumerate(item)]
     return value
@@ -110,19 +125,19 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for position, key in enumerate(keys) if key in keys[:position])
-        raise ValueError(f"the key {_shown(repeated)!r} comes twice")
+        raise ValueError(f"the key {writable(repeated)!r} comes twice")
     return found
 
 
 def _problem(item: Any) -> str | None:
     if isinstance(item, float) and not math.isfinite(item):
         return f"is {item}, which is no number"
-    if isinstance(item, str) and _shown(item) != item:
-        return f"holds {_shown(item)[:60]!r}, which is no Unicode text"
+    if isinstance(item, str) and writable(item) != item:
+        return f"holds {writable(item)[:60]!r}, which is no Unicode text"
     return None
 
 
-def _shown(text: str) -> str:
+def writable(text: str) -> str:
     """A text without what cannot be written: halves of surrogate pairs, and the character of number zero."""
     return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")
 

@@ -18,7 +18,7 @@ def read_csv(path: str | PathLike) -> tuple[list[str], Iterator[tuple[str, dict[
         ForeignFileError: as `read_text`; and while rows are read, for one that is no CSV or has not a cell a column.
     """
     reader = csv.reader(io.StringIO(read_text(path)), strict=True)
-    columns = _next_row(reader, path) or []
+    columns = [name.strip() for name in _next_row(reader, path) or []]
     repeated = [name for position, name in enumerate(columns) if name and name in columns[:position]]
     if repeated:
         raise ForeignFileError(f"'{path}' has two columns {repeated[0]!r}; rename one")

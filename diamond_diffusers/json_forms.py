@@ -37,13 +37,21 @@ def fitted(value: Any, form: Any, name: str, remedy: str) -> Any:
     try:
         return _fitted(value, form, "")
     except _MisfitError as misfit:
-        place, problem = misfit.args
-        place = f"{place.removeprefix('.')} of {name}" if place else name
-        raise ForeignFileError(f"{place} {problem}; {remedy}") from None
+        place = f"{misfit.place.removeprefix('.')} of {name}" if misfit.place else name
+        raise ForeignFileError(f"{place} {misfit.problem}; {remedy}") from None
 
 
 class _MisfitError(Exception):
-    """Has the place and the problem."""
+    """What does not fit.
+
+    Attributes:
+        place, problem: halves of a sentence.
+        is_of_keys: whether the value has the right type, but not the right keys.
+    """
+
+    def __init__(self, place: str, problem: str, is_of_keys: bool = False) -> None:
+        super().__init__(place, problem)
+        self.place, self.problem, self.is_of_keys = place, problem, is_of_keys
 
 
 def _fitted(value: Any, form: Any, place: str) -> Any:
@@ -55,14 +63,17 @@ def _fitted(value: Any, form: Any, place: str) -> Any:
     if is_typeddict(kind) and isinstance(value, dict):
         return {**value, **_object(value, kind, place)}
     if kind is float and (value in _NOT_FINITE or _is(value, int)):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _MisfitError(place, f"is {shown(value)}, above all that a number here can be") from None
     if kind is Literal:
         if value not in parts:
             raise _MisfitError(place, f"is {shown(value)} in place of {' or '.join(map(repr, parts))}")
     elif not _is(value, kind):
         raise _MisfitError(place, f"is {shown(value)} in place of {_words(kind)}")
     if isinstance(value, Mapping) and parts:
-        return {key: _fitted(inner, parts[1], f"{place}.{key}") for key, inner in value.items()}
+        return {key: _fitted(inner, parts[1], f"{place}.{key[:60]}") for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str) and parts:
         return type(value)(_fitted(inner, parts[0], f"{place}[{index}]") for index, inner in enumerate(value))
     return value
@@ -76,8 +87,8 @@ def _one_of(value: Any, forms: Sequence[Any], place: str) -> Any:
         except _MisfitError as misfit:
             problems.append(misfit)
     # The problem that lies deepest is that of the form which was meant.
-    deepest = max(problems, key=lambda misfit: len(misfit.args[0]))
-    if deepest.args[0] != place:
+    deepest = max(problems, key=lambda misfit: (len(misfit.place), misfit.is_of_keys))
+    if deepest.place != place or deepest.is_of_keys:
         raise deepest
     raise _MisfitError(place, f"is {shown(value)} in place of {' or '.join(map(_words, forms))}")
 
@@ -86,11 +97,11 @@ def _object(value: dict[str, Any], form: type, place: str) -> dict[str, Any]:
     hints = get_type_hints(form)
     for key in hints:
         if key not in value:
-            raise _MisfitError(place, f"has no {key!r}")
+            raise _MisfitError(place, f"has no {key!r}", is_of_keys=True)
     if dataclasses.is_dataclass(form):
         for key in value:
             if key not in hints:
-                raise _MisfitError(place, f"has {shown(key)}, which is unknown")
+                raise _MisfitError(place, f"has {shown(key)}, which is unknown", is_of_keys=True)
     return {key: _fitted(value[key], hint, f"{place}.{key}") for key, hint in hints.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from .foreign_files import one_line
 
 REMEDY = "make room on the disk, or name another folder"
 _TORCH_CANNOT_WRITE = ("inline_container", "iostream", "PytorchStreamWriter")
@@ -39,6 +42,24 @@ def prepare_folder(folder: Path, name: str = "output") -> Path:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to in place of a file, whose place it takes when it is complete; the file's folder is made.
+
+    Raises:
+        UnwritableError: as of `writing`; the file is then as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
 def writing(path: str | PathLike) -> Iterator[None]:
     """Around what writes a file or a folder.
 
@@ -54,4 +75,5 @@ def writing(path: str | PathLike) -> Iterator[None]:
         if (isinstance(error, RuntimeError) and not of_torch) or getattr(error, "errno", None) == errno.EPIPE:
             raise
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise UnwritableError(f"'{path}' cannot be written ({reason}); {REMEDY}") from error
+        reason = "the disk may be full" if of_torch else reason
+        raise UnwritableError(f"'{one_line(str(path))}' cannot be written ({reason}); {REMEDY}") from error

@@ -69,6 +69,14 @@ def test_what_is_no_file_and_what_is_too_large_are_refused(tmp_path, monkeypatch
         read_text(written(tmp_path, b"abcd"))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\x1b[2J", "\udcff"])
+def test_a_name_of_several_lines_is_told_in_one(tmp_path, end):
+    with pytest.raises(ForeignFileError, match=r"^'.*a\\.*b' cannot be read \(No such file") as refusal:
+        read_text(tmp_path / f"a{end}b")
+    assert end not in str(refusal.value)
+    assert str(refusal.value).encode() and "größer 😀 " in str(ForeignFileError("größer 😀 \u3000"))
+
+
 def test_json_is_read(tmp_path):
     value = {"a": [1, -2.5, True, None, "größer\n😀"], "b": {"a": "\\ud800"}}
     for content in (json.dumps(value).encode(), codecs.BOM_UTF8 + json.dumps(value, ensure_ascii=False).encode()):
@@ -91,6 +99,8 @@ def test_json_is_read(tmp_path):
         (r'{"a": "x\ud800y"}', r"^a of '.*file' holds 'x\\\\ud800y', which is no Unicode text"),
         (r'{"a": "x\u0000y"}', r"^a of '.*file' holds 'x\\\\x00y'"),
         (r'{"\udc00": 1}', r"^the value of '.*file' holds"),
+        ('{"a\\nb": [NaN]}', r"^a\\nb\[0\] of '.*file' is nan"),
+        ('{"a\\u2028\\u001b[31m": NaN}', r"^a\\u2028\\x1b\[31m of"),
         ("[" * 65 + "1" + "]" * 65, "is nested deeper than 64 levels; mend it"),
         ('{"a":' * 900 + "1" + "}" * 900, "is nested deeper than 64 levels"),
         ("[" * 100_000, "is nested deeper than 64 levels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,65 @@ def test_an_error_at_any_move_leaves_the_folder_as_it_was(
         write_new(stage.path)
         stage.obsolete.add("gone.txt")
     assert contents(folder) == before
+
+
+def test_former_files_that_cannot_be_put_back_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a user interrupts twice."""
+    before, replace, moves = contents(folder), os.replace, []
+
+    def fails(source: Path, target: Path) -> None:
+        moves.append(source)
+        if len(moves) > 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(KeyboardInterrupt), staged(folder) as stage:
+        write_new(stage.path)
+    monkeypatch.undo()
+    (left,) = folder.glob(".unfinished-*")
+    after = contents(folder)
+    kept = contents(left / "former")
+    assert {**after, **kept}.items() >= before.items() and set(kept) & {"a.txt", "part/b.txt"}
+    # It is the user's to decide what becomes of them.
+    with staged(folder) as stage:
+        write_new(stage.path)
+    assert contents(left / "former") == kept
+
+
+def killed_while_writing(folder: Path) -> None:
+    process = os.fork()
+    if process == 0:
+        with staged(folder) as stage:
+            (stage.path / "half").write_text("half of a model")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_what_a_killed_process_left_is_deleted_and_what_another_writes_is_not(folder: Path, tmp_path: Path) -> None:
+    for target in (folder, tmp_path / "new"):
+        killed_while_writing(target)
+    with staged(folder) as other:
+        (other.path / "other.txt").write_text("other")
+        for target in (folder, tmp_path / "new"):
+            left = [path for path in target.parent.rglob(".unfinished-*/new/half")]
+            assert left
+            with staged(target) as stage:
+                write_new(stage.path)
+    assert not list(tmp_path.rglob(".unfinished-*"))
+    assert contents(folder)["other.txt"] == "other"
+
+
+def test_folders_that_are_made_on_the_way_go_with_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), staged(tmp_path / "some" / "deep" / "model"):
+        raise OSError("the disk is full")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_what_can_be_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="can be no folder; name a folder to save in"), staged(name):
+        pytest.fail("there is nothing to write into")
 
 
 def test_what_stands_in_the_way_is_kept(folder: Path) -> None:

@@ -3,59 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import SAVE, Image, registered_extensions
+from PIL.Image import Image, new, registered_extensions
 
-from ..output_files import writing
+from ..output_files import whole_file
 
 
 def check_image_path(path: Path) -> None:
     """Raises a `ValueError` where the suffix names no format that images are saved in, or a folder is in the way."""
     if path.is_dir():
         raise ValueError(f"output is '{path}', which is a folder; name a file such as again.png")
-    if registered_extensions().get(path.suffix.lower()) not in SAVE:
-        raise ValueError(f"output is '{path}', whose suffix is that of no image; name a file such as again.png")
+    try:
+        # Some formats have no colours, or need a program that is not there.
+        new("RGB", (1, 1)).save(io.BytesIO(), _format_of(path))
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(
+            f"output is '{path}', whose suffix is that of no image in colour; name a file such as again.png"
+        ) from error
+
+
+def _format_of(path: Path) -> str:
+    """Pillow's name of the format that a suffix names."""
+    return registered_extensions()[path.suffix.lower()]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file under another name first, so that a reader never finds half of it."""
-    with _partial(path, f".{path.name}.partial") as partial:
+    """Writes a file, whole or not at all."""
+    with whole_file(path) as partial:
         partial.write_bytes(content)
 
 
 def write_image(path: Path, image: Image) -> None:
     """Saves an image in the format of the path's suffix, whole or not at all."""
-    with _partial(path, f".partial.{path.name}") as partial:
-        image.save(partial)
+    with whole_file(path) as partial:
+        image.save(partial, _format_of(path))
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file, whole or not at all."""
-    with _partial(target, f".{target.name}.partial") as partial:
+    with whole_file(target) as partial:
         shutil.copyfile(source, partial)
-
-
-@contextmanager
-def _partial(path: Path, name: str) -> Iterator[Path]:
-    """Gives a file of another name in the folder, which takes the file's place when it is complete."""
-    partial = path.with_name(name)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,6 +13,9 @@ from ..foreign_tables import read_csv, read_json_lines
 from ..json_forms import fitted, shown
 from ..miniature.grammar import held_out_captions
 
+MAX_PROMPTS = 1_000_000
+"""From prompt to prompt seeds go up by one, and from image to image of a prompt by this or more."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -76,6 +79,11 @@ def read_prompts(path: Path) -> Suite:
     prompts = [prompt for prompt in read(path) if prompt.text]
     if not prompts:
         raise ForeignFileError(f"prompts is '{path}', which holds no prompt; give one with at least one")
+    for prompt in prompts:
+        if not 0 <= prompt.index < MAX_PROMPTS:
+            raise ForeignFileError(
+                f"prompts is '{path}', with the index {shown(prompt.index)}; number them from 0 to {MAX_PROMPTS - 1}"
+            )
     if len({prompt.index for prompt in prompts}) < len(prompts):
         raise ForeignFileError(f"prompts is '{path}', where an index comes twice; number the prompts")
     random.Random(0).shuffle(prompts)

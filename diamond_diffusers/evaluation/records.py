@@ -132,7 +132,7 @@ class RecordFolder:
         for key in sorted({*self.settings, *stored}):
             old, new = stored.get(key), self.settings.get(key)
             if old != new:
-                raise ValueError(
+                raise ForeignFileError(
                     f"{key} is {new!r}, but '{path}' holds a result for {old!r}; "
                     f"choose another --output, or delete '{self.folder}' to draw its images again"
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..output_files import whole_file
 from .flow_model import tokenize
 from .grammar import COLOURS, SHAPES
 from .render import IMAGE_SIZE, Scene, render
@@ -71,10 +71,9 @@ class FlowDataset:
     def load_or_build(cls, file: Path, autoencoder: AutoencoderKL, num_images: int, seed: int) -> FlowDataset:
         """The set kept in `file`, which is written first where it does not exist."""
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.partial")
-            torch.save(vars(cls.build(autoencoder, num_images, seed)), partial)
-            os.replace(partial, file)
+            built = cls.build(autoencoder, num_images, seed)
+            with whole_file(file) as partial:
+                torch.save(vars(built), partial)
         return cls(**torch.load(file, weights_only=True))
 
     def sample(self, rng: random.Random, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -109,9 +109,10 @@ def config_text(config: Mapping[str, Any]) -> str:
     return text
 
 
-def declare_defaults(family: str, defaults: Mapping[str, Any]) -> str:
+def declare_defaults(family: str, defaults: Mapping[str, Any], base_defaults: Mapping[str, Any] | None = None) -> str:
     """The declaration of a model without a Diamond Map; errors as of `config_text`."""
-    return config_text({"format_version": FORMAT_VERSION, "family": family, "defaults": defaults})
+    config = {"format_version": FORMAT_VERSION, "family": family, "defaults": defaults}
+    return config_text(config if base_defaults is None else {**config, "base_defaults": base_defaults})
 
 
 def declare_map(
@@ -163,8 +164,8 @@ def check_base(backbone: Backbone, config: Mapping[str, Any]) -> None:
         # A later version of diffusers may have further settings, or none of this name.
         if name in actual and actual[name] != value:
             raise ValueError(
-                f"the Diamond Map is for a base whose {name} is {value!r}, but that of this {backbone.family} model is "
-                f"{actual[name]!r}; {wanted}"
+                f"the Diamond Map is for a base whose {name} is {reprlib.repr(value)}, but that of this "
+                f"{backbone.family} model is {reprlib.repr(actual[name])}; {wanted}"
             )
 
 
@@ -230,7 +231,9 @@ def _check_name(value: str | None, name: str, remedy: str) -> None:
 def _check_defaults(defaults: Mapping[str, Any], name: str, remedy: str) -> None:
     for key, form in _FORMS.items():
         if key in defaults:
-            fitted(defaults[key], form, f"{key} among the {name}", remedy)
+            value = fitted(defaults[key], form, f"{key} among the {name}", remedy)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ForeignFileError(f"{key} among the {name} is {value}, which is no number; {remedy}")
     for key in _COUNTS:
         count = defaults.get(key)
         if count is not None and not 1 <= count <= _LARGEST_COUNT:

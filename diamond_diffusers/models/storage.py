@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -60,7 +61,8 @@ def save_diamond_map(
         weights: in place of the map's own, named as by `DiamondMap.weights`.
 
     Raises:
-        TypeError, ValueError: the defaults or facts hold what cannot be saved; raised before anything is written.
+        TypeError, ValueError: the defaults or facts hold what cannot be saved, or a weight is not finite; raised before
+            anything is written.
     """
     backbone = diamond_map.backbone
     if base_model is None and diamond_map.base_model is not None:
@@ -77,6 +79,9 @@ def save_diamond_map(
     )
     weights = diamond_map.weights() if weights is None else weights
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"the weight {name!r} of the Diamond Map is not made of finite numbers; train it anew")
     network = backbone.network_name
     conditioning = {
         name.removeprefix(_CONDITIONING): w for name, w in weights.items() if name.startswith(_CONDITIONING)
@@ -161,7 +166,7 @@ class SavedMap:
         layers = dict(network.named_modules())
         for name in self.adapter.target_modules:
             down, up = self.weights[f"{name}.lora_A.weight"].shape, self.weights[f"{name}.lora_B.weight"].shape
-            if name not in layers or (down[1:], up[0]) != _widths(layers[name]):
+            if name not in layers or (tuple(down[1:]), (up[0], *up[2:])) != _widths(layers[name]):
                 raise ValueError(f"the LoRA of the Diamond Map {self.source} for {name!r} {remedy}")
         with torch.device("meta"):
             conditioning = conditioning_layers(network, sites, self.config.get("condition_on_observation", False))
@@ -217,8 +222,10 @@ def _read_adapter(metadata: Mapping[str, str], network: str, name: str) -> Adapt
         raise ValueError(f"{name} does not say the rank, alpha and layers of the LoRA; {REMEDY}")
     declared = {key: declared[key] for key in Adapter.__annotations__}
     adapter = fitted(declared, Adapter, f"the metadata of {name}", REMEDY)
-    if adapter.r < 1 or adapter.lora_alpha <= 0:
-        raise ValueError(f"{name} declares rank {adapter.r} and alpha {adapter.lora_alpha:g}, not above 0; {REMEDY}")
+    if adapter.r < 1 or not 0 < adapter.lora_alpha < math.inf:
+        raise ValueError(
+            f"{name} declares rank {adapter.r} and alpha {adapter.lora_alpha:g}, not above 0 or not finite; {REMEDY}"
+        )
     return adapter
 
 
@@ -238,12 +245,15 @@ def _check_rank(adapter: Adapter, weights: Mapping[str, Tensor], name: str) -> N
             )
 
 
-def _widths(layer: nn.Module) -> tuple[torch.Size, int] | None:
-    """The shape of a layer's input, and its number of outputs; None where it is not linear."""
+def _widths(layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The shapes of the halves of a layer's LoRA, but for its rank; None where the layer is not linear."""
     layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     if isinstance(layer, nn.Linear):
-        return torch.Size([layer.in_features]), layer.out_features
-    return (layer.weight.shape[1:], layer.out_channels) if isinstance(layer, _ConvNd) else None
+        return (layer.in_features,), (layer.out_features,)
+    if isinstance(layer, _ConvNd):
+        # The second half looks at one pixel.
+        return tuple(layer.weight.shape[1:]), (layer.out_channels, *(1 for _ in layer.kernel_size))
+    return None
 
 
 def _read(source: str | PathLike, name: str, **hub: Any) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -24,7 +24,7 @@ from ..models.storage import MAP_FILES, save_diamond_map
 from ..models.two_time import TwoTimeEmbedder
 from ..output_files import writing
 from ..schedulers import DiamondMapScheduler
-from ..staging import check_folder, staged
+from ..staging import Stage, check_folder, staged
 from .loading import MAP_FOLDER
 from .model_card import CARD_NAME, card_of_map, check_card, create_repository, stock_card, upload, write_model_card
 
@@ -116,13 +116,8 @@ def save_model(
     """
     pipeline, diamond_map = backbone.pipeline, backbone.posterior_map
     card = {"license": license, "sample_prompt": sample_prompt, "sample_images": sample_images}
-    hub = {
-        "repo_id": repo_id,
-        "private": private,
-        "token": token,
-        "commit_message": commit_message,
-        "create_pr": create_pr,
-    }
+    hub = {"repo_id": repo_id, "private": private, "token": token, "commit_message": commit_message}
+    hub["create_pr"] = create_pr
     _check_stock(pipeline, stock)
     _refuse_fused(pipeline)
     if diamond_map is None:
@@ -130,17 +125,14 @@ def save_model(
     if not push_to_hub:
         _refuse(hub, "is for the Hub; add push_to_hub=True, or leave it out")
     check_card(license, sample_prompt)
-    for declared in (defaults, base_defaults):
-        declare_defaults(backbone.family, declared)
+    declare_defaults(backbone.family, defaults, base_defaults)
     grid = None if sample_images is None else _grid(sample_images)
     _refuse_map_alone(check_folder(folder))
     if push_to_hub:
         repo_id = create_repository(repo_id or Path(folder).resolve().name, token, private)
         card_of_stock = stock_card(repo_id, token) if diamond_map is None else None
     with writing(folder), staged(folder) as stage:
-        with clean_weights(pipeline), stock_scheduler(pipeline):
-            pipeline.save_pretrained(stage.path, **stock)
-        stage.obsolete |= _former_weights(stage.path, Path(folder))
+        _write_base(pipeline, stage, Path(folder), stock)
         if diamond_map is not None:
             save_diamond_map(
                 stage.path / MAP_FOLDER,
@@ -156,9 +148,14 @@ def save_model(
             write_defaults(stage.path, backbone.family, defaults)
             if push_to_hub:
                 card_of_stock.save(stage.path / CARD_NAME)
-    if not push_to_hub:
-        return None
-    return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr)
+    return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr) if push_to_hub else None
+
+
+def _write_base(pipeline: DiffusionPipeline, stage: Stage, folder: Path, options: Mapping[str, Any]) -> None:
+    """Writes the pipeline as it is without adapters, wrappers and our scheduler; options as of the stock method."""
+    with clean_weights(pipeline), stock_scheduler(pipeline):
+        pipeline.save_pretrained(stage.path, **options)
+    stage.obsolete |= _former_weights(stage.path, folder)
 
 
 def _refuse_map_alone(folder: Path) -> None:

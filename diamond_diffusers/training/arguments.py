@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from diffusers.optimization import SchedulerType
 
-from ..foreign_files import ForeignFileError, read_text
+from ..foreign_files import ForeignFileError, read_text, writable
 from .losses import LOSSES
 
 MINIATURE = "miniature"
@@ -235,6 +235,11 @@ def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, objec
 def _problems(given: argparse.Namespace) -> list[str]:
     """What is wrong with the options, each as a sentence."""
     problems = _numbers_out_of_range(given)
+    problems += [
+        f"--{name} is '{writable(value)}', which is not in UTF-8; set the terminal to UTF-8, or write it anew"
+        for name, value in vars(given).items()
+        if isinstance(value, str) and writable(value) != value
+    ]
     warmup = DEFAULT_WARMUP_STEPS if given.lr_warmup_steps is None else given.lr_warmup_steps
     images = given.dataset_name is not None or given.train_data_dir is not None
     trackers = given.report_to.split(",")
@@ -309,6 +314,10 @@ def _numbers_out_of_range(given: argparse.Namespace) -> list[str]:
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(given, name) < 1:
             problems.append(f"--{name} is {getattr(given, name)}; it must be at least 0 and below 1")
+    if given.adam_epsilon <= 0:
+        problems.append(
+            f"--adam_epsilon is {given.adam_epsilon}; it must be above 0, since a map's gradients begin at 0"
+        )
     if given.lora_alpha is not None and given.lora_alpha <= 0:
         problems.append(f"--lora_alpha is {given.lora_alpha}; it must be above 0, since the LoRA is multiplied by it")
     return problems
@@ -365,7 +374,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr_num_cycles": (1, math.inf),
     "lr_power": (0, math.inf),
     "adam_weight_decay": (0, math.inf),
-    "adam_epsilon": (0, math.inf),
     "max_grad_norm": (0, math.inf),
     "checkpointing_steps": (1, math.inf),
     "checkpoints_total_limit": (1, math.inf),

@@ -7,10 +7,12 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
+from ..json_forms import fitted
 from ..output_files import writing
 from .errors import TrainingError
 
@@ -18,6 +20,23 @@ _NAME = re.compile(r"checkpoint-[0-9]+")
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
 _LEFT_BEHIND = re.compile(rf"{_NAME.pattern}(\.old)?{re.escape(_PARTIAL)}")
+
+
+ANOTHER = "resume from another checkpoint"
+
+
+class _Average(TypedDict):
+    shadow_params: list[Tensor]
+
+
+class RunState(TypedDict):
+    """What the trainer keeps in every checkpoint, beside the state of the optimiser."""
+
+    options: dict[str, str]
+    weights: dict[str, Tensor]
+    average: _Average | None
+    schedule: dict[str, Any]
+    scaler: dict[str, Any] | None
 
 
 class Checkpoints:
@@ -159,18 +178,20 @@ class Checkpoints:
             state = torch.load(checkpoint / self._file_name(), map_location="cpu", weights_only=True)
         except Exception as error:
             # A damaged archive fails in as many ways as it has parts.
-            raise TrainingError(f"{checkpoint} cannot be read; resume from another checkpoint") from error
-        if not isinstance(state, dict) or type(state.get("step")) is not int:
-            raise TrainingError(f"{checkpoint} holds no state of a run; resume from another checkpoint")
+            raise TrainingError(f"{checkpoint} cannot be read; {ANOTHER}") from error
+        if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+            raise TrainingError(f"{checkpoint} holds no state of a run; {ANOTHER}")
         return state
 
     @staticmethod
-    def check_same_run(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Compares the options that decide a run.
+    def check_same_run(checkpoint: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Checks that a state is a `RunState`, and compares the options that decide a run with those of this one.
 
         Raises:
-            TrainingError: one differs.
+            ForeignFileError: it is none.
+            TrainingError: an option differs.
         """
+        then = fitted(state, RunState, f"the state in '{checkpoint}'", ANOTHER)["options"]
         for name in [*then, *now]:
             if then.get(name) != now.get(name):
                 raise TrainingError(

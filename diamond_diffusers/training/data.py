@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torchvision.transforms import functional
 from ..foreign_files import read_text
 from ..foreign_images import UNDECODABLE, why_undecodable
 from ..foreign_tables import read_csv, read_json_lines
-from ..json_forms import fitted
+from ..json_forms import fitted, shown
 from ..miniature.render import render
 from ..miniature.training import sample_world
 from .arguments import MINIATURE
@@ -83,8 +84,9 @@ class ImageFolder:
             remedy = "write file names and captions as texts"
             fitted(row["file_name"], str, f"file_name in {place}", remedy)
             fitted(row[caption_column], str | list[str], f"{caption_column} in {place}", remedy)
-            if not (folder / row["file_name"]).is_file():
-                raise TrainingError(f"{place} names {row['file_name']}, which is not there; remove the line")
+            # Not the method of the path, which raises an error for a name that no file can have.
+            if not os.path.isfile(folder / row["file_name"]):
+                raise TrainingError(f"{place} names {shown(row['file_name'])}, which is not there; remove the line")
         return [Captioned(folder / row["file_name"], row[caption_column], row["file_name"]) for _, row in table]
 
     @staticmethod

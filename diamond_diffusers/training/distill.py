@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,20 @@ from tqdm.auto import tqdm
 
 from ..attention import differentiable_attention
 from ..foreign_files import ForeignFileError
+from ..foreign_models import UNLOADABLE, why_unloadable
 from ..memory_errors import want_of_memory
 from ..models.diamond_map import DiamondMap
 from ..models.map_config import declare_map
 from ..models.storage import save_diamond_map
-from ..output_files import writing
-from ..pipelines.model_card import MAP_REPOSITORY, check_card, create_repository, upload, write_model_card
+from ..output_files import whole_file, writing
+from ..pipelines.model_card import check_card, write_model_card
 from ..staging import staged
-from .arguments import MAY_CHANGE, MINIATURE, TRAJECTORIES, parse_arguments
+from .arguments import MAY_CHANGE, MINIATURE, parse_arguments
 from .batches import Order
-from .checkpoints import Checkpoints
+from .checkpoints import ANOTHER, Checkpoints
 from .errors import TrainingError
 from .module import DistilledModule
+from .release import facts, make_repository, origin, push
 from .setup import (
     DTYPES,
     build_loss,
@@ -106,7 +108,9 @@ class Distillation:
         checkpoint, state = self._find_state()
         self.step = state["step"] if state else 0
         self.checkpoints.check_none_is_ahead(self.step)
-        self.repository = self._create_repository() if given.push_to_hub else None
+        self.repository = None
+        if given.push_to_hub and self.accelerator.is_main_process:
+            self.repository = make_repository(given)
         if given.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         self._build_map()
@@ -114,19 +118,6 @@ class Distillation:
         self.loss = build_loss(given)
         if state:
             self._restore(checkpoint, state)
-
-    def _create_repository(self) -> str | None:
-        """On the Hub, before there is anything to lose; its full name, in the first process."""
-        if not self.accelerator.is_main_process:
-            return None
-        name = self.given.hub_model_id or self.given.output_dir.resolve().name
-        try:
-            return create_repository(name, self.given.hub_token)
-        except Exception as error:
-            raise TrainingError(
-                f"--push_to_hub cannot create the repository {name} ({error}); log in with hf auth login, name another "
-                "with --hub_model_id, or drop --push_to_hub"
-            ) from error
 
     def _build_map(self) -> None:
         given, accelerator = self.given, self.accelerator
@@ -144,7 +135,7 @@ class Distillation:
             )
             # What the map is going to say of itself has to be possible before it is trained.
             check_card(given.license, given.validation_prompt)
-            declare_map(backbone, self.teacher.call_defaults, **self._origin(), training={})
+            declare_map(backbone, self.teacher.call_defaults, **origin(given), training=self._facts())
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
@@ -188,7 +179,8 @@ class Distillation:
                 self.average.step(self.parameters)
             bar.update()
             bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-            accelerator.log(figures, step=self.step)
+            with self._writing_logs():
+                accelerator.log(figures, step=self.step)
             if self.step % given.checkpointing_steps == 0:
                 self._save_checkpoint()
             # The last grid is that of the model card.
@@ -200,14 +192,19 @@ class Distillation:
                 self._validate(given.validation_prompt)
         bar.close()
         self._finish()
-        accelerator.end_training()
+        with self._writing_logs():
+            accelerator.end_training()
+
+    def _writing_logs(self) -> AbstractContextManager[None]:
+        return writing(self.given.output_dir / self.given.logging_dir)
 
     def _start_trackers(self) -> None:
         if not self.accelerator.log_with:
             return
         options = {name: value for name, value in vars(self.given).items() if name != "hub_token"}
         settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
-        self.accelerator.init_trackers(self.given.tracker_project_name, settings)
+        with self._writing_logs():
+            self.accelerator.init_trackers(self.given.tracker_project_name, settings)
 
     @differentiable_attention()
     def _update(self, source: Any) -> dict[str, float]:
@@ -246,6 +243,12 @@ class Distillation:
                 "--mixed_precision bf16 or no, and resume from the last checkpoint"
             )
 
+    def _check_weights(self) -> None:
+        """What the last update did to them, no loss has seen; called by all processes."""
+        self._check(
+            "sum of the weights", torch.stack([full(weight.detach()).sum() for weight in self.parameters]).sum()
+        )
+
     def _decisive_options(self) -> dict[str, str]:
         """What makes a run the one that a checkpoint is of."""
         options = {name: str(value) for name, value in vars(self.given).items() if name not in MAY_CHANGE}
@@ -253,6 +256,7 @@ class Distillation:
         return {**options, **machine}
 
     def _save_checkpoint(self) -> None:
+        self._check_weights()
         state = {
             "options": self._decisive_options(),
             "weights": dict(
@@ -279,10 +283,17 @@ class Distillation:
                 logger.info("there is no checkpoint in %s; starting a new run", self.given.output_dir)
             return None, None
         state = self.checkpoints.load(checkpoint)
-        self.checkpoints.check_same_run(checkpoint, state["options"], self._decisive_options())
+        self.checkpoints.check_same_run(checkpoint, state, self._decisive_options())
         return checkpoint, state
 
     def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        try:
+            self._load_state(checkpoint, state)
+        except UNLOADABLE as error:
+            raise TrainingError(f"{checkpoint} is of another run ({why_unloadable(error)}); {ANOTHER}") from error
+        logger.info("resumed from %s", checkpoint)
+
+    def _load_state(self, checkpoint: Path, state: dict[str, Any]) -> None:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.module.load_checkpoint(checkpoint, load_module_strict=False)
         else:
@@ -299,7 +310,6 @@ class Distillation:
         self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
         self.schedule.last_epoch = self.step - 1
         self.schedule.step()
-        logger.info("resumed from %s", checkpoint)
 
     def _validate(self, prompt: str) -> Any:
         """Draws, logs and returns the grid of the averaged weights."""
@@ -316,19 +326,20 @@ class Distillation:
         if self.average is not None:
             self.average.restore(self.parameters)
         grid = image_grid(images)
-        for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
+        with self._writing_logs():
+            for tracker in self.accelerator.trackers:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         if self.accelerator.is_main_process:
             file = given.output_dir / "validation" / f"step-{self.step}.png"
-            with writing(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                grid.save(file)
+            with whole_file(file) as partial:
+                grid.save(partial, "png")
         return grid
 
     def _finish(self) -> None:
         """Saves the averaged map with its card, and pushes it where that is asked for."""
         given, accelerator = self.given, self.accelerator
+        self._check_weights()
         prompt = given.validation_prompt
         if prompt is None:
             prompt = MINIATURE_PROMPT if given.pretrained_model_name_or_path == MINIATURE else DEFAULT_PROMPT
@@ -338,7 +349,7 @@ class Distillation:
         if accelerator.is_main_process:
             self._save(weights, prompt, samples)
             if given.push_to_hub:
-                self._upload()
+                push(given, self.repository)
         accelerator.wait_for_everyone()
 
     def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
@@ -351,49 +362,15 @@ class Distillation:
                 self.teacher.call_defaults,
                 self._facts(),
                 weights=weights,
-                **self._origin(),
+                **origin(given),
             )
             repository = self.repository or str(given.output_dir)
             caption = f"Rows: {', '.join(ROWS)}."
             write_model_card(stage.path, repository, given.license, prompt, samples, caption)
         logger.info("the map is in %s", given.output_dir)
 
-    def _upload(self) -> None:
-        folder, repository = self.given.output_dir, self.repository
-        try:
-            upload(folder, repository, self.given.hub_token, files=MAP_REPOSITORY)
-        except Exception as error:
-            files = " ".join(f"--include {name}" for name in MAP_REPOSITORY)
-            raise TrainingError(
-                f"the map in {folder} is complete, but pushing it to {repository} failed ({error}); push it with "
-                f"hf upload {repository} {folder} {files}"
-            ) from error
-        logger.info("pushed to %s", repository)
-
-    def _origin(self) -> dict[str, str | None]:
-        """Of what the map is a map."""
-        name, revision, license = (self.given.pretrained_model_name_or_path, self.given.revision, self.given.license)
-        return {"base_model": name, "base_revision": revision, "license": license}
-
     def _facts(self) -> dict[str, Any]:
-        """What the reader of the map's card wants to know of its training."""
-        given = self.given
-        rows = given.train_batch_size * given.gradient_accumulation_steps * self.accelerator.num_processes
-        data = given.dataset_name or (given.train_data_dir and given.train_data_dir.name) or "prompts"
-        names = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
-        return {
-            "steps": self.step,
-            "batch_size": rows,
-            "data": f"samples of the base at {data}" if given.teacher_samples or given.prompts_file else str(data),
-            "resolution": self.teacher.resolution,
-            "mixed_precision": self.accelerator.mixed_precision,
-            **{name: getattr(given, name) for name in names.split()},
-            **(
-                {"regression_weight": given.regression_weight}
-                if given.loss == TRAJECTORIES
-                else {"diagonal_fraction": self.loss.diagonal_fraction}
-            ),
-        }
+        return facts(self.given, self.step, self.teacher.resolution, self.accelerator)
 
 
 def full(weight: Tensor) -> Tensor:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from ..foreign_files import one_line
+
 
 class TrainingError(RuntimeError):
-    """A run cannot start or go on; the message says why and what to do."""
+    """A run cannot start or go on; the message says why and what to do, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))

@@ -161,8 +161,12 @@ def build_loss(given: argparse.Namespace) -> DistillationLoss | TrajectoryLoss:
     """The loss that the options name."""
     if given.loss == TRAJECTORIES:
         return TrajectoryLoss(given.regression_weight)
-    fraction = 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
-    return DistillationLoss(given.loss, fraction, given.adaptive_weight_power)
+    return DistillationLoss(given.loss, diagonal_fraction(given), given.adaptive_weight_power)
+
+
+def diagonal_fraction(given: argparse.Namespace) -> float:
+    """The share of the rows that learn the velocity, in a loss that has such rows."""
+    return 0.75 if given.diagonal_fraction is None else given.diagonal_fraction
 
 
 def build_optimizer(given: argparse.Namespace, parameters: list[nn.Parameter]) -> Optimizer:

@@ -248,8 +248,7 @@ class RowCache:
             batch = encode(chunk)
             for position, index in enumerate(chunk):
                 row = {name: tensor[position].cpu().contiguous().clone() for name, tensor in batch.items()}
-                with writing(self.file(index)):
-                    write_safetensors(self.file(index), row)
+                write_safetensors(self.file(index), row)
 
     def __call__(self, row: Captioned, rng: random.Random) -> dict[str, Tensor]:
         file = self.file(int(row.name))

@@ -94,6 +94,9 @@ def test_the_order_is_random_and_fixed(tmp_path):
         ("a.jsonl", r'{"tag": "a", "prompt": "b\ud800"}', "prompt of line 1 of '.*' holds"),
         ("a.jsonl", '{"tag": "a", "prompt": "b"}\n' + "[" * 100_000, "line 2 of '.*' is nested deeper"),
         ("a.csv", "text,kind\na,b\n", "the columns text, kind; give those of DrawBench"),
+        ("a.csv", UNIGENBENCH.replace("7,", "-1,"), "a.csv', with the index -1; number them from 0 to 999999"),
+        ("a.csv", UNIGENBENCH.replace("7,", "1000000,"), "with the index 1000000; number them from 0 to 999999"),
+        ("a.csv", UNIGENBENCH.replace("7,", "9" * 400 + ","), "with the index a huge number; number them"),
         ("a.csv", UNIGENBENCH.replace("7,", "x,"), "index in line 2 of '.*' is 'x'; give UniGenBench's integer index"),
         ("a.csv", UNIGENBENCH.replace("7,", "9" * 5000 + ","), "index in line 2 of '.*' is '999.*; give UniGenBench's"),
         ("a.csv", UNIGENBENCH.replace('{""Primary', '[{""Primary'), "sub_dims_en in line 2 of '.*' is no JSON"),
@@ -115,6 +118,12 @@ def test_other_files_are_refused(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_prompts(path)
+
+
+def test_spaces_around_the_names_of_columns_are_passed_over(tmp_path):
+    (tmp_path / "a.csv").write_text("Prompts, Category \na cat, Animals\n")
+    (prompt,) = read_prompts(tmp_path / "a.csv").prompts
+    assert (prompt.text, prompt.category) == ("a cat", "Animals")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -159,6 +159,8 @@ def changed(text, place, value):
         ("record.batch.seeds", [], "^batch has 1 prompts and 0 seeds"),
         ("record.batch.prompts", [None], r"^record.batch.prompts\[0\] of '.*' is None in place of a text"),
         ("record.batch.particle_batch_size", 0, "^batch.particle_batch_size is 0 in"),
+        ("record.batch.particle_batch_size", 10**9, "^batch.particle_batch_size is 1000000000 in"),
+        ("settings.reward_scale", 10**400, "^reward_scale of settings of .* is a huge number, above all that"),
         ("record.row", 1, "^row is 1 of a batch of 1 images"),
         ("record.row", -1, "^row is -1"),
         ("record.luck", 1, "^record of '.*.json' has 'luck', which is unknown"),

@@ -156,10 +156,10 @@ def test_a_damaged_image_is_named(tmp_path, comparison):
 
 def test_numbers_stay_numbers_and_formulas_become_texts():
     numbers = [-1.5, -2, "-3e-4", None, True, "-inf"]
-    texts = ["-1+2", "+a", "=a", "@a", "\ta", "\r=a"]
+    texts = ["-1+2", "+a", "=a", "@a", "\ta", "\r=a", " =a", "\n=a", "\ufeff=a", "\xa0\u200b@a", "\uff1da", "\uff0b1"]
     assert csv_table(["caf\udce9"], []).encode() == b"caf\\udce9\n"
-    harmless = ["a=b", " =a", "'-", "a,b", "a\r\nb"]
-    table = csv_table(["=column"] * 17, [[*numbers, *texts, *harmless]])
+    harmless = ["a=b", "'-", "a,b", "a\r\nb", " ", "größer"]
+    table = csv_table(["=column"] * 24, [[*numbers, *texts, *harmless]])
     (_, read) = csv.reader(io.StringIO(table, newline=""))
     assert read[:6] == ["-1.5", "-2", "-3e-4", "", "True", "-inf"]
     assert read[6:] == [*(f"'{text}" for text in texts), *harmless]

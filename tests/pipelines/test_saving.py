@@ -80,6 +80,26 @@ def test_defaults_that_cannot_be_saved_are_known_before(
     assert not (tmp_path / "new").exists() and not hub.calls
 
 
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_what_can_be_no_folder_is_known_before(
+    name: str, pipe: DiamondMapPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="can be no folder; name a folder to save in"):
+        pipe.save_pretrained(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_could_not_be_loaded_are_not_saved(pipe: DiamondMapPipeline, folder: Path, tmp_path: Path) -> None:
+    before = contents(folder)
+    with torch.no_grad():
+        pipe.backbone.posterior_map.trained_parameters()[0].view(-1)[0] = torch.nan
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"the weight '.*' of the Diamond Map is not made of finite numbers"):
+            pipe.save_pretrained(target)
+    assert contents(folder) == before and {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
 @pytest.mark.parametrize("failing", ["save_diamond_map", "write_model_card", "the stock scheduler"])
 def test_a_full_disk_leaves_the_former_model(
     failing: str, pipe: DiamondMapPipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -61,7 +61,12 @@ def test_the_options_have_the_names_that_users_know():
         ((*BASE, *DATA, "--adam_beta1", "1"), "--adam_beta1 is 1.0; it must be at least 0 and below 1"),
         ((*BASE, *DATA, "--adam_beta2", "-.1"), "--adam_beta2 is -0.1; it must be at least 0 and below 1"),
         ((*BASE, *DATA, "--adam_beta2", "nan"), "--adam_beta2 is nan; it must be a finite number"),
-        ((*BASE, *DATA, "--adam_epsilon", "-.5"), "--adam_epsilon is -0.5; it must be at least 0"),
+        (
+            (*BASE, *DATA, "--validation_prompt", "caf\udce9"),
+            r"--validation_prompt is 'caf\udce9', which is not in UTF-8",
+        ),
+        ((*BASE, *DATA, "--adam_epsilon", "0"), "--adam_epsilon is 0.0; it must be above 0, since a map's gradients"),
+        ((*BASE, *DATA, "--adam_epsilon", "-.5"), "--adam_epsilon is -0.5; it must be above 0"),
         ((*BASE, *DATA, "--adam_weight_decay", "-1"), "--adam_weight_decay is -1.0; it must be at least 0"),
         ((*BASE, *DATA, "--lora_alpha", "0"), "--lora_alpha is 0.0; it must be above 0"),
         (

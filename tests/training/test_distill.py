@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from diamond_diffusers.foreign_files import ForeignFileError
 from diamond_diffusers.models.storage import load_diamond_map, read_map_config
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training import checkpoints
@@ -23,6 +24,9 @@ from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES
 from diamond_diffusers.training.setup import load_base
+
+STATE = {"step": 1, "options": {}, "weights": {}, "average": None, "schedule": {}, "scaler": None}
+"""In the form of a checkpoint's."""
 
 
 def weights_of(run: Distillation) -> list[torch.Tensor]:
@@ -207,9 +211,40 @@ def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special
 def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch, further, difference):
     monkeypatch.setattr(Distillation, "_build_map", lambda self: pytest.fail("loaded the base"))
     before = Distillation._decisive_options(SimpleNamespace(given=options(), accelerator=Accelerator()))
-    Checkpoints(options().output_dir).save(1, {"options": before})
+    Checkpoints(options().output_dir).save(1, {**STATE, "options": before})
     with pytest.raises(TrainingError, match=rf"checkpoint-1 is of a run with {difference}; resume with its options"):
         Distillation(options("--resume_from_checkpoint", "latest", *further))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "the state in '.*checkpoint-1' has no 'options'; resume from another checkpoint"),
+        ({**STATE, "options": [1]}, "options of the state in '.*' is a list in place of an object"),
+        ({**STATE, "weights": {"a\nb": 1}}, r"weights\.a\\nb of the state in '.*' is 1 in place of Tensor"),
+        ({**STATE, "step": -1}, "holds no state of a run"),
+        ({**STATE, "average": 3}, "average of the state in '.*' is 3 in place of an object or null"),
+        ({**STATE, "average": {}}, "average of the state in '.*' has no 'shadow_params'"),
+    ],
+)
+def test_a_checkpoint_without_a_state_is_refused_before_the_base_is_loaded(options, monkeypatch, state, message):
+    monkeypatch.setattr(Distillation, "_build_map", lambda self: pytest.fail("loaded the base"))
+    Checkpoints(options().output_dir).save(1, {})
+    torch.save({"step": 1, **state}, options().output_dir / "checkpoint-1" / "state-0.pt")
+    with pytest.raises((TrainingError, ForeignFileError), match=message):
+        Distillation(options("--resume_from_checkpoint", "latest"))
+
+
+@pytest.mark.parametrize("part", ["weights", "schedule", "optimizer"])
+def test_a_checkpoint_with_a_part_of_another_model_is_refused(options, part):
+    first = Distillation(options())
+    first._save_checkpoint()
+    file = first.given.output_dir / "checkpoint-0" / "state-0.pt"
+    state = torch.load(file, weights_only=True)
+    state[part] = {"odd": torch.zeros(2)}
+    torch.save(state, file)
+    with pytest.raises(TrainingError, match=r"checkpoint-0 is of another run \(.*\); resume from another checkpoint"):
+        Distillation(options("--resume_from_checkpoint", "latest"))
 
 
 def test_a_folder_with_checkpoints_is_not_started_in_again(options):
@@ -243,6 +278,22 @@ def test_a_loss_that_is_no_number_stops_the_run(options):
         run.parameters[0].fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0; lower --learning_rate"):
         run.run()
+
+
+@pytest.mark.parametrize("moment", ["checkpoint", "map"])
+def test_weights_that_are_no_numbers_after_the_last_update_are_not_saved(options, moment):
+    run = Distillation(options("--max_train_steps", 1, "--checkpointing_steps", 1 if moment == "checkpoint" else 9))
+    step = run.optimizer.step
+
+    def spoil():
+        step()
+        with torch.no_grad():
+            run.parameters[0].view(-1)[0] = torch.nan
+
+    run.optimizer.step = spoil
+    with pytest.raises(TrainingError, match=r"the sum of the weights is nan at step 1; lower --learning_rate"):
+        run.run()
+    assert not run.checkpoints.complete() and not (run.given.output_dir / "pytorch_lora_weights.safetensors").exists()
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_applied(options):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 
-from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map
+from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map, read_map_config
 from diamond_diffusers.output_files import UnwritableError
 from diamond_diffusers.pipelines import DiamondMapPipeline
 from diamond_diffusers.training import distill
@@ -66,6 +70,18 @@ def test_what_fails_on_the_last_step_leaves_the_former_map(options, tmp_path, mo
     with pytest.raises(UnwritableError, match=r"out' cannot be written \(No space left on device\)"):
         Distillation(again).run()
     assert {name: (given.output_dir / name).read_bytes() for name in files_in(given.output_dir)} == written
+
+
+def test_a_folder_of_images_need_not_have_a_name_of_text(options, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a ring")
+    given = options("--max_train_steps", 1)
+    given.dataset_name, given.train_data_dir = None, folder
+    Distillation(given).run()
+    assert read_map_config(given.output_dir)["training"]["data"] == r"caf\udce9"
+    assert r"| data | caf\\udce9 |" in (given.output_dir / "README.md").read_text()
 
 
 def test_a_repository_that_cannot_be_created_is_known_before_training(options, tmp_path, monkeypatch):

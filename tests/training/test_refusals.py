@@ -128,7 +128,7 @@ def test_an_output_on_a_disk_that_is_only_read_is_refused(options, monkeypatch):
             # What torch.save raises then.
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
             ("--checkpointing_steps", 1),
-            "out/checkpoint-1' cannot be written .*unexpected pos",
+            "out/checkpoint-1' cannot be written .the disk may be full",
         ),
         (
             staging,
@@ -137,10 +137,12 @@ def test_an_output_on_a_disk_that_is_only_read_is_refused(options, monkeypatch):
             ("--cache_latents",),
             "00000000.safetensors' cannot be written .*No space left on device",
         ),
+        (distill.Accelerator, "log", FULL, (), "out/logs' cannot be written .No space left on device"),
+        (distill.Accelerator, "end_training", FULL, (), "out/logs' cannot be written .No space left on device"),
         (distill, "save_diamond_map", FULL, (), "out' cannot be written .No space left on device"),
         (distill, "write_model_card", FULL, (), "out' cannot be written .No space left on device"),
     ],
-    ids=["checkpoint", "checkpoint of torch", "cache", "map", "card"],
+    ids=["checkpoint", "checkpoint of torch", "cache", "logs", "end of the logs", "map", "card"],
 )
 def test_a_full_disk_is_told(options, monkeypatch, module, writer, error, further, message):
     def fail(*arguments, **options):
