@@ -45,7 +45,7 @@ def starting_particles(
         x = backbone.prepare_latents(arguments, conditions, count, random.generators)
         if particles > 1:
             generators = random.aside.generators
-            if isinstance(generators, list | tuple):
+            if isinstance(generators, list):
                 generators = [generator for generator in generators for _ in range(particles - 1)]
             more = backbone.prepare_latents(arguments, conditions, count * (particles - 1), generators)
             x = torch.cat([x.unflatten(0, (count, 1)), more.unflatten(0, (count, -1))], 1).flatten(0, 1)

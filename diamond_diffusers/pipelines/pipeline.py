@@ -41,7 +41,7 @@ from .particles import starting_particles
 from .resolution import resolve_alignment, resolve_reward
 from .saving import save_model
 from .scoring import encode_for_scores, reward_probe
-from .signature import StockCall
+from .signature import SignatureOfCall, StockCall
 
 OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
@@ -71,6 +71,8 @@ class DiamondMapPipeline(AdapterMethods):
         TypeError: the pipeline's class is not supported.
         ValueError: `few_step` names an adapter that is not loaded.
     """
+
+    __signature__ = SignatureOfCall()
 
     def __init__(
         self,
@@ -336,6 +338,7 @@ class DiamondMapPipeline(AdapterMethods):
         check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
         refuse_cache(self.backbone)
         arguments, latents = ordinary(resolve_arguments(self.backbone, given, self.defaults)), ordinary(latents)
+        count = num_images(arguments)
         with self.backbone.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)
             reward = resolve_reward(reward, alignment, self.backbone, self.defaults, self._named_rewards)
@@ -347,7 +350,7 @@ class DiamondMapPipeline(AdapterMethods):
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
             check_reward_scale(scale)
-            random = RandomSource(generator, num_images(arguments), self.pipeline._execution_device)
+            random = RandomSource(generator, count, self.pipeline._execution_device)
             shards = ParticleShards.of(distributed_state)
             if shards is not None:
                 shards.check_same(
