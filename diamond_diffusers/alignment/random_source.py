@@ -82,9 +82,12 @@ class RandomSource:
         return self.generators[index] if isinstance(self.generators, list) else self.generators
 
     def states(self) -> list[Tensor]:
-        """Of the generators, or of torch's global state: sources of equal states draw the same."""
+        """Of the generators, or of torch's global ones: sources of equal states draw the same."""
         if self.generators is None:
-            return [torch.get_rng_state()]
+            # Each device has one of its own.
+            if self.device.type == "cpu":
+                return [torch.get_rng_state()]
+            return [torch.get_device_module(self.device).get_rng_state(self.device)]
         generators = self.generators if isinstance(self.generators, list) else [self.generators]
         return [generator.get_state() for generator in generators]
 

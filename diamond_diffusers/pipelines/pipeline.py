@@ -23,6 +23,7 @@ from .adapters import AdapterMethods
 from .arguments import (
     check_counts,
     check_differentiable,
+    check_falling,
     checked_few_step,
     checked_selection,
     is_offloaded,
@@ -339,6 +340,7 @@ class DiamondMapPipeline(AdapterMethods):
         refuse_cache(self.backbone)
         arguments, latents = ordinary(resolve_arguments(self.backbone, given, self.defaults)), ordinary(latents)
         count = num_images(arguments)
+        check_falling(arguments)
         with self.backbone.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)
             reward = resolve_reward(reward, alignment, self.backbone, self.defaults, self._named_rewards)

@@ -78,6 +78,17 @@ def test_a_number_of_images_that_is_no_whole_number_is_refused(pipe: DiamondMapP
         pipe(PROMPTS, num_images_per_prompt=1.0, **CALL)
 
 
+@pytest.mark.parametrize("sigmas", [[], [0.2, 0.9], [1.0, 0.5, 0.5]])
+def test_levels_that_do_not_fall_are_refused(pipe: DiamondMapPipeline, sigmas: list[float]) -> None:
+    with pytest.raises(ValueError, match="it must hold at least one number, and each must be below the former"):
+        pipe(PROMPTS, sigmas=sigmas, **CALL)
+
+
+def test_latents_that_are_no_tensor_are_refused(pipe: DiamondMapPipeline) -> None:
+    with pytest.raises(TypeError, match="latents is a list; give a tensor with a row for each image"):
+        pipe(PROMPTS, latents=[[0.0]], **CALL)
+
+
 def test_a_wrapped_pipeline_is_wrapped_again_as_it_is(pipe: DiamondMapPipeline) -> None:
     preview, scores = tiny_preview_vae(4, 4), build_tiny_flux()
     wrapped = DiamondMapPipeline(build_tiny_flux(), CALL, few_step=True, preview_vae=preview, score_model=scores)
@@ -157,6 +168,7 @@ def test_embeddings_do_for_rewards_that_read_no_prompt(pipe: DiamondMapPipeline)
     image_only = CallableReward(brightness, reads_prompts=False)
     for reward in ("jpeg_size", image_only, 2 * image_only + image_only):
         assert pipe(reward=reward, alignment="smc", **call).rewards.isfinite().all()
+    message = r"the reward reads the prompt, but there is no text in it; .* reads_prompts=False"
     for reward in (brightness, image_only + CallableReward(brightness, name="reader")):
-        with pytest.raises(ValueError, match="the reward reads the prompt, but there is no text in it"):
+        with pytest.raises(ValueError, match=message):
             pipe(reward=reward, **call)
