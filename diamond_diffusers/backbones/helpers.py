@@ -21,19 +21,18 @@ from ..levels import working_dtype
 _PROMPTS = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_embeds|_embeds_mask|_attention_mask)?")
 """Arguments of stock calls with a row for each prompt."""
 
-
 _lock = threading.Lock()
-_evaluation_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_network_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
-def evaluating(network: nn.Module) -> threading.RLock:
-    """What one thread holds while it evaluates a network, whose adapters and hooks others might change meanwhile.
+def alone_with(network: nn.Module) -> threading.RLock:
+    """What one thread holds while it evaluates a network, or reads what its pipeline keeps of a call.
 
-    Calls of one pipeline in several threads thus evaluate its network one after the other, and give what they give
-    alone.
+    Others might change its adapters and hooks, its pipeline's arguments or the timesteps of its scheduler meanwhile.
+    Calls of one pipeline in several threads thus take turns, and give what they give alone, up to rounding.
     """
     with _lock:
-        return _evaluation_locks.setdefault(unwrap_module(network), threading.RLock())
+        return _network_locks.setdefault(unwrap_module(network), threading.RLock())
 
 
 @contextmanager

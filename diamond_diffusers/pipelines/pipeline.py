@@ -17,6 +17,7 @@ from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
 from ..backbones import backbone_for
+from ..backbones.helpers import alone_with
 from ..models.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
@@ -369,12 +370,14 @@ class DiamondMapPipeline(AdapterMethods):
             if not wants_latents(reward):
                 probe()
 
-            self.pipeline._interrupt = False
-            conditions, scoring = self.backbone.encode(arguments), encode_for_scores(self.score_model, arguments)
+            with alone_with(self.backbone.model):
+                self.pipeline._interrupt = False
+                conditions = self.backbone.encode(arguments)
+                levels = self.backbone.levels(arguments, conditions)
+            scoring = encode_for_scores(self.score_model, arguments)
             model = TiltedModel(
                 self.backbone, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
             )
-            levels = self.backbone.levels(arguments, conditions)
             self.pipeline._num_timesteps = len(levels) - 1
             if max_network_evaluations is not None:
                 alignment = fit_to_budget(alignment, model, levels, max_network_evaluations)

@@ -278,10 +278,13 @@ def test_calls_in_several_threads_give_what_they_give_alone(map_folder: Path) ->
     """Of one pipeline: the adapter of the map is at work in one thread, and none may be in the other."""
     pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
     pipe.set_progress_bar_config(disable=True)
-    kinds = [{"alignment": ALIGNMENT, "reward": brightness}, {"alignment": "none"}]
+    kinds = [
+        {"alignment": ALIGNMENT, "reward": brightness},
+        {"alignment": "none", "num_inference_steps": 5, "true_cfg_scale": 1.0},
+    ]
 
     def image(kind: int) -> Tensor:
-        return pipe("a ring", generator=torch.Generator().manual_seed(kind), **kinds[kind], **CALL).images
+        return pipe("a ring", generator=torch.Generator().manual_seed(kind), **{**CALL, **kinds[kind]}).images
 
     alone = [image(kind) for kind in range(2)]
     # So long that evaluations would meet.
@@ -289,5 +292,7 @@ def test_calls_in_several_threads_give_what_they_give_alone(map_folder: Path) ->
     with ThreadPoolExecutor(2) as threads:
         together = list(threads.map(image, [0, 1]))
     handle.remove()
-    assert all(map(torch.equal, together, alone))
-    assert not torch.equal(*alone)
+    for image_together, image_alone in zip(together, alone, strict=True):
+        # Sums may round differently beside another thread.
+        torch.testing.assert_close(image_together, image_alone, atol=1e-5, rtol=0)
+    assert (alone[0] - alone[1]).abs().max() > 0.01
