@@ -33,17 +33,19 @@ class RandomSource:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        for generator in generators if isinstance(generators, Sequence) else [generators]:
+        # diffusers takes no other sequence.
+        generators = list(generators) if isinstance(generators, Sequence) else generators
+        for generator in generators if isinstance(generators, list) else [generators]:
             if generators is not None and not isinstance(generator, torch.Generator):
                 raise TypeError(
                     f"generator is or holds {generator!r}; give torch.Generator objects, such as "
                     "torch.Generator().manual_seed(0)"
                 )
-        if isinstance(generators, Sequence) and len(generators) not in (1, num_images):
+        if isinstance(generators, list) and len(generators) not in (1, num_images):
             raise ValueError(
                 f"generator holds {len(generators)} generators for {num_images} images; give one, or one for each image"
             )
-        if isinstance(generators, Sequence) and len(generators) == 1:
+        if isinstance(generators, list) and len(generators) == 1:
             generators = generators[0]
         self.generators = generators
         self.num_images = num_images
@@ -65,7 +67,7 @@ class RandomSource:
     @cached_property
     def aside(self) -> RandomSource:
         """Further draws, which leave this source's own as they are; seeded from where its generators stand by now."""
-        if isinstance(self.generators, Sequence):
+        if isinstance(self.generators, list):
             generators = [_spawn(generator) for generator in self.generators]
         elif self.generators is not None:
             generators = _spawn(self.generators)
@@ -77,17 +79,20 @@ class RandomSource:
 
     def of_image(self, index: int) -> torch.Generator | None:
         """The generator that image `index` draws from."""
-        return self.generators[index] if isinstance(self.generators, Sequence) else self.generators
+        return self.generators[index] if isinstance(self.generators, list) else self.generators
 
     def states(self) -> list[Tensor]:
-        """Of the generators, or of torch's global state: sources of equal states draw the same."""
+        """Of the generators, or of torch's global ones: sources of equal states draw the same."""
         if self.generators is None:
-            return [torch.get_rng_state()]
-        generators = self.generators if isinstance(self.generators, Sequence) else [self.generators]
+            # Each device has one of its own.
+            if self.device.type == "cpu":
+                return [torch.get_rng_state()]
+            return [torch.get_device_module(self.device).get_rng_state(self.device)]
+        generators = self.generators if isinstance(self.generators, list) else [self.generators]
         return [generator.get_state() for generator in generators]
 
     def _rows(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
-        if isinstance(self.generators, Sequence):
+        if isinstance(self.generators, list):
             return torch.cat([self._draw(rows_per_image, shape, generator) for generator in self.generators])
         return self._draw(self.num_images * rows_per_image, shape, self.generators)
 

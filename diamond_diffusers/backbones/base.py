@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..levels import GaussianPath, Level, as_level, ode_step
 from ..transitions import GlassTransition, ODETransition, RenoiseTransition, Transition
-from .helpers import adapters_disabled, to_unit_range, where_rows
+from .helpers import adapters_disabled, alone_with, to_unit_range, where_rows
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
@@ -379,13 +379,14 @@ class Backbone(LoopTensors, Denoising):
         time = self.path.time(noise_to_signal)
         latents = self.path.from_bounded(x, time)
         row_levels = as_level(noise_to_signal).cpu().expand(len(x))
-        prediction = self.guided_prediction(latents.to(self.model.dtype), row_levels, conditions)
+        with alone_with(self.model):
+            prediction = self.guided_prediction(latents.to(self.model.dtype), row_levels, conditions)
         return self.path.denoised(latents, prediction.to(x.dtype), time)
 
     def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         if self.predicts_mean:
             return self.predict(x, noise_to_signal, conditions)
-        with adapters_disabled(self.model, self.few_step):
+        with alone_with(self.model), adapters_disabled(self.model, self.few_step):
             return self.predict(x, noise_to_signal, conditions)
 
     def decoder(self, preview: bool) -> Any:

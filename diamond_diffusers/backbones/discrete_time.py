@@ -80,5 +80,6 @@ class DiscreteTimeBackbone(Backbone):
 
     def stochastic_transition(self) -> Transition:
         """The stock one where `eta` asks for its noise."""
-        stock = self.stock_transition()
-        return stock if self._eta > 0 and stock.is_stochastic else super().stochastic_transition()
+        if self._eta > 0 and (stock := self.stock_transition()).is_stochastic:
+            return stock
+        return super().stochastic_transition()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.utils.torch_utils import unwrap_module
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -17,6 +20,19 @@ from ..levels import working_dtype
 
 _PROMPTS = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_embeds|_embeds_mask|_attention_mask)?")
 """Arguments of stock calls with a row for each prompt."""
+
+_lock = threading.Lock()
+_network_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def alone_with(network: nn.Module) -> threading.RLock:
+    """What one thread holds while it evaluates a network, or reads what its pipeline keeps of a call.
+
+    Others might change its adapters and hooks, its pipeline's arguments or the timesteps of its scheduler meanwhile.
+    Calls of one pipeline in several threads thus take turns, and give what they give alone, up to rounding.
+    """
+    with _lock:
+        return _network_locks.setdefault(unwrap_module(network), threading.RLock())
 
 
 @contextmanager

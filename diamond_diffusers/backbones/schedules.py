@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from diffusers import (
     DDIMScheduler,
     DDPMParallelScheduler,
     DDPMScheduler,
+    DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    KDPM2AncestralDiscreteScheduler,
     LCMScheduler,
     SCMScheduler,
     TCDScheduler,
@@ -39,6 +42,8 @@ _FLOW = (
 )
 _CONSISTENCY = (FlowMatchLCMScheduler, LCMScheduler, SCMScheduler)
 _DDPM = (DDPMScheduler, DDPMParallelScheduler)
+_OTHER_VARIANCES = ("fixed_large", "fixed_large_log", "learned", "learned_range")
+_ANCESTRAL = (DPMSolverSDEScheduler, EulerAncestralDiscreteScheduler, KDPM2AncestralDiscreteScheduler)
 _IMPLICIT = (DDIMScheduler, DDIMParallelScheduler)
 
 
@@ -173,52 +178,21 @@ def samples_few_steps(scheduler: Any) -> bool:
     return renoises(scheduler) or isinstance(scheduler, TCDScheduler)
 
 
-class DrawsToTheEnd:
-    """Draws noise for the last step too, though that does not use it, as some stock schedulers do.
-
-    So that the generators of a call are left as the stock pipeline leaves them.
-    """
-
-    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
-        return True
-
-
 @dataclass(frozen=True)
-class StockRenoiseTransition(DrawsToTheEnd, RenoiseTransition):
-    """The step of SCM and of stochastic flow matching."""
-
-
-@dataclass(frozen=True)
-class StockAncestralTransition(DrawsToTheEnd, AncestralTransition):
-    """The step of Euler's ancestral sampler, and of DDIM with `eta`."""
-
-
-@dataclass(frozen=True)
-class StockDDPMTransition(AncestralTransition):
-    """The step of DDPM, which draws noise but at the training step 0.
+class StockTransition(Transition):
+    """The step of a stock scheduler, and what that does beside.
 
     Args:
-        lowest: noise-to-signal ratio of that step.
-    """
-
-    lowest: float = field(kw_only=True, repr=False, compare=False)
-
-    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
-        return noise_to_signal > self.lowest * (1 + 1e-9)
-
-
-@dataclass(frozen=True)
-class ClippedTransition(Transition):
-    """The step of a stock scheduler that clips or thresholds the predicted clean sample.
-
-    Args:
-        transition: the step without clipping.
-        clip: of predicted samples `[N, ...]`.
+        transition: the step itself.
+        draws_above: noise is drawn for steps that leave a level above it, be it used or not, so that the generators of
+            a call are left as the stock pipeline leaves them; None to draw what is used.
+        clip: of predicted clean samples `[N, ...]`; None to take them as they are.
         keeps_noise: whether the noise stays that of the unclipped sample, as in DDIM.
     """
 
     transition: Transition
-    clip: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    draws_above: float | None = None
+    clip: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     keeps_noise: bool = False
 
     def step(
@@ -230,8 +204,8 @@ class ClippedTransition(Transition):
         predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        clipped = self.clip(predicted)
         levels = (noise_to_signal, next_noise_to_signal)
+        clipped = predicted if self.clip is None else self.clip(predicted)
         if not self.keeps_noise:
             return self.transition.step(network, x, *levels, clipped, noise)
         alpha, _ = signal_and_noise(next_noise_to_signal)
@@ -241,7 +215,9 @@ class ClippedTransition(Transition):
         return self.transition.tilt_gain(noise_to_signal, next_noise_to_signal)
 
     def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
-        return self.transition.draws_noise(noise_to_signal, next_noise_to_signal)
+        if self.draws_above is None:
+            return self.transition.draws_noise(noise_to_signal, next_noise_to_signal)
+        return noise_to_signal > self.draws_above
 
 
 @dataclass(frozen=True)
@@ -269,28 +245,45 @@ def stock_transition(scheduler: Any, eta: float = 0.0) -> Transition:
 
     Args:
         eta: of `DDIMScheduler` and `TCDScheduler`; other schedulers ignore it, as their pipelines do.
+
+    Raises:
+        ValueError: a DDPM scheduler adds noise of another variance than the posterior's.
     """
     if isinstance(transition := getattr(scheduler, "transition", None), Transition):
         # The GLASS schedulers of this package.
         return transition
-    transition, clip = _unclipped_transition(scheduler, eta), clipping(scheduler)
-    if clip is None:
+    transition, draws_above = _step_and_draws(scheduler, eta)
+    clip = clipping(scheduler)
+    if draws_above is None and clip is None:
         return transition
-    return ClippedTransition(transition, clip, keeps_noise=isinstance(scheduler, _IMPLICIT))
+    return StockTransition(transition, draws_above, clip, clip is not None and isinstance(scheduler, _IMPLICIT))
 
 
-def _unclipped_transition(scheduler: Any, eta: float) -> Transition:
+def _step_and_draws(scheduler: Any, eta: float) -> tuple[Transition, float | None]:
+    """The step of a scheduler that clips nothing, and `draws_above` of `StockTransition`."""
     if isinstance(scheduler, LCMScheduler):
-        return RenoiseTransition()
+        return RenoiseTransition(), None
     if renoises(scheduler):
-        return StockRenoiseTransition()
+        return RenoiseTransition(), 0.0
     if isinstance(scheduler, _DDPM):
-        return StockDDPMTransition(lowest=trained_range(scheduler)[0])
-    if isinstance(scheduler, EulerAncestralDiscreteScheduler):
-        return StockAncestralTransition()
+        _check_variance(scheduler)
+        # All but the training step 0.
+        return AncestralTransition(), trained_range(scheduler)[0] * (1 + 1e-9)
+    if isinstance(scheduler, _ANCESTRAL) or str(scheduler.config.get("algorithm_type")).startswith("sde-"):
+        return AncestralTransition(), 0.0
     if isinstance(scheduler, TCDScheduler) and eta != 0:
-        return TrajectoryTransition(eta, table=training_levels(scheduler))
-    return StockAncestralTransition(eta) if isinstance(scheduler, _IMPLICIT) and eta != 0 else ODETransition()
+        return TrajectoryTransition(eta, table=training_levels(scheduler)), None
+    return (AncestralTransition(eta), 0.0) if isinstance(scheduler, _IMPLICIT) and eta != 0 else (ODETransition(), None)
+
+
+def _check_variance(scheduler: Any) -> None:
+    variance = scheduler.config.get("variance_type")
+    if variance in _OTHER_VARIANCES:
+        name = type(scheduler).__name__
+        raise ValueError(
+            f"variance_type is {variance!r} in the {name}, whose steps have more noise than those here; take "
+            f"{name}.from_config(scheduler.config, variance_type='fixed_small')"
+        )
 
 
 def clipping(scheduler: Any) -> Callable[[Tensor], Tensor] | None:
@@ -303,5 +296,6 @@ def clipping(scheduler: Any) -> Callable[[Tensor], Tensor] | None:
         return scheduler._threshold_sample
     if config.get("clip_sample"):
         limit = config.get("clip_sample_range", 1.0)
-        return lambda sample: sample.clamp(-limit, limit)
+        # Not a local function, which could not be pickled with the output of a call.
+        return partial(torch.clamp, min=-limit, max=limit)
     return None

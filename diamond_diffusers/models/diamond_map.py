@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Conditions
-from ..backbones.helpers import adapters_disabled, offloads_layers, where_rows
+from ..backbones.helpers import adapters_disabled, alone_with, offloads_layers, where_rows
 from ..glass import query, toward
 from ..levels import Level, as_level
 from .conditioning import SITES, MapConditioning, Sites
@@ -266,7 +266,7 @@ class DiamondMap(nn.Module):
         few_step = self.backbone.few_step
         as_base = adapters_disabled(self.network, few_step) if isinstance(few_step, tuple) else nullcontext()
         conditioned = self.conditioning.attached(self.network, xbar, observed, torch.stack(times, 1))
-        with as_base, self.awake(), conditioned:
+        with alone_with(self.network), as_base, self.awake(), conditioned:
             return self.backbone.predict(statistic, level, unguided)
 
     def forward(

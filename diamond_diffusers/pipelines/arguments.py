@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -84,6 +85,14 @@ def num_images(arguments: Mapping[str, Any]) -> int:
     return num_prompts(arguments) * arguments["num_images_per_prompt"]
 
 
+def check_falling(arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for custom `timesteps` or `sigmas` that are empty or do not fall: noise only decreases."""
+    for name in ("timesteps", "sigmas"):
+        given = arguments.get(name)
+        if given is not None and (len(given) == 0 or any(before <= after for before, after in pairwise(given))):
+            raise ValueError(f"{name} is {given}; it must hold at least one number, and each must be below the former")
+
+
 def reward_texts(arguments: Mapping[str, Any], reward_prompt: str | list[str] | None) -> list[str]:
     """The prompt that the reward reads for each image; empty texts where none is known.
 
@@ -109,7 +118,10 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
     if selection == "best" and reward is None:
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
     if reward is not None and reward.reads_prompts and not any(texts):
-        raise ValueError("the reward reads the prompt, but there is no text in it; give one, or reward_prompt=...")
+        raise ValueError(
+            "the reward reads the prompt, but there is no text in it; give one, or reward_prompt=..., or wrap a "
+            "function that reads none in CallableReward(function, reads_prompts=False)"
+        )
     return selection
 
 

@@ -30,8 +30,13 @@ def check_callback(
         names: `callback_on_step_end_tensor_inputs`.
 
     Raises:
+        TypeError: the callback cannot be called, or the names are no list.
         ValueError: a tensor is not shown here, or the callback counts steps where there are rounds.
     """
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback_on_step_end is {callback!r}; give a function of (pipe, step, timestep, tensors)")
+    if isinstance(names, str):
+        raise TypeError(f"callback_on_step_end_tensor_inputs is {names!r}; give a list of names")
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         names = callback.tensor_inputs
         if isinstance(alignment, NoiseRounds):
@@ -116,12 +121,18 @@ class StepEnd:
         shown = {name: tensors[name] for name in self.names}
         before = {name: _copied(tensor) for name, tensor in shown.items()}
         try:
-            returned = self.callback(self.pipe, index, timestep, dict(shown)) or {}
+            returned = self.callback(self.pipe, index, timestep, dict(shown))
         except StopIteration as error:
             # A loop around the call would take it for its own end.
             raise RuntimeError(
                 "callback_on_step_end raised StopIteration; to end a run, let it set pipe._interrupt = True"
             ) from error
+        if not isinstance(returned, Mapping | None):
+            raise TypeError(
+                f"callback_on_step_end returned a {type(returned).__name__}; return a dictionary such as "
+                "{'latents': latents}, or None"
+            )
+        returned = returned or {}
         after = {name: returned.get(name, shown.get(name)) for name in tensors}
         return {
             name: tensor

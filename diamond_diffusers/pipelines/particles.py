@@ -29,11 +29,14 @@ def starting_particles(
         latents: starting noise as the stock pipeline takes it, a row for each image or each particle; None to draw it.
 
     Raises:
+        TypeError: `latents` is no tensor.
         ValueError: the number or the shape of rows of `latents` does not fit, or all particles of an image would be the
             same.
     """
     count, particles = random.num_images, alignment.num_particles
     if latents is not None:
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"latents is a {type(latents).__name__}; give a tensor with a row for each image")
         of_one = backbone.prepare_latents(arguments, conditions, 1, torch.Generator()).shape[1:]
         if latents.shape[1:] != of_one:
             raise ValueError(
@@ -45,7 +48,7 @@ def starting_particles(
         x = backbone.prepare_latents(arguments, conditions, count, random.generators)
         if particles > 1:
             generators = random.aside.generators
-            if isinstance(generators, list | tuple):
+            if isinstance(generators, list):
                 generators = [generator for generator in generators for _ in range(particles - 1)]
             more = backbone.prepare_latents(arguments, conditions, count * (particles - 1), generators)
             x = torch.cat([x.unflatten(0, (count, 1)), more.unflatten(0, (count, -1))], 1).flatten(0, 1)

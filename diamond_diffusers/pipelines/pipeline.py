@@ -17,12 +17,14 @@ from ..alignment.distribution import DistributedState, ParticleShards
 from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
 from ..backbones import backbone_for
+from ..backbones.helpers import alone_with
 from ..models.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
     check_counts,
     check_differentiable,
+    check_falling,
     checked_few_step,
     checked_selection,
     is_offloaded,
@@ -41,7 +43,7 @@ from .particles import starting_particles
 from .resolution import resolve_alignment, resolve_reward
 from .saving import save_model
 from .scoring import encode_for_scores, reward_probe
-from .signature import StockCall
+from .signature import SignatureOfCall, StockCall
 
 OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
@@ -71,6 +73,8 @@ class DiamondMapPipeline(AdapterMethods):
         TypeError: the pipeline's class is not supported.
         ValueError: `few_step` names an adapter that is not loaded.
     """
+
+    __signature__ = SignatureOfCall()
 
     def __init__(
         self,
@@ -336,6 +340,8 @@ class DiamondMapPipeline(AdapterMethods):
         check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
         refuse_cache(self.backbone)
         arguments, latents = ordinary(resolve_arguments(self.backbone, given, self.defaults)), ordinary(latents)
+        count = num_images(arguments)
+        check_falling(arguments)
         with self.backbone.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)
             reward = resolve_reward(reward, alignment, self.backbone, self.defaults, self._named_rewards)
@@ -347,7 +353,7 @@ class DiamondMapPipeline(AdapterMethods):
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
             check_reward_scale(scale)
-            random = RandomSource(generator, num_images(arguments), self.pipeline._execution_device)
+            random = RandomSource(generator, count, self.pipeline._execution_device)
             shards = ParticleShards.of(distributed_state)
             if shards is not None:
                 shards.check_same(
@@ -364,12 +370,14 @@ class DiamondMapPipeline(AdapterMethods):
             if not wants_latents(reward):
                 probe()
 
-            self.pipeline._interrupt = False
-            conditions, scoring = self.backbone.encode(arguments), encode_for_scores(self.score_model, arguments)
+            with alone_with(self.backbone.model):
+                self.pipeline._interrupt = False
+                conditions = self.backbone.encode(arguments)
+                levels = self.backbone.levels(arguments, conditions)
+            scoring = encode_for_scores(self.score_model, arguments)
             model = TiltedModel(
                 self.backbone, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
             )
-            levels = self.backbone.levels(arguments, conditions)
             self.pipeline._num_timesteps = len(levels) - 1
             if max_network_evaluations is not None:
                 alignment = fit_to_budget(alignment, model, levels, max_network_evaluations)

@@ -12,7 +12,7 @@ from .arguments import NEGATIVE_PROMPTS
 
 
 class StockCall:
-    """Makes a method show, in `inspect.signature` of an object's, the keywords of the stock pipeline beside its own.
+    """Makes a method show, in `inspect.signature` and `help` of an object's, the stock keywords beside its own.
 
     Args:
         function: a method that takes the stock keywords as `**kwargs`, of a class with a `backbone`.
@@ -22,24 +22,24 @@ class StockCall:
         self.function = function
 
     def __get__(self, owner: Any, kind: type | None = None) -> Callable[..., Any]:
-        return self.function if owner is None else BoundCall(self.function, owner)
+        if owner is None:
+            return self.function
+
+        @functools.wraps(self.function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.function(owner, *args, **kwargs)
+
+        call.__signature__ = merged_signature(self.function, owner.backbone)
+        return call
 
 
-class BoundCall:
-    """The method of one object."""
+class SignatureOfCall:
+    """The `__signature__` of an object that is called: that of its `__call__`; a class has none of this kind."""
 
-    def __init__(self, function: Callable[..., Any], owner: Any) -> None:
-        self.__func__, self.__self__ = function, owner
-        functools.update_wrapper(self, function)
-        # By it `inspect` would look past the signature.
-        del self.__wrapped__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__(self.__self__, *args, **kwargs)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return merged_signature(self.__func__, self.__self__.backbone)
+    def __get__(self, owner: Any, kind: type | None = None) -> inspect.Signature:
+        if owner is None:
+            raise AttributeError("__signature__")
+        return inspect.signature(owner.__call__)
 
 
 def merged_signature(function: Callable[..., Any], backbone: Backbone) -> inspect.Signature:

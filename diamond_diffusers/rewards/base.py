@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import differentiable_attention
-from .checks import check_batch, check_scores
+from .checks import check_batch, check_scores, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
 from .shared_features import one_evaluation
@@ -103,14 +103,14 @@ class Reward(ABC):
                 or the score is not a tensor.
             ValueError: the shape or range of `images`, or the number of `prompts`, is wrong; `max_batch_size` is not
                 positive; a required context is missing; the scores have a wrong shape, are not finite, or lack the
-                gradient that the reward declares.
+                gradient that the reward declares; the reward holds inference tensors and is to be differentiated.
         """
         check_batch(self.name, images, prompts)
         context = check_context(self.name, images, context)
         tracked = self._tracks(images, *context.values())
         if not tracked:
             images, context = images.detach(), {key: value.detach() for key, value in context.items()}
-        with torch.set_grad_enabled(tracked), differentiable_attention() if tracked else nullcontext():
+        with torch.set_grad_enabled(tracked), _differentiated(self.name) if tracked else nullcontext():
             scores = self._score_in_batches(images, prompts, context)
         if tracked and not scores.requires_grad:
             raise ValueError(
@@ -313,6 +313,13 @@ class WeightedSum(CompositeReward):
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
         return list(zip(self.weights, self.rewards, strict=True))
+
+
+@contextmanager
+def _differentiated(name: str) -> Iterator[None]:
+    """Surrounds scores with a graph of the reward `name`."""
+    with differentiable_attention(), naming_inference_tensors(name):
+        yield
 
 
 def random_image(device: torch.device | str, image_size: tuple[int, int]) -> Tensor:

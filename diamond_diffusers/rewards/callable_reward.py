@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention import differentiable_attention
 from .base import Reward, random_image
+from .checks import refuses_inference_tensors
 from .context import check_context, check_signature, select_context, wanted_context
 
 ScoreFunction = Callable[..., Tensor | Sequence[float]]
@@ -96,10 +97,10 @@ class CallableReward(Reward):
             image = image.clone().requires_grad_()
             try:
                 scores = self.score(image, [prompt], **context)
-            except RuntimeError:
+            except RuntimeError as error:
                 # `.numpy()`, and with it every PIL-based score, refuses tensors that require gradients; an error of
-                # another origin comes back in the probe, which scores the image without them.
-                return False
+                # another origin comes back in the probe, which scores the image without them, or in the run.
+                return refuses_inference_tensors(error)
             if not isinstance(scores, Tensor) or not scores.requires_grad:
                 return False
             (gradient,) = torch.autograd.grad(scores.sum(), image, allow_unused=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -61,3 +62,22 @@ def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
             f"Reward '{name}' returned {scores[first].item()} for image {first} (prompt {prompts[first]!r}); "
             "scores must be finite: mend its `score`, or load it in float32."
         )
+
+
+def refuses_inference_tensors(error: RuntimeError) -> bool:
+    """Whether torch raised it because a tensor made under `torch.inference_mode()` cannot be differentiated through."""
+    return "Inference tensors cannot be saved for backward" in str(error)
+
+
+@contextmanager
+def naming_inference_tensors(name: str) -> Iterator[None]:
+    """Says in a `ValueError` that the reward `name` holds inference tensors, where it is differentiated."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not refuses_inference_tensors(error):
+            raise
+        raise ValueError(
+            f"Reward '{name}' holds tensors that were made under torch.inference_mode(), through which nothing can be "
+            "differentiated; make it outside, or take an alignment that needs no gradient."
+        ) from error

@@ -99,3 +99,9 @@ def test_a_run_draws_what_its_steps_depend_on_and_no_more(make_source, method, n
     for _ in range(num_draws):
         expected.normal(1, (3,))
     assert torch.equal(found, expected.normal(1, (3,)))
+
+
+def test_the_global_state_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([7]))
+    assert RandomSource(None, 2, "cuda").states() == [torch.tensor([7])]
+    assert torch.equal(RandomSource(None, 2).states()[0], torch.get_rng_state())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from diffusers import (
     DDPMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
     LCMScheduler,
     LMSDiscreteScheduler,
@@ -28,8 +31,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers import SMC, AncestralTransition, DiamondMapPipeline, ODETransition
 from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.backbones.schedules import stock_transition
 
 from .family import PROMPTS, brightness, generators
 from .tiny_stable_diffusion import LATENTS_SHAPE, SCHEDULE, build_tiny_stable_diffusion
@@ -56,6 +60,8 @@ FIRST_ORDER: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     (EulerAncestralDiscreteScheduler, TRAILING, {}),
     (DPMSolverMultistepScheduler, {"solver_order": 1, "timestep_spacing": "linspace"}, {}),
     (DPMSolverMultistepScheduler, {"solver_order": 1, "timestep_spacing": "linspace", "thresholding": True}, {}),
+    (DPMSolverMultistepScheduler, {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}, {}),
+    (DPMSolverSinglestepScheduler, {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}, {}),
     (LCMScheduler, {}, {}),
     (LCMScheduler, {"clip_sample": True}, {}),
     (TCDScheduler, {}, {}),
@@ -119,6 +125,33 @@ def test_first_order_steps_are_those_of_the_stock_pipeline(
 def two_calls(pipe: Any, generator: Any, **call: Any) -> Tensor:
     """In a row: the second shows what the first has drawn."""
     return torch.cat([pipe(list(PROMPTS), generator=generator, **call).images for _ in range(2)])
+
+
+def test_stochastic_schedulers_of_higher_order_take_the_stochastic_step_that_they_refine() -> None:
+    for scheduler in (
+        KDPM2AncestralDiscreteScheduler(),
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", use_flow_sigmas=True),
+    ):
+        transition = stock_transition(scheduler)
+        assert transition.transition == AncestralTransition()
+        assert transition.draws_noise(1.0, 0.0)
+    assert stock_transition(DPMSolverMultistepScheduler()) == ODETransition()
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+def test_other_variances_of_ddpm_are_refused_where_its_step_is_taken(pipe: DiamondMapPipeline, variance: str) -> None:
+    pipe.scheduler = DDPMScheduler(**SCHEDULE, clip_sample=False, variance_type=variance)
+    with pytest.raises(ValueError, match=f"variance_type is '{variance}' in the DDPMScheduler, .*='fixed_small'"):
+        pipe(PROMPTS, **CALL)
+    aligned = {"reward": brightness, "alignment": SMC(num_particles=2), "output_type": "pt"}
+    assert pipe(PROMPTS, **CALL, **aligned).images.isfinite().all()
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
+def test_outputs_of_clipping_schedulers_can_be_pickled(pipe: DiamondMapPipeline, scheduler: type) -> None:
+    pipe.scheduler = scheduler(**SCHEDULE)
+    out = pipe(PROMPTS, generator=generators(), output_type="latent", **CALL)
+    assert torch.equal(pickle.loads(pickle.dumps(out)).images, out.images)
 
 
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DDIMScheduler])

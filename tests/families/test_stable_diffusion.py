@@ -244,8 +244,8 @@ def test_a_base_model_gives_the_scores_of_turbo() -> None:
     with counted(pipe) as maps, counted(pipe.score_model) as scores:
         out = pipe(PROMPTS, reward=brightness, alignment=smc, **CALL)
     assert maps.network == 2 * 2 * 3
-    # Particles are valued after the first step and the second; guided by the base model's own default, thus twice.
-    assert scores.network == 2 * 2 * 2 * 2 * 2
+    # Guided by the base model's own default, thus twice; the start is not valued.
+    assert scores.network == 2 * 2 * (3 - 1) * 2 * 2
     assert out.cost.network_evaluations == maps.network + scores.network
 
 
@@ -292,8 +292,9 @@ def test_few_step_loras_sample_as_in_the_stock_pipeline(scheduler: type, call: d
     torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)
     smc = SMC(num_particles=2, posterior=GlassPosterior(num_inner_steps=2))
     out = pipe(PROMPTS, reward=brightness, alignment=smc, **call)
-    # At each of 4 levels the map, and at the 3 below the first the two evaluations of an inner flow of the base.
-    assert out.cost.network_evaluations == 2 * 2 * (4 + 3 * 2)
+    # At each level the map, and the two evaluations of an inner flow of the base but at the start, which is not valued;
+    # nothing after the last.
+    assert out.cost.network_evaluations == 2 * 2 * (4 * 3 - 2)
 
 
 def test_the_safety_checker_blacks_out_what_it_does_in_the_stock_pipeline() -> None:

@@ -203,3 +203,16 @@ def test_embeddings_of_flux_prompts_change_aligned_images() -> None:
 
     watched = {"callback_on_step_end": turn, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     assert (images(pipe, **call, **watched) - images(pipe, **call)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("callback", "names", "message"),
+    [
+        ("print", ["latents"], "callback_on_step_end is 'print'; give a function"),
+        (lambda *_: {}, "latents", "callback_on_step_end_tensor_inputs is 'latents'; give a list"),
+        (lambda pipe, step, timestep, tensors: tensors["latents"], ["latents"], "returned a Tensor; return a dict"),
+    ],
+)
+def test_what_is_no_callback_is_refused(pipe: DiamondMapPipeline, callback: Any, names: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        images(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)

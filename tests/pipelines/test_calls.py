@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import pydoc
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from diffusers.utils import BaseOutput
+from torch import Tensor
 from torch.utils import _pytree
 
 from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, DiamondMapPipelineOutput, Guidance
-from diamond_diffusers.rewards import CallableReward
+from diamond_diffusers.rewards import CallableReward, Reward
 from tests.families.family import PROMPTS, brightness, generators, tiny_preview_vae
 from tests.families.tiny_flux import build_tiny_flux
 
@@ -55,8 +57,36 @@ def test_the_class_shows_what_is_its_own(pipe: DiamondMapPipeline) -> None:
     assert signature.parameters["num_inference_steps"].default == 28
     signature.bind("a ring", reward=brightness, true_cfg_scale=2.0)
     assert pipe.__call__.__doc__ == DiamondMapPipeline.__call__.__doc__
+    # So do completion and help of the object itself, and of its method.
+    assert inspect.signature(pipe) == signature
+    assert "true_cfg_scale" in pydoc.plain(pydoc.render_doc(pipe.__call__)).split("Draws images")[0]
+    assert inspect.getsource(pipe.__call__) == inspect.getsource(DiamondMapPipeline.__call__)
+    assert next(iter(inspect.signature(DiamondMapPipeline).parameters)) == "pipeline"
     images = pipe.__call__(PROMPTS, generator=generators(), **CALL).images
     assert torch.equal(images, pipe(PROMPTS, generator=generators(), **CALL).images)
+
+
+def test_generators_may_be_a_tuple(pipe: DiamondMapPipeline) -> None:
+    for options in ({}, {"reward": brightness, "alignment": SMC(num_particles=2)}):
+        call = {**CALL, **options}
+        images = [pipe(PROMPTS, generator=kind(generators()), **call).images for kind in (tuple, list)]
+        assert torch.equal(*images)
+
+
+def test_a_number_of_images_that_is_no_whole_number_is_refused(pipe: DiamondMapPipeline) -> None:
+    with pytest.raises(ValueError, match=r"num_images_per_prompt is 1\.0; it must be a whole number of at least 1"):
+        pipe(PROMPTS, num_images_per_prompt=1.0, **CALL)
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.2, 0.9], [1.0, 0.5, 0.5]])
+def test_levels_that_do_not_fall_are_refused(pipe: DiamondMapPipeline, sigmas: list[float]) -> None:
+    with pytest.raises(ValueError, match="it must hold at least one number, and each must be below the former"):
+        pipe(PROMPTS, sigmas=sigmas, **CALL)
+
+
+def test_latents_that_are_no_tensor_are_refused(pipe: DiamondMapPipeline) -> None:
+    with pytest.raises(TypeError, match="latents is a list; give a tensor with a row for each image"):
+        pipe(PROMPTS, latents=[[0.0]], **CALL)
 
 
 def test_a_wrapped_pipeline_is_wrapped_again_as_it_is(pipe: DiamondMapPipeline) -> None:
@@ -105,12 +135,40 @@ def test_weights_of_inference_mode_are_sampled_but_not_differentiated() -> None:
         pipe(PROMPTS, alignment=Guidance(gradient="pathwise"), **call)
 
 
+class Weighted(Reward):
+    """A reward with weights of its own."""
+
+    name = "weighted"
+    differentiable = True
+
+    def __init__(self) -> None:
+        self.layer = torch.nn.Linear(3, 1)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.layer(images.mean((2, 3)))[:, 0]
+
+
+def test_rewards_of_inference_mode_score_but_are_not_differentiated(pipe: DiamondMapPipeline) -> None:
+    with torch.inference_mode():
+        weighted, target = Weighted(), torch.rand(3, 1, 1)
+    rewards = {
+        "weighted": weighted,
+        "near": CallableReward(lambda images, _: (images * target).mean((1, 2, 3)), "near"),
+    }
+    for name, reward in rewards.items():
+        with torch.inference_mode():
+            assert pipe(PROMPTS, reward=reward, alignment="smc", **CALL).rewards.isfinite().all()
+            with pytest.raises(ValueError, match=rf"'{name}' holds tensors that were made under torch\.inference_mode"):
+                pipe(PROMPTS, reward=reward, alignment=Guidance(gradient="pathwise"), **CALL)
+
+
 def test_embeddings_do_for_rewards_that_read_no_prompt(pipe: DiamondMapPipeline) -> None:
     embeds = pipe.encode_prompt(prompt=PROMPTS, prompt_2=None, max_sequence_length=12)
     call = {**CALL, "prompt_embeds": embeds[0], "pooled_prompt_embeds": embeds[1]}
     image_only = CallableReward(brightness, reads_prompts=False)
     for reward in ("jpeg_size", image_only, 2 * image_only + image_only):
         assert pipe(reward=reward, alignment="smc", **call).rewards.isfinite().all()
+    message = r"the reward reads the prompt, but there is no text in it; .* reads_prompts=False"
     for reward in (brightness, image_only + CallableReward(brightness, name="reader")):
-        with pytest.raises(ValueError, match="the reward reads the prompt, but there is no text in it"):
+        with pytest.raises(ValueError, match=message):
             pipe(reward=reward, **call)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import Tensor
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
 from diamond_diffusers.models import map_config
@@ -269,3 +272,27 @@ def test_skip_layer_guidance_is_not_the_maps() -> None:
         for options in ({}, skipping)
     ]
     assert torch.equal(*images)
+
+
+def test_calls_in_several_threads_give_what_they_give_alone(map_folder: Path) -> None:
+    """Of one pipeline: the adapter of the map is at work in one thread, and none may be in the other."""
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
+    pipe.set_progress_bar_config(disable=True)
+    kinds = [
+        {"alignment": ALIGNMENT, "reward": brightness},
+        {"alignment": "none", "num_inference_steps": 5, "true_cfg_scale": 1.0},
+    ]
+
+    def image(kind: int) -> Tensor:
+        return pipe("a ring", generator=torch.Generator().manual_seed(kind), **{**CALL, **kinds[kind]}).images
+
+    alone = [image(kind) for kind in range(2)]
+    # So long that evaluations would meet.
+    handle = pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.005))
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(image, [0, 1]))
+    handle.remove()
+    for image_together, image_alone in zip(together, alone, strict=True):
+        # Sums may round differently beside another thread.
+        torch.testing.assert_close(image_together, image_alone, atol=1e-5, rtol=0)
+    assert (alone[0] - alone[1]).abs().max() > 0.01

@@ -43,13 +43,14 @@ def pipe() -> DiamondMapPipeline:
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
 def test_alignment_gains_reward_over_plain_samples(pipe: DiamondMapPipeline, name: str) -> None:
-    prompts = ["a red circle"] * 16
+    # Means of so many differ by .008 by chance; the gains of these methods are .012 to .037.
+    prompts = ["a red circle"] * 32
     call = {**CALL, "num_inference_steps": 6, "reward": brightness}
     alignment = ALIGNMENTS[name]
     # A method may move its particles by other transitions than plain sampling; then its own untilted law is to beat.
     plain_method = alignment if alignment.resolve(pipe.backbone).transition.is_stochastic else "none"
-    plain = pipe(prompts, generator=generators(16), alignment=plain_method, reward_scale=0.0, **call).rewards
-    aligned = pipe(prompts, generator=generators(16), alignment=alignment, reward_scale=200.0, **call).rewards
+    plain = pipe(prompts, generator=generators(32), alignment=plain_method, reward_scale=0.0, **call).rewards
+    aligned = pipe(prompts, generator=generators(32), alignment=alignment, reward_scale=100.0, **call).rewards
     assert aligned.mean() > plain.mean()
 
 
