@@ -65,8 +65,10 @@ def das(model: Denoising | None = None, **options: Any) -> SMC:
     Four particles, valued after every step, with SSP resampling below half of them; proposals guided by the pathwise
     gradient at the temperature of the level that they lead to, without a limit; the heaviest particle is returned.
     Tempering follows their schedule where they give one, which reaches the whole reward near the end of so many steps:
-    on Stable Diffusion and SDXL of 100 (`gamma=0.008`), on few-step models of 8 (`gamma=0.1`, noise `eta=0.5`).
-    Elsewhere it is adaptive, which fits any number of steps, as `das(tempering=AdaptiveTempering())` does there too.
+    on Stable Diffusion and SDXL of 100 (`gamma=0.008`, noise `eta=1`), on few-step models of 8 (`gamma=0.1`,
+    `eta=0.5`). Elsewhere settings are ours: `eta=0.5`, since images of few steps with all the noise are below plain
+    ones, and adaptive tempering, which fits any number of steps, as `das(tempering=AdaptiveTempering())` does there
+    too.
     Their `reward_scale` is 200 for the aesthetic score and 10000 for PickScore.
 
     Their code differs in this: where it resamples, it leaves values and gradients behind, so that a particle goes on
@@ -74,11 +76,11 @@ def das(model: Denoising | None = None, **options: Any) -> SMC:
     finds adaptive temperatures by gradient descent, takes numbers that are none for 0, and pairs particles for SSP in
     another order. On models that are not variance-preserving the gradient is that in their coordinate.
     """
-    eta, tempering = 1.0, AdaptiveTempering()
+    eta, tempering = 0.5, AdaptiveTempering()
     if model is not None and not model.predicts_mean:
-        eta, tempering = 0.5, ScheduledTempering(0.1)
+        tempering = ScheduledTempering(0.1)
     elif model is not None and model.family in ("stable_diffusion", "sdxl"):
-        tempering = ScheduledTempering(0.008)
+        eta, tempering = 1.0, ScheduledTempering(0.008)
     smc = SMC(
         4,
         DenoiserPoint(),

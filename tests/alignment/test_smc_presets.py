@@ -73,7 +73,7 @@ def replay(monkeypatch, smc, golden, noises, ancestors, model):
 def test_das_is_that_of_its_authors_where_nothing_is_resampled(monkeypatch):
     """States, weights, temperatures and the particle that is returned, over a whole run."""
     golden = GOLDEN["das"][0]
-    smc = das(tempering=ScheduledTempering(golden["gamma"]), resampling_threshold=0.0)
+    smc = das(transition=DASTransition(), tempering=ScheduledTempering(golden["gamma"]), resampling_threshold=0.0)
     noises = tensor(golden["noises"])
     weighed, _, states, result = replay(monkeypatch, smc, golden, noises, [], model_of(golden))
     for after, (own, theirs) in enumerate(zip(states, tensor(golden["states"])[1:], strict=False)):
@@ -91,7 +91,7 @@ def test_das_resamples_when_and_by_what_its_authors_do(monkeypatch):
     golden = GOLDEN["das"][1]
     identity = list(range(4))
     first = next(level for level, ancestors in enumerate(golden["ancestors"]) if ancestors != identity)
-    smc = das(tempering=ScheduledTempering(golden["gamma"]))
+    smc = das(transition=DASTransition(), tempering=ScheduledTempering(golden["gamma"]))
     assert smc.resampling_threshold == golden["ess_threshold"]
     ancestors = [golden["ancestors"][first], *[identity] * 9]
     run_through = replay(monkeypatch, smc, golden, tensor(golden["noises"]), ancestors, model_of(golden))
@@ -111,7 +111,7 @@ def test_das_tilts_by_the_whole_gradient(scale):
     """By the variance of the step times the gradient, at any scale: here of a linear reward in the denoised sample."""
     plain, tilted = [], []
     levels = falling_levels(8, 3.0)
-    smc = das(tempering=ScheduledTempering(math.sqrt(2) - 1), resampling="none")
+    smc = das(transition=DASTransition(), tempering=ScheduledTempering(math.sqrt(2) - 1), resampling="none")
     for states, guided in ((plain, replace(smc, guidance=replace(smc.guidance, guidance_strength=0.0))), (tilted, smc)):
         model = make_model(MIXTURE, QuadraticReward({"": (0.9, -0.7, 0.6)}), reward_scale=scale)
         x = torch.ones(4, 3, dtype=torch.float64)
@@ -209,8 +209,9 @@ def test_settings_of_das_follow_the_model():
     few_step, ordinary = make_map_model(MIXTURE).backbone, make_model(MIXTURE).backbone
     assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == DASTransition(0.5)
     assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
+    assert das(ordinary).transition == das().transition == DASTransition(0.5)
     ordinary.family = "sdxl"
-    assert das(ordinary).tempering == ScheduledTempering(0.008)
+    assert das(ordinary).tempering == ScheduledTempering(0.008) and das(ordinary).transition == DASTransition(1.0)
 
 
 def test_das_steps_as_ddpm_does():
