@@ -15,7 +15,10 @@ from diamond_diffusers.evaluation.report import Comparison
 from diamond_diffusers.evaluation.summary import summarise
 
 PLAIN = Method("plain", NoAlignment(), 3, 6)
-BEST = {12: Method("best_of_n", BestOfN(num_particles=2), 3, 12), 24: Method("best_of_n", BestOfN(num_particles=4), 3, 24)}
+BEST = {
+    12: Method("best_of_n", BestOfN(num_particles=2), 3, 12),
+    24: Method("best_of_n", BestOfN(num_particles=4), 3, 24),
+}
 PLAN = Plan(
     [Entry(12, PLAIN), Entry(12, BEST[12]), Entry(24, PLAIN), Entry(24, BEST[24])],
     [LeftOut(12, "dear", "budget is 12, but <method> 'dear' takes 14 [or more]")],
