@@ -18,11 +18,11 @@ from ..alignment.model import TiltedModel, check_reward_scale
 from ..alignment.random_source import RandomSource
 from ..backbones import backbone_for
 from ..backbones.helpers import alone_with
+from ..counts import check_counts
 from ..models.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
-    check_counts,
     check_differentiable,
     check_falling,
     checked_few_step,
