@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import ALIGNMENTS, PRESETS
+from diamond_diffusers.alignment.methods import METHODS
+from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.miniature.grammar import sample_training_caption
 
-NAMES = tuple(name for name in (*ALIGNMENTS, *PRESETS) if name != "none")
+NAMES = tuple(name for name in (*METHODS.names(), *PRESETS.names()) if name != "none")
 COLUMNS = "| method | steps | reward | above plain | standard error | evaluations | backward passes |"
 
 

@@ -7,45 +7,88 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .alignment import (
-        SMC,
-        AdaptiveTempering,
-        Alignment,
-        BeamSearch,
-        BestOfN,
-        Guidance,
-        NoAlignment,
-        NoiseEvolution,
-        NoiseOptimization,
-        PathSearch,
-        PosteriorResampling,
-        PosteriorSMC,
-        RandomSearch,
-        ScheduledTempering,
-        ZeroOrderSearch,
-    )
-    from .cost import Cost
-    from .diamond import DiamondPosterior, DiamondTransition
-    from .pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
-    from .posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
-    from .rewards import Reward, available_rewards, register_reward
-    from .schedulers import DiamondMapScheduler, GlassDDPMScheduler, GlassFlowMatchScheduler
-    from .transitions import (
-        AncestralTransition,
-        FlowMapTransition,
-        GlassTransition,
-        ODETransition,
-        RenoiseTransition,
-        Transition,
-    )
-    from .weighted_posterior import WeightedPosterior
+    from .alignment.base import Method
+    from .alignment.methods.beam_search import BeamSearch
+    from .alignment.methods.best_of_n import BestOfN
+    from .alignment.methods.guidance import Guidance
+    from .alignment.methods.noise_evolution import NoiseEvolution
+    from .alignment.methods.noise_optimization import NoiseOptimization
+    from .alignment.methods.none import NoAlignment
+    from .alignment.methods.path_search import PathSearch
+    from .alignment.methods.posterior_resampling import PosteriorResampling
+    from .alignment.methods.posterior_smc import PosteriorSMC
+    from .alignment.methods.random_search import RandomSearch
+    from .alignment.methods.smc import SMC
+    from .alignment.methods.zero_order_search import ZeroOrderSearch
+    from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
+    from .core.cost import Cost
+    from .pipelines.output import DiamondMapPipelineOutput
+    from .pipelines.pipeline import DiamondMapPipeline
+    from .posteriors.base import PosteriorSampler
+    from .posteriors.denoiser import DenoiserPoint
+    from .posteriors.diamond import DiamondPosterior
+    from .posteriors.flow_map import FlowMapPoint
+    from .posteriors.glass import GlassPosterior
+    from .posteriors.weighted import WeightedPosterior
+    from .rewards.base import Reward
+    from .rewards.registry import available_rewards, register_reward
+    from .schedulers.ddpm import GlassDDPMScheduler
+    from .schedulers.diamond_map import DiamondMapScheduler
+    from .schedulers.flow_match import GlassFlowMatchScheduler
+    from .transitions.ancestral import AncestralTransition
+    from .transitions.base import Transition
+    from .transitions.diamond import DiamondTransition
+    from .transitions.flow_map import FlowMapTransition
+    from .transitions.glass import GlassTransition
+    from .transitions.ode import ODETransition
+    from .transitions.renoise import RenoiseTransition
 
 __version__ = version("diamond-diffusers")
+
+_MODULES = {
+    "SMC": "alignment.methods.smc",
+    "AdaptiveTempering": "alignment.smc_parts.tempering",
+    "AncestralTransition": "transitions.ancestral",
+    "BeamSearch": "alignment.methods.beam_search",
+    "BestOfN": "alignment.methods.best_of_n",
+    "Cost": "core.cost",
+    "DenoiserPoint": "posteriors.denoiser",
+    "DiamondMapPipeline": "pipelines.pipeline",
+    "DiamondMapPipelineOutput": "pipelines.output",
+    "DiamondMapScheduler": "schedulers.diamond_map",
+    "DiamondPosterior": "posteriors.diamond",
+    "DiamondTransition": "transitions.diamond",
+    "FlowMapPoint": "posteriors.flow_map",
+    "FlowMapTransition": "transitions.flow_map",
+    "GlassDDPMScheduler": "schedulers.ddpm",
+    "GlassFlowMatchScheduler": "schedulers.flow_match",
+    "GlassPosterior": "posteriors.glass",
+    "GlassTransition": "transitions.glass",
+    "Guidance": "alignment.methods.guidance",
+    "Method": "alignment.base",
+    "NoAlignment": "alignment.methods.none",
+    "NoiseEvolution": "alignment.methods.noise_evolution",
+    "NoiseOptimization": "alignment.methods.noise_optimization",
+    "ODETransition": "transitions.ode",
+    "PathSearch": "alignment.methods.path_search",
+    "PosteriorResampling": "alignment.methods.posterior_resampling",
+    "PosteriorSMC": "alignment.methods.posterior_smc",
+    "PosteriorSampler": "posteriors.base",
+    "RandomSearch": "alignment.methods.random_search",
+    "RenoiseTransition": "transitions.renoise",
+    "Reward": "rewards.base",
+    "ScheduledTempering": "alignment.smc_parts.tempering",
+    "Transition": "transitions.base",
+    "WeightedPosterior": "posteriors.weighted",
+    "ZeroOrderSearch": "alignment.methods.zero_order_search",
+    "available_rewards": "rewards.registry",
+    "register_reward": "rewards.registry",
+}
+"""Where each public name is. Nothing is imported before it is asked for: torch and diffusers take seconds."""
 
 __all__ = [
     "SMC",
     "AdaptiveTempering",
-    "Alignment",
     "AncestralTransition",
     "BeamSearch",
     "BestOfN",
@@ -63,6 +106,7 @@ __all__ = [
     "GlassPosterior",
     "GlassTransition",
     "Guidance",
+    "Method",
     "NoAlignment",
     "NoiseEvolution",
     "NoiseOptimization",
@@ -82,26 +126,13 @@ __all__ = [
     "register_reward",
 ]
 
-# A saved stock pipeline names its scheduler's class, and those are not to wait for the other rooms.
-_ROOMS = (
-    "schedulers",
-    "alignment",
-    "cost",
-    "diamond",
-    "pipelines",
-    "posteriors",
-    "rewards",
-    "transitions",
-    "weighted_posterior",
-)
-
 
 def __getattr__(name: str) -> Any:
-    # torch and diffusers take seconds to import, for which the command line's help must not wait. Of a module that a
-    # saved pipeline names, diffusers asks for the scheduler's base class too.
-    if name in __all__ or name == "SchedulerMixin":
-        modules = (import_module(f".{room}", __name__) for room in _ROOMS)
-        return next(getattr(module, name) for module in modules if hasattr(module, name))
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name == "SchedulerMixin":
+        # Of a module that a saved pipeline names, diffusers asks for the base class of schedulers too.
+        return import_module("diffusers").SchedulerMixin
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

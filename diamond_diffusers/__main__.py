@@ -1,6 +1,6 @@
 """The command line as a module, for `accelerate launch -m diamond_diffusers`."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -24,12 +24,12 @@ from diamond_diffusers import (
     WeightedPosterior,
     ZeroOrderSearch,
 )
-from diamond_diffusers.alignment import ALIGNMENTS
-from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
-from diamond_diffusers.cli import AlignmentOptions, app, build_alignment
+from diamond_diffusers.alignment.methods import METHODS
+from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
+from diamond_diffusers.cli.main import AlignmentOptions, app, build_alignment
+from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
-from diamond_diffusers.memory_errors import want_of_memory
 from diamond_diffusers.rewards import as_reward, available_rewards, registry
 
 from .conftest import redness, save_tiny_model
@@ -63,7 +63,7 @@ def test_version_and_help():
     assert re.fullmatch(r"diamond-diffusers \d+\.\d+\.\d+\S*\n", succeed("--version"))
     for command in ("generate", "rewards", "models", "benchmark", "redraw"):
         assert command in succeed("--help")
-    assert all(name in succeed("generate", "--help") for name in ALIGNMENTS)
+    assert all(name in succeed("generate", "--help") for name in METHODS.names())
 
 
 def test_rewards_and_models_are_listed():
@@ -134,7 +134,7 @@ def test_an_aligned_call_is_refused_before_anything_is_drawn(tiny_pipe, monkeypa
     def predict(*arguments):
         raise AssertionError("a network call")
 
-    monkeypatch.setattr(tiny_pipe.backbone, "predict", predict)
+    monkeypatch.setattr(tiny_pipe.family, "predict", predict)
     with pytest.raises(ValueError, match=r"is 5, but|needs a Diamond Map|is not a few-step flow map"):
         draw_side_by_side(tiny_pipe, ["a star"], alignment, as_reward(redness), max_network_evaluations=budget)
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diamond_diffusers.cli import app
+from diamond_diffusers.cli.main import app
 from diamond_diffusers.rewards import AestheticReward, Reward, as_reward, available_rewards, hub, registry
 from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.preprocessing import images_from_pil

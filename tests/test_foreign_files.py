@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from diamond_diffusers import foreign_files
-from diamond_diffusers.foreign_files import ForeignFileError, read_json, read_lines, read_text
+from diamond_diffusers.files import foreign as foreign_files
+from diamond_diffusers.files.foreign import ForeignFileError, read_json, read_lines, read_text
 
 
 def written(tmp_path, content):

@@ -6,8 +6,8 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 
-from diamond_diffusers.foreign_files import ForeignFileError
-from diamond_diffusers.json_forms import fitted
+from diamond_diffusers.files.foreign import ForeignFileError
+from diamond_diffusers.files.json_forms import fitted
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diamond_diffusers.staging import staged, write_safetensors
+from diamond_diffusers.files.staging import staged, write_safetensors
 
 
 def contents(folder: Path) -> dict[str, str | None]:

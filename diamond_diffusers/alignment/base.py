@@ -12,15 +12,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..backbones.base import Denoising
-from ..counts import check_counts
-from ..posteriors import PosteriorSampler
+from ..core.checks import check_counts
+from ..core.model import Model
+from ..posteriors.base import PosteriorSampler
 from ..rewards.base import Reward
-from ..transitions import Transition
+from ..transitions.base import Transition
+from .law import Evaluation, TiltedModel
 from .look_ahead import COMPARING_GRADIENTS, LookAhead
-from .model import Evaluation, TiltedModel
 from .random_source import RandomSource
-from .resampling import invert, uniform
+from .smc_parts.resampling import invert, uniform
 from .trace import Trace, TraceStep
 
 FINAL_SELECTIONS = ("sample", "heaviest", "best", "all")
@@ -105,7 +105,7 @@ class AlignmentResult:
         return torch.stack([invert(row, uniform(1, random.aside.of_image(i))) for i, row in enumerate(weights)])
 
 
-class Alignment(ABC):
+class Method(ABC):
     """A way to make samples obey a reward.
 
     Attributes:
@@ -146,16 +146,16 @@ class Alignment(ABC):
         if self.needs_reward and reward is None:
             raise ValueError(f"reward is None, but alignment {type(self).__name__} needs one; give reward=...")
 
-    def default_transition(self, model: Denoising) -> Transition:
+    def default_transition(self, model: Model) -> Transition:
         """How particles of this model move if the caller does not say: so that copies of one part."""
         return model.stochastic_transition()
 
-    def uses_diamond_map(self, model: Denoising) -> bool:
+    def uses_diamond_map(self, model: Model) -> bool:
         """Whether look-aheads or transitions evaluate the Diamond Map of this model."""
         parts = (self.transition, getattr(self, "posterior", None))
         return any(part.uses_diamond_map(model) for part in parts if part is not None)
 
-    def resolve(self, model: Denoising) -> Self:
+    def resolve(self, model: Model) -> Self:
         """This method with what the caller left open filled in for a model.
 
         Raises:
@@ -199,7 +199,7 @@ class Alignment(ABC):
             on_step: called after each step; what it raises, but for `RunEnded`, ends the run as an error.
         """
         started = time.perf_counter()
-        method, visited = self.resolve(model.backbone).planned(model, levels)
+        method, visited = self.resolve(model.family).planned(model, levels)
         cloud = method.start(model, x, len(visited) - 1)
         trace = Trace()
         for index, (kappa, kappa_next) in enumerate(pairwise(visited)):

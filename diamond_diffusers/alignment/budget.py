@@ -8,19 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..backbones.base import Conditions, Denoising
-from ..cost import Cost
-from ..levels import Level, RectifiedFlowPath
+from ..core.cost import Cost
+from ..core.levels import Level, RectifiedFlowPath
+from ..core.model import Conditions, Model
 from ..rewards.base import Reward
-from ..transitions import Transition
-from .base import Alignment
-from .model import TiltedModel
+from ..transitions.base import Transition
+from .base import Method
+from .law import TiltedModel
 from .random_source import RandomSource
 
 
 def fit_to_budget(
-    alignment: Alignment, model: TiltedModel, levels: Sequence[float], max_network_evaluations: int
-) -> Alignment:
+    alignment: Method, model: TiltedModel, levels: Sequence[float], max_network_evaluations: int
+) -> Method:
     """The method with the largest count (`alignment.grows`) whose cost of one image is within a budget.
 
     It is never exceeded, and one more of the count would exceed it. A method whose count buys nothing stays as it is.
@@ -72,11 +72,11 @@ def largest_within(budget: int, price: Callable[[int], int]) -> int:
     return size
 
 
-def cost_of_image(alignment: Alignment, model: TiltedModel, levels: Sequence[float]) -> Cost:
+def cost_of_image(alignment: Method, model: TiltedModel, levels: Sequence[float]) -> Cost:
     """What one image of a method costs, counted by running the method's own loop on an empty model."""
     scoring = model.score_model and tuple(_emptied(*model.score_model))
     empty = TiltedModel(
-        *_emptied(model.backbone, model.conditions), [""], _MeanPixel(), model.reward_scale, score_model=scoring
+        *_emptied(model.family, model.conditions), [""], _MeanPixel(), model.reward_scale, score_model=scoring
     )
     x = torch.zeros(alignment.num_particles, 1)
     with torch.no_grad():
@@ -84,13 +84,13 @@ def cost_of_image(alignment: Alignment, model: TiltedModel, levels: Sequence[flo
     return empty.cost
 
 
-def _emptied(model: Denoising, conditions: Conditions) -> tuple[Denoising, Conditions]:
+def _emptied(model: Model, conditions: Conditions) -> tuple[Model, Conditions]:
     """A model that costs the same under conditions that hold no features."""
     negative = None if conditions.negative_features is None else {}
     return EmptyModel(model), replace(conditions, features={}, negative_features=negative)
 
 
-class EmptyModel(Denoising):
+class EmptyModel(Model):
     """A model of a single number that costs what another does under the same conditions; for counting only.
 
     Args:
@@ -99,9 +99,9 @@ class EmptyModel(Denoising):
 
     path = RectifiedFlowPath()
 
-    def __init__(self, model: Denoising) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self.family = model.family
+        self.name = model.name
         self.has_denoiser = model.has_denoiser
         self.has_flow_map = model.has_flow_map
         self.has_diamond_map = model.has_diamond_map

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from ..posteriors import DenoiserPoint, PosteriorSampler
-from ..transitions import Transition
+from ..posteriors.base import PosteriorSampler
+from ..posteriors.denoiser import DenoiserPoint
+from ..transitions.base import Transition
 from .base import check_comparable
-from .guidance import Guidance
+from .methods.guidance import Guidance
 
 COURSE = (
     "num_particles",

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..attention import differentiable_attention
-from ..levels import Level, expand, signal_and_noise
-from ..network import Network
-from ..posteriors import PosteriorSampler, PosteriorSamples
-from ..values import (
+from ..core.attention import differentiable_attention
+from ..core.levels import Level, signal_and_noise
+from ..core.network import Network
+from ..core.tensors import expand
+from ..core.values import (
     hybrid_shift,
     isotropic_coefficient,
     isotropic_gradient,
@@ -22,9 +22,10 @@ from ..values import (
     tilted_mean_shift,
     value,
 )
-from .model import TiltedModel
+from ..posteriors.base import PosteriorSampler, PosteriorSamples
+from .law import TiltedModel
 from .random_source import RandomSource
-from .resampling import effective_sample_size
+from .smc_parts.resampling import effective_sample_size
 
 GRADIENTS = ("pathwise", "isotropic", "tilted_mean", "hybrid")
 NETWORK_GRADIENTS = ("pathwise", "hybrid")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..backbones.helpers import where_rows
-from ..transitions import Transition
+from ..core.tensors import where_rows
+from ..transitions.base import Transition
 from .base import AlignmentResult, RunEnded, StepCallback
-from .model import Evaluation, TiltedModel
-from .plain import NoAlignment
+from .law import Evaluation, TiltedModel
+from .methods.none import NoAlignment
 from .random_source import RandomSource
 from .trace import Trace, TraceStep
 
@@ -46,7 +46,7 @@ class NoiseRounds(NoAlignment):
         on_step: StepCallback | None = None,
     ) -> AlignmentResult:
         started, seconds = time.perf_counter(), model.cost.seconds
-        method = self.resolve(model.backbone)
+        method = self.resolve(model.family)
         trace, last_step = Trace(), len(levels) - 2
         for index, found in enumerate(method.rounds(model, x, levels, random)):
             sample, best = found

@@ -11,13 +11,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..backbones.helpers import where_rows
-from ..counts import check_counts
-from ..transitions import Transition
-from .model import TiltedModel
+from ..core.checks import check_counts
+from ..core.tensors import where_rows
+from ..transitions.base import Transition
+from .law import TiltedModel
+from .look_ahead_search import evaluation_rows, highest
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .random_source import RandomSource
-from .search import evaluation_rows, highest
 
 
 @dataclass(frozen=True)
@@ -104,36 +104,3 @@ class _Draws:
 
     def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
         return next(self.steps)
-
-
-@dataclass(frozen=True)
-class RandomSearch(NoiseSearch):
-    """Random search: every candidate is a fresh noise. It is best-of-N in rounds, which memory holds one at a time.
-
-    Options and what is kept: see `NoiseSearch`.
-    """
-
-    def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
-        return fresh
-
-
-@dataclass(frozen=True)
-class ZeroOrderSearch(NoiseSearch):
-    """Zero-order search: candidates are neighbours `sqrt(1 - step_size^2) pivot + step_size * fresh` of the pivot.
-
-    The paper moves by a set distance; this step keeps the law of the noise besides, whose norm the model expects. A
-    step of 1 is random search. Further options and what is kept: see `NoiseSearch`.
-
-    Args:
-        step_size: share of fresh noise, in (0, 1].
-    """
-
-    step_size: float = 0.8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.step_size <= 1:
-            raise ValueError(f"step_size is {self.step_size}; it must be positive and at most 1")
-
-    def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
-        return math.sqrt(1 - self.step_size**2) * pivot + self.step_size * fresh

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..transitions import Transition
+from ..transitions.base import Transition
 
 
 class RandomSource:

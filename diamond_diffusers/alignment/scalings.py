@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..levels import expand
+from ..core.tensors import expand
 from .look_ahead import LookAhead
 
 SANA_SPRINT_DEVIATION = 0.5

@@ -16,12 +16,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..alignment.trace import FIGURES
-from ..cost import Cost
+from ..core.cost import Cost
 from ..miniature.judge import judge
-from ..pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
+from ..pipelines.output import DiamondMapPipelineOutput
+from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .memory import peak_memory
-from .methods import Method
+from .methods import SizedMethod
 from .prompts import Prompt, Suite
 from .records import Batch, Key, Record, RecordFolder, fingerprint, modules_of, pixel_hash
 from .side_by_side import PACKAGES
@@ -122,14 +123,14 @@ def _names(reward: Reward) -> set[str]:
     return {reward.name}.union(*(_names(part) for part in getattr(reward, "rewards", ())))
 
 
-def method_folder(folder: Path, method: Method) -> Path:
+def method_folder(folder: Path, method: SizedMethod) -> Path:
     """Where the images and records of a method lie."""
     return folder / "images" / method.label
 
 
 def compare(
     setup: Setup,
-    methods: Sequence[Method],
+    methods: Sequence[SizedMethod],
     prompts: Sequence[Prompt],
     folder: Path,
     on_batch: OnBatch | None = None,
@@ -177,7 +178,7 @@ def compare(
 
 
 def draw_batch(
-    setup: Setup, method: Method, prompts: Sequence[Prompt], keys: Sequence[Key], folder: RecordFolder
+    setup: Setup, method: SizedMethod, prompts: Sequence[Prompt], keys: Sequence[Key], folder: RecordFolder
 ) -> None:
     """Draws images together, one of each of the prompts, and keeps them with their records."""
     texts = [prompt.text for prompt in prompts]
@@ -216,7 +217,7 @@ def draw(
     pipe: DiamondMapPipeline,
     reward: Reward,
     reward_scale: float,
-    method: Method,
+    method: SizedMethod,
     batch: Batch,
     arguments: Mapping[str, Any],
 ) -> DiamondMapPipelineOutput:

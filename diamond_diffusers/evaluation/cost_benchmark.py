@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..alignment import Guidance
-from ..pipelines import DiamondMapPipeline
+from ..alignment.methods.guidance import Guidance
+from ..pipelines.pipeline import DiamondMapPipeline
 from .counting import GraphMemory, counted
 from .memory import peak_memory
 from .random_models import RANDOM_MODELS, SIZES
@@ -106,7 +106,7 @@ def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def _measure(pipe: DiamondMapPipeline, arguments: dict[str, Any], num_particles: int) -> StepCost:
     """Counts in a first run, which warms up, and times a second one, which nothing watches."""
-    counts_after, memory = [(0, 0, 0)], GraphMemory(pipe.backbone.model.parameters())
+    counts_after, memory = [(0, 0, 0)], GraphMemory(pipe.family.network_module.parameters())
     with counted(pipe) as counts, memory.watched():
 
         def count(*step: Any) -> dict[str, Tensor]:

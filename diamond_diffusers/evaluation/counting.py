@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ..pipelines import DiamondMapPipeline
+    from ..pipelines.pipeline import DiamondMapPipeline
 
 
 @dataclass
@@ -54,7 +54,7 @@ def counted(pipe: DiamondMapPipeline) -> Iterator[Counts]:
         counts.decoded += len(_first_tensor(output))
 
     hooks = [
-        pipe.backbone.model.register_forward_hook(saw_network, with_kwargs=True),
+        pipe.family.network_module.register_forward_hook(saw_network, with_kwargs=True),
         pipe.vae.decoder.register_forward_hook(saw_decoder),
     ]
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..foreign_images import load_image
+from ..files.foreign_images import load_image
 from ..rewards.clip import CLIPBasedReward
 from .records import AGAIN
 

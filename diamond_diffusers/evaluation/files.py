@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL.Image import Image, new, registered_extensions
 
-from ..output_files import whole_file
+from ..files.output import whole_file
 
 
 def check_image_path(path: Path) -> None:

@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..foreign_images import load_image
+from ..files.foreign_images import load_image
 from .compare import method_folder
 from .files import plain
-from .methods import Method, Plan
+from .methods import Plan, SizedMethod
 from .plots import example_keys
 from .records import AGAIN, Record, image_path
 from .tables import TextTable
@@ -93,7 +93,7 @@ def _cell(header: str, text: str) -> str:
 
 
 def _examples(
-    budget: int, methods: Sequence[Method], records: Mapping[str, Sequence[Record]], folder: Path
+    budget: int, methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], folder: Path
 ) -> Iterator[str]:
     """A grid with a row for each of the first prompts and a column a method."""
     found = {method.label: {record.key: record for record in records[method.label]} for method in methods}
@@ -107,7 +107,7 @@ def _examples(
     yield "</table></div>"
 
 
-def _image(folder: Path, method: Method, record: Record) -> str:
+def _image(folder: Path, method: SizedMethod, record: Record) -> str:
     verdict = "" if record.is_right is None else " right" if record.is_right else " wrong"
     image = load_image(image_path(method_folder(folder, method), record.key), AGAIN)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

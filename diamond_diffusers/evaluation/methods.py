@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ..alignment import Alignment
+from ..alignment.base import Method
 from ..alignment.budget import cost_of_image, largest_within
-from ..alignment.model import TiltedModel
-from ..cost import Cost
-from ..pipelines import DiamondMapPipeline
+from ..alignment.law import TiltedModel
+from ..core.cost import Cost
 from ..pipelines.arguments import check_baked_guidance, resolve_arguments
+from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .recipes import RECIPES, STEPS, Recipe
 
@@ -26,7 +26,7 @@ REFERENCES = ("plain", "best_of_n")
 
 
 @dataclass(frozen=True)
-class Method:
+class SizedMethod:
     """A method of a definite cost.
 
     Attributes:
@@ -34,7 +34,7 @@ class Method:
     """
 
     name: str
-    alignment: Alignment
+    alignment: Method
     num_inference_steps: int
     evaluations: int | None = None
 
@@ -43,14 +43,14 @@ class Method:
         """Under which its images are kept: two budgets that allow the same method share them."""
         return self.name if self.evaluations is None else f"{self.name}_{self.evaluations}"
 
-    def resized(self, what: str, size: int) -> Method:
+    def resized(self, what: str, size: int) -> SizedMethod:
         """The method with another number of steps, or of what its alignment has under that name."""
         if what == STEPS:
             return replace(self, num_inference_steps=size)
         return replace(self, alignment=replace(self.alignment, **{what: size}))
 
 
-CostOf = Callable[[Method], Cost]
+CostOf = Callable[[SizedMethod], Cost]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Entry:
     """A method that is the largest within a budget."""
 
     budget: int
-    method: Method
+    method: SizedMethod
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Plan:
     left_out: list[LeftOut]
 
     @property
-    def methods(self) -> list[Method]:
+    def methods(self) -> list[SizedMethod]:
         """Each distinct method once: one that does not grow is the same at all budgets."""
         return list({entry.method.label: entry.method for entry in self.entries}.values())
 
-    def at(self, budget: int) -> list[Method]:
+    def at(self, budget: int) -> list[SizedMethod]:
         """The methods of one budget."""
         return [entry.method for entry in self.entries if entry.budget == budget]
 
@@ -106,14 +106,14 @@ def plan_methods(
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
     """
     check_request(names, budgets, recipes)
-    given = resolve_arguments(pipe.backbone, {"prompt": "a circle", **(arguments or {})}, pipe.defaults)
+    given = resolve_arguments(pipe.family, {"prompt": "a circle", **(arguments or {})}, pipe.defaults)
     cost_of = dry_cost(pipe, given)
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     for budget in budgets:
         for name in names:
             try:
-                alignment = recipes[name].alignment_for(pipe.backbone)
+                alignment = recipes[name].alignment_for(pipe.family)
                 _check_usable(alignment, pipe, reward, given)
                 recipe = replace(recipes[name], alignment=alignment)
                 entries.append(Entry(budget, sized_to_budget(name, recipe, budget, given[STEPS], cost_of)))
@@ -135,16 +135,16 @@ def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping
         raise ValueError(f"budgets is {list(budgets)}; give different positive numbers")
 
 
-def _check_usable(alignment: Alignment, pipe: DiamondMapPipeline, reward: Reward, arguments: Mapping[str, Any]) -> None:
+def _check_usable(alignment: Method, pipe: DiamondMapPipeline, reward: Reward, arguments: Mapping[str, Any]) -> None:
     """Raises a `ValueError` where the model or the reward lacks what a method needs."""
     alignment.check(reward)
-    if alignment.resolve(pipe.backbone).uses_diamond_map(pipe.backbone):
-        check_baked_guidance(pipe.backbone, arguments)
+    if alignment.resolve(pipe.family).uses_diamond_map(pipe.family):
+        check_baked_guidance(pipe.family, arguments)
 
 
-def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> Method:
+def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> SizedMethod:
     """The largest method of a recipe whose `equivalent_evaluations` an image are within the budget."""
-    method = Method(name, recipe.alignment, recipe.num_inference_steps or default_steps)
+    method = SizedMethod(name, recipe.alignment, recipe.num_inference_steps or default_steps)
     for what in recipe.grows:
         method = _grown(method, what, budget, cost_of)
     price = cost_of(method).equivalent_evaluations
@@ -156,7 +156,7 @@ def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, 
     return replace(method, evaluations=price)
 
 
-def _grown(method: Method, what: str, budget: int, cost_of: CostOf) -> Method:
+def _grown(method: SizedMethod, what: str, budget: int, cost_of: CostOf) -> SizedMethod:
     """The method of the largest size within the budget, or of size 1."""
 
     @cache
@@ -171,14 +171,14 @@ def _grown(method: Method, what: str, budget: int, cost_of: CostOf) -> Method:
 def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostOf:
     """A function that counts what one image of a method costs."""
     with torch.no_grad():
-        conditions = pipe.backbone.encode(arguments)
+        conditions = pipe.family.encode(arguments)
 
     @cache
     def levels(num_inference_steps: int) -> list[float]:
-        return pipe.backbone.levels({**arguments, STEPS: num_inference_steps}, conditions)
+        return pipe.family.levels({**arguments, STEPS: num_inference_steps}, conditions)
 
-    def cost_of(method: Method) -> Cost:
-        model = TiltedModel(pipe.backbone, conditions, [""])
+    def cost_of(method: SizedMethod) -> Cost:
+        model = TiltedModel(pipe.family, conditions, [""])
         return cost_of_image(method.alignment, model, levels(method.num_inference_steps))
 
     return cost_of

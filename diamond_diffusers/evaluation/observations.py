@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..alignment.budget import EmptyModel
-from ..alignment.model import TiltedModel
+from ..alignment.law import TiltedModel
 from ..alignment.random_source import RandomSource
-from ..levels import RectifiedFlowPath, add_noise
+from ..core.levels import RectifiedFlowPath, add_noise
 from ..miniature.grammar import Caption, held_out_captions
 from ..miniature.render import IMAGE_SIZE, render, sample_scene
-from ..pipelines import DiamondMapPipeline
 from ..pipelines.arguments import check_baked_guidance, resolve_arguments
-from ..posteriors import PosteriorSampler, PosteriorSamples
+from ..pipelines.pipeline import DiamondMapPipeline
+from ..posteriors.base import PosteriorSampler, PosteriorSamples
 from ..rewards import Reward
 from ..training.teacher import Teacher
 
@@ -62,7 +62,7 @@ class Observations:
 
     def network_evaluations(self, sampler: PosteriorSampler) -> int:
         """What the look-aheads of one observation cost in a run, which predicts there where they use that."""
-        models = [(self.model.backbone, self.model.conditions), self.model.score_model]
+        models = [(self.model.family, self.model.conditions), self.model.score_model]
         first = torch.zeros(1, dtype=torch.long)
         own, scores = ((EmptyModel(pair[0]), pair[1].rows(first)) if pair is not None else None for pair in models)
         empty = TiltedModel(*own, [""], score_model=scores)
@@ -101,16 +101,16 @@ def tilted_model(
     Raises:
         ValueError: the guidance is not what the model's Diamond Map was distilled with.
     """
-    backbone = pipe.backbone
-    arguments = resolve_arguments(backbone, {"prompt": list(prompts)}, pipe.defaults)
-    with backbone.calling(arguments):
-        if backbone.has_diamond_map:
-            check_baked_guidance(backbone, arguments)
+    family = pipe.family
+    arguments = resolve_arguments(family, {"prompt": list(prompts)}, pipe.defaults)
+    with family.calling(arguments):
+        if family.has_diamond_map:
+            check_baked_guidance(family, arguments)
         with torch.no_grad():
-            conditions = backbone.encode(arguments)
+            conditions = family.encode(arguments)
         if reward is not None:
             reward.to(device=pipe._execution_device)
-        yield TiltedModel(backbone, conditions, prompts, reward, reward_scale, particle_batch_size)
+        yield TiltedModel(family, conditions, prompts, reward, reward_scale, particle_batch_size)
 
 
 def shuffled_captions(count: int, seed: int = 0) -> list[Caption]:
@@ -140,7 +140,7 @@ def rendered_latents(pipe: DiamondMapPipeline, captions: Sequence[Caption], seed
             f"pixels high; this model draws {size or 'its own number'}: name prompts, whose samples are observed then"
         )
     scenes = [sample_scene(caption, random.Random(f"{seed} {index}")) for index, caption in enumerate(captions)]
-    mean, deviation = Teacher(pipe.backbone, pipe.defaults).encode_images(2 * render(scenes) - 1)
+    mean, deviation = Teacher(pipe.family, pipe.defaults).encode_images(2 * render(scenes) - 1)
     return (mean + deviation * keyed_noise(f"{seed} latents", mean, 1)).float()
 
 

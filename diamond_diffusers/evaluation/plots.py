@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 from PIL import Image
 
-from ..foreign_images import load_image
+from ..files.foreign_images import load_image
 from .compare import method_folder
-from .methods import Method
+from .methods import SizedMethod
 from .records import AGAIN, Key, Record, image_path
 from .sheets import Block, Tile, draw_sheet
 from .statistics import NORMAL_QUANTILE, Estimate
@@ -111,7 +111,7 @@ def overview_figure(summaries: Sequence[Summary]) -> Figure:
 
 
 def trace_figure(
-    methods: Sequence[Method], records: Mapping[str, Sequence[Record]], styles: Mapping[str, Style]
+    methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], styles: Mapping[str, Style]
 ) -> Figure | None:
     """The figures of each step, as means over images with 95 % bands; None where no method has recorded any.
 
@@ -155,7 +155,7 @@ def _steps(records: Sequence[Record], name: str) -> tuple[list[int], np.ndarray]
     return [index + 1 for index in steps], np.array([[record.trace[i][name] for i in steps] for record in records])
 
 
-def example_sheet(methods: Sequence[Method], records: Mapping[str, Sequence[Record]], folder: Path) -> Image.Image:
+def example_sheet(methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], folder: Path) -> Image.Image:
     """The first image of the first prompts, drawn by every method: framed in green where the judge finds them right,
     in red where not."""
     blocks = []
@@ -171,7 +171,7 @@ def example_keys(records: Sequence[Record]) -> list[Key]:
     return [record.key for record in records if record.image == 0][:NUM_EXAMPLES]
 
 
-def _tile(folder: Path, method: Method, record: Record) -> Tile:
+def _tile(folder: Path, method: SizedMethod, record: Record) -> Tile:
     image = load_image(image_path(method_folder(folder, method), record.key), AGAIN)
     frame = None if record.is_right is None else RIGHT if record.is_right else WRONG
     return Tile(image, f"{method.name} ({record.reward:.4g})", frame)

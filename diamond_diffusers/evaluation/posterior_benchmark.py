@@ -13,12 +13,15 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..alignment.model import TiltedModel
-from ..backbones.base import Denoising
-from ..diamond import DiamondPosterior
-from ..posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler, PosteriorSamples
-from ..values import value
-from ..weighted_posterior import WeightedPosterior
+from ..alignment.law import TiltedModel
+from ..core.model import Model
+from ..core.values import value
+from ..posteriors.base import PosteriorSampler, PosteriorSamples
+from ..posteriors.denoiser import DenoiserPoint
+from ..posteriors.diamond import DiamondPosterior
+from ..posteriors.flow_map import FlowMapPoint
+from ..posteriors.glass import GlassPosterior
+from ..posteriors.weighted import WeightedPosterior
 from .observations import Observations
 from .sample_statistics import energy_distance, rank_correlation, total_deviation
 
@@ -138,7 +141,7 @@ def standard_samplers(num_samples: int) -> dict[str, PosteriorSampler]:
 
 
 def usable_samplers(
-    model: Denoising, samplers: Mapping[str, PosteriorSampler]
+    model: Model, samplers: Mapping[str, PosteriorSampler]
 ) -> tuple[dict[str, PosteriorSampler], dict[str, str]]:
     """Those that a model allows, and for the others the reason why it does not."""
     usable, left_out = {}, {}
@@ -178,8 +181,8 @@ def benchmark_posteriors(
         raise ValueError(
             f"clean holds {len(clean)} latents for {model.num_images} images; give one for each of 2 or more"
         )
-    settings.reference.check(model.backbone)
-    usable, left_out = usable_samplers(model.backbone, samplers or standard_samplers(settings.num_samples))
+    settings.reference.check(model.family)
+    usable, left_out = usable_samplers(model.family, samplers or standard_samplers(settings.num_samples))
     for name, sampler in usable.items():
         if sampler.num_samples > settings.num_samples:
             raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..csv_tables import csv_table
+from ..files.csv_tables import csv_table
 from .files import write_bytes, write_json
 from .posterior_benchmark import REFERENCE, LawDistance, PosteriorBenchmark, Settings, ValueAccuracy
 from .tables import TextTable, markdown

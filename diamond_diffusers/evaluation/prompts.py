@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..foreign_files import ForeignFileError, parse_json, read_lines
-from ..foreign_tables import read_csv, read_json_lines
-from ..json_forms import fitted, shown
+from ..files.foreign import ForeignFileError, parse_json, read_lines
+from ..files.foreign_tables import read_csv, read_json_lines
+from ..files.json_forms import fitted, shown
 from ..miniature.grammar import held_out_captions
 
 MAX_PROMPTS = 1_000_000

@@ -9,28 +9,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..alignment import (
-    PRESETS,
-    SMC,
-    Alignment,
-    BeamSearch,
-    BestOfN,
-    Guidance,
-    NoAlignment,
-    NoiseEvolution,
-    NoiseOptimization,
-    PathSearch,
-    PosteriorResampling,
-    PosteriorSMC,
-    RandomSearch,
-    ZeroOrderSearch,
-)
-from ..alignment.presets import map_steps
-from ..backbones.base import Denoising
-from ..diamond import DiamondPosterior, DiamondTransition
-from ..posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior, PosteriorSampler
-from ..transitions import FlowMapTransition, Transition
-from ..weighted_posterior import WeightedPosterior
+from ..alignment.base import Method
+from ..alignment.methods.beam_search import BeamSearch
+from ..alignment.methods.best_of_n import BestOfN
+from ..alignment.methods.guidance import Guidance
+from ..alignment.methods.noise_evolution import NoiseEvolution
+from ..alignment.methods.noise_optimization import NoiseOptimization
+from ..alignment.methods.none import NoAlignment
+from ..alignment.methods.path_search import PathSearch
+from ..alignment.methods.posterior_resampling import PosteriorResampling
+from ..alignment.methods.posterior_smc import PosteriorSMC
+from ..alignment.methods.random_search import RandomSearch
+from ..alignment.methods.smc import SMC
+from ..alignment.methods.zero_order_search import ZeroOrderSearch
+from ..alignment.presets import PRESETS
+from ..alignment.presets.base import map_steps
+from ..core.model import Model
+from ..posteriors.base import PosteriorSampler
+from ..posteriors.denoiser import DenoiserPoint
+from ..posteriors.diamond import DiamondPosterior
+from ..posteriors.flow_map import FlowMapPoint
+from ..posteriors.glass import GlassPosterior
+from ..posteriors.weighted import WeightedPosterior
+from ..transitions.base import Transition
+from ..transitions.diamond import DiamondTransition
+from ..transitions.flow_map import FlowMapTransition
 
 PARTICLES, STEPS = "num_particles", "num_inference_steps"
 
@@ -47,13 +50,13 @@ class Recipe:
             left; if one particle at that number is too dear already, fewer steps are taken.
     """
 
-    alignment: Alignment | Callable[[Denoising], Alignment]
+    alignment: Method | Callable[[Model], Method]
     num_inference_steps: int | None = None
     grows: tuple[str, ...] = (PARTICLES, STEPS)
 
-    def alignment_for(self, model: Denoising) -> Alignment:
+    def alignment_for(self, model: Model) -> Method:
         """The method on a model, on which its settings may depend."""
-        return self.alignment if isinstance(self.alignment, Alignment) else self.alignment(model)
+        return self.alignment if isinstance(self.alignment, Method) else self.alignment(model)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class LookAheads:
     transition: Transition | None = None
 
 
-def look_aheads(model: Denoising | None = None) -> dict[str, LookAheads]:
+def look_aheads(model: Model | None = None) -> dict[str, LookAheads]:
     """The columns of the grid on a model, whose ODE takes several steps in place of a flow map's one."""
     weighted = WeightedPosterior(2, num_map_steps=map_steps(model))
     return {
@@ -83,11 +86,11 @@ def look_aheads(model: Denoising | None = None) -> dict[str, LookAheads]:
     }
 
 
-def cells_of(ahead: LookAheads) -> dict[str, Alignment]:
+def cells_of(ahead: LookAheads) -> dict[str, Method]:
     """Every method that looks ahead, each with these look-aheads."""
     options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
     inner = Guidance(posterior=ahead.posterior)
-    cells: dict[str, Alignment] = {
+    cells: dict[str, Method] = {
         "beam_search": BeamSearch(branching=2, **options),
         "smc": SMC(**options),
         "guidance": Guidance(**options),
@@ -122,8 +125,8 @@ RECIPES: dict[str, Recipe] = {
     "zero_order_search": Recipe(ZeroOrderSearch(), grows=("num_candidates", STEPS)),
     "path_search": Recipe(PathSearch(1, branching=2, num_backward_steps=1)),
     "noise_evolution": Recipe(NoiseEvolution(num_perturbations=1), NOISE_STEPS, ("num_iterations", STEPS)),
-    **{name: Recipe(preset) for name, preset in PRESETS.items()},
-    "reno": Recipe(PRESETS["reno"], NOISE_STEPS, ("num_iterations", STEPS)),
+    **{name: Recipe(PRESETS.get(name)) for name in PRESETS.names()},
+    "reno": Recipe(PRESETS.get("reno"), NOISE_STEPS, ("num_iterations", STEPS)),
     **GRID,
     "diamond_best_of_n": Recipe(BestOfN(transition=DiamondTransition())),
     "diamond_reno": Recipe(NoiseOptimization(transition=FlowMapTransition()), NOISE_STEPS, ("num_iterations", STEPS)),

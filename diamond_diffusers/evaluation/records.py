@@ -12,9 +12,9 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
-from ..cost import Cost
-from ..foreign_files import ForeignFileError, read_json
-from ..json_forms import fitted
+from ..core.cost import Cost
+from ..files.foreign import ForeignFileError, read_json
+from ..files.json_forms import fitted
 from .files import plain, write_image, write_json
 
 IS_RECORD = "name a .json file beside an image of `diamond-diffusers benchmark`"

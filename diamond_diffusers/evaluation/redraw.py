@@ -15,14 +15,14 @@ import torch
 from PIL.Image import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..alignment import Alignment
-from ..foreign_files import ForeignFileError
-from ..json_forms import fitted, shown
-from ..pipelines import DiamondMapPipeline
+from ..alignment.base import Method
+from ..files.foreign import ForeignFileError
+from ..files.json_forms import fitted, shown
+from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .compare import draw, machine_facts
 from .files import plain
-from .methods import Method
+from .methods import SizedMethod
 from .records import IS_RECORD, Record, fingerprint, modules_of, pixel_hash, read_record
 
 MAX_COUNT = 10_000
@@ -56,7 +56,7 @@ class Recorded:
 
     record: Record
     settings: Mapping[str, Any]
-    method: Method
+    method: SizedMethod
 
     @property
     def dtype(self) -> str:
@@ -105,12 +105,12 @@ def read_recorded(path: Path) -> Recorded:
         alignment = from_plain(settings["alignment"])
     except (TypeError, ValueError) as error:
         raise ForeignFileError(f"settings.alignment of '{path}' is of no method that is known here: {error}") from error
-    if not isinstance(alignment, Alignment) or plain(alignment) != settings["alignment"]:
+    if not isinstance(alignment, Method) or plain(alignment) != settings["alignment"]:
         raise ForeignFileError(
             f"'{path}' was written by version {settings['version']}, whose {settings['alignment'].get('type')} has "
             "other options; redraw it with that version"
         )
-    return Recorded(record, settings, Method(path.parent.name, alignment, settings["num_inference_steps"]))
+    return Recorded(record, settings, SizedMethod(path.parent.name, alignment, settings["num_inference_steps"]))
 
 
 def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
@@ -182,7 +182,7 @@ def _check_arguments(arguments: Mapping[str, Any], pipe: DiamondMapPipeline) -> 
     """Raises a `ValueError` for one that the stock pipeline does not have, or takes another type for."""
     remedy = "take the record as it was written"
     ours = set(inspect.signature(DiamondMapPipeline.__call__).parameters) - {"height", "width", "negative_prompt"}
-    stock = get_type_hints(type(pipe.backbone.pipeline).__call__)
+    stock = get_type_hints(type(pipe.family.pipeline).__call__)
     for name, value in arguments.items():
         if name in ours or name not in stock:
             raise ForeignFileError(f"settings.arguments of the record has {name!r}, which is no option of it; {remedy}")

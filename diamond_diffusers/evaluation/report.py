@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..csv_tables import csv_table
+from ..files.csv_tables import csv_table
 from .compare import method_folder
 from .files import write_bytes, write_image, write_json
 from .html_report import html_report
@@ -17,7 +17,7 @@ from .records import Record, image_path
 from .summary import Summary
 from .tables import TextTable, markdown, text_tables
 
-TITLE = "Alignment methods at equal cost"
+TITLE = "Method methods at equal cost"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ..alignment import Alignment, NoAlignment
-from ..pipelines import DiamondMapPipeline, DiamondMapPipelineOutput
+from ..alignment.base import Method
+from ..alignment.methods.none import NoAlignment
 from ..pipelines.arguments import resolve_arguments
+from ..pipelines.output import DiamondMapPipelineOutput
+from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
 from .sheets import Block, Tile, draw_sheet
@@ -54,7 +56,7 @@ class SideBySide:
 def draw_side_by_side(
     pipe: DiamondMapPipeline,
     prompts: Sequence[str],
-    alignment: Alignment,
+    alignment: Method,
     reward: Reward | None,
     seed: int = 0,
     num_images: int = 1,
@@ -78,11 +80,11 @@ def draw_side_by_side(
         raise ValueError(f"seed is {seed}; it must not be negative")
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
-    resolved = resolve_arguments(pipe.backbone, given, pipe.defaults)
+    resolved = resolve_arguments(pipe.family, given, pipe.defaults)
     alignment.check(reward)
     common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
 
-    def draw(method: Alignment, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
+    def draw(method: Method, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
         pipe.set_progress_bar_config(desc=name)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)

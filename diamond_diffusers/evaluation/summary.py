@@ -10,7 +10,7 @@ from typing import Any
 from ..rewards.clip import CLIPBasedReward
 from .compare import method_folder
 from .diversity import diversities
-from .methods import REFERENCES, Method, Plan
+from .methods import REFERENCES, Plan, SizedMethod
 from .records import Record, image_path
 from .statistics import Estimate, mean, means_by_group, paired_difference, proportion
 
@@ -34,7 +34,7 @@ class Summary:
     """
 
     budget: int
-    method: Method
+    method: SizedMethod
     num_prompts: int
     num_images: int
     score: Estimate | None
@@ -86,7 +86,7 @@ def summarise(
 
 def _summarise(
     budget: int,
-    method: Method,
+    method: SizedMethod,
     own: Sequence[Record],
     references: Mapping[str, Sequence[Record]],
     diversity: Estimate | None,

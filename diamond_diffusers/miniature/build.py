@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from ..backbones.flux import FluxBackbone
+from ..families.flux import FluxFamily
+from ..files.staging import staged
 from ..pipelines.saving import write_defaults
-from ..staging import staged
 from .flow_model import MAX_SEQUENCE_LENGTH, FlowModel, build_pipeline
 from .render import IMAGE_SIZE
 from .train_flow import FlowTrainer
@@ -100,6 +100,6 @@ def save_pipeline(flow: FlowModel, autoencoder: AutoencoderKL, folder: Path, fac
     )
     with staged(folder) as stage:
         pipeline.save_pretrained(stage.path)
-        write_defaults(stage.path, FluxBackbone.family, DEFAULTS)
+        write_defaults(stage.path, FluxFamily.name, DEFAULTS)
         card = MODEL_CARD.format(parts=parts, facts=f"\n{facts}\n" if facts else "")
         (stage.path / "README.md").write_text(card)

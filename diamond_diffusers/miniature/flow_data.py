@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..output_files import whole_file
+from ..files.output import whole_file
 from .flow_model import tokenize
 from .grammar import COLOURS, SHAPES
 from .render import IMAGE_SIZE, Scene, render

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from diffusers import AutoencoderKL
 
-from ..staging import staged
+from ..files.staging import staged
 from .build import save_pipeline
 from .train_autoencoder import train_autoencoder
 from .train_clip import save_clip, train_clip

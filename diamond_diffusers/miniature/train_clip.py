@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from ..staging import staged
+from ..files.staging import staged
 from .clip_heads import SceneHeads
 from .degradation import degrade
 from .grammar import Caption, held_out_captions

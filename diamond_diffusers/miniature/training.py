@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..output_files import whole_file
+from ..files.output import whole_file
 from .grammar import Caption, sample_training_caption
 from .render import Scene, sample_scene
 

@@ -1,6 +1,1 @@
-"""The user's entry point."""
-
-from .output import DiamondMapPipelineOutput
-from .pipeline import DiamondMapPipeline
-
-__all__ = ["DiamondMapPipeline", "DiamondMapPipelineOutput"]
+"""A stock diffusers pipeline whose samples obey a reward."""

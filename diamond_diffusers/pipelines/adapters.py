@@ -8,9 +8,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..backbones.base import Backbone
-from ..models.diamond_map import ADAPTER
-from ..models.storage import SavedMap, read_diamond_map
+from ..families.base import Family
+from ..maps.diamond_map import ADAPTER
+from ..maps.storage import SavedMap, read_diamond_map
 from .loading import HUB_OPTIONS, find_map
 
 
@@ -18,7 +18,7 @@ class AdapterMethods:
     """Those methods of `DiamondMapPipeline`."""
 
     pipeline: DiffusionPipeline
-    backbone: Backbone
+    family: Family
     defaults: dict[str, Any]
     _base_defaults: dict[str, Any]
 
@@ -42,15 +42,15 @@ class AdapterMethods:
         for name in hub.keys() - {"subfolder", *HUB_OPTIONS}:
             raise TypeError(f"load_diamond_map has no argument {name!r}; it takes subfolder, {', '.join(HUB_OPTIONS)}")
         found = None if "subfolder" in hub else find_map(source, hub)
-        self._adopt(read_diamond_map(source, self.backbone, **(hub if found is None else found.hub)))
+        self._adopt(read_diamond_map(source, self.family, **(hub if found is None else found.hub)))
 
     def _adopt(self, saved: SavedMap) -> None:
         """Puts a map in the place of the former one, which stays where the new one does not fit or fails."""
-        saved.check_fits(self.backbone)
-        former = self.backbone.posterior_map
+        saved.check_fits(self.family)
+        former = self.family.posterior_map
         former_weights = None if former is None else former.take_out()
         try:
-            self.backbone.posterior_map = saved.around(self.backbone, self.pipeline._execution_device)
+            self.family.posterior_map = saved.around(self.family, self.pipeline._execution_device)
         except BaseException:
             if former is not None:
                 former.put_back(former_weights)
@@ -61,9 +61,9 @@ class AdapterMethods:
 
     def unload_diamond_map(self) -> None:
         """Takes the Diamond Map away, if there is one; base and defaults are then as before it was loaded."""
-        if self.backbone.posterior_map is not None:
-            self.backbone.posterior_map.remove()
-            self.backbone.posterior_map = None
+        if self.family.posterior_map is not None:
+            self.family.posterior_map.remove()
+            self.family.posterior_map = None
             self.defaults = self._base_defaults
 
     def load_lora_weights(
@@ -80,14 +80,14 @@ class AdapterMethods:
             ValueError: the LoRA is for modules that the network does not have, or declares a rank that its weights do
                 not have.
         """
-        self.backbone.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
+        self.family.load_lora_weights(pretrained_model_name_or_path_or_dict, **kwargs)
 
     def unload_lora_weights(self, **kwargs: Any) -> None:
         """Removes every LoRA, as the stock pipeline's method does, but leaves a Diamond Map.
 
         A `few_step` that names adapters is forgotten.
         """
-        self.backbone.unload_lora_weights(**kwargs)
+        self.family.unload_lora_weights(**kwargs)
 
     def set_adapters(self, adapter_names: str | list[str], *args: Any, **kwargs: Any) -> None:
         """Activates LoRAs as the stock pipeline does; a Diamond Map is active by itself, where it is evaluated.
@@ -96,7 +96,7 @@ class AdapterMethods:
             ValueError: the Diamond Map is named.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if self.backbone.has_diamond_map and ADAPTER in names:
+        if self.family.has_diamond_map and ADAPTER in names:
             raise ValueError(
                 f"adapter_names holds {ADAPTER!r}, the Diamond Map, which is active where it is evaluated and nowhere "
                 "else; leave it out"

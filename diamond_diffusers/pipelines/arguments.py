@@ -12,30 +12,31 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..alignment.base import FINAL_SELECTIONS
-from ..backbones.base import Backbone
-from ..backbones.helpers import num_prompts, offloads_layers
-from ..counts import check_counts
+from ..core.checks import check_counts
+from ..families.base import Family
+from ..families.compat import offloads_layers
+from ..families.stock_call import num_prompts
 from ..rewards import Reward
 
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 
 
-def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Every keyword of the stock `__call__`: as given, else the model's default, else the stock default.
 
     An argument that is None counts as not given, except where None is a value of its own in the stock call.
 
     Raises:
-        TypeError: a keyword that the stock pipeline does not have, or that its backbone refuses.
+        TypeError: a keyword that the stock pipeline does not have, or that its family refuses.
     """
-    name = type(backbone.pipeline).__name__
-    parameters = inspect.signature(type(backbone.pipeline).__call__).parameters
+    name = type(family.pipeline).__name__
+    parameters = inspect.signature(type(family.pipeline).__call__).parameters
     stock = {
         key: parameter.default
         for key, parameter in parameters.items()
         if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    passed = {key: value for key, value in given.items() if value is not None or key in backbone.arguments_with_none}
+    passed = {key: value for key, value in given.items() if value is not None or key in family.arguments_with_none}
     unknown = sorted(set(passed) - set(stock))
     if unknown:
         raise TypeError(
@@ -43,8 +44,8 @@ def resolve_arguments(backbone: Backbone, given: Mapping[str, Any], defaults: Ma
             f"the latter takes {', '.join(stock)}"
         )
     for key in passed:
-        if key in backbone.refused_arguments:
-            raise TypeError(f"{key!r} cannot be used with {name} here: {backbone.refused_arguments[key]}")
+        if key in family.refused_arguments:
+            raise TypeError(f"{key!r} cannot be used with {name} here: {family.refused_arguments[key]}")
     declared = {key: value for key, value in defaults.items() if key in stock}
     if passed.get("negative_prompt_embeds") is not None:
         # Some stock pipelines take the empty text as a default and refuse it beside embeddings.
@@ -130,13 +131,13 @@ def wants_latents(reward: Reward | None) -> bool:
     return reward is not None and reward.wanted_context.get("latents", False)
 
 
-def check_baked_guidance(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
+def check_baked_guidance(family: Family, arguments: Mapping[str, Any]) -> None:
     """Raises a `ValueError` where the guidance asked for is not the one that the Diamond Map was distilled with.
 
     That has the empty negative prompt; whether `negative_prompt_embeds` are its embedding cannot be told.
     """
     remedy = "or align with look-aheads of the base (GlassPosterior)"
-    for name, baked in backbone.posterior_map.guidance.items():
+    for name, baked in family.posterior_map.guidance.items():
         if arguments.get(name) != baked:
             raise ValueError(
                 f"{name} is {arguments.get(name)}, but the Diamond Map was distilled with {baked}, which is baked in; "
@@ -150,12 +151,12 @@ def check_baked_guidance(backbone: Backbone, arguments: Mapping[str, Any]) -> No
             )
 
 
-def check_not_checkpointed(backbone: Backbone) -> None:
+def check_not_checkpointed(family: Family) -> None:
     """Raises a `ValueError` where a network with a Diamond Map checkpoints its own blocks."""
-    if getattr(backbone.model, "is_gradient_checkpointing", False):
+    if getattr(family.network_module, "is_gradient_checkpointing", False):
         raise ValueError(
-            f"the {backbone.network_name} has gradient checkpointing enabled, whose second evaluation would be without "
-            f"the Diamond Map; call pipe.{backbone.network_name}.disable_gradient_checkpointing(), and give the call "
+            f"the {family.network_name} has gradient checkpointing enabled, whose second evaluation would be without "
+            f"the Diamond Map; call pipe.{family.network_name}.disable_gradient_checkpointing(), and give the call "
             "gradient_checkpointing=True"
         )
 
@@ -164,8 +165,8 @@ def _has_text(prompt: str | Sequence[str] | None) -> bool:
     return bool(prompt) if prompt is None or isinstance(prompt, str) else any(prompt)
 
 
-def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:
-    """`few_step` as a backbone keeps it.
+def checked_few_step(family: Family, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:
+    """`few_step` as a family keeps it.
 
     Raises:
         ValueError: it names an adapter that is not loaded.
@@ -173,7 +174,7 @@ def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | 
     if few_step is None or isinstance(few_step, bool):
         return few_step
     names = (few_step,) if isinstance(few_step, str) else tuple(few_step)
-    loaded = set(getattr(backbone.model, "peft_config", {}))
+    loaded = set(getattr(family.network_module, "peft_config", {}))
     for name in names:
         if name not in loaded:
             raise ValueError(
@@ -183,13 +184,13 @@ def checked_few_step(backbone: Backbone, few_step: bool | str | Sequence[str] | 
     return names
 
 
-def refuse_cache(backbone: Backbone) -> None:
+def refuse_cache(family: Family) -> None:
     """Raises a `ValueError` where diffusers' feature cache is on: it hands the features of one particle to another."""
-    name = backbone.network_name
-    registries = (getattr(module, "_diffusers_hook", None) for module in backbone.model.modules())
+    name = family.network_name
+    registries = (getattr(module, "_diffusers_hook", None) for module in family.network_module.modules())
     hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
     # Only hooks that carry features from one evaluation to the next have a state.
-    if getattr(backbone.model, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks):
+    if getattr(family.network_module, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks):
         raise ValueError(
             f"the {name} has a feature cache enabled, which mixes particles; call pipe.{name}.disable_cache() first, "
             "or remove the hook that you applied to it"

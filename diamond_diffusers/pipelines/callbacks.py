@@ -11,17 +11,17 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from ..alignment import Alignment
-from ..alignment.base import RunEnded
-from ..alignment.model import TiltedModel
+from ..alignment.base import Method, RunEnded
+from ..alignment.law import TiltedModel
 from ..alignment.noise_rounds import NoiseRounds
-from ..backbones import Backbone, Conditions
+from ..core.model import Conditions
+from ..families.base import Family
 
 UserCallback = Callable[..., dict[str, Any] | None]
 
 
 def check_callback(
-    backbone: Backbone, alignment: Alignment, callback: UserCallback | None, names: Sequence[str]
+    family: Family, alignment: Method, callback: UserCallback | None, names: Sequence[str]
 ) -> tuple[str, ...]:
     """The tensors that a callback of the stock `__call__` is given.
 
@@ -44,12 +44,12 @@ def check_callback(
                 f"callback_on_step_end is a {type(callback).__name__}, which counts steps, but "
                 f"{type(alignment).__name__} calls back once a round; leave it out, or take another alignment"
             )
-    stock = getattr(backbone.pipeline, "_callback_tensor_inputs", ())
-    shown = ["latents", *(name for name in backbone.loop_tensors if name in stock)]
+    stock = getattr(family.pipeline, "_callback_tensor_inputs", ())
+    shown = ["latents", *(name for name in family.loop_tensors if name in stock)]
     for name in names:
         if name not in shown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs holds {name!r}; with {type(backbone.pipeline).__name__} callbacks "
+                f"callback_on_step_end_tensor_inputs holds {name!r}; with {type(family.pipeline).__name__} callbacks "
                 f"can be given {', '.join(shown)}"
             )
     return tuple(names)
@@ -76,14 +76,14 @@ class StepEnd:
         self,
         pipe: Any,
         model: TiltedModel,
-        alignment: Alignment,
+        alignment: Method,
         levels: list[float],
         progress_bar: Any,
         callback: UserCallback | None,
         names: Sequence[str],
     ) -> None:
         self.pipe, self.model, self.alignment = pipe, model, alignment
-        self.backbone: Backbone = pipe.backbone
+        self.family: Family = pipe.family
         self.levels, self.progress_bar = levels, progress_bar
         self.callback, self.names = callback, names
         self.negative_features = model.conditions.negative_features
@@ -93,10 +93,10 @@ class StepEnd:
         if self.callback is None:
             return None
         level, conditions = self.levels[step + 1], self.model.conditions
-        latents = self.backbone.to_stock(x, level)
-        timestep = self.backbone.timestep(self.levels[step]).to(x.device, torch.float32)
+        latents = self.family.to_stock(x, level)
+        timestep = self.family.timestep(self.levels[step]).to(x.device, torch.float32)
         options = self._options()
-        changed = self._changed(index, timestep, {"latents": latents, **self.backbone.shown_tensors(conditions)})
+        changed = self._changed(index, timestep, {"latents": latents, **self.family.shown_tensors(conditions)})
         replaced = changed.pop("latents", None)
         if replaced is not None and replaced.shape != latents.shape:
             raise ValueError(
@@ -104,17 +104,17 @@ class StepEnd:
                 f"{list(latents.shape)}"
             )
         # Not every stock pipeline has the property that reads this.
-        if self.backbone.pipeline._interrupt:
+        if self.family.pipeline._interrupt:
             # Stock pipelines decode what they have, as it is.
-            raise RunEnded(self.backbone.from_stock((latents if replaced is None else replaced).to(x), 0.0))
+            raise RunEnded(self.family.from_stock((latents if replaced is None else replaced).to(x), 0.0))
         set_anew = {name: value for name, value in self._options().items() if _differs(value, options[name])}
         if changed or set_anew:
             self._check_meaning([*changed, *set_anew])
-            conditions = self.backbone.with_changed(conditions, changed) if changed else conditions
+            conditions = self.family.with_changed(conditions, changed) if changed else conditions
             self.model.conditions = self._with_options(conditions, set_anew)
         elif replaced is None:
             return None
-        return x if replaced is None else self.backbone.from_stock(replaced.to(x), level)
+        return x if replaced is None else self.family.from_stock(replaced.to(x), level)
 
     def _changed(self, index: int, timestep: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Calls the user's callback; those tensors that it changed in place or returned anew."""
@@ -144,9 +144,9 @@ class StepEnd:
         """What the stock loop reads in its pipeline at each step."""
         # An embedded guidance scale is read once.
         names = {name for name in self.model.conditions.shared if name != "guidance_scale"}
-        if hasattr(type(self.backbone.pipeline), "do_classifier_free_guidance"):
+        if hasattr(type(self.family.pipeline), "do_classifier_free_guidance"):
             names.add("guidance_scale")
-        return {name: getattr(self.backbone.pipeline, f"_{name}", None) for name in names}
+        return {name: getattr(self.family.pipeline, f"_{name}", None) for name in names}
 
     def _with_options(self, conditions: Conditions, options: Mapping[str, Any]) -> Conditions:
         """The conditions under options that have been set anew.
@@ -159,7 +159,7 @@ class StepEnd:
         self.negative_features = conditions.negative_features or self.negative_features
         if "guidance_scale" not in options:
             return conditions
-        scale, guided = options["guidance_scale"], self.backbone.pipeline.do_classifier_free_guidance
+        scale, guided = options["guidance_scale"], self.family.pipeline.do_classifier_free_guidance
         if guided and self.negative_features is None:
             raise ValueError(
                 f"callback_on_step_end set _guidance_scale to {scale} in a run that began without classifier-free "
@@ -174,7 +174,7 @@ class StepEnd:
                 f"callback_on_step_end changed {names[0]}, but {type(self.alignment).__name__} calls back once a "
                 "round, whose samples would not compare with those before; leave it, or take another alignment"
             )
-        if self.alignment.uses_diamond_map(self.backbone):
+        if self.alignment.uses_diamond_map(self.family):
             raise ValueError(
                 f"callback_on_step_end changed {names[0]}, but the guidance of the Diamond Map is baked in; leave it, "
                 "or align with look-aheads of the base (GlassPosterior)"

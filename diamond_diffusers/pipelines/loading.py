@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..backbones import check_supported
-from ..models.map_config import read_config
+from ..families.registry import check_supported
+from ..maps.map_config import read_config
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from ..models.storage import MAP_FILES
-from ..staging import UNFINISHED
+from ..files.staging import UNFINISHED
+from ..maps.storage import MAP_FILES
 from .loading import EMBEDDED_MODEL, find_map
 
 CARD_NAME = "README.md"

@@ -9,11 +9,11 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..alignment.base import Alignment, AlignmentResult
-from ..alignment.model import TiltedModel
+from ..alignment.base import AlignmentResult, Method
+from ..alignment.law import TiltedModel
 from ..alignment.random_source import RandomSource
 from ..alignment.trace import Trace
-from ..cost import Cost
+from ..core.cost import Cost
 
 
 @dataclass
@@ -48,20 +48,20 @@ class DiamondMapPipelineOutput(BaseOutput):
     log_evidence: Tensor | None
     trace: Trace
     cost: Cost
-    alignment: Alignment
+    alignment: Method
     nsfw_content_detected: list[bool] | None = None
 
 
 def make_output(
     model: TiltedModel,
-    alignment: Alignment,
+    alignment: Method,
     result: AlignmentResult,
     selection: str,
     random: RandomSource,
     output_type: str,
 ) -> DiamondMapPipelineOutput:
     """The chosen particles of a run as images of the wanted type, with what is known of them."""
-    backbone = model.backbone
+    family = model.family
     chosen = result.select(selection, random).to(result.latents.device)
     rows = torch.arange(len(chosen), device=chosen.device)[:, None]
 
@@ -74,8 +74,8 @@ def make_output(
     else:
         owners = model.owners(chosen.shape[1], latents.device)
         images = model.decode(latents, owners) if result.images is None else pick(result.images)
-        images, flagged = backbone.finish(images)
-        images = backbone.pipeline.image_processor.postprocess(
+        images, flagged = family.finish(images)
+        images = family.pipeline.image_processor.postprocess(
             images, output_type=output_type, do_denormalize=[False] * len(images)
         )
     return DiamondMapPipelineOutput(

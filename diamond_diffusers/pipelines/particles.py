@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..alignment import Alignment
+from ..alignment.base import Method
 from ..alignment.random_source import RandomSource
-from ..backbones import Backbone, Conditions
-from ..levels import working_dtype
+from ..core.model import Conditions
+from ..core.tensors import working_dtype
+from ..families.base import Family
 
 
 def starting_particles(
-    backbone: Backbone,
+    family: Family,
     arguments: Mapping[str, Any],
     conditions: Conditions,
-    alignment: Alignment,
+    alignment: Method,
     level: float,
     random: RandomSource,
     latents: Tensor | None,
@@ -37,25 +38,25 @@ def starting_particles(
     if latents is not None:
         if not isinstance(latents, Tensor):
             raise TypeError(f"latents is a {type(latents).__name__}; give a tensor with a row for each image")
-        of_one = backbone.prepare_latents(arguments, conditions, 1, torch.Generator()).shape[1:]
+        of_one = family.prepare_latents(arguments, conditions, 1, torch.Generator()).shape[1:]
         if latents.shape[1:] != of_one:
             raise ValueError(
                 f"latents is of shape {list(latents.shape)}; at this height and width a row is of shape {list(of_one)}"
             )
         latents = _row_for_each_particle(alignment, count, latents)
-        x = backbone.prepare_latents(arguments, conditions, count * particles, None, latents)
+        x = family.prepare_latents(arguments, conditions, count * particles, None, latents)
     else:
-        x = backbone.prepare_latents(arguments, conditions, count, random.generators)
+        x = family.prepare_latents(arguments, conditions, count, random.generators)
         if particles > 1:
             generators = random.aside.generators
             if isinstance(generators, list):
                 generators = [generator for generator in generators for _ in range(particles - 1)]
-            more = backbone.prepare_latents(arguments, conditions, count * (particles - 1), generators)
+            more = family.prepare_latents(arguments, conditions, count * (particles - 1), generators)
             x = torch.cat([x.unflatten(0, (count, 1)), more.unflatten(0, (count, -1))], 1).flatten(0, 1)
-    return backbone.from_stock(x.to(working_dtype(x)), level)
+    return family.from_stock(x.to(working_dtype(x)), level)
 
 
-def _row_for_each_particle(alignment: Alignment, count: int, latents: Tensor) -> Tensor:
+def _row_for_each_particle(alignment: Method, count: int, latents: Tensor) -> Tensor:
     particles = alignment.num_particles
     if len(latents) not in (count, count * particles):
         raise ValueError(

@@ -12,14 +12,15 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
-from ..alignment import Alignment, fit_to_budget
-from ..alignment.distribution import DistributedState, ParticleShards
-from ..alignment.model import TiltedModel, check_reward_scale
+from ..alignment.base import Method
+from ..alignment.budget import fit_to_budget
+from ..alignment.law import TiltedModel, check_reward_scale
+from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.random_source import RandomSource
-from ..backbones import backbone_for
-from ..backbones.helpers import alone_with
-from ..counts import check_counts
-from ..models.storage import read_diamond_map
+from ..core.checks import check_counts
+from ..families.compat import alone_with
+from ..families.registry import family_of
+from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
 from .arguments import (
@@ -91,7 +92,7 @@ class DiamondMapPipeline(AdapterMethods):
             )
         self.__dict__.update(
             pipeline=pipeline,
-            backbone=backbone_for(pipeline),
+            family=family_of(pipeline),
             defaults=dict(defaults or {}),
             _base_defaults={},
             _named_rewards={},
@@ -168,7 +169,7 @@ class DiamondMapPipeline(AdapterMethods):
         """
         if not isinstance(pipeline, DiamondMapPipeline):
             return cls(pipeline, **kwargs)
-        if pipeline.backbone.has_diamond_map:
+        if pipeline.family.has_diamond_map:
             raise ValueError(
                 "pipeline has a Diamond Map loaded, which two wrappers cannot share; use it as it is, or call its "
                 "unload_diamond_map() first"
@@ -190,7 +191,7 @@ class DiamondMapPipeline(AdapterMethods):
         Raises:
             TypeError, ValueError: an argument is unknown or of no use; raised before anything is written.
         """
-        save_model(self.backbone, self.defaults, self._base_defaults, save_directory, **kwargs)
+        save_model(self.family, self.defaults, self._base_defaults, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Uploads what `save_pretrained` saves; without a Diamond Map, with the model card that stock diffusers gives.
@@ -201,18 +202,18 @@ class DiamondMapPipeline(AdapterMethods):
         """
         with tempfile.TemporaryDirectory() as folder:
             kwargs = {**kwargs, "push_to_hub": True, "repo_id": repo_id}
-            return save_model(self.backbone, self.defaults, self._base_defaults, folder, **kwargs)
+            return save_model(self.family, self.defaults, self._base_defaults, folder, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
         self.pipeline.to(*args, **kwargs)
-        if self.backbone.posterior_map is not None:
-            self.backbone.posterior_map.conditioning.to(self.pipeline.device)
+        if self.family.posterior_map is not None:
+            self.family.posterior_map.conditioning.to(self.pipeline.device)
         return self
 
     @property
     def few_step(self) -> bool | tuple[str, ...] | None:
-        return self.backbone.few_step
+        return self.family.few_step
 
     @property
     def score_model(self) -> DiamondMapPipeline | None:
@@ -220,26 +221,26 @@ class DiamondMapPipeline(AdapterMethods):
 
     @property
     def preview_vae(self) -> nn.Module | None:
-        return self.backbone.preview_vae
+        return self.family.preview_vae
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipeline", "backbone", "defaults", "_base_defaults", "_named_rewards", "_score_model"):
+        if name in ("pipeline", "family", "defaults", "_base_defaults", "_named_rewards", "_score_model"):
             raise AttributeError(name)
         return getattr(self.pipeline, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("pipeline", "backbone"):
+        if name in ("pipeline", "family"):
             raise AttributeError(f"{name!r} is fixed; wrap another pipeline with DiamondMapPipeline.from_pipe(...)")
         if name == "defaults":
             self.__dict__[name] = dict(value)
         elif name == "few_step":
-            self.backbone.few_step = checked_few_step(self.backbone, value)
+            self.family.few_step = checked_few_step(self.family, value)
         elif name == "score_model":
             wrapped = value if value is None or isinstance(value, DiamondMapPipeline) else DiamondMapPipeline(value)
             self.__dict__["_score_model"] = wrapped
-            self.backbone.score_model = wrapped and wrapped.backbone
+            self.family.score_model = wrapped and wrapped.family
         elif name == "preview_vae":
-            self.backbone.preview_vae = value
+            self.family.preview_vae = value
         else:
             setattr(self.pipeline, name, value)
 
@@ -269,7 +270,7 @@ class DiamondMapPipeline(AdapterMethods):
         prompt: str | list[str] | None = None,
         *,
         reward: RewardLike | None = None,
-        alignment: Alignment | str | None = None,
+        alignment: Method | str | None = None,
         reward_scale: float | None = None,
         max_network_evaluations: int | None = None,
         final_selection: str | None = None,
@@ -295,7 +296,7 @@ class DiamondMapPipeline(AdapterMethods):
             prompt: one or several texts.
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
                 None for the model's own, if it has one.
-            alignment: an `Alignment` or its name; None for the model's own, else `smc` with a reward and `none`
+            alignment: an `Method` or its name; None for the model's own, else `smc` with a reward and `none`
                 without. One of the model's own that differentiates the reward gives way to SMC where the reward cannot
                 be differentiated.
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
@@ -338,18 +339,18 @@ class DiamondMapPipeline(AdapterMethods):
             num_images_per_prompt=num_images_per_prompt,
         )
         check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
-        refuse_cache(self.backbone)
-        arguments, latents = ordinary(resolve_arguments(self.backbone, given, self.defaults)), ordinary(latents)
+        refuse_cache(self.family)
+        arguments, latents = ordinary(resolve_arguments(self.family, given, self.defaults)), ordinary(latents)
         count = num_images(arguments)
         check_falling(arguments)
-        with self.backbone.calling(arguments):
+        with self.family.calling(arguments):
             texts = reward_texts(arguments, reward_prompt)
-            reward = resolve_reward(reward, alignment, self.backbone, self.defaults, self._named_rewards)
-            alignment = resolve_alignment(alignment, reward, self.backbone, self.defaults, arguments)
+            reward = resolve_reward(reward, alignment, self.family, self.defaults, self._named_rewards)
+            alignment = resolve_alignment(alignment, reward, self.family, self.defaults, arguments)
             if alignment.needs_reward_gradient:
                 check_differentiable(self._modules())
             watched = arguments.get("callback_on_step_end_tensor_inputs", ["latents"])
-            watched = check_callback(self.backbone, alignment, callback_on_step_end, watched)
+            watched = check_callback(self.family, alignment, callback_on_step_end, watched)
             selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
             check_reward_scale(scale)
@@ -370,18 +371,18 @@ class DiamondMapPipeline(AdapterMethods):
             if not wants_latents(reward):
                 probe()
 
-            with alone_with(self.backbone.model):
+            with alone_with(self.family.network_module):
                 self.pipeline._interrupt = False
-                conditions = self.backbone.encode(arguments)
-                levels = self.backbone.levels(arguments, conditions)
+                conditions = self.family.encode(arguments)
+                levels = self.family.levels(arguments, conditions)
             scoring = encode_for_scores(self.score_model, arguments)
             model = TiltedModel(
-                self.backbone, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
+                self.family, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
             )
             self.pipeline._num_timesteps = len(levels) - 1
             if max_network_evaluations is not None:
                 alignment = fit_to_budget(alignment, model, levels, max_network_evaluations)
-            x = starting_particles(self.backbone, arguments, conditions, alignment, levels[0], random, latents)
+            x = starting_particles(self.family, arguments, conditions, alignment, levels[0], random, latents)
             if wants_latents(reward):
                 probe(latents=x[:1])
             total = alignment.num_callbacks(len(alignment.planned(model, levels)[1]) - 1)

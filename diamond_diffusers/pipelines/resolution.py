@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..alignment import Alignment, NoAlignment, as_alignment
-from ..backbones.base import Backbone
+from ..alignment.base import Method
+from ..alignment.methods.none import NoAlignment
+from ..alignment.named import as_method
+from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .arguments import check_baked_guidance, check_not_checkpointed
 
 
 def resolve_reward(
     reward: RewardLike | None,
-    alignment: Alignment | str | None,
-    backbone: Backbone,
+    alignment: Method | str | None,
+    family: Family,
     defaults: Mapping[str, Any],
     named: dict[str, Reward],
 ) -> Reward | None:
@@ -26,11 +28,11 @@ def resolve_reward(
     Raises:
         ValueError: there is none, but the alignment needs one.
     """
-    pipeline = backbone.pipeline
+    pipeline = family.pipeline
     if reward is None:
         reward = defaults.get("reward")
     if reward is None:
-        if alignment is not None and as_alignment(alignment).needs_reward:
+        if alignment is not None and as_method(alignment).needs_reward:
             raise ValueError(
                 f"reward is None, and this {type(pipeline).__name__} has no reward of its own; "
                 "give reward=... or alignment='none'"
@@ -45,12 +47,12 @@ def resolve_reward(
 
 
 def resolve_alignment(
-    alignment: Alignment | str | None,
+    alignment: Method | str | None,
     reward: Reward | None,
-    backbone: Backbone,
+    family: Family,
     defaults: Mapping[str, Any],
     arguments: Mapping[str, Any],
-) -> Alignment:
+) -> Method:
     """The alignment of a call, with what it leaves open filled in for the model.
 
     As given, else the model's own, else SMC with a reward and none without. A model's own that differentiates the
@@ -60,22 +62,22 @@ def resolve_alignment(
         ValueError: it cannot work with this reward, this model, or these arguments of the call.
     """
     if alignment is None:
-        alignment = _own_alignment(reward, backbone, defaults)
-    alignment = as_alignment(alignment, backbone)
+        alignment = _own_alignment(reward, family, defaults)
+    alignment = as_method(alignment, family)
     alignment.check(reward)
     if not isinstance(alignment, NoAlignment) or alignment.needs_reward_gradient:
-        backbone.check_alignable()
-    alignment = alignment.resolve(backbone)
-    if alignment.uses_diamond_map(backbone):
-        check_baked_guidance(backbone, arguments)
-        check_not_checkpointed(backbone)
+        family.check_alignable()
+    alignment = alignment.resolve(family)
+    if alignment.uses_diamond_map(family):
+        check_baked_guidance(family, arguments)
+        check_not_checkpointed(family)
     return alignment
 
 
-def _own_alignment(reward: Reward | None, backbone: Backbone, defaults: Mapping[str, Any]) -> Alignment | str:
+def _own_alignment(reward: Reward | None, family: Family, defaults: Mapping[str, Any]) -> Method | str:
     if reward is None:
         return "none"
-    own = as_alignment(defaults.get("alignment", "smc"), backbone)
+    own = as_method(defaults.get("alignment", "smc"), family)
     if own.needs_reward_gradient and not reward.differentiable:
-        return "posterior_smc" if backbone.has_diamond_map else "smc"
+        return "posterior_smc" if family.has_diamond_map else "smc"
     return own

@@ -18,13 +18,13 @@ from torch import nn
 from torchvision.transforms import functional
 from torchvision.utils import make_grid
 
-from ..backbones.base import Backbone
-from ..models.map_config import CONFIG_NAME, declare_defaults
-from ..models.storage import MAP_FILES, save_diamond_map
-from ..models.two_time import TwoTimeEmbedder
-from ..output_files import writing
+from ..families.base import Family
+from ..families.two_time import TwoTimeEmbedder
+from ..files.output import writing
+from ..files.staging import Stage, check_folder, staged
+from ..maps.map_config import CONFIG_NAME, declare_defaults
+from ..maps.storage import MAP_FILES, save_diamond_map
 from ..schedulers import DiamondMapScheduler
-from ..staging import Stage, check_folder, staged
 from .loading import MAP_FOLDER
 from .model_card import CARD_NAME, card_of_map, check_card, create_repository, stock_card, upload, write_model_card
 
@@ -78,7 +78,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def save_model(
-    backbone: Backbone,
+    family: Family,
     defaults: Mapping[str, Any],
     base_defaults: Mapping[str, Any],
     folder: str | os.PathLike,
@@ -114,7 +114,7 @@ def save_model(
             the weights; raised before anything is written.
         UnwritableError: something cannot be written; the folder is then as it was.
     """
-    pipeline, diamond_map = backbone.pipeline, backbone.posterior_map
+    pipeline, diamond_map = family.pipeline, family.posterior_map
     card = {"license": license, "sample_prompt": sample_prompt, "sample_images": sample_images}
     hub = {"repo_id": repo_id, "private": private, "token": token, "commit_message": commit_message}
     hub["create_pr"] = create_pr
@@ -125,7 +125,7 @@ def save_model(
     if not push_to_hub:
         _refuse(hub, "is for the Hub; add push_to_hub=True, or leave it out")
     check_card(license, sample_prompt)
-    declare_defaults(backbone.family, defaults, base_defaults)
+    declare_defaults(family.name, defaults, base_defaults)
     grid = None if sample_images is None else _grid(sample_images)
     _refuse_map_alone(check_folder(folder))
     if push_to_hub:
@@ -145,7 +145,7 @@ def save_model(
             write_model_card(stage.path, repo_id or str(folder), None, sample_prompt, grid)
         else:
             stage.obsolete |= {f"{MAP_FOLDER}/{name}" for name in MAP_FILES} | card_of_map(folder)
-            write_defaults(stage.path, backbone.family, defaults)
+            write_defaults(stage.path, family.name, defaults)
             if push_to_hub:
                 card_of_stock.save(stage.path / CARD_NAME)
     return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr) if push_to_hub else None

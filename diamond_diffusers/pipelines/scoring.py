@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Conditions
+from ..core.model import Conditions
+from ..families.base import Family
 from ..rewards import Reward
 from .arguments import resolve_arguments
 
@@ -32,7 +33,7 @@ def reward_probe(
 
 def encode_for_scores(
     score_model: DiamondMapPipeline | None, arguments: Mapping[str, Any]
-) -> tuple[Backbone, Conditions] | None:
+) -> tuple[Family, Conditions] | None:
     """The score model and its own encoding of the same prompts.
 
     Raises:
@@ -43,7 +44,7 @@ def encode_for_scores(
     if arguments["prompt"] is None:
         raise ValueError("prompt is None, but score_model encodes prompts by itself; give the prompt as text")
     shared = ("prompt", "negative_prompt", "height", "width", "use_resolution_binning", "num_images_per_prompt")
-    backbone = score_model.backbone
-    taken = inspect.signature(type(backbone.pipeline).__call__).parameters
+    family = score_model.family
+    taken = inspect.signature(type(family.pipeline).__call__).parameters
     given = {name: arguments[name] for name in shared if arguments.get(name) is not None and name in taken}
-    return backbone, backbone.encode(resolve_arguments(backbone, given, score_model.defaults))
+    return family, family.encode(resolve_arguments(family, given, score_model.defaults))

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..backbones.base import Backbone
+from ..families.base import Family
 from .arguments import NEGATIVE_PROMPTS
 
 
@@ -15,7 +15,7 @@ class StockCall:
     """Makes a method show, in `inspect.signature` and `help` of an object's, the stock keywords beside its own.
 
     Args:
-        function: a method that takes the stock keywords as `**kwargs`, of a class with a `backbone`.
+        function: a method that takes the stock keywords as `**kwargs`, of a class with a `family`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -29,7 +29,7 @@ class StockCall:
         def call(*args: Any, **kwargs: Any) -> Any:
             return self.function(owner, *args, **kwargs)
 
-        call.__signature__ = merged_signature(self.function, owner.backbone)
+        call.__signature__ = merged_signature(self.function, owner.family)
         return call
 
 
@@ -42,7 +42,7 @@ class SignatureOfCall:
         return inspect.signature(owner.__call__)
 
 
-def merged_signature(function: Callable[..., Any], backbone: Backbone) -> inspect.Signature:
+def merged_signature(function: Callable[..., Any], family: Family) -> inspect.Signature:
     """The parameters of a call, then those of the stock `__call__` that it takes too, all but the prompt by keyword.
 
     A parameter of both that is None by default has the stock default.
@@ -51,8 +51,8 @@ def merged_signature(function: Callable[..., Any], backbone: Backbone) -> inspec
     own = list(signature.parameters.values())[1:-1]
     stock = {
         name: parameter.replace(kind=parameter.KEYWORD_ONLY)
-        for name, parameter in inspect.signature(type(backbone.pipeline).__call__).parameters.items()
-        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and name not in backbone.refused_arguments
+        for name, parameter in inspect.signature(type(family.pipeline).__call__).parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD and name not in family.refused_arguments
     }
     merged = []
     for parameter in own:

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..attention import differentiable_attention
+from ..core.attention import differentiable_attention
 from .checks import check_batch, check_scores, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import differentiable_attention
+from ..core.attention import differentiable_attention
 from .base import Reward, random_image
 from .checks import refuses_inference_tensors
 from .context import check_context, check_signature, select_context, wanted_context

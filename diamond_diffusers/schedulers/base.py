@@ -13,10 +13,10 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..glass import EarlyStop, inner_step, inner_times, query_level
-from ..glass import query as fused
-from ..levels import GaussianPath, as_level
-from ..transitions import GlassTransition
+from ..core.glass import EarlyStop, inner_step, inner_times, query_level
+from ..core.glass import query as fused
+from ..core.levels import GaussianPath, as_level
+from ..transitions.glass import GlassTransition
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 

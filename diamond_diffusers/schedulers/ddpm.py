@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ..backbones.schedules import interpolate_levels, interpolate_timesteps, trained_range, training_levels
-from ..levels import VariancePreservingPath, add_noise
+from ..core.levels import VariancePreservingPath, add_noise, interpolate_timesteps
+from ..families.schedules import interpolate_levels, trained_range, training_levels
 from .base import GlassSchedulerMixin, extends_options_of
 
 

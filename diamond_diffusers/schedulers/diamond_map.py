@@ -14,9 +14,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_map_euler_discrete import FlowMapEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from ..diamond import DiamondTransition
-from ..glass import EarlyStop, inner_times
-from ..levels import RectifiedFlowPath, working_dtype
+from ..core.glass import EarlyStop, inner_times
+from ..core.levels import RectifiedFlowPath
+from ..core.tensors import working_dtype
+from ..transitions.diamond import DiamondTransition
 from .base import Generators, draw_noise, extends_options_of
 from .flow_options import FlowOptionsMixin
 

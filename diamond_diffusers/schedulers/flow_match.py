@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ..levels import RectifiedFlowPath
+from ..core.levels import RectifiedFlowPath
 from .base import GlassSchedulerMixin, extends_options_of
 from .flow_options import FlowOptionsMixin
 

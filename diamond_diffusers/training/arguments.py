@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from diffusers.optimization import SchedulerType
 
-from ..foreign_files import ForeignFileError, read_text, writable
+from ..files.foreign import ForeignFileError, read_text, writable
 from .losses import LOSSES
 
 MINIATURE = "miniature"

@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from ..json_forms import fitted
-from ..output_files import writing
+from ..files.json_forms import fitted
+from ..files.output import writing
 from .errors import TrainingError
 
 _NAME = re.compile(r"checkpoint-[0-9]+")

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.transforms import functional
 
-from ..foreign_files import read_text
-from ..foreign_images import UNDECODABLE, why_undecodable
-from ..foreign_tables import read_csv, read_json_lines
-from ..json_forms import fitted, shown
+from ..files.foreign import read_text
+from ..files.foreign_images import UNDECODABLE, why_undecodable
+from ..files.foreign_tables import read_csv, read_json_lines
+from ..files.json_forms import fitted, shown
 from ..miniature.render import render
 from ..miniature.training import sample_world
 from .arguments import MINIATURE

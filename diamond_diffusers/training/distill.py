@@ -21,16 +21,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..attention import differentiable_attention
-from ..foreign_files import ForeignFileError
-from ..foreign_models import UNLOADABLE, why_unloadable
-from ..memory_errors import want_of_memory
-from ..models.diamond_map import DiamondMap
-from ..models.map_config import declare_map
-from ..models.storage import save_diamond_map
-from ..output_files import whole_file, writing
+from ..core.attention import differentiable_attention
+from ..core.memory_errors import want_of_memory
+from ..files.foreign import ForeignFileError
+from ..files.foreign_models import UNLOADABLE, why_unloadable
+from ..files.output import whole_file, writing
+from ..files.staging import staged
+from ..maps.diamond_map import DiamondMap
+from ..maps.map_config import declare_map
+from ..maps.storage import save_diamond_map
 from ..pipelines.model_card import check_card, write_model_card
-from ..staging import staged
 from .arguments import MAY_CHANGE, MINIATURE, parse_arguments
 from .batches import Order
 from .checkpoints import ANOTHER, Checkpoints
@@ -124,22 +124,20 @@ class Distillation:
         # Every process starts from the same LoRA.
         torch.manual_seed(given.seed)
         self.pipe = load_base(given, DTYPES[accelerator.mixed_precision]).to(accelerator.device)
-        backbone = self.pipe.backbone
+        family = self.pipe.family
         self.teacher = Teacher(
-            backbone, self.pipe.defaults, given.resolution, given.guidance_scale, given.max_sequence_length
+            family, self.pipe.defaults, given.resolution, given.guidance_scale, given.max_sequence_length
         )
-        layers = lora_layers(given, backbone.model)
+        layers = lora_layers(given, family.network_module)
         try:
-            self.diamond_map = DiamondMap(
-                backbone, given.rank, given.lora_alpha, layers, given.condition_on_observation
-            )
+            self.diamond_map = DiamondMap(family, given.rank, given.lora_alpha, layers, given.condition_on_observation)
             # What the map is going to say of itself has to be possible before it is trained.
             check_card(given.license, given.validation_prompt)
-            declare_map(backbone, self.teacher.call_defaults, **origin(given), training=self._facts())
+            declare_map(family, self.teacher.call_defaults, **origin(given), training=self._facts())
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if given.gradient_checkpointing:
-            backbone.model.enable_gradient_checkpointing()
+            family.network_module.enable_gradient_checkpointing()
         size = self.teacher.resolution
         mean, _ = self.teacher.encode_images(torch.zeros(1, 3, size, size))
         self.latents_shape = tuple(mean.shape[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..foreign_files import one_line
+from ..files.foreign import one_line
 
 
 class TrainingError(RuntimeError):

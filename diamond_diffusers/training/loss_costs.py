@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..models.diamond_map import DiamondMap
-from ..pipelines import DiamondMapPipeline
+from ..maps.diamond_map import DiamondMap
+from ..pipelines.pipeline import DiamondMapPipeline
 from .arguments import TRAJECTORIES
 from .data import MiniatureWorld
 from .losses import LOSSES
@@ -48,8 +48,8 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     pipe = DiamondMapPipeline.from_pretrained()
     pipe.unload_diamond_map()
     pipe.transformer.requires_grad_(False)
-    teacher = Teacher(pipe.backbone, pipe.defaults)
-    diamond_map = DiamondMap(pipe.backbone, rank=64)
+    teacher = Teacher(pipe.family, pipe.defaults)
+    diamond_map = DiamondMap(pipe.family, rank=64)
     for parameter in diamond_map.trained_parameters():
         parameter.requires_grad_(True)
     conditions = teacher.conditions(teacher.features([MiniatureWorld()[index].captions for index in range(batch_size)]))
@@ -59,7 +59,7 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     losses: dict[str, Callable[[], tuple[Tensor, Any]]] = {
         name: partial(DistillationLoss(name, diagonal_fraction=0.0), diamond_map, z, conditions, 0) for name in LOSSES
     }
-    kept = Trajectories.draw(pipe.backbone, z[: batch_size // PAIR], half)
+    kept = Trajectories.draw(pipe.family, z[: batch_size // PAIR], half)
     losses[TRAJECTORIES] = partial(TrajectoryLoss(), diamond_map, kept, half, 0)
     for name, loss in losses.items():
         with counted_rows(pipe.transformer) as rows:

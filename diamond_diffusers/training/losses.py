@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones.base import Conditions
-from ..glass import inner_angle, inner_time, query, toward
-from ..levels import add_noise, expand
-from ..models.diamond_map import DiamondMap
+from ..core.glass import inner_angle, inner_time, query, toward
+from ..core.levels import add_noise
+from ..core.model import Conditions
+from ..core.tensors import expand
+from ..maps.diamond_map import DiamondMap
 from .forward_mode import tangents_like_outputs
 
 SMALLEST_TIME = 0.01
@@ -59,7 +60,7 @@ Loss = Callable[[DiamondMap, Batch], Tensor]
 def teacher_denoised(diamond_map: DiamondMap, batch: Batch, xbar: Tensor, s: Tensor) -> Tensor:
     """`D_teacher` at inner states `xbar [N, ...]` of times `s [N]`."""
     statistic, level = query(batch.x, batch.noise_to_signal, xbar, s)
-    return diamond_map.backbone.predict(statistic, level, batch.conditions)
+    return diamond_map.family.predict(statistic, level, batch.conditions)
 
 
 def student_denoised(diamond_map: DiamondMap, batch: Batch, xbar: Tensor, s: Tensor, r: Tensor) -> Tensor:

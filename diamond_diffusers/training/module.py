@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backbones.base import Conditions
-from ..models.diamond_map import DiamondMap
+from ..core.model import Conditions
+from ..maps.diamond_map import DiamondMap
 from .losses import LOSSES, Batch, diagonal, draw_diagonal_times, draw_inner_times
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ class DistilledModule(nn.Module):
     What is trained is in float32, whatever the precision of the base: in half precision, updates would be rounded away.
 
     Args:
-        diamond_map: with its backbone.
+        diamond_map: with its family.
     """
 
     def __init__(self, diamond_map: DiamondMap) -> None:
@@ -40,7 +40,7 @@ class DistilledModule(nn.Module):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self.diamond_map = diamond_map
-        self.network = diamond_map.backbone.model
+        self.network = diamond_map.family.network_module
 
     def forward(self, function: Callable[[DiamondMap], Result]) -> Result:
         """`function(diamond_map)`. Tensors are not among the arguments, where sharding would cast them."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..foreign_files import one_line
+from ..files.foreign import one_line
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload
 from .arguments import TRAJECTORIES
 from .errors import TrainingError

@@ -19,9 +19,9 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from ..foreign_models import UNLOADABLE, why_unloadable
-from ..output_files import prepare_folder
-from ..pipelines import DiamondMapPipeline
+from ..files.foreign_models import UNLOADABLE, why_unloadable
+from ..files.output import prepare_folder
+from ..pipelines.pipeline import DiamondMapPipeline
 from .arguments import DEFAULT_WARMUP_STEPS, MINIATURE, TRAJECTORIES
 from .errors import TrainingError
 from .module import DistillationLoss
@@ -130,7 +130,7 @@ def load_base(given: argparse.Namespace, dtype: torch.dtype) -> DiamondMapPipeli
     except UNLOADABLE as error:
         reason = why_unloadable(error)
         raise TrainingError(f"--pretrained_model_name_or_path {name} cannot be loaded: {reason}") from error
-    if pipe.backbone.posterior_map is not None:
+    if pipe.family.posterior_map is not None:
         pipe.unload_diamond_map()
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():

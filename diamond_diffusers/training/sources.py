@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..foreign_files import read_lines
-from ..glass import inner_times
-from ..output_files import writing
-from ..staging import write_safetensors
+from ..core.glass import inner_times
+from ..files.foreign import read_lines
+from ..files.output import writing
+from ..files.staging import write_safetensors
 from .arguments import TRAJECTORIES
 from .batches import Order, batches_from
 from .data import Captioned, Preparation, choose_caption, load_captioned
@@ -150,7 +150,7 @@ def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable) -> S
         def draw(draw_latents: Callable = draw_latents) -> Any:
             z, features = draw_latents()
             with torch.no_grad():
-                drawn = evaluate(lambda _: Trajectories.draw(teacher.backbone, z, teacher.conditions(features)))
+                drawn = evaluate(lambda _: Trajectories.draw(teacher.family, z, teacher.conditions(features)))
             return drawn, features
 
         yield draw
@@ -180,7 +180,7 @@ def cached_trajectories(batches: Iterator[list[dict[str, Tensor]]], teacher: Tea
 
 
 def _stacked(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Iterator[dict[str, Tensor]]:
-    device = teacher.backbone.pipeline._execution_device
+    device = teacher.family.pipeline._execution_device
     for batch in batches:
         yield {name: torch.stack([row[name] for row in batch]).to(device) for name in batch[0]}
 
@@ -210,7 +210,7 @@ def trajectory_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Enc
         with torch.random.fork_rng():
             torch.manual_seed(indices[0])
             z = mean + deviation * torch.randn_like(mean)
-            drawn = Trajectories.draw(teacher.backbone, z, teacher.conditions(features))
+            drawn = Trajectories.draw(teacher.family, z, teacher.conditions(features))
         # Their error is far below that of a map.
         kept = {"x": drawn.x, "noise_to_signal": drawn.noise_to_signal, "states": drawn.states.half()}
         return {**features, **{f"trajectories.{name}": tensor for name, tensor in kept.items()}}

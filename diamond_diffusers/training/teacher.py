@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone, Conditions
+from ..core.model import Conditions
+from ..families.base import Family
 from ..pipelines.arguments import resolve_arguments
 from .errors import TrainingError
 
@@ -18,7 +19,7 @@ class Teacher:
     """A base model with classifier-free guidance.
 
     Args:
-        backbone: of an ordinary model, with text encoders and an autoencoder.
+        family: of an ordinary model, with text encoders and an autoencoder.
         defaults: the model's own values for arguments of a call.
         resolution: of its square images, in pixels.
         guidance_scale: of the teacher.
@@ -30,18 +31,18 @@ class Teacher:
 
     def __init__(
         self,
-        backbone: Backbone,
+        family: Family,
         defaults: Mapping[str, Any],
         resolution: int | None = None,
         guidance_scale: float = 3.0,
         max_sequence_length: int | None = None,
     ) -> None:
-        if backbone.is_few_step:
+        if family.is_few_step:
             raise TrainingError(
-                f"this {backbone.family} model is a few-step one, which gives no posterior mean to learn from; "
+                f"this {family.name} model is a few-step one, which gives no posterior mean to learn from; "
                 "name its base model"
             )
-        self.backbone, self.defaults = backbone, dict(defaults)
+        self.family, self.defaults = family, dict(defaults)
         self.resolution = resolution or self._own_resolution()
         self._check_resolution()
         own_length = self.defaults.get("max_sequence_length")
@@ -61,24 +62,25 @@ class Teacher:
         size = self.defaults.get("height")
         if size is None:
             size = (
-                getattr(self.backbone.pipeline, "default_sample_size", None) or self.backbone.model.config.sample_size
+                getattr(self.family.pipeline, "default_sample_size", None)
+                or self.family.network_module.config.sample_size
             )
-            size *= self.backbone.pipeline.vae_scale_factor
+            size *= self.family.pipeline.vae_scale_factor
         return int(size)
 
     def _check_resolution(self) -> None:
-        pipeline, network = self.backbone.pipeline, self.backbone.model
+        pipeline, network = self.family.pipeline, self.family.network_module
         # Latents are packed, or cut into patches.
         patch = 2 if hasattr(pipeline, "_pack_latents") else network.config.get("patch_size") or 1
         multiple = pipeline.vae_scale_factor * patch
         if self.resolution % multiple:
             raise TrainingError(
-                f"--resolution is {self.resolution}; the {self.backbone.family} model takes multiples of {multiple}"
+                f"--resolution is {self.resolution}; the {self.family.name} model takes multiples of {multiple}"
             )
 
     def _known(self, **arguments: Any) -> dict[str, Any]:
         """Those arguments that the stock call takes."""
-        taken = inspect.signature(type(self.backbone.pipeline).__call__).parameters
+        taken = inspect.signature(type(self.family.pipeline).__call__).parameters
         return {name: value for name, value in arguments.items() if name in taken and value is not None}
 
     def _guidance(self, scale: float) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Teacher:
             # The stock pipeline encodes its own unconditional: SDXL has zeros, which an empty text is not.
             known.pop("negative_prompt", None)
             return known
-        if self.backbone.model.config.get("guidance_embeds"):
+        if self.family.network_module.config.get("guidance_embeds"):
             return {"guidance_scale": scale}
         known.pop("guidance_scale", None)
         return known
@@ -103,9 +105,9 @@ class Teacher:
         given = {**self.call, **guidance, "prompt": list(captions)}
         if given.get("negative_prompt") is not None:
             given["negative_prompt"] = [given["negative_prompt"]] * len(captions)
-        arguments = resolve_arguments(self.backbone, given, self.defaults)
-        with self.backbone.calling(arguments):
-            return self.backbone.encode(arguments)
+        arguments = resolve_arguments(self.family, given, self.defaults)
+        with self.family.calling(arguments):
+            return self.family.encode(arguments)
 
     @torch.no_grad()
     def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -127,7 +129,7 @@ class Teacher:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Means and deviations `[N, ...]` of the latents of images `[N, 3, H, W]` in [-1, 1], in the family's form."""
-        vae = self.backbone.pipeline.vae
+        vae = self.family.pipeline.vae
         encoded = vae.encode(images.to(vae.device, vae.dtype))
         law = getattr(encoded, "latent_dist", None)
         mean, deviation = (encoded.latent, torch.zeros_like(encoded.latent)) if law is None else (law.mean, law.std)
@@ -139,13 +141,13 @@ class Teacher:
         return self._pack((mean - shift) * scale), self._pack(deviation * scale)
 
     def _pack(self, latents: Tensor) -> Tensor:
-        pack = getattr(self.backbone.pipeline, "_pack_latents", None)
+        pack = getattr(self.family.pipeline, "_pack_latents", None)
         return latents if pack is None else pack(latents, *latents.shape)
 
     @torch.no_grad()
     def sample(self, captions: Sequence[str], num_inference_steps: int, generator: torch.Generator) -> Tensor:
         """Clean latents `[N, ...]` of captions, drawn by the stock pipeline with the teacher's guidance."""
-        pipeline = self.backbone.pipeline
+        pipeline = self.family.pipeline
         shown = dict(getattr(pipeline, "_progress_bar_config", {}))
         pipeline.set_progress_bar_config(disable=True)
         try:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone, Conditions
-from ..glass import inner_states, inner_times
-from ..levels import add_noise, expand
-from ..models.diamond_map import DiamondMap
+from ..core.glass import inner_states, inner_times
+from ..core.levels import add_noise
+from ..core.model import Conditions
+from ..core.tensors import expand
+from ..families.base import Family
+from ..maps.diamond_map import DiamondMap
 from .module import draw_levels, per_posterior_variance
 
 PAIR = 2
@@ -40,14 +42,14 @@ class Trajectories:
 
     @classmethod
     @torch.no_grad()
-    def draw(cls, backbone: Backbone, z: Tensor, conditions: Conditions) -> Trajectories:
+    def draw(cls, family: Family, z: Tensor, conditions: Conditions) -> Trajectories:
         """Observes clean samples `z [N, ...]` at random levels and runs the inner flow of the guided teacher."""
         levels = draw_levels(len(z))
         x = add_noise(z, torch.randn_like(z), levels)
         index = torch.arange(len(z))
 
         def denoise(rows: Tensor, level: Tensor) -> Tensor:
-            return backbone.predict(rows, level, conditions.rows(index.repeat_interleave(len(rows) // len(z))))
+            return family.predict(rows, level, conditions.rows(index.repeat_interleave(len(rows) // len(z))))
 
         noise = torch.randn_like(z.repeat_interleave(PAIR, 0))
         states = inner_states(denoise, x, levels, noise, num_inner_steps=INNER_STEPS, solver="exponential")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import functional
 from torchvision.utils import make_grid
 
-from ..models.diamond_map import DiamondMap
+from ..maps.diamond_map import DiamondMap
 from .teacher import Teacher
 
 ROWS = {"one evaluation": 1, "four evaluations": 4}
@@ -27,7 +27,7 @@ def validation_images(
         latents_shape: of one image.
         seed: of the noise, which all rows share.
     """
-    device = teacher.backbone.pipeline._execution_device
+    device = teacher.family.pipeline._execution_device
     generator = torch.Generator().manual_seed(seed)
     x, noise = (torch.randn(count, *latents_shape, generator=generator).to(device) for _ in range(2))
     conditions = teacher.conditions(teacher.features([prompt] * count))
@@ -37,7 +37,7 @@ def validation_images(
         for step in range(num_steps):
             s, r = 1 - step / num_steps, 1 - (step + 1) / num_steps
             xbar = diamond_map(xbar, s, r, x, math.inf, conditions)
-        rows.append(teacher.backbone.decode(xbar, conditions).float())
+        rows.append(teacher.family.decode(xbar, conditions).float())
     return torch.stack(rows)
 
 

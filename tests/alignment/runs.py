@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diamond_diffusers.alignment import Alignment, AlignmentResult
-from diamond_diffusers.alignment.model import TiltedModel
+from diamond_diffusers import Method
+from diamond_diffusers.alignment.base import AlignmentResult
+from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.random_source import RandomSource
 
 from ..core.mixture import seeded
@@ -28,7 +29,7 @@ def falling_levels(count: int, highest: float = math.inf) -> list[float]:
 
 
 def run(
-    alignment: Alignment,
+    alignment: Method,
     model: TiltedModel,
     levels: Sequence[float] = COARSE_LEVELS,
     seed: int | Sequence[int] = 0,

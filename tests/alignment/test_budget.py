@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers.alignment import (
+from diamond_diffusers import (
     SMC,
     BeamSearch,
     BestOfN,
+    GlassPosterior,
+    GlassTransition,
     Guidance,
     NoAlignment,
     NoiseEvolution,
@@ -16,17 +18,14 @@ from diamond_diffusers.alignment import (
     PathSearch,
     RandomSearch,
     ZeroOrderSearch,
-    fit_to_budget,
 )
-from diamond_diffusers.alignment.budget import cost_of_image, largest_within
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.posteriors import GlassPosterior
-from diamond_diffusers.transitions import GlassTransition
+from diamond_diffusers.alignment.budget import cost_of_image, fit_to_budget, largest_within
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.core.model import Conditions
 
 from ..conftest import redness
 from ..core.mixture import make_mixture
-from ..core.mixture_model import LINEAR, MixtureBackbone, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureFamily, make_map_model, make_model
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -53,7 +52,7 @@ METHODS = {
 def guided_model():
     """Two images under classifier-free guidance."""
     offsets = {"offset": torch.zeros(2, 1)}
-    return TiltedModel(MixtureBackbone(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
+    return TiltedModel(MixtureFamily(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
 
 
 MODELS = {"guided": guided_model, "few-step": lambda: make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=1)}

@@ -5,26 +5,29 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import (
-    ALIGNMENTS,
+from diamond_diffusers import (
     SMC,
     AdaptiveTempering,
+    AncestralTransition,
     BeamSearch,
     BestOfN,
+    DenoiserPoint,
+    GlassPosterior,
+    GlassTransition,
     Guidance,
     NoAlignment,
     NoiseEvolution,
     NoiseOptimization,
+    ODETransition,
     PathSearch,
     PosteriorResampling,
     PosteriorSMC,
     RandomSearch,
     ZeroOrderSearch,
-    as_alignment,
 )
 from diamond_diffusers.alignment.base import RunEnded
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers.alignment.methods import METHODS as REGISTERED
+from diamond_diffusers.alignment.named import as_method
 
 from ..core.mixture import make_mixture, standard_error
 from ..core.mixture_model import LINEAR, QuadraticReward, images_of, make_model
@@ -137,7 +140,7 @@ def test_what_else_a_callback_raises_is_an_error(alignment):
 
 
 def test_names_stand_for_methods_with_their_defaults():
-    assert {name: type(as_alignment(name)) for name in ALIGNMENTS} == {
+    assert {name: type(as_method(name)) for name in REGISTERED.names()} == {
         "none": NoAlignment,
         "best_of_n": BestOfN,
         "smc": SMC,
@@ -152,9 +155,9 @@ def test_names_stand_for_methods_with_their_defaults():
         "posterior_smc": PosteriorSMC,
     }
     smc = SMC(num_particles=7)
-    assert as_alignment(smc) is smc
+    assert as_method(smc) is smc
     with pytest.raises(ValueError, match="alignment is 'dsp'; choose one of none, best_of_n, smc, guidance"):
-        as_alignment("dsp")
+        as_method("dsp")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ class BlackBox(QuadraticReward):
 @pytest.mark.parametrize("name", ["best_of_n", "smc", "guidance"])
 def test_methods_that_need_a_reward_say_so(name):
     with pytest.raises(ValueError, match="reward is None"):
-        as_alignment(name).check(None)
+        as_method(name).check(None)
     NoAlignment().check(None)
 
 

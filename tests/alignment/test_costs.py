@@ -3,14 +3,22 @@
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    BestOfN,
+    DenoiserPoint,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    ODETransition,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture
-from ..core.mixture_model import MixtureBackbone, QuadraticReward
+from ..core.mixture_model import MixtureFamily, QuadraticReward
 from .runs import COARSE_LEVELS, run
 
 IMAGES, STEPS = 2, len(COARSE_LEVELS) - 1
@@ -60,11 +68,11 @@ METHODS = {
 
 
 def run_counted(alignment, is_guided=False, reward=True, **options):
-    backbone = MixtureBackbone(make_mixture(3))
+    family = MixtureFamily(make_mixture(3))
     offsets = {"offset": torch.zeros(IMAGES, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)}) if reward else None
-    model = TiltedModel(backbone, conditions, [""] * IMAGES, reward)
+    model = TiltedModel(family, conditions, [""] * IMAGES, reward)
     run(alignment, model, **options)
     return model
 
@@ -74,12 +82,12 @@ def run_counted(alignment, is_guided=False, reward=True, **options):
 def test_costs_are_exact(name, is_guided):
     alignment, evaluations, backwards, decodes = METHODS[name]
     model = run_counted(alignment, is_guided)
-    cost, backbone = model.cost, model.backbone
+    cost, family = model.cost, model.family
     rows = IMAGES * alignment.num_particles
     factor = 2 if is_guided else 1
-    assert cost.network_evaluations == backbone.evaluations == rows * evaluations * factor
-    assert cost.backward_passes == backbone.backwards == rows * backwards * factor
-    assert cost.decodes == backbone.decoded == rows * (decodes + 1)
+    assert cost.network_evaluations == family.evaluations == rows * evaluations * factor
+    assert cost.backward_passes == family.backwards == rows * backwards * factor
+    assert cost.decodes == family.decoded == rows * (decodes + 1)
     assert cost.reward_calls == model.reward.calls == cost.decodes
     assert cost.equivalent_evaluations == cost.network_evaluations + 2 * cost.backward_passes
     assert cost.seconds > 0

@@ -7,18 +7,26 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import SMC, BeamSearch, BestOfN, Guidance, NoAlignment, NoiseOptimization
-from diamond_diffusers.alignment.distribution import ParticleShards
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.posteriors import GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
-from diamond_diffusers.weighted_posterior import WeightedPosterior
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    BeamSearch,
+    BestOfN,
+    DiamondMapPipeline,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    NoiseOptimization,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.processes import ParticleShards
+from diamond_diffusers.core.model import Conditions
 from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, MixtureBackbone, QuadraticReward, make_model
+from ..core.mixture_model import LINEAR, MixtureFamily, QuadraticReward, make_model
 from ..training.processes import in_processes
 from .runs import run
 from .test_batches import fields
@@ -61,7 +69,7 @@ def run_images(method, **options):
     """Two images of different prompts, conditions and generators."""
     conditions = Conditions({"offset": OFFSETS})
     reward = QuadraticReward({"right": (3.0, 0.0, 0.0), "down": (0.0, -3.0, 1.0)}, 0.1)
-    model = TiltedModel(MixtureBackbone(MIXTURE), conditions, ["right", "down"], reward, **options)
+    model = TiltedModel(MixtureFamily(MIXTURE), conditions, ["right", "down"], reward, **options)
     return run(method, model, LEVELS, seed=[1, 2]), model
 
 
@@ -93,10 +101,10 @@ def test_each_process_evaluates_its_share(num_processes):
             reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
             model = make_model(MIXTURE, reward, particle_batch_size=batch_size, shards=shards)
             run(Guidance(gradient="pathwise", num_particles=8), model, LEVELS)
-            backbone = model.backbone
+            family = model.family
             assert model.cost.network_evaluations == model.cost.backward_passes == 8 * STEPS
-            assert backbone.evaluations == backbone.backwards == share * STEPS
-            assert backbone.decoded == reward.calls == share * (STEPS + 1)
+            assert family.evaluations == family.backwards == share * STEPS
+            assert family.decoded == reward.calls == share * (STEPS + 1)
 
     in_processes(num_processes, child)
 

@@ -5,11 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, Guidance, PosteriorSMC
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    DenoiserPoint,
+    DiamondPosterior,
+    DiamondTransition,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    PosteriorSMC,
+)
+from diamond_diffusers.alignment.law import TiltedModel
 
 from ..core.mixture import coefficients, make_mixture, standard_error
 from ..core.mixture_model import LINEAR, make_model, unconditional
@@ -144,8 +151,8 @@ def test_an_imperfect_map_is_right_as_look_aheads_and_wrong_as_a_transition():
     _, exact = LINEAR.tilt(MIXTURE, scale=1.5)
     ratios = {}
     for name, smc in methods.items():
-        backbone, count = NarrowDiamondMixture(MIXTURE), 96
-        model = TiltedModel(backbone, unconditional(count), [""] * count, LINEAR, reward_scale=1.5)
+        family, count = NarrowDiamondMixture(MIXTURE), 96
+        model = TiltedModel(family, unconditional(count), [""] * count, LINEAR, reward_scale=1.5)
         ratios[name] = torch.exp(run(smc, model, falling_levels(8)).log_evidence - exact)
         assert abs(ratios[name].mean() - table[name]) < 4.5 * standard_error(ratios[name])
     right = ratios.pop("GlassTransition(4)")

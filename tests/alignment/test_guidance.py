@@ -6,15 +6,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers.alignment import Guidance, NoAlignment
+from diamond_diffusers import (
+    AncestralTransition,
+    DenoiserPoint,
+    DiamondPosterior,
+    DiamondTransition,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    ODETransition,
+    RenoiseTransition,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.look_ahead import look_ahead
-from diamond_diffusers.alignment.model import TiltedModel
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
-from diamond_diffusers.glass import EarlyStop, inner_times, query_level
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition, RenoiseTransition
-from diamond_diffusers.weighted_posterior import WeightedPosterior
+from diamond_diffusers.core.glass import EarlyStop, inner_times, query_level
 
 from ..core.mixture import coefficients, energy_distance, make_gaussian, make_mixture, seeded
 from ..core.mixture_model import (
@@ -23,8 +31,8 @@ from ..core.mixture_model import (
     LINEAR,
     QUADRATIC,
     SIGMA_DATA,
-    MixtureBackbone,
-    MixtureMapBackbone,
+    MixtureFamily,
+    MixtureMapFamily,
     make_map_model,
     make_model,
     unconditional,
@@ -116,9 +124,9 @@ def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, n
 )
 @pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
 def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, transition, num_steps):
-    backbone = DiamondMixture(MIXTURE)
-    backbone.max_step = 0.2
-    model = TiltedModel(backbone, unconditional(), [""], LINEAR)
+    family = DiamondMixture(MIXTURE)
+    family.max_step = 0.2
+    model = TiltedModel(family, unconditional(), [""], LINEAR)
     guidance = Guidance(DiamondPosterior(8), gradient, max_shift=None, transition=transition, num_particles=PARTICLES)
     assert_has_the_tilted_law(guidance, model, falling_levels(num_steps, 20.0))
 
@@ -293,7 +301,7 @@ def test_the_shift_is_the_known_correction_of_each_network(family, kappa):
     model = make_model(MIXTURE, QUADRATIC, family)
     x = MIXTURE.observation(kappa).sample(6, seeded(1))
     ahead = look_ahead(model, DenoiserPoint(), x, kappa, RandomSource(seeded(2), 1), "pathwise")
-    path, network = model.backbone.path, model.backbone.network
+    path, network = model.family.path, model.family.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time).requires_grad_()
     prediction = network(noisy, time, None)
@@ -396,8 +404,8 @@ def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_poste
 
 def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():
     """Its predicted sample is the end of the flow map, which a GLASS transition must not take for `E[z | x]`."""
-    scores, conditions, transition = MixtureBackbone(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
-    model = TiltedModel(MixtureMapBackbone(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
+    scores, conditions, transition = MixtureFamily(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
+    model = TiltedModel(MixtureMapFamily(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
     x = torch.randn(5, 3, generator=seeded(1))
     unguided = Guidance(guidance_strength=0.0, transition=transition, num_particles=5)
     result = run(unguided, model, levels=(3.0, 1.0), x=x, seed=4)

@@ -8,12 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import Guidance, NoAlignment, as_alignment
-from diamond_diffusers.glass import EarlyStop, inner_times, query_level
-from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
-from diamond_diffusers.transitions import FlowMapTransition, GlassTransition, ODETransition
-from diamond_diffusers.weighted_posterior import WeightedPosterior
+from diamond_diffusers import (
+    DiamondMapPipeline,
+    FlowMapPoint,
+    FlowMapTransition,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    ODETransition,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.named import as_method
+from diamond_diffusers.core.glass import EarlyStop, inner_times, query_level
 
 from ..conftest import redness
 from ..core.mixture import make_mixture, seeded
@@ -216,7 +223,7 @@ def test_a_pipeline_calls_back_as_often_as_it_steps():
 
     call = {"height": 16, "width": 16, "num_inference_steps": 8, "max_sequence_length": 12, "reward": redness}
     out = pipe(["a ring", "a star"], alignment="fmrg", generator=seeded(1), callback_on_step_end=callback, **call)
-    assert len(out.images) == 2 and out.alignment == as_alignment("fmrg", pipe.backbone)
+    assert len(out.images) == 2 and out.alignment == as_method("fmrg", pipe.family)
     assert seen == [(0, 6), (1, 6), (2, 6), (3, 2), (4, 2)] and totals == [5]
 
 

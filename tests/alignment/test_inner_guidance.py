@@ -4,12 +4,20 @@ from dataclasses import fields, replace
 
 import pytest
 
-from diamond_diffusers.alignment import SMC, Guidance, PosteriorResampling, PosteriorSMC
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    DiamondPosterior,
+    FlowMapPoint,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    PosteriorResampling,
+    PosteriorSMC,
+)
 from diamond_diffusers.alignment.inner_guidance import COURSE
-from diamond_diffusers.alignment.presets import PRESETS, fmtt
-from diamond_diffusers.diamond import DiamondPosterior
-from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
+from diamond_diffusers.alignment.presets import PRESETS
+from diamond_diffusers.alignment.presets.fmtt import fmtt
 
 OWNERS = (SMC, PosteriorSMC, PosteriorResampling)
 HEEDED = {
@@ -74,4 +82,4 @@ def test_what_is_said_twice_alike_is_taken():
 def test_published_guidance_with_a_course_is_no_part_of_another_method():
     for name in ("fmrg", "posterior_diamond", "weighted_diamond"):
         with pytest.raises(ValueError, match="guidance has num_"):
-            SMC(posterior=DiamondPosterior(1), guidance=PRESETS[name](num_guided_steps=3))
+            SMC(posterior=DiamondPosterior(1), guidance=PRESETS.get(name)(num_guided_steps=3))

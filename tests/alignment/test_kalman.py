@@ -6,9 +6,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, AdaptiveTempering, ScheduledTempering
-from diamond_diffusers.posteriors import DenoiserPoint, PosteriorSampler, PosteriorSamples
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
+from diamond_diffusers import (
+    SMC,
+    AdaptiveTempering,
+    AncestralTransition,
+    DenoiserPoint,
+    GlassTransition,
+    PosteriorSampler,
+    ScheduledTempering,
+)
+from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import GaussianMixture, coefficients, make_gaussian, seeded, standard_error
 from ..core.mixture_model import QuadraticReward, make_model

@@ -6,19 +6,27 @@ from functools import partial
 import pytest
 import torch
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import NoAlignment, NoiseEvolution, NoiseOptimization, as_alignment
+from diamond_diffusers import (
+    AncestralTransition,
+    DiamondMapPipeline,
+    FlowMapTransition,
+    NoAlignment,
+    NoiseEvolution,
+    NoiseOptimization,
+    ODETransition,
+    RenoiseTransition,
+)
 from diamond_diffusers.alignment.base import RunEnded
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.alignment.noise_optimization import Sampler, log_norm_density_gradient
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.named import as_method
+from diamond_diffusers.alignment.noise_ascent import NoiseSampler, log_norm_density_gradient
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.backbones.base import Conditions
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.rewards import CallableReward
-from diamond_diffusers.transitions import AncestralTransition, FlowMapTransition, ODETransition, RenoiseTransition
 from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureBackbone, QuadraticReward, make_map_model, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureFamily, QuadraticReward, make_map_model, make_model
 from .runs import run
 
 GAUSSIAN = make_gaussian()
@@ -114,7 +122,7 @@ def test_the_gradient_is_that_of_all_steps():
     """Against differences, through a few-step model's stochastic steps with the driving noise held."""
     model = make_map_model(MIXTURE, QUADRATIC, num_steps=1, reward_scale=0.7)
     noise = torch.randn(2, 3, generator=seeded(1)).double()
-    sampler = Sampler(model, RenoiseTransition(), (20.0, 0.7, 0.0), RandomSource(seeded(2), 1), 2)
+    sampler = NoiseSampler(model, RenoiseTransition(), (20.0, 0.7, 0.0), RandomSource(seeded(2), 1), 2)
     sample, gradient = sampler.differentiated(noise)
     assert torch.equal(sampler(noise).latents, sample.latents)
     for coordinate in range(3):
@@ -137,7 +145,7 @@ def test_evolution_estimates_the_gradient_without_bias():
     z = matrix @ (math.sqrt(1 - size**2) * noise[0]) + offset
     expected = 0.7 * (QUADRATIC.linear[""] - QUADRATIC.quadratic * z) @ matrix
     evolution = NoiseEvolution(num_perturbations=4, perturbation=size, num_particles=copies)
-    sampler = Sampler(model, ODETransition(), LEVELS, RandomSource(seeded(2), 1), copies)
+    sampler = NoiseSampler(model, ODETransition(), LEVELS, RandomSource(seeded(2), 1), copies)
     _, estimates = evolution.sample_and_gradient(sampler, noise.expand(copies, 3))
     assert (estimates.mean(0) - expected).norm() < 3 * standard_error(estimates).norm() < expected.norm() / 4
 
@@ -182,7 +190,7 @@ PROMPTS = ["right", "down", "down"]
 def run_images(ascent, images, **options):
     conditions = Conditions({"offset": OFFSETS[images]}, {"offset": -OFFSETS[images]}, 1.5)
     reward = QuadraticReward(DIRECTIONS, 0.1)
-    model = TiltedModel(MixtureBackbone(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
+    model = TiltedModel(MixtureFamily(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
     return run(ascent, model, LEVELS, seed=[11 + image for image in images]), model
 
 
@@ -204,7 +212,7 @@ def test_the_batch_size_of_particles_changes_nothing_but_memory(name, batch_size
     chunked, chunked_model = run_images(ASCENTS[name], [0, 1, 2], particle_batch_size=batch_size)
     torch.testing.assert_close(chunked.latents, whole.latents, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(chunked.rewards, whole.rewards, atol=1e-4, rtol=1e-4)
-    assert chunked_model.backbone.largest_batch <= batch_size
+    assert chunked_model.family.largest_batch <= batch_size
     costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (model, chunked_model)]
     assert costs[0] == costs[1]
 
@@ -217,11 +225,11 @@ def test_costs_are_exact(name):
     is_evolution = isinstance(ascent, NoiseEvolution)
     samples = particles * (iterations + (2 * 3 * (iterations - 1) if is_evolution else 0))
     backwards = 0 if is_evolution else particles * (iterations - 1)
-    cost, backbone = model.cost, model.backbone
+    cost, family = model.cost, model.family
     # Two evaluations a row, for classifier-free guidance.
-    assert cost.network_evaluations == backbone.evaluations == 2 * STEPS * samples
-    assert cost.backward_passes == backbone.backwards == 2 * STEPS * backwards
-    assert cost.decodes == backbone.decoded == cost.reward_calls == model.reward.calls == samples
+    assert cost.network_evaluations == family.evaluations == 2 * STEPS * samples
+    assert cost.backward_passes == family.backwards == 2 * STEPS * backwards
+    assert cost.decodes == family.decoded == cost.reward_calls == model.reward.calls == samples
     assert cost.seconds > 0
 
 
@@ -285,8 +293,8 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_what_it_cannot_work_with_is_refused():
-    assert as_alignment("noise_optimization") == NoiseOptimization()
-    assert as_alignment("noise_evolution") == NoiseEvolution()
+    assert as_method("noise_optimization") == NoiseOptimization()
+    assert as_method("noise_evolution") == NoiseEvolution()
     with pytest.raises(ValueError, match="alignment NoiseEvolution needs one"):
         NoiseEvolution().check(None)
     reward = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), differentiable=False)

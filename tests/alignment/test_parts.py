@@ -2,8 +2,16 @@
 
 import pytest
 
-from diamond_diffusers.alignment import SMC, BestOfN, Guidance, PosteriorResampling, PosteriorSMC, RandomSearch
-from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
+from diamond_diffusers import (
+    SMC,
+    BestOfN,
+    FlowMapPoint,
+    GlassPosterior,
+    Guidance,
+    PosteriorResampling,
+    PosteriorSMC,
+    RandomSearch,
+)
 
 from ..core.mixture_model import LINEAR
 

@@ -8,15 +8,20 @@ import random
 import pytest
 import torch
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import Guidance, NoAlignment, PosteriorResampling
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.alignment.posterior_resampling import choose
+from diamond_diffusers import (
+    DenoiserPoint,
+    DiamondMapPipeline,
+    DiamondPosterior,
+    GlassPosterior,
+    Guidance,
+    NoAlignment,
+    PosteriorResampling,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.methods.posterior_resampling import choose
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.diamond import DiamondPosterior
 from diamond_diffusers.miniature.grammar import held_out_captions
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
@@ -161,4 +166,4 @@ def test_what_cannot_be_chosen_from_is_refused():
     with pytest.raises(ValueError, match="correlation is 2"):
         PosteriorResampling(correlation=2)
     with pytest.raises(ValueError, match="Diamond Map"):
-        PosteriorResampling(posterior=DiamondPosterior(4)).resolve(make_model(MIXTURE, LINEAR).backbone)
+        PosteriorResampling(posterior=DiamondPosterior(4)).resolve(make_model(MIXTURE, LINEAR).family)

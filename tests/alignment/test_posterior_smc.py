@@ -6,13 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, Guidance, PosteriorSMC
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.alignment.posterior_resampling import noised_sample
-from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
-from diamond_diffusers.weighted_posterior import WeightedPosterior
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    DenoiserPoint,
+    DiamondPosterior,
+    DiamondTransition,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    PosteriorSMC,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.methods.posterior_resampling import noised_sample
 
 from ..core.mixture import seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
@@ -166,9 +173,9 @@ def test_what_cannot_move_particles_is_refused(options, message):
 
 
 def test_no_transition_is_the_default_one():
-    assert PosteriorSMC(transition=None).resolve(tilted_model().backbone) == PosteriorSMC()
+    assert PosteriorSMC(transition=None).resolve(tilted_model().family) == PosteriorSMC()
 
 
 def test_a_diamond_map_is_needed():
     with pytest.raises(ValueError, match="Diamond Map"):
-        PosteriorSMC().resolve(make_model(MIXTURE, LINEAR).backbone)
+        PosteriorSMC().resolve(make_model(MIXTURE, LINEAR).family)

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, AdaptiveTempering, ScheduledTempering
-from diamond_diffusers.alignment.potentials import POTENTIALS
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import GlassTransition
+from diamond_diffusers import SMC, AdaptiveTempering, DenoiserPoint, GlassPosterior, GlassTransition, ScheduledTempering
+from diamond_diffusers.alignment.smc_parts.potentials import POTENTIALS
 
 from ..core.mixture import energy_distance, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, make_model

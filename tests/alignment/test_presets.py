@@ -6,23 +6,38 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import PRESETS, SMC, Guidance, NoAlignment, as_alignment
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.alignment.noise_optimization import NoiseOptimization
-from diamond_diffusers.alignment.posterior_resampling import PosteriorResampling
-from diamond_diffusers.alignment.presets import das, fk_steering, fmrg, fmtt, posterior_diamond, weighted_diamond
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    DenoiserPoint,
+    DiamondMapPipeline,
+    DiamondPosterior,
+    FlowMapPoint,
+    FlowMapTransition,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    NoiseOptimization,
+    ODETransition,
+    PosteriorResampling,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.named import as_method
+from diamond_diffusers.alignment.presets import PRESETS
+from diamond_diffusers.alignment.presets.das import DASTransition, das
+from diamond_diffusers.alignment.presets.fk_steering import fk_steering
+from diamond_diffusers.alignment.presets.fmrg import fmrg
+from diamond_diffusers.alignment.presets.fmtt import fmtt
+from diamond_diffusers.alignment.presets.posterior_diamond import posterior_diamond
+from diamond_diffusers.alignment.presets.weighted_diamond import weighted_diamond
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.alignment.smc_presets import DASTransition
-from diamond_diffusers.cli import AlignmentOptions, build_alignment
-from diamond_diffusers.diamond import DiamondPosterior
-from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, FlowMapTransition, GlassTransition, ODETransition
-from diamond_diffusers.weighted_posterior import WeightedPosterior
+from diamond_diffusers.cli.main import AlignmentOptions, build_alignment
 
 from ..conftest import redness
 from ..core.mixture import coefficients, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureBackbone, MixtureMapBackbone, make_map_model, unconditional
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureFamily, MixtureMapFamily, make_map_model, unconditional
 from ..core.test_diamond import DiamondMixture
 from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, run
@@ -60,27 +75,27 @@ COSTS = {
 }
 
 
-def model_of(reward=LINEAR, num_images=1, backbone=DiamondMixture, **options):
-    return TiltedModel(backbone(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
+def model_of(reward=LINEAR, num_images=1, family=DiamondMixture, **options):
+    return TiltedModel(family(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 def test_each_name_is_its_cell_of_the_grid():
-    assert set(PRESETS) == set(CELLS)
+    assert set(PRESETS.names()) == set(CELLS)
     for name, (method, posterior, transition) in CELLS.items():
-        alignment = as_alignment(name)
+        alignment = as_method(name)
         assert type(alignment) is method and type(alignment.transition) is transition
         assert posterior is None or type(alignment.posterior) is posterior
-        assert as_alignment(name, MixtureBackbone(MIXTURE)).needs_reward
-        assert "arXiv" in PRESETS[name].__doc__
+        assert as_method(name, MixtureFamily(MIXTURE)).needs_reward
+        assert "arXiv" in PRESETS.get(name).__doc__
 
 
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
-    backbone = DiamondMixture if "posterior_diamond" in name else MixtureBackbone
+    family = DiamondMixture if "posterior_diamond" in name else MixtureFamily
     plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
-    model = model_of(reward, IMAGES, backbone)
-    alignment = as_alignment(name, model.backbone)
+    model = model_of(reward, IMAGES, family)
+    alignment = as_method(name, model.family)
     result = run(alignment, model)
     chosen = result.select(alignment.default_selection, RandomSource(seeded(1), IMAGES))
     gain = (result.rewards.gather(1, chosen) - plain)[:, 0]
@@ -91,7 +106,7 @@ def test_presets_raise_the_reward_at_their_cost(name, reward):
 
 def test_reno_raises_the_reward_of_a_flow_map():
     model = make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=4)
-    reno = as_alignment("reno", model.backbone)
+    reno = as_method("reno", model.family)
     assert (reno.num_iterations, reno.learning_rate, reno.max_gradient_norm) == (50, 5.0, 0.1)
     short = replace(reno, num_iterations=5)
     before, after = (run(method, model, (math.inf, 0.0)).rewards for method in (NoAlignment(), short))
@@ -104,7 +119,7 @@ def test_reno_raises_the_reward_of_a_flow_map():
 )
 def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, evaluations):
     model = make_map_model(MIXTURE, LINEAR, num_images=IMAGES, num_steps=4)
-    alignment = as_alignment(name, model.backbone)
+    alignment = as_method(name, model.family)
     plain = run(NoAlignment(ODETransition()), make_map_model(MIXTURE, LINEAR, IMAGES, num_steps=4)).rewards
     gain = (run(alignment, model).rewards - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
@@ -121,7 +136,7 @@ def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, ev
 )
 def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, evaluations, backwards):
     model = model_of(num_images=IMAGES)
-    alignment = as_alignment(name, model.backbone)
+    alignment = as_method(name, model.family)
     plain = run(NoAlignment(ODETransition()), model_of(num_images=IMAGES)).rewards
     gain = (run(alignment, model).rewards - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
@@ -131,7 +146,7 @@ def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, e
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("reno", "guided_diamond")])
 def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
-    alignment = as_alignment(name, DiamondMixture(MIXTURE))
+    alignment = as_method(name, DiamondMixture(MIXTURE))
     transition = alignment.transition or GlassTransition()
     unscaled = run(alignment, model_of(reward_scale=0.0))
     plain = run(NoAlignment(transition, alignment.num_particles), model_of())
@@ -139,7 +154,7 @@ def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
 
 
 def test_settings_follow_the_model():
-    few_step, ordinary = MixtureMapBackbone(MIXTURE), MixtureBackbone(MIXTURE)
+    few_step, ordinary = MixtureMapFamily(MIXTURE), MixtureFamily(MIXTURE)
     assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
     assert fmtt(ordinary).posterior == FlowMapPoint(4)
     assert weighted_diamond(few_step) == weighted_diamond()
@@ -167,7 +182,7 @@ def test_the_posterior_diamond_map_adds_as_much_as_the_drift():
 
     def step(**options):
         model, states = model_of(), []
-        method = posterior_diamond(model.backbone, num_particles=20, **options)
+        method = posterior_diamond(model.family, num_particles=20, **options)
         run(method, model, (kappa, next_kappa, 0.0), x=x, on_step=lambda index, x: states.append(x.clone()))
         assert (model.cost.network_evaluations, model.cost.backward_passes) == (20 * 3, 20)
         return states[0]
@@ -221,7 +236,7 @@ def test_the_pipeline_knows_presets_by_name():
     for name in ("fk_steering", "das", "dps", "fmrg", "weighted_diamond"):
         by_name, by_object = (
             pipe("a red circle", alignment=alignment, generator=seeded(1), output_type="latent", **call)
-            for alignment in (name, PRESETS[name](pipe.backbone))
+            for alignment in (name, PRESETS.get(name)(pipe.family))
         )
         assert torch.equal(by_name.images, by_object.images)
         assert by_name.cost.network_evaluations == by_object.cost.network_evaluations
@@ -230,9 +245,9 @@ def test_the_pipeline_knows_presets_by_name():
 
 
 def test_the_command_line_knows_presets_and_changes_what_is_given():
-    backbone = MixtureBackbone(MIXTURE)
-    for name in PRESETS:
-        assert build_alignment(name, AlignmentOptions(), backbone) == as_alignment(name, backbone)
+    family = MixtureFamily(MIXTURE)
+    for name in PRESETS.names():
+        assert build_alignment(name, AlignmentOptions(), family) == as_method(name, family)
     options = AlignmentOptions(num_particles=6, posterior="glass", num_lookaheads=3, guidance_strength=0.5)
     built = build_alignment("das", options)
     assert built == das(

@@ -23,13 +23,13 @@ from diffusers import (
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.alignment.presets import fmrg, reno, weighted_diamond
+from diamond_diffusers import DiamondMapPipeline, FlowMapTransition, Reward
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.presets.fmrg import fmrg
+from diamond_diffusers.alignment.presets.reno import reno
+from diamond_diffusers.alignment.presets.weighted_diamond import weighted_diamond
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.pipelines.arguments import resolve_arguments
-from diamond_diffusers.rewards.base import Reward
-from diamond_diffusers.transitions import FlowMapTransition
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "presets"
 FLUX = FIXTURES / "flux_weighted_diamond"
@@ -97,11 +97,11 @@ def flux_model(num_inference_steps: int = 8) -> tuple[TiltedModel, list[float], 
         "guidance_scale": 1.0,
         "max_sequence_length": 32,
     }
-    arguments = resolve_arguments(pipe.backbone, call, {})
-    conditions = pipe.backbone.encode(arguments)
+    arguments = resolve_arguments(pipe.family, call, {})
+    conditions = pipe.family.encode(arguments)
     reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
-    model = TiltedModel(pipe.backbone, conditions, [""], reward, reward_scale=250.0)
-    return model, pipe.backbone.levels(arguments, conditions), golden
+    model = TiltedModel(pipe.family, conditions, [""], reward, reward_scale=250.0)
+    return model, pipe.family.levels(arguments, conditions), golden
 
 
 @cache
@@ -128,11 +128,11 @@ def sana_sprint_model() -> tuple[TiltedModel, list[float], dict[str, Tensor]]:
         "intermediate_timesteps": None,
         "guidance_scale": 1.0,
     }
-    arguments = resolve_arguments(pipe.backbone, call, {})
-    conditions = pipe.backbone.encode(arguments)
+    arguments = resolve_arguments(pipe.family, call, {})
+    conditions = pipe.family.encode(arguments)
     reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
-    model = TiltedModel(pipe.backbone, conditions, [""], reward, reward_scale=250.0)
-    return model, pipe.backbone.levels(arguments, conditions), golden
+    model = TiltedModel(pipe.family, conditions, [""], reward, reward_scale=250.0)
+    return model, pipe.family.levels(arguments, conditions), golden
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -144,10 +144,10 @@ def packed(latents: Tensor) -> Tensor:
 def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
     model, _, golden = flux_model()
     # Their norm is 20 whatever the size of the latents.
-    preset = weighted_diamond(model.backbone, guidance_strength=20 / golden["latents"].numel() ** 0.5)
+    preset = weighted_diamond(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
     assert isinstance(preset.transition, FlowMapTransition)
     posterior = replace(preset.posterior, num_samples=3)
-    path, recorded = model.backbone.path, {name: golden[f"t{time}.{name}"] for name in ("eps", "particle_reward")}
+    path, recorded = model.family.path, {name: golden[f"t{time}.{name}"] for name in ("eps", "particle_reward")}
     level, next_level = (float(path.noise_to_signal(t)) for t in (time, time - 0.1))
 
     def aim(network, x, level):
@@ -176,9 +176,9 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
 def test_a_run_of_the_weighted_diamond_map_on_flux() -> None:
     """Eight steps, all but the first guided: latents before each, the last ones, and the image."""
     model, levels, golden = flux_model()
-    preset = weighted_diamond(model.backbone, guidance_strength=20 / golden["latents"].numel() ** 0.5)
+    preset = weighted_diamond(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
     preset = replace(preset, posterior=replace(preset.posterior, num_samples=4))
-    path, visited = model.backbone.path, []
+    path, visited = model.family.path, []
 
     def on_step(index: int, x: Tensor, step: int) -> None:
         visited.append(path.from_bounded(x, path.time(levels[step + 1])))
@@ -201,7 +201,7 @@ def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
     """The look-aheads of their run, which are averaged evenly, and the change that their coefficient makes."""
     model, levels, golden = sana_sprint_model()
     latents = golden["latents"][step : step + 1]
-    preset = weighted_diamond(model.backbone, guidance_strength=20 / latents.numel() ** 0.5)
+    preset = weighted_diamond(model.family, guidance_strength=20 / latents.numel() ** 0.5)
     noise = RecordedNoise([golden["eps"][step - 1]])
     ahead = preset.look_ahead(model, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
     # Before the look-aheads come the predictions of each step so far, and look-aheads of those before.
@@ -217,7 +217,7 @@ def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
 @torch.no_grad()
 def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_best_image_seen() -> None:
     model, levels, golden = sana_sprint_model()
-    preset = weighted_diamond(model.backbone, guidance_strength=20 / 256**0.5)
+    preset = weighted_diamond(model.family, guidance_strength=20 / 256**0.5)
     visited = []
     result = preset.run(
         model,
@@ -244,8 +244,8 @@ def test_a_run_of_fmrg_on_flux() -> None:
     """Three particles over four guided steps, the best of them over two more, and two steps of the flow map."""
     model, levels, _ = flux_model(16)
     golden = load_file(FIXTURES / "fmrg" / "golden.safetensors")
-    preset = fmrg(model.backbone, num_guided_steps=6)
-    path, visited = model.backbone.path, []
+    preset = fmrg(model.family, num_guided_steps=6)
+    path, visited = model.family.path, []
 
     def on_step(index: int, x: Tensor, step: int) -> None:
         visited.append(path.from_bounded(x, path.time(levels[step + 1])))
@@ -271,14 +271,14 @@ def test_a_run_of_reno_on_one_step_of_flux(name: str, scale: float) -> None:
     model.reward_scale = scale
     noises = []
 
-    class Watched(type(model.backbone)):
+    class Watched(type(model.family)):
         def flow_map(self, x, *arguments):
             noises.append(x.detach().clone())
             return super().flow_map(x, *arguments)
 
-    backbone = Watched(model.backbone.pipeline)
-    model.backbone = backbone
-    preset = reno(backbone, num_iterations=8, transition=FlowMapTransition())
+    family = Watched(model.family.pipeline)
+    model.family = family
+    preset = reno(family, num_iterations=8, transition=FlowMapTransition())
     start = golden[f"{name}.noises"][:1]
     result = preset.run(model, start, (math.inf, 0.0), RandomSource(torch.Generator(), 1))
     torch.testing.assert_close(torch.cat(noises), golden[f"{name}.noises"], atol=2e-5, rtol=0)

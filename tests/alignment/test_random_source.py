@@ -3,10 +3,20 @@
 import pytest
 import torch
 
-from diamond_diffusers.alignment import BestOfN, Guidance, NoAlignment, NoiseOptimization, PathSearch, RandomSearch
+from diamond_diffusers import (
+    AncestralTransition,
+    BestOfN,
+    FlowMapPoint,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    NoiseOptimization,
+    ODETransition,
+    PathSearch,
+    RandomSearch,
+    RenoiseTransition,
+)
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.posteriors import FlowMapPoint
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition, RenoiseTransition
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import LINEAR, make_model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diamond_diffusers.alignment.resampling import RESAMPLING_SCHEMES, effective_sample_size
+from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES, effective_sample_size
 
 from ..core.mixture import seeded, standard_error
 

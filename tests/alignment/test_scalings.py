@@ -5,13 +5,10 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import Guidance
+from diamond_diffusers import DenoiserPoint, FlowMapPoint, GlassPosterior, Guidance, ODETransition, WeightedPosterior
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.scalings import SCALINGS, limited, of_unit_size
-from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint, GlassPosterior
-from diamond_diffusers.transitions import ODETransition
-from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import (
@@ -48,7 +45,7 @@ def test_auto_changes_the_velocity_of_rectified_flow_by_as_much_as_it_is(gradien
     posterior = GlassPosterior(3, 4)
     automatic = Guidance(posterior, gradient, 0.7, max_shift=None, scaling="auto")
     exact = Guidance(posterior, gradient, max_shift=None)
-    path, network = model.backbone.path, model.backbone.network
+    path, network = model.family.path, model.family.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time)
     velocity = network(noisy, time, None)
@@ -66,7 +63,7 @@ def test_norm_subtracts_the_coefficient_times_the_unit_terms_from_the_velocity(k
     guidance = Guidance(
         gradient="pathwise", guidance_strength=0.4, max_shift=None, scaling="norm", max_coefficient=max_coefficient
     )
-    path, network = model.backbone.path, model.backbone.network
+    path, network = model.family.path, model.family.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time).requires_grad_()
     velocity = network(noisy, time, None)

@@ -8,21 +8,26 @@ import pytest
 import torch
 from scipy.special import ndtr
 
-from diamond_diffusers.alignment import BeamSearch, BestOfN, NoAlignment, PathSearch, RandomSearch, ZeroOrderSearch
-from diamond_diffusers.alignment.base import RunEnded
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.posteriors import GlassPosterior
-from diamond_diffusers.transitions import (
+from diamond_diffusers import (
     AncestralTransition,
+    BeamSearch,
+    BestOfN,
     FlowMapTransition,
+    GlassPosterior,
     GlassTransition,
+    NoAlignment,
     ODETransition,
+    PathSearch,
+    RandomSearch,
     RenoiseTransition,
+    ZeroOrderSearch,
 )
+from diamond_diffusers.alignment.base import RunEnded
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, standard_error
-from ..core.mixture_model import LINEAR, MixtureBackbone, QuadraticReward, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureFamily, QuadraticReward, make_map_model, make_model
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -252,13 +257,13 @@ COSTS = {
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_are_exact(name, is_guided):
     alignment, evaluations, decodes = COSTS[name]
-    backbone, offsets = MixtureBackbone(MIXTURE), {"offset": torch.zeros(2, 1)}
+    family, offsets = MixtureFamily(MIXTURE), {"offset": torch.zeros(2, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
-    model = TiltedModel(backbone, conditions, [""] * 2, reward)
+    model = TiltedModel(family, conditions, [""] * 2, reward)
     run(alignment, model)
-    assert model.cost.network_evaluations == backbone.evaluations == 2 * evaluations * (2 if is_guided else 1)
-    assert model.cost.decodes == backbone.decoded == model.cost.reward_calls == reward.calls == 2 * decodes
+    assert model.cost.network_evaluations == family.evaluations == 2 * evaluations * (2 if is_guided else 1)
+    assert model.cost.decodes == family.decoded == model.cost.reward_calls == reward.calls == 2 * decodes
     assert model.cost.backward_passes == 0
     assert model.cost.seconds > 0
 

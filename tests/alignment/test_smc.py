@@ -6,13 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, AdaptiveTempering, Guidance, NoAlignment
+from diamond_diffusers import (
+    SMC,
+    AdaptiveTempering,
+    AncestralTransition,
+    DenoiserPoint,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+)
 from diamond_diffusers.alignment.look_ahead import LookAhead
+from diamond_diffusers.alignment.methods.smc import valuations
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.alignment.resampling import RESAMPLING_SCHEMES
-from diamond_diffusers.alignment.smc import valuations
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
+from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
 
 from ..core.mixture import make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, make_model

@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, AdaptiveTempering, resampling
-from diamond_diffusers.alignment.presets import das, fk_steering, glass_fk, posterior_diamond_smc
-from diamond_diffusers.alignment.resampling import RESAMPLING_SCHEMES
-from diamond_diffusers.alignment.smc_presets import DASTransition
-from diamond_diffusers.alignment.tempering import ScheduledTempering
-from diamond_diffusers.diamond import DiamondPosterior
-from diamond_diffusers.posteriors import PosteriorSampler, PosteriorSamples
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
+from diamond_diffusers import (
+    SMC,
+    AdaptiveTempering,
+    AncestralTransition,
+    DiamondPosterior,
+    GlassTransition,
+    PosteriorSampler,
+    ScheduledTempering,
+)
+from diamond_diffusers.alignment.presets.das import DASTransition, das
+from diamond_diffusers.alignment.presets.fk_steering import fk_steering
+from diamond_diffusers.alignment.presets.glass_fk import glass_fk
+from diamond_diffusers.alignment.presets.posterior_diamond_smc import posterior_diamond_smc
+from diamond_diffusers.alignment.smc_parts import resampling
+from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
+from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import QuadraticReward, make_map_model, make_model
@@ -206,7 +214,7 @@ def test_settings_are_those_that_are_published():
 
 
 def test_settings_of_das_follow_the_model():
-    few_step, ordinary = make_map_model(MIXTURE).backbone, make_model(MIXTURE).backbone
+    few_step, ordinary = make_map_model(MIXTURE).family, make_model(MIXTURE).family
     assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == DASTransition(0.5)
     assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
     assert das(ordinary).transition == das().transition == DASTransition(0.5)

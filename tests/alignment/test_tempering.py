@@ -5,11 +5,17 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, AdaptiveTempering, Guidance, ScheduledTempering
-from diamond_diffusers.alignment.potentials import POTENTIALS
-from diamond_diffusers.alignment.resampling import effective_sample_size
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.transitions import GlassTransition
+from diamond_diffusers import (
+    SMC,
+    AdaptiveTempering,
+    DenoiserPoint,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    ScheduledTempering,
+)
+from diamond_diffusers.alignment.smc_parts.potentials import POTENTIALS
+from diamond_diffusers.alignment.smc_parts.resampling import effective_sample_size
 
 from ..core.mixture import make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, make_model

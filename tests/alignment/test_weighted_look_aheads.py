@@ -5,18 +5,24 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, Guidance
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
-from diamond_diffusers.transitions import GlassTransition, ODETransition
-from diamond_diffusers.weighted_posterior import WEIGHTS, WeightedPosterior
+from diamond_diffusers import (
+    SMC,
+    FlowMapPoint,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    ODETransition,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.posteriors.weighted import WEIGHTS
 
 from ..core.mixture import energy_distance, make_mixture, seeded, standard_error
 from ..core.mixture_model import (
     LINEAR,
-    MixtureBackbone,
-    MixtureMapBackbone,
+    MixtureFamily,
+    MixtureMapFamily,
     QuadraticReward,
     make_map_model,
     make_model,
@@ -150,9 +156,9 @@ METHODS = {
 def run_images(alignment, images, shape=(3,), **options):
     """The images of these indices, each with its own prompt, conditions and generator."""
     conditions = Conditions({"offset": OFFSETS[images]})
-    scores = MixtureBackbone(MIXTURE)
+    scores = MixtureFamily(MIXTURE)
     model = TiltedModel(
-        MixtureMapBackbone(MIXTURE, scores, num_steps=4),
+        MixtureMapFamily(MIXTURE, scores, num_steps=4),
         conditions,
         [list(DIRECTIONS)[image] for image in images],
         QuadraticReward(DIRECTIONS, 0.1),

@@ -8,17 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.backbones.base import Conditions, Denoising
-from diamond_diffusers.levels import (
-    GaussianPath,
-    Level,
-    RectifiedFlowPath,
-    VariancePreservingPath,
-    as_level,
-    expand,
-)
-from diamond_diffusers.rewards.base import Reward
+from diamond_diffusers import Reward
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.core.levels import GaussianPath, Level, RectifiedFlowPath, VariancePreservingPath, as_level
+from diamond_diffusers.core.model import Conditions, Model
+from diamond_diffusers.core.tensors import expand
 
 from .mixture import GaussianMixture, coefficients
 
@@ -50,7 +44,7 @@ class TrigonometricPath(GaussianPath):
 
 
 @dataclass(frozen=True)
-class Family:
+class TinyFamily:
     """A path of the package next to the test's own account of it.
 
     Attributes:
@@ -69,13 +63,13 @@ def _circle(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 FAMILIES = {
-    "rectified_flow": Family(RectifiedFlowPath(), lambda t: (1 - t, t), lambda z, eps, alpha, sigma: eps - z),
-    "epsilon": Family(VariancePreservingPath("epsilon"), _circle, lambda z, eps, alpha, sigma: eps),
-    "v_prediction": Family(
+    "rectified_flow": TinyFamily(RectifiedFlowPath(), lambda t: (1 - t, t), lambda z, eps, alpha, sigma: eps - z),
+    "epsilon": TinyFamily(VariancePreservingPath("epsilon"), _circle, lambda z, eps, alpha, sigma: eps),
+    "v_prediction": TinyFamily(
         VariancePreservingPath("v_prediction"), _circle, lambda z, eps, alpha, sigma: alpha * eps - sigma * z
     ),
-    "sample": Family(VariancePreservingPath("sample"), _circle, lambda z, eps, alpha, sigma: z),
-    "trigonometric": Family(
+    "sample": TinyFamily(VariancePreservingPath("sample"), _circle, lambda z, eps, alpha, sigma: z),
+    "trigonometric": TinyFamily(
         TrigonometricPath(SIGMA_DATA),
         lambda t: (torch.cos(t), SIGMA_DATA * torch.sin(t)),
         lambda z, eps, alpha, sigma: alpha * eps - sigma / SIGMA_DATA**2 * z,
@@ -85,7 +79,7 @@ FAMILIES = {
 FAMILIES_AT_PURE_NOISE = [name for name in FAMILIES if name != "epsilon"]
 
 
-class MixtureBackbone(Denoising):
+class MixtureFamily(Model):
     """The exact network of a family for a mixture that each image's conditions displace by their `offset`.
 
     Latents may have any shape `[N, ...]` of `d` numbers. Counts what it is asked for.
@@ -139,15 +133,13 @@ class MixtureBackbone(Denoising):
         self.backwards += rows
 
 
-class MixtureMapBackbone(MixtureBackbone):
+class MixtureMapFamily(MixtureFamily):
     """The exact flow map of the mixture, as a few-step model knows it; its score model, if any, has the denoiser."""
 
     has_flow_map = True
     predicts_mean = False
 
-    def __init__(
-        self, mixture: GaussianMixture, score_model: MixtureBackbone | None = None, num_steps: int = 16
-    ) -> None:
+    def __init__(self, mixture: GaussianMixture, score_model: MixtureFamily | None = None, num_steps: int = 16) -> None:
         super().__init__(mixture)
         self.score_model = score_model
         self.has_denoiser = score_model is not None
@@ -210,9 +202,7 @@ def make_model(
     **options: object,
 ) -> TiltedModel:
     """The same tilted mixture for every image, with the empty prompt."""
-    return TiltedModel(
-        MixtureBackbone(mixture, family), unconditional(num_images), [""] * num_images, reward, **options
-    )
+    return TiltedModel(MixtureFamily(mixture, family), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 def make_map_model(
@@ -224,10 +214,10 @@ def make_map_model(
     **options: object,
 ) -> TiltedModel:
     """As `make_model`, of the exact flow map, with the exact denoiser as its score model."""
-    scores = MixtureBackbone(mixture) if has_scores else None
+    scores = MixtureFamily(mixture) if has_scores else None
     conditions = unconditional(num_images)
     return TiltedModel(
-        MixtureMapBackbone(mixture, scores, num_steps),
+        MixtureMapFamily(mixture, scores, num_steps),
         conditions,
         [""] * num_images,
         reward,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.backends import cuda
 
-from diamond_diffusers.attention import differentiable_attention
+from diamond_diffusers.core.attention import differentiable_attention
 
 pytestmark = pytest.mark.usefixtures("cudnn_attention")
 

@@ -6,24 +6,30 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diamond_diffusers.alignment import SMC, Guidance, NoAlignment
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.diamond import DiamondPosterior, DiamondTransition, map_inner_flow
-from diamond_diffusers.glass import inner_angle, inner_step, inner_time, query
-from diamond_diffusers.posteriors import GlassPosterior
-from diamond_diffusers.transitions import GlassTransition
-from diamond_diffusers.values import value
-from diamond_diffusers.weighted_posterior import WeightedPosterior
+from diamond_diffusers import (
+    SMC,
+    DiamondPosterior,
+    DiamondTransition,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.core.flow_map import map_inner_flow
+from diamond_diffusers.core.glass import inner_angle, inner_step, inner_time, query
+from diamond_diffusers.core.values import value
 
 from ..alignment.runs import run
 from .mixture import coefficients, energy_distance, make_mixture, seeded
-from .mixture_model import LINEAR, MixtureBackbone, unconditional
+from .mixture_model import LINEAR, MixtureFamily, unconditional
 
 MIXTURE = make_mixture(3)
 SAMPLES = 600
 
 
-class DiamondMixture(MixtureBackbone):
+class DiamondMixture(MixtureFamily):
     """The mixture with its exact Diamond Map: the inner flow in many small angles, which count as one evaluation."""
 
     has_diamond_map = True
@@ -111,10 +117,10 @@ def test_a_run_evaluates_nothing_but_the_map():
     model = tilted_model(num_images=2)
     alignment = SMC(num_particles=3, posterior=DiamondPosterior(4), transition=DiamondTransition())
     run(alignment, model, levels=(math.inf, 2.0, 0.5, 0.0))
-    assert model.backbone.evaluations == model.cost.network_evaluations == 2 * 3 * (2 * 4 + 3)
+    assert model.family.evaluations == model.cost.network_evaluations == 2 * 3 * (2 * 4 + 3)
     plain = tilted_model()
     run(NoAlignment(DiamondTransition()), plain, levels=(math.inf, 2.0, 0.5, 0.0))
-    assert plain.backbone.evaluations == plain.cost.network_evaluations == 3
+    assert plain.family.evaluations == plain.cost.network_evaluations == 3
 
 
 def test_guidance_baked_in_is_not_paid_for_again():
@@ -155,7 +161,7 @@ def test_guidance_reaches_a_map_through_its_noise(gradient):
 def test_the_map_contains_the_flow_map(level, next_level):
     """Given pure noise, the inner flow is the model's own probability-flow ODE."""
     model = tilted_model()
-    model.backbone.max_step = 0.005
+    model.family.max_step = 0.005
     network = model.network(torch.zeros(50, dtype=torch.long))
     x = MIXTURE.observation(level).sample(50, seeded(1)).float()
     mapped = network.flow_map(x, level, next_level)
@@ -183,7 +189,7 @@ def test_weighted_look_aheads_along_the_flow_map_estimate_the_value():
 
 
 def test_what_lacks_a_map_or_cannot_be_guided_is_refused():
-    plain = MixtureBackbone(MIXTURE)
+    plain = MixtureFamily(MIXTURE)
     for alignment in (NoAlignment(DiamondTransition()), SMC(posterior=DiamondPosterior())):
         with pytest.raises(ValueError, match=r"needs a Diamond Map.*load_diamond_map"):
             alignment.resolve(plain)

@@ -5,21 +5,21 @@ import math
 import pytest
 import torch
 
+from diamond_diffusers import DenoiserPoint, FlowMapPoint
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.flow_map import flow_map_of, flow_to_data, integrate_ode, ode_levels
-from diamond_diffusers.glass import toward
-from diamond_diffusers.levels import ode_step
-from diamond_diffusers.network import Network
-from diamond_diffusers.posteriors import DenoiserPoint, FlowMapPoint
+from diamond_diffusers.core.flow_map import flow_map_of, flow_to_data, integrate_ode, ode_levels
+from diamond_diffusers.core.glass import toward
+from diamond_diffusers.core.levels import ode_step
+from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.core.network import Network
 
 from .mixture import coefficients, make_gaussian, make_mixture, seeded
 from .mixture_model import (
     FAMILIES,
     FAMILIES_AT_PURE_NOISE,
     LINEAR,
-    MixtureBackbone,
+    MixtureFamily,
     images_of,
     make_map_model,
     make_model,
@@ -38,8 +38,8 @@ def gaussian_map(level):
 
 
 def denoiser_of(mixture, family="rectified_flow"):
-    backbone = MixtureBackbone(mixture, family)
-    return lambda x, level: backbone.predict(x, level, Conditions({}))
+    family = MixtureFamily(mixture, family)
+    return lambda x, level: family.predict(x, level, Conditions({}))
 
 
 def relative_error(ends, exact):
@@ -114,7 +114,7 @@ def test_maps_compose_to_themselves(num_steps):
 
 
 def point(model, posterior, x, level, gradient=None):
-    posterior.check(model.backbone)
+    posterior.check(model.family)
     return look_ahead(model, posterior, x, level, RandomSource(seeded(6), 1), gradient)
 
 
@@ -124,7 +124,7 @@ def test_the_point_of_a_few_step_model_is_what_it_predicts(level):
     x = MIXTURE.observation(level).sample(4, seeded(7))
     ahead = point(model, FlowMapPoint(), x, level)
     torch.testing.assert_close(ahead.values, LINEAR.score(images_of(MIXTURE.flow(x, level)), [""] * 4))
-    assert model.cost.network_evaluations == model.backbone.evaluations == 4
+    assert model.cost.network_evaluations == model.family.evaluations == 4
     assert ahead.effective_sample_size is None
     # With a score model the map is still the map.
     with_scores = point(make_map_model(MIXTURE, LINEAR), FlowMapPoint(), x, level)
@@ -185,6 +185,6 @@ def test_a_map_from_a_level_to_itself_is_the_identity_to_the_bit(level, dtype):
 def test_an_ordinary_model_refuses_one_step():
     for posterior in (FlowMapPoint(), FlowMapPoint(1)):
         with pytest.raises(ValueError, match=r"num_steps is 1, but .* give num_steps=4, or use DenoiserPoint\(\)"):
-            posterior.check(MixtureBackbone(MIXTURE))
+            posterior.check(MixtureFamily(MIXTURE))
     with pytest.raises(ValueError, match="num_steps is 0; it must be a whole number of at least 1"):
         FlowMapPoint(0)

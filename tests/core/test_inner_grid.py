@@ -6,7 +6,7 @@ from functools import cache, partial
 import pytest
 import torch
 
-from diamond_diffusers.glass import EarlyStop, inner_angle, inner_flow, inner_time, inner_times, sample_posterior
+from diamond_diffusers.core.glass import EarlyStop, inner_angle, inner_flow, inner_time, inner_times, sample_posterior
 
 from .mixture import (
     GaussianMixture,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.glass import INNER_SOLVERS
+from diamond_diffusers.core.glass import INNER_SOLVERS
 
 NOISE = math.pi / 2
 STEPS = [(NOISE, 1.2, 0.8), (NOISE, 0.8, 0.0), (1.4, 1.1, 0.5), (1.1, 0.7, 0.1), (0.4, 0.2, 0.0)]

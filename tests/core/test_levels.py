@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.levels import (
+from diamond_diffusers.core.levels import (
     VariancePreservingPath,
     add_noise,
     fuse,

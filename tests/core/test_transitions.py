@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.glass import sample_transition
-from diamond_diffusers.levels import ode_step
-from diamond_diffusers.network import Network
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers.core.glass import sample_transition
+from diamond_diffusers.core.levels import ode_step
+from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.core.network import Network
 
 from .mixture import coefficients, energy_distance, excess_variance, make_gaussian, make_mixture, seeded, standard_error
-from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureBackbone
+from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureFamily
 
 MIXTURE = make_mixture(3)
 STEPS = [(0.8, 0.3), (2.0, 0.8), (6.0, 0.5), (math.inf, 2.0)]
@@ -22,22 +22,22 @@ UNUSED = Network(None)
 """Of steps of one evaluation, which is handed to them."""
 
 
-def denoiser_of(backbone):
-    return lambda x, level: backbone.denoise(x, level, Conditions({}))
+def denoiser_of(family):
+    return lambda x, level: family.denoise(x, level, Conditions({}))
 
 
 def observations(level):
     return MIXTURE.observation(level).sample(OBSERVATIONS, seeded(7)).float()
 
 
-def stepped(transition, backbone, x, level, next_level, noise):
-    denoise = denoiser_of(backbone)
+def stepped(transition, family, x, level, next_level, noise):
+    denoise = denoiser_of(family)
     return transition.step(Network(denoise, denoise), x, level, next_level, denoise(x, level), noise)
 
 
 def errors_of_the_joint_law(transition, family, correlation, steps):
     """Energy distances and excess variances `[steps x observations]`, and both of the exact law to itself."""
-    backbone = MixtureBackbone(MIXTURE, family)
+    family = MixtureFamily(MIXTURE, family)
     errors, null = [], []
     for seed, (level, next_level) in enumerate(steps):
         x = observations(level)
@@ -45,7 +45,7 @@ def errors_of_the_joint_law(transition, family, correlation, steps):
         law = MIXTURE.transition(x, level, next_level, rho)
         exact, again = (law.sample(SAMPLES, seeded(10 * seed + pair)).float() for pair in (1, 2))
         noise = torch.randn(OBSERVATIONS * SAMPLES, 3, generator=seeded(10 * seed + 3))
-        moved = stepped(transition, backbone, x.repeat_interleave(SAMPLES, 0), level, next_level, noise)
+        moved = stepped(transition, family, x.repeat_interleave(SAMPLES, 0), level, next_level, noise)
         moved = moved.unflatten(0, (OBSERVATIONS, SAMPLES))
         errors.append(torch.stack([energy_distance(moved, exact), excess_variance(moved, law)], 1))
         null.append(torch.stack([energy_distance(again, exact), excess_variance(again, law)], 1))
@@ -75,24 +75,24 @@ def test_one_inner_step_does_not_have_it(correlation):
 @pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
 @pytest.mark.parametrize(("level", "next_level"), [*STEPS, (0.5, 0.0), (math.inf, 0.0)])
 def test_one_inner_step_contains_the_euler_and_the_ancestral_step(family, level, next_level):
-    backbone = MixtureBackbone(MIXTURE, family)
+    family = MixtureFamily(MIXTURE, family)
     x, noise = observations(level), torch.randn(OBSERVATIONS, 3, generator=seeded(1))
-    euler = stepped(GlassTransition(1, correlation=1.0), backbone, x, level, next_level, noise)
-    ddpm = stepped(GlassTransition(1, correlation="ddpm"), backbone, x, level, next_level, noise)
+    euler = stepped(GlassTransition(1, correlation=1.0), family, x, level, next_level, noise)
+    ddpm = stepped(GlassTransition(1, correlation="ddpm"), family, x, level, next_level, noise)
     ode = ode_step(x, MIXTURE.posterior(x, level).mean, level, next_level).float()
-    ancestral = stepped(AncestralTransition(), backbone, x, level, next_level, noise)
+    ancestral = stepped(AncestralTransition(), family, x, level, next_level, noise)
     torch.testing.assert_close(euler, ode, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(stepped(ODETransition(), backbone, x, level, next_level, noise), ode)
+    torch.testing.assert_close(stepped(ODETransition(), family, x, level, next_level, noise), ode)
     torch.testing.assert_close(ddpm, ancestral, atol=1e-5, rtol=1e-5)
 
 
 def test_one_inner_step_is_the_ddim_step_of_matching_eta():
-    backbone = MixtureBackbone(MIXTURE)
+    family = MixtureFamily(MIXTURE)
     x, noise = observations(2.0), torch.randn(OBSERVATIONS, 3, generator=seeded(1))
     # Fresh noise: kappa' sqrt(1 - rho^2) = eta kappa' sqrt(1 - (kappa' / kappa)^2).
     eta = math.sqrt((1 - 0.9**2) / (1 - 0.4**2))
-    glass = stepped(GlassTransition(1, correlation=0.9), backbone, x, 2.0, 0.8, noise)
-    ddim = stepped(AncestralTransition(eta), backbone, x, 2.0, 0.8, noise)
+    glass = stepped(GlassTransition(1, correlation=0.9), family, x, 2.0, 0.8, noise)
+    ddim = stepped(AncestralTransition(eta), family, x, 2.0, 0.8, noise)
     torch.testing.assert_close(glass, ddim, atol=1e-5, rtol=1e-5)
 
 
@@ -131,22 +131,20 @@ def test_the_final_tilt_of_a_full_inner_flow_moves_its_mean_by_about_the_shift()
     """The noise of the inner flow spans the whole posterior: exact for data of unit variance."""
     gaussian = make_gaussian()
     gaussian = type(gaussian)(gaussian.log_weights, gaussian.means, torch.eye(3, dtype=torch.float64)[None])
-    backbone = MixtureBackbone(gaussian)
+    family = MixtureFamily(gaussian)
     x, noise, shift = torch.randn(3, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)
     transition = GlassTransition(64)
     for level in (0.5, 3.0, math.inf):
         tilted = noise + transition.tilt_gain(level, 0.0) * shift
-        moved = stepped(transition, backbone, x, level, 0.0, tilted) - stepped(
-            transition, backbone, x, level, 0.0, noise
-        )
+        moved = stepped(transition, family, x, level, 0.0, tilted) - stepped(transition, family, x, level, 0.0, noise)
         torch.testing.assert_close(moved, shift, atol=0, rtol=5e-3)
 
 
 @pytest.mark.parametrize("num_inner_steps", [1, 3])
 def test_a_step_costs_its_inner_steps(num_inner_steps):
-    backbone = MixtureBackbone(MIXTURE)
-    stepped(GlassTransition(num_inner_steps), backbone, observations(2.0), 2.0, 0.8, torch.zeros(OBSERVATIONS, 3))
-    assert backbone.evaluations == OBSERVATIONS * num_inner_steps
+    family = MixtureFamily(MIXTURE)
+    stepped(GlassTransition(num_inner_steps), family, observations(2.0), 2.0, 0.8, torch.zeros(OBSERVATIONS, 3))
+    assert family.evaluations == OBSERVATIONS * num_inner_steps
 
 
 @pytest.mark.parametrize("correlation", [-0.1, 1.1, math.nan, "ode"])
@@ -154,7 +152,7 @@ def test_a_correlation_out_of_range_is_refused(correlation):
     with pytest.raises(ValueError, match="correlation is"):
         GlassTransition(correlation=correlation)
     if isinstance(correlation, float):
-        denoise = denoiser_of(MixtureBackbone(MIXTURE))
+        denoise = denoiser_of(MixtureFamily(MIXTURE))
         x = observations(2.0)
         with pytest.raises(ValueError, match="correlation is"):
             sample_transition(denoise, x, 2.0, 0.8, correlation, x, num_inner_steps=2)
@@ -175,9 +173,9 @@ def test_unusable_options_are_refused(options):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("transition", [GlassTransition(4, 0.3), AncestralTransition(), ODETransition()], ids=str)
 def test_half_precision_particles_move_in_float32(family, transition):
-    backbone = MixtureBackbone(MIXTURE, family)
+    family = MixtureFamily(MIXTURE, family)
     level = math.inf if family in FAMILIES_AT_PURE_NOISE else 6.0
     x, noise = torch.randn(2, 5, 3, generator=seeded(5)).bfloat16().unbind(0)
-    moved = stepped(transition, backbone, x, level, 0.8, noise)
+    moved = stepped(transition, family, x, level, 0.8, noise)
     assert moved.dtype == torch.float32
-    torch.testing.assert_close(moved, stepped(transition, backbone, x.float(), level, 0.8, noise.float()))
+    torch.testing.assert_close(moved, stepped(transition, family, x.float(), level, 0.8, noise.float()))

@@ -6,17 +6,16 @@ import math
 import pytest
 import torch
 
+from diamond_diffusers import DenoiserPoint, GlassPosterior, WeightedPosterior
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.posteriors import DenoiserPoint, GlassPosterior
-from diamond_diffusers.values import (
+from diamond_diffusers.core.values import (
     hybrid_shift,
     isotropic_coefficient,
     isotropic_gradient,
     tilted_mean_shift,
     value,
 )
-from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..documentation import documented
 from .mixture import GaussianMixture, make_gaussian, make_mixture, make_spread_mixture, seeded, standard_error

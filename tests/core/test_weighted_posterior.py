@@ -8,19 +8,20 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from diamond_diffusers import WeightedPosterior
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.backbones.base import Conditions
-from diamond_diffusers.backbones.discrete_time import DiscreteTimeBackbone
-from diamond_diffusers.network import Network
-from diamond_diffusers.weighted_posterior import WEIGHTS, WeightedPosterior
+from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.core.network import Network
+from diamond_diffusers.families.discrete_time import DiscreteTimeFamily
+from diamond_diffusers.posteriors.weighted import WEIGHTS
 
 from .mixture import GaussianMixture, coefficients, make_gaussian, make_mixture, seeded
 from .mixture_model import (
     FAMILIES,
     FAMILIES_AT_PURE_NOISE,
-    MixtureBackbone,
-    MixtureMapBackbone,
+    MixtureFamily,
+    MixtureMapFamily,
     QuadraticReward,
     make_map_model,
 )
@@ -186,10 +187,10 @@ def test_levels_above_the_largest_are_not_asked_about(level, snr_factor):
 
 
 def test_discrete_time_families_declare_their_largest_level():
-    backbone = SimpleNamespace(pipeline=SimpleNamespace(scheduler=DDIMScheduler()))
+    family = SimpleNamespace(pipeline=SimpleNamespace(scheduler=DDIMScheduler()))
     abar = DDIMScheduler().alphas_cumprod[-1].item()
-    assert DiscreteTimeBackbone.max_noise_to_signal.fget(backbone) == pytest.approx(math.sqrt((1 - abar) / abar))
-    scores = MixtureBackbone(MIXTURE)
+    assert DiscreteTimeFamily.max_noise_to_signal.fget(family) == pytest.approx(math.sqrt((1 - abar) / abar))
+    scores = MixtureFamily(MIXTURE)
     scores.max_noise_to_signal = 7.0
     model = make_map_model(MIXTURE)
     model.score_model = (scores, model.conditions)
@@ -247,10 +248,10 @@ def test_a_few_samples_of_the_default_renoising_do_as_well_as_of_the_best_fixed_
 
 
 def ordinary(family):
-    backbone = MixtureBackbone(MIXTURE, family)
+    family = MixtureFamily(MIXTURE, family)
 
     def denoise(x, level):
-        return backbone.predict(x, level, Conditions({}))
+        return family.predict(x, level, Conditions({}))
 
     return Network(denoise, denoise)
 
@@ -350,13 +351,13 @@ def test_unusable_options_are_refused(options, message):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_scores_are_asked_of_models_that_have_them(weights):
-    few_step = MixtureMapBackbone(MIXTURE)
+    few_step = MixtureMapFamily(MIXTURE)
     if weights in ("consistent", "paper"):
         with pytest.raises(ValueError, match=r"give its base model as score_model=.* use weights='likelihood' or"):
             WeightedPosterior(weights=weights).check(few_step)
     else:
         WeightedPosterior(weights=weights).check(few_step)
-    WeightedPosterior(weights=weights).check(MixtureMapBackbone(MIXTURE, MixtureBackbone(MIXTURE)))
-    WeightedPosterior(weights=weights, num_map_steps=2).check(MixtureBackbone(MIXTURE))
+    WeightedPosterior(weights=weights).check(MixtureMapFamily(MIXTURE, MixtureFamily(MIXTURE)))
+    WeightedPosterior(weights=weights, num_map_steps=2).check(MixtureFamily(MIXTURE))
     with pytest.raises(ValueError, match=r"num_map_steps is 1, but .* give num_map_steps=4"):
-        WeightedPosterior(weights=weights).check(MixtureBackbone(MIXTURE))
+        WeightedPosterior(weights=weights).check(MixtureFamily(MIXTURE))

@@ -6,18 +6,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from diamond_diffusers import Cost
-from diamond_diffusers.alignment import BestOfN, NoAlignment
+from diamond_diffusers import BestOfN, Cost, NoAlignment
 from diamond_diffusers.evaluation.compare import method_folder
-from diamond_diffusers.evaluation.methods import Entry, LeftOut, Method, Plan
+from diamond_diffusers.evaluation.methods import Entry, LeftOut, Plan, SizedMethod
 from diamond_diffusers.evaluation.records import Batch, Record, image_path, pixel_hash
 from diamond_diffusers.evaluation.report import Comparison
 from diamond_diffusers.evaluation.summary import summarise
 
-PLAIN = Method("plain", NoAlignment(), 3, 6)
+PLAIN = SizedMethod("plain", NoAlignment(), 3, 6)
 BEST = {
-    12: Method("best_of_n", BestOfN(num_particles=2), 3, 12),
-    24: Method("best_of_n", BestOfN(num_particles=4), 3, 24),
+    12: SizedMethod("best_of_n", BestOfN(num_particles=2), 3, 12),
+    24: SizedMethod("best_of_n", BestOfN(num_particles=4), 3, 24),
 }
 PLAN = Plan(
     [Entry(12, PLAIN), Entry(12, BEST[12]), Entry(24, PLAIN), Entry(24, BEST[24])],
@@ -28,7 +27,7 @@ CATEGORIES = ("single_object", "single_object", "counting", "counting")
 
 
 def made_up_records(
-    method: Method, right: list[bool] | None, rewards: list[float], num_images: int = 1, folder: Path | None = None
+    method: SizedMethod, right: list[bool] | None, rewards: list[float], num_images: int = 1, folder: Path | None = None
 ) -> list[Record]:
     """Image after image of each prompt, with verdicts and rewards as given; written to a folder where there is one."""
     records = []

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from diamond_diffusers import cli_benchmark
-from diamond_diffusers.cli import app
+from diamond_diffusers.cli import benchmark as cli_benchmark
+from diamond_diffusers.cli.main import app
 from diamond_diffusers.evaluation.recipes import RECIPES
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from diamond_diffusers.alignment import BestOfN, NoAlignment
+from diamond_diffusers import BestOfN, NoAlignment
 from diamond_diffusers.evaluation import compare as module
 from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
-from diamond_diffusers.evaluation.methods import Method
+from diamond_diffusers.evaluation.methods import SizedMethod
 from diamond_diffusers.evaluation.prompts import Prompt, Suite, miniature_suite
 from diamond_diffusers.evaluation.records import Key, RecordFolder, fingerprint, image_path, read_record
 from diamond_diffusers.miniature.grammar import held_out_captions
@@ -18,7 +18,7 @@ from diamond_diffusers.rewards import CallableReward
 from ..conftest import redness
 from ..training.processes import in_two_processes
 
-PLAIN, BEST = METHODS = [Method("plain", NoAlignment(), 3), Method("best_of_n", BestOfN(num_particles=2), 3)]
+PLAIN, BEST = METHODS = [SizedMethod("plain", NoAlignment(), 3), SizedMethod("best_of_n", BestOfN(num_particles=2), 3)]
 SUITE = miniature_suite()
 
 
@@ -124,9 +124,9 @@ def test_prompts_without_a_judge(setup, tmp_path):
 
 
 def test_traces_are_those_of_each_image(setup, tmp_path):
-    from diamond_diffusers.alignment import SMC
+    from diamond_diffusers.alignment.methods.smc import SMC
 
-    method = Method("smc", SMC(num_particles=2), 3)
+    method = SizedMethod("smc", SMC(num_particles=2), 3)
     record = compare(setup, [method], SUITE.first(2), tmp_path)["smc"][1]
     pipe = setup.pipe
     out = pipe(
@@ -224,7 +224,7 @@ def test_other_settings_are_refused(setup, tmp_path, drawn_batches, changed, mes
 def test_another_alignment_or_other_weights_are_refused(setup, tmp_path):
     compare(setup, [BEST], SUITE.first(1), tmp_path)
     with pytest.raises(ValueError, match=r"alignment is .*'num_particles': 3.*choose another --output"):
-        compare(setup, [Method("best_of_n", BestOfN(num_particles=3), 3)], SUITE.first(1), tmp_path)
+        compare(setup, [SizedMethod("best_of_n", BestOfN(num_particles=3), 3)], SUITE.first(1), tmp_path)
     setup.pipe.transformer.proj_out.weight.data += 1e-3
     with pytest.raises(ValueError, match="model_weights is"):
         compare(setup, [BEST], SUITE.first(1), tmp_path)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diamond_diffusers import cli_cost
-from diamond_diffusers.cli import app
+from diamond_diffusers.cli import cost as cli_cost
+from diamond_diffusers.cli.main import app
 from diamond_diffusers.evaluation import memory
 from diamond_diffusers.evaluation.cost_benchmark import Workload, measure
 from diamond_diffusers.evaluation.counting import GraphMemory

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diamond_diffusers import SMC
 from diamond_diffusers.evaluation.files import check_image_path, copy_file, plain, write_bytes, write_image, write_json
-from diamond_diffusers.output_files import UnwritableError, prepare_folder, writing
+from diamond_diffusers.files.output import UnwritableError, prepare_folder, writing
 
 
 def write_text(folder):

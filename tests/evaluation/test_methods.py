@@ -1,16 +1,22 @@
 import pytest
 
-from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
-from diamond_diffusers.alignment.presets import ODE_MAP_STEPS
-from diamond_diffusers.diamond import DiamondTransition
+from diamond_diffusers import (
+    SMC,
+    BestOfN,
+    DiamondTransition,
+    FlowMapPoint,
+    GlassPosterior,
+    Guidance,
+    NoAlignment,
+    WeightedPosterior,
+)
+from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
 from diamond_diffusers.evaluation.compare import Setup, compare
-from diamond_diffusers.evaluation.methods import REFERENCES, Method, dry_cost, plan_methods, sized_to_budget
+from diamond_diffusers.evaluation.methods import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.prompts import miniature_suite
 from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
 from diamond_diffusers.pipelines.arguments import resolve_arguments
-from diamond_diffusers.posteriors import FlowMapPoint, GlassPosterior
 from diamond_diffusers.rewards import CallableReward
-from diamond_diffusers.weighted_posterior import WeightedPosterior
 
 from ..conftest import redness
 
@@ -19,7 +25,7 @@ REWARD = CallableReward(redness, differentiable=True)
 
 @pytest.fixture
 def cost_of(tiny_pipe):
-    return dry_cost(tiny_pipe, resolve_arguments(tiny_pipe.backbone, {"prompt": "a circle"}, tiny_pipe.defaults))
+    return dry_cost(tiny_pipe, resolve_arguments(tiny_pipe.family, {"prompt": "a circle"}, tiny_pipe.defaults))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,7 @@ def cost_of(tiny_pipe):
     ids=lambda value: type(value).__name__,
 )
 def test_a_dry_run_costs_what_the_formula_says(cost_of, alignment, expected):
-    cost = cost_of(Method("any", alignment, 3))
+    cost = cost_of(SizedMethod("any", alignment, 3))
     assert (cost.network_evaluations, cost.backward_passes, cost.decodes, cost.reward_calls) == expected
 
 

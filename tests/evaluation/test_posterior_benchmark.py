@@ -14,8 +14,9 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from diamond_diffusers import DiamondMapPipeline, DiamondPosterior, GlassPosterior
-from diamond_diffusers.alignment.model import TiltedModel
-from diamond_diffusers.cli import app
+from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.cli.main import app
+from diamond_diffusers.core.glass import INNER_SOLVERS
 from diamond_diffusers.evaluation.observations import (
     keyed_noise,
     rendered_latents,
@@ -32,15 +33,14 @@ from diamond_diffusers.evaluation.posterior_benchmark import (
     standard_samplers,
 )
 from diamond_diffusers.evaluation.sample_statistics import energy_distance, rank_correlation, total_deviation
-from diamond_diffusers.glass import INNER_SOLVERS
+from diamond_diffusers.maps.diamond_map import DiamondMap
+from diamond_diffusers.maps.storage import save_diamond_map
 from diamond_diffusers.miniature.judge import judge
-from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import save_diamond_map
 from diamond_diffusers.pipelines.loading import EMBEDDED_MODEL
-from diamond_diffusers.posteriors import PosteriorSamples
+from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, MixtureBackbone, MixtureMapBackbone, make_map_model, unconditional
+from ..core.mixture_model import LINEAR, MixtureFamily, MixtureMapFamily, make_map_model, unconditional
 from ..core.test_diamond import DiamondMixture
 
 MIXTURE = make_mixture(3)
@@ -116,7 +116,7 @@ def clean_latents(count: int = NUM_OBSERVATIONS) -> Tensor:
     return MIXTURE.sample(count, seeded(3)).float()
 
 
-def mixture_model(kind: type[MixtureBackbone] = DiamondMixture, num_images: int = NUM_OBSERVATIONS) -> TiltedModel:
+def mixture_model(kind: type[MixtureFamily] = DiamondMixture, num_images: int = NUM_OBSERVATIONS) -> TiltedModel:
     return TiltedModel(kind(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR)
 
 
@@ -218,7 +218,7 @@ def test_costs_are_those_of_a_run(result: PosteriorBenchmark) -> None:
 
 
 def test_a_model_without_a_map_has_no_samplers_of_one_step() -> None:
-    model = mixture_model(MixtureBackbone, 2)
+    model = mixture_model(MixtureFamily, 2)
     result = benchmark_posteriors(model, clean_latents(2), Settings((0.6,), 4, reference_steps=4))
     assert list(result.left_out) == [
         "flow-map point, 1 step", "Diamond, 1 step", "Diamond, 2 steps", "Weighted, 1 step"
@@ -232,8 +232,8 @@ def test_a_model_without_a_map_has_no_samplers_of_one_step() -> None:
 def test_guidance_costs_twice_but_is_baked_into_a_map() -> None:
     conditions = unconditional(2)
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
-    backbone = DiamondMixture(MIXTURE)
-    model = TiltedModel(backbone, guided, [""] * 2, LINEAR)
+    family = DiamondMixture(MIXTURE)
+    model = TiltedModel(family, guided, [""] * 2, LINEAR)
     samplers = {"glass": GlassPosterior(4, 2), "map": DiamondPosterior(2)}
     seen: list[int] = []
     settings = Settings((0.5, 0.9), 4, reference_steps=3)
@@ -242,7 +242,7 @@ def test_guidance_costs_twice_but_is_baked_into_a_map() -> None:
     assert costs == {(REFERENCE, 4): 18, ("glass", 1): 8, ("glass", 2): 14, ("map", 1): 1, ("map", 2): 2}
     assert seen == [1, 2]
     # Of each of two observations at two levels: the prediction, the reference, and twice both samplers.
-    assert backbone.evaluations == model.cost.network_evaluations == 4 * (2 + 2 * 4 * 2 + 2 * (2 * 2 * 3 + 2))
+    assert family.evaluations == model.cost.network_evaluations == 4 * (2 + 2 * 4 * 2 + 2 * (2 * 2 * 3 + 2))
 
 
 def test_a_few_step_model_has_weighted_look_aheads_and_no_map() -> None:
@@ -290,7 +290,7 @@ def test_bad_settings_are_one_sentence() -> None:
         benchmark_posteriors(
             mixture_model(num_images=2), clean_latents(2), Settings(num_samples=4), {"map": DiamondPosterior(5)}
         )
-    few_step = TiltedModel(MixtureMapBackbone(MIXTURE), unconditional(2), [""] * 2)
+    few_step = TiltedModel(MixtureMapFamily(MIXTURE), unconditional(2), [""] * 2)
     with pytest.raises(ValueError, match="GlassPosterior needs the posterior mean"):
         benchmark_posteriors(few_step, clean_latents(2))
     with pytest.raises(ValueError, match="num_observations is 301; give at most 300"):
@@ -327,7 +327,7 @@ def test_samples_of_the_model_are_observed_as_it_draws_them(tiny_pipe: DiamondMa
 
 def save_map(pipe: DiamondMapPipeline, folder: Path) -> Path:
     """A map with random weights."""
-    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    diamond_map = DiamondMap(pipe.family, rank=2)
     weights = {
         name: torch.randn(weight.shape, generator=seeded(1)) / 20 for name, weight in diamond_map.weights().items()
     }

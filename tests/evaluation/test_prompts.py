@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diamond_diffusers.evaluation.prompts import Prompt, read_prompts
-from diamond_diffusers.foreign_files import ForeignFileError
+from diamond_diffusers.files.foreign import ForeignFileError
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

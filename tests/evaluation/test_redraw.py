@@ -8,18 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.alignment import SMC, BestOfN, Guidance, NoAlignment
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    BestOfN,
+    DiamondMapPipeline,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+)
 from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
 from diamond_diffusers.evaluation.files import plain
-from diamond_diffusers.evaluation.methods import Method
+from diamond_diffusers.evaluation.methods import SizedMethod
 from diamond_diffusers.evaluation.prompts import miniature_suite
 from diamond_diffusers.evaluation.records import RecordFolder, read_record
 from diamond_diffusers.evaluation.redraw import from_plain, read_recorded, redraw
-from diamond_diffusers.foreign_files import ForeignFileError
-from diamond_diffusers.posteriors import GlassPosterior
+from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.rewards import CallableReward
-from diamond_diffusers.transitions import AncestralTransition, GlassTransition
 
 from ..conftest import redness
 
@@ -51,7 +57,7 @@ def setup(tiny_pipe):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS, ids=lambda alignment: type(alignment).__name__)
 def test_every_pixel_is_the_same(setup, tiny_pipe, tmp_path, alignment):
-    method = Method("any", alignment, 2)
+    method = SizedMethod("any", alignment, 2)
     setup = replace(setup, arguments={"true_cfg_scale": 3.0}, reward_scale=2.0, particle_batch_size=2)
     records = compare(setup, [method], setup.suite.first(2), tmp_path)["any"]
     # One from within a batch, and one alone in its own.
@@ -63,7 +69,7 @@ def test_every_pixel_is_the_same(setup, tiny_pipe, tmp_path, alignment):
 
 
 def test_differences_are_told(setup, tiny_pipe, tmp_path):
-    method = Method("any", NoAlignment(), 2)
+    method = SizedMethod("any", NoAlignment(), 2)
     compare(setup, [method], setup.suite.first(1), tmp_path)
     path = method_folder(tmp_path, method) / "0000_1.json"
     stored = json.loads(path.read_text())
@@ -86,7 +92,7 @@ def test_differences_are_told(setup, tiny_pipe, tmp_path):
     ],
 )
 def test_methods_of_other_versions_are_refused(setup, tmp_path, change, message):
-    method = Method("any", BestOfN(num_particles=2), 2)
+    method = SizedMethod("any", BestOfN(num_particles=2), 2)
     compare(setup, [method], setup.suite.first(1), tmp_path)
     path = method_folder(tmp_path, method) / "0000_0.json"
     stored = json.loads(path.read_text())
@@ -97,7 +103,7 @@ def test_methods_of_other_versions_are_refused(setup, tmp_path, change, message)
 
 
 def test_an_option_that_is_new_is_told(setup, tmp_path):
-    method = Method("any", BestOfN(num_particles=2), 2)
+    method = SizedMethod("any", BestOfN(num_particles=2), 2)
     compare(setup, [method], setup.suite.first(1), tmp_path)
     path = method_folder(tmp_path, method) / "0000_0.json"
     stored = json.loads(path.read_text())
@@ -113,7 +119,7 @@ def recorded_text(tiny_folder, tmp_path_factory):
     pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
     pipe.set_progress_bar_config(disable=True)
     folder = tmp_path_factory.mktemp("recorded")
-    method = Method("any", BestOfN(num_particles=2), 2)
+    method = SizedMethod("any", BestOfN(num_particles=2), 2)
     setup = Setup(pipe, "tiny", miniature_suite(), REWARD, arguments={"true_cfg_scale": 3.0})
     compare(setup, [method], setup.suite.first(1), folder)
     (path,) = method_folder(folder, method).glob("*.json")

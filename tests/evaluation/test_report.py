@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from diamond_diffusers.csv_tables import csv_table
 from diamond_diffusers.evaluation.methods import Entry, Plan
 from diamond_diffusers.evaluation.plots import cost_figures, method_styles, overview_figure, trace_figure
 from diamond_diffusers.evaluation.report import write_report
 from diamond_diffusers.evaluation.summary import summarise
 from diamond_diffusers.evaluation.tables import TextTable, markdown, rich_table
-from diamond_diffusers.foreign_files import ForeignFileError
+from diamond_diffusers.files.csv_tables import csv_table
+from diamond_diffusers.files.foreign import ForeignFileError
 
 from .made_up import BEST, PLAIN, PLAN, made_up_comparison, made_up_records
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from .family import Family
+from .family import TinyFamily
 
 FAMILIES = {
     "flux": "FLUX",
@@ -18,8 +18,8 @@ FAMILIES = {
     "stable_diffusion_3": "SD35",
     "z_image": "Z_IMAGE",
 }
-"""The `Family` in the test file of each."""
+"""The `TinyFamily` in the test file of each."""
 
 
-def family_of(name: str) -> Family:
+def family_of(name: str) -> TinyFamily:
     return getattr(importlib.import_module(f".test_{name}", __package__), FAMILIES[name])

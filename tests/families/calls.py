@@ -62,7 +62,7 @@ class CallTests(StockTests):
         shown = inspect.signature(pipe.__call__).parameters
         stock = inspect.signature(pipe.pipeline.__call__).parameters
         taken = {name for name, parameter in stock.items() if parameter.kind is not parameter.VAR_KEYWORD}
-        assert taken - set(shown) == set(pipe.backbone.refused_arguments)
+        assert taken - set(shown) == set(pipe.family.refused_arguments)
         own = {"reward", "alignment", "reward_scale", "final_selection", "particle_batch_size", "reward_prompt"}
         assert own <= set(shown)
         # Every family's pipeline is called back, by this name.
@@ -79,7 +79,7 @@ class CallTests(StockTests):
             if model and model[0] in mapping:
                 made = auto.from_pipe(pipe)
                 assert type(made) is mapping[model[0]]
-                assert getattr(made, pipe.backbone.network_name) is pipe.backbone.model
+                assert getattr(made, pipe.family.network_name) is pipe.family.network_module
         assert isinstance(pipe, type(pipe.pipeline)) and isinstance(pipe, DiamondMapPipeline)
 
     def test_latents_changed_in_place_count(self, pipe: DiamondMapPipeline) -> None:
@@ -137,12 +137,12 @@ class CallTests(StockTests):
             pipeline._guidance_scale = 0.0
             return {name: tensors[name].chunk(2)[-1] for name in names}
 
-        names = [name for name in pipe.backbone.loop_tensors if not name.startswith("negative_")]
+        names = [name for name in pipe.family.loop_tensors if not name.startswith("negative_")]
         names = [name for name in names if name in pipe.pipeline._callback_tensor_inputs]
-        names = names if pipe.backbone.joins_negative else []
+        names = names if pipe.family.joins_negative else []
         call = {**self.guided_call(), "callback_on_step_end_tensor_inputs": names, "callback_on_step_end": cut_off}
         whole = self.images(pipe, **self.guided_call())
-        if pipe.backbone.family != "sana":
+        if pipe.family.name != "sana":
             # SANA's loop would have a mask of twice as many rows.
             self.assert_same(self.images(pipe, **call), self.images(pipe.pipeline, **call))
         out = pipe(PROMPTS, generator=generators(), **{**call, "output_type": "pt"})

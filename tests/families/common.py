@@ -20,8 +20,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, NoAlignment
-from diamond_diffusers.backbones import Backbone
 from diamond_diffusers.evaluation.counting import GraphMemory, counted
+from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.arguments import is_offloaded
 
 from .calls import CallTests
@@ -42,12 +42,12 @@ def offload_model(pipe: DiamondMapPipeline) -> None:
 
 def offload_sequentially(pipe: DiamondMapPipeline) -> None:
     # The stock method, which covers text encoders too, cannot offload them from the CPU to itself.
-    for component in (pipe.backbone.model, pipe.vae):
+    for component in (pipe.family.network_module, pipe.vae):
         cpu_offload(component, "cpu")
 
 
 def offload_groups(pipe: DiamondMapPipeline) -> None:
-    pipe.backbone.model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    pipe.family.network_module.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
 
 
 class FamilyTests(CallTests):
@@ -109,7 +109,7 @@ class FamilyTests(CallTests):
 
     def assert_step_costs(self, pipe: DiamondMapPipeline, call: Mapping[str, Any], guided: bool) -> None:
         """Per particle: one network evaluation, one decode, one reward call, one backward pass."""
-        weights = list(pipe.backbone.model.parameters())
+        weights = list(pipe.family.network_module.parameters())
         with counted(pipe) as counts:
             out = pipe(PROMPTS, reward=brightness, alignment=Guidance(gradient="pathwise", num_particles=3), **call)
         # Frozen for the call, so that graphs do not hold what only weights would need.
@@ -187,7 +187,7 @@ class FamilyTests(CallTests):
             with pytest.raises(AttributeError, match="LoRA"):
                 pipe.load_lora_weights({})
             return
-        weights = lora_weights(self.fresh().backbone, self.family.lora_targets)
+        weights = lora_weights(self.fresh().family, self.family.lora_targets)
         plain = self.images(pipe)
         pipe.load_lora_weights(weights, adapter_name="style")
         pipe.set_adapters(["style"], [0.7])
@@ -220,7 +220,7 @@ class FamilyTests(CallTests):
     def test_attention_backends(self) -> None:
         pipe = self.fresh()
         expected = self.images(pipe)
-        network = pipe.backbone.model
+        network = pipe.family.network_module
         network.set_attention_backend("_native_math")
         try:
             self.assert_same(self.images(pipe), expected)
@@ -240,7 +240,7 @@ class FamilyTests(CallTests):
         torch._dynamo.reset()
         counters.clear()
         # A break of the graph is an error here.
-        pipe.backbone.model.compile(backend="eager", fullgraph=True)
+        pipe.family.network_module.compile(backend="eager", fullgraph=True)
         try:
             self.assert_same(self.images(pipe, callback_on_step_end=count_graphs), expected)
             self.images(pipe)
@@ -263,7 +263,7 @@ class FamilyTests(CallTests):
 
     def test_a_feature_cache_is_refused(self) -> None:
         pipe = self.fresh()
-        network = pipe.backbone.model
+        network = pipe.family.network_module
         hooks = HookRegistry.check_if_exists_or_initialize(network)
         hooks.register_hook(RememberingHook(), "cache")
         with pytest.raises(ValueError, match="feature cache"):
@@ -290,10 +290,12 @@ class RememberingHook(ModelHook):
         pass
 
 
-def lora_weights(backbone: Backbone, targets: tuple[str, ...]) -> dict[str, Tensor]:
+def lora_weights(family: Family, targets: tuple[str, ...]) -> dict[str, Tensor]:
     """A random LoRA for a family's network, in diffusers' format."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        backbone.model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(targets), init_lora_weights=False))
-    weights = get_peft_model_state_dict(backbone.model)
-    return {f"{backbone.network_name}.{name}": weight for name, weight in weights.items()}
+        family.network_module.add_adapter(
+            LoraConfig(r=2, lora_alpha=2, target_modules=list(targets), init_lora_weights=False)
+        )
+    weights = get_peft_model_state_dict(family.network_module)
+    return {f"{family.network_name}.{name}": weight for name, weight in weights.items()}

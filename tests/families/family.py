@@ -16,7 +16,7 @@ PROMPTS = ["a red circle", "two blue stars"]
 
 
 @dataclass(frozen=True)
-class Family:
+class TinyFamily:
     """A tiny pipeline of the real class, and what its stock call can be given.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
 
-from .family import PROMPTS, TESTED_APART, Family, brightness, generators
+from .family import PROMPTS, TESTED_APART, TinyFamily, brightness, generators
 
 WORST_GAP = 3 / 255
 """Mean difference of half precision from float32 that no eye sees."""
@@ -23,7 +23,7 @@ WORST_GAP = 3 / 255
 class StockTests:
     """With alignment off, users see their model."""
 
-    family: ClassVar[Family]
+    family: ClassVar[TinyFamily]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "variant" in metafunc.fixturenames:
@@ -134,7 +134,7 @@ class StockTests:
         assert calls == list(range(pipe._num_timesteps))
 
     def test_every_stock_keyword_works_or_is_refused_by_name(self, pipe: DiamondMapPipeline) -> None:
-        refused = pipe.backbone.refused_arguments
+        refused = pipe.family.refused_arguments
         embeds = self.family.embeds(pipe.pipeline, PROMPTS)
         named = {
             *self.family.call,

@@ -13,12 +13,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.backbones.registry import supported_pipelines
+from diamond_diffusers.families.registry import supported_pipelines
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .all_families import FAMILIES, family_of
 from .common import lora_weights
-from .family import PROMPTS, Family, generators
+from .family import PROMPTS, TinyFamily, generators
 
 ATTENTION_OPTIONS = ("attention_kwargs", "cross_attention_kwargs", "joint_attention_kwargs")
 
@@ -29,7 +29,7 @@ def pipes() -> dict[str, DiamondMapPipeline]:
     return {name: DiamondMapPipeline.from_pipe(family_of(name).build()) for name in FAMILIES}
 
 
-def images(pipe: Any, family: Family, count: int = 2, **call: Any) -> Tensor:
+def images(pipe: Any, family: TinyFamily, count: int = 2, **call: Any) -> Tensor:
     call = {"generator": generators(count), "num_inference_steps": 2, "output_type": "pt", **call}
     # Z-Image's pipeline writes into the lists that it is given.
     lists = {key: list(value) for key, value in call.items() if isinstance(value, list)}
@@ -37,46 +37,46 @@ def images(pipe: Any, family: Family, count: int = 2, **call: Any) -> Tensor:
 
 
 def test_every_supported_pipeline_is_tested(pipes: dict[str, DiamondMapPipeline]) -> None:
-    assert set(FAMILIES) == {backbone.family for backbone in supported_pipelines().values()}
-    assert [pipe.backbone.family for pipe in pipes.values()] == list(pipes)
+    assert set(FAMILIES) == {family.name for family in supported_pipelines().values()}
+    assert [pipe.family.name for pipe in pipes.values()] == list(pipes)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_few_step_lora_makes_the_map_and_the_base_is_the_denoiser(
     pipes: dict[str, DiamondMapPipeline], name: str
 ) -> None:
-    family, base = family_of(name), pipes[name].backbone
+    family, base = family_of(name), pipes[name].family
     pipe = DiamondMapPipeline.from_pipe(family.build())
     if family.has_lora:
-        pipe.load_lora_weights(lora_weights(family_backbone(family), family.lora_targets), adapter_name="fast")
+        pipe.load_lora_weights(lora_weights(family_family(family), family.lora_targets), adapter_name="fast")
     else:
         torch.manual_seed(2)
         config = LoraConfig(r=2, target_modules=list(family.lora_targets), init_lora_weights=False)
-        inject_adapter_in_model(config, pipe.backbone.model, "fast")
+        inject_adapter_in_model(config, pipe.family.network_module, "fast")
     pipe.few_step = "fast"
-    assert pipe.backbone.has_flow_map
-    assert pipe.backbone.has_denoiser
-    assert not pipe.backbone.predicts_mean
+    assert pipe.family.has_flow_map
+    assert pipe.family.has_denoiser
+    assert not pipe.family.predicts_mean
     x = torch.randn(2, *family.latents_shape, generator=generators(1)[0])
     given = {**family.call, "prompt": list(PROMPTS)}
     with torch.no_grad():
-        conditions = pipe.backbone.encode(resolve_arguments(pipe.backbone, given, {}))
-        mapped = pipe.backbone.flow_map(x, 2.0, 0.0, conditions)
+        conditions = pipe.family.encode(resolve_arguments(pipe.family, given, {}))
+        mapped = pipe.family.flow_map(x, 2.0, 0.0, conditions)
         expected = base.predict(x, 2.0, conditions)
-        torch.testing.assert_close(pipe.backbone.denoise(x, 2.0, conditions), expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(pipe.backbone.predict(x, 2.0, conditions), mapped, atol=1e-5, rtol=0)
+        torch.testing.assert_close(pipe.family.denoise(x, 2.0, conditions), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(pipe.family.predict(x, 2.0, conditions), mapped, atol=1e-5, rtol=0)
     assert (mapped - expected).abs().max() > 1e-3
 
 
-def family_backbone(family: Family) -> Any:
-    return DiamondMapPipeline.from_pipe(family.build()).backbone
+def family_family(family: TinyFamily) -> Any:
+    return DiamondMapPipeline.from_pipe(family.build()).family
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart_sigma"])
 def test_a_lora_has_the_scale_of_the_call(name: str) -> None:
     family = family_of(name)
     pipe = DiamondMapPipeline.from_pipe(family.build())
-    pipe.load_lora_weights(lora_weights(family_backbone(family), family.lora_targets), adapter_name="style")
+    pipe.load_lora_weights(lora_weights(family_family(family), family.lora_targets), adapter_name="style")
     (option,) = set(ATTENTION_OPTIONS) & set(inspect.signature(pipe.pipeline.__call__).parameters)
     scaled = images(pipe, family, **{option: {"scale": 0.2}})
     stock = images(pipe.pipeline, family, **{option: {"scale": 0.2}})

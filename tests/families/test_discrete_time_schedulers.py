@@ -32,8 +32,8 @@ from diffusers import (
 from torch import Tensor
 
 from diamond_diffusers import SMC, AncestralTransition, DiamondMapPipeline, ODETransition
-from diamond_diffusers.backbones import Conditions
-from diamond_diffusers.backbones.schedules import stock_transition
+from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.families.schedules import stock_transition
 
 from .family import PROMPTS, brightness, generators
 from .tiny_stable_diffusion import LATENTS_SHAPE, SCHEDULE, build_tiny_stable_diffusion
@@ -90,7 +90,7 @@ def arguments(pipe: DiamondMapPipeline, **given: Any) -> dict[str, Any]:
 
 
 def conditions(pipe: DiamondMapPipeline, **given: Any) -> Conditions:
-    return pipe.backbone.encode(arguments(pipe, **given))
+    return pipe.family.encode(arguments(pipe, **given))
 
 
 def latents(seed: int = 7) -> Tensor:
@@ -158,7 +158,7 @@ def test_outputs_of_clipping_schedulers_can_be_pickled(pipe: DiamondMapPipeline,
 def test_zero_terminal_snr_starts_at_pure_noise(pipe: DiamondMapPipeline, scheduler: type) -> None:
     options = {**SCHEDULE, **TRAILING, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     pipe.scheduler = scheduler.from_config(options, clip_sample=False)
-    levels = pipe.backbone.levels(arguments(pipe), conditions(pipe))
+    levels = pipe.family.levels(arguments(pipe), conditions(pipe))
     # Euler's scheduler stops short of it.
     assert levels[0] == float("inf") if scheduler is DDIMScheduler else 4000 < levels[0] < 4100
     call = {**CALL, "guidance_rescale": 0.7, "output_type": "latent"}
@@ -171,7 +171,7 @@ def test_zero_terminal_snr_starts_at_pure_noise(pipe: DiamondMapPipeline, schedu
 @pytest.mark.parametrize("scheduler", HIGHER_ORDER)
 def test_higher_order_schedulers_give_their_levels_once_each(pipe: DiamondMapPipeline, scheduler: type) -> None:
     pipe.scheduler = scheduler(**SCHEDULE)
-    levels = pipe.backbone.levels(arguments(pipe), conditions(pipe))
+    levels = pipe.family.levels(arguments(pipe), conditions(pipe))
     assert all(one > other for one, other in itertools.pairwise(levels))
     # Those of second order have a level for each of the evaluations of a step.
     visited = sorted(set(pipe.scheduler.timesteps[:: pipe.scheduler.order].tolist()), reverse=True)
@@ -185,7 +185,7 @@ def test_higher_order_schedulers_give_their_levels_once_each(pipe: DiamondMapPip
 
 
 def test_predictions_are_those_of_the_stock_scheduler(pipe: DiamondMapPipeline) -> None:
-    backbone = pipe.backbone
+    family = pipe.family
     for prediction_type in ("epsilon", "v_prediction", "sample"):
         pipe.scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type=prediction_type)
         pipe.scheduler.set_timesteps(1000)
@@ -195,7 +195,7 @@ def test_predictions_are_those_of_the_stock_scheduler(pipe: DiamondMapPipeline) 
             with torch.no_grad():
                 output = pipe.unet(x, timestep, **given.features).sample
                 stock = pipe.scheduler.step(output, timestep, x).pred_original_sample
-                ours = backbone.predict(x, trained_level(pipe.scheduler, timestep), given)
+                ours = family.predict(x, trained_level(pipe.scheduler, timestep), given)
             torch.testing.assert_close(ours, stock, atol=1e-4, rtol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_the_network_is_asked_between_its_training_steps(pipe: DiamondMapPipelin
     asked = []
     hook = pipe.unet.register_forward_pre_hook(lambda module, args: asked.append(args[1]))
     with torch.no_grad():
-        pipe.backbone.predict(latents(), levels, given)
+        pipe.family.predict(latents(), levels, given)
     hook.remove()
     torch.testing.assert_close(asked[0].double(), timesteps, atol=1e-4, rtol=0)
 
@@ -217,12 +217,10 @@ def test_outside_the_trained_levels_the_ends_are_asked(pipe: DiamondMapPipeline)
     lowest, highest = (trained_level(pipe.scheduler, timestep) for timestep in (0, 999))
     given, x = conditions(pipe, guidance_scale=1.0), latents()
     with torch.no_grad():
-        torch.testing.assert_close(
-            pipe.backbone.predict(x, float("inf"), given), pipe.backbone.predict(x, highest, given)
-        )
+        torch.testing.assert_close(pipe.family.predict(x, float("inf"), given), pipe.family.predict(x, highest, given))
         y, level = x * math.sqrt(1 + (lowest / 3) ** 2), lowest / 3
         noise = pipe.unet(y / math.sqrt(1 + lowest**2), 0, **given.features).sample
-        torch.testing.assert_close(pipe.backbone.predict(x, level, given), y - level * noise, atol=1e-5, rtol=0)
+        torch.testing.assert_close(pipe.family.predict(x, level, given), y - level * noise, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from diffusers.schedulers import scheduling_flow_match_lcm
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.backbones.schedules import StockTransition, is_flow, samples_few_steps, stock_transition
-from diamond_diffusers.transitions import AncestralTransition, RenoiseTransition, Transition
+from diamond_diffusers import AncestralTransition, DiamondMapPipeline, RenoiseTransition, Transition
+from diamond_diffusers.families.schedules import is_flow, samples_few_steps, stock_transition
+from diamond_diffusers.transitions.stock import StockTransition
 
 from .all_families import FAMILIES, family_of
 from .family import PROMPTS, generators
@@ -80,7 +80,7 @@ class Configured:
 
     def __init__(self, pipe: DiamondMapPipeline, network: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         self.pipe = pipe
-        self.changes = [(pipe.backbone.model, network), (pipe.scheduler, scheduler), (pipe.pipeline, {})]
+        self.changes = [(pipe.family.network_module, network), (pipe.scheduler, scheduler), (pipe.pipeline, {})]
 
     def named(self, **config: Any) -> Configured:
         self.changes[-1] = (self.pipe.pipeline, config)
@@ -97,9 +97,9 @@ class Configured:
 
 
 def assert_few_step(pipe: DiamondMapPipeline, is_few_step: bool) -> None:
-    backbone = pipe.backbone
-    assert backbone.has_flow_map is is_few_step
-    assert backbone.has_denoiser is backbone.predicts_mean is not is_few_step
+    family = pipe.family
+    assert family.has_flow_map is is_few_step
+    assert family.has_denoiser is family.predicts_mean is not is_few_step
 
 
 @pytest.mark.parametrize(("name", "network", "scheduler", "is_few_step"), CONFIGURATIONS)
@@ -115,7 +115,7 @@ def test_renamed_folders_are_known_by_their_configuration(
         assert_few_step(pipe, is_few_step)
         pipe.few_step = not is_few_step
         try:
-            assert pipe.backbone.has_flow_map is not is_few_step
+            assert pipe.family.has_flow_map is not is_few_step
         finally:
             pipe.few_step = None
 

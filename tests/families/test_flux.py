@@ -1,4 +1,4 @@
-"""The FLUX backbone reads the stock pipeline as the stock pipeline reads itself."""
+"""The FLUX family reads the stock pipeline as the stock pipeline reads itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
 from .stock import StockTests
 from .tiny_flux import build_tiny_flux
 
@@ -28,7 +28,7 @@ def prompt_embeds(pipeline: FluxPipeline, prompts: list[str]) -> dict[str, Any]:
     return dict(zip(names, (*encode(prompts), *encode(["a ring"] * len(prompts))), strict=True))
 
 
-FLUX = Family(
+FLUX = TinyFamily(
     build=build_tiny_flux,
     call=CALL,
     latents_shape=(4, 16),
@@ -76,13 +76,13 @@ def stock_arguments(pipe: DiamondMapPipeline) -> dict[str, Any]:
 
 
 def test_the_denoiser_satisfies_the_velocity_identity(pipe: DiamondMapPipeline) -> None:
-    conditions = pipe.backbone.encode(stock_arguments(pipe))
+    conditions = pipe.family.encode(stock_arguments(pipe))
     z, eps = torch.randn(2, 2, 4, 16, generator=generators(1)[0])
     for sigma in (1.0, 0.8, 0.3, 0.05):
         x = (1 - sigma) * z + sigma * eps
-        level = pipe.backbone.path.noise_to_signal(sigma)
+        level = pipe.family.path.noise_to_signal(sigma)
         with torch.no_grad():
-            denoised = pipe.backbone.denoise(pipe.backbone.path.to_bounded(x, sigma), level, conditions)
+            denoised = pipe.family.denoise(pipe.family.path.to_bounded(x, sigma), level, conditions)
             velocity = pipe.transformer(
                 hidden_states=x,
                 timestep=torch.full((2,), sigma),
@@ -96,7 +96,7 @@ def test_the_denoiser_satisfies_the_velocity_identity(pipe: DiamondMapPipeline) 
 
 def test_levels_run_from_pure_noise_to_clean(pipe: DiamondMapPipeline) -> None:
     arguments = stock_arguments(pipe)
-    levels = pipe.backbone.levels(arguments, pipe.backbone.encode(arguments))
+    levels = pipe.family.levels(arguments, pipe.family.encode(arguments))
     assert levels[0] == float("inf")
     assert levels[-1] == 0
     assert levels == sorted(levels, reverse=True)

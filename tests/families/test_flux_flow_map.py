@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diamond_diffusers import SMC, DiamondMapPipeline, FlowMapTransition, NoAlignment
-from diamond_diffusers.backbones import Conditions
-from diamond_diffusers.models import TwoTimeEmbedder
+from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.families.two_time import TwoTimeEmbedder
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 from tests.families.tiny_flux import build_tiny_flux
 from tests.rounding import assert_same_from_a_copy
@@ -46,8 +46,8 @@ def pipe() -> DiamondMapPipeline:
 
 
 def encoded(pipe: DiamondMapPipeline) -> tuple[Conditions, dict[str, Tensor]]:
-    """Conditions of the backbone, and the same as keywords of the network."""
-    conditions = pipe.backbone.encode(resolve_arguments(pipe.backbone, {"prompt": ["a ring", "a star"], **CALL}, {}))
+    """Conditions of the family, and the same as keywords of the network."""
+    conditions = pipe.family.encode(resolve_arguments(pipe.family, {"prompt": ["a ring", "a star"], **CALL}, {}))
     known = {"guidance": torch.full((2,), 3.5), **conditions.features}
     text_ids = torch.zeros(conditions.features["encoder_hidden_states"].shape[1], 3)
     return conditions, known | {"img_ids": conditions.shared["img_ids"], "txt_ids": text_ids}
@@ -55,19 +55,19 @@ def encoded(pipe: DiamondMapPipeline) -> tuple[Conditions, dict[str, Tensor]]:
 
 @torch.no_grad()
 def test_the_map_is_the_mean_velocity_of_both_times_and_the_identity_on_the_diagonal(pipe: DiamondMapPipeline) -> None:
-    backbone, path = pipe.backbone, pipe.backbone.path
-    assert backbone.has_flow_map and backbone.has_denoiser and backbone.predicts_mean
+    family, path = pipe.family, pipe.family.path
+    assert family.has_flow_map and family.has_denoiser and family.predicts_mean
     conditions, keywords = encoded(pipe)
     x = torch.randn(2, 4, 16)
     for time, target in ((1.0, 0.0), (0.8, 0.3), (0.5, 0.5)):
         level, target_level = path.noise_to_signal(time), path.noise_to_signal(target)
-        mapped = backbone.flow_map(path.to_bounded(x, time), level, target_level, conditions)
+        mapped = family.flow_map(path.to_bounded(x, time), level, target_level, conditions)
         velocity = stock_velocity(pipe.transformer, x, torch.tensor([[time, target]] * 2), keywords)
         torch.testing.assert_close(path.from_bounded(mapped, target), x + (target - time) * velocity, atol=1e-5, rtol=0)
     torch.testing.assert_close(path.from_bounded(mapped, 0.5), x, atol=1e-6, rtol=0)
     velocity = stock_velocity(pipe.transformer, x, torch.tensor([[0.8, 0.8]] * 2), keywords)
     level = path.noise_to_signal(0.8)
-    denoised = backbone.denoise(path.to_bounded(x, 0.8), level, conditions)
+    denoised = family.denoise(path.to_bounded(x, 0.8), level, conditions)
     torch.testing.assert_close(denoised, x - 0.8 * velocity, atol=1e-5, rtol=0)
 
 
@@ -113,7 +113,7 @@ def test_unloading_leaves_the_base_as_it_was(pipe: DiamondMapPipeline) -> None:
     expected = base("a ring", latents=latents, **CALL).images
     assert (pipe("a ring", latents=latents, **CALL).images - expected).abs().max() > 1e-3
     pipe.unload_lora_weights()
-    assert not pipe.backbone.has_flow_map
+    assert not pipe.family.has_flow_map
     assert not any(isinstance(module, (TwoTimeEmbedder, BaseTunerLayer)) for module in pipe.transformer.modules())
     assert_same_from_a_copy(pipe.pipeline("a ring", latents=latents, **CALL).images, expected)
 
@@ -139,6 +139,6 @@ def test_a_lora_file_loads_and_one_for_another_model_is_refused(tmp_path: Path) 
         pipe.load_lora_weights(foreign)
     save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
     pipe.load_lora_weights(tmp_path)
-    assert pipe.backbone.has_flow_map
+    assert pipe.family.has_flow_map
     pipe.disable_lora()
-    assert not pipe.backbone.has_flow_map
+    assert not pipe.family.has_flow_map

@@ -1,4 +1,4 @@
-"""The Lumina 2 backbone reads the stock pipeline as the stock pipeline reads itself."""
+"""The Lumina 2 family reads the stock pipeline as the stock pipeline reads itself."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
-from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.core.levels import RectifiedFlowPath
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.evaluation.counting import counted
-from diamond_diffusers.levels import RectifiedFlowPath
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
 from .tiny_lumina2 import build_tiny_lumina2
 
 # The system prompt has 24 words, and the text follows it.
@@ -33,7 +33,7 @@ def prompt_embeds(pipeline: Lumina2Pipeline, prompts: list[str]) -> dict[str, Te
     return dict(zip(names, encoded, strict=True))
 
 
-LUMINA2 = Family(
+LUMINA2 = TinyFamily(
     build=build_tiny_lumina2,
     call=CALL,
     latents_shape=(4, 4, 4),
@@ -79,7 +79,7 @@ class TestLumina2(FamilyTests):
         expected = self.images(pipe)
         torch._dynamo.reset()
         counters.clear()
-        pipe.backbone.model.compile(backend="eager")
+        pipe.family.network_module.compile(backend="eager")
         try:
             self.assert_same(self.images(pipe), expected)
             graphs = counters["stats"]["unique_graphs"]
@@ -95,7 +95,7 @@ def pipe() -> DiamondMapPipeline:
 
 
 def encode(pipe: DiamondMapPipeline, **call: Any) -> Conditions:
-    return pipe.backbone.encode(resolve_arguments(pipe.backbone, {**CALL, "prompt": PROMPTS, **call}, {}))
+    return pipe.family.encode(resolve_arguments(pipe.family, {**CALL, "prompt": PROMPTS, **call}, {}))
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def test_prediction_is_the_guided_velocity_in_reversed_time(pipe: DiamondMapPipe
             ).sample
             for prefix in ("", "negative_")
         )
-        predicted = pipe.backbone.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
+        predicted = pipe.family.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
         guided = 4 * positive - 3 * negative
         guided = guided * positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
         torch.testing.assert_close(predicted, x - time * guided, atol=2e-5, rtol=0)
@@ -149,11 +149,11 @@ def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPip
     conditions = encode(pipe, **TRUNCATED)
     last, _ = conditions.shared["guided_levels"]
     levels, x = torch.tensor([2 * last, last], dtype=torch.float64), torch.randn(2, 4, 4, 4, generator=generators(1)[0])
-    assert [pipe.backbone.evaluations_per_row(level, conditions) for level in levels] == [2, 1]
-    both = pipe.backbone.predict(x, levels, conditions)
+    assert [pipe.family.evaluations_per_row(level, conditions) for level in levels] == [2, 1]
+    both = pipe.family.predict(x, levels, conditions)
     for i in range(2):
         row = torch.tensor([i])
-        alone = pipe.backbone.predict(x[row], float(levels[i]), conditions.rows(row))
+        alone = pipe.family.predict(x[row], float(levels[i]), conditions.rows(row))
         torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=0)
 
 
@@ -161,7 +161,7 @@ def test_guidance_from_the_first_step_holds_above_it(pipe: DiamondMapPipeline) -
     """Renoised look-aheads ask about levels above the one that they start from."""
     conditions = encode(pipe, **GUIDED, sigmas=[0.5, 0.25], num_inference_steps=2, cfg_trunc_ratio=0.5)
     low, _ = conditions.shared["guided_levels"]
-    costs = [pipe.backbone.evaluations_per_row(level, conditions) for level in (low, 1.01 * low, 100.0, float("inf"))]
+    costs = [pipe.family.evaluations_per_row(level, conditions) for level in (low, 1.01 * low, 100.0, float("inf"))]
     assert costs == [1, 2, 2, 2]
 
 

@@ -20,7 +20,7 @@ from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators
+from .family import PROMPTS, TinyFamily, generators
 from .tiny_pixart_sigma import BETAS, LATENTS_SHAPE, build_tiny_pixart_sigma
 
 CALL = {
@@ -50,7 +50,7 @@ def embeds(pipeline: PixArtSigmaPipeline, prompts: list[str]) -> dict[str, Any]:
     return {"negative_prompt": None, **dict(zip(names, encoded, strict=True))}
 
 
-FAMILY = Family(
+FAMILY = TinyFamily(
     build=build_tiny_pixart_sigma,
     call=CALL,
     latents_shape=LATENTS_SHAPE,
@@ -113,8 +113,8 @@ def test_denoiser_is_the_schedulers_predicted_sample(learned_variances: bool) ->
         torch.manual_seed(1)
         config = pipeline.transformer.config
         pipeline.transformer = type(pipeline.transformer).from_config(config, out_channels=4).eval()
-    backbone = DiamondMapPipeline.from_pipe(pipeline).backbone
-    conditions = backbone.encode(resolve_arguments(backbone, {**CALL, "prompt": PROMPTS, "guidance_scale": 3.0}, {}))
+    family = DiamondMapPipeline.from_pipe(pipeline).family
+    conditions = family.encode(resolve_arguments(family, {**CALL, "prompt": PROMPTS, "guidance_scale": 3.0}, {}))
     latents = torch.randn(2, *LATENTS_SHAPE, generator=torch.Generator().manual_seed(0))
     pipeline.scheduler.set_timesteps(1000)
     for timestep in (999, 600, 50):
@@ -126,15 +126,15 @@ def test_denoiser_is_the_schedulers_predicted_sample(learned_variances: bool) ->
         noise = (unguided + 3.0 * (guided - unguided))[:, :4]
         expected = pipeline.scheduler.step(noise, timestep, latents).pred_original_sample
         abar = pipeline.scheduler.alphas_cumprod[timestep].double()
-        denoised = backbone.denoise(latents, torch.sqrt(1 / abar - 1), conditions)
+        denoised = family.denoise(latents, torch.sqrt(1 / abar - 1), conditions)
         torch.testing.assert_close(denoised, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_levels_are_those_of_the_stock_scheduler() -> None:
     pipeline = with_scheduler("ddim_trailing")
-    backbone = DiamondMapPipeline.from_pipe(pipeline).backbone
-    arguments = resolve_arguments(backbone, {**CALL, "prompt": PROMPTS, "num_inference_steps": 4}, {})
-    levels = backbone.levels(arguments, backbone.encode(arguments))
+    family = DiamondMapPipeline.from_pipe(pipeline).family
+    arguments = resolve_arguments(family, {**CALL, "prompt": PROMPTS, "num_inference_steps": 4}, {})
+    levels = family.levels(arguments, family.encode(arguments))
     abar = pipeline.scheduler.alphas_cumprod.double()[[999, 749, 499, 249]]
     assert levels == pytest.approx([*torch.sqrt(1 / abar - 1).tolist(), 0.0])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diamond_diffusers import DiamondMapPipeline
 
 from .all_families import FAMILIES, family_of
-from .family import Family, generators
+from .family import TinyFamily, generators
 
 PROMPTS = ["a ring", "two blue stars and three green hearts"]
 NEGATIVE = ["three red circles and a star", "a heart"]
@@ -26,7 +26,7 @@ def pipes() -> dict[str, DiamondMapPipeline]:
     return {name: DiamondMapPipeline.from_pipe(family_of(name).build()) for name in FAMILIES}
 
 
-def guided_call(family: Family) -> dict[str, Any]:
+def guided_call(family: TinyFamily) -> dict[str, Any]:
     """Keywords of two steps under guidance, without texts."""
     call = {**family.call, **(family.variants[family.guided] if family.guided else {}), "num_inference_steps": 2}
     call = {key: value for key, value in call.items() if not re.fullmatch(TEXTS, key)}
@@ -37,7 +37,7 @@ def negatives(name: str, texts: list[str]) -> dict[str, list[str]]:
     return {"negative_prompt": list(texts)} if name in GUIDED else {}
 
 
-def one_by_one(pipe: DiamondMapPipeline, family: Family, calls: list[dict[str, Any]], num_images: int) -> Tensor:
+def one_by_one(pipe: DiamondMapPipeline, family: TinyFamily, calls: list[dict[str, Any]], num_images: int) -> Tensor:
     """Images of the stock pipeline, `num_images` of each call, each drawn alone with its own generator."""
     images = []
     for call in (call for call in calls for _ in range(num_images)):
@@ -47,7 +47,7 @@ def one_by_one(pipe: DiamondMapPipeline, family: Family, calls: list[dict[str, A
     return torch.cat(images)
 
 
-def together(pipe: DiamondMapPipeline, family: Family, num_images: int, **call: Any) -> Tensor:
+def together(pipe: DiamondMapPipeline, family: TinyFamily, num_images: int, **call: Any) -> Tensor:
     call = {**guided_call(family), **call, "num_images_per_prompt": num_images}
     return pipe(generator=generators(2 * num_images), **call).images
 

@@ -1,4 +1,4 @@
-"""The Qwen-Image backbone reads the stock pipeline as the stock pipeline reads itself."""
+"""The Qwen-Image family reads the stock pipeline as the stock pipeline reads itself."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.backbones import Conditions
-from diamond_diffusers.levels import RectifiedFlowPath
+from diamond_diffusers.core.levels import RectifiedFlowPath
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators
+from .family import PROMPTS, TinyFamily, generators
 from .tiny_qwen_image import build_tiny_qwen_image
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 32}
@@ -34,7 +34,7 @@ def prompt_embeds(pipeline: QwenImagePipeline, prompts: list[str]) -> dict[str, 
     }
 
 
-QWEN_IMAGE = Family(
+QWEN_IMAGE = TinyFamily(
     build=build_tiny_qwen_image,
     call=CALL,
     latents_shape=(4, 16),
@@ -61,7 +61,7 @@ def pipe() -> DiamondMapPipeline:
 
 
 def encode(pipe: DiamondMapPipeline, **call: Any) -> Conditions:
-    return pipe.backbone.encode(resolve_arguments(pipe.backbone, {**CALL, "prompt": PROMPTS, **call}, {}))
+    return pipe.family.encode(resolve_arguments(pipe.family, {**CALL, "prompt": PROMPTS, **call}, {}))
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def test_prediction_is_the_guided_velocity_of_positive_norm(pipe: DiamondMapPipe
             ).sample
             for prefix in ("", "negative_")
         )
-        predicted = pipe.backbone.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
+        predicted = pipe.family.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
         guided = 4 * positive - 3 * negative
         guided = guided * positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
         torch.testing.assert_close(predicted, x - time * guided, atol=2e-5, rtol=0)

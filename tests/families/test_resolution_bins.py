@@ -10,9 +10,9 @@ from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma
 from diffusers.pipelines.sana import pipeline_sana, pipeline_sana_sprint
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.backbones.pixart_sigma import PixArtSigmaBackbone
-from diamond_diffusers.backbones.sana import SanaBackbone
-from diamond_diffusers.backbones.sana_sprint import SanaSprintBackbone
+from diamond_diffusers.families.pixart_sigma import PixArtSigmaFamily
+from diamond_diffusers.families.sana import SanaFamily
+from diamond_diffusers.families.sana_sprint import SanaSprintFamily
 
 from .family import PROMPTS, generators
 from .tiny_pixart_sigma import build_tiny_pixart_sigma
@@ -20,20 +20,20 @@ from .tiny_sana import build_tiny_sana, build_tiny_sana_sprint
 
 SMALL_BINS = {"0.5": [32.0, 64.0], "1.0": [32.0, 32.0]}
 FAMILIES = {
-    "sana": (build_tiny_sana, SanaBackbone, pipeline_sana, "ASPECT_RATIO_1024_BIN"),
-    "sana_sprint": (build_tiny_sana_sprint, SanaSprintBackbone, pipeline_sana_sprint, "ASPECT_RATIO_1024_BIN"),
-    "pixart_sigma": (build_tiny_pixart_sigma, PixArtSigmaBackbone, pipeline_pixart_sigma, "ASPECT_RATIO_256_BIN"),
+    "sana": (build_tiny_sana, SanaFamily, pipeline_sana, "ASPECT_RATIO_1024_BIN"),
+    "sana_sprint": (build_tiny_sana_sprint, SanaSprintFamily, pipeline_sana_sprint, "ASPECT_RATIO_1024_BIN"),
+    "pixart_sigma": (build_tiny_pixart_sigma, PixArtSigmaFamily, pipeline_pixart_sigma, "ASPECT_RATIO_256_BIN"),
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_images_are_sampled_at_a_trained_size_and_cropped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build, backbone, module, bins = FAMILIES[name]
+    build, family, module, bins = FAMILIES[name]
     pipeline = build()
-    assert backbone.resolution_bins[pipeline.transformer.config.sample_size] == getattr(module, bins)
+    assert family.resolution_bins[pipeline.transformer.config.sample_size] == getattr(module, bins)
     # The real bins start at 256 pixels; small ones keep the test quick.
     monkeypatch.setattr(module, bins, SMALL_BINS)
-    monkeypatch.setattr(backbone, "resolution_bins", {32: SMALL_BINS})
+    monkeypatch.setattr(family, "resolution_bins", {32: SMALL_BINS})
     call = {"height": 40, "width": 72, "num_inference_steps": 2, "max_sequence_length": 8, "output_type": "pt"}
     stock = pipeline(PROMPTS, generator=generators(), **call).images
     pipe = DiamondMapPipeline.from_pipe(pipeline)

@@ -10,12 +10,12 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SanaPipeline
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.backbones.sana import SanaBackbone
-from diamond_diffusers.levels import Level
+from diamond_diffusers.core.levels import Level
+from diamond_diffusers.families.sana import SanaFamily
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators
+from .family import PROMPTS, TinyFamily, generators
 from .tiny_sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 
 INSTRUCTION = ["a blue square for a red ring", "prompt "]
@@ -37,7 +37,7 @@ def embeds(pipeline: SanaPipeline, prompts: list[str]) -> dict[str, Any]:
     return {"negative_prompt": None, **dict(zip(names, encoded, strict=True))}
 
 
-FAMILY = Family(
+FAMILY = TinyFamily(
     build=build_tiny_sana,
     call=CALL,
     latents_shape=LATENTS_SHAPE,
@@ -110,23 +110,23 @@ def test_networks_with_variances_and_scaled_times(stock: SanaPipeline) -> None:
 @torch.no_grad()
 def test_predictions_of_half_precision_are_guided_in_float32() -> None:
     pipe = DiamondMapPipeline.from_pipe(build_tiny_sana()).to(torch.bfloat16)
-    backbone = pipe.backbone
-    conditions = backbone.encode(resolve_arguments(backbone, {**CALL, "prompt": PROMPTS, "guidance_scale": 4.5}, {}))
+    family = pipe.family
+    conditions = family.encode(resolve_arguments(family, {**CALL, "prompt": PROMPTS, "guidance_scale": 4.5}, {}))
     latents = torch.randn(2, *LATENTS_SHAPE, generator=generators(1)[0]).bfloat16()
     levels = torch.full([2], 1.5, dtype=torch.float64)
-    positive, negative = (rows.float() for rows in backbone.both_predictions(latents, levels, conditions))
-    guided = backbone.guided_prediction(latents, levels, conditions)
+    positive, negative = (rows.float() for rows in family.both_predictions(latents, levels, conditions))
+    guided = family.guided_prediction(latents, levels, conditions)
     torch.testing.assert_close(guided, negative + 4.5 * (positive - negative), atol=1e-6, rtol=0)
 
 
 def test_denoiser_satisfies_the_velocity_identity(stock: SanaPipeline) -> None:
-    backbone = DiamondMapPipeline.from_pipe(stock).backbone
-    arguments = resolve_arguments(backbone, {**CALL, "prompt": PROMPTS, "guidance_scale": 3.0}, {})
-    conditions = backbone.encode(arguments)
+    family = DiamondMapPipeline.from_pipe(stock).family
+    arguments = resolve_arguments(family, {**CALL, "prompt": PROMPTS, "guidance_scale": 3.0}, {})
+    conditions = family.encode(arguments)
     latents = torch.randn(2, *LATENTS_SHAPE, generator=torch.Generator().manual_seed(0))
     for sigma in (1.0, 0.8, 0.3, 0.05):
-        level = backbone.path.noise_to_signal(sigma)
-        denoised = backbone.denoise(backbone.path.to_bounded(latents, sigma), level, conditions)
+        level = family.path.noise_to_signal(sigma)
+        denoised = family.denoise(family.path.to_bounded(latents, sigma), level, conditions)
         with torch.no_grad():
             guided, unguided = (
                 stock.transformer(latents, timestep=torch.full([2], 1000 * sigma), return_dict=False, **features)[0]
@@ -141,15 +141,15 @@ def test_dpm_solver_levels_and_first_order_steps(monkeypatch: pytest.MonkeyPatch
     pipeline.scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=1
     )
-    backbone = DiamondMapPipeline.from_pipe(pipeline).backbone
-    arguments = resolve_arguments(backbone, {**CALL, "prompt": PROMPTS}, {})
-    levels = backbone.levels(arguments, backbone.encode(arguments))
+    family = DiamondMapPipeline.from_pipe(pipeline).family
+    arguments = resolve_arguments(family, {**CALL, "prompt": PROMPTS}, {})
+    levels = family.levels(arguments, family.encode(arguments))
     base = torch.linspace(0.999, 0, 4, dtype=torch.float64)
     shifted = 3 * base / (1 + 2 * base)
     assert levels == pytest.approx((shifted / (1 - shifted)).tolist(), rel=1e-3)
     # This scheduler asks the network at times cut down to whole thousandths; its first-order step is Euler's.
-    whole: Callable[[SanaBackbone, Level], torch.Tensor] = lambda self, level: (1000 * self.path.time(level)).floor()  # noqa: E731
-    monkeypatch.setattr(SanaBackbone, "timestep", whole)
+    whole: Callable[[SanaFamily, Level], torch.Tensor] = lambda self, level: (1000 * self.path.time(level)).floor()  # noqa: E731
+    monkeypatch.setattr(SanaFamily, "timestep", whole)
     torch.testing.assert_close(our_images(pipeline), stock_images(pipeline), atol=1e-4, rtol=0)
 
 

@@ -23,7 +23,7 @@ from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, brightness, generators
+from .family import PROMPTS, TinyFamily, brightness, generators
 from .tiny_sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 
 CALL = {"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 8}
@@ -36,7 +36,7 @@ def embeds(pipeline: SanaSprintPipeline, prompts: list[str]) -> dict[str, torch.
     return {"prompt_embeds": prompt_embeds, "prompt_attention_mask": mask}
 
 
-FAMILY = Family(
+FAMILY = TinyFamily(
     build=build_tiny_sana_sprint,
     call={**CALL, "num_inference_steps": 2, "complex_human_instruction": INSTRUCTION},
     latents_shape=LATENTS_SHAPE,
@@ -110,12 +110,12 @@ def test_custom_timesteps_are_those_of_the_scheduler(
 
 
 def test_prediction_is_the_schedulers(stock: SanaSprintPipeline) -> None:
-    backbone = DiamondMapPipeline.from_pipe(stock).backbone
-    conditions = backbone.encode(resolve_arguments(backbone, {**FAMILY.call, "prompt": PROMPTS}, {}))
+    family = DiamondMapPipeline.from_pipe(stock).family
+    conditions = family.encode(resolve_arguments(family, {**FAMILY.call, "prompt": PROMPTS}, {}))
     latents = 0.5 * torch.randn(2, *LATENTS_SHAPE, generator=torch.Generator().manual_seed(0))
     for time in (1.5708, 1.5, 1.3, 0.6, 0.05):
         level = math.inf if time > math.pi / 2 else math.tan(time)
-        predicted = backbone.predict(backbone.from_stock(latents, level), level, conditions)
+        predicted = family.predict(family.from_stock(latents, level), level, conditions)
         with torch.no_grad():
             expected = scm_prediction(stock, latents, time, conditions.features)
         torch.testing.assert_close(predicted, expected / 0.5, atol=2e-5, rtol=0)
@@ -144,17 +144,17 @@ def scm_prediction(
     ],
 )
 def test_levels_are_tangents_of_the_stock_times(stock: SanaSprintPipeline, options: dict, levels: list[float]) -> None:
-    backbone = DiamondMapPipeline.from_pipe(stock).backbone
-    arguments = resolve_arguments(backbone, {**FAMILY.call, **options, "prompt": PROMPTS}, {})
+    family = DiamondMapPipeline.from_pipe(stock).family
+    arguments = resolve_arguments(family, {**FAMILY.call, **options, "prompt": PROMPTS}, {})
     # The scheduler keeps its times in float32.
-    assert backbone.levels(arguments, backbone.encode(arguments)) == pytest.approx(levels, rel=1e-5)
-    assert backbone.timestep(math.tan(1.3)).item() == pytest.approx(1.3)
+    assert family.levels(arguments, family.encode(arguments)) == pytest.approx(levels, rel=1e-5)
+    assert family.timestep(math.tan(1.3)).item() == pytest.approx(1.3)
 
 
 def test_it_is_a_flow_map_without_a_denoiser(stock: SanaSprintPipeline) -> None:
     pipe = DiamondMapPipeline.from_pipe(stock)
-    assert pipe.backbone.has_flow_map
-    assert not pipe.backbone.has_denoiser
+    assert pipe.family.has_flow_map
+    assert not pipe.family.has_denoiser
     for needy in (SMC(posterior=GlassPosterior(num_inner_steps=2)), SMC(transition=GlassTransition())):
         with pytest.raises(ValueError, match=r"sana_sprint model is a few-step flow map.*score_model"):
             pipe(PROMPTS, reward=brightness, alignment=needy, **FAMILY.call)

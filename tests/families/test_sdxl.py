@@ -1,4 +1,4 @@
-"""The SDXL backbone reads the stock pipeline as the stock pipeline reads itself."""
+"""The SDXL family reads the stock pipeline as the stock pipeline reads itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from diamond_diffusers import DiamondMapPipeline, Guidance
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
+from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
 from .stock import StockTests
 from .tiny_stable_diffusion import (
     IMAGE_EMBED_SIZE,
@@ -37,7 +37,7 @@ def prompt_embeds(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> di
     return dict(zip(names, encoded, strict=True))
 
 
-SDXL = Family(
+SDXL = TinyFamily(
     build=build_tiny_sdxl,
     call=CALL,
     latents_shape=LATENTS_SHAPE,
@@ -83,8 +83,8 @@ class TestTurbo(StockTests):
     )
 
     def test_it_is_a_flow_map(self, pipe: DiamondMapPipeline) -> None:
-        assert pipe.backbone.has_flow_map
-        assert not pipe.backbone.has_denoiser
+        assert pipe.family.has_flow_map
+        assert not pipe.family.has_denoiser
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,8 @@ def test_an_lcm_lora_samples_as_in_the_stock_pipeline() -> None:
     pipe.load_lora_weights(weights, adapter_name="lcm")
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.few_step = "lcm"
-    assert pipe.backbone.has_flow_map
-    assert pipe.backbone.has_denoiser
+    assert pipe.family.has_flow_map
+    assert pipe.family.has_denoiser
     stock = images(pipe.pipeline, num_inference_steps=4)
     torch.testing.assert_close(images(pipe, num_inference_steps=4), stock, atol=1e-4, rtol=0)
     assert (before - stock).abs().mean() > 1e-3

@@ -1,4 +1,4 @@
-"""The Stable Diffusion backbone reads the stock pipelines as they read themselves."""
+"""The Stable Diffusion family reads the stock pipelines as they read themselves."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from diamond_diffusers import (
     NoAlignment,
     RenoiseTransition,
 )
-from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.evaluation.counting import counted
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, brightness, generators, tiny_preview_vae
+from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
 from .stock import StockTests
 from .tiny_stable_diffusion import (
     IMAGE_EMBED_SIZE,
@@ -53,7 +53,7 @@ def prompt_embeds(pipeline: StableDiffusionPipeline, prompts: list[str]) -> dict
     return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
 
 
-STABLE_DIFFUSION = Family(
+STABLE_DIFFUSION = TinyFamily(
     build=build_tiny_stable_diffusion,
     call=CALL,
     latents_shape=LATENTS_SHAPE,
@@ -96,7 +96,7 @@ class TestVelocity(StockTests):
 class TestLatentConsistency(StockTests):
     """A few-step model with an embedding of the guidance scale, in its own pipeline."""
 
-    family = Family(
+    family = TinyFamily(
         build=build_tiny_latent_consistency,
         call=CALL,
         latents_shape=LATENTS_SHAPE,
@@ -120,8 +120,8 @@ class TestLatentConsistency(StockTests):
         assert len(pipe(PROMPTS, callback_on_step_end=stop, **CALL).trace.steps) == 2
 
     def test_it_is_a_flow_map(self, pipe: DiamondMapPipeline) -> None:
-        assert pipe.backbone.has_flow_map
-        assert not pipe.backbone.has_denoiser
+        assert pipe.family.has_flow_map
+        assert not pipe.family.has_denoiser
         with pytest.raises(ValueError, match="flow map without"):
             pipe(PROMPTS, reward=brightness, alignment=SMC(posterior=GlassPosterior()), **CALL)
         out = pipe(PROMPTS, reward=brightness, alignment=SMC(num_particles=2), **CALL)
@@ -160,7 +160,7 @@ def pipe() -> DiamondMapPipeline:
 def conditions(pipe: DiamondMapPipeline, **given: Any) -> Conditions:
     parameters = inspect.signature(type(pipe.pipeline).__call__).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    return pipe.backbone.encode({**defaults, **CALL, "prompt": PROMPTS, **given})
+    return pipe.family.encode({**defaults, **CALL, "prompt": PROMPTS, **given})
 
 
 def latents(seed: int = 7) -> Tensor:
@@ -217,7 +217,7 @@ def test_a_network_that_embeds_guidance_is_few_step_in_the_ordinary_pipeline_too
     stock = pipe.pipeline(PROMPTS, generator=generators(), **call).images
     torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)
     pipe.scheduler = EulerDiscreteScheduler(**SCHEDULE)
-    assert pipe.backbone.has_flow_map
+    assert pipe.family.has_flow_map
 
 
 @pytest.mark.parametrize("name", ["stabilityai/sd-turbo", "/models/SD-Turbo/"])
@@ -226,14 +226,14 @@ def test_turbo_is_known_by_name(name: str) -> None:
     pipeline.register_to_config(_name_or_path=name)
     pipeline.scheduler = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
     pipe = DiamondMapPipeline.from_pipe(pipeline)
-    assert pipe.backbone.has_flow_map
-    assert pipe.backbone.stochastic_transition() == RenoiseTransition()
+    assert pipe.family.has_flow_map
+    assert pipe.family.stochastic_transition() == RenoiseTransition()
     for steps in (1, 2):
         call = {**CALL, "num_inference_steps": steps, "guidance_scale": 0.0, "output_type": "pt"}
         stock = pipeline(PROMPTS, generator=generators(), **call).images
         torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)
     pipe.few_step = False
-    assert not pipe.backbone.has_flow_map
+    assert not pipe.family.has_flow_map
 
 
 def test_a_base_model_gives_the_scores_of_turbo() -> None:
@@ -254,19 +254,19 @@ def test_a_few_step_lora_makes_the_map_and_the_base_is_the_denoiser() -> None:
     weights = [lora(pipe.unet, seed) for seed in (1, 2)]
     x, level, given = latents(), 3.0, conditions(pipe)
     with torch.no_grad():
-        base = pipe.backbone.predict(x, level, given)
+        base = pipe.family.predict(x, level, given)
         pipe.load_lora_weights(weights[0], adapter_name="lcm")
         pipe.few_step = "lcm"
-        assert pipe.backbone.has_flow_map
-        mapped = pipe.backbone.predict(x, level, given)
-        torch.testing.assert_close(pipe.backbone.denoise(x, level, given), base, atol=1e-5, rtol=0)
+        assert pipe.family.has_flow_map
+        mapped = pipe.family.predict(x, level, given)
+        torch.testing.assert_close(pipe.family.denoise(x, level, given), base, atol=1e-5, rtol=0)
         # Another adapter belongs to both.
         pipe.load_lora_weights(weights[1], adapter_name="style")
         pipe.set_adapters(["lcm", "style"], [1.0, 0.5])
-        styled = pipe.backbone.denoise(x, level, given)
-        both = pipe.backbone.predict(x, level, given)
+        styled = pipe.family.denoise(x, level, given)
+        both = pipe.family.predict(x, level, given)
         pipe.set_adapters(["style"], [0.5])
-        torch.testing.assert_close(styled, pipe.backbone.predict(x, level, given), atol=1e-5, rtol=0)
+        torch.testing.assert_close(styled, pipe.family.predict(x, level, given), atol=1e-5, rtol=0)
     for one, other in ((mapped, base), (styled, base), (both, mapped)):
         assert (one - other).abs().max() > 1e-2
 
@@ -283,10 +283,10 @@ def test_few_step_loras_sample_as_in_the_stock_pipeline(scheduler: type, call: d
     pipe = DiamondMapPipeline.from_pipe(build_tiny_stable_diffusion())
     pipe.load_lora_weights(lora(pipe.unet, 1), adapter_name="few")
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    assert pipe.backbone.has_flow_map
-    assert not pipe.backbone.has_denoiser
+    assert pipe.family.has_flow_map
+    assert not pipe.family.has_denoiser
     pipe.few_step = "few"
-    assert pipe.backbone.has_denoiser
+    assert pipe.family.has_denoiser
     call = {**CALL, "num_inference_steps": 4, "output_type": "pt", **call}
     stock = pipe.pipeline(PROMPTS, generator=generators(), **call).images
     torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)
@@ -326,7 +326,7 @@ def test_images_are_differentiable_in_noisy_latents() -> None:
     projection = torch.randn(2, 3, 16, 16, generator=generators(1)[0])
 
     def projected(x: Tensor) -> Tensor:
-        return (projection * pipe.backbone.decode(pipe.backbone.predict(x, 2.0, given), given)).mean()
+        return (projection * pipe.family.decode(pipe.family.predict(x, 2.0, given), given)).mean()
 
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(projected(x), x)
@@ -352,5 +352,5 @@ def test_eta_decides_how_particles_move() -> None:
     assert not torch.equal(guided, images(alignment=Guidance()))
     # Other samplers make nothing of it.
     pipe.scheduler = EulerDiscreteScheduler(**SCHEDULE)
-    with pipe.backbone.calling({"eta": 0.7}):
-        assert pipe.backbone.stochastic_transition() == GlassTransition()
+    with pipe.family.calling({"eta": 0.7}):
+        assert pipe.family.stochastic_transition() == GlassTransition()

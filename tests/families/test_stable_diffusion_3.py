@@ -1,4 +1,4 @@
-"""The SD3 backbone reads the stock pipeline as the stock pipeline reads itself."""
+"""The SD3 family reads the stock pipeline as the stock pipeline reads itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
-from diamond_diffusers.backbones import Conditions
-from diamond_diffusers.levels import RectifiedFlowPath
+from diamond_diffusers.core.levels import RectifiedFlowPath
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
 from .stock import StockTests
 from .tiny_stable_diffusion_3 import add_tiny_ip_adapter, build_tiny_stable_diffusion_3
 
@@ -65,7 +65,7 @@ def prompt_embeds(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> dic
     }
 
 
-SD35 = Family(
+SD35 = TinyFamily(
     build=build_tiny_stable_diffusion_3,
     call=CALL,
     latents_shape=(4, 4, 4),
@@ -100,7 +100,7 @@ class TestStableDiffusion3(StockTests):
 
 
 def encode(pipe: DiamondMapPipeline, **call: object) -> Conditions:
-    return pipe.backbone.encode(resolve_arguments(pipe.backbone, {**CALL, "prompt": PROMPTS, **call}, {}))
+    return pipe.family.encode(resolve_arguments(pipe.family, {**CALL, "prompt": PROMPTS, **call}, {}))
 
 
 def test_embeds_serve_several_images_each() -> None:
@@ -129,7 +129,7 @@ def test_prediction_is_the_velocity_under_guidance_at_every_level() -> None:
         ).sample
 
     for time in (1.0, 0.77, 0.3, 0.02):
-        predicted = pipe.backbone.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
+        predicted = pipe.family.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
         guided = 4 * velocity(time, "") - 3 * velocity(time, "negative_")
         torch.testing.assert_close(predicted, x - time * guided, atol=2e-5, rtol=0)
 
@@ -150,21 +150,21 @@ def test_skip_layers_cost_a_third_evaluation_at_the_levels_of_their_steps() -> N
     out = pipe(PROMPTS, alignment=alignment, **CALL | SKIPPING)
     assert out.cost.network_evaluations == sum(rows) == 2 * 3 * (2 + 3 + 3 + 2)
     hook.remove()
-    arguments = resolve_arguments(pipe.backbone, {**CALL, **SKIPPING, "prompt": PROMPTS}, {})
-    levels = pipe.backbone.levels(arguments, Conditions({}))
+    arguments = resolve_arguments(pipe.family, {**CALL, **SKIPPING, "prompt": PROMPTS}, {})
+    levels = pipe.family.levels(arguments, Conditions({}))
     conditions = encode(pipe, **SKIPPING)
-    costs = {level: pipe.backbone.evaluations_per_row(level, conditions) for level in levels}
+    costs = {level: pipe.family.evaluations_per_row(level, conditions) for level in levels}
     assert list(costs.values()) == [2, 3, 3, 2, 2]
 
 
 def test_skip_layers_without_a_step_or_without_guidance_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
     pipe = DiamondMapPipeline.from_pipe(build_tiny_stable_diffusion_3())
     conditions = encode(pipe, **SKIPPING | {"skip_layer_guidance_stop": 0.0})
-    assert pipe.backbone.evaluations_per_row(float("inf"), conditions) == 2
+    assert pipe.family.evaluations_per_row(float("inf"), conditions) == 2
     assert not caplog.records
     conditions = encode(pipe, skip_guidance_layers=[1])
     assert "skip_guidance_layers" in caplog.text
-    assert pipe.backbone.evaluations_per_row(float("inf"), conditions) == 1
+    assert pipe.family.evaluations_per_row(float("inf"), conditions) == 1
 
 
 def test_rows_at_different_levels_are_guided_each_by_its_own() -> None:
@@ -172,10 +172,10 @@ def test_rows_at_different_levels_are_guided_each_by_its_own() -> None:
     conditions = encode(pipe, **SKIPPING)
     low, high = conditions.shared["skip_layer_guidance_levels"]
     levels, x = torch.tensor([high, low], dtype=torch.float64), torch.randn(2, 4, 4, 4, generator=generators(1)[0])
-    both = pipe.backbone.predict(x, levels, conditions)
+    both = pipe.family.predict(x, levels, conditions)
     for i in range(2):
         row = torch.tensor([i])
-        alone = pipe.backbone.predict(x[row], float(levels[i]), conditions.rows(row))
+        alone = pipe.family.predict(x[row], float(levels[i]), conditions.rows(row))
         # Rounding of values up to 7 under two guidances; skipping in the wrong row would differ by 0.01 or more.
         torch.testing.assert_close(both[row], alone, atol=1e-4, rtol=0)
 
@@ -206,7 +206,7 @@ def test_dynamic_shift_of_a_scheduler_that_declares_no_bounds() -> None:
     pipe = DiamondMapPipeline.from_pipe(stock)
     # At 1024 pixels and more the highest shift counts.
     arguments = {"num_inference_steps": 3, "sigmas": None, "mu": None}
-    pipe.backbone.levels(arguments, Conditions({}, shared={"height": 1024, "width": 1024}))
+    pipe.family.levels(arguments, Conditions({}, shared={"height": 1024, "width": 1024}))
     ours, tokens = stock.scheduler.sigmas, (1024 // 4 // 2) ** 2
     stock.scheduler.set_timesteps(3, mu=calculate_shift(tokens, max_shift=1.16))
     torch.testing.assert_close(ours, stock.scheduler.sigmas, atol=1e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""The Z-Image backbone reads the stock pipeline as the stock pipeline reads itself."""
+"""The Z-Image family reads the stock pipeline as the stock pipeline reads itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.backbones import Conditions
+from diamond_diffusers.core.levels import RectifiedFlowPath
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.evaluation.counting import counted
-from diamond_diffusers.levels import RectifiedFlowPath
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
-from .family import PROMPTS, Family, generators, tiny_preview_vae
+from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
 from .tiny_z_image import build_tiny_z_image
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 48, "guidance_scale": 0.0}
@@ -32,7 +32,7 @@ def prompt_embeds(pipeline: ZImagePipeline, prompts: list[str]) -> dict[str, lis
     return {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
 
 
-Z_IMAGE = Family(
+Z_IMAGE = TinyFamily(
     build=build_tiny_z_image,
     call=CALL,
     latents_shape=(4, 4, 4),
@@ -68,7 +68,7 @@ def pipe() -> DiamondMapPipeline:
 
 
 def encode(pipe: DiamondMapPipeline, **call: Any) -> Conditions:
-    return pipe.backbone.encode(resolve_arguments(pipe.backbone, {**CALL, "prompt": PROMPTS, **call}, {}))
+    return pipe.family.encode(resolve_arguments(pipe.family, {**CALL, "prompt": PROMPTS, **call}, {}))
 
 
 def test_prompts_are_left_as_they_are(pipe: DiamondMapPipeline) -> None:
@@ -89,7 +89,7 @@ def test_prediction_is_the_guided_velocity_in_reversed_time(pipe: DiamondMapPipe
             -torch.stack(pipe.transformer(list(x.unsqueeze(2)), network_time, embeds[name]).sample).squeeze(2)
             for name in ("prompt_embeds", "negative_prompt_embeds")
         )
-        predicted = pipe.backbone.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
+        predicted = pipe.family.predict(path.to_bounded(x, time), path.noise_to_signal(time), conditions)
         guided = positive + 2 * (positive - negative)
         torch.testing.assert_close(predicted, x - time * guided, atol=2e-5, rtol=0)
         assert (positive - negative).abs().max() > 0.01
@@ -110,11 +110,11 @@ def test_truncated_guidance_costs_one_evaluation(pipe: DiamondMapPipeline) -> No
 def test_rows_at_different_levels_are_guided_each_by_its_own(pipe: DiamondMapPipeline) -> None:
     conditions = encode(pipe, **GUIDED, cfg_truncation=0.5)
     levels, x = torch.tensor([2.0, 0.5], dtype=torch.float64), torch.randn(2, 4, 4, 4, generator=generators(1)[0])
-    assert [pipe.backbone.evaluations_per_row(level, conditions) for level in levels] == [2, 1]
-    both = pipe.backbone.predict(x, levels, conditions)
+    assert [pipe.family.evaluations_per_row(level, conditions) for level in levels] == [2, 1]
+    both = pipe.family.predict(x, levels, conditions)
     for i in range(2):
         row = torch.tensor([i])
-        alone = pipe.backbone.predict(x[row], float(levels[i]), conditions.rows(row))
+        alone = pipe.family.predict(x[row], float(levels[i]), conditions.rows(row))
         torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=0)
 
 

@@ -7,13 +7,12 @@ import random
 import pytest
 import torch
 
-from diamond_diffusers import DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
+from diamond_diffusers import DenoiserPoint, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
+from diamond_diffusers.core.flow_map import integrate_ode
+from diamond_diffusers.core.levels import add_noise
 from diamond_diffusers.evaluation.observations import rendered_latents, tilted_model
 from diamond_diffusers.evaluation.posterior_benchmark import Settings, benchmark_posteriors
-from diamond_diffusers.flow_map import integrate_ode
-from diamond_diffusers.levels import add_noise
 from diamond_diffusers.miniature.grammar import held_out_captions
-from diamond_diffusers.posteriors import DenoiserPoint
 
 
 @pytest.fixture(scope="module")

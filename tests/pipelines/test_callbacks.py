@@ -147,7 +147,7 @@ def test_several_callbacks_of_diffusers_act_together(pipe: DiamondMapPipeline) -
 def test_callbacks_that_mean_nothing_here_are_refused_before_sampling(
     pipe: DiamondMapPipeline, alignment: str, callback: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipe.backbone, "encode", lambda arguments: pytest.fail("the prompts were encoded"))
+    monkeypatch.setattr(pipe.family, "encode", lambda arguments: pytest.fail("the prompts were encoded"))
     with pytest.raises(ValueError, match=message):
         pipe("a ring", reward=brightness, alignment=alignment, callback_on_step_end=callback, **CALL)
 

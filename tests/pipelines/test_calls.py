@@ -122,7 +122,7 @@ def test_a_class_that_shares_only_its_name_is_refused() -> None:
 
 def test_a_class_that_comes_with_its_weights_is_refused_before_they_are_read(tmp_path: Any) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": ["pipeline", "FluxPipeline"]}')
-    with pytest.raises(TypeError, match="pipeline is a pipeline/FluxPipeline, for which there is no backbone"):
+    with pytest.raises(TypeError, match="pipeline is a pipeline/FluxPipeline, for which there is no family"):
         DiamondMapPipeline.from_pretrained(tmp_path)
 
 

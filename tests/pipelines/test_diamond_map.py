@@ -15,9 +15,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
-from diamond_diffusers.models import map_config
-from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
+from diamond_diffusers.maps import map_config
+from diamond_diffusers.maps.diamond_map import DiamondMap
+from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines.loading import read_base_defaults, read_defaults
 from tests.families.family import brightness
 from tests.families.tiny_flux import build_tiny_flux
@@ -36,7 +36,7 @@ def map_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("map")
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     pipe.save_pretrained(folder / "base")
-    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    diamond_map = DiamondMap(pipe.family, rank=2)
     torch.manual_seed(1)
     weights = {name: torch.randn_like(weight) / 5 for name, weight in diamond_map.weights().items()}
     save_diamond_map(
@@ -140,7 +140,7 @@ def test_it_loads_from_beside_its_base_too(map_folder: Path, tmp_path: Path) -> 
 def test_stock_methods_for_loras_leave_it(map_folder: Path) -> None:
     pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
     images = draw(pipe)
-    add_style(pipe.backbone, "diamond_map_style")
+    add_style(pipe.family, "diamond_map_style")
     assert not torch.equal(draw(pipe), images)
     with pytest.raises(ValueError, match=r"'diamond_map'.*leave it out"):
         pipe.set_adapters(["diamond_map_style", "diamond_map"])
@@ -176,12 +176,12 @@ def test_what_was_saved_before_does_not_stay(map_folder: Path, tmp_path: Path) -
     pipe.save_pretrained(tmp_path)
     assert not (tmp_path / "README.md").exists()
     assert [file.name for file in (tmp_path / "diamond_map").iterdir()] == [CONFIG_NAME]
-    assert not DiamondMapPipeline.from_pretrained(tmp_path).backbone.has_diamond_map
+    assert not DiamondMapPipeline.from_pretrained(tmp_path).family.has_diamond_map
 
 
 def test_fused_weights_are_not_saved_as_the_base(map_folder: Path, tmp_path: Path) -> None:
     pipe = DiamondMapPipeline.from_pretrained(map_folder / "base")
-    add_style(pipe.backbone)
+    add_style(pipe.family)
     pipe.fuse_lora()
     with pytest.raises(ValueError, match=r"fused into the weights of the transformer.*unfuse_lora"):
         pipe.save_pretrained(tmp_path / "new")
@@ -216,7 +216,7 @@ def test_every_family_loads_runs_saves_and_unloads_one(family: str, tmp_path: Pa
     pipe = DiamondMapPipeline.from_pipe(model.build())
     call = {name: value for name, value in model.call.items() if name != "negative_prompt"}
     call |= {"num_inference_steps": 2, "output_type": "pt", "latents": None}
-    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    diamond_map = DiamondMap(pipe.family, rank=2)
     perturb(diamond_map)
     save_diamond_map(tmp_path / "map", diamond_map, {}, {})
     diamond_map.remove()
@@ -258,8 +258,8 @@ def test_models_that_cannot_be_asked_for_a_map_are_said_to_be(
 def test_skip_layer_guidance_is_not_the_maps() -> None:
     model = TINY_MODELS["stable_diffusion_3"]
     pipe = DiamondMapPipeline.from_pipe(model.build())
-    pipe.backbone.posterior_map = DiamondMap(pipe.backbone, rank=2)
-    perturb(pipe.backbone.posterior_map)
+    pipe.family.posterior_map = DiamondMap(pipe.family, rank=2)
+    perturb(pipe.family.posterior_map)
     call = {name: value for name, value in model.call.items() if name != "negative_prompt"}
     call |= {"num_inference_steps": 3, "output_type": "pt", "alignment": NoAlignment(DiamondTransition())}
     skipping = {

@@ -94,8 +94,8 @@ def test_other_classes_on_disk_are_refused_before_their_weights_are_read(tmp_pat
         (b"{}", ValueError, "does not name the class"),
         (b"null", ValueError, "does not name the class"),
         (b"[" * 100_000, ValueError, "is nested too deep"),
-        (b'{"_class_name": ["pipeline", "FluxPipeline"]}', TypeError, "for which there is no backbone"),
-        (b'{"_class_name": 5}', TypeError, "pipeline is a 5, for which there is no backbone"),
+        (b'{"_class_name": ["pipeline", "FluxPipeline"]}', TypeError, "for which there is no family"),
+        (b'{"_class_name": 5}', TypeError, "pipeline is a 5, for which there is no family"),
         (b"{", OSError, "not a valid JSON file"),
     ],
 )

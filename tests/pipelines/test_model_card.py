@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition
-from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import CONFIG_NAME, MAP_FILES, save_diamond_map
+from diamond_diffusers.maps.diamond_map import DiamondMap
+from diamond_diffusers.maps.storage import CONFIG_NAME, MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines.model_card import write_model_card
 from diamond_diffusers.rewards import registry
 
@@ -44,7 +44,7 @@ def hub(tmp_path, monkeypatch) -> Hub:
 def map_folder(tiny_folder, tmp_path_factory) -> Path:
     """A map with random weights, and its base elsewhere."""
     pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
-    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    diamond_map = DiamondMap(pipe.family, rank=2)
     torch.manual_seed(1)
     weights = {name: torch.randn_like(weight) / 5 for name, weight in diamond_map.weights().items()}
     folder = tmp_path_factory.mktemp("map")
@@ -159,7 +159,7 @@ def saved_folder(request, map_folder, tmp_path) -> Path:
     if request.param == "with its base":
         pipe.save_pretrained(folder)
     else:
-        save_diamond_map(folder, pipe.backbone.posterior_map, pipe.defaults, TRAINING)
+        save_diamond_map(folder, pipe.family.posterior_map, pipe.defaults, TRAINING)
     return folder
 
 
@@ -261,7 +261,7 @@ def test_the_snippet_works_when_pasted(saved_folder, own_reward, tmp_path, monke
     assert ('reward="clip"' in snippet) != own_reward
     names = {}
     exec(snippet, names)
-    assert names["pipe"].backbone.posterior_map.training_facts == TRAINING
+    assert names["pipe"].family.posterior_map.training_facts == TRAINING
     with Image.open(tmp_path / "image.png") as image:
         assert image.size == (16, 16)
 

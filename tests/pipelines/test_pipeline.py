@@ -48,7 +48,7 @@ def test_alignment_gains_reward_over_plain_samples(pipe: DiamondMapPipeline, nam
     call = {**CALL, "num_inference_steps": 6, "reward": brightness}
     alignment = ALIGNMENTS[name]
     # A method may move its particles by other transitions than plain sampling; then its own untilted law is to beat.
-    plain_method = alignment if alignment.resolve(pipe.backbone).transition.is_stochastic else "none"
+    plain_method = alignment if alignment.resolve(pipe.family).transition.is_stochastic else "none"
     plain = pipe(prompts, generator=generators(32), alignment=plain_method, reward_scale=0.0, **call).rewards
     aligned = pipe(prompts, generator=generators(32), alignment=alignment, reward_scale=100.0, **call).rewards
     assert aligned.mean() > plain.mean()
@@ -228,7 +228,7 @@ def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: 
         ({"prompt": "", "reward": brightness}, "there is no text in it"),
         ({"prompt": 5}, "prompt is a int"),
         ({"generator": 0}, "generator is or holds 0"),
-        ({"alignment": ["smc"], "reward": brightness}, r"alignment is \['smc'\]; give an Alignment"),
+        ({"alignment": ["smc"], "reward": brightness}, r"alignment is \['smc'\]; give an Method"),
         ({"latents": torch.zeros(1, 4, 8)}, r"latents is of shape \[1, 4, 8\].*shape \[4, 16\]"),
         ({"particle_batch_size": 0}, "particle_batch_size is 0"),
         ({"generator": [torch.Generator()] * 3}, "3 generators for 1 images"),
@@ -246,7 +246,7 @@ def test_bad_arguments_are_named_before_any_sampling(
     def no_sampling(*args: object) -> None:
         raise AssertionError("the network was called")
 
-    monkeypatch.setattr(pipe.backbone, "denoise", no_sampling)
+    monkeypatch.setattr(pipe.family, "denoise", no_sampling)
     with pytest.raises((TypeError, ValueError), match=message):
         pipe(**{"prompt": "a red circle", **CALL, **arguments})
 

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.models import diamond_map as diamond_maps
-from diamond_diffusers.models import map_config
-from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, save_diamond_map
+from diamond_diffusers.maps import diamond_map as diamond_maps
+from diamond_diffusers.maps import map_config
+from diamond_diffusers.maps.diamond_map import DiamondMap
+from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, save_diamond_map
 from tests.families.tiny_flux import build_tiny_flux
 from tests.models.test_diamond_map import add_style
 from tests.models.tiny_maps import perturb
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     pipe.save_pretrained(folder / "base")
-    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    diamond_map = DiamondMap(pipe.family, rank=2)
     perturb(diamond_map, 0.2)
     save_diamond_map(folder / "map", diamond_map, DEFAULTS, {"steps": 7}, base_model=str(folder / "base"))
     return folder
@@ -166,7 +166,7 @@ def state_of(pipe: DiamondMapPipeline) -> dict[str, Any]:
         "parameters": [(name, id(p), p.requires_grad, p._version) for name, p in network.named_parameters()],
         "adapters": dict(getattr(network, "peft_config", {})),
         "active": [(m.active_adapters, m.disable_adapters) for m in network.modules() if hasattr(m, "lora_A")],
-        "map": pipe.backbone.posterior_map,
+        "map": pipe.family.posterior_map,
         "defaults": (pipe.defaults, pipe._base_defaults),
         "random state": torch.random.get_rng_state().tolist(),
     }
@@ -177,7 +177,7 @@ def pipes(folder: Path) -> dict[str, DiamondMapPipeline]:
     """One with a map and a LoRA, and one without; they have to stay what they are."""
     plain = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False), defaults={"height": 16})
     mapped = DiamondMapPipeline.from_pretrained(folder / "map")
-    add_style(mapped.backbone)
+    add_style(mapped.family)
     return {"without one": plain, "with one": mapped}
 
 
@@ -242,7 +242,7 @@ def test_what_names_no_map_is_refused(folder: Path, pipes: dict[str, DiamondMapP
 def test_a_network_that_cannot_be_adapted_keeps_its_map(folder: Path) -> None:
     pipe = DiamondMapPipeline.from_pretrained(folder / "map")
     images = draw(pipe)
-    add_style(pipe.backbone)
+    add_style(pipe.family)
     pipe.fuse_lora(adapter_names=["style"])
     before = state_of(pipe)
     with pytest.raises(ValueError, match=r"LoRAs are fused into the weights .* unfuse_lora\(\)"):
@@ -288,10 +288,10 @@ def test_what_fails_half_way_is_taken_back(failing: str, folder: Path, monkeypat
         plain.load_diamond_map(folder / "map")
     monkeypatch.undo()
     assert state_of(plain) == before
-    assert mapped.defaults == defaults and mapped.backbone.has_diamond_map
+    assert mapped.defaults == defaults and mapped.family.has_diamond_map
     torch.testing.assert_close(draw(mapped), images)
     # A LoRA, and the map, load as if nothing had been.
-    add_style(plain.backbone)
+    add_style(plain.family)
     plain.unload_lora_weights()
     plain.load_diamond_map(folder / "map")
     torch.testing.assert_close(draw(plain), images)

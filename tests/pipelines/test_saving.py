@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
 from diamond_diffusers import SMC, DiamondMapPipeline
-from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.models.storage import MAP_FILES, save_diamond_map
+from diamond_diffusers.maps.diamond_map import DiamondMap
+from diamond_diffusers.maps.storage import MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines import saving
 from diamond_diffusers.pipelines.saving import write_defaults
 from tests.families.tiny_flux import build_tiny_flux
@@ -28,7 +28,7 @@ def map_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("map")
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     pipe.save_pretrained(folder / "base")
-    diamond_map = DiamondMap(pipe.backbone, rank=2)
+    diamond_map = DiamondMap(pipe.family, rank=2)
     perturb(diamond_map)
     save_diamond_map(folder / "map", diamond_map, DEFAULTS, {"steps": 7}, base_model=str(folder / "base"))
     return folder
@@ -73,7 +73,7 @@ def test_defaults_that_cannot_be_saved_are_known_before(
         with pytest.raises((TypeError, ValueError)):
             pipe.push_to_hub("someone/model")
         with pytest.raises((TypeError, ValueError)):
-            save_diamond_map(folder / "diamond_map", pipe.backbone.posterior_map, pipe.defaults, {})
+            save_diamond_map(folder / "diamond_map", pipe.family.posterior_map, pipe.defaults, {})
         with pytest.raises((TypeError, ValueError)):
             write_defaults(folder, "flux", pipe.defaults)
     assert contents(folder) == before
@@ -93,7 +93,7 @@ def test_what_can_be_no_folder_is_known_before(
 def test_weights_that_could_not_be_loaded_are_not_saved(pipe: DiamondMapPipeline, folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
     with torch.no_grad():
-        pipe.backbone.posterior_map.trained_parameters()[0].view(-1)[0] = torch.nan
+        pipe.family.posterior_map.trained_parameters()[0].view(-1)[0] = torch.nan
     for target in (folder, tmp_path / "new"):
         with pytest.raises(ValueError, match=r"the weight '.*' of the Diamond Map is not made of finite numbers"):
             pipe.save_pretrained(target)
@@ -166,7 +166,7 @@ def test_others_may_read_what_the_umask_lets_them(pipe: DiamondMapPipeline, tmp_
     # From one weight file to the next, into a folder that is there or not.
     for _ in range(2):
         pipe.save_pretrained(tmp_path / "model")
-    save_diamond_map(tmp_path / "map", pipe.backbone.posterior_map, pipe.defaults, {})
+    save_diamond_map(tmp_path / "map", pipe.family.posterior_map, pipe.defaults, {})
     write_defaults(tmp_path / "defaults", "flux", {})
     for path in tmp_path.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path

@@ -16,15 +16,15 @@ from diffusers import (
 )
 
 from diamond_diffusers import DiamondMapPipeline, DiamondMapScheduler, DiamondTransition, NoAlignment
-from diamond_diffusers.backbones.schedules import stock_levels
-from diamond_diffusers.glass import toward
-from diamond_diffusers.models.diamond_map import DiamondMap
+from diamond_diffusers.core.glass import toward
+from diamond_diffusers.families.schedules import stock_levels
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
 from ..core.test_diamond import DiamondMixture
 from ..families.tiny_flux import build_tiny_flux
-from ..models.tiny_maps import perturb
+from ..maps.tiny_maps import perturb
 
 PROMPTS = ["a red circle", "two blue stars"]
 SMALL = {"height": 16, "width": 16, "max_sequence_length": 12, "num_inference_steps": 3}
@@ -59,8 +59,8 @@ def smooth_map(xbar, s, r, x, noise_to_signal):
 def flux():
     """FLUX with a Diamond Map that is not its base."""
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux())
-    pipe.backbone.posterior_map = DiamondMap(pipe.backbone, rank=2)
-    perturb(pipe.backbone.posterior_map, 0.3)
+    pipe.family.posterior_map = DiamondMap(pipe.family, rank=2)
+    perturb(pipe.family.posterior_map, 0.3)
     return pipe
 
 
@@ -80,16 +80,16 @@ def scheduled(flux):
 @torch.no_grad()
 def draw_by_hand(pipe, scheduler, generator):
     """The loop of docs/diamond_map_scheduler.md."""
-    backbone, diamond_map = pipe.backbone, pipe.backbone.posterior_map
-    arguments = resolve_arguments(backbone, {"prompt": PROMPTS, **SMALL}, pipe.defaults)
-    conditions = backbone.encode(arguments)
-    backbone.set_timesteps(arguments, conditions)
-    latents = backbone.prepare_latents(arguments, conditions, len(PROMPTS), generator)
+    family, diamond_map = pipe.family, pipe.family.posterior_map
+    arguments = resolve_arguments(family, {"prompt": PROMPTS, **SMALL}, pipe.defaults)
+    conditions = family.encode(arguments)
+    family.set_timesteps(arguments, conditions)
+    latents = family.prepare_latents(arguments, conditions, len(PROMPTS), generator)
     for t in scheduler.timesteps:
         inputs = scheduler.map_inputs(latents, t, generator)
         denoised = diamond_map.mean_denoiser(*inputs, conditions)
         latents = scheduler.step(inputs.mean_velocity(denoised), t, latents).prev_sample
-    return backbone.decode(latents, conditions)
+    return family.decode(latents, conditions)
 
 
 @pytest.mark.parametrize(("num_map_steps", "correlation"), [(1, "ddpm"), (1, 1.0), (3, 0.4)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diamond_diffusers import GlassTransition
-from diamond_diffusers.network import Network
+from diamond_diffusers.core.network import Network
 
 from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
 from .loops import KINDS, level_at, make_scheduler, mixture_network, stock_loop, table_of

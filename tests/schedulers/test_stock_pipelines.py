@@ -30,7 +30,7 @@ from diamond_diffusers import (
     GlassTransition,
     NoAlignment,
 )
-from diamond_diffusers.backbones.schedules import stock_levels, stock_transition
+from diamond_diffusers.families.schedules import stock_levels, stock_transition
 from diamond_diffusers.schedulers.base import GlassSchedulerMixin
 
 from ..families.tiny_flux import build_tiny_flux

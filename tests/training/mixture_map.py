@@ -7,10 +7,10 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from diamond_diffusers.backbones.base import Conditions, Denoising
-from diamond_diffusers.levels import Level, as_level, signal_and_noise
-from diamond_diffusers.models.conditioning import Sites
-from diamond_diffusers.models.diamond_map import DiamondMap
+from diamond_diffusers.core.levels import Level, as_level, signal_and_noise
+from diamond_diffusers.core.model import Conditions, Model
+from diamond_diffusers.maps.conditioning import Sites
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.training.module import DistillationLoss
 from diamond_diffusers.training.trajectories import Trajectories, TrajectoryLoss
 
@@ -60,8 +60,8 @@ class MixtureNetwork(nn.Module):
         return torch.einsum("nc,cdi,nci->nd", weights, self.axes, means)
 
 
-class MixtureBackbone(Denoising):
-    """Reads the network as backbones read those of diffusers."""
+class MixtureFamily(Model):
+    """Reads the network as families read those of diffusers."""
 
     family = FAMILY
     few_step = None
@@ -82,8 +82,8 @@ def distil(
 ) -> DiamondMap:
     """A map of the mixture, trained with the trainer's own loss."""
     torch.manual_seed(0)
-    backbone = MixtureBackbone()
-    diamond_map = DiamondMap(backbone, rank=WIDTH)
+    family = MixtureFamily()
+    diamond_map = DiamondMap(family, rank=WIDTH)
     parameters = diamond_map.trained_parameters()
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -91,8 +91,8 @@ def distil(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, num_steps, pct_start=0.05)
     generator = seeded(1)
     for step in range(num_steps):
-        z = backbone.mixture.sample(batch_size, generator).float()
-        data = Trajectories.draw(backbone, z, UNCONDITIONAL) if isinstance(loss, TrajectoryLoss) else z
+        z = family.mixture.sample(batch_size, generator).float()
+        data = Trajectories.draw(family, z, UNCONDITIONAL) if isinstance(loss, TrajectoryLoss) else z
         value, _ = loss(diamond_map, data, UNCONDITIONAL, step)
         optimizer.zero_grad()
         value.backward()
@@ -121,7 +121,7 @@ def distances(diamond_map: DiamondMap, num_observations: int = 64, count: int = 
     Sets are compared with the biased estimate, whose noise floor is positive.
     """
     totals = {"map": 0.0, "floor": 0.0, "point": 0.0}
-    mixture = diamond_map.backbone.mixture
+    mixture = diamond_map.family.mixture
     for seed, level in enumerate(LEVELS):
         x = observe(mixture, level, num_observations, 10 + seed)
         law = mixture.posterior(x, level)

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from diamond_diffusers.output_files import UnwritableError
+from diamond_diffusers.files.output import UnwritableError
 from diamond_diffusers.training.checkpoints import Checkpoints
 from diamond_diffusers.training.errors import TrainingError
 

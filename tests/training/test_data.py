@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from diamond_diffusers.foreign_files import ForeignFileError
+from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.training.arguments import parse_arguments
 from diamond_diffusers.training.batches import Order, batches_from
 from diamond_diffusers.training.data import (

@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from diamond_diffusers.foreign_files import ForeignFileError
-from diamond_diffusers.models.storage import load_diamond_map, read_map_config
-from diamond_diffusers.pipelines import DiamondMapPipeline
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.files.foreign import ForeignFileError
+from diamond_diffusers.maps.storage import load_diamond_map, read_map_config
 from diamond_diffusers.training import checkpoints
 from diamond_diffusers.training.arguments import TRAJECTORIES
 from diamond_diffusers.training.checkpoints import Checkpoints
@@ -49,7 +49,7 @@ def test_a_run_saves_what_it_trained(options, loss):
     assert all(torch.equal(state[name], weight) for name, weight in base.items())
 
     pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
-    loaded = load_diamond_map(pipe.backbone, given.output_dir)
+    loaded = load_diamond_map(pipe.family, given.output_dir)
     assert_same(weights_of(run), list(loaded.weights().values()))
     config = read_map_config(given.output_dir)
     assert config["defaults"]["true_cfg_scale"] == 3.0
@@ -62,7 +62,7 @@ def test_the_observation_is_learnt_from_where_that_is_wanted(options, loss):
     run = Distillation(given)
     run.run()
     pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
-    loaded = load_diamond_map(pipe.backbone, given.output_dir)
+    loaded = load_diamond_map(pipe.family, given.output_dir)
     assert loaded.conditioning.observation.weight.any()
     assert_same(weights_of(run), list(loaded.weights().values()))
     assert read_map_config(given.output_dir)["training"]["condition_on_observation"] is True
@@ -73,7 +73,7 @@ def test_what_is_trained_is_in_float32_on_a_base_in_half_precision(options, loss
     """One small update moves every weight, where bfloat16 would round it away."""
     given = options("--mixed_precision", "bf16", "--loss", loss, "--ema_decay", 0)
     run = Distillation(given)
-    assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
+    assert run.pipe.family.network_module.context_embedder.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in run.parameters} == {torch.float32}
     with torch.no_grad():
         for parameter in run.parameters:
@@ -83,7 +83,7 @@ def test_what_is_trained_is_in_float32_on_a_base_in_half_precision(options, loss
     moved = [(old != new).double().mean() for old, new in zip(before, run.parameters, strict=True)]
     assert min(moved) > 0.95
     pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
-    assert_same(weights_of(run), list(load_diamond_map(pipe.backbone, given.output_dir).weights().values()))
+    assert_same(weights_of(run), list(load_diamond_map(pipe.family, given.output_dir).weights().values()))
 
 
 def test_the_averaged_weights_are_those_that_are_saved(options):
@@ -99,7 +99,7 @@ def test_the_averaged_weights_are_those_that_are_saved(options):
         decay = min(0.9, (1 + n) / (10 + n))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, weights, strict=True)]
     pipe = DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path)
-    saved = list(load_diamond_map(pipe.backbone, given.output_dir).weights().values())
+    saved = list(load_diamond_map(pipe.family, given.output_dir).weights().values())
     torch.testing.assert_close(saved, expected)
     assert any((old - new).abs().max() > 1e-7 for old, new in zip(saved, weights_of(run), strict=True))
 
@@ -395,4 +395,4 @@ def test_layers_and_the_scale_of_the_lora_are_as_asked_for(options):
     assert run.diamond_map.lora_alpha == 6
     run.run()
     pipe = DiamondMapPipeline.from_pretrained(run.given.pretrained_model_name_or_path)
-    assert load_diamond_map(pipe.backbone, run.given.output_dir).lora_alpha == 6
+    assert load_diamond_map(pipe.family, run.given.output_dir).lora_alpha == 6

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diamond_diffusers.levels import add_noise, expand
-from diamond_diffusers.models.storage import CONDITIONING_NAME, LORA_NAME
+from diamond_diffusers.core.levels import add_noise
+from diamond_diffusers.core.tensors import expand
+from diamond_diffusers.maps.storage import CONDITIONING_NAME, LORA_NAME
 from diamond_diffusers.training.distill import Distillation, full
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES, Batch, diagonal
@@ -151,7 +152,7 @@ def test_shards_of_a_base_in_half_precision_train(options, loss):
         accelerator = sharding_accelerator(*FLUX_BLOCKS, mixed_precision="bf16")
         accelerator.end_training = lambda: None
         run = Perturbed(given, accelerator)
-        assert run.pipe.backbone.model.context_embedder.weight.dtype == torch.bfloat16
+        assert run.pipe.family.network_module.context_embedder.weight.dtype == torch.bfloat16
         dtypes = set()
         run._check = lambda name, value: dtypes.add(value.dtype)
         before = [full(weight).clone() for weight in run.parameters]

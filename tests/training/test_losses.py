@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diamond_diffusers.glass import inner_angle, inner_time
-from diamond_diffusers.models.diamond_map import DiamondMap
-from diamond_diffusers.pipelines import DiamondMapPipeline
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.core.glass import inner_angle, inner_time
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.training import losses, module
 from diamond_diffusers.training.data import MiniatureWorld, Preparation
 from diamond_diffusers.training.loss_costs import measure
@@ -29,12 +29,12 @@ from diamond_diffusers.training.losses import (
 from diamond_diffusers.training.module import DistillationLoss, draw_levels
 from diamond_diffusers.training.teacher import Teacher
 
-from ..models.tiny_maps import TINY_MODELS, encode, perturb, tiny_backbone
+from ..maps.tiny_maps import TINY_MODELS, encode, perturb, tiny_family
 
 
 def tiny_map(family: str) -> DiamondMap:
     torch.manual_seed(0)
-    diamond_map = DiamondMap(tiny_backbone(family), rank=2)
+    diamond_map = DiamondMap(tiny_family(family), rank=2)
     for parameter in diamond_map.trained_parameters():
         parameter.requires_grad_(True)
     return diamond_map
@@ -42,9 +42,9 @@ def tiny_map(family: str) -> DiamondMap:
 
 def draw_batch(diamond_map: DiamondMap) -> Batch:
     torch.manual_seed(1)
-    z = torch.randn(2, *TINY_MODELS[diamond_map.backbone.family].shape)
+    z = torch.randn(2, *TINY_MODELS[diamond_map.family.name].shape)
     level, s, r = (torch.tensor(values, dtype=torch.float64) for values in ([0.7, 3.0], [1.0, 0.8], [0.3, 0.5]))
-    return Batch.draw(z, level, s, r, encode(diamond_map.backbone))
+    return Batch.draw(z, level, s, r, encode(diamond_map.family))
 
 
 @pytest.mark.parametrize("family", TINY_MODELS)
@@ -77,7 +77,7 @@ def test_differences_are_true_in_half_precision(monkeypatch):
     derivatives = {}
     for dtype, loss in ((torch.float32, lagrangian), (torch.bfloat16, central_difference)):
         pipe = DiamondMapPipeline.from_pretrained(dtype=dtype)
-        teacher = Teacher(pipe.backbone, pipe.defaults)
+        teacher = Teacher(pipe.family, pipe.defaults)
         scenes = [MiniatureWorld()[index] for index in range(16)]
         mean, _ = teacher.encode_images(torch.stack([Preparation(64)(scene, random.Random(0))[0] for scene in scenes]))
         torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_differences_are_true_in_half_precision(monkeypatch):
         conditions = teacher.conditions(teacher.features([scene.captions for scene in scenes]))
         batch = Batch.draw(mean.float(), levels, s, r, conditions)
         with sdpa_kernel(SDPBackend.MATH):
-            derivative = loss(pipe.backbone.posterior_map, batch)
+            derivative = loss(pipe.family.posterior_map, batch)
         derivatives[dtype] = r.float()[:, None, None] * derivative.float()
     true, found = derivatives.values()
     assert (found - true).norm() < 0.1 * true.norm()
@@ -105,11 +105,11 @@ def test_the_untrained_map_has_no_diagonal_loss_without_guidance(family):
 @pytest.mark.parametrize("family", TINY_MODELS)
 def test_a_base_in_half_precision_trains(family):
     """The base is in bfloat16 and its adapters are in float32; there is no autocast."""
-    backbone = tiny_backbone(family)
-    backbone.model.to(torch.bfloat16)
-    diamond_map = DiamondMap(backbone, rank=2)
+    family = tiny_family(family)
+    family.network_module.to(torch.bfloat16)
+    diamond_map = DiamondMap(family, rank=2)
     module.DistilledModule(diamond_map)
-    conditions = encode(backbone)
+    conditions = encode(family)
     halve = {
         name: feature.bfloat16() if feature.is_floating_point() else feature
         for name, feature in conditions.features.items()
@@ -183,7 +183,7 @@ def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
     loss = DistillationLoss("given", diagonal_fraction=0.0, adaptive_weight_power=1.0)
     diamond_map = tiny_map("flux")
     z = torch.randn(2, *TINY_MODELS["flux"].shape)
-    value, _ = loss(diamond_map, z, encode(diamond_map.backbone), 0)
+    value, _ = loss(diamond_map, z, encode(diamond_map.family), 0)
     torch.testing.assert_close(value, torch.tensor(0.99 / 2))
     torch.testing.assert_close(torch.autograd.grad(value, rows)[0], torch.tensor([50.0, 2.5]))
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diamond_diffusers.glass import sample_posterior
-from diamond_diffusers.models.conditioning import SITES
-from diamond_diffusers.models.diamond_map import DiamondMap
+from diamond_diffusers.core.glass import sample_posterior
+from diamond_diffusers.maps.conditioning import SITES
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.training.module import DistillationLoss
 from diamond_diffusers.training.trajectories import TrajectoryLoss
 
 from ..core.mixture import seeded
 from . import mixture_map
-from .mixture_map import FAMILY, LEVELS, UNCONDITIONAL, MixtureBackbone, distances, distil, observe, one_step_samples
+from .mixture_map import FAMILY, LEVELS, UNCONDITIONAL, MixtureFamily, distances, distil, observe, one_step_samples
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +23,16 @@ def mixture_family(monkeypatch):
 
 @torch.no_grad()
 def test_the_base_is_the_exact_denoiser():
-    backbone = MixtureBackbone()
+    family = MixtureFamily()
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     levels = torch.tensor([0.01, 0.1, 0.5, 1.0, 2.0, 20.0, 1e3, torch.inf], dtype=torch.float64)
-    exact = backbone.mixture.posterior(x, levels).mean.float()
-    torch.testing.assert_close(backbone.predict(x, levels, UNCONDITIONAL), exact, atol=1e-5, rtol=1e-5)
+    exact = family.mixture.posterior(x, levels).mean.float()
+    torch.testing.assert_close(family.predict(x, levels, UNCONDITIONAL), exact, atol=1e-5, rtol=1e-5)
 
 
 def test_the_untrained_map_is_a_point():
     """So what is measured below has been learnt."""
-    diamond_map = DiamondMap(MixtureBackbone(), rank=4)
+    diamond_map = DiamondMap(MixtureFamily(), rank=4)
     found = distances(diamond_map, num_observations=16)
     assert found["map"] > 10 * found["floor"]
     torch.testing.assert_close(found["map"], found["point"])
@@ -67,14 +67,14 @@ def test_trajectories_converge_to_the_posterior():
 
 def spreads(diamond_map: DiamondMap, num_observations: int = 64, count: int = 200) -> list[float]:
     """Deviation of the one-step map over that of GLASS with 64 evaluations, at each of five levels."""
-    backbone, ratios = diamond_map.backbone, []
+    family, ratios = diamond_map.family, []
     for seed, level in enumerate(LEVELS):
-        x = observe(backbone.mixture, level, num_observations, seed)
+        x = observe(family.mixture, level, num_observations, seed)
         drawn = one_step_samples(diamond_map, x, level, count, seed)
         noise = torch.randn(num_observations * count, 2, generator=seeded(seed + 50))
         with torch.no_grad():
             integrated = sample_posterior(
-                lambda x, level: backbone.predict(x, level, UNCONDITIONAL), x.float(), level, noise, num_inner_steps=64
+                lambda x, level: family.predict(x, level, UNCONDITIONAL), x.float(), level, noise, num_inner_steps=64
             ).unflatten(0, (-1, count))
         ratios.append((drawn.var(1).mean() / integrated.var(1).mean()).sqrt().item())
     return ratios

@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from diamond_diffusers.models.storage import MAP_FILES, load_diamond_map, read_map_config
-from diamond_diffusers.output_files import UnwritableError
-from diamond_diffusers.pipelines import DiamondMapPipeline
+from diamond_diffusers import DiamondMapPipeline
+from diamond_diffusers.files.output import UnwritableError
+from diamond_diffusers.maps.storage import MAP_FILES, load_diamond_map, read_map_config
 from diamond_diffusers.training import distill
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
@@ -28,7 +28,7 @@ def test_what_is_pushed_is_what_is_loaded(options, tmp_path, monkeypatch):
     pushed = tmp_path / "hub" / "someone" / "my-map"
     assert files_in(pushed) == {*MAP_FILES, "README.md", "samples.png"}
     assert set(hub.tokens) == {"secret"}
-    loaded = load_diamond_map(DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path).backbone, pushed)
+    loaded = load_diamond_map(DiamondMapPipeline.from_pretrained(given.pretrained_model_name_or_path).family, pushed)
     for weight, averaged in zip(loaded.weights().values(), run.average.shadow_params, strict=True):
         assert torch.equal(weight, averaged)
     card = ModelCard.load(pushed / "README.md")

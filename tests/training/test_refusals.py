@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from diamond_diffusers import staging
+from diamond_diffusers.files import staging
 from diamond_diffusers.training import checkpoints, distill, sources
 from diamond_diffusers.training.distill import Distillation
 from diamond_diffusers.training.errors import TrainingError
@@ -56,7 +56,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
     (nested / "model_index.json").write_text("[" * 100_000)
     shared = ["--dataset_name", "miniature", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
     for name, message in (
-        (str(folder), "pipeline is a KandinskyPipeline, for which there is no backbone"),
+        (str(folder), "pipeline is a KandinskyPipeline, for which there is no family"),
         (str(nested), "model_index.json of .* is nested too deep"),
         ("no/such", "no/such does not appear to have a file named model_index.json"),
     ):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diamond_diffusers.glass import sample_posterior
+from diamond_diffusers.core.glass import sample_posterior
 from diamond_diffusers.training.batches import Order
 from diamond_diffusers.training.data import MiniatureWorld, Preparation
 from diamond_diffusers.training.errors import TrainingError
@@ -25,37 +25,37 @@ from diamond_diffusers.training.teacher import Teacher
 from diamond_diffusers.training.trajectories import INNER_STEPS
 
 from ..families.tiny_flux import build_tiny_flux
-from ..models.tiny_maps import TINY_MODELS, tiny_backbone
+from ..maps.tiny_maps import TINY_MODELS, tiny_family
 
 PROMPTS = ["a red circle", "two blue stars"]
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
 def teacher(request):
-    backbone = tiny_backbone(request.param)
+    family = tiny_family(request.param)
     model = TINY_MODELS[request.param]
     kept = {"max_sequence_length": model.call.get("max_sequence_length")}
-    return Teacher(backbone, kept, model.call["height"], guidance_scale=3.0)
+    return Teacher(family, kept, model.call["height"], guidance_scale=3.0)
 
 
 @torch.no_grad()
 def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
     """Its prediction is `negative + 3 (positive - negative)`, of predictions without guidance."""
-    backbone, family = teacher.backbone, teacher.backbone.family
+    family, family = teacher.family, teacher.family.name
     torch.manual_seed(0)
     x = torch.randn(2, *TINY_MODELS[family].shape)
     level = torch.tensor([0.8, 2.0], dtype=torch.float64)
     conditions = teacher.conditions(teacher.features(PROMPTS))
-    guided = backbone.predict(x, level, conditions)
+    guided = family.predict(x, level, conditions)
     positive, negative = (
-        backbone.predict(x, level, replace(conditions, features=features, negative_features=None))
+        family.predict(x, level, replace(conditions, features=features, negative_features=None))
         for features in (conditions.features, conditions.negative_features)
     )
     assert (positive - negative).abs().max() > 1e-4
     torch.testing.assert_close(guided, negative + 3 * (positive - negative), atol=1e-4, rtol=1e-4)
     # The empty prompt, which SANA does not put an instruction before, and which is zero in SDXL.
     if family == "sdxl":
-        assert backbone.pipeline.config.force_zeros_for_empty_prompt
+        assert family.pipeline.config.force_zeros_for_empty_prompt
         assert not any(conditions.negative_features[name].any() for name in ("encoder_hidden_states", "text_embeds"))
     elif family != "sana":
         torch.testing.assert_close(conditions.negative_features, teacher.features(["", ""]))
@@ -63,17 +63,17 @@ def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
 
 @torch.no_grad()
 def test_latents_of_an_image_decode_to_what_the_autoencoder_makes_of_it(teacher):
-    backbone = teacher.backbone
-    vae = backbone.pipeline.vae
+    family = teacher.family
+    vae = family.pipeline.vae
     size = teacher.resolution
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mean, deviation = teacher.encode_images(images)
-    assert mean.shape == deviation.shape == (2, *TINY_MODELS[backbone.family].shape)
+    assert mean.shape == deviation.shape == (2, *TINY_MODELS[family.name].shape)
     encoded = vae.encode(images)
     plain = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
     expected = (vae.decode(plain, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
     conditions = teacher.conditions(teacher.features(PROMPTS))
-    torch.testing.assert_close(backbone.decode(mean, conditions), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(family.decode(mean, conditions), expected, atol=1e-4, rtol=0)
     # Deviations are scaled as the means are: by the ratio of two latents' differences.
     if not hasattr(encoded, "latent"):
         ratio = (mean[0] - mean[1]).std() / (plain[0] - plain[1]).std()
@@ -82,11 +82,11 @@ def test_latents_of_an_image_decode_to_what_the_autoencoder_makes_of_it(teacher)
 
 @torch.no_grad()
 def test_its_samples_are_those_of_the_stock_pipeline(teacher):
-    backbone = teacher.backbone
+    family = teacher.family
     drawn = teacher.sample(PROMPTS, 2, torch.Generator().manual_seed(4))
-    assert drawn.shape == (2, *TINY_MODELS[backbone.family].shape)
+    assert drawn.shape == (2, *TINY_MODELS[family.name].shape)
     guidance = {name: [value] * 2 if name == "negative_prompt" else value for name, value in teacher.guidance.items()}
-    stock = backbone.pipeline(
+    stock = family.pipeline(
         PROMPTS,
         **{**teacher.call, **guidance},
         num_inference_steps=2,
@@ -94,13 +94,13 @@ def test_its_samples_are_those_of_the_stock_pipeline(teacher):
         output_type="pt",
     ).images
     conditions = teacher.conditions(teacher.features(PROMPTS))
-    torch.testing.assert_close(backbone.decode(drawn, conditions), stock.clamp(0, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(family.decode(drawn, conditions), stock.clamp(0, 1), atol=1e-4, rtol=0)
 
 
 def test_embedded_guidance_is_given_to_the_network():
-    backbone = tiny_backbone("flux")
-    backbone.pipeline.__dict__.update(build_tiny_flux(guidance_embeds=True).__dict__)
-    teacher = Teacher(backbone, {"max_sequence_length": 12}, 16, guidance_scale=2.5)
+    family = tiny_family("flux")
+    family.pipeline.__dict__.update(build_tiny_flux(guidance_embeds=True).__dict__)
+    teacher = Teacher(family, {"max_sequence_length": 12}, 16, guidance_scale=2.5)
     assert teacher.guidance == {"guidance_scale": 2.5}
     conditions = teacher.conditions(teacher.features(PROMPTS))
     assert conditions.negative_features is None
@@ -108,15 +108,15 @@ def test_embedded_guidance_is_given_to_the_network():
 
 
 def test_a_few_step_model_is_no_teacher():
-    backbone = tiny_backbone("flux")
-    backbone.few_step = True
+    family = tiny_family("flux")
+    family.few_step = True
     with pytest.raises(TrainingError, match="is a few-step one"):
-        Teacher(backbone, {}, 16)
+        Teacher(family, {}, 16)
 
 
 @pytest.fixture
 def flux_teacher():
-    return Teacher(tiny_backbone("flux"), {"max_sequence_length": 12}, 16)
+    return Teacher(tiny_family("flux"), {"max_sequence_length": 12}, 16)
 
 
 def opened(given, teacher, order, first_batch=0):
@@ -224,7 +224,7 @@ def test_trajectories_are_those_of_the_inner_flow(options, flux_teacher, cached)
         for kept in range(2):
             with torch.no_grad():
                 sample = sample_posterior(
-                    lambda rows, level, told=conditions: flux_teacher.backbone.predict(rows, level, told),
+                    lambda rows, level, told=conditions: flux_teacher.family.predict(rows, level, told),
                     data.x,
                     data.noise_to_signal,
                     data.states[:, kept, 0],

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers.glass import inner_times
+from diamond_diffusers.core.glass import inner_times
 from diamond_diffusers.training import trajectories
 from diamond_diffusers.training.trajectories import (
     FROM_NOISE_SHARE,
@@ -19,7 +19,7 @@ from diamond_diffusers.training.trajectories import (
 )
 
 from ..core.mixture import seeded
-from .mixture_map import UNCONDITIONAL, MixtureBackbone
+from .mixture_map import UNCONDITIONAL, MixtureFamily
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.7])
@@ -45,10 +45,10 @@ def test_trajectories_keep_the_spread_of_the_posterior(level, monkeypatch):
     """At every place: there the state has `(1 - s)^2` of the posterior's variance, and `s^2` of the noise."""
     torch.manual_seed(0)
     monkeypatch.setattr(trajectories, "draw_levels", lambda count: torch.full((count,), level, dtype=torch.float64))
-    backbone = MixtureBackbone()
-    z = backbone.mixture.sample(4000, seeded(1)).float()
-    data = Trajectories.draw(backbone, z, UNCONDITIONAL)
-    posterior = backbone.mixture.posterior(data.x, level).covariance.diagonal(dim1=-2, dim2=-1).mean()
+    family = MixtureFamily()
+    z = family.mixture.sample(4000, seeded(1)).float()
+    data = Trajectories.draw(family, z, UNCONDITIONAL)
+    posterior = family.mixture.posterior(data.x, level).covariance.diagonal(dim1=-2, dim2=-1).mean()
     times = inner_times(INNER_STEPS, data.noise_to_signal)[:, 0]
     # Two trajectories of one observation differ by twice the variance.
     spread = (data.states[:, 0] - data.states[:, 1]).double().square().mean((0, 2)) / 2

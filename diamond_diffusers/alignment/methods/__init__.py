@@ -1,0 +1,12 @@
+"""Alignment methods: one file each, called as its entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...core.registry import Registry
+
+if TYPE_CHECKING:
+    from ..base import Method
+
+METHODS: Registry[type[Method]] = Registry("alignment", "methods", __name__, helpers=())

@@ -1,0 +1,51 @@
+"""Look-ahead beam search: each particle takes several stochastic steps, and the most promising are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..law import TiltedModel
+from ..look_ahead_search import LookAheadSearch
+from ..random_source import RandomSource, driving_noise
+from . import METHODS
+
+
+@METHODS.register("beam_search")
+@dataclass(frozen=True)
+class BeamSearch(LookAheadSearch):
+    """Look-ahead beam search over transitions: the branches of a particle are draws of one stochastic step.
+
+    With T steps, W particles and B branches, a step whose outcome is random costs W B look-aheads, and W B transitions
+    beyond the shared prediction. With `DenoiserPoint` and `GlassTransition()`, whose last step is not random, an image
+    costs `W (1 + (T - 1) B)` network evaluations and `W (1 + (T - 1) B)` decodes. What a budget sets is the width.
+
+    The transition is stochastic; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a few-step
+    one. How branches compete, further options, and what a `reward_scale` of 0 returns: see `LookAheadSearch`.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transition is not None and not self.transition.is_stochastic:
+            raise ValueError(
+                f"transition is {self.transition}, which draws no noise, so the branches of a particle would be the "
+                "same; take GlassTransition() or AncestralTransition(), or alignment 'path_search'"
+            )
+
+    def branch(
+        self,
+        model: TiltedModel,
+        x: Tensor,
+        predicted: Tensor | None,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+    ) -> Tensor:
+        is_random = self.transition.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
+        count = self.branching if is_random else 1
+        rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
+        noise = driving_noise(random, self.transition, rows, per_image, noise_to_signal, next_noise_to_signal)
+        network = model.network(model.owners(per_image, x.device))
+        predicted = None if predicted is None else predicted.repeat_interleave(count, 0)
+        return self.transition.step(network, rows, noise_to_signal, next_noise_to_signal, predicted, noise)

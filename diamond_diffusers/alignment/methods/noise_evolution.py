@@ -1,0 +1,52 @@
+"""Noise optimisation without derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core.checks import check_counts
+from ..noise_ascent import NoiseAscent, NoiseSampler
+from ..noise_rounds import Sample
+from . import METHODS
+
+
+@METHODS.register("noise_evolution")
+@dataclass(frozen=True)
+class NoiseEvolution(NoiseAscent):
+    """Noise optimisation without derivatives: an evolution strategy estimates the gradient (arXiv 1703.03864).
+
+    With `delta_k ~ N(0, I)` and `a = sqrt(1 - perturbation^2)`, which keeps the law of the noise, ::
+
+        gradient = mean_k delta_k (r(a eps + perturbation delta_k) - r(a eps - perturbation delta_k)) / (2 perturbation)
+
+    estimates without bias the gradient of `r`, averaged over such noises. Its error grows with the number of latents'
+    dimensions over `num_perturbations`. An iteration samples `1 + 2 num_perturbations` noises of each particle.
+    Further options and what is kept: see `NoiseAscent`.
+
+    Args:
+        num_perturbations: antithetic pairs of each iteration.
+        perturbation: share in (0, 1) of fresh noise in them.
+    """
+
+    num_perturbations: int = 8
+    perturbation: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(num_perturbations=self.num_perturbations)
+        if not 0 < self.perturbation < 1:
+            raise ValueError(f"perturbation is {self.perturbation}; it must lie between 0 and 1")
+
+    def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:
+        sample, size = sampler(noise), self.perturbation
+        count = self.num_perturbations
+        fresh = sampler.random.aside.normal(count * self.num_particles, noise.shape[1:]).to(noise)
+        fresh = fresh.unflatten(0, (-1, count))
+        centre = (1 - size**2) ** 0.5 * noise[:, None]
+        perturbed = torch.stack([centre + size * fresh, centre - size * fresh], 2)
+        above, below = sampler.rewards(perturbed.flatten(0, 2)).reshape(*fresh.shape[:2], 2).unbind(2)
+        rises = sampler.model.reward_scale * (above - below) / (2 * size)
+        return sample, torch.einsum("nk,nk...->n...", rises.to(fresh), fresh) / count

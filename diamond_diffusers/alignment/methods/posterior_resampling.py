@@ -1,0 +1,152 @@
+"""Particles that move by posterior samples, chosen among several by their reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ...core.glass import EarlyStop
+from ...core.model import Model
+from ...posteriors.base import PosteriorSampler
+from ...posteriors.glass import GlassPosterior
+from ...rewards.base import Reward
+from ...transitions.glass import GlassTransition
+from ..base import Cloud, Method, check_part
+from ..inner_guidance import check_inner_guidance
+from ..law import TiltedModel
+from ..look_ahead import look_ahead
+from ..random_source import RandomSource
+from ..smc_parts.resampling import effective_sample_size, invert, uniform
+from . import METHODS
+from .guidance import Guidance
+
+
+@METHODS.register("posterior_resampling")
+@dataclass(frozen=True)
+class PosteriorResampling(Method):
+    """Draws K look-aheads of a particle, chooses one by reward, and noises it to the next level.
+
+    Given a clean sample, the next state has a Gaussian law, so that a posterior sampler makes a transition::
+
+        z_k ~ p(z | y),  k = 1..K;      z = z_k with probability ~ w_k exp(r(z_k))
+        y' = g y + (1 - g) (z + s / (1 - s) e),     with g and s of the early stop (GLASS, arXiv 2509.25170)
+
+    As K grows `z` is a sample of the tilted posterior and the particle follows the reward-tilted law exactly, without a
+    gradient and without weights. A step costs the evaluations of its look-aheads alone: with a Diamond Map, K of them.
+    For finite K the law is tilted less where few look-aheads score high. With a `reward_scale` of 0 the first is taken
+    always, which is plain sampling in steps of this kind.
+
+    Args:
+        num_particles: independent particles of each image, of which the best is returned.
+        posterior: draws the look-aheads, at least two. They are what moves particles, so that a sampler which loses
+            some of the posterior's spread makes images worse than plain ones however it chooses: of `GlassPosterior`
+            take four inner steps or more (with two, rewards on the embedded model were below those of plain sampling),
+            or the one evaluation of a Diamond Map.
+        correlation: `rho` in `[0, 1]` between the noises before and after a step; `"ddpm"` is `kappa_next / kappa`.
+        guidance: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
+            shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
+            rewards to be among the look-aheads. It gives the gradient, its strength, scaling, limits and levels;
+            look-aheads are those given here, and others, or a course or transition of its own, are refused.
+    """
+
+    num_particles: int = 1
+    posterior: PosteriorSampler = field(default_factory=lambda: GlassPosterior(num_inner_steps=4, num_samples=4))
+    correlation: float | str = "ddpm"
+    guidance: Guidance | None = None
+
+    default_selection = "best"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_part("guidance", self.guidance, Guidance, "Guidance()")
+        # It knows what a correlation may be.
+        GlassTransition(correlation=self.correlation)
+        if self.guidance is not None:
+            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, None)
+        elif self.posterior.num_samples < 2:
+            raise ValueError(
+                f"posterior draws {self.posterior.num_samples} look-ahead, among which there is nothing to choose; "
+                "take DiamondPosterior(num_samples=4) or GlassPosterior(num_samples=4)"
+            )
+
+    @property
+    def needs_reward_gradient(self) -> bool:
+        return self.guidance is not None and self.guidance.needs_reward_gradient
+
+    def check(self, reward: Reward | None) -> None:
+        super().check(reward)
+        if self.guidance is not None:
+            self.guidance.check_reward(reward)
+
+    def resolve(self, model: Model) -> Self:
+        # Look-aheads are what moves the particles.
+        self.posterior.check(model)
+        return self
+
+    def step(
+        self,
+        model: TiltedModel,
+        cloud: Cloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        is_last: bool,
+    ) -> Cloud:
+        is_tilted = model.reward_scale != 0
+        guides = is_tilted and self.guidance is not None and self.guidance.guides_at(noise_to_signal)
+        drawn = (model, self.posterior, cloud.x, noise_to_signal, random)
+        if guides:
+            ahead = self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+        else:
+            ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=is_tilted)
+        chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
+        z = ahead.samples[torch.arange(len(cloud.x)), chosen]
+        if guides:
+            z = z + self.guidance.shift(ahead, noise_to_signal)
+
+        correlation = GlassTransition(correlation=self.correlation).correlation_at(
+            noise_to_signal, next_noise_to_signal
+        )
+        fresh = random.normal(self.num_particles, cloud.x.shape[1:])
+        x = noised_sample(cloud.x, z, fresh, noise_to_signal, next_noise_to_signal, correlation)
+
+        sizes = effective_sample_size(ahead.tilted_log_weights.double()).unflatten(0, (-1, self.num_particles))
+        figures = {**ahead.figures(self.num_particles), "look_ahead_effective_sample_size": sizes.mean(1)}
+        return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
+
+
+def noised_sample(
+    x: Tensor, z: Tensor, noise: Tensor, noise_to_signal: float, next_noise_to_signal: float, correlation: float
+) -> Tensor:
+    """Particles at the next level, given a clean sample of each: a transition where `z ~ p(z | x)`.
+
+    Args:
+        x: particles `[N, ...]` in the bounded coordinate.
+        z: clean samples `[N, ...]`.
+        noise: standard normal `[N, ...]`.
+        noise_to_signal: level of `x`.
+        next_noise_to_signal: level to reach.
+        correlation: `rho` in `[0, 1]` between the noises at the two levels.
+    """
+    early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+    return early_stop.observation(x, torch.lerp(z, noise, early_stop.stop))
+
+
+def choose(log_weights: Tensor, random: RandomSource) -> Tensor:
+    """Indices `[N]`, each drawn by the weights of its row of `[N, K]`, and 0 as often as that law allows.
+
+    Rows are those of `random`'s images, equally many of each. Samples come in no order, so 0 stands for a uniform
+    index: it is kept with probability `min(1, K w_0)` and else replaced by a draw from what exceeds uniform weights.
+    """
+    weights = torch.softmax(log_weights.double(), 1).cpu()
+    count = weights.shape[1]
+    rows_of_image = len(weights) // random.num_images
+    chosen = []
+    for row, weight in enumerate(weights):
+        keep, place = uniform(2, random.of_image(row // rows_of_image))
+        excess = (weight - 1 / count).clamp(min=0)
+        chosen.append(0 if keep < count * weight[0] else int(invert(excess, place[None])))
+    return torch.tensor(chosen)

@@ -1,0 +1,391 @@
+"""Sequential Monte Carlo: particles, weights, resampling, and an estimate of the evidence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from ...core.tensors import expand
+from ...posteriors.base import PosteriorSampler
+from ...posteriors.denoiser import DenoiserPoint
+from ...rewards.base import Reward
+from ...transitions.base import Transition
+from ..base import FINAL_SELECTIONS, AlignmentResult, Cloud, Method, check_part
+from ..inner_guidance import check_inner_guidance
+from ..law import TiltedModel
+from ..look_ahead import LookAhead, look_ahead
+from ..random_source import RandomSource, driving_noise
+from ..scalings import limiting_factor, root_mean_square
+from ..smc_parts.potentials import POTENTIALS
+from ..smc_parts.resampling import RESAMPLING_SCHEMES, effective_sample_size
+from ..smc_parts.tempering import Tempering, tempered
+from ..trace import Trace
+from . import METHODS
+from .guidance import Guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathCloud(Cloud):
+    """A cloud that remembers what its weights are made of.
+
+    `log w = log_offset + inverse_temperature * log(G_0 ... G_k)`, with potentials of the values along each path.
+
+    Attributes:
+        values: `V_0 ... V_k` of each particle and its ancestors, `[B, P, k + 1]` float64; paths begin with `V_0 = 0`.
+        log_offset: what resamplings and guided proposals add, `[B, P]`.
+        inverse_temperature: of the last valuation, `[B]`.
+        valuations: numbers of moves after which particles are valued.
+        num_moves: that they have made.
+        is_valued: whether the last of the values is that of this level.
+    """
+
+    values: Tensor
+    log_offset: Tensor
+    inverse_temperature: Tensor
+    valuations: frozenset[int]
+    num_moves: int = 0
+    is_valued: bool = False
+
+
+@METHODS.register("smc")
+@dataclass(frozen=True)
+class SMC(Method):
+    """Samples the reward-tilted law `p(z) exp(r(z))` with a cloud of particles an image.
+
+    With values `V(y, kappa) = log E[exp(r(z)) | y]`, potentials `G_k` of the values along a particle's path, and
+    inverse temperatures `lambda_k` that end at 1::
+
+        each step:  y' ~ transition(y)
+        at the k-th of num_valuations steps:
+                    log w += lambda_k log(G_0 ... G_k) - lambda_(k-1) log(G_0 ... G_(k-1))
+                    where ESS(w) < threshold * P:  log Z += log mean w;  resample;  log w = 0
+        end:        G_0 ... G_K = exp(r(z));  log Z += log mean w
+
+    By default `lambda_k` is 1 and `log(G_0 ... G_k)` is `V_k`, so that the target at each valuation is
+    `p_kappa(y) exp(V(y, kappa))`.
+
+    *Which law.* The value of a particle is carried with it, never drawn again, so that the weights telescope to
+    `exp(r(z))`. The final law, as P grows, and `E[exp log Z]` are therefore those of `q(z) exp(r(z))` for any estimate
+    of `V`, where `q` is the law that the *transitions* sample; a better estimate only lowers the variance. `q` is the
+    model's own law where transitions are exact, as several inner steps make them. With one Gaussian step a level, the
+    default, it is so only as the steps shrink: on a Gaussian mixture under a strong tilt `log Z` is 1.3, .8, .5 and .2
+    too low with 5, 10, 20 and 50 steps, and within .05 of the truth with two inner steps or more. With
+    `DiamondTransition` it is the law of the map. The accurate choice are GLASS transitions of two inner steps or more,
+    whatever draws the look-aheads; `docs/methods.md` has the tables.
+
+    *How often to value.* Values estimated from fresh look-aheads are noisy, and where particles are resampled by noise
+    at every step, few lineages are left: on a mixture, with one look-ahead of an exact Diamond Map and 16 particles,
+    the mean error of `log Z` is -.9, -2 and -6 with 5, 12 and 40 steps if particles are valued after every one, and
+    -.9 each time if they are valued four times.
+
+    With `DenoiserPoint` and one inner step this is FK steering (arXiv 2501.06848); guided and tempered, it is DAS
+    (arXiv 2501.05803).
+
+    Values may be any numbers below infinity. A particle of value `-inf` has weight zero, and resampling drops it even
+    where its end might be allowed: hard constraints need exact values, or `resampling="none"`. While all particles of
+    an image have weight zero they go on without resampling, and if that lasts to the end they are equally weighted and
+    `log Z` is `-inf`.
+
+    With `reward_scale=0` no look-ahead is drawn, and particles and selection are those of `NoAlignment` with the same
+    transition, number of particles and generator, bit for bit.
+
+    Args:
+        num_particles: particles P of each image.
+        posterior: draws the look-aheads from which values are estimated.
+        transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
+            few-step one. Stochastic, since copies of a particle must part.
+        resampling: a name in `RESAMPLING_SCHEMES`, or `none` to carry the weights to the end.
+        resampling_threshold: share of P under which the effective sample size triggers resampling, in [0, 1].
+        potential: a name in `POTENTIALS`: `value`, `max` or `sum`.
+        tempering: raises the inverse temperature along the valuations; None for 1 throughout.
+        max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
+        guidance: tilts the mean of the driving noise towards the reward, as much as the inverse temperature says; the
+            weights account for it exactly. It gives the gradient, its strength, scaling, limits and levels; look-aheads
+            (drawn at each of its levels, valued or not), transition and course are those given here, and others are
+            refused. Leave its `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `isotropic` gradients
+            *raise* the variance of `log Z` on some laws of several modes, and `pathwise` ones may lower it less.
+        max_tilt: limit of the root-mean-square of that mean, in units of the noise's own deviation.
+        num_valuations: how many times particles are valued, weighed and resampled on their way, at even shares of the
+            steps: 4 for after 20, 40, 60 and 80 % of them. None for after every step but the last, which suits values
+            without noise (`DenoiserPoint`) and tempering; 0 for the end alone. At other steps no look-aheads are drawn.
+        default_selection: which particle is returned if the call does not say: `sample`, `heaviest`, `best` or `all`.
+    """
+
+    num_particles: int = 4
+    posterior: PosteriorSampler = field(default_factory=DenoiserPoint)
+    transition: Transition | None = None
+    resampling: str = "systematic"
+    resampling_threshold: float = 0.5
+    max_noise_to_signal: float = math.inf
+    guidance: Guidance | None = None
+    max_tilt: float = 1.0
+    potential: str = "value"
+    tempering: Tempering | None = None
+    num_valuations: int | None = 4
+    default_selection: str = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_part("guidance", self.guidance, Guidance, "Guidance()")
+        check_part("tempering", self.tempering, Tempering, "AdaptiveTempering()")
+        if self.resampling not in (*RESAMPLING_SCHEMES, "none"):
+            raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}, none")
+        if self.potential not in POTENTIALS:
+            raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS)}")
+        if not 0 <= self.resampling_threshold <= 1:
+            raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
+        if not self.max_tilt > 0:
+            raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
+        if self.num_valuations is not None and (
+            not isinstance(self.num_valuations, Integral) or self.num_valuations < 0
+        ):
+            raise ValueError(
+                f"num_valuations is {self.num_valuations}; give a whole number of at least 0, or None for every step"
+            )
+        if self.tempering is not None and self.num_valuations == 0:
+            raise ValueError(
+                f"tempering is {self.tempering}, but num_valuations is 0, so that nothing is tempered on the way; take "
+                "num_valuations=None, or leave tempering out"
+            )
+        if self.default_selection not in FINAL_SELECTIONS:
+            raise ValueError(
+                f"default_selection is {self.default_selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}"
+            )
+        if self.transition is not None and not self._parts_copies(self.transition):
+            raise ValueError(
+                f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
+                "take GlassTransition() or AncestralTransition()"
+            )
+        if self.guidance is not None:
+            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, self.transition)
+
+    def _parts_copies(self, transition: Transition) -> bool:
+        """Whether copies of a particle move to different places."""
+        return transition.is_stochastic
+
+    @property
+    def needs_reward_gradient(self) -> bool:
+        return self.guidance is not None and self.guidance.needs_reward_gradient
+
+    def check(self, reward: Reward | None) -> None:
+        super().check(reward)
+        if self.guidance is not None:
+            self.guidance.check_reward(reward)
+
+    def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> PathCloud:
+        cloud = super().start(model, x, num_steps)
+        return PathCloud(
+            x=x,
+            log_weights=cloud.log_weights,
+            log_evidence=cloud.log_evidence,
+            values=x.new_zeros(*cloud.log_weights.shape, 1, dtype=torch.float64),
+            log_offset=cloud.log_weights,
+            inverse_temperature=torch.full_like(cloud.log_evidence, 1.0 if self.tempering is None else 0.0),
+            valuations=valuations(self.num_valuations, num_steps),
+        )
+
+    def step(
+        self,
+        model: TiltedModel,
+        cloud: PathCloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+        is_last: bool,
+    ) -> PathCloud:
+        if cloud.ahead is None:
+            # At the first level, or where a callback replaced the particles.
+            cloud = self._estimate(model, cloud, noise_to_signal, random)
+        cloud = self._move(model, cloud, noise_to_signal, next_noise_to_signal, random)
+        if is_last:
+            return self._end(model, cloud)
+        cloud = self._estimate(model, cloud, next_noise_to_signal, random)
+        return self._resample(cloud, random) if cloud.is_valued else cloud
+
+    def replace_particles(self, cloud: PathCloud, x: Tensor) -> PathCloud:
+        """The new particles take over the paths, in which their own values will stand for the old ones."""
+        values = cloud.values[..., :-1] if cloud.is_valued else cloud.values
+        return replace(super().replace_particles(cloud, x), values=values, is_valued=False)
+
+    def finish(self, model: TiltedModel, cloud: PathCloud, trace: Trace) -> AlignmentResult:
+        """The last factor makes the product of potentials `exp(r(z))`, wherever the run has ended."""
+        result = super().finish(model, cloud, trace)
+        log_weights = cloud.log_offset + self._per_image(model.reward_scale * result.rewards.to(cloud.x.device))
+        weightless = torch.isneginf(log_weights).all(1, keepdim=True)
+        return replace(
+            result,
+            log_weights=torch.log_softmax(torch.where(weightless, 0.0, log_weights), 1),
+            log_evidence=cloud.log_evidence + _log_mean(log_weights),
+        )
+
+    def _estimate(
+        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, random: RandomSource
+    ) -> PathCloud:
+        """Looks ahead of the particles, and weighs them where they are valued."""
+        is_valued = cloud.num_moves in cloud.valuations and self._counts_at(model, noise_to_signal)
+        cloud = self._look_ahead(model, cloud, noise_to_signal, random, is_valued)
+        cloud = replace(cloud, is_valued=is_valued, figures={})
+        return self._weigh(cloud) if is_valued else cloud
+
+    def _counts_at(self, model: TiltedModel, noise_to_signal: float) -> bool:
+        """Whether the reward counts at a level, in values and in proposals."""
+        return noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
+
+    def _guides_at(self, model: TiltedModel, noise_to_signal: float) -> bool:
+        counts = self._counts_at(model, noise_to_signal)
+        return counts and self.guidance is not None and self.guidance.guides_at(noise_to_signal)
+
+    def _look_ahead(
+        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
+    ) -> PathCloud:
+        """The cloud with estimates at its particles; look-aheads are drawn where weights or proposals ask for them."""
+        x = cloud.x
+        network = model.network(model.owners(self.num_particles, x.device))
+        with_prediction = self.transition.needs_prediction(network)
+        drawn = (model, self.posterior, x, noise_to_signal, random)
+        if self._guides_at(model, noise_to_signal):
+            ahead = self.guidance.look_ahead(*drawn, with_prediction=with_prediction)
+        elif is_valued:
+            ahead = look_ahead(*drawn, with_prediction=with_prediction)
+        else:
+            predicted = network.predict(x, noise_to_signal) if with_prediction else None
+            ahead = LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
+        return replace(cloud, ahead=ahead)
+
+    def _per_image(self, values: Tensor) -> Tensor:
+        """Scaled rewards or values `[B P]` or `[B, P]` as float64 `[B, P]`, checked to be below infinity."""
+        if not (values < math.inf).all():
+            raise ValueError(
+                f"the largest value is {values.max().item()}, but values weigh particles by their exponential and must "
+                "be numbers below infinity; lower reward_scale, or mend the reward or the posterior"
+            )
+        return values.double().reshape(-1, self.num_particles)
+
+    def _weigh(self, cloud: PathCloud) -> PathCloud:
+        """Weighs the particles by the values of their paths, of which those of `cloud.ahead` are the last."""
+        values = torch.cat([cloud.values, self._per_image(cloud.ahead.values)[..., None]], 2)
+        log_potentials = POTENTIALS[self.potential](values)
+        inverse_temperature = cloud.inverse_temperature
+        if self.tempering is not None:
+            inverse_temperature = self.tempering.inverse_temperature(
+                cloud.num_moves, inverse_temperature, cloud.log_offset, log_potentials
+            )
+        log_weights = cloud.log_offset + tempered(log_potentials, inverse_temperature)
+        weighed = replace(cloud, values=values, log_weights=log_weights, inverse_temperature=inverse_temperature)
+        return self._recorded(weighed)
+
+    def _end(self, model: TiltedModel, cloud: PathCloud) -> PathCloud:
+        """Weighs clean particles by their rewards."""
+        final = model.evaluate(cloud.x, model.owners(self.num_particles, cloud.x.device))
+        ahead = LookAhead(None, model.reward_scale * final.total.to(cloud.x.device))
+        log_weights = cloud.log_offset + self._per_image(ahead.values)
+        ones = torch.ones_like(cloud.inverse_temperature)
+        return self._recorded(
+            replace(
+                cloud,
+                ahead=ahead,
+                final=final,
+                log_weights=log_weights,
+                inverse_temperature=ones,
+                is_valued=False,
+            )
+        )
+
+    def _recorded(self, cloud: PathCloud) -> PathCloud:
+        """The cloud with what the trace records of it."""
+        figures = {
+            **cloud.ahead.figures(self.num_particles),
+            "effective_sample_size": effective_sample_size(cloud.log_weights),
+            "log_evidence": cloud.log_evidence + _log_mean(cloud.log_weights),
+        }
+        if self.tempering is not None:
+            figures["inverse_temperature"] = cloud.inverse_temperature
+        return replace(cloud, figures=figures)
+
+    def _move(
+        self,
+        model: TiltedModel,
+        cloud: PathCloud,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        random: RandomSource,
+    ) -> PathCloud:
+        noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
+        x = self._moved(model, cloud, noise_to_signal, next_noise_to_signal, noise)
+        return replace(
+            cloud,
+            x=x,
+            log_weights=cloud.log_weights + log_ratio,
+            log_offset=cloud.log_offset + log_ratio,
+            num_moves=cloud.num_moves + 1,
+        )
+
+    def _moved(
+        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor
+    ) -> Tensor:
+        """The particles at the next level, from their driving noise."""
+        network = model.network(model.owners(self.num_particles, cloud.x.device))
+        return self.transition.step(
+            network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise
+        )
+
+    def _propose(
+        self, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
+    ) -> tuple[Tensor, Tensor | float]:
+        """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without guidance."""
+        noise = driving_noise(
+            random, self.transition, cloud.x, self.num_particles, noise_to_signal, next_noise_to_signal
+        )
+        gain = self.transition.tilt_gain(noise_to_signal, next_noise_to_signal)
+        if self.guidance is None or cloud.ahead.shift is None or gain == 0:
+            return noise, 0.0
+        mu = gain * self.guidance.shift(cloud.ahead, noise_to_signal)
+        scale = cloud.inverse_temperature
+        if self.tempering is not None:
+            scale = self.tempering.proposal_inverse_temperature(cloud.num_moves, scale)
+        scale = scale.to(mu).repeat_interleave(self.num_particles)
+        mu = mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
+        noise = noise + mu
+        return noise, (mu * (mu / 2 - noise)).flatten(1).double().sum(1).unflatten(0, (-1, self.num_particles))
+
+    def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
+        """Resamples each image's particles where their effective sample size has fallen under the threshold."""
+        size = cloud.figures["effective_sample_size"]
+        # Where every weight is zero there is nothing to resample by.
+        poor = (size < self.resampling_threshold * self.num_particles) & (size > 0) & (self.resampling != "none")
+        ancestors = torch.arange(self.num_particles).repeat(len(size), 1)
+        for image in torch.nonzero(poor.cpu()).flatten().tolist():
+            weights = torch.softmax(cloud.log_weights[image], 0).cpu()
+            ancestors[image] = RESAMPLING_SCHEMES[self.resampling](weights, random.of_image(image))
+        ancestors = ancestors.to(cloud.x.device)
+        rows = (ancestors + self.num_particles * torch.arange(len(size), device=cloud.x.device)[:, None]).flatten()
+        log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
+        return replace(
+            cloud,
+            x=cloud.x[rows],
+            ahead=cloud.ahead.rows(rows),
+            values=cloud.values.flatten(0, 1)[rows].reshape(cloud.values.shape),
+            log_weights=torch.where(poor[:, None], 0.0, cloud.log_weights),
+            log_offset=torch.where(poor[:, None], -log_tilt, cloud.log_offset),
+            log_evidence=torch.where(poor, cloud.figures["log_evidence"], cloud.log_evidence),
+            figures={**cloud.figures, "resampled": poor},
+        )
+
+
+def valuations(count: int | None, num_steps: int) -> frozenset[int]:
+    """After how many moves of a run particles are valued.
+
+    They are after the shares `j / (count + 1)` of the steps, rounded up to whole ones, and never after the last; None
+    stands for every step. The start is not valued: without its values, weights up to there are equal.
+    """
+    if count is None:
+        return frozenset(range(1, num_steps))
+    return frozenset(-(-num_steps * share // (count + 1)) for share in range(1, count + 1)) - {num_steps}
+
+
+def _log_mean(log_weights: Tensor) -> Tensor:
+    return torch.logsumexp(log_weights, 1) - math.log(log_weights.shape[1])

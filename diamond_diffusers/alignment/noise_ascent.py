@@ -1,0 +1,185 @@
+"""Noise optimisation: ascent of the reward in the noise that sampling starts from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..core.attention import differentiable_attention
+from ..core.checks import check_counts
+from ..core.tensors import expand
+from ..transitions.base import Transition
+from .law import Evaluation, TiltedModel
+from .noise_rounds import NoiseRounds, Sample, plain_sample
+from .random_source import RandomSource
+from .scalings import limited
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam": partial(torch.optim.Adam, eps=1e-2),
+}
+"""By name, with the settings of ReNO. They treat each number by itself, so that every image has a state of its own."""
+
+
+@dataclass(frozen=True)
+class NoiseAscent(NoiseRounds):
+    """Improves the noise of each particle step by step, and keeps the sample of the highest reward.
+
+    The objective of the noise `eps` of `d` numbers, sampled to `z(eps)` by every step of the model's own loop, is
+    ::
+
+        reward_scale * reward(z(eps)) + regularization_weight * ((d - 1) log |eps| - |eps|^2 / 2)
+
+    whose second term is the log-density of the norm of standard normal noise (a chi distribution). What a stochastic
+    transition draws is the same in every iteration. The first noise tried is the one that plain sampling starts from,
+    and among equal rewards the first is kept, so that a `reward_scale` of 0 returns the plain sample.
+
+    A callback is called once an iteration: see `NoiseRounds`. Subclasses say how the reward's gradient is found.
+
+    Args:
+        num_iterations: noises tried of each particle, the plain one included.
+        optimizer: a name in `OPTIMIZERS`.
+        learning_rate: of the optimiser.
+        max_gradient_norm: limit of the norm of each particle's gradient; None for no limit.
+        regularization_weight: of the norm's log-density, at least 0.
+        transition: how particles move; None for how the stock pipeline moves them.
+        num_particles: noises of each image that are optimised; the best is returned.
+    """
+
+    num_iterations: int = 50
+    optimizer: str = "sgd"
+    learning_rate: float = 5.0
+    max_gradient_norm: float | None = 0.1
+    regularization_weight: float = 0.01
+    transition: Transition | None = None
+    num_particles: int = 1
+
+    grows = "num_iterations"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(num_iterations=self.num_iterations)
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+        for name in ("learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        if not self.regularization_weight >= 0:
+            raise ValueError(f"regularization_weight is {self.regularization_weight}; it must be at least 0")
+
+    @abstractmethod
+    def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:
+        """Samples of the noises `[N, ...]`, and the gradient of `reward_scale * reward` there, `[N, ...]`."""
+
+    def num_callbacks(self, num_steps: int) -> int:
+        return self.num_iterations
+
+    def rounds(
+        self, model: TiltedModel, x: Tensor, levels: Sequence[float], random: RandomSource
+    ) -> Iterator[tuple[Sample, Sample]]:
+        sampler = NoiseSampler(model, self.transition, levels, random, self.num_particles)
+        noise, best = x.detach().clone(), None
+        optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
+        for iteration in range(self.num_iterations):
+            is_last = iteration == self.num_iterations - 1
+            sample, gradient = (sampler(noise), None) if is_last else self.sample_and_gradient(sampler, noise)
+            best = sample if best is None else best.improved_by(sample, model.reward_scale)
+            yield sample, best
+            if not is_last:
+                noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
+                optimizer.step()
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        """Each row of `[N, ...]` brought to a norm of at most `max_gradient_norm`."""
+        if self.max_gradient_norm is None:
+            return gradient
+        return limited(gradient, gradient.flatten(1).norm(dim=1), self.max_gradient_norm)
+
+
+@dataclass(frozen=True)
+class NoiseSampler:
+    """Plain sampling from given noise, with the same driving noise every time.
+
+    Attributes:
+        model: whose images have `num_particles` particles each.
+        transition: how they move.
+        levels: of the run.
+        random: what the driving noise is drawn from, when the first noises are sampled.
+        num_particles: P.
+        driving: the draws `[B P, ...]` of each step.
+    """
+
+    model: TiltedModel
+    transition: Transition
+    levels: Sequence[float]
+    random: RandomSource
+    num_particles: int
+    driving: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, noise: Tensor) -> Sample:
+        """Samples of `[N, ...]`: of each particle, or of equally many consecutive copies of each."""
+        return _joined([self._sample(rows, index) for rows, index in self._parts(noise)])
+
+    def rewards(self, noise: Tensor) -> Tensor:
+        """As of `__call__`, the rewards alone, `[N]`."""
+        return torch.cat([self._sample(rows, index).evaluation.total for rows, index in self._parts(noise)])
+
+    @differentiable_attention()
+    def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
+        """The samples, and the gradients of `reward_scale * reward` in the noises, `[N, ...]`."""
+        samples, gradients = [], []
+        # The graph of one part is all that memory must hold.
+        for rows, index in self._parts(noise):
+            rows = rows.detach().requires_grad_()
+            with torch.enable_grad():
+                sample = self._sample(rows, index)
+                objective = self.model.reward_scale * sample.evaluation.total.sum()
+            gradients += torch.autograd.grad(objective, rows)
+            total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
+            samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
+        return _joined(samples), torch.cat(gradients)
+
+    def _parts(self, noise: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The noises in parts of what is evaluated at once, and the particle that each belongs to."""
+        count = self.model.num_images * self.num_particles
+        particles = torch.arange(count, device=noise.device).repeat_interleave(len(noise) // count)
+        size = self.model.rows_at_once(len(noise))
+        return list(zip(noise.split(size), particles.split(size), strict=True))
+
+    def _sample(self, noise: Tensor, particles: Tensor) -> Sample:
+        model = self.model.of_rows(particles // self.num_particles)
+        return plain_sample(model, self.transition, noise, self.levels, _Repeated(self, particles))
+
+
+class _Repeated:
+    """A source of the driving noise of some particles, each time from the first step."""
+
+    def __init__(self, sampler: NoiseSampler, particles: Tensor) -> None:
+        self.sampler, self.particles, self.step = sampler, particles, 0
+
+    def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
+        driving = self.sampler.driving
+        if self.step == len(driving):
+            driving.append(self.sampler.random.normal(self.sampler.num_particles, shape))
+        self.step += 1
+        return driving[self.step - 1][self.particles]
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    evaluations = [sample.evaluation for sample in samples]
+    terms = {name: torch.cat([part.terms[name] for part in evaluations]) for name in evaluations[0].terms}
+    total, images = (torch.cat([getattr(part, name) for part in evaluations]) for name in ("total", "images"))
+    return Sample(torch.cat([sample.latents for sample in samples]), Evaluation(total, terms, images))
+
+
+def log_norm_density_gradient(noise: Tensor) -> Tensor:
+    """The gradient of `(d - 1) log |eps| - |eps|^2 / 2` in each row `eps` of `[N, ...]`; zero at zero."""
+    dimension = noise[0].numel()
+    square = noise.flatten(1).square().sum(1).clamp(min=torch.finfo(noise.dtype).tiny)
+    return expand((dimension - 1) / square - 1, noise) * noise

@@ -1,0 +1,24 @@
+"""Flow map trajectory tilting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...core.model import Model
+from ...transitions.glass import GlassTransition
+from ..methods.guidance import Guidance
+from . import PRESETS
+from .base import flow_map_point
+
+
+@PRESETS.register("fmtt")
+def fmtt(model: Model | None = None, **options: Any) -> Guidance:
+    """Flow map trajectory tilting (Sabour et al., arXiv 2511.22688): guidance x flow-map point, pathwise.
+
+    Particles move at random, which their search and their weights build on, and several may be drawn: the best is
+    returned. The reward counts in full at every level, and the size of the shift is limited. For exact sampling make
+    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt(transition=None))`.
+    """
+    transition = GlassTransition() if model is None else model.stochastic_transition()
+    return replace(Guidance(flow_map_point(model), "pathwise", transition=transition), **options)

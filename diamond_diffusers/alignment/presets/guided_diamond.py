@@ -1,0 +1,22 @@
+"""Guided resampling of Diamond look-aheads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...core.model import Model
+from ...posteriors.diamond import DiamondPosterior
+from ..methods.guidance import Guidance
+from ..methods.posterior_resampling import PosteriorResampling
+from . import PRESETS
+
+
+@PRESETS.register("guided_diamond")
+def guided_diamond(model: Model | None = None, **options: Any) -> PosteriorResampling:
+    """Posterior resampling x Diamond look-aheads, guided: our own use of a Diamond Map (arXiv 2602.05993).
+
+    A look-ahead is all that a step evaluates: it is moved by the gradient of the reward at it, and noised to the next
+    level. The best of the particles is returned.
+    """
+    return replace(PosteriorResampling(4, DiamondPosterior(1), guidance=Guidance(gradient="isotropic")), **options)

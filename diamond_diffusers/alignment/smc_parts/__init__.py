@@ -1,0 +1,1 @@
+"""Parts of sequential Monte Carlo, each by name."""

@@ -1,0 +1,225 @@
+"""The commands `diamond-diffusers benchmark` and `redraw`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .loading import DType, ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .options import (
+    MAX_COUNT,
+    Device,
+    GuidanceScale,
+    NegativePrompt,
+    ParticleBatchSize,
+    Pixels,
+    TrueCfgScale,
+    positive_numbers,
+)
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..evaluation.compare import Setup
+    from ..evaluation.methods import Plan
+    from ..evaluation.prompts import Prompt, Suite
+    from ..evaluation.records import Record
+    from ..rewards.clip import CLIPBasedReward
+
+Budgets = Annotated[
+    str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
+]
+Methods = Annotated[str | None, typer.Option(help="Names, separated by commas; by default all.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File of GenEval (.jsonl), DrawBench or UniGenBench (.csv), or a prompt a line (.txt).",
+    ),
+]
+NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
+NumImages = Annotated[
+    int, typer.Option("--num-images-per-prompt", min=1, max=MAX_COUNT, help="From two on, diversity is reported.")
+]
+HeldOut = Annotated[
+    list[str] | None, typer.Option("--held-out-reward", help="Scores images, never followed; may come several times.")
+]
+DiversityCLIP = Annotated[
+    str | None, typer.Option(help="Checkpoint in whose space diversity is measured; by default that of the prompts.")
+]
+Export = Annotated[list[str] | None, typer.Option("--export", help="geneval or unigenbench: further image folders.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
+RunSeed = Annotated[int, typer.Option(min=0, help="Of the run; every method draws from the same seeds.")]
+NumSteps = Annotated[
+    int | None, typer.Option("--num-inference-steps", min=1, max=MAX_COUNT, help="Steps, where a method names none.")
+]
+Results = Annotated[Path, typer.Option(help="Folder of the results; a killed run resumes from it.")]
+RecordFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECORD", exists=True, dir_okay=False, help="The .json file beside an image of a benchmark."
+    ),
+]
+Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
+
+
+def benchmark(
+    budgets: Budgets = "120",
+    methods: Methods = None,
+    prompts: Prompts = None,
+    num_prompts: NumPrompts = None,
+    num_images_per_prompt: NumImages = 1,
+    batch_size: BatchSize = 25,
+    seed: RunSeed = 0,
+    model: ModelName = None,
+    reward: RewardExpression = None,
+    reward_scale: RewardScale = None,
+    held_out_reward: HeldOut = None,
+    diversity_clip: DiversityCLIP = None,
+    num_inference_steps: NumSteps = None,
+    guidance_scale: GuidanceScale = None,
+    true_cfg_scale: TrueCfgScale = None,
+    negative_prompt: NegativePrompt = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    particle_batch_size: ParticleBatchSize = None,
+    export: Export = None,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    output: Results = Path("out/benchmark"),
+) -> None:
+    """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
+    from accelerate import PartialState
+
+    from ..evaluation.compare import Setup, check_held_out, check_seed
+    from ..evaluation.exports import check_export
+    from ..evaluation.exports import export as export_images
+    from ..evaluation.methods import check_request, plan_methods
+    from ..evaluation.prompts import miniature_suite, read_prompts
+    from ..evaluation.recipes import RECIPES
+    from ..evaluation.report import Comparison, write_report
+    from ..evaluation.summary import summarise
+    from ..evaluation.tables import rich_table
+    from ..rewards import as_reward
+
+    for name in export or ():
+        check_export(name)
+    names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]
+    sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
+    check_request(names, sizes)
+    check_seed(seed)
+    suite = miniature_suite() if prompts is None else read_prompts(prompts)
+    chosen = suite.first(num_prompts)
+    defaults = model_defaults(model)
+    scored_by = named_reward(reward, defaults)
+    if scored_by is None:
+        raise ValueError("--reward is not given, and the model has no reward of its own; name one")
+    held_out = [as_reward(expression) for expression in held_out_reward or ()]
+    check_held_out(held_out, scored_by)
+    clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
+    # A share takes as long as its images.
+    processes = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
+    pipe = load_model(model, dtype, device, output)
+    pipe.set_progress_bar_config(disable=True)
+    scored_by.to(device=pipe.device)
+    given = {
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+    setup = Setup(
+        pipe=pipe,
+        model=model or "embedded",
+        suite=suite,
+        reward=scored_by,
+        reward_scale=defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
+        held_out_rewards=held_out,
+        seed=seed,
+        num_images_per_prompt=num_images_per_prompt,
+        batch_size=batch_size,
+        particle_batch_size=particle_batch_size,
+        arguments=given,
+    )
+    plan = plan_methods(names, sizes, pipe, scored_by, given | steps)
+    records = _compared(setup, plan, chosen, output, processes)
+    processes.destroy_process_group()
+    if not processes.is_main_process:
+        return
+    summaries = summarise(plan, records, output, clip)
+    comparison = Comparison({"budgets": sizes, **setup.settings()}, plan, records, summaries)
+    write_report(comparison, output)
+    for name in export or ():
+        export_images(name, plan, records, chosen, output)
+    console = Console()
+    for table in comparison.tables():
+        console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(rich_table(table), end="\n\n")
+    console.print(f"Results, pictures and report.html are in {output}", soft_wrap=True, highlight=False)
+
+
+def _compared(
+    setup: Setup, plan: Plan, prompts: Sequence[Prompt], output: Path, processes: PartialState
+) -> dict[str, list[Record]]:
+    """The records of every method, drawn under a bar for all methods and one for the images of the present one."""
+    from ..evaluation.compare import compare
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    console, is_silent = Console(stderr=True), not processes.is_main_process
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=is_silent) as progress:
+        methods = progress.add_task("methods", total=len(plan.methods))
+        images = progress.add_task("", total=None)
+
+        def on_batch(label: str, done: int, total: int) -> None:
+            progress.update(images, description=label, completed=done, total=total)
+            progress.advance(methods, done == total)
+
+        return compare(setup, plan.methods, prompts, output, on_batch, processes)
+
+
+def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device: Device = "auto") -> None:
+    """Draws an image of a benchmark once more from its record, and says whether it is the same bit for bit."""
+    from ..evaluation import redraw as redrawing
+    from ..evaluation.files import check_image_path, write_image
+    from ..files.foreign import ForeignFileError
+    from ..rewards import as_reward
+
+    check_image_path(output)
+    recorded = redrawing.read_recorded(record)
+    settings = recorded.settings
+    try:
+        reward = as_reward(settings["reward"])
+    except (ValueError, ImportError) as error:
+        raise ForeignFileError(f"settings.reward of '{record}' cannot be used here: {error}") from error
+    model = None if settings["model"] == "embedded" else settings["model"]
+    pipe = load_model(model, recorded.dtype, device, output.parent, f"settings.model of '{record}'")
+    pipe.set_progress_bar_config(disable=True)
+    redrawn = redrawing.redraw(recorded, pipe, reward.to(device=pipe.device))
+    write_image(output, redrawn.image)
+    if redrawn.is_same:
+        typer.echo(f"{output} has the pixels of the record, bit for bit")
+        return
+    changes = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in redrawn.changes.items())
+    typer.echo(f"{output} differs from the record ({changes or 'on the same device and libraries'})")
+    raise typer.Exit(1)
+
+
+def _diversity_clip(checkpoint: str | None, suite: Suite) -> CLIPBasedReward:
+    """The CLIP named, else the one that knows the prompts: the miniature's own, or OpenAI's."""
+    from ..rewards import as_reward
+    from ..rewards.clip import CLIPReward
+
+    if checkpoint is not None:
+        return CLIPReward(checkpoint)
+    reward: Any = as_reward("miniature" if suite.is_judged else "clip")
+    return reward

@@ -1,0 +1,106 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.table import Table
+
+from ..files.foreign import writable
+
+if TYPE_CHECKING:
+    import torch
+
+Number = TypeVar("Number", int, float)
+MAX_SEED = 2**62
+MAX_COUNT = 100_000
+"""Of particles, steps, images and the like."""
+MAX_PIXELS = 16_384
+MAX_NUMBER = 10**9
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
+    """What a terminal handed over for an option; raises a `ValueError` where that is no text."""
+    for text in [given] if isinstance(given, str) else given or ():
+        if (shown := writable(text)) != text:
+            name = option.metavar or option.opts[0]
+            raise ValueError(f"{name} is '{shown}', which is not in UTF-8; set the terminal to UTF-8, or write it anew")
+    return given
+
+
+Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
+GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance (embedded in FLUX.1-dev).")]
+TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option(callback=checked_texts, help="What classifier-free guidance leads away from.")
+]
+Pixels = Annotated[int | None, typer.Option(min=1, max=MAX_PIXELS, help="In pixels; by default the model's own.")]
+ParticleBatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="Rows of one network call, where memory is short; by default all at once."),
+]
+
+
+def usable_device(device: str) -> str:
+    """The device by that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: it is not usable on this machine.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # Where nothing can be read back, as from "meta", nothing can be drawn.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device is {device!r}, which is not usable here; take cpu or auto") from error
+    return device
+
+
+def named_dtype(dtype: str) -> torch.dtype:
+    """The dtype by that name.
+
+    Raises:
+        ValueError: there is no such dtype for weights.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype is {dtype!r}; choose auto, float32, bfloat16 or float16")
+    return getattr(torch, dtype)
+
+
+def positive_numbers(option: str, text: str, number: Callable[[str], Number], example: str) -> list[Number]:
+    """The numbers of an option that takes several, separated by commas.
+
+    Raises:
+        ValueError: one is no number, not positive, or above `MAX_NUMBER`.
+    """
+    try:
+        found = [number(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < each <= MAX_NUMBER for each in found):
+        raise ValueError(f"{option} is {text!r}; give positive numbers such as {example}, up to {MAX_NUMBER}")
+    return found
+
+
+def text_table(*headers: str) -> Table:
+    """An empty table."""
+    table = Table()
+    for header in headers:
+        # Long words are broken, not cut.
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def first_sentence(documented: Any) -> str:
+    """Of an object's documentation, without markup."""
+    paragraph = (inspect.getdoc(documented) or "–").split("\n\n")[0]
+    return paragraph.replace("\n", " ").replace("`", "").split(". ")[0].split("; ")[0].removesuffix(".")

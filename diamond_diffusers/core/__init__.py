@@ -1,0 +1,1 @@
+"""The mathematics that every method stands on; imports torch alone."""

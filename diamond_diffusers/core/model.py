@@ -1,0 +1,133 @@
+"""What every pretrained model owes posterior samplers, transitions and methods, and what they ask of it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from .levels import GaussianPath, Level, ode_step
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Prompt features of `B` images, and how the network is guided by them.
+
+    Attributes:
+        features: tensors with one row an image, as the family's network takes them.
+        negative_features: the same for the negative prompts; None where there is no classifier-free guidance.
+        classifier_free_guidance_scale: weight of the classifier-free guidance.
+        shared: what all images share (sizes, position ids, options of the network).
+    """
+
+    features: dict[str, Tensor]
+    negative_features: dict[str, Tensor] | None = None
+    classifier_free_guidance_scale: float = 1.0
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self, index: Tensor) -> Conditions:
+        """The conditions of the images `index [N]`, one row each."""
+        negative = self.negative_features
+        return replace(
+            self,
+            features={name: feature[index] for name, feature in self.features.items()},
+            negative_features=negative and {name: feature[index] for name, feature in negative.items()},
+        )
+
+
+class Model(ABC):
+    """A pretrained model of observations in the bounded coordinate of `levels`: all that alignment needs.
+
+    Attributes:
+        name: of the model family.
+        path: the family's Gaussian path.
+        has_denoiser: whether `denoise` gives the posterior mean.
+        has_flow_map: whether `flow_map` maps between levels, without the help of a Diamond Map.
+        has_diamond_map: whether `diamond_map` maps inner states.
+        predicts_mean: whether `predict` is the posterior mean too.
+        max_noise_to_signal: the largest level that it was trained at.
+    """
+
+    name: str = "model"
+    path: GaussianPath
+    has_denoiser: bool = True
+    has_flow_map: bool = False
+    has_diamond_map: bool = False
+    predicts_mean: bool = True
+    max_noise_to_signal: float = math.inf
+
+    @abstractmethod
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """The clean sample that the model as loaded predicts at observations `[N, ...]`, differentiable in `x`.
+
+        It is the posterior mean of an ordinary model and the end of the flow map of a few-step one. The result has the
+        dtype of `x`, whatever the dtype of the network. The conditions have `N` rows.
+        """
+
+    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """`E[z | x]`; arguments as of `predict`. Called only where `has_denoiser`."""
+        return self.predict(x, noise_to_signal, conditions)
+
+    def flow_map(
+        self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        """The observation at a lower level on the same path of the probability-flow ODE, `[N, ...]`, in one evaluation.
+
+        Called only where `has_flow_map`. A few-step model knows the end of the path; levels between lie on the chord.
+        """
+        return ode_step(x, self.predict(x, noise_to_signal, conditions), noise_to_signal, next_noise_to_signal)
+
+    def diamond_map(
+        self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        """`X_{s -> r}(xbar; x)` of the Diamond Map that is loaded, `[N, ...]`; called only where `has_diamond_map`."""
+        raise NotImplementedError(f"a {self.name} model has no Diamond Map")
+
+    def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
+        """Network evaluations that one row costs at a level: two where there is classifier-free guidance."""
+        return 1 if conditions.negative_features is None else 2
+
+    @abstractmethod
+    def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
+        """Images `[N, 3, H, W]` in [0, 1], float32 or wider, of clean latents `[N, ...]`; differentiable in `z`.
+
+        With `preview` a smaller decoder may serve, where there is one.
+        """
+
+
+class Sampler:
+    """A part of a method that draws from a model: a posterior sampler or a transition.
+
+    Attributes:
+        needs_denoiser: whether it evaluates the posterior mean, beyond what is handed to it.
+        needs_diamond_map: whether it evaluates a Diamond Map.
+        follows_flow_map: whether it evaluates the flow map, where the model has one.
+        without_denoiser: what to use with a model that has none.
+    """
+
+    needs_denoiser: bool = False
+    needs_diamond_map: bool = False
+    follows_flow_map: bool = False
+    without_denoiser: str = ""
+
+    def uses_diamond_map(self, model: Model) -> bool:
+        """Whether it evaluates the model's Diamond Map, be it as the flow map that the model has of no other kind."""
+        is_flow_map = model.has_diamond_map and not model.has_flow_map
+        return self.needs_diamond_map or (self.follows_flow_map and is_flow_map)
+
+    def check(self, model: Model) -> None:
+        """Raises a `ValueError` where the model lacks what is asked of it."""
+        if self.needs_diamond_map and not model.has_diamond_map:
+            raise ValueError(
+                f"{type(self).__name__} needs a Diamond Map, but this {model.name} model has none; load one with "
+                "pipe.load_diamond_map(...), or take GlassPosterior() or GlassTransition() in its place"
+            )
+        if self.needs_denoiser and not model.has_denoiser:
+            raise ValueError(
+                f"{type(self).__name__} needs the posterior mean E[z | x], but this {model.name} model is a few-step "
+                "flow map without one; give its base model as score_model=..., name its few-step LoRA in few_step=..., "
+                f"use {self.without_denoiser}, or set few_step=False if it is an ordinary model"
+            )

@@ -1,0 +1,38 @@
+"""Small operations on rows of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which states of `x` are combined: float32, or float64 where `x` is float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient of shape `[]` or `[B]`, shaped to multiply the rows of `x`; products have the working dtype."""
+    if coefficient.ndim == 0 and x.dtype == working_dtype(x):
+        return coefficient
+    return coefficient.to(x.device, working_dtype(x)).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def repeat_each(rows: Tensor, count: int) -> Tensor:
+    """`count` consecutive copies of each row; a level for all rows stays one."""
+    return rows if rows.ndim == 0 else rows.repeat_interleave(count, 0)
+
+
+def row_dot(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products of rows, `[N]` float64: their terms nearly cancel in the log-weights."""
+    return (first * second).flatten(1).sum(1, dtype=torch.float64)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Decoded images in [-1, 1], brought to [0, 1] in float32 or wider."""
+    return (images.to(working_dtype(images)) / 2 + 0.5).clamp(0, 1)
+
+
+def where_rows(marked: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
+    """Of two predictions `[N, ...]`, the chosen one in the rows that are marked `[N]`."""
+    return torch.where(marked.to(chosen.device).reshape(-1, *[1] * (chosen.ndim - 1)), chosen, otherwise)

@@ -1,0 +1,80 @@
+"""What families trained on discrete variance-preserving steps share (Stable Diffusion, SDXL, PixArt)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from torch import Tensor
+
+from ..core.levels import Level, VariancePreservingPath, as_level, interpolate_timesteps
+from ..core.model import Conditions
+from ..core.tensors import expand
+from ..transitions.base import Transition
+from .base import Family
+from .schedules import check_discrete_time, check_unclipped, stock_transition, trained_range, training_levels
+
+
+class DiscreteTimeFamily(Family):
+    """Noise levels are those of the training steps; between them `log kappa` is interpolated, never rounded."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._eta = 0.0
+
+    @contextmanager
+    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        check_discrete_time(self.pipeline.scheduler)
+        self._eta = arguments.get("eta", 0.0)
+        with super().calling(arguments):
+            yield
+
+    def check_alignable(self) -> None:
+        check_unclipped(self.pipeline.scheduler)
+
+    @property
+    def path(self) -> VariancePreservingPath:
+        return VariancePreservingPath(self.pipeline.scheduler.config.prediction_type)
+
+    @property
+    def max_noise_to_signal(self) -> float:
+        return trained_range(self.pipeline.scheduler)[1]
+
+    def timestep(self, noise_to_signal: Level) -> Tensor:
+        return interpolate_timesteps(as_level(noise_to_signal), training_levels(self.pipeline.scheduler))
+
+    def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+        names = ("timesteps", "sigmas", "original_inference_steps")
+        options = {name: arguments[name] for name in names if arguments.get(name) is not None}
+        retrieve_timesteps(
+            self.pipeline.scheduler, arguments["num_inference_steps"], self.pipeline._execution_device, **options
+        )
+
+    def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
+        """Outside the trained levels the network is asked at their ends.
+
+        Above, pure noise is taken as the noisiest trained level, as stock pipelines take it. Below, the predicted
+        noise is kept: `D = y - kappa eps_hat`.
+        """
+        kappa = as_level(noise_to_signal)
+        queried = kappa.clamp(*trained_range(self.pipeline.scheduler))
+        raised = kappa < queried
+        # The same y = x sqrt(1 + kappa^2) at the queried level.
+        scale = torch.where(raised, torch.sqrt((1 + kappa**2) / (1 + queried**2)), 1.0)
+        denoised = super().predict(expand(scale, x) * x, queried, conditions)
+        if not raised.any():
+            return denoised
+        y = expand(torch.where(raised, torch.sqrt(1 + kappa**2), 1.0), x) * x
+        return torch.lerp(y, denoised, expand(torch.where(raised, kappa / queried, 1.0), x).to(x.dtype))
+
+    def stock_transition(self) -> Transition:
+        return stock_transition(self.pipeline.scheduler, self._eta)
+
+    def stochastic_transition(self) -> Transition:
+        """The stock one where `eta` asks for its noise."""
+        if self._eta > 0 and (stock := self.stock_transition()).is_stochastic:
+            return stock
+        return super().stochastic_transition()

@@ -1,0 +1,1 @@
+"""Diamond Maps: networks that are distilled, or read from files."""

@@ -1,0 +1,339 @@
+"""Posterior Diamond Maps: one network evaluation draws a sample of the clean image given a noisy one.
+
+Source: Holderrieth et al., arXiv 2602.05993. A Diamond Map is a flow map of the inner GLASS flow,
+
+    X_{s -> r}(xbar_s; x_t, t) = (r / s) xbar_s + (1 - r / s) D_th(xbar_s, s, r; x_t, t),      0 <= r < s <= 1
+
+parametrised by its mean denoiser `D_th`: the base network at the sufficient statistic `(S, kappa*)` of `x_t` and
+`xbar_s`, told `xbar_s` itself (and `x_t`, where that is wanted), the outer time and `(s, r)` through zero-initialised
+layers, and adapted by LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..core.glass import query, toward
+from ..core.levels import Level, as_level
+from ..core.model import Conditions
+from ..core.tensors import where_rows
+from ..families.base import Family
+from ..families.compat import adapters_disabled, alone_with, offloads_layers
+from ..families.two_time import TwoTimeEmbedder
+from .conditioning import SITES, MapConditioning, Sites
+
+ADAPTER = "diamond_map"
+
+
+class DiamondMap(nn.Module):
+    """A family's network with the adapter and the conditioning of a Posterior Diamond Map.
+
+    The network's own weights are never changed. The adapter is active in evaluations of the map alone, where it adds to
+    the other LoRAs that are active then; at rest the network is the base.
+
+    Args:
+        family: an ordinary model of a family in `SITES`.
+        rank: of the LoRA.
+        lora_alpha: scale of the LoRA, which multiplies by `lora_alpha / rank`; None for the rank.
+        lora_layers: names or name endings of the modules that are adapted; None for every linear layer in a block.
+        condition_on_observation: whether the network is told `x_t` itself too, beside the statistic that holds it.
+
+    Attributes:
+        guidance: arguments of a call that are baked in, with the values that they had in distillation.
+        training_facts: what is known of the distillation.
+        base_model, base_revision: where the base of a saved map is.
+        license: of a saved map, as the Hub names it.
+
+    Raises:
+        ValueError: the family has no known sites, or the network has a Diamond Map already, is a flow map of two times,
+            is offloaded layer by layer, or has LoRAs fused into its weights.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        rank: int = 64,
+        lora_alpha: float | None = None,
+        lora_layers: Sequence[str] | None = None,
+        condition_on_observation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.guidance: dict[str, float] = {}
+        self.training_facts: dict[str, Any] = {}
+        self.base_model: str | None = None
+        self.base_revision: str | None = None
+        self.license: str | None = None
+        # Not a submodule: the base's weights are not the map's.
+        self.__dict__["family"] = family
+        network, sites = self.network, sites_of(family)
+        if self.is_attached:
+            raise ValueError(
+                f"the {type(network).__name__} has a Diamond Map already; unload it first, from the pipeline that "
+                "loaded it, with unload_diamond_map()"
+            )
+        check_can_be_adapted(network)
+        self.conditioning = conditioning_layers(network, sites, condition_on_observation)
+        self.config = LoraConfig(
+            r=rank,
+            lora_alpha=rank if lora_alpha is None else lora_alpha,
+            target_modules=list(lora_layers) if lora_layers else block_linear_layers(network),
+            init_lora_weights=True,
+        )
+        self._inject()
+
+    def _inject(self) -> None:
+        """Puts the adapter into the network, and leaves all else as it is: what is active, and what is trained."""
+        network = self.network
+        at_rest = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _tuned_layers(network)]
+        trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+        try:
+            inject_adapter_in_model(self.config, network, adapter_name=ADAPTER)
+        except BaseException:
+            # Some layers may have it already.
+            self.__dict__["_adapted"] = _layers_with_map(network)
+            self.remove()
+            raise
+        finally:
+            for parameter in network.parameters():
+                parameter.requires_grad_(id(parameter) in trained)
+            for layer in _tuned_layers(network):
+                layer._active_adapter = []
+            for layer, active, disabled in at_rest:
+                layer._active_adapter, layer._disable_adapters = active, disabled
+        # Not submodules either.
+        self.__dict__["_adapted"] = _layers_with_map(network)
+        for layer in self._adapted:
+            layer.scaling = _FixedScaling(layer.scaling)
+
+    @property
+    def network(self) -> nn.Module:
+        """The family's network, as it was before it was compiled."""
+        return unwrap_module(self.family.network_module)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the adapter is in the network; stock methods that take out all adapters take out this one too."""
+        return ADAPTER in getattr(self.network, "peft_config", {})
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA."""
+        return self.config.r
+
+    @property
+    def lora_alpha(self) -> float:
+        """Scale of the LoRA, which multiplies by `lora_alpha / rank`."""
+        return self.config.lora_alpha
+
+    @property
+    def condition_on_observation(self) -> bool:
+        """Whether the network is told `x_t` itself too."""
+        return self.conditioning.observation is not None
+
+    @property
+    def lora_parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's weights by name in the network."""
+        return {name: weight for name, weight in self.network.named_parameters() if f".{ADAPTER}." in name}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What distillation trains."""
+        return list(self.weights().values())
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by the names under which they are saved: those of stock LoRA files, and
+        `conditioning.*`."""
+        conditioning = {f"conditioning.{name}": weight for name, weight in self.conditioning.named_parameters()}
+        lora = {name.replace(f".{ADAPTER}.", "."): weight for name, weight in self.lora_parameters.items()}
+        return {**conditioning, **lora}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Sets the trained parameters to values named as by `weights`.
+
+        Raises:
+            ValueError: a name or a shape is not that of this map.
+        """
+        own = self.weights()
+        odd = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+        if odd:
+            raise ValueError(f"the weight {odd[0]!r} of the Diamond Map does not fit this network; use its own base")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+    def remove(self) -> None:
+        """Takes the adapter out of the network, which is then, bit for bit, as it was; the map cannot be used again."""
+        network = self.network
+        for layer in self._adapted:
+            if ADAPTER in layer.lora_A:
+                layer.delete_adapter(ADAPTER)
+        for parent in list(network.modules()):
+            for name, child in list(parent.named_children()):
+                if any(child is layer for layer in self._adapted) and not child.lora_A:
+                    setattr(parent, name, child.base_layer)
+        if self.is_attached:
+            del network.peft_config[ADAPTER]
+            if not network.peft_config:
+                del network.peft_config
+
+    def take_out(self) -> dict[str, Tensor] | None:
+        """As `remove`; returns what `put_back` takes.
+
+        Raises:
+            ValueError: its layers are offloaded one by one or in groups; it is still there then.
+        """
+        attached = self.is_attached
+        if attached and offloads_layers(self.network):
+            raise ValueError(
+                f"the layers of the {type(self.network).__name__} are offloaded one by one or in groups, so that its "
+                "Diamond Map cannot be taken out and put back; call pipe.remove_all_hooks() first"
+            )
+        weights = {name: weight.detach().clone() for name, weight in self.weights().items()} if attached else None
+        self.remove()
+        return weights
+
+    def put_back(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Puts the map into the network again, if it was there; the global random state stays as it is."""
+        if weights is not None:
+            with torch.random.fork_rng():
+                self._inject()
+            self.load_weights(weights)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The network without the map, for what takes out all of its adapters; afterwards the map is there again."""
+        weights = self.take_out()
+        try:
+            yield
+        finally:
+            self.put_back(weights)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """The network with the map's adapter, beside the others that are active.
+
+        Raises:
+            RuntimeError: the adapter is no longer in the network, or other LoRAs are fused into its weights.
+        """
+        if not self.is_attached:
+            raise RuntimeError("the Diamond Map was unloaded, perhaps with all LoRAs of its network; load it again")
+        if any(layer.merged for layer in self._adapted):
+            raise RuntimeError("LoRAs are fused into the network's weights, which hides the Diamond Map; unfuse them")
+        at_rest = [(layer._active_adapter, layer._disable_adapters) for layer in self._adapted]
+        try:
+            for layer in self._adapted:
+                # set_adapter would also set requires_grad, which torch.func forbids inside its transforms.
+                others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != ADAPTER]
+                layer._active_adapter, layer._disable_adapters = [*others, ADAPTER], False
+            yield
+        finally:
+            for layer, (active, disabled) in zip(self._adapted, at_rest, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
+
+    def mean_denoiser(
+        self, xbar: Tensor, s: Level, r: Tensor | float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        """`D_th(xbar_s, s, r; x_t, t)`.
+
+        Args:
+            xbar: inner states `[N, ...]`.
+            s: their inner times in (0, 1].
+            r: inner times to map to, in `[0, s]`; may carry a forward-mode tangent.
+            x: observations `[N, ...]` in the bounded coordinate.
+            noise_to_signal: their level.
+            conditions: `N` rows; their negative prompts are not used, since a map has its guidance baked in.
+
+        Returns:
+            `[N, ...]`, differentiable in `xbar`, `x` and `r`.
+        """
+        statistic, level = query(x, noise_to_signal, xbar, s)
+        kappa = as_level(noise_to_signal)
+        is_noise = torch.isinf(kappa)
+        outer = torch.where(is_noise, 1.0, kappa / (1 + kappa))
+        # Pure noise says nothing, and is not heard: the map is then a flow map of the model.
+        observed = where_rows(is_noise, torch.zeros_like(x), x)
+        times = [torch.as_tensor(time, device=x.device).float().expand(len(x)) for time in (outer, s, r)]
+        if self.conditioning.device != x.device:
+            self.conditioning.to(x.device)
+        unguided = replace(conditions, negative_features=None, classifier_free_guidance_scale=1.0)
+        # What makes the base a few-step model is not part of the model that was distilled.
+        few_step = self.family.few_step
+        as_base = adapters_disabled(self.network, few_step) if isinstance(few_step, tuple) else nullcontext()
+        conditioned = self.conditioning.attached(self.network, xbar, observed, torch.stack(times, 1))
+        with alone_with(self.network), as_base, self.awake(), conditioned:
+            return self.family.predict(statistic, level, unguided)
+
+    def forward(
+        self, xbar: Tensor, s: Level, r: Tensor | float, x: Tensor, noise_to_signal: Level, conditions: Conditions
+    ) -> Tensor:
+        """`X_{s -> r}(xbar_s; x_t, t)`, `[N, ...]`; arguments as of `mean_denoiser`."""
+        denoised = self.mean_denoiser(xbar, s, r, x, noise_to_signal, conditions)
+        return toward(xbar, denoised, s, r)
+
+
+def sites_of(family: Family) -> Sites:
+    """Where the network of a model is conditioned; raises a `ValueError` for a family with no known sites."""
+    if family.name not in SITES:
+        raise ValueError(f"a {family.name} model has no Diamond Map; families with one are {', '.join(SITES)}")
+    return SITES[family.name]
+
+
+def conditioning_layers(network: nn.Module, sites: Sites, condition_on_observation: bool = False) -> MapConditioning:
+    """New layers that condition a network on the arguments of a map.
+
+    Raises:
+        ValueError: the network is a flow map of two times.
+    """
+    if isinstance(network.get_submodule(sites.time), TwoTimeEmbedder):
+        name = type(network).__name__
+        raise ValueError(f"the {name} has a flow-map LoRA of two times; unload_lora_weights() before the Diamond Map")
+    return MapConditioning(network, sites, condition_on_observation).requires_grad_(False)
+
+
+def block_linear_layers(network: nn.Module) -> list[str]:
+    """The linear layers inside a network's blocks, by full name, whether or not they carry adapters."""
+    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
+    inside = tuple(f"{name}." for name in adapted)
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(adapted[name].get_base_layer() if name in adapted else module, nn.Linear)
+        and "block" in name
+        and not name.startswith(inside)
+    ]
+
+
+class _FixedScaling(dict[str, float]):
+    """Scales of a layer's adapters, where that of the map stays: a call that scales its LoRAs does not mean the map."""
+
+    def __setitem__(self, name: str, scale: float) -> None:
+        if name != ADAPTER or name not in self:
+            super().__setitem__(name, scale)
+
+
+def check_can_be_adapted(network: nn.Module) -> None:
+    """Raises a `ValueError` where a network has what would make a Diamond Map wrong, or be spoilt by it."""
+    name = type(network).__name__
+    if any(layer.merged for layer in _tuned_layers(network)):
+        raise ValueError(f"LoRAs are fused into the weights of the {name}; unfuse_lora() before the Diamond Map")
+    if offloads_layers(network):
+        raise ValueError(
+            f"the layers of the {name} are offloaded one by one or in groups, and what is added to them would not be; "
+            "load the Diamond Map first, then offload"
+        )
+
+
+def _layers_with_map(network: nn.Module) -> list[BaseTunerLayer]:
+    return [layer for layer in _tuned_layers(network) if ADAPTER in layer.lora_A]
+
+
+def _tuned_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]

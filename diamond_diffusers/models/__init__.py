@@ -1,5 +1,0 @@
-"""Networks around unmodified diffusers models."""
-
-from .two_time import TwoTimeEmbedder
-
-__all__ = ["TwoTimeEmbedder"]

@@ -1,0 +1,12 @@
+"""Posterior samplers, which look ahead to clean samples: one file each, called as its entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.registry import Registry
+
+if TYPE_CHECKING:
+    from .base import PosteriorSampler
+
+POSTERIORS: Registry[type[PosteriorSampler]] = Registry("posterior", "posteriors", __name__)

@@ -1,0 +1,71 @@
+"""Posterior samplers: look-ahead samples of the clean `z` given a noisy observation of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.levels import Level
+from ..core.model import Sampler
+from ..core.network import Network
+
+
+@dataclass(frozen=True)
+class PosteriorSamples:
+    """`K` weighted samples of `p(z | x)` for each of `N` observations.
+
+    Attributes:
+        samples: `[N, K, ...]`.
+        log_weights: `[N, K]`, up to a constant for each observation, differentiable in it; zero where the samples are
+            equally weighted.
+    """
+
+    samples: Tensor
+    log_weights: Tensor
+
+
+class PosteriorSampler(Sampler, ABC):
+    """Draws look-ahead samples.
+
+    Attributes:
+        num_samples: number K of samples of one observation.
+        is_weighted: whether they differ in weight, so that their effective sample size says something.
+        draws_noise: whether the samples depend on `noise`; where not, none is drawn, and it is zero.
+        uses_prediction: whether it needs `predicted` of an ordinary model.
+        differentiates_predicted: whether gradients of the samples go through `predicted`.
+        has_gradient_terms: whether it tells the terms of the value's gradient apart, as `WeightedPosterior` does.
+    """
+
+    num_samples: int
+    is_weighted: bool = False
+    draws_noise: bool = True
+    uses_prediction: bool = True
+    differentiates_predicted: bool = True
+    has_gradient_terms: bool = False
+
+    def needs_prediction(self, network: Network) -> bool:
+        """Whether it needs `predicted` of this network, which is None where nothing else needs it either."""
+        return self.uses_prediction
+
+    @abstractmethod
+    def sample(
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+    ) -> PosteriorSamples:
+        """Samples `p(z | x)`, differentiably in `x`.
+
+        Args:
+            network: the model; called with `[N, ...]` rows, or with `[N K, ...]`, K consecutive ones of each
+                observation.
+            x: observations `[N, ...]` in the bounded coordinate.
+            noise_to_signal: their level.
+            predicted: `network.predict(x, noise_to_signal)`, which every caller has at hand.
+            noise: standard normal `[N K, ...]`.
+        """
+
+
+def equally_weighted(rows: Tensor, num_samples: int) -> PosteriorSamples:
+    samples = rows.unflatten(0, (-1, num_samples))
+    return PosteriorSamples(samples, torch.zeros(samples.shape[:2], device=rows.device, dtype=rows.dtype))

@@ -1,0 +1,34 @@
+"""The model's own prediction as the only look-ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.levels import Level
+from ..core.network import Network
+from . import POSTERIORS
+from .base import PosteriorSampler, PosteriorSamples, equally_weighted
+
+
+@POSTERIORS.register("denoiser")
+@dataclass(frozen=True)
+class DenoiserPoint(PosteriorSampler):
+    """The predicted clean sample as the only one: free, and inconsistent (DPS, arXiv 2209.14687; FK steering).
+
+    That is the posterior mean, and of a few-step model the end of its flow map (arXiv 2511.22688).
+    """
+
+    num_samples: int = 1
+
+    draws_noise = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples != 1:
+            raise ValueError(f"num_samples is {self.num_samples}; the denoiser point is a single sample, leave it at 1")
+
+    def sample(
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+    ) -> PosteriorSamples:
+        return equally_weighted(predicted, 1)

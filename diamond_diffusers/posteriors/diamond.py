@@ -1,0 +1,48 @@
+"""Look-aheads and transitions of a Posterior Diamond Map: one evaluation each (arXiv 2602.05993)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_counts
+from ..core.flow_map import check_map_steps, map_inner_flow
+from ..core.levels import Level
+from ..core.network import Network
+from . import POSTERIORS
+from .base import PosteriorSampler, PosteriorSamples
+
+
+@POSTERIORS.register("diamond")
+@dataclass(frozen=True)
+class DiamondPosterior(PosteriorSampler):
+    """Samples of `p(z | x)` by a Posterior Diamond Map, each from `num_map_steps` evaluations.
+
+    A map has its guidance baked in, so an evaluation of it costs one of the network even where the base runs with
+    classifier-free guidance.
+
+    Args:
+        num_samples: look-aheads K of each observation.
+        num_map_steps: evaluations of each; 1 is what the map is distilled for.
+    """
+
+    num_samples: int = 4
+    num_map_steps: int = 1
+
+    needs_diamond_map = True
+    uses_prediction = False
+    differentiates_predicted = False
+
+    def __post_init__(self) -> None:
+        check_map_steps("num_map_steps", self.num_map_steps)
+        check_counts(num_samples=self.num_samples)
+
+    def sample(
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
+    ) -> PosteriorSamples:
+        samples = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps).unflatten(
+            0, (-1, self.num_samples)
+        )
+        return PosteriorSamples(samples, torch.zeros(samples.shape[:2], device=x.device, dtype=samples.dtype))

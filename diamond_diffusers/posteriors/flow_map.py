@@ -1,0 +1,59 @@
+"""The end of the flow map as the only look-ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.flow_map import check_is_map, check_map_steps, flow_to_data
+from ..core.levels import Level
+from ..core.model import Model
+from ..core.network import Network
+from . import POSTERIORS
+from .base import PosteriorSampler, PosteriorSamples, equally_weighted
+
+
+@POSTERIORS.register("flow_map")
+@dataclass(frozen=True)
+class FlowMapPoint(PosteriorSampler):
+    """The end of the flow map as the only sample (FMTT, arXiv 2511.22688): a typical one, but not a random one.
+
+    Free where the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end; else it costs
+    `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what that predicts. A
+    Diamond Map makes an ordinary model a flow map (`flow_map_of`), whose evaluations have their guidance baked in.
+
+    Args:
+        num_steps: evaluations from the observation down to clean data; at least 2 for an ordinary model.
+    """
+
+    num_steps: int = 1
+
+    num_samples = 1
+    draws_noise = False
+    follows_flow_map = True
+
+    def __post_init__(self) -> None:
+        check_map_steps("num_steps", self.num_steps)
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        check_is_map("num_steps", self.num_steps, model)
+
+    def predicts_end(self, network: Network) -> bool:
+        """Whether it is what the model predicts anyway."""
+        return self.num_steps == 1 and not network.predicts_mean
+
+    def needs_prediction(self, network: Network) -> bool:
+        return network.flow_map is None or self.predicts_end(network)
+
+    def sample(
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
+    ) -> PosteriorSamples:
+        if network.flow_map is not None:
+            is_end = self.predicts_end(network)
+            end = predicted if is_end else flow_to_data(network, x, noise_to_signal, self.num_steps)
+        else:
+            denoised = network.mean(x, noise_to_signal, predicted)
+            end = flow_to_data(network, x, noise_to_signal, self.num_steps, denoised)
+        return equally_weighted(end, 1)

@@ -1,0 +1,59 @@
+"""Look-aheads of the inner GLASS flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.checks import check_counts
+from ..core.glass import check_inner_options, sample_posterior
+from ..core.levels import Level
+from ..core.network import Network
+from . import POSTERIORS
+from .base import PosteriorSampler, PosteriorSamples, equally_weighted
+
+
+@POSTERIORS.register("glass")
+@dataclass(frozen=True)
+class GlassPosterior(PosteriorSampler):
+    """Samples of the inner GLASS flow (arXiv 2509.25170), exact as `num_inner_steps` grows.
+
+    One observation costs `num_samples * (num_inner_steps - 1)` evaluations beyond its denoised sample.
+
+    Args:
+        num_inner_steps: steps of the inner flow; at least 2 where `num_samples > 1`. With the default solver two have
+            the spread of the posterior where there is little noise; where there is much, they are far from its law.
+        num_samples: samples of each observation.
+        solver: `euler`, `multistep` or `exponential`.
+    """
+
+    num_inner_steps: int = 4
+    num_samples: int = 1
+    solver: str = "exponential"
+
+    needs_denoiser = True
+    without_denoiser = "DenoiserPoint() or WeightedPosterior(weights='reward_softmax')"
+
+    def __post_init__(self) -> None:
+        check_inner_options(self.num_inner_steps, self.solver)
+        check_counts(num_samples=self.num_samples)
+        if self.num_inner_steps == 1 and self.num_samples > 1:
+            raise ValueError(
+                f"num_inner_steps is 1, which makes all {self.num_samples} samples the denoiser point; "
+                "take num_inner_steps >= 2 or num_samples=1"
+            )
+
+    def sample(
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+    ) -> PosteriorSamples:
+        samples = sample_posterior(
+            network.denoise,
+            x,
+            noise_to_signal,
+            noise,
+            num_inner_steps=self.num_inner_steps,
+            solver=self.solver,
+            denoised=network.mean(x, noise_to_signal, predicted),
+        )
+        return equally_weighted(samples, self.num_samples)

@@ -1,0 +1,14 @@
+"""Transitions, which move particles from one noise level to the next: one file each, called as its entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.registry import Registry
+
+if TYPE_CHECKING:
+    from .base import Transition
+
+TRANSITIONS: Registry[type[Transition]] = Registry(
+    "transition", "transitions", __name__, helpers=("base", "inner_flow", "sampled_model")
+)

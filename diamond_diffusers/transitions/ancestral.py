@@ -1,0 +1,66 @@
+"""Gaussian steps around the denoised sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.levels import ode_step, signal_and_noise
+from ..core.network import Network
+from ..core.tensors import expand
+from . import TRANSITIONS
+from .base import Transition
+
+
+@TRANSITIONS.register("ancestral")
+@dataclass(frozen=True)
+class AncestralTransition(Transition):
+    """Gaussian step around the denoised sample (DDIM with eta, arXiv 2010.02502); `eta=1` is DDPM.
+
+    Args:
+        eta: share in `[0, 1]` of the DDPM noise that is fresh.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}; it must lie between 0 (deterministic) and 1 (DDPM)")
+
+    def _fresh_noise(self, kappa: float, kappa_next: float) -> float:
+        """Standard deviation of the fresh noise in `y' = x' / alpha'`."""
+        return self.eta * kappa_next * math.sqrt(1 - (kappa_next / kappa) ** 2)
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        fresh = self._fresh_noise(noise_to_signal, next_noise_to_signal)
+        kept = math.sqrt(max(next_noise_to_signal**2 - fresh**2, 0.0))
+        alpha_next, _ = signal_and_noise(next_noise_to_signal)
+        return expand(alpha_next, x) * fresh * noise + _with_noise_kept(
+            x, predicted, noise_to_signal, next_noise_to_signal, kept
+        )
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        fresh = self._fresh_noise(noise_to_signal, next_noise_to_signal)
+        if fresh == 0:
+            return 0.0
+        # y' = D + kept (y - D) / kappa + fresh eps.
+        kept = math.sqrt(max(next_noise_to_signal**2 - fresh**2, 0.0))
+        return (1 - kept / noise_to_signal) / fresh
+
+
+def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:
+    """`alpha' (D + kept eps)` with `eps` the noise that the predicted sample leaves in `x`."""
+    alpha_next, _ = signal_and_noise(kappa_next)
+    at_kept = ode_step(x, predicted, kappa, kept)
+    alpha_kept, _ = signal_and_noise(kept)
+    return at_kept * expand(alpha_next / alpha_kept, x)

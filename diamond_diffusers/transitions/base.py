@@ -1,0 +1,71 @@
+"""Transitions: how a particle moves from one noise level to the next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ..core.levels import Level
+from ..core.model import Sampler
+from ..core.network import Network
+
+
+class Transition(Sampler, ABC):
+    """A map of a particle, its predicted clean sample and driving noise to the particle at the next level.
+
+    Attributes:
+        uses_prediction: whether a step depends on the denoised sample that it starts from.
+    """
+
+    uses_prediction: bool = True
+
+    def needs_prediction(self, network: Network) -> bool:
+        """Whether a step needs `predicted` of this network; where not, plain sampling does without it."""
+        return self.uses_prediction
+
+    def aim(self, network: Network, x: Tensor, noise_to_signal: Level, next_noise_to_signal: float) -> Tensor:
+        """The clean sample to which the step's velocity at `x` points, `[N, ...]`: what the model predicts there."""
+        return network.predict(x, noise_to_signal)
+
+    @abstractmethod
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor | None,
+        noise: Tensor,
+    ) -> Tensor:
+        """Moves particles one level on.
+
+        Args:
+            network: the model, for transitions that take more than one evaluation.
+            x: particles `[N, ...]` in the bounded coordinate.
+            noise_to_signal: level of `x`, at most infinity.
+            next_noise_to_signal: the lower level to reach, at least 0.
+            predicted: what the model as loaded predicts at `x`: `network.predict(x, noise_to_signal)`, perhaps tilted;
+                None where it is not needed.
+            noise: driving noise, standard normal of the shape of `x`; the step is a deterministic map of it.
+
+        Returns:
+            Particles at the next level, `[N, ...]`.
+        """
+
+    @abstractmethod
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        """The mean of the driving noise that a unit shift of the denoised sample is worth.
+
+        A shift `d` of the denoised sample moves the mean of a stochastic step as much as driving noise of mean
+        `tilt_gain * d` does. It is 0 where the step does not depend on the driving noise.
+        """
+
+    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+        """Whether driving noise is drawn for a step; where not, `noise` is zero."""
+        return self.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether steps between positive levels depend on their driving noise."""
+        return self.tilt_gain(2.0, 1.0) != 0

@@ -1,0 +1,52 @@
+"""Early-stopped Diamond Maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.flow_map import check_map_steps, map_inner_flow
+from ..core.glass import EarlyStop
+from ..core.network import Network
+from ..core.tensors import working_dtype
+from . import TRANSITIONS
+from .inner_flow import InnerFlowTransition
+
+
+@TRANSITIONS.register("diamond")
+@dataclass(frozen=True)
+class DiamondTransition(InnerFlowTransition):
+    """Early-stopped Diamond Map: a stochastic transition of `num_map_steps` evaluations.
+
+    Args:
+        num_map_steps: evaluations of a step.
+        correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
+            which the chain is Markov.
+    """
+
+    num_map_steps: int = 1
+    correlation: float | str = "ddpm"
+
+    needs_diamond_map = True
+    uses_prediction = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_map_steps("num_map_steps", self.num_map_steps)
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor | None,
+        noise: Tensor,
+    ) -> Tensor:
+        correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
+        early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+        if early_stop.stays:
+            return x.to(working_dtype(x))
+        xbar = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps, early_stop.stop)
+        return early_stop.observation(x, xbar)

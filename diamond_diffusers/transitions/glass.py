@@ -1,0 +1,70 @@
+"""Early-stopped GLASS flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.glass import check_inner_options, sample_transition
+from ..core.network import Network
+from . import TRANSITIONS
+from .inner_flow import InnerFlowTransition
+
+
+@TRANSITIONS.register("glass")
+@dataclass(frozen=True)
+class GlassTransition(InnerFlowTransition):
+    """Early-stopped inner GLASS flow (arXiv 2509.25170), exact for its correlation as `num_inner_steps` grows.
+
+    A step costs `num_inner_steps` evaluations, the denoised sample at its start included.
+
+    Args:
+        num_inner_steps: steps of the inner flow.
+        correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
+            which the chain is Markov.
+        solver: `euler`, `multistep` or `exponential`.
+    """
+
+    num_inner_steps: int = 1
+    correlation: float | str = "ddpm"
+    solver: str = "exponential"
+
+    needs_denoiser = True
+    without_denoiser = "RenoiseTransition() or AncestralTransition()"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_inner_options(self.num_inner_steps, self.solver)
+
+    def needs_prediction(self, network: Network) -> bool:
+        # It starts from the posterior mean.
+        return network.predicts_mean
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor | None,
+        noise: Tensor,
+    ) -> Tensor:
+        return sample_transition(
+            network.denoise,
+            x,
+            noise_to_signal,
+            next_noise_to_signal,
+            self.correlation_at(noise_to_signal, next_noise_to_signal),
+            noise,
+            num_inner_steps=self.num_inner_steps,
+            solver=self.solver,
+            denoised=network.mean(x, noise_to_signal, predicted),
+        )
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        runs_through = next_noise_to_signal == 0 or self.correlation_at(noise_to_signal, next_noise_to_signal) == 1
+        if runs_through and self.num_inner_steps == 1:
+            # One inner step ends at the denoised sample, whatever the noise.
+            return 0.0
+        return super().tilt_gain(noise_to_signal, next_noise_to_signal)

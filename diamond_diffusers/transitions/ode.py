@@ -1,0 +1,32 @@
+"""Steps of the probability-flow ODE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.levels import ode_step
+from ..core.network import Network
+from . import TRANSITIONS
+from .base import Transition
+
+
+@TRANSITIONS.register("ode")
+@dataclass(frozen=True)
+class ODETransition(Transition):
+    """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise."""
+
+    def step(
+        self,
+        network: Network,
+        x: Tensor,
+        noise_to_signal: float,
+        next_noise_to_signal: float,
+        predicted: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        return ode_step(x, predicted, noise_to_signal, next_noise_to_signal)
+
+    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+        return 0.0

@@ -1,0 +1,34 @@
+"""Strategic stochastic sampling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core.levels import as_level, interpolate_timesteps
+from . import TRANSITIONS
+from .ancestral import AncestralTransition
+
+
+@TRANSITIONS.register("trajectory")
+@dataclass(frozen=True)
+class TrajectoryTransition(AncestralTransition):
+    """Strategic stochastic sampling of trajectory consistency models (TCD, arXiv 2402.19159).
+
+    Follows the trajectory past the next level to the training step `(1 - eta)` times its own, and renoises from there.
+
+    Args:
+        eta: the paper's gamma, in `[0, 1]`.
+        table: noise-to-signal ratio of each training step.
+    """
+
+    eta: float = 0.0
+    table: Tensor = field(kw_only=True, repr=False, compare=False)
+
+    def _fresh_noise(self, kappa: float, kappa_next: float) -> float:
+        step = interpolate_timesteps(as_level(kappa_next), self.table).round().long()
+        kept = self.table[torch.floor((1 - self.eta) * step).long()].item()
+        return math.sqrt(max(kappa_next**2 - kept**2, 0.0))
