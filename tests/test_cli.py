@@ -199,7 +199,7 @@ def test_options_describe_an_alignment(name, options, expected):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--alignment", "magic"), "alignment is 'magic'; choose one of none"),
+        (("--alignment", "magic"), "alignment is 'magic'; choose one of beam_search"),
         (("--alignment", "none", "--num-particles", 2), "--num-particles is 2, but alignment 'none' does not use it"),
         (("--alignment", "none", "--max-network-evaluations", 9), "--max-network-evaluations is 9, but alignment"),
         (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),

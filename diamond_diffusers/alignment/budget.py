@@ -13,6 +13,7 @@ from ..core.levels import Level, RectifiedFlowPath
 from ..core.model import Conditions, Model
 from ..rewards.base import Reward
 from ..transitions.base import Transition
+from ..transitions.sampled_model import SampledModel
 from .base import Method
 from .law import TiltedModel
 from .random_source import RandomSource
@@ -90,7 +91,7 @@ def _emptied(model: Model, conditions: Conditions) -> tuple[Model, Conditions]:
     return EmptyModel(model), replace(conditions, features={}, negative_features=negative)
 
 
-class EmptyModel(Model):
+class EmptyModel(SampledModel):
     """A model of a single number that costs what another does under the same conditions; for counting only.
 
     Args:

@@ -296,7 +296,7 @@ class DiamondMapPipeline(AdapterMethods):
             prompt: one or several texts.
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
                 None for the model's own, if it has one.
-            alignment: an `Method` or its name; None for the model's own, else `smc` with a reward and `none`
+            alignment: a `Method` or its name; None for the model's own, else `smc` with a reward and `none`
                 without. One of the model's own that differentiates the reward gives way to SMC where the reward cannot
                 be differentiated.
             reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.

@@ -33,7 +33,7 @@ class LPIPSReward(Reward):
     Args:
         references: a tensor `[3, H, W]` or `[R, 3, H, W]` in [0, 1], a PIL image, or several of one size.
         network: whose features are compared.
-        family: a local file with torchvision's ImageNet weights of the network; by default torchvision's cache,
+        backbone: a local file with torchvision's ImageNet weights of the network; by default torchvision's cache,
             into which they are downloaded where they are missing.
         name: under which the scores are reported.
         max_batch_size: the most images of one call of the network; None for all at once.
@@ -41,13 +41,13 @@ class LPIPSReward(Reward):
 
     Raises:
         ImportError: `lpips` is not installed.
-        OSError: the family's weights cannot be read.
+        OSError: the backbone's weights cannot be read.
         ValueError: the references or `network` are malformed.
 
     Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
     """
 
-    licence = "BSD-2-Clause (families: BSD-3-Clause)"
+    licence = "BSD-2-Clause (backbones: BSD-3-Clause)"
     source = "Zhang et al. 2018, arXiv:1801.03924"
     size = "0.2 GB (alex), 0.5 GB (vgg), 5 MB (squeeze)"
     requires = ("lpips",)
@@ -58,7 +58,7 @@ class LPIPSReward(Reward):
         references: References,
         *,
         network: Literal["alex", "vgg", "squeeze"] = "vgg",
-        family: str | PathLike[str] | None = None,
+        backbone: str | PathLike[str] | None = None,
         name: str = "lpips",
         max_batch_size: int | None = None,
         device: torch.device | str | None = None,
@@ -68,7 +68,7 @@ class LPIPSReward(Reward):
         self.name = name
         self.max_batch_size = max_batch_size
         self.references = read_references(name, references)
-        self.model = _load_lpips(name, network, family).eval().requires_grad_(False)
+        self.model = _load_lpips(name, network, backbone).eval().requires_grad_(False)
         self.to(device)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -180,7 +180,7 @@ def read_references(name: str, references: References) -> Tensor:
     return at_least_float32(stacked.detach())
 
 
-def _load_lpips(name: str, network: str, family: str | PathLike[str] | None) -> nn.Module:
+def _load_lpips(name: str, network: str, backbone: str | PathLike[str] | None) -> nn.Module:
     try:
         lpips = importlib.import_module("lpips")
     except ImportError as error:
@@ -192,18 +192,18 @@ def _load_lpips(name: str, network: str, family: str | PathLike[str] | None) -> 
         # It calls torchvision by an interface of old.
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
         try:
-            model = lpips.LPIPS(net=network, pnet_rand=family is not None, verbose=False)
-            if family is not None:
-                _load_family(model.net, torch.load(family, map_location="cpu", weights_only=True))
+            model = lpips.LPIPS(net=network, pnet_rand=backbone is not None, verbose=False)
+            if backbone is not None:
+                _load_backbone(model.net, torch.load(backbone, map_location="cpu", weights_only=True))
         except Exception as error:
             raise OSError(
-                f"Reward '{name}' cannot load family={str(family)!r} of network {network!r} ({first_line(error)}); "
+                f"Reward '{name}' cannot load backbone={str(backbone)!r} of network {network!r} ({first_line(error)}); "
                 "give a local file with torchvision's weights of that network."
             ) from error
     return model
 
 
-def _load_family(slices: nn.Module, weights: dict[str, Tensor]) -> None:
+def _load_backbone(slices: nn.Module, weights: dict[str, Tensor]) -> None:
     """Loads a torchvision classifier's weights into the slices that lpips cuts its features into."""
     slices.load_state_dict({key: weights["features." + key.partition(".")[2]] for key in slices.state_dict()})
 

@@ -21,7 +21,7 @@ from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import MixtureFamily, QuadraticReward, make_model, unconditional
+from ..core.mixture_model import MixtureModel, QuadraticReward, make_model, unconditional
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -50,7 +50,7 @@ def run_images(alignment, images, negative=False, **options):
     negative_features = {"offset": -OFFSETS[images]} if negative else None
     conditions = Conditions({"offset": OFFSETS[images]}, negative_features, 1.5)
     prompts = [PROMPTS[image] for image in images]
-    model = TiltedModel(MixtureFamily(MIXTURE), conditions, prompts, QuadraticReward(DIRECTIONS, 0.1), 2.0, **options)
+    model = TiltedModel(MixtureModel(MIXTURE), conditions, prompts, QuadraticReward(DIRECTIONS, 0.1), 2.0, **options)
     return run(alignment, model, seed=[SEEDS[image] for image in images]), model
 
 
@@ -120,12 +120,11 @@ def test_rewards_and_conditions_belong_to_the_image_that_owns_the_particle():
 
 def test_classifier_free_guidance_weighs_the_two_predictions():
     conditions = Conditions({"offset": OFFSETS[1:2]}, {"offset": OFFSETS[3:4]}, 1.5)
-    model = TiltedModel(MixtureFamily(MIXTURE), conditions, [""])
+    model = TiltedModel(MixtureModel(MIXTURE), conditions, [""])
     x = torch.randn(1, 3, generator=seeded(0))
     both = model.network(model.owners(1)).predict(x, 1.0)
     positive, negative = (
-        MixtureFamily(MIXTURE).denoise(x, 1.0, Conditions({"offset": offset}))
-        for offset in (OFFSETS[1:2], OFFSETS[3:4])
+        MixtureModel(MIXTURE).denoise(x, 1.0, Conditions({"offset": offset})) for offset in (OFFSETS[1:2], OFFSETS[3:4])
     )
     torch.testing.assert_close(both, negative + 1.5 * (positive - negative))
 
@@ -165,7 +164,7 @@ def test_a_wrong_number_of_generators_is_refused():
 
 
 def test_models_without_conditions_of_their_own_share_the_law():
-    model = TiltedModel(MixtureFamily(MIXTURE), unconditional(2), ["", ""])
+    model = TiltedModel(MixtureModel(MIXTURE), unconditional(2), ["", ""])
     result = run(NoAlignment(), model, COARSE_LEVELS, seed=[5, 5])
     torch.testing.assert_close(result.latents[0], result.latents[1])
     assert result.rewards is None and result.images is None and result.log_evidence is None

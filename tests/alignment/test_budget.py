@@ -25,7 +25,7 @@ from diamond_diffusers.core.model import Conditions
 
 from ..conftest import redness
 from ..core.mixture import make_mixture
-from ..core.mixture_model import LINEAR, MixtureFamily, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, make_map_model, make_model
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -52,7 +52,7 @@ METHODS = {
 def guided_model():
     """Two images under classifier-free guidance."""
     offsets = {"offset": torch.zeros(2, 1)}
-    return TiltedModel(MixtureFamily(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
+    return TiltedModel(MixtureModel(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
 
 
 MODELS = {"guided": guided_model, "few-step": lambda: make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=1)}

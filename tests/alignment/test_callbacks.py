@@ -156,7 +156,7 @@ def test_names_stand_for_methods_with_their_defaults():
     }
     smc = SMC(num_particles=7)
     assert as_method(smc) is smc
-    with pytest.raises(ValueError, match="alignment is 'dsp'; choose one of none, best_of_n, smc, guidance"):
+    with pytest.raises(ValueError, match="alignment is 'dsp'; choose one of beam_search, best_of_n, guidance"):
         as_method("dsp")
 
 

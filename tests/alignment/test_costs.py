@@ -18,7 +18,7 @@ from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture
-from ..core.mixture_model import MixtureFamily, QuadraticReward
+from ..core.mixture_model import MixtureModel, QuadraticReward
 from .runs import COARSE_LEVELS, run
 
 IMAGES, STEPS = 2, len(COARSE_LEVELS) - 1
@@ -68,7 +68,7 @@ METHODS = {
 
 
 def run_counted(alignment, is_guided=False, reward=True, **options):
-    family = MixtureFamily(make_mixture(3))
+    family = MixtureModel(make_mixture(3))
     offsets = {"offset": torch.zeros(IMAGES, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)}) if reward else None

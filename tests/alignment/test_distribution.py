@@ -26,7 +26,7 @@ from diamond_diffusers.core.model import Conditions
 from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, MixtureFamily, QuadraticReward, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, make_model
 from ..training.processes import in_processes
 from .runs import run
 from .test_batches import fields
@@ -69,7 +69,7 @@ def run_images(method, **options):
     """Two images of different prompts, conditions and generators."""
     conditions = Conditions({"offset": OFFSETS})
     reward = QuadraticReward({"right": (3.0, 0.0, 0.0), "down": (0.0, -3.0, 1.0)}, 0.1)
-    model = TiltedModel(MixtureFamily(MIXTURE), conditions, ["right", "down"], reward, **options)
+    model = TiltedModel(MixtureModel(MIXTURE), conditions, ["right", "down"], reward, **options)
     return run(method, model, LEVELS, seed=[1, 2]), model
 
 

@@ -31,8 +31,8 @@ from ..core.mixture_model import (
     LINEAR,
     QUADRATIC,
     SIGMA_DATA,
-    MixtureFamily,
     MixtureMapFamily,
+    MixtureModel,
     make_map_model,
     make_model,
     unconditional,
@@ -404,7 +404,7 @@ def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_poste
 
 def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():
     """Its predicted sample is the end of the flow map, which a GLASS transition must not take for `E[z | x]`."""
-    scores, conditions, transition = MixtureFamily(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
+    scores, conditions, transition = MixtureModel(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
     model = TiltedModel(MixtureMapFamily(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
     x = torch.randn(5, 3, generator=seeded(1))
     unguided = Guidance(guidance_strength=0.0, transition=transition, num_particles=5)

@@ -26,7 +26,7 @@ from diamond_diffusers.rewards import CallableReward
 from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureFamily, QuadraticReward, make_map_model, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureModel, QuadraticReward, make_map_model, make_model
 from .runs import run
 
 GAUSSIAN = make_gaussian()
@@ -190,7 +190,7 @@ PROMPTS = ["right", "down", "down"]
 def run_images(ascent, images, **options):
     conditions = Conditions({"offset": OFFSETS[images]}, {"offset": -OFFSETS[images]}, 1.5)
     reward = QuadraticReward(DIRECTIONS, 0.1)
-    model = TiltedModel(MixtureFamily(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
+    model = TiltedModel(MixtureModel(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
     return run(ascent, model, LEVELS, seed=[11 + image for image in images]), model
 
 

@@ -37,7 +37,7 @@ from diamond_diffusers.cli.main import AlignmentOptions, build_alignment
 
 from ..conftest import redness
 from ..core.mixture import coefficients, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureFamily, MixtureMapFamily, make_map_model, unconditional
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureMapFamily, MixtureModel, make_map_model, unconditional
 from ..core.test_diamond import DiamondMixture
 from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, run
@@ -85,14 +85,14 @@ def test_each_name_is_its_cell_of_the_grid():
         alignment = as_method(name)
         assert type(alignment) is method and type(alignment.transition) is transition
         assert posterior is None or type(alignment.posterior) is posterior
-        assert as_method(name, MixtureFamily(MIXTURE)).needs_reward
+        assert as_method(name, MixtureModel(MIXTURE)).needs_reward
         assert "arXiv" in PRESETS.get(name).__doc__
 
 
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
-    family = DiamondMixture if "posterior_diamond" in name else MixtureFamily
+    family = DiamondMixture if "posterior_diamond" in name else MixtureModel
     plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
     model = model_of(reward, IMAGES, family)
     alignment = as_method(name, model.family)
@@ -154,17 +154,17 @@ def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
 
 
 def test_settings_follow_the_model():
-    few_step, ordinary = MixtureMapFamily(MIXTURE), MixtureFamily(MIXTURE)
+    few_step, ordinary = MixtureMapFamily(MIXTURE), MixtureModel(MIXTURE)
     assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
     assert fmtt(ordinary).posterior == FlowMapPoint(4)
     assert weighted_diamond(few_step) == weighted_diamond()
     assert weighted_diamond().posterior == WeightedPosterior(4, 1.1, "reward_softmax")
     assert fmrg().num_jump_steps == fmrg(few_step).num_jump_steps == 2 and fmrg(ordinary).num_jump_steps is None
-    few_step.family, ordinary.family = "flux", "sdxl"
+    few_step.name, ordinary.name = "flux", "sdxl"
     flux = weighted_diamond(few_step)
     assert flux.posterior == WeightedPosterior(16, 1.1, "reward_softmax")
     assert (flux.scaling, flux.guidance_strength, flux.max_coefficient) == ("norm", 20 / 256, 20.0)
-    few_step.family = "sana_sprint"
+    few_step.name = "sana_sprint"
     sprint = weighted_diamond(few_step)
     assert sprint.posterior == WeightedPosterior(4, 20.0, "equal")
     assert (sprint.scaling, sprint.max_coefficient, sprint.num_guided_steps) == ("sana_sprint_norm", 3.0, 5)
@@ -245,7 +245,7 @@ def test_the_pipeline_knows_presets_by_name():
 
 
 def test_the_command_line_knows_presets_and_changes_what_is_given():
-    family = MixtureFamily(MIXTURE)
+    family = MixtureModel(MIXTURE)
     for name in PRESETS.names():
         assert build_alignment(name, AlignmentOptions(), family) == as_method(name, family)
     options = AlignmentOptions(num_particles=6, posterior="glass", num_lookaheads=3, guidance_strength=0.5)

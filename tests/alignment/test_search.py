@@ -27,7 +27,7 @@ from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, standard_error
-from ..core.mixture_model import LINEAR, MixtureFamily, QuadraticReward, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, make_map_model, make_model
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -257,7 +257,7 @@ COSTS = {
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_are_exact(name, is_guided):
     alignment, evaluations, decodes = COSTS[name]
-    family, offsets = MixtureFamily(MIXTURE), {"offset": torch.zeros(2, 1)}
+    family, offsets = MixtureModel(MIXTURE), {"offset": torch.zeros(2, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
     model = TiltedModel(family, conditions, [""] * 2, reward)

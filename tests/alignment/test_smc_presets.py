@@ -218,7 +218,7 @@ def test_settings_of_das_follow_the_model():
     assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == DASTransition(0.5)
     assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
     assert das(ordinary).transition == das().transition == DASTransition(0.5)
-    ordinary.family = "sdxl"
+    ordinary.name = "sdxl"
     assert das(ordinary).tempering == ScheduledTempering(0.008) and das(ordinary).transition == DASTransition(1.0)
 
 

@@ -21,8 +21,8 @@ from diamond_diffusers.posteriors.weighted import WEIGHTS
 from ..core.mixture import energy_distance, make_mixture, seeded, standard_error
 from ..core.mixture_model import (
     LINEAR,
-    MixtureFamily,
     MixtureMapFamily,
+    MixtureModel,
     QuadraticReward,
     make_map_model,
     make_model,
@@ -156,7 +156,7 @@ METHODS = {
 def run_images(alignment, images, shape=(3,), **options):
     """The images of these indices, each with its own prompt, conditions and generator."""
     conditions = Conditions({"offset": OFFSETS[images]})
-    scores = MixtureFamily(MIXTURE)
+    scores = MixtureModel(MIXTURE)
     model = TiltedModel(
         MixtureMapFamily(MIXTURE, scores, num_steps=4),
         conditions,

@@ -11,8 +11,9 @@ from torch import Tensor
 from diamond_diffusers import Reward
 from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.levels import GaussianPath, Level, RectifiedFlowPath, VariancePreservingPath, as_level
-from diamond_diffusers.core.model import Conditions, Model
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.tensors import expand
+from diamond_diffusers.transitions.sampled_model import SampledModel
 
 from .mixture import GaussianMixture, coefficients
 
@@ -44,7 +45,7 @@ class TrigonometricPath(GaussianPath):
 
 
 @dataclass(frozen=True)
-class TinyFamily:
+class PathUnderTest:
     """A path of the package next to the test's own account of it.
 
     Attributes:
@@ -63,13 +64,13 @@ def _circle(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 FAMILIES = {
-    "rectified_flow": TinyFamily(RectifiedFlowPath(), lambda t: (1 - t, t), lambda z, eps, alpha, sigma: eps - z),
-    "epsilon": TinyFamily(VariancePreservingPath("epsilon"), _circle, lambda z, eps, alpha, sigma: eps),
-    "v_prediction": TinyFamily(
+    "rectified_flow": PathUnderTest(RectifiedFlowPath(), lambda t: (1 - t, t), lambda z, eps, alpha, sigma: eps - z),
+    "epsilon": PathUnderTest(VariancePreservingPath("epsilon"), _circle, lambda z, eps, alpha, sigma: eps),
+    "v_prediction": PathUnderTest(
         VariancePreservingPath("v_prediction"), _circle, lambda z, eps, alpha, sigma: alpha * eps - sigma * z
     ),
-    "sample": TinyFamily(VariancePreservingPath("sample"), _circle, lambda z, eps, alpha, sigma: z),
-    "trigonometric": TinyFamily(
+    "sample": PathUnderTest(VariancePreservingPath("sample"), _circle, lambda z, eps, alpha, sigma: z),
+    "trigonometric": PathUnderTest(
         TrigonometricPath(SIGMA_DATA),
         lambda t: (torch.cos(t), SIGMA_DATA * torch.sin(t)),
         lambda z, eps, alpha, sigma: alpha * eps - sigma / SIGMA_DATA**2 * z,
@@ -79,7 +80,7 @@ FAMILIES = {
 FAMILIES_AT_PURE_NOISE = [name for name in FAMILIES if name != "epsilon"]
 
 
-class MixtureFamily(Model):
+class MixtureModel(SampledModel):
     """The exact network of a family for a mixture that each image's conditions displace by their `offset`.
 
     Latents may have any shape `[N, ...]` of `d` numbers. Counts what it is asked for.
@@ -93,20 +94,20 @@ class MixtureFamily(Model):
 
     def __init__(self, mixture: GaussianMixture, family: str = "rectified_flow") -> None:
         self.mixture = mixture
-        self.family = FAMILIES[family]
-        self.path = self.family.path
+        self.case = FAMILIES[family]
+        self.path = self.case.path
         self.evaluations = self.backwards = self.decoded = self.largest_batch = 0
 
     def network(self, x: Tensor, time: Tensor, offset: Tensor | None) -> Tensor:
         """The family's prediction at `x_t` in the family's scale."""
         self._count(x)
-        alpha, sigma = self.family.schedule(time)
+        alpha, sigma = self.case.schedule(time)
         noisy = x.double().flatten(1)
         column_alpha, column_sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
         centre = torch.zeros_like(noisy) if offset is None else offset.double()
         z = self.mixture.given(noisy - column_alpha * centre, alpha, sigma).mean + centre
         eps = (noisy - column_alpha * z) / column_sigma
-        return self.family.predict(z, eps, column_alpha, column_sigma).reshape(x.shape).to(x.dtype)
+        return self.case.predict(z, eps, column_alpha, column_sigma).reshape(x.shape).to(x.dtype)
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -133,13 +134,13 @@ class MixtureFamily(Model):
         self.backwards += rows
 
 
-class MixtureMapFamily(MixtureFamily):
+class MixtureMapFamily(MixtureModel):
     """The exact flow map of the mixture, as a few-step model knows it; its score model, if any, has the denoiser."""
 
     has_flow_map = True
     predicts_mean = False
 
-    def __init__(self, mixture: GaussianMixture, score_model: MixtureFamily | None = None, num_steps: int = 16) -> None:
+    def __init__(self, mixture: GaussianMixture, score_model: MixtureModel | None = None, num_steps: int = 16) -> None:
         super().__init__(mixture)
         self.score_model = score_model
         self.has_denoiser = score_model is not None
@@ -202,7 +203,7 @@ def make_model(
     **options: object,
 ) -> TiltedModel:
     """The same tilted mixture for every image, with the empty prompt."""
-    return TiltedModel(MixtureFamily(mixture, family), unconditional(num_images), [""] * num_images, reward, **options)
+    return TiltedModel(MixtureModel(mixture, family), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 def make_map_model(
@@ -214,7 +215,7 @@ def make_map_model(
     **options: object,
 ) -> TiltedModel:
     """As `make_model`, of the exact flow map, with the exact denoiser as its score model."""
-    scores = MixtureFamily(mixture) if has_scores else None
+    scores = MixtureModel(mixture) if has_scores else None
     conditions = unconditional(num_images)
     return TiltedModel(
         MixtureMapFamily(mixture, scores, num_steps),

@@ -23,13 +23,13 @@ from diamond_diffusers.core.values import value
 
 from ..alignment.runs import run
 from .mixture import coefficients, energy_distance, make_mixture, seeded
-from .mixture_model import LINEAR, MixtureFamily, unconditional
+from .mixture_model import LINEAR, MixtureModel, unconditional
 
 MIXTURE = make_mixture(3)
 SAMPLES = 600
 
 
-class DiamondMixture(MixtureFamily):
+class DiamondMixture(MixtureModel):
     """The mixture with its exact Diamond Map: the inner flow in many small angles, which count as one evaluation."""
 
     has_diamond_map = True
@@ -189,7 +189,7 @@ def test_weighted_look_aheads_along_the_flow_map_estimate_the_value():
 
 
 def test_what_lacks_a_map_or_cannot_be_guided_is_refused():
-    plain = MixtureFamily(MIXTURE)
+    plain = MixtureModel(MIXTURE)
     for alignment in (NoAlignment(DiamondTransition()), SMC(posterior=DiamondPosterior())):
         with pytest.raises(ValueError, match=r"needs a Diamond Map.*load_diamond_map"):
             alignment.resolve(plain)

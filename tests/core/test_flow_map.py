@@ -19,7 +19,7 @@ from .mixture_model import (
     FAMILIES,
     FAMILIES_AT_PURE_NOISE,
     LINEAR,
-    MixtureFamily,
+    MixtureModel,
     images_of,
     make_map_model,
     make_model,
@@ -38,7 +38,7 @@ def gaussian_map(level):
 
 
 def denoiser_of(mixture, family="rectified_flow"):
-    family = MixtureFamily(mixture, family)
+    family = MixtureModel(mixture, family)
     return lambda x, level: family.predict(x, level, Conditions({}))
 
 
@@ -185,6 +185,6 @@ def test_a_map_from_a_level_to_itself_is_the_identity_to_the_bit(level, dtype):
 def test_an_ordinary_model_refuses_one_step():
     for posterior in (FlowMapPoint(), FlowMapPoint(1)):
         with pytest.raises(ValueError, match=r"num_steps is 1, but .* give num_steps=4, or use DenoiserPoint\(\)"):
-            posterior.check(MixtureFamily(MIXTURE))
+            posterior.check(MixtureModel(MIXTURE))
     with pytest.raises(ValueError, match="num_steps is 0; it must be a whole number of at least 1"):
         FlowMapPoint(0)

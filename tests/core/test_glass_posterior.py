@@ -13,7 +13,7 @@ from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
 
 from .mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
-from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureFamily
+from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureModel
 
 MIXTURE = make_mixture(4)
 LEVELS = (0.3, 0.8, 2.0, 6.0)
@@ -61,7 +61,7 @@ def mean_errors(sample):
 
 @cache
 def glass_errors(family, num_inner_steps, solver):
-    denoise = denoiser_of(MixtureFamily(MIXTURE, family))
+    denoise = denoiser_of(MixtureModel(MIXTURE, family))
     return mean_errors(
         lambda x, level, noise: sample_posterior(
             denoise, x, level, noise, num_inner_steps=num_inner_steps, solver=solver
@@ -72,7 +72,7 @@ def glass_errors(family, num_inner_steps, solver):
 @cache
 def ancestral_distance(num_steps):
     """Of the Gaussian ancestral chain, with steps uniform in the time of rectified flow."""
-    denoise = denoiser_of(MixtureFamily(MIXTURE))
+    denoise = denoiser_of(MixtureModel(MIXTURE))
 
     def sample(x, level, noise):
         generator = seeded(round(100 * level) + 4)
@@ -115,7 +115,7 @@ def test_a_second_order_solver_needs_half_the_evaluations_of_euler(solver):
 def test_pure_noise_gives_samples_of_the_prior(family):
     x = torch.randn(10, 4, generator=seeded(5))
     noise = torch.randn(10 * 400, 4, generator=seeded(6))
-    denoise = denoiser_of(MixtureFamily(MIXTURE, family))
+    denoise = denoiser_of(MixtureModel(MIXTURE, family))
     drawn = sample_posterior(denoise, x, math.inf, noise, num_inner_steps=40).double().unflatten(0, (10, 400))
     first, second = MIXTURE.sample(2 * 10 * 400, seeded(7)).reshape(2, 10, 400, 4)
     null = energy_distance(first, second)
@@ -127,7 +127,7 @@ def test_pure_noise_gives_samples_of_the_prior(family):
 @pytest.mark.parametrize("num_inner_steps", [1, 2, 3, 8])
 def test_no_solver_divides_by_zero_at_pure_noise(solver, num_inner_steps):
     x, noise = torch.randn(2, 3, 4, generator=seeded(5)).unbind(0)
-    denoise = denoiser_of(MixtureFamily(MIXTURE, "v_prediction"))
+    denoise = denoiser_of(MixtureModel(MIXTURE, "v_prediction"))
     drawn = sample_posterior(denoise, x, math.inf, noise, num_inner_steps=num_inner_steps, solver=solver)
     assert drawn.isfinite().all()
     if num_inner_steps == 1:
@@ -137,7 +137,7 @@ def test_no_solver_divides_by_zero_at_pure_noise(solver, num_inner_steps):
 @pytest.mark.parametrize("num_samples", [1, 4])
 @pytest.mark.parametrize("num_inner_steps", [2, 5])
 def test_look_aheads_share_their_first_evaluation(num_samples, num_inner_steps):
-    family = MixtureFamily(MIXTURE)
+    family = MixtureModel(MIXTURE)
     denoise = denoiser_of(family)
     x, noise = observations(0.8), torch.randn(OBSERVATIONS * num_samples, 4, generator=seeded(1))
     drawn = sample_posterior(denoise, x, 0.8, noise, num_inner_steps=num_inner_steps)
@@ -151,7 +151,7 @@ def test_look_aheads_share_their_first_evaluation(num_samples, num_inner_steps):
 
 
 def test_a_single_inner_step_gives_the_denoiser_point():
-    denoise = denoiser_of(MixtureFamily(MIXTURE))
+    denoise = denoiser_of(MixtureModel(MIXTURE))
     x, noise = observations(0.8), torch.randn(OBSERVATIONS, 4, generator=seeded(1))
     expected = MIXTURE.posterior(x, 0.8).mean.float()
     torch.testing.assert_close(sample_posterior(denoise, x, 0.8, noise, num_inner_steps=1), expected)
@@ -160,7 +160,7 @@ def test_a_single_inner_step_gives_the_denoiser_point():
 
 
 def test_several_samples_of_a_single_inner_step_are_refused():
-    denoise = denoiser_of(MixtureFamily(MIXTURE))
+    denoise = denoiser_of(MixtureModel(MIXTURE))
     with pytest.raises(ValueError, match="num_inner_steps is 1"):
         GlassPosterior(num_inner_steps=1, num_samples=2)
     with pytest.raises(ValueError, match="num_inner_steps is 1"):
@@ -186,7 +186,7 @@ def test_the_denoiser_point_is_one_sample():
 
 
 def test_observations_may_have_levels_of_their_own():
-    denoise = denoiser_of(MixtureFamily(MIXTURE))
+    denoise = denoiser_of(MixtureModel(MIXTURE))
     x, noise = torch.randn(3, 4, generator=seeded(5)), torch.randn(6, 4, generator=seeded(6))
     levels = torch.tensor([0.3, 2.0, math.inf], dtype=torch.float64)
     together = sample_posterior(denoise, x, levels, noise, num_inner_steps=4)
@@ -197,7 +197,7 @@ def test_observations_may_have_levels_of_their_own():
 
 @pytest.mark.parametrize("level", [0.8, math.inf])
 def test_half_precision_observations_keep_their_statistics_in_float32(level):
-    denoise = denoiser_of(MixtureFamily(MIXTURE))
+    denoise = denoiser_of(MixtureModel(MIXTURE))
     x, noise = torch.randn(2, 5, 4, generator=seeded(5)).bfloat16().unbind(0)
     drawn = sample_posterior(denoise, x, level, noise, num_inner_steps=6)
     assert drawn.dtype == torch.float32

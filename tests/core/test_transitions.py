@@ -12,7 +12,7 @@ from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
 
 from .mixture import coefficients, energy_distance, excess_variance, make_gaussian, make_mixture, seeded, standard_error
-from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureFamily
+from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureModel
 
 MIXTURE = make_mixture(3)
 STEPS = [(0.8, 0.3), (2.0, 0.8), (6.0, 0.5), (math.inf, 2.0)]
@@ -37,7 +37,7 @@ def stepped(transition, family, x, level, next_level, noise):
 
 def errors_of_the_joint_law(transition, family, correlation, steps):
     """Energy distances and excess variances `[steps x observations]`, and both of the exact law to itself."""
-    family = MixtureFamily(MIXTURE, family)
+    family = MixtureModel(MIXTURE, family)
     errors, null = [], []
     for seed, (level, next_level) in enumerate(steps):
         x = observations(level)
@@ -75,7 +75,7 @@ def test_one_inner_step_does_not_have_it(correlation):
 @pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
 @pytest.mark.parametrize(("level", "next_level"), [*STEPS, (0.5, 0.0), (math.inf, 0.0)])
 def test_one_inner_step_contains_the_euler_and_the_ancestral_step(family, level, next_level):
-    family = MixtureFamily(MIXTURE, family)
+    family = MixtureModel(MIXTURE, family)
     x, noise = observations(level), torch.randn(OBSERVATIONS, 3, generator=seeded(1))
     euler = stepped(GlassTransition(1, correlation=1.0), family, x, level, next_level, noise)
     ddpm = stepped(GlassTransition(1, correlation="ddpm"), family, x, level, next_level, noise)
@@ -87,7 +87,7 @@ def test_one_inner_step_contains_the_euler_and_the_ancestral_step(family, level,
 
 
 def test_one_inner_step_is_the_ddim_step_of_matching_eta():
-    family = MixtureFamily(MIXTURE)
+    family = MixtureModel(MIXTURE)
     x, noise = observations(2.0), torch.randn(OBSERVATIONS, 3, generator=seeded(1))
     # Fresh noise: kappa' sqrt(1 - rho^2) = eta kappa' sqrt(1 - (kappa' / kappa)^2).
     eta = math.sqrt((1 - 0.9**2) / (1 - 0.4**2))
@@ -131,7 +131,7 @@ def test_the_final_tilt_of_a_full_inner_flow_moves_its_mean_by_about_the_shift()
     """The noise of the inner flow spans the whole posterior: exact for data of unit variance."""
     gaussian = make_gaussian()
     gaussian = type(gaussian)(gaussian.log_weights, gaussian.means, torch.eye(3, dtype=torch.float64)[None])
-    family = MixtureFamily(gaussian)
+    family = MixtureModel(gaussian)
     x, noise, shift = torch.randn(3, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)
     transition = GlassTransition(64)
     for level in (0.5, 3.0, math.inf):
@@ -142,7 +142,7 @@ def test_the_final_tilt_of_a_full_inner_flow_moves_its_mean_by_about_the_shift()
 
 @pytest.mark.parametrize("num_inner_steps", [1, 3])
 def test_a_step_costs_its_inner_steps(num_inner_steps):
-    family = MixtureFamily(MIXTURE)
+    family = MixtureModel(MIXTURE)
     stepped(GlassTransition(num_inner_steps), family, observations(2.0), 2.0, 0.8, torch.zeros(OBSERVATIONS, 3))
     assert family.evaluations == OBSERVATIONS * num_inner_steps
 
@@ -152,7 +152,7 @@ def test_a_correlation_out_of_range_is_refused(correlation):
     with pytest.raises(ValueError, match="correlation is"):
         GlassTransition(correlation=correlation)
     if isinstance(correlation, float):
-        denoise = denoiser_of(MixtureFamily(MIXTURE))
+        denoise = denoiser_of(MixtureModel(MIXTURE))
         x = observations(2.0)
         with pytest.raises(ValueError, match="correlation is"):
             sample_transition(denoise, x, 2.0, 0.8, correlation, x, num_inner_steps=2)
@@ -173,7 +173,7 @@ def test_unusable_options_are_refused(options):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("transition", [GlassTransition(4, 0.3), AncestralTransition(), ODETransition()], ids=str)
 def test_half_precision_particles_move_in_float32(family, transition):
-    family = MixtureFamily(MIXTURE, family)
+    family = MixtureModel(MIXTURE, family)
     level = math.inf if family in FAMILIES_AT_PURE_NOISE else 6.0
     x, noise = torch.randn(2, 5, 3, generator=seeded(5)).bfloat16().unbind(0)
     moved = stepped(transition, family, x, level, 0.8, noise)

@@ -20,8 +20,8 @@ from .mixture import GaussianMixture, coefficients, make_gaussian, make_mixture,
 from .mixture_model import (
     FAMILIES,
     FAMILIES_AT_PURE_NOISE,
-    MixtureFamily,
     MixtureMapFamily,
+    MixtureModel,
     QuadraticReward,
     make_map_model,
 )
@@ -190,7 +190,7 @@ def test_discrete_time_families_declare_their_largest_level():
     family = SimpleNamespace(pipeline=SimpleNamespace(scheduler=DDIMScheduler()))
     abar = DDIMScheduler().alphas_cumprod[-1].item()
     assert DiscreteTimeFamily.max_noise_to_signal.fget(family) == pytest.approx(math.sqrt((1 - abar) / abar))
-    scores = MixtureFamily(MIXTURE)
+    scores = MixtureModel(MIXTURE)
     scores.max_noise_to_signal = 7.0
     model = make_map_model(MIXTURE)
     model.score_model = (scores, model.conditions)
@@ -248,7 +248,7 @@ def test_a_few_samples_of_the_default_renoising_do_as_well_as_of_the_best_fixed_
 
 
 def ordinary(family):
-    family = MixtureFamily(MIXTURE, family)
+    family = MixtureModel(MIXTURE, family)
 
     def denoise(x, level):
         return family.predict(x, level, Conditions({}))
@@ -357,7 +357,7 @@ def test_scores_are_asked_of_models_that_have_them(weights):
             WeightedPosterior(weights=weights).check(few_step)
     else:
         WeightedPosterior(weights=weights).check(few_step)
-    WeightedPosterior(weights=weights).check(MixtureMapFamily(MIXTURE, MixtureFamily(MIXTURE)))
-    WeightedPosterior(weights=weights, num_map_steps=2).check(MixtureFamily(MIXTURE))
+    WeightedPosterior(weights=weights).check(MixtureMapFamily(MIXTURE, MixtureModel(MIXTURE)))
+    WeightedPosterior(weights=weights, num_map_steps=2).check(MixtureModel(MIXTURE))
     with pytest.raises(ValueError, match=r"num_map_steps is 1, but .* give num_map_steps=4"):
-        WeightedPosterior(weights=weights).check(MixtureFamily(MIXTURE))
+        WeightedPosterior(weights=weights).check(MixtureModel(MIXTURE))

@@ -40,7 +40,7 @@ from diamond_diffusers.pipelines.loading import EMBEDDED_MODEL
 from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, MixtureFamily, MixtureMapFamily, make_map_model, unconditional
+from ..core.mixture_model import LINEAR, MixtureMapFamily, MixtureModel, make_map_model, unconditional
 from ..core.test_diamond import DiamondMixture
 
 MIXTURE = make_mixture(3)
@@ -116,7 +116,7 @@ def clean_latents(count: int = NUM_OBSERVATIONS) -> Tensor:
     return MIXTURE.sample(count, seeded(3)).float()
 
 
-def mixture_model(kind: type[MixtureFamily] = DiamondMixture, num_images: int = NUM_OBSERVATIONS) -> TiltedModel:
+def mixture_model(kind: type[MixtureModel] = DiamondMixture, num_images: int = NUM_OBSERVATIONS) -> TiltedModel:
     return TiltedModel(kind(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR)
 
 
@@ -218,7 +218,7 @@ def test_costs_are_those_of_a_run(result: PosteriorBenchmark) -> None:
 
 
 def test_a_model_without_a_map_has_no_samplers_of_one_step() -> None:
-    model = mixture_model(MixtureFamily, 2)
+    model = mixture_model(MixtureModel, 2)
     result = benchmark_posteriors(model, clean_latents(2), Settings((0.6,), 4, reference_steps=4))
     assert list(result.left_out) == [
         "flow-map point, 1 step", "Diamond, 1 step", "Diamond, 2 steps", "Weighted, 1 step"

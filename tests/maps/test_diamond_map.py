@@ -118,13 +118,13 @@ def test_it_hears_the_inner_state_and_all_three_times(flux):
     assert (moved > 1e-2).all()
 
 
-@pytest.mark.parametrize("family", TINY_MODELS)
+@pytest.mark.parametrize("name_of_family", TINY_MODELS)
 @torch.no_grad()
-def test_the_observation_enters_as_the_inner_state_does(family):
+def test_the_observation_enters_as_the_inner_state_does(name_of_family):
     """At s = 1, where the statistic is `x` whatever `xbar` is, through equal weights."""
     denoised = {}
     for name in ("inner_state", "observation"):
-        family = tiny_family(family)
+        family = tiny_family(name_of_family)
         inputs = draw_inputs(family)
         diamond_map = DiamondMap(family, rank=2, condition_on_observation=True)
         xbar = inputs.xbar if name == "observation" else inputs.x
@@ -232,10 +232,10 @@ def tell_two_times(family):
 )
 def test_networks_that_would_spoil_it_are_refused(flux, spoil, message):
     spoil(flux[0])
-    names = flux[0].model.state_dict().keys()
+    names = flux[0].network_module.state_dict().keys()
     with pytest.raises(ValueError, match=message):
         DiamondMap(flux[0], rank=2)
-    assert flux[0].model.state_dict().keys() == names
+    assert flux[0].network_module.state_dict().keys() == names
 
 
 def test_what_is_trained_in_the_network_stays_so(flux):

@@ -26,7 +26,7 @@ def saved(request, tmp_path_factory):
     diamond_map = DiamondMap(family, rank=4, lora_alpha=8, condition_on_observation=condition_on_observation)
     perturb(diamond_map)
     inputs = draw_inputs(family)
-    folder = tmp_path_factory.mktemp(family)
+    folder = tmp_path_factory.mktemp(family.name)
     save_diamond_map(folder, diamond_map, {"guidance_scale": 3.0}, {"steps": 5})
     with torch.no_grad():
         return folder, inputs, inputs.denoised(diamond_map), condition_on_observation
@@ -126,10 +126,10 @@ def test_another_base_is_refused(flux_folder, tmp_path):
     config["base_config"].pop("num_layers")
     (folder / "diamond_map_config.json").write_text(json.dumps({**config, "base_model": "someone/base"}))
     tampered = tiny_family("flux")
-    torch.nn.Module.__setattr__(tampered.model, "x_embedder", torch.nn.Linear(8, 32))
+    torch.nn.Module.__setattr__(tampered.network_module, "x_embedder", torch.nn.Linear(8, 32))
     with pytest.raises(ValueError, match=r"conditioning.inner_state.weight.* does not fit"):
         load_diamond_map(tampered, folder)
-    assert not hasattr(tampered.model, "peft_config")
+    assert not hasattr(tampered.network_module, "peft_config")
 
 
 def test_what_is_no_map_is_refused(flux_folder, tmp_path):

@@ -21,8 +21,8 @@ from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_
 from diamond_diffusers.pipelines.loading import read_base_defaults, read_defaults
 from tests.families.family import brightness
 from tests.families.tiny_flux import build_tiny_flux
-from tests.models.test_diamond_map import add_style
-from tests.models.tiny_maps import TINY_MODELS, perturb
+from tests.maps.test_diamond_map import add_style
+from tests.maps.tiny_maps import TINY_MODELS, perturb
 from tests.rounding import assert_same_from_a_copy
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}

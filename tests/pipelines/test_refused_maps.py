@@ -21,8 +21,8 @@ from diamond_diffusers.maps import map_config
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, save_diamond_map
 from tests.families.tiny_flux import build_tiny_flux
-from tests.models.test_diamond_map import add_style
-from tests.models.tiny_maps import perturb
+from tests.maps.test_diamond_map import add_style
+from tests.maps.tiny_maps import perturb
 from tests.pipelines.test_diamond_map import DEFAULTS, draw
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"

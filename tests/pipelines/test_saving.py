@@ -18,7 +18,7 @@ from diamond_diffusers.pipelines import saving
 from diamond_diffusers.pipelines.saving import write_defaults
 from tests.families.tiny_flux import build_tiny_flux
 from tests.hub import Hub, files_in
-from tests.models.tiny_maps import perturb
+from tests.maps.tiny_maps import perturb
 
 DEFAULTS = {"true_cfg_scale": 2.0, "negative_prompt": ""}
 

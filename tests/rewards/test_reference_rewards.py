@@ -13,7 +13,7 @@ SIZE = 28
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory):
+def backbone(tmp_path_factory):
     """A file of random weights as torchvision publishes them."""
     path = tmp_path_factory.mktemp("torchvision") / "squeezenet1_1.pth"
     with torch.random.fork_rng():
@@ -43,30 +43,30 @@ def pictures():
 
 
 class TestLPIPS:
-    def test_is_minus_the_distance_of_the_package(self, family, pictures):
+    def test_is_minus_the_distance_of_the_package(self, backbone, pictures):
         torch_model = squeezenet1_1(weights=None)
-        torch_model.load_state_dict(torch.load(family, weights_only=True))
+        torch_model.load_state_dict(torch.load(backbone, weights_only=True))
         official = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
         for name, weight in official.net.named_parameters():
             # slice3.6.squeeze.weight is features.6.squeeze.weight.
             weight.data = torch_model.get_parameter("features." + name.split(".", 1)[1]).data
         with torch.no_grad():
             pairs = [official(2 * pictures - 1, 2 * pictures[i : i + 1] - 1)[:, 0, 0, 0] for i in range(2)]
-        reward = LPIPSReward(pictures[:2], network="squeeze", family=family)
+        reward = LPIPSReward(pictures[:2], network="squeeze", backbone=backbone)
         assert pairs[0][1] > 0.01
         torch.testing.assert_close(reward(pictures, [""] * 3), -(pairs[0] + pairs[1]) / 2)
-        single = LPIPSReward(to_pil_image(pictures[0]), network="squeeze", family=family)
+        single = LPIPSReward(to_pil_image(pictures[0]), network="squeeze", backbone=backbone)
         torch.testing.assert_close(single(pictures, [""] * 3), -pairs[0])
 
-    def test_references_follow_the_images_size(self, family, pictures):
-        reward = LPIPSReward(pictures[0], network="squeeze", family=family)
+    def test_references_follow_the_images_size(self, backbone, pictures):
+        reward = LPIPSReward(pictures[0], network="squeeze", backbone=backbone)
         reward.probe(image_size=(40, 72), needs_gradient=True)
 
-    def test_familys_of_another_network_are_refused(self, pictures, family, tmp_path):
+    def test_backbones_of_another_network_are_refused(self, pictures, backbone, tmp_path):
         torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "other.pth")
         for path in (tmp_path / "other.pth", tmp_path / "nowhere.pth"):
-            with pytest.raises(OSError, match=f"cannot load family='{path}' of network 'squeeze'"):
-                LPIPSReward(pictures[0], network="squeeze", family=path)
+            with pytest.raises(OSError, match=f"cannot load backbone='{path}' of network 'squeeze'"):
+                LPIPSReward(pictures[0], network="squeeze", backbone=path)
         with pytest.raises(ValueError, match="network='resnet'; choose"):
             LPIPSReward(pictures[0], network="resnet")
 

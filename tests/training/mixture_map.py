@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from diamond_diffusers.core.levels import Level, as_level, signal_and_noise
-from diamond_diffusers.core.model import Conditions, Model
+from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.maps.conditioning import Sites
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.training.module import DistillationLoss
 from diamond_diffusers.training.trajectories import Trajectories, TrajectoryLoss
+from diamond_diffusers.transitions.sampled_model import SampledModel
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded
 
@@ -60,7 +61,7 @@ class MixtureNetwork(nn.Module):
         return torch.einsum("nc,cdi,nci->nd", weights, self.axes, means)
 
 
-class MixtureFamily(Model):
+class MixtureModel(SampledModel):
     """Reads the network as families read those of diffusers."""
 
     family = FAMILY
@@ -82,7 +83,7 @@ def distil(
 ) -> DiamondMap:
     """A map of the mixture, trained with the trainer's own loss."""
     torch.manual_seed(0)
-    family = MixtureFamily()
+    family = MixtureModel()
     diamond_map = DiamondMap(family, rank=WIDTH)
     parameters = diamond_map.trained_parameters()
     for parameter in parameters:

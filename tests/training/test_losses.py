@@ -102,10 +102,10 @@ def test_the_untrained_map_has_no_diagonal_loss_without_guidance(family):
     assert (diagonal(diamond_map, replace(batch, conditions=unguided)) == 0).all()
 
 
-@pytest.mark.parametrize("family", TINY_MODELS)
-def test_a_base_in_half_precision_trains(family):
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_a_base_in_half_precision_trains(name):
     """The base is in bfloat16 and its adapters are in float32; there is no autocast."""
-    family = tiny_family(family)
+    family = tiny_family(name)
     family.network_module.to(torch.bfloat16)
     diamond_map = DiamondMap(family, rank=2)
     module.DistilledModule(diamond_map)
@@ -116,7 +116,7 @@ def test_a_base_in_half_precision_trains(family):
     }
     negative = {name: conditions.negative_features[name].to(feature.dtype) for name, feature in halve.items()}
     conditions = replace(conditions, features=halve, negative_features=negative)
-    z = torch.randn(2, *TINY_MODELS[family].shape)
+    z = torch.randn(2, *TINY_MODELS[name].shape)
     value, parts = DistillationLoss(diagonal_fraction=0.5)(diamond_map, z, conditions, 0)
     assert parts.keys() == {"diagonal", "lagrangian"}
     value.backward()

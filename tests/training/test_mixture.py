@@ -13,7 +13,7 @@ from diamond_diffusers.training.trajectories import TrajectoryLoss
 
 from ..core.mixture import seeded
 from . import mixture_map
-from .mixture_map import FAMILY, LEVELS, UNCONDITIONAL, MixtureFamily, distances, distil, observe, one_step_samples
+from .mixture_map import FAMILY, LEVELS, UNCONDITIONAL, MixtureModel, distances, distil, observe, one_step_samples
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def mixture_family(monkeypatch):
 
 @torch.no_grad()
 def test_the_base_is_the_exact_denoiser():
-    family = MixtureFamily()
+    family = MixtureModel()
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     levels = torch.tensor([0.01, 0.1, 0.5, 1.0, 2.0, 20.0, 1e3, torch.inf], dtype=torch.float64)
     exact = family.mixture.posterior(x, levels).mean.float()
@@ -32,7 +32,7 @@ def test_the_base_is_the_exact_denoiser():
 
 def test_the_untrained_map_is_a_point():
     """So what is measured below has been learnt."""
-    diamond_map = DiamondMap(MixtureFamily(), rank=4)
+    diamond_map = DiamondMap(MixtureModel(), rank=4)
     found = distances(diamond_map, num_observations=16)
     assert found["map"] > 10 * found["floor"]
     torch.testing.assert_close(found["map"], found["point"])

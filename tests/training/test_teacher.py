@@ -41,9 +41,9 @@ def teacher(request):
 @torch.no_grad()
 def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
     """Its prediction is `negative + 3 (positive - negative)`, of predictions without guidance."""
-    family, family = teacher.family, teacher.family.name
+    family, name = teacher.family, teacher.family.name
     torch.manual_seed(0)
-    x = torch.randn(2, *TINY_MODELS[family].shape)
+    x = torch.randn(2, *TINY_MODELS[name].shape)
     level = torch.tensor([0.8, 2.0], dtype=torch.float64)
     conditions = teacher.conditions(teacher.features(PROMPTS))
     guided = family.predict(x, level, conditions)
@@ -54,10 +54,10 @@ def test_it_is_guided_away_from_the_empty_prompt_by_that_much(teacher):
     assert (positive - negative).abs().max() > 1e-4
     torch.testing.assert_close(guided, negative + 3 * (positive - negative), atol=1e-4, rtol=1e-4)
     # The empty prompt, which SANA does not put an instruction before, and which is zero in SDXL.
-    if family == "sdxl":
+    if name == "sdxl":
         assert family.pipeline.config.force_zeros_for_empty_prompt
         assert not any(conditions.negative_features[name].any() for name in ("encoder_hidden_states", "text_embeds"))
-    elif family != "sana":
+    elif name != "sana":
         torch.testing.assert_close(conditions.negative_features, teacher.features(["", ""]))
 
 

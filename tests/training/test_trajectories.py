@@ -19,7 +19,7 @@ from diamond_diffusers.training.trajectories import (
 )
 
 from ..core.mixture import seeded
-from .mixture_map import UNCONDITIONAL, MixtureFamily
+from .mixture_map import UNCONDITIONAL, MixtureModel
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.7])
@@ -45,7 +45,7 @@ def test_trajectories_keep_the_spread_of_the_posterior(level, monkeypatch):
     """At every place: there the state has `(1 - s)^2` of the posterior's variance, and `s^2` of the noise."""
     torch.manual_seed(0)
     monkeypatch.setattr(trajectories, "draw_levels", lambda count: torch.full((count,), level, dtype=torch.float64))
-    family = MixtureFamily()
+    family = MixtureModel()
     z = family.mixture.sample(4000, seeded(1)).float()
     data = Trajectories.draw(family, z, UNCONDITIONAL)
     posterior = family.mixture.posterior(data.x, level).covariance.diagonal(dim1=-2, dim2=-1).mean()
