@@ -16,9 +16,10 @@ def availability(registered: Registered) -> str:
     Args:
         registered: as `registered_reward` returns it.
     """
+    import_package = getattr(registered, "import_package", importlib.import_module)
     for package in getattr(registered, "requires", ()):
         try:
-            importlib.import_module(package)
+            import_package(package)
         except Exception as error:
             return f"no: package {package} does not import ({first_line(error)})"
     if required := required_arguments(registered):

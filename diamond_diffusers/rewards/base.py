@@ -53,7 +53,8 @@ class Reward(ABC):
         size: of what is downloaded on first use, such as "1.7 GB".
         hub_files: the repositories on the Hub that are needed on first use, each with one file that tells whether it
             is in the local cache.
-        requires: importable packages that are needed beyond this one's own dependencies.
+        requires: importable packages that are needed beyond this one's own dependencies. A class whose packages need
+            help for that has a static method `import_package`, which takes the name of one.
     """
 
     differentiable: bool = True

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
 from .base import Reward
@@ -80,13 +80,9 @@ class ImageReward(Reward):
         self.name = name
         self.max_batch_size = max_batch_size
         check_hub_options(name, hub_options)
-        path = find_checkpoint(name, checkpoint, hub_options)
-        try:
-            self.model = build_network(read_weights(path), vision_config, text_config)
-        except ValueError as error:
-            raise ValueError(
-                f"Reward '{name}' got checkpoint='{checkpoint}', but {error}; give one in its published layout."
-            ) from error
+        self.model = self._load(
+            checkpoint, hub_options, lambda weights: build_network(weights, vision_config, text_config)
+        )
         self._prepare(tokenizer, vision_config.image_size, hub_options)
         if gradient_checkpointing:
             checkpoint_layers(self.model)
@@ -113,6 +109,20 @@ class ImageReward(Reward):
             self.model.text.to(dtype)
             self.model.head.to(torch.promote_types(dtype, torch.float32))
         return self
+
+    def _load(
+        self,
+        checkpoint: str | PathLike[str],
+        hub_options: dict[str, Any],
+        build: Callable[[Mapping[str, Tensor]], nn.Module],
+    ) -> nn.Module:
+        path = find_checkpoint(self.name, checkpoint, hub_options)
+        try:
+            return build(read_weights(path))
+        except ValueError as error:
+            raise ValueError(
+                f"Reward '{self.name}' got checkpoint='{checkpoint}', but {error}; give one in its published layout."
+            ) from error
 
     def _prepare(self, tokenizer: str | PathLike[str], image_size: int, hub_options: dict[str, Any]) -> None:
         self.preprocessing = ImagePreprocessing(size=[image_size], crop_size=[image_size, image_size])

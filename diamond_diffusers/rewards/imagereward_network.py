@@ -102,7 +102,7 @@ def build_network(
     """
     with torch.device("meta"):
         network = ImageRewardNetwork(vision_config, text_config)
-    _check_layout(weights, published_shapes(network))
+    check_layout(weights, published_shapes(network))
     named = {name: weights[_published_name(name)].float() for name in network.state_dict()}
     network.load_state_dict(named, assign=True)
     # No checkpoint holds this buffer, so it is still without storage.
@@ -128,7 +128,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+def check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Checks that a checkpoint has the tensors that are expected, and no others.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.
+    """
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected]
     misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name]]

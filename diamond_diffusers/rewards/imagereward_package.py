@@ -1,9 +1,10 @@
-"""ImageReward as computed by the `image-reward` package, where that package imports."""
+"""ImageReward as computed by the `image-reward` package."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
 from os import PathLike
+from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from .base import Reward
 from .errors import first_line
 from .hub import check_hub_options, download
-from .imagereward import ImageReward, find_checkpoint
+from .imagereward import ImageReward
+from .imagereward_network import check_layout
+from .imagereward_official import import_official
 from .registry import register_reward
 
 
@@ -31,10 +34,10 @@ class PackageNetwork(nn.Module):
 
 @register_reward("imagereward_package")
 class PackageImageReward(ImageReward):
-    """The score of `imagereward`, computed by the `image-reward` package instead of this one.
+    """The score of `imagereward`, computed by the network of the `image-reward` package instead of this one's.
 
-    The package imports with transformers 4.27.4 to 4.55 only, and needs `openai-clip` beside its declared dependencies;
-    elsewhere take `imagereward`, which is the same function.
+    Images and prompts are prepared by this package. Take `imagereward` unless you want to check one against the other:
+    it is the same function, needs no further package, and has the options for less memory.
 
     Args:
         checkpoint: as in `ImageReward`.
@@ -46,9 +49,10 @@ class PackageImageReward(ImageReward):
         hub_options: as in `ImageReward`.
 
     Raises:
-        ImportError: the package is not installed, or does not import with the installed transformers.
+        ImportError: the package or what it needs is not installed, or does not import.
         OSError: the checkpoint, the configuration or the tokenizer cannot be found or read.
         TypeError: an option is unknown.
+        ValueError: the checkpoint is of another architecture; the first tensor at fault is named.
     """
 
     requires = ("ImageReward",)
@@ -68,24 +72,34 @@ class PackageImageReward(ImageReward):
         self.max_batch_size = max_batch_size
         check_hub_options(name, hub_options)
         package = _import_package(name)
-        path = find_checkpoint(name, checkpoint, hub_options)
         config = med_config or download(name, "THUDM/ImageReward", "med_config.json", hub_options)
-        model = package.load(str(path), device="cpu", med_config=str(config))
-        self.model = PackageNetwork(model).eval().requires_grad_(False)
+        self.model = self._load(checkpoint, hub_options, lambda weights: _build(package, weights, str(config)))
         self._prepare(tokenizer, 224, hub_options)
         self.to(device)
+
+    @staticmethod
+    def import_package(name: str) -> ModuleType:
+        """The network of the one package in `requires`, which does not import by its name alone."""
+        return import_official()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the model, in place; returns the reward."""
         return Reward.to(self, device, dtype)
 
 
-def _import_package(name: str) -> Any:
+def _build(package: ModuleType, weights: Mapping[str, Tensor], med_config: str) -> PackageNetwork:
+    model = package.ImageReward(med_config=med_config)
+    check_layout(weights, {name: weight.shape for name, weight in model.state_dict().items()})
+    model.load_state_dict(weights)
+    return PackageNetwork(model).eval().requires_grad_(False)
+
+
+def _import_package(name: str) -> ModuleType:
     try:
-        return importlib.import_module("ImageReward")
+        return import_official()
     except Exception as error:
         raise ImportError(
-            f"Reward '{name}' needs the package 'image-reward', which does not import here "
-            f"({first_line(error)}); it works with transformers 4.27.4 to 4.55: take reward 'imagereward', "
-            "which computes the same score without it."
+            f"Reward '{name}' needs the package 'image-reward', which does not import here ({first_line(error)}): "
+            'run `pip install "diamond-diffusers[image-reward]"` and `pip install --no-deps image-reward==1.5`, or '
+            "take reward 'imagereward', which computes the same score without it."
         ) from error

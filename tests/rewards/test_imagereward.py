@@ -1,17 +1,20 @@
 import json
 import sys
+import warnings
+from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torchvision.transforms.v2.functional import normalize
-from transformers import BlipTextConfig, BlipVisionConfig
+from transformers import BlipTextConfig, BlipVisionConfig, modeling_utils, pytorch_utils
 
-from diamond_diffusers.rewards import SimilarityReward, VQAScoreReward
+from diamond_diffusers.rewards import SimilarityReward, VQAScoreReward, imagereward_official
+from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.imagereward import MAX_TOKENS, ImageReward
 from diamond_diffusers.rewards.imagereward_network import (
     TEXT_CONFIG,
@@ -20,7 +23,7 @@ from diamond_diffusers.rewards.imagereward_network import (
     build_network,
     published_shapes,
 )
-from diamond_diffusers.rewards.imagereward_package import PackageImageReward
+from diamond_diffusers.rewards.imagereward_package import PackageImageReward, PackageNetwork
 from diamond_diffusers.rewards.preprocessing import CLIP_MEAN, CLIP_STD, images_from_pil
 
 from ..rounding import assert_same_from_a_copy
@@ -51,6 +54,9 @@ ARGUMENTS = {
     "vision_config": TINY_VISION,
     "text_config": TINY_TEXT,
 }
+ROUNDING = 5e-6
+"""Between two implementations on equal weights, in scores of about 1."""
+NORM_WEIGHTS = ("norm1.weight", "norm2.weight", "norm.weight", "LayerNorm.weight")
 SCORES = torch.tensor(GOLDEN["scores"])
 
 
@@ -243,36 +249,99 @@ class TestUse:
         reward.probe(image_size=(40, 72), needs_gradient=True)
 
 
-class StandIn(nn.Module):
-    """Has the call of the package's model: its own network, and an attribute that names the device."""
+class TestWithoutThePackage:
+    def test_names_that_transformers_has_moved_are_offered_for_a_while(self):
+        before = set(vars(modeling_utils)), transformers.logging.get_verbosity(), list(warnings.filters)
+        with pytest.raises(KeyError), imagereward_official.earlier_transformers():
+            assert modeling_utils.apply_chunking_to_forward is pytorch_utils.apply_chunking_to_forward
+            transformers.logging.set_verbosity_error()
+            warnings.filterwarnings("ignore")
+            raise KeyError
+        assert before == (set(vars(modeling_utils)), transformers.logging.get_verbosity(), list(warnings.filters))
 
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-        self.device = "nowhere"
-
-    def score_gard(self, prompt_ids, prompt_attention_mask, image):
-        assert self.device == image.device
-        return self.network(image, prompt_ids, prompt_attention_mask)[:, None]
-
-
-class TestPackage:
-    def test_hands_pixels_and_tokens_to_the_package(self, reward, pictures, monkeypatch):
-        package, loaded = ModuleType("ImageReward"), []
-
-        def load(name, device, med_config):
-            loaded.append((name, med_config))
-            return StandIn(reward.model)
-
-        package.load = load
-        monkeypatch.setitem(sys.modules, "ImageReward", package)
-        config = FOLDER / "med_config.json"
-        packaged = PackageImageReward(FOLDER, tokenizer=ARGUMENTS["tokenizer"], med_config=config)
-        assert loaded == [(str(FOLDER / "model.safetensors"), str(config))]
-        assert torch.equal(packaged(pictures[3], ["a cat"]), reward(pictures[3], ["a cat"]))
-        packaged.probe(needs_gradient=True)
-
-    def test_a_package_that_does_not_import(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "ImageReward", None)
-        with pytest.raises(ImportError, match=r"does not import here .*: take reward 'imagereward'"):
+    def test_is_asked_for(self, monkeypatch):
+        monkeypatch.setattr(imagereward_official, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"does not import here \(No module .*: run `pip install .* take reward"):
             PackageImageReward(FOLDER)
+        assert availability(PackageImageReward).startswith("no: package ImageReward does not import (No module")
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    """The published classes at the size of the small checkpoint."""
+    network = imagereward_official.import_official()
+    create_vit = sys.modules[f"{imagereward_official.ROOT}.models.BLIP.blip"].create_vit
+    vision_transformer = create_vit.__globals__["VisionTransformer"]
+
+    def create_small_vit(name, image_size, *_):
+        assert (name, image_size) == ("large", TINY_VISION.image_size)
+        size = TINY_VISION.hidden_size, TINY_VISION.num_hidden_layers, TINY_VISION.num_attention_heads
+        return vision_transformer(image_size, 16, 3, 0, *size, drop_path_rate=0.1), TINY_VISION.hidden_size
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(network.BLIP_Pretrain.__init__.__globals__, "create_vit", create_small_vit)
+        patch.setattr(network, "MLP", lambda _, head=network.MLP: head(TINY_TEXT.hidden_size))
+        yield PackageImageReward(FOLDER, tokenizer=ARGUMENTS["tokenizer"], med_config=FOLDER / "med_config.json")
+
+
+@pytest.fixture(scope="module")
+def tokens(reward):
+    return reward._tokenize(["", *GOLDEN["prompts"], " ".join(["cat"] * 40)])
+
+
+@pytest.mark.skipif(find_spec("ImageReward") is None, reason="needs `pip install --no-deps image-reward fairscale`")
+class TestPackage:
+    """Against the network of the installed image-reward, which is another implementation on the same weights."""
+
+    def test_scores_on_equal_pixels(self, packaged, reward, tokens, official_pixels):
+        for pixels in official_pixels:
+            pixels = pixels.expand(len(tokens.input_ids), -1, -1, -1)
+            found, expected = (
+                network(pixels, tokens.input_ids, tokens.attention_mask) for network in (reward.model, packaged.model)
+            )
+            torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_scores_with_other_weights(self, packaged, tokens, seed):
+        generator = torch.Generator().manual_seed(seed)
+        model = deepcopy(packaged.model.model)
+        for name, weight in model.named_parameters():
+            scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.3
+            weight.copy_(scale * torch.randn(weight.shape, generator=generator) + name.endswith(NORM_WEIGHTS))
+        ours = build_network(model.state_dict(), TINY_VISION, TINY_TEXT)
+        pixels = torch.randn(len(tokens.input_ids), 3, 224, 224, generator=generator)
+        found = ours(pixels, tokens.input_ids, tokens.attention_mask)
+        expected = PackageNetwork(model)(pixels, tokens.input_ids, tokens.attention_mask)
+        torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=ROUNDING)
+
+    def test_pixel_gradients(self, packaged, reward, pictures):
+        images = pictures[1].clone().requires_grad_()
+        gradients = [torch.autograd.grad(r(images, ["a cat"]).sum(), images)[0] for r in (reward, packaged)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("image", [name for name in GOLDEN["images"] if name != "rgba"])
+    def test_scores_of_the_package_itself_from_images_of_any_size(self, packaged, reward, pictures, image):
+        model = packaged.model.model
+        model.blip.tokenizer, model.device = reward.tokenizer, "cpu"
+        expected = [model.score(prompt, str(FIXTURES / "images" / f"{image}.png")) for prompt in GOLDEN["prompts"]]
+        images = pictures[GOLDEN["images"].index(image)].expand(len(expected), -1, -1, -1)
+        torch.testing.assert_close(reward(images, GOLDEN["prompts"]), torch.tensor(expected), atol=1e-5, rtol=0)
+
+    def test_use(self, packaged, reward, pictures):
+        packaged.probe(needs_gradient=True)
+        torch.testing.assert_close(
+            packaged(pictures[3], ["a cat"]), reward(pictures[3], ["a cat"]), atol=ROUNDING, rtol=0
+        )
+        assert "ImageReward" not in sys.modules
+        assert not availability(PackageImageReward).startswith("no")
+
+    @pytest.mark.usefixtures("packaged")
+    def test_a_checkpoint_of_another_architecture_is_refused(self, weights, tmp_path):
+        save_file(
+            {name: weight for name, weight in weights.items() if name != "mlp.layers.7.bias"},
+            tmp_path / "a.safetensors",
+        )
+        with pytest.raises(
+            ValueError, match=r"'imagereward_package' got .* lacks tensor 'mlp\.layers\.7\.bias'; give one"
+        ):
+            PackageImageReward(tmp_path / "a.safetensors", med_config=FOLDER / "med_config.json")

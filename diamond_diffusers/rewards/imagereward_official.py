@@ -1,0 +1,76 @@
+"""The network of the `image-reward` package, imported beside a transformers that it was not written for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import modeling_utils, pytorch_utils
+
+ROOT = f"{__name__}.ImageReward"
+# `modeling_utils` of earlier releases has them. The second is gone for good; only the pruning of heads calls it.
+MOVED_NAMES = ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer")
+
+
+def import_official() -> ModuleType:
+    """The package's module with its network, whose `ImageReward` takes a `med_config` file.
+
+    The package's files are run under a name inside this module, and only those that the network consists of. So the
+    package's trainer and its other scores need not import, and `import ImageReward` does what it would do anyway.
+    The network comes without a tokenizer, for which the package would always ask the Hub.
+
+    Raises:
+        ImportError: the package or `fairscale` is not installed, or something else is not as the package expects.
+    """
+    spec = find_spec("ImageReward")
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'ImageReward'")
+    folders = spec.submodule_search_locations
+    _add_package(ROOT, folders)
+    _add_package(f"{ROOT}.models", [f"{folder}/models" for folder in folders])
+    with earlier_transformers():
+        network = importlib.import_module(f"{ROOT}.ImageReward")
+    importlib.import_module(f"{ROOT}.models.BLIP.blip_pretrain").init_tokenizer = lambda: None
+    _complete(importlib.import_module(f"{ROOT}.models.BLIP.med").BertPreTrainedModel)
+    return network
+
+
+def _add_package(name: str, folders: Iterable[str]) -> None:
+    """Stands for a package whose own `__init__.py` would import everything."""
+    package = sys.modules.setdefault(name, ModuleType(name))
+    package.__path__ = list(folders)
+
+
+@contextmanager
+def earlier_transformers() -> Iterator[None]:
+    """Offers the names that transformers has moved, and undoes this and the silence that the package imposes."""
+    absent = [name for name in MOVED_NAMES if not hasattr(modeling_utils, name)]
+    verbosity = transformers.logging.get_verbosity()
+    with warnings.catch_warnings():
+        for name in absent:
+            setattr(modeling_utils, name, getattr(pytorch_utils, name, None))
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+            for name in absent:
+                delattr(modeling_utils, name)
+
+
+def _complete(model_class: type) -> None:
+    """Gives the package's models what they inherited from transformers 4, as far as the network uses it."""
+    model_class.all_tied_weights_keys = {}
+    model_class.get_head_mask = lambda self, head_mask, num_layers: [None] * num_layers
+    model_class.invert_attention_mask = _invert_attention_mask
+
+
+def _invert_attention_mask(model: transformers.PreTrainedModel, mask: Tensor) -> Tensor:
+    return (1.0 - mask[:, None, None, :].to(model.dtype)) * torch.finfo(model.dtype).min
