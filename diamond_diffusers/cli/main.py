@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from ..alignment.methods import METHODS
+from ..alignment.presets import PRESETS
 from ..core.memory_errors import want_of_memory
 from .benchmark import benchmark, redraw
 from .cost import benchmark_cost
@@ -93,10 +95,8 @@ def root(
 AlignmentName = Annotated[
     str | None,
     typer.Option(
-        help="none, best_of_n, smc, guidance, beam_search, path_search, random_search, zero_order_search, "
-        "noise_optimization, noise_evolution, posterior_resampling or posterior_smc; or a published method: "
-        "fk_steering, das, glass_fk, dps, fmtt, fmrg, reno, posterior_diamond, posterior_diamond_smc, guided_diamond "
-        "or weighted_diamond; by default the model's own, else smc."
+        help=f"A method: {', '.join(METHODS.names())}; or a published one: {', '.join(PRESETS.names())}. "
+        "By default the model's own, else smc."
     ),
 ]
 FirstSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Image i of them all has the seed SEED + i.")]

@@ -80,6 +80,6 @@ def test_what_is_said_twice_alike_is_taken():
 
 
 def test_published_guidance_with_a_course_is_no_part_of_another_method():
-    for name in ("fmrg", "posterior_diamond", "weighted_diamond"):
+    for name in ("fmrg", "posterior_diamond_map", "weighted_diamond_map"):
         with pytest.raises(ValueError, match="guidance has num_"):
             SMC(posterior=DiamondPosterior(1), guidance=PRESETS.get(name)(num_guided_steps=3))

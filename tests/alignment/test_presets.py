@@ -30,8 +30,8 @@ from diamond_diffusers.alignment.presets.das import DASTransition, das
 from diamond_diffusers.alignment.presets.fk_steering import fk_steering
 from diamond_diffusers.alignment.presets.fmrg import fmrg
 from diamond_diffusers.alignment.presets.fmtt import fmtt
-from diamond_diffusers.alignment.presets.posterior_diamond import posterior_diamond
-from diamond_diffusers.alignment.presets.weighted_diamond import weighted_diamond
+from diamond_diffusers.alignment.presets.posterior_diamond_map import posterior_diamond_map
+from diamond_diffusers.alignment.presets.weighted_diamond_map import weighted_diamond_map
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.cli.main import AlignmentOptions, build_alignment
 
@@ -49,29 +49,29 @@ CELLS = {
     "fk_steering": (SMC, DenoiserPoint, AncestralTransition),
     "das": (SMC, DenoiserPoint, DASTransition),
     "glass_fk": (SMC, DenoiserPoint, GlassTransition),
-    "posterior_diamond_smc": (SMC, DiamondPosterior, GlassTransition),
+    "posterior_diamond_map_smc": (SMC, DiamondPosterior, GlassTransition),
     "dps": (Guidance, DenoiserPoint, AncestralTransition),
     "fmtt": (Guidance, FlowMapPoint, GlassTransition),
     "fmrg": (Guidance, FlowMapPoint, ODETransition),
     "reno": (NoiseOptimization, None, type(None)),
-    "posterior_diamond": (Guidance, DiamondPosterior, ODETransition),
-    "guided_diamond": (PosteriorResampling, DiamondPosterior, type(None)),
-    "weighted_diamond": (Guidance, WeightedPosterior, ODETransition),
+    "posterior_diamond_map": (Guidance, DiamondPosterior, ODETransition),
+    "diamond_guided_resampling": (PosteriorResampling, DiamondPosterior, type(None)),
+    "weighted_diamond_map": (Guidance, WeightedPosterior, ODETransition),
 }
 # Evaluations and backward passes of an image on an ordinary model, for which a flow map takes 4 steps of its ODE.
 COSTS = {
     "fk_steering": (4 * STEPS, 0),
     "das": (4 * STEPS, 4 * STEPS),
     "glass_fk": (4 * 4 * STEPS, 0),
-    "posterior_diamond_smc": (10 * (8 * STEPS + STEPS - 1), 0),
+    "posterior_diamond_map_smc": (10 * (8 * STEPS + STEPS - 1), 0),
     "dps": (STEPS, STEPS),
     "fmtt": (4 * STEPS, 4 * STEPS),
     # Three guided steps and one more of three particles, their comparison, and one step of the best.
     "fmrg": (3 * (3 * 4 + 1 + 4) + 1, 3 * 3 * 4),
     # All steps but the last.
-    "posterior_diamond": (STEPS + STEPS - 1, STEPS - 1),
+    "posterior_diamond_map": (STEPS + STEPS - 1, STEPS - 1),
     # Below pure noise, of each look-ahead its map and the velocity there.
-    "weighted_diamond": (STEPS + (STEPS - 1) * 4 * (4 + 1), (STEPS - 1) * 4 * (4 + 1)),
+    "weighted_diamond_map": (STEPS + (STEPS - 1) * 4 * (4 + 1), (STEPS - 1) * 4 * (4 + 1)),
 }
 
 
@@ -92,7 +92,7 @@ def test_each_name_is_its_cell_of_the_grid():
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
-    family = DiamondMixture if "posterior_diamond" in name else MixtureModel
+    family = DiamondMixture if "posterior_diamond_map" in name else MixtureModel
     plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
     model = model_of(reward, IMAGES, family)
     alignment = as_method(name, model.family)
@@ -115,7 +115,8 @@ def test_reno_raises_the_reward_of_a_flow_map():
 
 # FMRG: three particles over three guided steps and the two of the jump.
 @pytest.mark.parametrize(
-    ("name", "evaluations"), [("fmtt", STEPS), ("fmrg", 3 * (3 + 2)), ("weighted_diamond", STEPS + (STEPS - 1) * 4 * 2)]
+    ("name", "evaluations"),
+    [("fmtt", STEPS), ("fmrg", 3 * (3 + 2)), ("weighted_diamond_map", STEPS + (STEPS - 1) * 4 * 2)],
 )
 def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, evaluations):
     model = make_map_model(MIXTURE, LINEAR, num_images=IMAGES, num_steps=4)
@@ -131,7 +132,7 @@ def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, ev
     [
         ("fmtt", STEPS + STEPS, STEPS),
         ("fmrg", 3 * (3 * 2 + 2), 3 * 3),
-        ("weighted_diamond", STEPS + (STEPS - 1) * 4 * 2, (STEPS - 1) * 4 * 2),
+        ("weighted_diamond_map", STEPS + (STEPS - 1) * 4 * 2, (STEPS - 1) * 4 * 2),
     ],
 )
 def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, evaluations, backwards):
@@ -144,7 +145,7 @@ def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, e
 
 
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.
-@pytest.mark.parametrize("name", [name for name in CELLS if name not in ("reno", "guided_diamond")])
+@pytest.mark.parametrize("name", [name for name in CELLS if name not in ("reno", "diamond_guided_resampling")])
 def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
     alignment = as_method(name, DiamondMixture(MIXTURE))
     transition = alignment.transition or GlassTransition()
@@ -157,20 +158,20 @@ def test_settings_follow_the_model():
     few_step, ordinary = MixtureMapFamily(MIXTURE), MixtureModel(MIXTURE)
     assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
     assert fmtt(ordinary).posterior == FlowMapPoint(4)
-    assert weighted_diamond(few_step) == weighted_diamond()
-    assert weighted_diamond().posterior == WeightedPosterior(4, 1.1, "reward_softmax")
+    assert weighted_diamond_map(few_step) == weighted_diamond_map()
+    assert weighted_diamond_map().posterior == WeightedPosterior(4, 1.1, "reward_softmax")
     assert fmrg().num_jump_steps == fmrg(few_step).num_jump_steps == 2 and fmrg(ordinary).num_jump_steps is None
     few_step.name, ordinary.name = "flux", "sdxl"
-    flux = weighted_diamond(few_step)
+    flux = weighted_diamond_map(few_step)
     assert flux.posterior == WeightedPosterior(16, 1.1, "reward_softmax")
     assert (flux.scaling, flux.guidance_strength, flux.max_coefficient) == ("norm", 20 / 256, 20.0)
     few_step.name = "sana_sprint"
-    sprint = weighted_diamond(few_step)
+    sprint = weighted_diamond_map(few_step)
     assert sprint.posterior == WeightedPosterior(4, 20.0, "equal")
     assert (sprint.scaling, sprint.max_coefficient, sprint.num_guided_steps) == ("sana_sprint_norm", 3.0, 5)
     assert sprint.guidance_strength == pytest.approx(20 / 181, rel=1e-3)
     with_map = DiamondMixture(MIXTURE)
-    for preset in (fmrg, weighted_diamond):
+    for preset in (fmrg, weighted_diamond_map):
         assert preset(with_map).transition == FlowMapTransition()
         assert preset(few_step).transition == preset(ordinary).transition == ODETransition()
 
@@ -182,7 +183,7 @@ def test_the_posterior_diamond_map_adds_as_much_as_the_drift():
 
     def step(**options):
         model, states = model_of(), []
-        method = posterior_diamond(model.family, num_particles=20, **options)
+        method = posterior_diamond_map(model.family, num_particles=20, **options)
         run(method, model, (kappa, next_kappa, 0.0), x=x, on_step=lambda index, x: states.append(x.clone()))
         assert (model.cost.network_evaluations, model.cost.backward_passes) == (20 * 3, 20)
         return states[0]
@@ -233,7 +234,7 @@ def test_options_replace_the_settings_of_a_preset():
 def test_the_pipeline_knows_presets_by_name():
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     call = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "reward": redness}
-    for name in ("fk_steering", "das", "dps", "fmrg", "weighted_diamond"):
+    for name in ("fk_steering", "das", "dps", "fmrg", "weighted_diamond_map"):
         by_name, by_object = (
             pipe("a red circle", alignment=alignment, generator=seeded(1), output_type="latent", **call)
             for alignment in (name, PRESETS.get(name)(pipe.family))
@@ -241,7 +242,7 @@ def test_the_pipeline_knows_presets_by_name():
         assert torch.equal(by_name.images, by_object.images)
         assert by_name.cost.network_evaluations == by_object.cost.network_evaluations
     with pytest.raises(ValueError, match=r"needs a Diamond Map.*load_diamond_map"):
-        pipe("a red circle", alignment="posterior_diamond", **call)
+        pipe("a red circle", alignment="posterior_diamond_map", **call)
 
 
 def test_the_command_line_knows_presets_and_changes_what_is_given():

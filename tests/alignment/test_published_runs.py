@@ -27,7 +27,7 @@ from diamond_diffusers import DiamondMapPipeline, FlowMapTransition, Reward
 from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.presets.fmrg import fmrg
 from diamond_diffusers.alignment.presets.reno import reno
-from diamond_diffusers.alignment.presets.weighted_diamond import weighted_diamond
+from diamond_diffusers.alignment.presets.weighted_diamond_map import weighted_diamond_map
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
@@ -144,7 +144,7 @@ def packed(latents: Tensor) -> Tensor:
 def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
     model, _, golden = flux_model()
     # Their norm is 20 whatever the size of the latents.
-    preset = weighted_diamond(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
+    preset = weighted_diamond_map(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
     assert isinstance(preset.transition, FlowMapTransition)
     posterior = replace(preset.posterior, num_samples=3)
     path, recorded = model.family.path, {name: golden[f"t{time}.{name}"] for name in ("eps", "particle_reward")}
@@ -176,7 +176,7 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
 def test_a_run_of_the_weighted_diamond_map_on_flux() -> None:
     """Eight steps, all but the first guided: latents before each, the last ones, and the image."""
     model, levels, golden = flux_model()
-    preset = weighted_diamond(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
+    preset = weighted_diamond_map(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
     preset = replace(preset, posterior=replace(preset.posterior, num_samples=4))
     path, visited = model.family.path, []
 
@@ -201,7 +201,7 @@ def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
     """The look-aheads of their run, which are averaged evenly, and the change that their coefficient makes."""
     model, levels, golden = sana_sprint_model()
     latents = golden["latents"][step : step + 1]
-    preset = weighted_diamond(model.family, guidance_strength=20 / latents.numel() ** 0.5)
+    preset = weighted_diamond_map(model.family, guidance_strength=20 / latents.numel() ** 0.5)
     noise = RecordedNoise([golden["eps"][step - 1]])
     ahead = preset.look_ahead(model, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
     # Before the look-aheads come the predictions of each step so far, and look-aheads of those before.
@@ -217,7 +217,7 @@ def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
 @torch.no_grad()
 def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_best_image_seen() -> None:
     model, levels, golden = sana_sprint_model()
-    preset = weighted_diamond(model.family, guidance_strength=20 / 256**0.5)
+    preset = weighted_diamond_map(model.family, guidance_strength=20 / 256**0.5)
     visited = []
     result = preset.run(
         model,

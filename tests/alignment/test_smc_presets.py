@@ -20,7 +20,7 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment.presets.das import DASTransition, das
 from diamond_diffusers.alignment.presets.fk_steering import fk_steering
 from diamond_diffusers.alignment.presets.glass_fk import glass_fk
-from diamond_diffusers.alignment.presets.posterior_diamond_smc import posterior_diamond_smc
+from diamond_diffusers.alignment.presets.posterior_diamond_map_smc import posterior_diamond_map_smc
 from diamond_diffusers.alignment.smc_parts import resampling
 from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
 from diamond_diffusers.posteriors.base import PosteriorSamples
@@ -187,7 +187,7 @@ class Told(PosteriorSampler):
 
 def test_posterior_diamond_smc_weighs_and_resamples_as_its_authors_do(monkeypatch):
     """Weights, effective sample sizes and, from their uniforms, ancestors."""
-    golden = GOLDEN["posterior_diamond_smc"]
+    golden = GOLDEN["posterior_diamond_map_smc"]
     valuations = golden["valuations"]
     uniforms = iter(valuation["uniform"] for valuation in valuations)
     monkeypatch.setattr(resampling, "uniform", lambda count, generator: tensor([next(uniforms)]))
@@ -195,7 +195,7 @@ def test_posterior_diamond_smc_weighs_and_resamples_as_its_authors_do(monkeypatc
     monkeypatch.setitem(
         RESAMPLING_SCHEMES, "systematic", lambda *given: ancestors.append(systematic(*given)) or ancestors[-1]
     )
-    smc = posterior_diamond_smc(posterior=Told([tensor(valuation["values"]) for valuation in valuations]))
+    smc = posterior_diamond_map_smc(posterior=Told([tensor(valuation["values"]) for valuation in valuations]))
     assert smc.num_particles == golden["num_particles"]
     model = make_model(MIXTURE, QuadraticReward({"": (1.0, 0.0, 0.0)}), reward_scale=1 / golden["temperature"])
     result = run(smc, model, falling_levels(len(valuations) + 1))
@@ -206,8 +206,8 @@ def test_posterior_diamond_smc_weighs_and_resamples_as_its_authors_do(monkeypatc
 
 
 def test_settings_are_those_that_are_published():
-    assert posterior_diamond_smc().posterior == DiamondPosterior(1)
-    assert posterior_diamond_smc().transition == GlassTransition(8, solver="euler")
+    assert posterior_diamond_map_smc().posterior == DiamondPosterior(1)
+    assert posterior_diamond_map_smc().transition == GlassTransition(8, solver="euler")
     assert glass_fk().transition == GlassTransition(4, correlation=0.4)
     assert das().max_tilt == math.inf and das().guidance.max_shift is None and das().resampling == "ssp"
     assert das().default_selection == "heaviest" and das().num_valuations is None

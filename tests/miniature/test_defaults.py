@@ -15,7 +15,7 @@ def test_no_method_is_below_plain_sampling(name):
         assert gain.above_plain > 0, gain
 
 
-@pytest.mark.parametrize("name", ["guidance", "posterior_smc", "posterior_resampling", "posterior_diamond"])
+@pytest.mark.parametrize("name", ["guidance", "posterior_smc", "posterior_resampling", "posterior_diamond_map"])
 def test_some_methods_on_a_few_captions(name):
     (gain,) = measure([name], steps=[6], count=12)
     assert gain.above_plain > 0, gain

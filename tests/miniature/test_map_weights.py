@@ -70,7 +70,7 @@ def test_the_map_draws_in_one_evaluation_a_step(pipe: DiamondMapPipeline) -> Non
 def test_without_its_map_the_embedded_model_still_aligns() -> None:
     pipe = DiamondMapPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
-    assert pipe.defaults["alignment"] == "guided_diamond"
+    assert pipe.defaults["alignment"] == "diamond_guided_resampling"
     pipe.unload_diamond_map()
     out = pipe("three red circles", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     assert out.log_evidence is not None

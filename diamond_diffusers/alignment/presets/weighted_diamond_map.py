@@ -14,8 +14,8 @@ from . import PRESETS
 from .base import follows_flow_map, map_steps
 
 
-@PRESETS.register("weighted_diamond")
-def weighted_diamond(model: Model | None = None, **options: Any) -> Guidance:
+@PRESETS.register("weighted_diamond_map")
+def weighted_diamond_map(model: Model | None = None, **options: Any) -> Guidance:
     """Weighted Diamond Map (arXiv 2602.05993): guidance x ODE x weighted look-aheads of a flow map, pathwise.
 
     The gradients of the rewards, of the likelihoods and of the scores, averaged over the look-aheads, are brought to
@@ -32,7 +32,7 @@ def weighted_diamond(model: Model | None = None, **options: Any) -> Guidance:
     coefficient limited to 3.
     It is theirs, `sigma_d^2 (sin^3 s / cos s - sin s cos s)`, whose sign is wrong below `s = pi / 4`, which five steps
     of 20 do not reach (see `scalings.sana_sprint_norm`). `consistent` weights, which need a posterior mean, are an
-    option: `weighted_diamond(posterior=WeightedPosterior(16, snr_factor=1.1))`.
+    option: `weighted_diamond_map(posterior=WeightedPosterior(16, snr_factor=1.1))`.
 
     Where this is not what they ran: the norm of the gradient grows with the image, and is 20 at the sizes above; on
     SANA-Sprint particles follow the ODE, where theirs move by `(x - z) / tau`, the velocity in another time than that

@@ -12,8 +12,8 @@ from ..methods.guidance import Guidance
 from . import PRESETS
 
 
-@PRESETS.register("posterior_diamond")
-def posterior_diamond(model: Model | None = None, **options: Any) -> Guidance:
+@PRESETS.register("posterior_diamond_map")
+def posterior_diamond_map(model: Model | None = None, **options: Any) -> Guidance:
     """Posterior Diamond Map (arXiv 2602.05993): guidance x ODE x Diamond look-ahead, pathwise.
 
     One evaluation a step, of one look-ahead by a map that is loaded (`pipe.load_diamond_map`), beside that of the base
@@ -22,7 +22,7 @@ def posterior_diamond(model: Model | None = None, **options: Any) -> Guidance:
 
     Theirs is guided at pure noise, where our maps do not depend on the state, so that there is no guidance, and in the
     last step, which here is not: of few steps it is a long one, and a change as large as the drift would show in the
-    image. `posterior_diamond(num_guided_steps=None)` guides it too.
+    image. `posterior_diamond_map(num_guided_steps=None)` guides it too.
     """
     guidance = Guidance(
         DiamondPosterior(1),

@@ -12,8 +12,8 @@ from ..methods.smc import SMC
 from . import PRESETS
 
 
-@PRESETS.register("posterior_diamond_smc")
-def posterior_diamond_smc(model: Model | None = None, **options: Any) -> SMC:
+@PRESETS.register("posterior_diamond_map_smc")
+def posterior_diamond_map_smc(model: Model | None = None, **options: Any) -> SMC:
     """SMC with a Posterior Diamond Map (arXiv 2602.05993): SMC x GLASS transitions x Diamond look-aheads.
 
     Their setting on ImageNet: six steps of the base model with eight Euler steps of the inner flow each, ten particles,

@@ -12,8 +12,8 @@ from ..methods.posterior_resampling import PosteriorResampling
 from . import PRESETS
 
 
-@PRESETS.register("guided_diamond")
-def guided_diamond(model: Model | None = None, **options: Any) -> PosteriorResampling:
+@PRESETS.register("diamond_guided_resampling")
+def diamond_guided_resampling(model: Model | None = None, **options: Any) -> PosteriorResampling:
     """Posterior resampling x Diamond look-aheads, guided: our own use of a Diamond Map (arXiv 2602.05993).
 
     A look-ahead is all that a step evaluates: it is moved by the gradient of the reward at it, and noised to the next
