@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .alignment.base import Method
+    from .alignment.guide import Guide
     from .alignment.methods.beam_search import BeamSearch
     from .alignment.methods.best_of_n import BestOfN
     from .alignment.methods.guidance import Guidance
@@ -65,6 +66,7 @@ _MODULES = {
     "GlassPosterior": "posteriors.glass",
     "GlassTransition": "transitions.glass",
     "Guidance": "alignment.methods.guidance",
+    "Guide": "alignment.guide",
     "Method": "alignment.base",
     "NoAlignment": "alignment.methods.none",
     "NoiseEvolution": "alignment.methods.noise_evolution",
@@ -106,6 +108,7 @@ __all__ = [
     "GlassPosterior",
     "GlassTransition",
     "Guidance",
+    "Guide",
     "Method",
     "NoAlignment",
     "NoiseEvolution",

@@ -22,7 +22,7 @@ from diamond_diffusers.evaluation.observations import (
     rendered_latents,
     sampled_latents,
     shuffled_captions,
-    tilted_model,
+    tilted_law,
 )
 from diamond_diffusers.evaluation.posterior_benchmark import (
     REFERENCE,
@@ -308,7 +308,7 @@ def miniature() -> DiamondMapPipeline:
 def test_renders_are_observed_as_the_model_sees_them(miniature: DiamondMapPipeline) -> None:
     captions = shuffled_captions(8)
     latents = rendered_latents(miniature, captions)
-    with tilted_model(miniature, [caption.text for caption in captions]) as model:
+    with tilted_law(miniature, [caption.text for caption in captions]) as model:
         images = model.decode(latents, model.owners(1))
     assert judge(images, captions).sum() >= 7
     assert latents.std().item() == pytest.approx(1, abs=0.1)
@@ -319,7 +319,7 @@ def test_renders_are_observed_as_the_model_sees_them(miniature: DiamondMapPipeli
 def test_samples_of_the_model_are_observed_as_it_draws_them(tiny_pipe: DiamondMapPipeline) -> None:
     latents = sampled_latents(tiny_pipe, ["a star", "a ring"], seed=2, particle_batch_size=1)
     drawn = tiny_pipe("a ring", generator=torch.Generator().manual_seed(2_000_001), output_type="pt").images
-    with tilted_model(tiny_pipe, ["a star", "a ring"], particle_batch_size=1) as model:
+    with tilted_law(tiny_pipe, ["a star", "a ring"], particle_batch_size=1) as model:
         torch.testing.assert_close(model.decode(latents, model.owners(1))[1:], drawn, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="64 pixels high; this model draws 16: name prompts"):
         rendered_latents(tiny_pipe, shuffled_captions(2))
