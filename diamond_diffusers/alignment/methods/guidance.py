@@ -382,4 +382,4 @@ class Guidance(Method):
             ahead = self.look_ahead(model, self.posterior, x, level, random, network.predicts_mean)
             return network.mean(x, noise_to_signal, ahead.predicted) + self.shift(ahead, level)
 
-        return replace(network, denoise=denoise, predicts_mean=True)
+        return replace(network, denoiser=denoise, predicts_mean=True)
