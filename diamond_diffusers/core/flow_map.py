@@ -32,7 +32,7 @@ def flow_to_data(
         num_steps: at least 1.
         denoised: `E[z | x]` where an ordinary model has been asked for it already.
     """
-    if network.flow_map is None:
+    if not network.has_flow_map:
         return integrate_ode(network.denoise, x, noise_to_signal, num_steps, denoised)
     for level, next_level in pairwise(ode_levels(noise_to_signal, num_steps)):
         x = network.flow_map(x, level, next_level)

@@ -45,12 +45,12 @@ class FlowMapPoint(PosteriorSampler):
         return self.num_steps == 1 and not network.predicts_mean
 
     def needs_prediction(self, network: Network) -> bool:
-        return network.flow_map is None or self.predicts_end(network)
+        return not network.has_flow_map or self.predicts_end(network)
 
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
-        if network.flow_map is not None:
+        if network.has_flow_map:
             is_end = self.predicts_end(network)
             end = predicted if is_end else flow_to_data(network, x, noise_to_signal, self.num_steps)
         else:

@@ -230,7 +230,7 @@ class WeightedPosterior(PosteriorSampler):
         spread, centre = repeat_each(spread, count), expand(keep, x) * x
         copies = repeat_each(centre, count) + expand(spread, x) * noise
         # The first step of an ordinary model's ODE is the posterior mean that its scores need.
-        denoised = network.denoise(copies, repeat_each(level, count)) if network.flow_map is None else None
+        denoised = network.denoise(copies, repeat_each(level, count)) if not network.has_flow_map else None
         z = flow_to_data(network, copies, repeat_each(level, count), self.num_map_steps, denoised)
         # At pure noise all weights are equal, and that of a single sample cancels.
         if not self.is_weighted or count == 1 or torch.isinf(kappa).all():

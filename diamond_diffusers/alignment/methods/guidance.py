@@ -298,4 +298,4 @@ class Guidance(Method):
             ahead = self.guide.look_ahead(law, self.posterior, x, level, random, with_prediction=needs_prediction)
             return network.mean(x, noise_to_signal, ahead.predicted) + self.guide.shift(ahead, level)
 
-        return replace(network, denoise=denoise, predicts_mean=True)
+        return replace(network, denoiser=denoise, predicts_mean=True)
