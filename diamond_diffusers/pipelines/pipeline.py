@@ -12,38 +12,23 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
-from ..alignment.base import Method
+from ..alignment.base import AlignmentResult, Method
 from ..alignment.budget import fit_to_budget
 from ..alignment.law import TiltedModel, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.random_source import RandomSource
 from ..core.checks import check_counts
-from ..families.compat import alone_with
 from ..families.registry import family_of
 from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
-from .arguments import (
-    check_differentiable,
-    check_falling,
-    checked_few_step,
-    checked_selection,
-    is_offloaded,
-    num_images,
-    ordinary,
-    refuse_cache,
-    resolve_arguments,
-    reward_texts,
-    wants_latents,
-)
-from .callbacks import StepEnd, check_callback
-from .freezing import frozen
+from .call import Call, prepare, starting_particles
+from .callbacks import StepEnd, UserCallback, check_callback
 from .loading import HUB_OPTIONS, check_class, embedded_model, find_map, read_base_defaults, single_file_class
+from .modules import check_differentiable, checked_few_step, frozen, is_offloaded
 from .output import DiamondMapPipelineOutput, make_output
-from .particles import starting_particles
-from .resolution import resolve_alignment, resolve_reward
+from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 from .saving import save_model
-from .scoring import encode_for_scores, reward_probe
 from .signature import SignatureOfCall, StockCall
 
 OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
@@ -263,6 +248,47 @@ class DiamondMapPipeline(AdapterMethods):
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
 
     @StockCall
+    def prepare(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        reward_prompt: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Call:
+        """Resolves and checks the arguments of a call and, when they are first needed, encodes its prompts.
+
+        Use it for a sampling loop of your own, which then starts from what a call of this object starts from.
+
+        Args:
+            prompt: one or several texts.
+            reward_prompt: what a reward reads, where it is not the prompt.
+            **kwargs: every other argument of the stock `__call__`; those that are not given take the model's default,
+                then the stock one. What the stock call does with its images (`output_type`, ...) changes nothing here.
+
+        Returns:
+            A `Call`: its `arguments`, `conditions`, `levels(...)` and `texts`. Hold it with `call.active()` for as long
+            as the model is sampled or decoded.
+
+        Raises:
+            TypeError: an argument is unknown or refused.
+            ValueError: an argument is out of range, or the network has a feature cache enabled.
+
+        Example:
+            >>> pipe = DiamondMapPipeline.from_pretrained()
+            >>> call = pipe.prepare("a red circle", num_inference_steps=4)
+            >>> with call.active(), torch.no_grad():
+            ...     levels, conditions = call.levels(), call.conditions
+            ...     noise = pipe.family.prepare_latents(call.arguments, conditions, 1, torch.Generator().manual_seed(0))
+            ...     x = pipe.family.from_stock(noise, levels[0])
+            ...     image = pipe.family.decode(pipe.family.predict(x, levels[0], conditions), conditions)
+            >>> image.shape
+            torch.Size([1, 3, 64, 64])
+        """
+        call = prepare(self.family, {**kwargs, "prompt": prompt}, self.defaults, reward_prompt)
+        scores = self.score_model
+        return call if scores is None else call.with_score_model(scores.family, scores.defaults)
+
+    @StockCall
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(
@@ -329,72 +355,91 @@ class DiamondMapPipeline(AdapterMethods):
         Raises:
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
         """
-        given = dict(
-            kwargs,
-            prompt=prompt,
+        check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
+        call = self.prepare(
+            prompt,
+            reward_prompt=reward_prompt,
             negative_prompt=negative_prompt,
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            **kwargs,
         )
-        check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
-        refuse_cache(self.family)
-        arguments, latents = ordinary(resolve_arguments(self.family, given, self.defaults)), ordinary(latents)
-        count = num_images(arguments)
-        check_falling(arguments)
-        with self.family.calling(arguments):
-            texts = reward_texts(arguments, reward_prompt)
+        with call.active():
             reward = resolve_reward(reward, alignment, self.family, self.defaults, self._named_rewards)
-            alignment = resolve_alignment(alignment, reward, self.family, self.defaults, arguments)
-            if alignment.needs_reward_gradient:
+            method = resolve_method(alignment, reward, call, self.defaults)
+            if method.needs_reward_gradient:
                 check_differentiable(self._modules())
-            watched = arguments.get("callback_on_step_end_tensor_inputs", ["latents"])
-            watched = check_callback(self.family, alignment, callback_on_step_end, watched)
-            selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
+            watched = check_callback(self.family, method, callback_on_step_end, call.arguments.callback_tensors)
+            selection = checked_selection(final_selection or method.default_selection, reward, call.texts)
             scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
             check_reward_scale(scale)
-            random = RandomSource(generator, count, self.pipeline._execution_device)
-            shards = ParticleShards.of(distributed_state)
-            if shards is not None:
-                shards.check_same(
-                    prompt=arguments["prompt"],
-                    reward_prompt=texts,
-                    num_inference_steps=arguments["num_inference_steps"],
-                    alignment=(type(alignment).__name__, alignment.num_particles),
-                    generator=random.states(),
-                    latents=latents,
-                )
-            checkpointing = is_offloaded(self.pipeline) if gradient_checkpointing is None else gradient_checkpointing
-            device = self.pipeline._execution_device
-            probe = reward_probe(reward, arguments, texts[0], device, alignment.needs_reward_gradient)
-            if not wants_latents(reward):
-                probe()
+            random = RandomSource(call.arguments.generator, call.num_images, call.device)
+            shards = _checked_shards(distributed_state, call, method, random)
+            try_reward(reward, call, method)
 
-            with alone_with(self.family.network_module):
-                self.pipeline._interrupt = False
-                conditions = self.family.encode(arguments)
-                levels = self.family.levels(arguments, conditions)
-            scoring = encode_for_scores(self.score_model, arguments)
+            self.pipeline._interrupt = False
+            levels = call.levels()
+            checkpointing = is_offloaded(self.pipeline) if gradient_checkpointing is None else gradient_checkpointing
             model = TiltedModel(
-                self.family, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
+                self.family,
+                call.conditions,
+                call.texts,
+                reward,
+                scale,
+                particle_batch_size,
+                call.scores,
+                checkpointing,
+                shards,
             )
-            self.pipeline._num_timesteps = len(levels) - 1
             if max_network_evaluations is not None:
-                alignment = fit_to_budget(alignment, model, levels, max_network_evaluations)
-            x = starting_particles(self.family, arguments, conditions, alignment, levels[0], random, latents)
-            if wants_latents(reward):
-                probe(latents=x[:1])
-            total = alignment.num_callbacks(len(alignment.planned(model, levels)[1]) - 1)
-            with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
-                on_step = StepEnd(self, model, alignment, levels, progress_bar, callback_on_step_end, watched)
-                result = alignment.run(model, x, levels, random, on_step)
-            output = make_output(model, alignment, result, selection, random, output_type)
+                method = fit_to_budget(method, model, levels, max_network_evaluations)
+            x = starting_particles(call, method, levels[0], random)
+            try_reward(reward, call, method, latents=x[:1])
+            result = self._run(method, model, x, levels, random, callback_on_step_end, watched)
+            output = make_output(model, method, result, selection, random, output_type)
             self.pipeline.maybe_free_model_hooks()
         return output if return_dict else (output.images, output.rewards)
+
+    def _run(
+        self,
+        method: Method,
+        model: TiltedModel,
+        x: Tensor,
+        levels: list[float],
+        random: RandomSource,
+        callback: UserCallback | None,
+        watched: Sequence[str],
+    ) -> AlignmentResult:
+        """Moves particles `[B P, ...]` through the levels, with the stock pipeline's progress bar and callback."""
+        self.pipeline._num_timesteps = len(levels) - 1
+        total = method.num_callbacks(len(method.planned(model, levels)[1]) - 1)
+        with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
+            on_step = StepEnd(self, model, method, levels, progress_bar, callback, watched)
+            return method.run(model, x, levels, random, on_step)
 
     def _modules(self) -> list[nn.Module]:
         """Everything with weights that a call evaluates, but for the reward."""
         own = [*self.pipeline.components.values(), self.preview_vae]
         scoring = [] if self.score_model is None else self.score_model._modules()
         return [module for module in own if isinstance(module, nn.Module)] + scoring
+
+
+def _checked_shards(
+    state: DistributedState | None, call: Call, method: Method, random: RandomSource
+) -> ParticleShards | None:
+    """The processes that make a call together, once it is known that they all make the same one."""
+    shards = ParticleShards.of(state)
+    if shards is not None:
+        shards.check_same(
+            prompt=call.arguments.prompt,
+            reward_prompt=list(call.texts),
+            num_inference_steps=call.arguments.num_inference_steps,
+            alignment=(type(method).__name__, method.num_particles),
+            generator=random.states(),
+            latents=call.arguments.latents,
+        )
+    return shards
