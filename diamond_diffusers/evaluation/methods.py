@@ -170,9 +170,10 @@ def _grown(method: SizedMethod, what: str, budget: int, cost_of: CostOf) -> Size
 
 def dry_cost(call: Call) -> CostOf:
     """A function that counts what one image of a method costs; valid while the call is active."""
+    conditions, scores = call.conditions, call.scores
 
     def cost_of(method: SizedMethod) -> Cost:
-        model = TiltedModel(call.family, call.conditions, call.texts, score_model=call.scores)
+        model = TiltedModel(call.family, conditions, call.texts, score_model=scores)
         return cost_of_image(method.alignment, model, call.levels(method.num_inference_steps))
 
     return cost_of

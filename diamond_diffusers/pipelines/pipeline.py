@@ -22,10 +22,11 @@ from ..families.registry import family_of
 from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
+from .attributes import StockAttributes
 from .call import Call, prepare, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback
 from .loading import HUB_OPTIONS, check_class, embedded_model, find_map, read_base_defaults, single_file_class
-from .modules import check_differentiable, checked_few_step, frozen, is_offloaded
+from .modules import check_differentiable, frozen, is_offloaded
 from .output import DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 from .saving import save_model
@@ -34,7 +35,7 @@ from .signature import SignatureOfCall, StockCall
 OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
 
-class DiamondMapPipeline(AdapterMethods):
+class DiamondMapPipeline(AdapterMethods, StockAttributes):
     """Owns one stock pipeline, to which every attribute that is not defined here is delegated.
 
     So `components`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, `set_progress_bar_config` and the
@@ -75,13 +76,7 @@ class DiamondMapPipeline(AdapterMethods):
             raise TypeError(
                 "pipeline is a DiamondMapPipeline already; use it as it is, or take DiamondMapPipeline.from_pipe(pipe)"
             )
-        self.__dict__.update(
-            pipeline=pipeline,
-            family=family_of(pipeline),
-            defaults=dict(defaults or {}),
-            _base_defaults={},
-            _named_rewards={},
-        )
+        super().__init__(pipeline, family_of(pipeline), defaults or {})
         self.few_step = few_step
         self.score_model = score_model
         self.preview_vae = preview_vae
@@ -195,54 +190,6 @@ class DiamondMapPipeline(AdapterMethods):
         if self.family.posterior_map is not None:
             self.family.posterior_map.conditioning.to(self.pipeline.device)
         return self
-
-    @property
-    def few_step(self) -> bool | tuple[str, ...] | None:
-        return self.family.few_step
-
-    @property
-    def score_model(self) -> DiamondMapPipeline | None:
-        return self.__dict__["_score_model"]
-
-    @property
-    def preview_vae(self) -> nn.Module | None:
-        return self.family.preview_vae
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("pipeline", "family", "defaults", "_base_defaults", "_named_rewards", "_score_model"):
-            raise AttributeError(name)
-        return getattr(self.pipeline, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("pipeline", "family"):
-            raise AttributeError(f"{name!r} is fixed; wrap another pipeline with DiamondMapPipeline.from_pipe(...)")
-        if name == "defaults":
-            self.__dict__[name] = dict(value)
-        elif name == "few_step":
-            self.family.few_step = checked_few_step(self.family, value)
-        elif name == "score_model":
-            wrapped = value if value is None or isinstance(value, DiamondMapPipeline) else DiamondMapPipeline(value)
-            self.__dict__["_score_model"] = wrapped
-            self.family.score_model = wrapped and wrapped.family
-        elif name == "preview_vae":
-            self.family.preview_vae = value
-        else:
-            setattr(self.pipeline, name, value)
-
-    @property
-    def __class__(self) -> type[DiffusionPipeline]:
-        """The stock pipeline's, by which `AutoPipelineForText2Image.from_pipe` and its like know what it is.
-
-        So `isinstance` finds both classes, and `type` this one.
-        """
-        return type(self.__dict__["pipeline"]) if "pipeline" in self.__dict__ else DiamondMapPipeline
-
-    def __reduce__(self) -> tuple:
-        # Pickle refuses objects whose two classes differ, unless they say how they are made.
-        return object.__new__, (type(self),), self.__dict__
-
-    def __dir__(self) -> list[str]:
-        return sorted({*dir(type(self)), *vars(self), *dir(self.pipeline)})
 
     def __repr__(self) -> str:
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
