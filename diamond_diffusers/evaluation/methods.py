@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
-
 from ..alignment.base import Method
 from ..alignment.budget import cost_of_image, largest_within
 from ..alignment.law import Law
 from ..core.cost import Cost
-from ..pipelines.arguments import check_baked_guidance, resolve_arguments
+from ..pipelines.call import Call
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .recipes import RECIPES, STEPS, Recipe
@@ -106,19 +104,21 @@ def plan_methods(
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
     """
     check_request(names, budgets, recipes)
-    given = resolve_arguments(pipe.family, {"prompt": "a circle", **(arguments or {})}, pipe.defaults)
-    cost_of = dry_cost(pipe, given)
+    call = pipe.prepare(**{"prompt": "a circle", **(arguments or {})})
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
-    for budget in budgets:
-        for name in names:
-            try:
-                alignment = recipes[name].alignment_for(pipe.family)
-                _check_usable(alignment, pipe, reward, given)
-                recipe = replace(recipes[name], alignment=alignment)
-                entries.append(Entry(budget, sized_to_budget(name, recipe, budget, given[STEPS], cost_of)))
-            except ValueError as reason:
-                left_out.append(LeftOut(budget, name, str(reason)))
+    with call.active():
+        cost_of = dry_cost(call)
+        for budget in budgets:
+            for name in names:
+                try:
+                    alignment = recipes[name].alignment_for(call.family)
+                    _check_usable(alignment, call, reward)
+                    recipe = replace(recipes[name], alignment=alignment)
+                    steps = call.arguments.num_inference_steps
+                    entries.append(Entry(budget, sized_to_budget(name, recipe, budget, steps, cost_of)))
+                except ValueError as reason:
+                    left_out.append(LeftOut(budget, name, str(reason)))
     if not entries:
         raise ValueError(left_out[0].reason)
     return Plan(entries, left_out)
@@ -135,11 +135,11 @@ def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping
         raise ValueError(f"budgets is {list(budgets)}; give different positive numbers")
 
 
-def _check_usable(alignment: Method, pipe: DiamondMapPipeline, reward: Reward, arguments: Mapping[str, Any]) -> None:
+def _check_usable(alignment: Method, call: Call, reward: Reward) -> None:
     """Raises a `ValueError` where the model or the reward lacks what a method needs."""
     alignment.check(reward)
-    if alignment.resolve(pipe.family).uses_diamond_map(pipe.family):
-        check_baked_guidance(pipe.family, arguments)
+    if alignment.resolve(call.family).uses_diamond_map(call.family):
+        call.check_baked_guidance()
 
 
 def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> SizedMethod:
@@ -168,17 +168,12 @@ def _grown(method: SizedMethod, what: str, budget: int, cost_of: CostOf) -> Size
     return method.resized(what, largest_within(budget, price))
 
 
-def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostOf:
-    """A function that counts what one image of a method costs."""
-    with torch.no_grad():
-        conditions = pipe.family.encode(arguments)
-
-    @cache
-    def levels(num_inference_steps: int) -> list[float]:
-        return pipe.family.levels({**arguments, STEPS: num_inference_steps}, conditions)
+def dry_cost(call: Call) -> CostOf:
+    """A function that counts what one image of a method costs; valid while the call is active."""
+    conditions, scores = call.conditions, call.scores
 
     def cost_of(method: SizedMethod) -> Cost:
-        law = Law(pipe.family, conditions, [""])
-        return cost_of_image(method.alignment, law, levels(method.num_inference_steps))
+        law = Law(call.family, conditions, call.texts, score_model=scores)
+        return cost_of_image(method.alignment, law, call.levels(method.num_inference_steps))
 
     return cost_of

@@ -17,7 +17,6 @@ from ..alignment.random_source import RandomSource
 from ..core.levels import RectifiedFlowPath, add_noise
 from ..miniature.grammar import Caption, held_out_captions
 from ..miniature.render import IMAGE_SIZE, render, sample_scene
-from ..pipelines.arguments import check_baked_guidance, resolve_arguments
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..posteriors.base import PosteriorSampler, PosteriorSamples
 from ..rewards import Reward
@@ -106,16 +105,14 @@ def tilted_law(
     Raises:
         ValueError: the guidance is not what the model's Diamond Map was distilled with.
     """
-    family = pipe.family
-    arguments = resolve_arguments(family, {"prompt": list(prompts)}, pipe.defaults)
-    with family.calling(arguments):
-        if family.has_diamond_map:
-            check_baked_guidance(family, arguments)
-        with torch.no_grad():
-            conditions = family.encode(arguments)
+    call = pipe.prepare(list(prompts))
+    with call.active():
+        if call.family.has_diamond_map:
+            call.check_baked_guidance()
         if reward is not None:
-            reward.to(device=pipe._execution_device)
-        yield Law(family, conditions, prompts, reward, reward_scale, execution=Execution(particle_batch_size))
+            reward.to(device=call.device)
+        execution = Execution(particle_batch_size)
+        yield Law(call.family, call.conditions, call.texts, reward, reward_scale, call.scores, execution)
 
 
 def shuffled_captions(count: int, seed: int = 0) -> list[Caption]:

@@ -16,7 +16,6 @@ from PIL.Image import Image
 
 from ..alignment.base import Method
 from ..alignment.methods.none import NoAlignment
-from ..pipelines.arguments import resolve_arguments
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
@@ -80,7 +79,7 @@ def draw_side_by_side(
         raise ValueError(f"seed is {seed}; it must not be negative")
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
-    resolved = resolve_arguments(pipe.family, given, pipe.defaults)
+    resolved = pipe.prepare(**given).arguments
     alignment.check(reward)
     common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,44 +14,24 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
 from ..alignment.base import Method
-from ..alignment.budget import fit_to_budget
-from ..alignment.execution import Execution
-from ..alignment.law import Law, check_reward_scale
-from ..alignment.processes import DistributedState, ParticleShards
-from ..alignment.random_source import RandomSource
-from ..core.checks import check_counts
-from ..families.compat import alone_with
+from ..alignment.processes import DistributedState
 from ..families.registry import family_of
 from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike
 from .adapters import AdapterMethods
-from .arguments import (
-    check_differentiable,
-    check_falling,
-    checked_few_step,
-    checked_selection,
-    is_offloaded,
-    num_images,
-    ordinary,
-    refuse_cache,
-    resolve_arguments,
-    reward_texts,
-    wants_latents,
-)
-from .callbacks import StepEnd, check_callback
-from .freezing import frozen
+from .attributes import StockAttributes
+from .call import Call, prepare
+from .callbacks import UserCallback
 from .loading import HUB_OPTIONS, check_class, embedded_model, find_map, read_base_defaults, single_file_class
-from .output import DiamondMapPipelineOutput, make_output
-from .particles import starting_particles
-from .resolution import resolve_alignment, resolve_reward
+from .output import DiamondMapPipelineOutput
+from .run import Run, RunOptions
 from .saving import save_model
-from .scoring import encode_for_scores, reward_probe
 from .signature import SignatureOfCall, StockCall
 
 OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
 
-class DiamondMapPipeline(AdapterMethods):
+class DiamondMapPipeline(AdapterMethods, StockAttributes):
     """Owns one stock pipeline, to which every attribute that is not defined here is delegated.
 
     So `components`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, `set_progress_bar_config` and the
@@ -91,13 +72,7 @@ class DiamondMapPipeline(AdapterMethods):
             raise TypeError(
                 "pipeline is a DiamondMapPipeline already; use it as it is, or take DiamondMapPipeline.from_pipe(pipe)"
             )
-        self.__dict__.update(
-            pipeline=pipeline,
-            family=family_of(pipeline),
-            defaults=dict(defaults or {}),
-            _base_defaults={},
-            _named_rewards={},
-        )
+        super().__init__(pipeline, family_of(pipeline), defaults or {})
         self.few_step = few_step
         self.score_model = score_model
         self.preview_vae = preview_vae
@@ -212,60 +187,51 @@ class DiamondMapPipeline(AdapterMethods):
             self.family.posterior_map.conditioning.to(self.pipeline.device)
         return self
 
-    @property
-    def few_step(self) -> bool | tuple[str, ...] | None:
-        return self.family.few_step
-
-    @property
-    def score_model(self) -> DiamondMapPipeline | None:
-        return self.__dict__["_score_model"]
-
-    @property
-    def preview_vae(self) -> nn.Module | None:
-        return self.family.preview_vae
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("pipeline", "family", "defaults", "_base_defaults", "_named_rewards", "_score_model"):
-            raise AttributeError(name)
-        return getattr(self.pipeline, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("pipeline", "family"):
-            raise AttributeError(f"{name!r} is fixed; wrap another pipeline with DiamondMapPipeline.from_pipe(...)")
-        if name == "defaults":
-            self.__dict__[name] = dict(value)
-        elif name == "few_step":
-            self.family.few_step = checked_few_step(self.family, value)
-        elif name == "score_model":
-            wrapped = value if value is None or isinstance(value, DiamondMapPipeline) else DiamondMapPipeline(value)
-            self.__dict__["_score_model"] = wrapped
-            self.family.score_model = wrapped and wrapped.family
-        elif name == "preview_vae":
-            self.family.preview_vae = value
-        else:
-            setattr(self.pipeline, name, value)
-
-    @property
-    def __class__(self) -> type[DiffusionPipeline]:
-        """The stock pipeline's, by which `AutoPipelineForText2Image.from_pipe` and its like know what it is.
-
-        So `isinstance` finds both classes, and `type` this one.
-        """
-        return type(self.__dict__["pipeline"]) if "pipeline" in self.__dict__ else DiamondMapPipeline
-
-    def __reduce__(self) -> tuple:
-        # Pickle refuses objects whose two classes differ, unless they say how they are made.
-        return object.__new__, (type(self),), self.__dict__
-
-    def __dir__(self) -> list[str]:
-        return sorted({*dir(type(self)), *vars(self), *dir(self.pipeline)})
-
     def __repr__(self) -> str:
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
 
     @StockCall
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    def prepare(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        reward_prompt: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Call:
+        """Resolves and checks the arguments of a call and, when they are first needed, encodes its prompts.
+
+        Use it for a sampling loop of your own, which then starts from what a call of this object starts from.
+
+        Args:
+            prompt: one or several texts.
+            reward_prompt: what a reward reads, where it is not the prompt.
+            **kwargs: every other argument of the stock `__call__`; those that are not given take the model's default,
+                then the stock one. What the stock call does with its images (`output_type`, ...) changes nothing here.
+
+        Returns:
+            A `Call`: its `arguments`, `conditions`, `levels(...)` and `texts`. Hold it with `call.active()` for as long
+            as the model is sampled or decoded.
+
+        Raises:
+            TypeError: an argument is unknown or refused.
+            ValueError: an argument is out of range, or the network has a feature cache enabled.
+
+        Example:
+            >>> pipe = DiamondMapPipeline.from_pretrained()
+            >>> call = pipe.prepare("a red circle", num_inference_steps=4)
+            >>> with call.active(), torch.no_grad():
+            ...     levels, conditions = call.levels(), call.conditions
+            ...     noise = pipe.family.prepare_latents(call.arguments, conditions, 1, torch.Generator().manual_seed(0))
+            ...     x = pipe.family.from_stock(noise, levels[0])
+            ...     image = pipe.family.decode(pipe.family.predict(x, levels[0], conditions), conditions)
+            >>> image.shape
+            torch.Size([1, 3, 64, 64])
+        """
+        call = prepare(self.family, {**kwargs, "prompt": prompt}, self.defaults, reward_prompt)
+        scores = self.score_model
+        return call if scores is None else call.with_score_model(scores.family, scores.defaults)
+
+    @StockCall
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -288,7 +254,7 @@ class DiamondMapPipeline(AdapterMethods):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end: UserCallback | None = None,
         **kwargs: Any,
     ) -> DiamondMapPipelineOutput | tuple:
         """Draws images that follow the prompts and obey the reward.
@@ -330,71 +296,64 @@ class DiamondMapPipeline(AdapterMethods):
         Raises:
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
         """
-        given = dict(
-            kwargs,
-            prompt=prompt,
+        options = RunOptions(
+            reward=reward,
+            alignment=alignment,
+            reward_scale=reward_scale,
+            max_network_evaluations=max_network_evaluations,
+            final_selection=final_selection,
+            particle_batch_size=particle_batch_size,
+            gradient_checkpointing=gradient_checkpointing,
+            distributed_state=distributed_state,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+        )
+        call = self.prepare(
+            prompt,
+            reward_prompt=reward_prompt,
             negative_prompt=negative_prompt,
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            **kwargs,
         )
-        check_counts(max_network_evaluations=max_network_evaluations, particle_batch_size=particle_batch_size)
-        refuse_cache(self.family)
-        arguments, latents = ordinary(resolve_arguments(self.family, given, self.defaults)), ordinary(latents)
-        count = num_images(arguments)
-        check_falling(arguments)
-        with self.family.calling(arguments):
-            texts = reward_texts(arguments, reward_prompt)
-            reward = resolve_reward(reward, alignment, self.family, self.defaults, self._named_rewards)
-            alignment = resolve_alignment(alignment, reward, self.family, self.defaults, arguments)
-            if alignment.needs_reward_gradient:
-                check_differentiable(self._modules())
-            watched = arguments.get("callback_on_step_end_tensor_inputs", ["latents"])
-            watched = check_callback(self.family, alignment, callback_on_step_end, watched)
-            selection = checked_selection(final_selection or alignment.default_selection, reward, texts)
-            scale = self.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
-            check_reward_scale(scale)
-            random = RandomSource(generator, count, self.pipeline._execution_device)
-            shards = ParticleShards.of(distributed_state)
-            if shards is not None:
-                shards.check_same(
-                    prompt=arguments["prompt"],
-                    reward_prompt=texts,
-                    num_inference_steps=arguments["num_inference_steps"],
-                    alignment=(type(alignment).__name__, alignment.num_particles),
-                    generator=random.states(),
-                    latents=latents,
-                )
-            checkpointing = is_offloaded(self.pipeline) if gradient_checkpointing is None else gradient_checkpointing
-            device = self.pipeline._execution_device
-            probe = reward_probe(reward, arguments, texts[0], device, alignment.needs_reward_gradient)
-            if not wants_latents(reward):
-                probe()
-
-            with alone_with(self.family.network_module):
-                self.pipeline._interrupt = False
-                conditions = self.family.encode(arguments)
-                levels = self.family.levels(arguments, conditions)
-            scoring = encode_for_scores(self.score_model, arguments)
-            execution = Execution(particle_batch_size, checkpointing, shards)
-            law = Law(self.family, conditions, texts, reward, scale, scoring, execution)
-            self.pipeline._num_timesteps = len(levels) - 1
-            if max_network_evaluations is not None:
-                alignment = fit_to_budget(alignment, law, levels, max_network_evaluations)
-            x = starting_particles(self.family, arguments, conditions, alignment, levels[0], random, latents)
-            if wants_latents(reward):
-                probe(latents=x[:1])
-            total = alignment.num_stages(law, levels)
-            with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
-                on_step = StepEnd(self, alignment, levels, progress_bar, callback_on_step_end, watched)
-                for progress in alignment.iterate(law, x, levels, random):
-                    if on_step(progress):
-                        break
-                result = progress.result()
-            output = make_output(law, alignment, result, selection, random, output_type)
-            self.pipeline.maybe_free_model_hooks()
+        with self._run(call, options) as run:
+            for _ in run:
+                pass
+            output = run.output()
         return output if return_dict else (output.images, output.rewards)
+
+    def iterate(self, prompt: str | list[str] | None = None, **kwargs: Any) -> Run:
+        """Starts a call that is stepped: `for progress in pipe.iterate(...)`; `pipe(...)` is that loop run to its end.
+
+        After every step, or round of a search, a `Progress` tells particles, values, weights, effective sample size and
+        cost so far, and draws previews on request. Closing the run ends it within a step; `run.output()` then holds the
+        best images so far.
+
+        Args:
+            prompt: one or several texts.
+            **kwargs: everything else that a call takes, but for `return_dict`.
+
+        Raises:
+            ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
+
+        Example:
+            >>> with DiamondMapPipeline.from_pretrained().iterate("three red circles", num_inference_steps=8) as run:
+            ...     for progress in run:
+            ...         if progress.values is not None and progress.values.max() > 45:
+            ...             break
+            >>> run.output().images[0].size
+            (64, 64)
+        """
+        own = {field.name for field in fields(RunOptions)} & kwargs.keys()
+        options = RunOptions(**{name: kwargs.pop(name) for name in own})
+        return self._run(self.prepare(prompt, **kwargs), options)
+
+    def _run(self, call: Call, options: RunOptions) -> Run:
+        return Run(self, call, options, self.defaults, self._named_rewards, self._modules())
 
     def _modules(self) -> list[nn.Module]:
         """Everything with weights that a call evaluates, but for the reward."""

@@ -1,16 +1,20 @@
-"""Which reward and which alignment a call means."""
+"""Which reward, which method and which of its particles a call means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.methods.none import NoAlignment
 from ..alignment.named import as_method
+from ..alignment.result import FINAL_SELECTIONS
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
-from .arguments import check_baked_guidance, check_not_checkpointed
+from .call import Call
+from .modules import check_not_checkpointed
 
 
 def resolve_reward(
@@ -46,14 +50,10 @@ def resolve_reward(
     return as_reward(reward).to(device=pipeline._execution_device)
 
 
-def resolve_alignment(
-    alignment: Method | str | None,
-    reward: Reward | None,
-    family: Family,
-    defaults: Mapping[str, Any],
-    arguments: Mapping[str, Any],
+def resolve_method(
+    alignment: Method | str | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
 ) -> Method:
-    """The alignment of a call, with what it leaves open filled in for the model.
+    """The method of a call, with what it leaves open filled in for the model.
 
     As given, else the model's own, else SMC with a reward and none without. A model's own that differentiates the
     reward gives way, for rewards without derivative, to posterior SMC where there is a Diamond Map, else to SMC.
@@ -61,23 +61,61 @@ def resolve_alignment(
     Raises:
         ValueError: it cannot work with this reward, this model, or these arguments of the call.
     """
+    family = call.family
     if alignment is None:
-        alignment = _own_alignment(reward, family, defaults)
-    alignment = as_method(alignment, family)
-    alignment.check(reward)
-    if not isinstance(alignment, NoAlignment) or alignment.needs_reward_gradient:
+        alignment = _own_method(reward, family, defaults)
+    method = as_method(alignment, family)
+    method.check(reward)
+    if not isinstance(method, NoAlignment) or method.needs_reward_gradient:
         family.check_alignable()
-    alignment = alignment.resolve(family)
-    if alignment.uses_diamond_map(family):
-        check_baked_guidance(family, arguments)
+    method = method.resolve(family)
+    if method.uses_diamond_map(family):
+        call.check_baked_guidance()
         check_not_checkpointed(family)
-    return alignment
+    return method
 
 
-def _own_alignment(reward: Reward | None, family: Family, defaults: Mapping[str, Any]) -> Method | str:
+def _own_method(reward: Reward | None, family: Family, defaults: Mapping[str, Any]) -> Method | str:
     if reward is None:
         return "none"
     own = as_method(defaults.get("alignment", "smc"), family)
     if own.needs_reward_gradient and not reward.differentiable:
         return "posterior_smc" if family.has_diamond_map else "smc"
     return own
+
+
+def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str]) -> str:
+    """`final_selection`, once it is known to be possible.
+
+    Raises:
+        ValueError: it is unknown, or there is nothing to compare particles by.
+    """
+    if selection not in FINAL_SELECTIONS:
+        raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
+    if selection == "best" and reward is None:
+        raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
+    if reward is not None and reward.reads_prompts and not any(texts):
+        raise ValueError(
+            "the reward reads the prompt, but there is no text in it; give one, or reward_prompt=..., or wrap a "
+            "function that reads none in CallableReward(function, reads_prompts=False)"
+        )
+    return selection
+
+
+def try_reward(reward: Reward | None, call: Call, method: Method, latents: Tensor | None = None) -> None:
+    """Tries the reward on one random image of the size of the run, so that a broken one fails before the work.
+
+    To be called twice: before the prompts are encoded, and once latents are known. A reward is tried at the first
+    opportunity, or at the second if it cannot do without the latents.
+
+    Args:
+        latents: of one image, `[1, ...]`; None where they are not known yet.
+
+    Raises:
+        TypeError, ValueError: as of `Reward.probe`.
+    """
+    if reward is None or reward.wanted_context.get("latents", False) != (latents is not None):
+        return
+    size = (call.arguments.height or 64, call.arguments.width or 64)
+    context = {} if latents is None else {"latents": latents}
+    reward.probe(call.device, size, call.texts[0] or "a photo", method.needs_reward_gradient, **context)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.model import Conditions
 from ..families.base import Family
-from ..pipelines.arguments import resolve_arguments
+from ..pipelines.call import prepare
 from .errors import TrainingError
 
 
@@ -55,8 +55,7 @@ class Teacher:
         self.guidance = self._guidance(guidance_scale)
         if "negative_prompt" not in self.guidance:
             self.defaults.pop("negative_prompt", None)
-        with torch.no_grad():
-            self._unconditional = self._encode([""], self.guidance)
+        self._unconditional = self._encode([""], self.guidance)
 
     def _own_resolution(self) -> int:
         size = self.defaults.get("height")
@@ -105,11 +104,8 @@ class Teacher:
         given = {**self.call, **guidance, "prompt": list(captions)}
         if given.get("negative_prompt") is not None:
             given["negative_prompt"] = [given["negative_prompt"]] * len(captions)
-        arguments = resolve_arguments(self.family, given, self.defaults)
-        with self.family.calling(arguments):
-            return self.family.encode(arguments)
+        return prepare(self.family, given, self.defaults).conditions
 
-    @torch.no_grad()
     def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the network is told of each caption, one row each."""
         unguided = {name: 1.0 for name in self.guidance if name.endswith("_scale")}

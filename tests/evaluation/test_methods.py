@@ -16,7 +16,6 @@ from diamond_diffusers.evaluation.compare import Setup, compare
 from diamond_diffusers.evaluation.methods import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.prompts import miniature_suite
 from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
-from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.rewards import CallableReward
 
 from ..conftest import redness
@@ -26,7 +25,7 @@ REWARD = CallableReward(redness, differentiable=True)
 
 @pytest.fixture
 def cost_of(tiny_pipe):
-    return dry_cost(tiny_pipe, resolve_arguments(tiny_pipe.family, {"prompt": "a circle"}, tiny_pipe.defaults))
+    return dry_cost(tiny_pipe.prepare("a circle"))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, Guide, NoAlignment
 from diamond_diffusers.evaluation.counting import GraphMemory, counted
 from diamond_diffusers.families.base import Family
-from diamond_diffusers.pipelines.arguments import is_offloaded
+from diamond_diffusers.pipelines.modules import is_offloaded
 
 from .calls import CallTests
 from .family import PROMPTS, brightness, generators

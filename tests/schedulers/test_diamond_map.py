@@ -20,7 +20,6 @@ from diamond_diffusers.core.glass import toward
 from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.families.schedules import stock_levels
 from diamond_diffusers.maps.diamond_map import DiamondMap
-from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
 from ..core.test_diamond import DiamondMixture
@@ -82,10 +81,10 @@ def scheduled(flux):
 def draw_by_hand(pipe, scheduler, generator):
     """The loop of docs/diamond_map_scheduler.md."""
     family, diamond_map = pipe.family, pipe.family.posterior_map
-    arguments = resolve_arguments(family, {"prompt": PROMPTS, **SMALL}, pipe.defaults)
-    conditions = family.encode(arguments)
-    family.set_timesteps(arguments, conditions)
-    latents = family.prepare_latents(arguments, conditions, len(PROMPTS), generator)
+    call = pipe.prepare(PROMPTS, **SMALL)
+    conditions = call.conditions
+    family.set_timesteps(call.arguments, conditions)
+    latents = family.prepare_latents(call.arguments, conditions, len(PROMPTS), generator)
     for t in scheduler.timesteps:
         inputs = scheduler.map_inputs(latents, t, generator)
         denoised = diamond_map.mean_denoiser(*inputs, conditions)

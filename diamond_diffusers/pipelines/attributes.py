@@ -1,0 +1,80 @@
+"""The attributes of a wrapped pipeline: a few of its own, and all others those of the stock pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ..families.base import Family
+from .modules import checked_few_step
+
+_OWN = ("pipeline", "family", "defaults", "_base_defaults", "_named_rewards", "_score_model")
+
+
+class StockAttributes:
+    """Reads and sets every attribute that is not defined here, or in a subclass, on the stock pipeline.
+
+    Args:
+        pipeline: the stock pipeline; it cannot be replaced later.
+        family: what reads it; it cannot be replaced later.
+        defaults: values for arguments of a call that are not given.
+
+    Attributes:
+        few_step, score_model, preview_vae: as of `DiamondMapPipeline`; they may be set at any time.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, family: Family, defaults: Mapping[str, Any]) -> None:
+        self.__dict__.update(
+            pipeline=pipeline, family=family, defaults=dict(defaults), _base_defaults={}, _named_rewards={}
+        )
+
+    @property
+    def few_step(self) -> bool | tuple[str, ...] | None:
+        return self.family.few_step
+
+    @property
+    def score_model(self) -> Self | None:
+        return self.__dict__["_score_model"]
+
+    @property
+    def preview_vae(self) -> nn.Module | None:
+        return self.family.preview_vae
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("pipeline", "family"):
+            raise AttributeError(f"{name!r} is fixed; wrap another pipeline with DiamondMapPipeline.from_pipe(...)")
+        if name == "defaults":
+            self.__dict__[name] = dict(value)
+        elif name == "few_step":
+            self.family.few_step = checked_few_step(self.family, value)
+        elif name == "score_model":
+            wrapped = value if value is None or isinstance(value, StockAttributes) else type(self)(value)
+            self.__dict__["_score_model"] = wrapped
+            self.family.score_model = wrapped and wrapped.family
+        elif name == "preview_vae":
+            self.family.preview_vae = value
+        else:
+            setattr(self.pipeline, name, value)
+
+    @property
+    def __class__(self) -> type[DiffusionPipeline]:
+        """The stock pipeline's, by which `AutoPipelineForText2Image.from_pipe` and its like know what it is.
+
+        So `isinstance` finds both classes, and `type` this one.
+        """
+        return type(self.__dict__["pipeline"]) if "pipeline" in self.__dict__ else type(self)
+
+    def __reduce__(self) -> tuple:
+        # Pickle refuses objects whose two classes differ, unless they say how they are made.
+        return object.__new__, (type(self),), self.__dict__
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(type(self)), *vars(self), *dir(self.pipeline)})

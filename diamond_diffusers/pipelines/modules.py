@@ -1,0 +1,95 @@
+"""What a call asks of networks, decoders and encoders, and how it leaves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ..families.base import Family
+from ..families.compat import offloads_layers
+
+
+@contextmanager
+def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Context in which gradients reach latents, but no weights.
+
+    Weights would make the autograd graphs hold every layer's input for their sake.
+    """
+    # By name, since offloading replaces the weights themselves.
+    trained = [
+        (layer, name)
+        for module in modules
+        for layer in module.modules()
+        for name, weight in layer.named_parameters(recurse=False)
+        if weight.requires_grad and not weight.is_inference()
+    ]
+    try:
+        for layer, name in trained:
+            getattr(layer, name).requires_grad_(False)
+        yield
+    finally:
+        for layer, name in trained:
+            getattr(layer, name).requires_grad_(True)
+
+
+def is_offloaded(pipeline: DiffusionPipeline) -> bool:
+    """Whether weights are moved on and off the device during a call: whole models, layers, or groups of layers."""
+    if getattr(pipeline, "_all_hooks", None):
+        return True
+    components = pipeline.components.values()
+    return any(offloads_layers(component) for component in components if isinstance(component, nn.Module))
+
+
+def check_differentiable(modules: Sequence[nn.Module]) -> None:
+    """Raises a `ValueError` where weights are inference tensors, which cannot take part in a derivative."""
+    for module in modules:
+        if any(weight.is_inference() for weight in module.parameters()):
+            raise ValueError(
+                f"the weights of the {type(module).__name__} were made under torch.inference_mode(), so that nothing "
+                "can be differentiated through it; load the pipeline outside, or take alignment 'smc' or 'best_of_n'"
+            )
+
+
+def check_not_checkpointed(family: Family) -> None:
+    """Raises a `ValueError` where a network with a Diamond Map checkpoints its own blocks."""
+    if getattr(family.network_module, "is_gradient_checkpointing", False):
+        raise ValueError(
+            f"the {family.network_name} has gradient checkpointing enabled, whose second evaluation would be without "
+            f"the Diamond Map; call pipe.{family.network_name}.disable_gradient_checkpointing(), and give the call "
+            "gradient_checkpointing=True"
+        )
+
+
+def refuse_cache(family: Family) -> None:
+    """Raises a `ValueError` where diffusers' feature cache is on: it hands the features of one particle to another."""
+    name = family.network_name
+    registries = (getattr(module, "_diffusers_hook", None) for module in family.network_module.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    # Only hooks that carry features from one evaluation to the next have a state.
+    if getattr(family.network_module, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks):
+        raise ValueError(
+            f"the {name} has a feature cache enabled, which mixes particles; call pipe.{name}.disable_cache() first, "
+            "or remove the hook that you applied to it"
+        )
+
+
+def checked_few_step(family: Family, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:
+    """`few_step` as a family keeps it.
+
+    Raises:
+        ValueError: it names an adapter that is not loaded.
+    """
+    if few_step is None or isinstance(few_step, bool):
+        return few_step
+    names = (few_step,) if isinstance(few_step, str) else tuple(few_step)
+    loaded = set(getattr(family.network_module, "peft_config", {}))
+    for name in names:
+        if name not in loaded:
+            raise ValueError(
+                f"few_step names the adapter {name!r}, but loaded are {sorted(loaded) or 'none'}; "
+                "load it first with load_lora_weights(..., adapter_name=...)"
+            )
+    return names

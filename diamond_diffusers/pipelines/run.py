@@ -1,0 +1,200 @@
+"""A call on its way: started, stepped, closed, and read at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..alignment.base import Method
+from ..alignment.budget import fit_to_budget
+from ..alignment.execution import Execution
+from ..alignment.law import Law, check_reward_scale
+from ..alignment.processes import DistributedState, ParticleShards
+from ..alignment.progress import Progress
+from ..alignment.random_source import RandomSource
+from ..core.checks import check_counts
+from ..rewards import Reward, RewardLike
+from .call import Call, starting_particles
+from .callbacks import StepEnd, UserCallback, check_callback
+from .modules import check_differentiable, frozen, is_offloaded
+from .output import DiamondMapPipelineOutput, make_output
+from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a call is told beside the arguments of the stock pipeline; each as of `DiamondMapPipeline.__call__`."""
+
+    reward: RewardLike | None = None
+    alignment: Method | str | None = None
+    reward_scale: float | None = None
+    max_network_evaluations: int | None = None
+    final_selection: str | None = None
+    particle_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
+    distributed_state: DistributedState | None = None
+    output_type: str = "pil"
+    callback_on_step_end: UserCallback | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
+
+
+class Run(Iterator[Progress]):
+    """A call on its way, which is stepped by iterating over it and ended early by closing it.
+
+    `DiamondMapPipeline.iterate` starts one; calling the pipeline is running one to its end. While it is open, the model
+    is as the call samples it and its weights are frozen, so close a run that is not iterated to its end: leave its
+    `with` block, or call `close()`.
+
+    Args:
+        pipe: the pipeline, which callbacks are given.
+        call: prepared by it.
+        options: of the call.
+        defaults: of the pipeline, for options that are not given.
+        named_rewards: of the pipeline, those that were loaded by name; others are added.
+        modules: everything with weights that the run evaluates, but for the reward.
+
+    Raises:
+        TypeError, ValueError: an option does not fit the model, the reward or the other arguments; raised before any
+            sampling.
+
+    Example:
+        >>> with pipe.iterate("a red circle", alignment="smc") as run:
+        ...     for progress in run:
+        ...         progress.previews()[0].save(f"step_{progress.index}.png")
+        ...         if progress.cost.seconds > 60:
+        ...             break
+        >>> run.output().images[0].save("circle.png")
+    """
+
+    def __init__(
+        self,
+        pipe: object,
+        call: Call,
+        options: RunOptions,
+        defaults: Mapping[str, Any],
+        named_rewards: dict[str, Reward],
+        modules: Sequence[nn.Module],
+    ) -> None:
+        self._pipe, self._call, self._options, self._modules = pipe, call, options, modules
+        self._latest: Progress | None = None
+        self._output: DiamondMapPipelineOutput | None = None
+        self._open = ExitStack()
+        with _own_gradients(), self._open:
+            self._open.enter_context(call.active())
+            self._prepare(defaults, named_rewards)
+            # Open for as long as the run is; closed here where anything is refused.
+            self._open = self._open.pop_all()
+
+    def _prepare(self, defaults: Mapping[str, Any], named_rewards: dict[str, Reward]) -> None:
+        call, options, family = self._call, self._options, self._call.family
+        reward = resolve_reward(options.reward, options.alignment, family, defaults, named_rewards)
+        method = resolve_method(options.alignment, reward, call, defaults)
+        if method.needs_reward_gradient:
+            check_differentiable(self._modules)
+        watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
+        self._selection = checked_selection(options.final_selection or method.default_selection, reward, call.texts)
+        scale = defaults.get("reward_scale", 1.0) if options.reward_scale is None else options.reward_scale
+        check_reward_scale(scale)
+        self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
+        shards = _checked_shards(options.distributed_state, call, method, self._random)
+        try_reward(reward, call, method)
+
+        family.pipeline._interrupt = False
+        levels = call.levels()
+        checkpointing = options.gradient_checkpointing
+        if checkpointing is None:
+            checkpointing = is_offloaded(family.pipeline)
+        execution = Execution(options.particle_batch_size, checkpointing, shards)
+        law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution)
+        if options.max_network_evaluations is not None:
+            method = fit_to_budget(method, law, levels, options.max_network_evaluations)
+        x = starting_particles(call, method, levels[0], self._random)
+        try_reward(reward, call, method, latents=x[:1])
+        family.pipeline._num_timesteps = len(levels) - 1
+        self._method = method
+        self._stages = self._stepped(law, x, levels, watched)
+
+    def _stepped(
+        self, law: Law, x: Tensor, levels: list[float], watched: Sequence[str]
+    ) -> Generator[Progress, None, None]:
+        """The stages of the run, with the stock pipeline's progress bar and callback."""
+        total = self._method.num_stages(law, levels)
+        with self._call.family.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules):
+            on_step = StepEnd(
+                self._pipe, self._method, levels, progress_bar, self._options.callback_on_step_end, watched
+            )
+            for progress in self._method.iterate(law, x, levels, self._random):
+                self._latest = progress
+                is_over = on_step(progress)
+                yield progress
+                if is_over:
+                    return
+
+    def __next__(self) -> Progress:
+        try:
+            with _own_gradients():
+                return next(self._stages)
+        except BaseException:
+            # The end of the run, too.
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the run where it is; the model is then as before it."""
+        self._stages.close()
+        self._open.close()
+
+    def output(self) -> DiamondMapPipelineOutput:
+        """Ends the run and returns what it has come to.
+
+        Before its end these are the clean look-aheads of its particles, of which the best is chosen unless
+        `final_selection` was given. A run that has not been stepped takes its first step.
+        """
+        if self._output is None:
+            progress = next(self) if self._latest is None else self._latest
+            selection = self._selection
+            if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
+                selection = "best"
+            with _own_gradients(), self._call.active():
+                output_type, result = self._options.output_type, progress.result()
+                self._output = make_output(progress.law, self._method, result, selection, self._random, output_type)
+            self.close()
+            self._call.family.pipeline.maybe_free_model_hooks()
+        return self._output
+
+
+@contextmanager
+def _own_gradients() -> Iterator[None]:
+    """Whatever mode the caller is in: only what methods differentiate has a graph."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _checked_shards(
+    state: DistributedState | None, call: Call, method: Method, random: RandomSource
+) -> ParticleShards | None:
+    """The processes that make a call together, once it is known that they all make the same one."""
+    shards = ParticleShards.of(state)
+    if shards is not None:
+        shards.check_same(
+            prompt=call.arguments.prompt,
+            reward_prompt=list(call.texts),
+            num_inference_steps=call.arguments.num_inference_steps,
+            alignment=(type(method).__name__, method.num_particles),
+            generator=random.states(),
+            latents=call.arguments.latents,
+        )
+    return shards
