@@ -46,7 +46,7 @@ class Family(LoopTensors, SampledModel):
         pipeline: the stock pipeline; read, never changed.
 
     Attributes:
-        family: its name in a saved model's configuration.
+        name: of the family, in a saved model's configuration.
         network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
         arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.

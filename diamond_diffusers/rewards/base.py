@@ -1,7 +1,7 @@
 """What a reward is, and how rewards add up.
 
 A reward maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to `B` scores, higher is better. Rewards are values of a
-small algebra: `2 * a + b - 0.5 * c` is a reward again, and reports the scores of `a`, `b` and `c` next to the total.
+small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total.
 """
 
 from __future__ import annotations
@@ -204,6 +204,13 @@ class Reward(ABC):
         return WeightedSum([(factor * weight, reward) for weight, reward in self._weighted_terms()])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Reward:
+        if not isinstance(divisor, Real):
+            return NotImplemented
+        if divisor == 0 or not math.isfinite(divisor):
+            raise ValueError(f"Reward '{self.name}' is divided by {divisor}; give a finite number other than 0.")
+        return self * (1 / divisor)
 
     def __neg__(self) -> Reward:
         return -1.0 * self

@@ -14,8 +14,8 @@ from .base import Reward
 from .errors import first_line
 from .hub import check_hub_options, download
 from .imagereward import ImageReward
-from .imagereward_network import check_layout
-from .imagereward_official import import_official
+from .imagereward.network import check_layout
+from .imagereward.official import import_official
 from .registry import register_reward
 
 

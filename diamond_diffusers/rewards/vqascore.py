@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ..core.tensors import at_least_float32
 from .base import Reward, random_image
 from .checkpointing import checkpoint_layers
-from .clip_tower import at_least_float32
 from .errors import first_line
 from .hub import check_hub_options
 from .preprocessing import images_to_pil
@@ -127,6 +126,8 @@ class VQAScoreReward(Reward):
 def _load(
     name: str, checkpoint: str | PathLike[str], dtype: torch.dtype | None, hub_options: dict[str, Any]
 ) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **hub_options

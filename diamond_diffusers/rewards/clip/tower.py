@@ -14,7 +14,8 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .preprocessing import ImagePreprocessing
+from ...core.tensors import at_least_float32
+from ..preprocessing import ImagePreprocessing
 from .prompt_cache import PromptCache
 
 logger = logging.getLogger(__name__)
@@ -167,11 +168,6 @@ def files_of(checkpoint: str | PathLike[str]) -> Hashable:
     path = Path(checkpoint)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return str(checkpoint), *((file.name, file.stat().st_mtime_ns) for file in files)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x` itself, or in float32 where its dtype is narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _key(source: Hashable, device: torch.device | str, dtype: torch.dtype) -> TowerKey:
