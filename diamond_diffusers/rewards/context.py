@@ -76,7 +76,7 @@ def select_context(
     Raises:
         ValueError: something that it cannot do without was not given.
     """
-    available = dict(context)
+    available: dict[str, Any] = dict(context)
     if "pil_images" in wanted:
         # It takes torchvision, which few rewards need.
         from .preprocessing import images_to_pil

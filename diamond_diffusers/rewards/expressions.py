@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from .base import Reward, WeightedSum
 from .callable_reward import CallableReward, ScoreFunction
@@ -31,7 +31,8 @@ def as_reward(reward: RewardLike) -> Reward:
         return reward
     if isinstance(reward, str):
         return _build(reward)
-    if inspect.isclass(reward) and issubclass(reward, Reward):
+    is_class_of_rewards = isinstance(reward, type) and issubclass(reward, Reward)
+    if is_class_of_rewards:
         raise TypeError(f"reward={reward.__name__} is a class; give an instance, {reward.__name__}().")
     if callable(reward):
         return CallableReward(reward)
@@ -50,14 +51,14 @@ def _build(expression: str) -> Reward:
 
 
 def _instantiate(name: str, registered: Registered) -> Reward:
-    if inspect.isclass(registered):
-        if required := required_arguments(registered):
-            raise ValueError(
-                f"The reward '{name}' needs {' and '.join(required)}, so its name alone does not make it; "
-                f"construct a {registered.__name__} in Python."
-            )
-        registered = registered()
-    return registered if isinstance(registered, Reward) else CallableReward(registered, name)
+    if isinstance(registered, type) and (required := required_arguments(registered)):
+        raise ValueError(
+            f"The reward '{name}' needs {' and '.join(required)}, so its name alone does not make it; "
+            f"construct a {registered.__name__} in Python."
+        )
+    # A class may make any callable.
+    made: Any = registered() if isinstance(registered, type) else registered
+    return made if isinstance(made, Reward) else CallableReward(made, name)
 
 
 def parse_expression(expression: str) -> list[tuple[float, str]]:
@@ -97,7 +98,10 @@ def _tokens(expression: str) -> Iterator[Token]:
     # An alias ends where no longer word goes on: `a-b` is not the beginning of `a-bc` or `a-b.1`.
     aliases = "".join(rf"{re.escape(alias)}(?![\w]|[.]\d)|" for alias in longest_first)
     for match in re.finditer(_TOKEN.replace("{aliases}", aliases), expression):
-        kind, text = match.lastgroup, match[match.lastgroup]
+        kind = match.lastgroup
+        # One of the groups matches anything.
+        assert kind is not None
+        text = match[kind]
         yield kind, REWARDS.aliases.get(text, text), match.start(kind)
 
 

@@ -60,6 +60,8 @@ class HPSv2Reward(CLIPReward):
         super().__init__(checkpoint, name=name, **options)
         if preprocessing == "pad":
             crop = self.tower.preprocessing
+            # Every CLIP is trained on pixels of one size.
+            assert crop.size is not None
             self.preprocessing = LongestSidePadding(crop.size[0], crop.mean, crop.std)
 
 

@@ -22,7 +22,9 @@ from .registry import register_reward
 class PackageNetwork(nn.Module):
     """The package's model behind the call of `ImageRewardNetwork`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: Any
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 

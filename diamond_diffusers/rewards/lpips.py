@@ -70,7 +70,8 @@ class LPIPSReward(Reward):
         """Minus the mean distances `[B]` of images `[B, 3, H, W]` in [0, 1]; 0 where they equal the reference."""
         weight = next(self.model.parameters())
         images = at_least_float32(images.to(weight.device))
-        references = resize_like_pil(self.references, tuple(images.shape[-2:])).to(images)
+        height, width = images.shape[-2:]
+        references = resize_like_pil(self.references, (height, width)).to(images)
         distances = [self.model(images, reference.expand_as(images), normalize=True) for reference in references]
         return -torch.stack(distances).flatten(2).mean((0, 2))
 

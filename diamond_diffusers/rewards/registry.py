@@ -99,7 +99,7 @@ def registered_reward(name: str) -> Registered:
 
 def required_arguments(registered: Registered) -> list[str]:
     """The arguments without which a registered class cannot be instantiated, so that no expression can name it."""
-    if not inspect.isclass(registered):
+    if not isinstance(registered, type):
         return []
     kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     parameters = inspect.signature(registered).parameters.values()

@@ -47,6 +47,7 @@ class SimilarityReward(Reward):
     size = "0.4 GB"
     hub_files = (("facebook/dinov2-base", "model.safetensors"),)
     reads_prompts = False
+    _reference_features: Tensor | None = None
 
     def __init__(
         self,
@@ -85,13 +86,13 @@ class SimilarityReward(Reward):
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the model, in place; returns the reward."""
-        self._reference_features: Tensor | None = None
+        self._reference_features = None
         return super().to(device, dtype)
 
 
 def _load_vision_model(
     name: str, checkpoint: str | PathLike[str], hub_options: dict[str, Any]
-) -> tuple[nn.Module, ImagePreprocessing]:
+) -> tuple[Any, ImagePreprocessing]:
     from transformers import AutoImageProcessor, AutoModel
 
     try:

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..core.tensors import at_least_float32
@@ -101,7 +102,7 @@ class VQAScoreReward(Reward):
                     inputs[key] = value + (inputs[key] - value).detach()
         return inputs
 
-    def _process(self, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
+    def _process(self, images: Tensor | Sequence[Image], texts: Sequence[str]) -> dict[str, Tensor]:
         batch = self.processor(
             text=list(texts), images=[[image] for image in images], padding=True, return_tensors="pt"
         )

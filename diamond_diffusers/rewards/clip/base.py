@@ -31,6 +31,9 @@ class CLIPBasedReward(Reward):
         hub_options: see `CLIPReward`.
     """
 
+    tower: CLIPTower
+    model: Any
+
     def __init__(
         self,
         checkpoint: str | PathLike[str],

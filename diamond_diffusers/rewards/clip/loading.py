@@ -175,6 +175,7 @@ def _load_open_clip(name: str, checkpoint: str, hub_options: dict[str, Any]) -> 
             f"Reward '{name}' got {unknown[0]}={hub_options[unknown[0]]!r}, which open_clip does not take; "
             "only cache_dir goes with an open_clip checkpoint."
         )
+    weights: str | None
     architecture, _, weights = checkpoint.removeprefix(OPEN_CLIP_PREFIX).partition("/")
     if checkpoint.startswith(OPEN_CLIP_SCHEMAS):
         architecture, weights = checkpoint, None

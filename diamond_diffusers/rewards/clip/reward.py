@@ -48,7 +48,7 @@ class CLIPReward(CLIPBasedReward):
     licence = "that of the checkpoint (OpenAI's: MIT)"
     source = "Radford et al. 2021, arXiv:2103.00020"
     size = "1.7 GB"
-    hub_files = (("openai/clip-vit-large-patch14", "model.safetensors"),)
+    hub_files: tuple[tuple[str, str], ...] = (("openai/clip-vit-large-patch14", "model.safetensors"),)
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class CLIPTower(ABC):
     """A frozen CLIP; subclasses run one library's model.
 
     Args:
-        model: with a parameter `logit_scale`.
+        model: that of the library, with a parameter `logit_scale`.
         preprocessing: maps images to the pixels that the model was trained on.
         tokenizer: that of the model's library.
         max_tokens: of one text.
@@ -40,10 +40,12 @@ class CLIPTower(ABC):
         users: the rewards that hold this tower.
     """
 
+    _key: TowerKey | None = None
+
     def __init__(
-        self, model: nn.Module, preprocessing: ImagePreprocessing, tokenizer: Any, max_tokens: int, checkpoint: str
+        self, model: Any, preprocessing: ImagePreprocessing, tokenizer: Any, max_tokens: int, checkpoint: str
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -96,6 +98,8 @@ class CLIPTower(ABC):
 
     def on(self, device: torch.device | str | None, dtype: torch.dtype | None) -> CLIPTower:
         """The tower at another place: itself, moved, where nobody else uses it; else one that is there, or a copy."""
+        # `shared_tower`, which makes all towers, has placed it.
+        assert self._key is not None
         source, device, dtype = self._key[0], device or self.device, dtype or self.dtype
         if dtype != self.dtype and at_least_float32(self.model.logit_scale).dtype != self.dtype:
             # Weights that were rounded once are no longer those of the checkpoint.
@@ -116,7 +120,7 @@ class CLIPTower(ABC):
             self._text_features.clear()
         else:
             self._text_features.to(device)
-        if _towers.get(getattr(self, "_key", None)) is self:
+        if self._key is not None and _towers.get(self._key) is self:
             del _towers[self._key]
         self._key = key
         _towers[key] = self
