@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .alignment.base import Method
+    from .alignment.guide import Guide
     from .alignment.methods import register_method
     from .alignment.methods.beam_search import BeamSearch
     from .alignment.methods.best_of_n import BestOfN
@@ -70,6 +71,7 @@ _MODULES = {
     "GlassPosterior": "posteriors.glass",
     "GlassTransition": "transitions.glass",
     "Guidance": "alignment.methods.guidance",
+    "Guide": "alignment.guide",
     "Method": "alignment.base",
     "NoAlignment": "alignment.methods.none",
     "NoiseEvolution": "alignment.methods.noise_evolution",
@@ -116,6 +118,7 @@ __all__ = [
     "GlassPosterior",
     "GlassTransition",
     "Guidance",
+    "Guide",
     "Method",
     "NoAlignment",
     "NoiseEvolution",

@@ -2,14 +2,14 @@
 
 import torch
 
-from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, GlassTransition, Guidance
+from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, GlassTransition, Guide
 
 pipe = DiamondMapPipeline.from_pretrained()
 alignment = SMC(
     num_particles=4,
     posterior=GlassPosterior(num_samples=4),
     transition=GlassTransition(num_inner_steps=4),
-    guidance=Guidance(gradient="isotropic"),
+    guide=Guide("isotropic"),
 )
 out = pipe(
     ["a red circle above a blue square", "four green stars"],

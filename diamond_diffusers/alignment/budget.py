@@ -15,20 +15,18 @@ from ..rewards.base import Reward
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
 from .base import Method
-from .law import TiltedModel
+from .law import Law, ScoreModel
 from .random_source import RandomSource
 
 
-def fit_to_budget(
-    alignment: Method, model: TiltedModel, levels: Sequence[float], max_network_evaluations: int
-) -> Method:
+def fit_to_budget(alignment: Method, law: Law, levels: Sequence[float], max_network_evaluations: int) -> Method:
     """The method with the largest count (`alignment.grows`) whose cost of one image is within a budget.
 
     It is never exceeded, and one more of the count would exceed it. A method whose count buys nothing stays as it is.
 
     Args:
         alignment: its own count is replaced.
-        model: what it will run on; nothing of it is evaluated.
+        law: what it will run on; nothing of it is evaluated.
         levels: of the run.
         max_network_evaluations: the budget of an image, in which an evaluation under classifier-free guidance counts 2
             and a backward pass 2 (`Cost.equivalent_evaluations`).
@@ -39,7 +37,7 @@ def fit_to_budget(
 
     def price(size: int) -> int:
         sized = alignment if alignment.grows is None else replace(alignment, **{alignment.grows: size})
-        return cost_of_image(sized, model, levels).equivalent_evaluations
+        return cost_of_image(sized, law, levels).equivalent_evaluations
 
     least = price(1)
     if least > max_network_evaluations:
@@ -73,19 +71,18 @@ def largest_within(budget: int, price: Callable[[int], int]) -> int:
     return size
 
 
-def cost_of_image(alignment: Method, model: TiltedModel, levels: Sequence[float]) -> Cost:
+def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
     """What one image of a method costs, counted by running the method's own loop on an empty model."""
-    scoring = model.score_model and tuple(_emptied(*model.score_model))
-    empty = TiltedModel(
-        *_emptied(model.family, model.conditions), [""], _MeanPixel(), model.reward_scale, score_model=scoring
-    )
+    scores = law.score_model and ScoreModel(*_emptied(law.score_model.model, law.score_model.conditions))
+    model, conditions = _emptied(law.model, law.conditions)
+    empty = Law(model, conditions, [""], _MeanPixel(), law.reward_scale, scores)
     x = torch.zeros(alignment.num_particles, 1)
     with torch.no_grad():
         alignment.run(empty, x, levels, RandomSource(torch.Generator(), 1))
     return empty.cost
 
 
-def _emptied(model: Model, conditions: Conditions) -> tuple[Model, Conditions]:
+def _emptied(model: Model, conditions: Conditions) -> tuple[EmptyModel, Conditions]:
     """A model that costs the same under conditions that hold no features."""
     negative = None if conditions.negative_features is None else {}
     return EmptyModel(model), replace(conditions, features={}, negative_features=negative)

@@ -23,7 +23,7 @@ from ..core.values import (
     value,
 )
 from ..posteriors.base import PosteriorSampler, PosteriorSamples
-from .law import TiltedModel
+from .law import Law, LawAtRows
 from .random_source import RandomSource
 from .smc_parts.resampling import effective_sample_size
 
@@ -98,7 +98,7 @@ class LookAhead:
 
 
 def look_ahead(
-    model: TiltedModel,
+    law: Law,
     posterior: PosteriorSampler,
     x: Tensor,
     noise_to_signal: float,
@@ -122,21 +122,20 @@ def look_ahead(
         with_values: whether they are decoded and scored; else their rewards are taken as 0, and there is no gradient.
         aim: of the step to be guided; None where that is what the model predicts.
     """
-    num_samples = posterior.num_samples
-    owners = model.owners(len(x) // model.num_images, x.device)
+    num_samples, owners = posterior.num_samples, law.rows(x).owners
     if posterior.draws_noise:
-        noise = random.normal(num_samples * len(x) // model.num_images, x.shape[1:])
+        noise = random.normal(num_samples * len(x) // law.num_images, x.shape[1:])
     else:
         noise = x.new_zeros(num_samples * len(x), *x.shape[1:])
 
     def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
-        rows = _Rows(model, posterior, x, noise_to_signal, owners, noise, aim)
+        rows = _Rows(LawAtRows(law, owners), posterior, x, noise_to_signal, noise, aim)
         return rows.estimate(gradient, with_prediction, with_terms, with_samples, with_values)
 
     if gradient not in REWARD_GRADIENTS:
         return estimate(x, owners, noise)
     # The graph of one chunk is all that memory must hold.
-    size = max(1, model.rows_at_once(len(noise)) // num_samples)
+    size = max(1, law.execution.rows_at_once(len(noise)) // num_samples)
     parts = zip(x.split(size), owners.split(size), noise.split(size * num_samples), strict=True)
     with differentiable_attention():
         return LookAhead.joined([estimate(*part) for part in parts])
@@ -147,19 +146,18 @@ class _Rows:
     """Particles whose look-aheads are drawn at once.
 
     Attributes:
-        model, posterior: as of `look_ahead`.
+        law: at the particles.
+        posterior: draws the look-aheads.
         x: particles `[N, ...]`.
         noise_to_signal: their level.
-        owners: `[N]`.
         noise: of the look-aheads, `[N K, ...]`.
         aim: of the step, where that is not what the model predicts.
     """
 
-    model: TiltedModel
+    law: LawAtRows
     posterior: PosteriorSampler
     x: Tensor
     noise_to_signal: float
-    owners: Tensor
     noise: Tensor
     aim: Aim | None
 
@@ -201,7 +199,7 @@ class _Rows:
 
     def draw(self, x: Tensor, with_prediction: bool) -> tuple[Tensor | None, PosteriorSamples]:
         """To what the step aims, where that is needed, and the look-aheads."""
-        network = self.model.network(self.owners)
+        network = self.law.network
         is_needed = self.posterior.needs_prediction(network)
         predicted = None
         if is_needed or (with_prediction and self.aim is None):
@@ -216,7 +214,7 @@ class _Rows:
 
     def rewards(self, samples: Tensor) -> Tensor:
         """Scaled rewards `[N, K]` of the look-aheads `[N, K, ...]`."""
-        rewards = self.model.tilt(samples.flatten(0, 1), self.owners, self.noise_to_signal)
+        rewards = self.law.tilt(samples.flatten(0, 1), self.noise_to_signal)
         return rewards.unflatten(0, (len(samples), -1))
 
     def hybrid_shift(self, x: Tensor, values: Tensor, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
@@ -235,8 +233,8 @@ class _Rows:
 
         One graph is traversed before the other is built, so that memory holds one.
         """
-        network, posterior = self.model.network(self.owners), self.posterior
-        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.model.reward_scale), 1)
+        network, posterior = self.law.network, self.posterior
+        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.law.law.reward_scale), 1)
         proportions = proportions.detach()
         of_rewards = pathwise_gradient((proportions * rewards).sum(1), x)
         aim = network.predict if self.aim is None else partial(self.aim, network)

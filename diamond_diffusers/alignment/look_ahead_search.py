@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
+from ..core.interval import Interval
 from ..posteriors.base import PosteriorSampler
 from ..posteriors.denoiser import DenoiserPoint
 from ..transitions.base import Transition
-from .base import Cloud, Method
-from .law import Evaluation, TiltedModel
+from .base import Method
+from .cloud import Cloud
+from .law import Law
 from .look_ahead import LookAhead, look_ahead
 from .random_source import RandomSource
 
@@ -53,56 +55,47 @@ class LookAheadSearch(Method):
     @abstractmethod
     def branch(
         self,
-        model: TiltedModel,
+        law: Law,
         x: Tensor,
         predicted: Tensor | None,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         random: RandomSource,
     ) -> Tensor:
         """Branches of the particles `x` at the next level: equally many consecutive ones of each, or one.
 
         Args:
-            model: the law to sample.
+            law: to sample.
             x: particles `[B W, ...]`.
             predicted: what the model predicts at `x`; None where the transition does not need it.
-            noise_to_signal: level of `x`.
-            next_noise_to_signal: level to reach.
+            interval: from the level of `x` to the one to reach.
             random: of the run; the plain sample's noise comes from itself, everything else is drawn aside.
         """
 
-    def step(
-        self,
-        model: TiltedModel,
-        cloud: Cloud,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
-        random: RandomSource,
-        is_last: bool,
-    ) -> Cloud:
-        predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(model, cloud.x, noise_to_signal)
-        x = self.branch(model, cloud.x, predicted, noise_to_signal, next_noise_to_signal, random)
-        per_image, final = len(x) // model.num_images, None
-        if is_last:
-            final = model.evaluate(x, model.owners(per_image, x.device))
-            ahead = LookAhead(None, model.reward_scale * final.total.to(x.device))
+    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+        predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, interval.start)
+        x = self.branch(law, cloud.x, predicted, interval, random)
+        rows, per_image, final = law.rows(x), len(x) // law.num_images, None
+        if interval.is_last:
+            final = rows.evaluate(x)
+            ahead = LookAhead(None, law.reward_scale * final.total.to(x.device))
         elif per_image == self.num_particles:
             return replace(cloud, x=x, ahead=None, figures={})
         else:
-            needed = self.transition.needs_prediction(model.network(model.owners(per_image, x.device)))
-            ahead = look_ahead(model, self.posterior, x, next_noise_to_signal, random.aside, with_prediction=needed)
+            needed = self.transition.needs_prediction(rows.network)
+            ahead = look_ahead(law, self.posterior, x, interval.end, random.aside, with_prediction=needed)
         kept = highest(ahead.values.unflatten(0, (-1, per_image)), self.num_particles)
         return replace(
             cloud,
             x=x[kept],
             ahead=ahead.rows(kept),
-            final=final and evaluation_rows(final, kept),
+            final=final and final.rows(kept),
+            values=ahead.values[kept].unflatten(0, (-1, self.num_particles)),
             figures=ahead.figures(per_image),
         )
 
-    def predicted(self, model: TiltedModel, x: Tensor, noise_to_signal: float) -> Tensor | None:
+    def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:
         """What the model predicts at rows `[N, ...]`, where the transition needs it."""
-        network = model.network(model.owners(len(x) // model.num_images, x.device))
+        network = law.rows(x).network
         return network.predict(x, noise_to_signal) if self.transition.needs_prediction(network) else None
 
 
@@ -110,9 +103,3 @@ def highest(values: Tensor, count: int) -> Tensor:
     """The flat indices `[B count]` of the highest `values [B, n]` of each image, best first; of equals the first."""
     order = values.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return (order + values.shape[1] * torch.arange(len(values), device=values.device)[:, None]).flatten()
-
-
-def evaluation_rows(evaluation: Evaluation, index: Tensor) -> Evaluation:
-    """The evaluations of the rows `index`."""
-    total, images = (rows[index.to(rows.device)] for rows in (evaluation.total, evaluation.images))
-    return Evaluation(total, {name: term[index.to(term.device)] for name, term in evaluation.terms.items()}, images)

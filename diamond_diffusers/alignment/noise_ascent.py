@@ -14,7 +14,7 @@ from ..core.attention import differentiable_attention
 from ..core.checks import check_counts
 from ..core.tensors import expand
 from ..transitions.base import Transition
-from .law import Evaluation, TiltedModel
+from .law import Evaluation, Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .random_source import RandomSource
 from .scalings import limited
@@ -77,19 +77,19 @@ class NoiseAscent(NoiseRounds):
     def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:
         """Samples of the noises `[N, ...]`, and the gradient of `reward_scale * reward` there, `[N, ...]`."""
 
-    def num_callbacks(self, num_steps: int) -> int:
+    def num_stages(self, law: Law, levels: Sequence[float]) -> int:
         return self.num_iterations
 
     def rounds(
-        self, model: TiltedModel, x: Tensor, levels: Sequence[float], random: RandomSource
+        self, law: Law, x: Tensor, levels: Sequence[float], random: RandomSource
     ) -> Iterator[tuple[Sample, Sample]]:
-        sampler = NoiseSampler(model, self.transition, levels, random, self.num_particles)
+        sampler = NoiseSampler(law, self.transition, levels, random, self.num_particles)
         noise, best = x.detach().clone(), None
         optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
         for iteration in range(self.num_iterations):
             is_last = iteration == self.num_iterations - 1
             sample, gradient = (sampler(noise), None) if is_last else self.sample_and_gradient(sampler, noise)
-            best = sample if best is None else best.improved_by(sample, model.reward_scale)
+            best = sample if best is None else best.improved_by(sample, law.reward_scale)
             yield sample, best
             if not is_last:
                 noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
@@ -107,7 +107,7 @@ class NoiseSampler:
     """Plain sampling from given noise, with the same driving noise every time.
 
     Attributes:
-        model: whose images have `num_particles` particles each.
+        law: whose images have `num_particles` particles each.
         transition: how they move.
         levels: of the run.
         random: what the driving noise is drawn from, when the first noises are sampled.
@@ -115,7 +115,7 @@ class NoiseSampler:
         driving: the draws `[B P, ...]` of each step.
     """
 
-    model: TiltedModel
+    law: Law
     transition: Transition
     levels: Sequence[float]
     random: RandomSource
@@ -139,7 +139,7 @@ class NoiseSampler:
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 sample = self._sample(rows, index)
-                objective = self.model.reward_scale * sample.evaluation.total.sum()
+                objective = self.law.reward_scale * sample.evaluation.total.sum()
             gradients += torch.autograd.grad(objective, rows)
             total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
             samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
@@ -147,14 +147,14 @@ class NoiseSampler:
 
     def _parts(self, noise: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The noises in parts of what is evaluated at once, and the particle that each belongs to."""
-        count = self.model.num_images * self.num_particles
+        count = self.law.num_images * self.num_particles
         particles = torch.arange(count, device=noise.device).repeat_interleave(len(noise) // count)
-        size = self.model.rows_at_once(len(noise))
+        size = self.law.execution.rows_at_once(len(noise))
         return list(zip(noise.split(size), particles.split(size), strict=True))
 
     def _sample(self, noise: Tensor, particles: Tensor) -> Sample:
-        model = self.model.of_rows(particles // self.num_particles)
-        return plain_sample(model, self.transition, noise, self.levels, _Repeated(self, particles))
+        law = self.law.of_images(particles // self.num_particles)
+        return plain_sample(law, self.transition, noise, self.levels, _Repeated(self, particles))
 
 
 class _Repeated:

@@ -6,16 +6,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
+from ..core.interval import intervals
 from ..core.tensors import where_rows
 from ..transitions.base import Transition
-from .law import TiltedModel
-from .look_ahead_search import evaluation_rows, highest
+from .law import Law
+from .look_ahead_search import highest
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .random_source import RandomSource
 
@@ -60,11 +60,11 @@ class NoiseSearch(NoiseRounds):
             fresh: standard normal, `[B P, n, S, ...]`.
         """
 
-    def num_callbacks(self, num_steps: int) -> int:
+    def num_stages(self, law: Law, levels: Sequence[float]) -> int:
         return math.ceil(self.num_candidates / self.round_size)
 
     def rounds(
-        self, model: TiltedModel, x: Tensor, levels: Sequence[float], random: RandomSource
+        self, law: Law, x: Tensor, levels: Sequence[float], random: RandomSource
     ) -> Iterator[tuple[Sample, Sample]]:
         pivot, best = self.plain_noise(x, levels, random), None
         for tried in range(0, self.num_candidates, self.round_size):
@@ -74,13 +74,13 @@ class NoiseSearch(NoiseRounds):
             if best is None:
                 noise[:, 0] = pivot
             noise = noise.flatten(0, 1)
-            sample = plain_sample(model, self.transition, noise[:, 0], levels, _Draws(noise))
-            pivot, best = self._best(model.reward_scale, pivot, best, noise, sample)
+            sample = plain_sample(law, self.transition, noise[:, 0], levels, _Draws(noise))
+            pivot, best = self._best(law.reward_scale, pivot, best, noise, sample)
             yield sample, best
 
     def plain_noise(self, x: Tensor, levels: Sequence[float], random: RandomSource) -> Tensor:
         """The noise of plain sampling from `x`, `[B P, S, ...]`."""
-        num_draws = sum(self.transition.draws_noise(*step) for step in pairwise(levels))
+        num_draws = sum(self.transition.draws_noise(interval) for interval in intervals(levels))
         return torch.stack([x, *(random.normal(self.num_particles, x.shape[1:]).to(x) for _ in range(num_draws))], 1)
 
     def _best(
@@ -89,7 +89,7 @@ class NoiseSearch(NoiseRounds):
         """The noise of each particle whose sample has the highest scaled reward so far, and that sample."""
         values = (reward_scale * sample.evaluation.total).unflatten(0, (len(pivot), -1))
         rows = highest(values, 1)
-        found = Sample(sample.latents[rows], evaluation_rows(sample.evaluation, rows))
+        found = Sample(sample.latents[rows], sample.evaluation.rows(rows))
         if best is None:
             return noise[rows], found
         better = reward_scale * found.evaluation.total > reward_scale * best.evaluation.total

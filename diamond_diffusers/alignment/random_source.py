@@ -9,6 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..transitions.base import Transition
 
 
@@ -105,14 +106,13 @@ def driving_noise(
     transition: Transition,
     x: Tensor,
     rows_per_image: int,
-    noise_to_signal: float,
-    next_noise_to_signal: float,
+    interval: Interval,
 ) -> Tensor:
     """Driving noise of a step for the rows `x [N, ...]`, equally many of each image; a step without noise draws none.
 
     So that the generators are left as the stock pipeline leaves them.
     """
-    if transition.draws_noise(noise_to_signal, next_noise_to_signal):
+    if transition.draws_noise(interval):
         return random.normal(rows_per_image, x.shape[1:])
     return torch.zeros_like(x)
 

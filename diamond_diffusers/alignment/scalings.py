@@ -9,20 +9,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..core.registry import Registry
 from ..core.tensors import expand
 from .look_ahead import LookAhead
 
 SANA_SPRINT_DEVIATION = 0.5
 """`sigma_data` of SANA-Sprint: its latents are scaled by it."""
 
-Scaling = Callable[[LookAhead, float, float], Tensor]
+ShiftOfGradient = Callable[[LookAhead, float, float], Tensor]
 """Maps estimates of `N` particles, their level and the largest coefficient to the shift at strength 1, `[N, ...]`."""
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """How large a guide makes its shift.
+
+    Attributes:
+        shift: of estimates of particles.
+        takes_terms: whether it scales the terms of the gradient each for itself, where the look-aheads have terms.
+        has_coefficient: whether it multiplies by a coefficient, which `max_coefficient` can limit.
+    """
+
+    shift: ShiftOfGradient
+    takes_terms: bool = False
+    has_coefficient: bool = True
+
+
+SCALINGS: Registry[Scaling] = Registry("scaling", "scalings")
+
+
+def scaling(
+    name: str, *, takes_terms: bool = False, has_coefficient: bool = True
+) -> Callable[[ShiftOfGradient], ShiftOfGradient]:
+    """Registers the decorated function as the scaling of that name; arguments as of `Scaling`."""
+
+    def register(shift: ShiftOfGradient) -> ShiftOfGradient:
+        SCALINGS.register(name)(Scaling(shift, takes_terms, has_coefficient))
+        return shift
+
+    return register
+
+
+@scaling("exact")
 def exact(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """`kappa^2 grad_y V`, for which the tilted law is sampled."""
     if noise_to_signal <= max_coefficient:
@@ -30,6 +63,7 @@ def exact(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> T
     return max_coefficient / noise_to_signal * ahead.shift
 
 
+@scaling("norm", takes_terms=True)
 def norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """Each term of the gradient at root-mean-square 1, then the coefficient: the recipe of the Weighted Diamond Map.
 
@@ -43,6 +77,7 @@ def norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Te
     return time * coefficient * _sum_of_units(ahead.terms)
 
 
+@scaling("sana_sprint_norm", takes_terms=True)
 def sana_sprint_norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """As `norm`, with the coefficient of the authors' code for SANA-Sprint, which is negative below `kappa = 1`.
 
@@ -58,15 +93,11 @@ def sana_sprint_norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: 
     return math.sin(angle) * coefficient / SANA_SPRINT_DEVIATION * _sum_of_units(ahead.terms)
 
 
+@scaling("auto", has_coefficient=False)
 def auto(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """The change of the velocity gets the size of the velocity (FMRG, arXiv 2604.27147)."""
     total = ahead.terms.sum(1)
     return expand(ahead.drift, total) * of_unit_size(total)
-
-
-SCALINGS: dict[str, Scaling] = {"exact": exact, "norm": norm, "sana_sprint_norm": sana_sprint_norm, "auto": auto}
-TERM_SCALINGS = ("norm", "sana_sprint_norm")
-"""Those that scale each term of the gradient for itself."""
 
 
 def _sum_of_units(terms: Tensor) -> Tensor:

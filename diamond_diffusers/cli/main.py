@@ -234,8 +234,8 @@ FIELDS = {
     "posterior": {"posterior"},
     "num_inner_steps": {"posterior"},
     "num_lookaheads": {"posterior"},
-    "gradient": {"gradient", "guidance"},
-    "guidance_strength": {"guidance_strength", "guidance"},
+    "gradient": {"guide"},
+    "guidance_strength": {"guide"},
     "max_network_evaluations": {"num_particles"},
 }
 """Of which a method has at least one where it uses the option."""
@@ -252,7 +252,7 @@ def build_alignment(name: str, options: AlignmentOptions, model: Model | None = 
     Raises:
         ValueError: the name is unknown, or an option does not apply to the method.
     """
-    from ..alignment.methods.guidance import Guidance
+    from ..alignment.guide import Guide
     from ..alignment.methods.posterior_smc import PosteriorSMC
     from ..alignment.named import as_method
 
@@ -274,13 +274,14 @@ def build_alignment(name: str, options: AlignmentOptions, model: Model | None = 
             f"--posterior is weighted, but alignment {name!r} moves particles by look-aheads of equal weight; "
             "take --posterior glass or diamond, or --alignment smc"
         )
-    guidance = {key: value for key, value in options.given().items() if key in ("gradient", "guidance_strength")}
-    posterior = _posterior(options, model)
-    arguments = posterior | ({} if options.num_particles is None else {"num_particles": options.num_particles})
-    if guidance and "guidance" in fields:
-        arguments["guidance"] = dataclasses.replace(method.guidance or Guidance(), **guidance, **posterior)
-        guidance = {}
-    return dataclasses.replace(method, **arguments, **guidance)
+    guide = {key: value for key, value in options.given().items() if key in ("gradient", "guidance_strength")}
+    arguments = _posterior(options, model) | (
+        {} if options.num_particles is None else {"num_particles": options.num_particles}
+    )
+    if guide:
+        guide = {key.removeprefix("guidance_"): value for key, value in guide.items()}
+        arguments["guide"] = dataclasses.replace(method.guide or Guide(), **guide)
+    return dataclasses.replace(method, **arguments)
 
 
 def _posterior(options: AlignmentOptions, model: Model | None) -> dict[str, PosteriorSampler]:

@@ -46,7 +46,7 @@ def benchmark_posteriors(
     output: Results = Path("out/posteriors"),
 ) -> None:
     """Compares posterior samplers with a fine GLASS posterior: their laws, and the values that they give."""
-    from ..evaluation.observations import rendered_latents, sampled_latents, shuffled_captions, tilted_model
+    from ..evaluation.observations import rendered_latents, sampled_latents, shuffled_captions, tilted_law
     from ..evaluation.posterior_benchmark import Settings
     from ..evaluation.posterior_benchmark import benchmark_posteriors as compare
     from ..evaluation.posterior_report import text_tables, write_report
@@ -68,7 +68,7 @@ def benchmark_posteriors(
     clean = sampled_latents(pipe, texts, seed, batch_size) if prompt else rendered_latents(pipe, captions, seed)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
-        tilted_model(pipe, texts, scored_by, scale, batch_size) as tilted,
+        tilted_law(pipe, texts, scored_by, scale, batch_size) as tilted,
         Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
     ):
         bar = progress.add_task("levels", total=len(settings.levels))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_counts
+from .interval import Interval
 from .levels import Denoiser, Level, as_level, fuse, signal_and_noise
 from .tensors import expand, working_dtype
 
@@ -263,16 +264,14 @@ class EarlyStop:
     """Where the inner flow stops on the way from one level to the next, and what its state stands for there.
 
     Args:
-        noise_to_signal: level `kappa_t` of the particle; infinity is allowed.
-        next_noise_to_signal: level `kappa_u <= kappa_t` to reach.
+        interval: from the level `kappa_t` of the particle to the level `kappa_u <= kappa_t` to reach.
         correlation: `rho` in `[0, 1]` between the noises at the two levels.
 
     Raises:
         ValueError: the correlation is out of range.
     """
 
-    noise_to_signal: float
-    next_noise_to_signal: float
+    interval: Interval
     correlation: float
 
     def __post_init__(self) -> None:
@@ -282,23 +281,23 @@ class EarlyStop:
     @property
     def stays(self) -> bool:
         """Whether the particle is there already, so that no inner flow is needed: the same level and the same noise."""
-        return self.correlation == 1 and self.next_noise_to_signal == self.noise_to_signal
+        return self.correlation == 1 and self.interval.end == self.interval.start
 
     @property
     def gain(self) -> float:
         """The weight `g` of `y_t` in `y_u`."""
-        return self.correlation * self.next_noise_to_signal / self.noise_to_signal
+        return self.correlation * self.interval.end / self.interval.start
 
     @property
     def stop(self) -> float:
         """The last inner time, in `[0, 1)`."""
-        level = self.next_noise_to_signal * math.sqrt(1 - self.correlation**2) / (1 - self.gain)
+        level = self.interval.end * math.sqrt(1 - self.correlation**2) / (1 - self.gain)
         return level / (1 + level)
 
     def observation(self, x: Tensor, xbar: Tensor) -> Tensor:
         """`x_u` in the bounded coordinate: `y_u = g y_t + (1 - g) xbar / (1 - s)` at the stop `s`."""
-        _, sigma_t = signal_and_noise(self.noise_to_signal)
-        alpha_u, sigma_u = signal_and_noise(self.next_noise_to_signal)
+        _, sigma_t = signal_and_noise(self.interval.start)
+        alpha_u, sigma_u = signal_and_noise(self.interval.end)
         # g y_t, written so that it stays finite at pure noise.
         kept = expand(as_level(self.correlation * sigma_u / sigma_t), x) * x
         return kept + expand(alpha_u * (1 - self.gain) / (1 - self.stop), x) * xbar
@@ -307,8 +306,7 @@ class EarlyStop:
 def sample_transition(
     denoise: Denoiser,
     x: Tensor,
-    noise_to_signal: float,
-    next_noise_to_signal: float,
+    interval: Interval,
     correlation: float,
     noise: Tensor,
     *,
@@ -319,8 +317,7 @@ def sample_transition(
     """Samples `x_u` given `x_t` where their noises have a given correlation, by stopping the inner flow early.
 
     Args:
-        noise_to_signal: level `kappa_t` of `x`; infinity is allowed.
-        next_noise_to_signal: level `kappa_u <= kappa_t` of the result.
+        interval: from the level `kappa_t` of `x` to the level `kappa_u <= kappa_t` of the result.
         correlation: `rho` in `[0, 1]` between the noises of `x_t` and `x_u`; `kappa_u / kappa_t` makes the chain
             Markov (DDPM).
         noise: standard normal of the shape of `x`; other arguments as of `inner_flow`.
@@ -332,13 +329,13 @@ def sample_transition(
     Raises:
         ValueError: the correlation is out of range.
     """
-    early_stop = EarlyStop(float(noise_to_signal), float(next_noise_to_signal), correlation)
+    early_stop = EarlyStop(interval, correlation)
     if early_stop.stays:
         return x.to(working_dtype(x))
     xbar = inner_flow(
         denoise,
         x,
-        noise_to_signal,
+        interval.start,
         noise,
         num_inner_steps=num_inner_steps,
         stop=early_stop.stop,

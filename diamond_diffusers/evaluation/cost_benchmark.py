@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..alignment.guide import Guide
 from ..alignment.methods.guidance import Guidance
 from ..pipelines.pipeline import DiamondMapPipeline
 from .counting import GraphMemory, counted
@@ -93,7 +94,7 @@ def measure(workload: Workload, particles: Sequence[int]) -> Iterator[StepCost]:
         "gradient_checkpointing": workload.gradient_checkpointing,
     }
     for num_particles in sorted(particles):
-        guidance = Guidance(gradient=workload.gradient, num_particles=num_particles)
+        guidance = Guidance(guide=Guide(workload.gradient), num_particles=num_particles)
         # A larger chunk would be filled up with rows that are of no use.
         chunk = min(workload.particle_batch_size or num_particles, num_particles)
         yield _measure(pipe, {**arguments, "alignment": guidance, "particle_batch_size": chunk}, num_particles)

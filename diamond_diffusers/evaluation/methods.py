@@ -14,7 +14,7 @@ import torch
 
 from ..alignment.base import Method
 from ..alignment.budget import cost_of_image, largest_within
-from ..alignment.law import TiltedModel
+from ..alignment.law import Law
 from ..core.cost import Cost
 from ..pipelines.arguments import check_baked_guidance, resolve_arguments
 from ..pipelines.pipeline import DiamondMapPipeline
@@ -178,7 +178,7 @@ def dry_cost(pipe: DiamondMapPipeline, arguments: Mapping[str, object]) -> CostO
         return pipe.family.levels({**arguments, STEPS: num_inference_steps}, conditions)
 
     def cost_of(method: SizedMethod) -> Cost:
-        model = TiltedModel(pipe.family, conditions, [""])
-        return cost_of_image(method.alignment, model, levels(method.num_inference_steps))
+        law = Law(pipe.family, conditions, [""])
+        return cost_of_image(method.alignment, law, levels(method.num_inference_steps))
 
     return cost_of

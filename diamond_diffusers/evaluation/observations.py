@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..alignment.budget import EmptyModel
-from ..alignment.law import TiltedModel
+from ..alignment.execution import Execution
+from ..alignment.law import Law, LawAtRows, ScoreModel
 from ..alignment.random_source import RandomSource
 from ..core.levels import RectifiedFlowPath, add_noise
 from ..miniature.grammar import Caption, held_out_captions
@@ -28,14 +29,14 @@ class Observations:
     """Noised clean latents, and what the model predicts there.
 
     Attributes:
-        model: of `N` images.
+        law: of `N` images.
         x: `[N, ...]` in the bounded coordinate.
         noise_to_signal: their level.
         predicted: by the model as loaded, `[N, ...]`.
         reference_noise, sampler_noise: independent standard normals `[N, K, ...]`, for up to K look-aheads of each.
     """
 
-    model: TiltedModel
+    law: Law
     x: Tensor
     noise_to_signal: float
     predicted: Tensor
@@ -43,41 +44,45 @@ class Observations:
     sampler_noise: Tensor
 
     @classmethod
-    def of(cls, model: TiltedModel, clean: Tensor, level: float, num_samples: int, seed: int) -> Observations:
+    def of(cls, law: Law, clean: Tensor, level: float, num_samples: int, seed: int) -> Observations:
         """Clean latents `[N, ...]` noised to a time of rectified flow, or to the model's largest level below it."""
-        network = model.network(model.owners(1, clean.device))
+        network = law.rows(clean).network
         kappa = min(RectifiedFlowPath().noise_to_signal(level).item(), network.max_noise_to_signal)
         x = add_noise(clean, keyed_noise(f"{seed} {level} observations", clean, 1), kappa)
         reference_noise, sampler_noise = (
             keyed_noise(f"{seed} {level} {name}", clean, num_samples).unflatten(0, (len(clean), -1))
             for name in ("reference", "samplers")
         )
-        return cls(model, x, kappa, network.predict(x, kappa), reference_noise, sampler_noise)
+        return cls(law, x, kappa, network.predict(x, kappa), reference_noise, sampler_noise)
 
     def draw(self, sampler: PosteriorSampler, noise: Tensor) -> PosteriorSamples:
         """Look-aheads of all observations from the first of their noise `[N, K, ...]`."""
-        network = self.model.network(self.model.owners(1, self.x.device))
+        network = self.law.rows(self.x).network
         rows = noise[:, : sampler.num_samples].flatten(0, 1)
         return sampler.sample(network, self.x, self.noise_to_signal, self.predicted, rows)
 
     def network_evaluations(self, sampler: PosteriorSampler) -> int:
         """What the look-aheads of one observation cost in a run, which predicts there where they use that."""
-        models = [(self.model.family, self.model.conditions), self.model.score_model]
-        first = torch.zeros(1, dtype=torch.long)
-        own, scores = ((EmptyModel(pair[0]), pair[1].rows(first)) if pair is not None else None for pair in models)
-        empty = TiltedModel(*own, [""], score_model=scores)
-        network, x = empty.network(empty.owners(1)), torch.zeros(1, 1)
+        law, first, x = self.law, torch.zeros(1, dtype=torch.long), torch.zeros(1, 1)
+        scores = law.score_model
+        empty = Law(
+            EmptyModel(law.model),
+            law.conditions.rows(first),
+            [""],
+            score_model=scores and ScoreModel(EmptyModel(scores.model), scores.conditions.rows(first)),
+        )
+        network = empty.rows(x).network
         predicted = network.predict(x, self.noise_to_signal) if sampler.needs_prediction(network) else None
         sampler.sample(network, x, self.noise_to_signal, predicted, torch.zeros(sampler.num_samples, 1))
         return empty.cost.network_evaluations
 
     def score(self, drawn: PosteriorSamples) -> Tensor:
         """The scaled rewards of look-aheads, `[N, K]`."""
-        owners = self.model.owners(1, self.x.device)
+        owners, at_once = self.law.rows(self.x).owners, self.law.execution.particle_batch_size
         # Images take far more memory than latents.
-        size = max(1, (self.model.particle_batch_size or drawn.log_weights.numel()) // drawn.samples.shape[1])
+        size = max(1, (at_once or drawn.log_weights.numel()) // drawn.samples.shape[1])
         parts = zip(drawn.samples.split(size), owners.split(size), strict=True)
-        rewards = [self.model.tilt(z.flatten(0, 1), owner, self.noise_to_signal) for z, owner in parts]
+        rewards = [LawAtRows(self.law, owner).tilt(z.flatten(0, 1), self.noise_to_signal) for z, owner in parts]
         return torch.cat(rewards).double().reshape(drawn.log_weights.shape)
 
 
@@ -89,13 +94,13 @@ def keyed_noise(key: str, latents: Tensor, rows_per_latent: int) -> Tensor:
 
 
 @contextmanager
-def tilted_model(
+def tilted_law(
     pipe: DiamondMapPipeline,
     prompts: Sequence[str],
     reward: Reward | None = None,
     reward_scale: float = 1.0,
     particle_batch_size: int | None = None,
-) -> Iterator[TiltedModel]:
+) -> Iterator[Law]:
     """A pipeline's model for some prompts, as its own call has it; valid while the context is open.
 
     Raises:
@@ -110,7 +115,7 @@ def tilted_model(
             conditions = family.encode(arguments)
         if reward is not None:
             reward.to(device=pipe._execution_device)
-        yield TiltedModel(family, conditions, prompts, reward, reward_scale, particle_batch_size)
+        yield Law(family, conditions, prompts, reward, reward_scale, execution=Execution(particle_batch_size))
 
 
 def shuffled_captions(count: int, seed: int = 0) -> list[Caption]:

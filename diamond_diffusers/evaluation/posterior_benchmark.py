@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..alignment.law import TiltedModel
+from ..alignment.law import Law, LawAtRows
 from ..core.model import Model
 from ..core.values import value
 from ..posteriors.base import PosteriorSampler, PosteriorSamples
@@ -156,7 +156,7 @@ def usable_samplers(
 
 @torch.no_grad()
 def benchmark_posteriors(
-    model: TiltedModel,
+    law: Law,
     clean: Tensor,
     settings: Settings | None = None,
     samplers: Mapping[str, PosteriorSampler] | None = None,
@@ -167,7 +167,7 @@ def benchmark_posteriors(
     Laws are compared by look-aheads from the noise of the reference, values by others from noise of their own.
 
     Args:
-        model: of `N` images, at least 2; without a reward only the laws are compared.
+        law: of `N` images, at least 2; without a reward only the laws are compared.
         clean: a clean latent of each, `[N, ...]`.
         settings: None for the defaults.
         samplers: by name, each with no more samples than the reference; None for `standard_samplers`.
@@ -177,27 +177,27 @@ def benchmark_posteriors(
         ValueError: the model has no posterior mean, there are too few latents, or a sampler draws too many samples.
     """
     settings = settings or Settings()
-    if len(clean) != model.num_images or len(clean) < 2:
+    if len(clean) != law.num_images or len(clean) < 2:
         raise ValueError(
-            f"clean holds {len(clean)} latents for {model.num_images} images; give one for each of 2 or more"
+            f"clean holds {len(clean)} latents for {law.num_images} images; give one for each of 2 or more"
         )
-    settings.reference.check(model.family)
-    usable, left_out = usable_samplers(model.family, samplers or standard_samplers(settings.num_samples))
+    settings.reference.check(law.model)
+    usable, left_out = usable_samplers(law.model, samplers or standard_samplers(settings.num_samples))
     for name, sampler in usable.items():
         if sampler.num_samples > settings.num_samples:
             raise ValueError(
                 f"samplers holds {name!r} with num_samples={sampler.num_samples}, but the reference draws "
                 f"{settings.num_samples}; raise num_samples of the settings to that"
             )
-    if model.reward is not None:
+    if law.reward is not None:
         # One that fails does so before all the work.
-        model.tilt(clean[:1], model.owners(1, clean.device)[:1])
+        LawAtRows(law, law.rows(clean).owners[:1]).tilt(clean[:1])
     distances, values = [], []
     for done, level in enumerate(settings.levels, start=1):
-        observed = Observations.of(model, clean, level, settings.num_samples, settings.seed)
+        observed = Observations.of(law, clean, level, settings.num_samples, settings.seed)
         reference = observed.draw(settings.reference, observed.reference_noise)
         distances += _law_distances(level, observed, reference, usable)
-        if model.reward is not None:
+        if law.reward is not None:
             values += _value_accuracies(level, observed, reference, {REFERENCE: settings.reference, **usable})
         if on_level is not None:
             on_level(done)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..alignment.base import Method
+from ..alignment.guide import Guide
 from ..alignment.methods.beam_search import BeamSearch
 from ..alignment.methods.best_of_n import BestOfN
 from ..alignment.methods.guidance import Guidance
@@ -89,18 +90,18 @@ def look_aheads(model: Model | None = None) -> dict[str, LookAheads]:
 def cells_of(ahead: LookAheads) -> dict[str, Method]:
     """Every method that looks ahead, each with these look-aheads."""
     options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
-    inner = Guidance(posterior=ahead.posterior)
+    inner = Guide()
     cells: dict[str, Method] = {
         "beam_search": BeamSearch(branching=2, **options),
         "smc": SMC(**options),
         "guidance": Guidance(**options),
-        "guided_smc": SMC(**options, guidance=inner),
+        "guided_smc": SMC(**options, guide=inner),
     }
     if ahead.several is not None:
         cells["resampling"] = PosteriorResampling(posterior=ahead.several)
         if not ahead.posterior.is_weighted:
             cells["posterior_smc"] = PosteriorSMC(posterior=ahead.posterior)
-            cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guidance=inner)
+            cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guide=inner)
     return cells
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..alignment.base import FINAL_SELECTIONS
+from ..alignment.result import FINAL_SELECTIONS
 from ..core.checks import check_counts
 from ..families.base import Family
 from ..families.compat import offloads_layers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from numbers import Number
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from ..alignment.base import Method, RunEnded
-from ..alignment.law import TiltedModel
+from ..alignment.base import Method
 from ..alignment.noise_rounds import NoiseRounds
+from ..alignment.progress import Progress
 from ..core.model import Conditions
 from ..families.base import Family
 
@@ -64,7 +64,6 @@ class StepEnd:
 
     Args:
         pipe: the `DiamondMapPipeline`, which the callback gets first.
-        model: whose conditions it may change.
         alignment: the method that runs.
         levels: of the run.
         progress_bar: of the stock pipeline.
@@ -75,28 +74,31 @@ class StepEnd:
     def __init__(
         self,
         pipe: Any,
-        model: TiltedModel,
         alignment: Method,
         levels: list[float],
         progress_bar: Any,
         callback: UserCallback | None,
         names: Sequence[str],
     ) -> None:
-        self.pipe, self.model, self.alignment = pipe, model, alignment
+        self.pipe, self.alignment = pipe, alignment
         self.family: Family = pipe.family
         self.levels, self.progress_bar = levels, progress_bar
         self.callback, self.names = callback, names
-        self.negative_features = model.conditions.negative_features
+        # Of a run whose callback has turned guidance off, for when it is turned on again.
+        self.negative_features: dict[str, Tensor] | None = None
 
-    def __call__(self, index: int, x: Tensor, step: int) -> Tensor | None:
+    def __call__(self, progress: Progress) -> bool:
+        """What the callback changes, it changes in the progress; returns whether it ends the run."""
         self.progress_bar.update()
         if self.callback is None:
-            return None
-        level, conditions = self.levels[step + 1], self.model.conditions
+            return False
+        x, step, conditions = progress.drawn, progress.level_index, progress.law.conditions
+        level = self.levels[step + 1]
         latents = self.family.to_stock(x, level)
         timestep = self.family.timestep(self.levels[step]).to(x.device, torch.float32)
-        options = self._options()
-        changed = self._changed(index, timestep, {"latents": latents, **self.family.shown_tensors(conditions)})
+        options = self._options(conditions)
+        shown = {"latents": latents, **self.family.shown_tensors(conditions)}
+        changed = self._changed(progress.index, timestep, shown)
         replaced = changed.pop("latents", None)
         if replaced is not None and replaced.shape != latents.shape:
             raise ValueError(
@@ -105,16 +107,21 @@ class StepEnd:
             )
         # Not every stock pipeline has the property that reads this.
         if self.family.pipeline._interrupt:
-            # Stock pipelines decode what they have, as it is.
-            raise RunEnded(self.family.from_stock((latents if replaced is None else replaced).to(x), 0.0))
-        set_anew = {name: value for name, value in self._options().items() if _differs(value, options[name])}
+            if not progress.is_final:
+                # Stock pipelines decode what they have, as it is.
+                progress.end(self.family.from_stock((latents if replaced is None else replaced).to(x), 0.0))
+            return True
+        now = self._options(conditions)
+        set_anew = {name: value for name, value in now.items() if _differs(value, options[name])}
         if changed or set_anew:
             self._check_meaning([*changed, *set_anew])
             conditions = self.family.with_changed(conditions, changed) if changed else conditions
-            self.model.conditions = self._with_options(conditions, set_anew)
+            progress.law = dataclasses.replace(progress.law, conditions=self._with_options(conditions, set_anew))
         elif replaced is None:
-            return None
-        return x if replaced is None else self.family.from_stock(replaced.to(x), level)
+            return False
+        # Estimates that were made ahead are made again.
+        progress.replace_particles(x if replaced is None else self.family.from_stock(replaced.to(x), level))
+        return False
 
     def _changed(self, index: int, timestep: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Calls the user's callback; those tensors that it changed in place or returned anew."""
@@ -140,10 +147,10 @@ class StepEnd:
             if tensor is not None and not (name in before and _same(tensor, before[name]))
         }
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, conditions: Conditions) -> dict[str, Any]:
         """What the stock loop reads in its pipeline at each step."""
         # An embedded guidance scale is read once.
-        names = {name for name in self.model.conditions.shared if name != "guidance_scale"}
+        names = {name for name in conditions.shared if name != "guidance_scale"}
         if hasattr(type(self.family.pipeline), "do_classifier_free_guidance"):
             names.add("guidance_scale")
         return {name: getattr(self.family.pipeline, f"_{name}", None) for name in names}
@@ -155,7 +162,7 @@ class StepEnd:
             ValueError: guidance is turned on in a run that began without.
         """
         shared = {name: value for name, value in options.items() if name in conditions.shared}
-        conditions = replace(conditions, shared={**conditions.shared, **shared})
+        conditions = dataclasses.replace(conditions, shared={**conditions.shared, **shared})
         self.negative_features = conditions.negative_features or self.negative_features
         if "guidance_scale" not in options:
             return conditions
@@ -166,7 +173,9 @@ class StepEnd:
                 "guidance, so that no negative prompt was encoded; begin with a guidance_scale that has it"
             )
         negative_features = self.negative_features if guided else None
-        return replace(conditions, negative_features=negative_features, classifier_free_guidance_scale=scale)
+        return dataclasses.replace(
+            conditions, negative_features=negative_features, classifier_free_guidance_scale=scale
+        )
 
     def _check_meaning(self, names: Sequence[str]) -> None:
         if isinstance(self.alignment, NoiseRounds):

@@ -9,9 +9,10 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..alignment.base import AlignmentResult, Method
-from ..alignment.law import TiltedModel
+from ..alignment.base import Method
+from ..alignment.law import Law
 from ..alignment.random_source import RandomSource
+from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 
@@ -53,7 +54,7 @@ class DiamondMapPipelineOutput(BaseOutput):
 
 
 def make_output(
-    model: TiltedModel,
+    law: Law,
     alignment: Method,
     result: AlignmentResult,
     selection: str,
@@ -61,7 +62,7 @@ def make_output(
     output_type: str,
 ) -> DiamondMapPipelineOutput:
     """The chosen particles of a run as images of the wanted type, with what is known of them."""
-    family = model.family
+    family = law.model
     chosen = result.select(selection, random).to(result.latents.device)
     rows = torch.arange(len(chosen), device=chosen.device)[:, None]
 
@@ -72,8 +73,7 @@ def make_output(
     if output_type == "latent":
         images = latents
     else:
-        owners = model.owners(chosen.shape[1], latents.device)
-        images = model.decode(latents, owners) if result.images is None else pick(result.images)
+        images = law.rows(latents).decode(latents) if result.images is None else pick(result.images)
         images, flagged = family.finish(images)
         images = family.pipeline.image_processor.postprocess(
             images, output_type=output_type, do_denormalize=[False] * len(images)
@@ -85,7 +85,7 @@ def make_output(
         log_weights=pick(result.log_weights),
         log_evidence=result.log_evidence,
         trace=result.trace,
-        cost=model.cost,
+        cost=law.cost,
         alignment=alignment,
         nsfw_content_detected=flagged,
     )

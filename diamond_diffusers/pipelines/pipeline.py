@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
-from ..alignment.law import TiltedModel, check_reward_scale
+from ..alignment.execution import Execution
+from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.random_source import RandomSource
 from ..core.checks import check_counts
@@ -376,20 +377,22 @@ class DiamondMapPipeline(AdapterMethods):
                 conditions = self.family.encode(arguments)
                 levels = self.family.levels(arguments, conditions)
             scoring = encode_for_scores(self.score_model, arguments)
-            model = TiltedModel(
-                self.family, conditions, texts, reward, scale, particle_batch_size, scoring, checkpointing, shards
-            )
+            execution = Execution(particle_batch_size, checkpointing, shards)
+            law = Law(self.family, conditions, texts, reward, scale, scoring, execution)
             self.pipeline._num_timesteps = len(levels) - 1
             if max_network_evaluations is not None:
-                alignment = fit_to_budget(alignment, model, levels, max_network_evaluations)
+                alignment = fit_to_budget(alignment, law, levels, max_network_evaluations)
             x = starting_particles(self.family, arguments, conditions, alignment, levels[0], random, latents)
             if wants_latents(reward):
                 probe(latents=x[:1])
-            total = alignment.num_callbacks(len(alignment.planned(model, levels)[1]) - 1)
+            total = alignment.num_stages(law, levels)
             with self.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules()):
-                on_step = StepEnd(self, model, alignment, levels, progress_bar, callback_on_step_end, watched)
-                result = alignment.run(model, x, levels, random, on_step)
-            output = make_output(model, alignment, result, selection, random, output_type)
+                on_step = StepEnd(self, alignment, levels, progress_bar, callback_on_step_end, watched)
+                for progress in alignment.iterate(law, x, levels, random):
+                    if on_step(progress):
+                        break
+                result = progress.result()
+            output = make_output(law, alignment, result, selection, random, output_type)
             self.pipeline.maybe_free_model_hooks()
         return output if return_dict else (output.images, output.rewards)
 

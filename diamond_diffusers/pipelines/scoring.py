@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.model import Conditions
-from ..families.base import Family
+from ..alignment.law import ScoreModel
 from ..rewards import Reward
 from .arguments import resolve_arguments
 
@@ -31,9 +30,7 @@ def reward_probe(
     return probe
 
 
-def encode_for_scores(
-    score_model: DiamondMapPipeline | None, arguments: Mapping[str, Any]
-) -> tuple[Family, Conditions] | None:
+def encode_for_scores(score_model: DiamondMapPipeline | None, arguments: Mapping[str, Any]) -> ScoreModel | None:
     """The score model and its own encoding of the same prompts.
 
     Raises:
@@ -47,4 +44,4 @@ def encode_for_scores(
     family = score_model.family
     taken = inspect.signature(type(family.pipeline).__call__).parameters
     given = {name: arguments[name] for name in shared if arguments.get(name) is not None and name in taken}
-    return family, family.encode(resolve_arguments(family, given, score_model.defaults))
+    return ScoreModel(family, family.encode(resolve_arguments(family, given, score_model.defaults)))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.glass import EarlyStop, inner_step, inner_times, query_level
 from ..core.glass import query as fused
+from ..core.interval import intervals
 from ..core.levels import GaussianPath, Level
 from ..transitions.glass import GlassTransition
 
@@ -47,7 +48,7 @@ class _Query:
 
     @property
     def level(self) -> float:
-        return query_level(self.early_stop.noise_to_signal, self.s)
+        return query_level(self.early_stop.interval.start, self.s)
 
 
 @dataclass
@@ -194,10 +195,9 @@ class GlassSchedulerMixin(ABC):
         self._queries = [
             _Query(early_stop, s, s_next)
             for early_stop in (
-                EarlyStop(kappa, kappa_next, self.transition.correlation_at(kappa, kappa_next))
-                for kappa, kappa_next in pairwise(levels)
+                EarlyStop(interval, interval.correlation(self.transition.correlation)) for interval in intervals(levels)
             )
-            for s, s_next in pairwise(inner_times(self.order, early_stop.noise_to_signal, early_stop.stop).tolist())
+            for s, s_next in pairwise(inner_times(self.order, early_stop.interval.start, early_stop.stop).tolist())
         ]
         query_levels = torch.tensor([query.level for query in self._queries], dtype=torch.float64)
         self.timesteps = self._network_timesteps(query_levels).to(device, torch.float32)
@@ -240,7 +240,7 @@ class GlassSchedulerMixin(ABC):
         if self._is_between_transitions:
             x = sample / self._input_scale(query.level)
             noise = torch.zeros_like(x)
-            if self.transition.draws_noise(query.early_stop.noise_to_signal, query.early_stop.next_noise_to_signal):
+            if self.transition.draws_noise(query.early_stop.interval):
                 noise = draw_noise(x, self._generator if generator is None else generator)
             flow = self._flow = _InnerFlow(x, noise)
         # It began with the transition.
@@ -252,7 +252,7 @@ class GlassSchedulerMixin(ABC):
             flow.xbar,
             denoised,
             flow.previous,
-            query.early_stop.noise_to_signal,
+            query.early_stop.interval.start,
         )
         flow.previous = (query.s, denoised)
         self._step_index += 1
@@ -289,8 +289,8 @@ class GlassSchedulerMixin(ABC):
         early_stop = query.early_stop
         level: Level
         if self._is_between_transitions:
-            x, level = early_stop.observation(flow.x, flow.xbar), early_stop.next_noise_to_signal
+            x, level = early_stop.observation(flow.x, flow.xbar), early_stop.interval.end
         else:
-            x, level = fused(flow.x, early_stop.noise_to_signal, flow.xbar, query.s_next)
+            x, level = fused(flow.x, early_stop.interval.start, flow.xbar, query.s_next)
         is_final = self._step_index == len(self._queries)
         return x * (self._path_scale if is_final else self._input_scale)(float(level))

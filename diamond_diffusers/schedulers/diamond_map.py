@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_flow_map_euler_discrete import FlowMapEuler
 from torch import Tensor
 
 from ..core.glass import EarlyStop, inner_times
+from ..core.interval import intervals
 from ..core.levels import RectifiedFlowPath
 from ..core.tensors import working_dtype
 from ..transitions.diamond import DiamondTransition
@@ -121,8 +122,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
             )
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).repeat_interleave(self.order)
         self._early_stops = [
-            EarlyStop(level, next_level, self.transition.correlation_at(level, next_level))
-            for level, next_level in pairwise(levels)
+            EarlyStop(interval, interval.correlation(self.transition.correlation)) for interval in intervals(levels)
         ]
         self._restart()
 
@@ -146,7 +146,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
         x = self._bounded(sample)
         if self._xbar is None:
             self._xbar = draw_noise(x, generator)
-        self._inputs = MapInputs(self._xbar, s, r, x, early_stop.noise_to_signal)
+        self._inputs = MapInputs(self._xbar, s, r, x, early_stop.interval.start)
         return self._inputs
 
     def step(
@@ -178,7 +178,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
         if position % self.order == self.order - 1:
             stop = self._early_stop
             x = stop.observation(self._bounded(sample), self._xbar)
-            sample = self._path.from_bounded(x, self._path.time(stop.next_noise_to_signal)).to(model_output.dtype)
+            sample = self._path.from_bounded(x, self._path.time(stop.interval.end)).to(model_output.dtype)
             self._xbar = None
         self._step_index = position + 1
         return FlowMapEulerDiscreteSchedulerOutput(sample) if return_dict else (sample,)
@@ -207,12 +207,12 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
     @property
     def _interval(self) -> tuple[float, float]:
         """The inner times of the evaluation at hand."""
-        times = inner_times(self.order, self._early_stop.noise_to_signal, self._early_stop.stop).tolist()
+        times = inner_times(self.order, self._early_stop.interval.start, self._early_stop.stop).tolist()
         inner = self._index % self.order
         return times[inner], times[inner + 1]
 
     def _bounded(self, sample: Tensor) -> Tensor:
-        time = self._path.time(self._early_stop.noise_to_signal)
+        time = self._path.time(self._early_stop.interval.start)
         return self._path.to_bounded(sample.to(working_dtype(sample)), time)
 
     def stock_scheduler(self) -> FlowMatchEulerDiscreteScheduler:

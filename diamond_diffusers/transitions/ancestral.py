@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..core.levels import ode_step, signal_and_noise
 from ..core.network import Network
 from ..core.tensors import expand
@@ -29,33 +30,32 @@ class AncestralTransition(Transition):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 (deterministic) and 1 (DDPM)")
 
-    def _fresh_noise(self, kappa: float, kappa_next: float) -> float:
+    def _fresh_noise(self, interval: Interval) -> float:
         """Standard deviation of the fresh noise in `y' = x' / alpha'`."""
-        return self.eta * kappa_next * math.sqrt(1 - (kappa_next / kappa) ** 2)
+        return self.eta * interval.end * math.sqrt(1 - (interval.end / interval.start) ** 2)
 
     def step(
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        fresh = self._fresh_noise(noise_to_signal, next_noise_to_signal)
-        kept = math.sqrt(max(next_noise_to_signal**2 - fresh**2, 0.0))
-        alpha_next, _ = signal_and_noise(next_noise_to_signal)
+        fresh = self._fresh_noise(interval)
+        kept = math.sqrt(max(interval.end**2 - fresh**2, 0.0))
+        alpha_next, _ = signal_and_noise(interval.end)
         return expand(alpha_next, x) * fresh * noise + _with_noise_kept(
-            x, predicted, noise_to_signal, next_noise_to_signal, kept
+            x, predicted, interval.start, interval.end, kept
         )
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        fresh = self._fresh_noise(noise_to_signal, next_noise_to_signal)
+    def tilt_gain(self, interval: Interval) -> float:
+        fresh = self._fresh_noise(interval)
         if fresh == 0:
             return 0.0
         # y' = D + kept (y - D) / kappa + fresh eps.
-        kept = math.sqrt(max(next_noise_to_signal**2 - fresh**2, 0.0))
-        return (1 - kept / noise_to_signal) / fresh
+        kept = math.sqrt(max(interval.end**2 - fresh**2, 0.0))
+        return (1 - kept / interval.start) / fresh
 
 
 def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:

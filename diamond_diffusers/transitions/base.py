@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..core.levels import Level
 from ..core.model import Sampler
 from ..core.network import Network
@@ -33,8 +34,7 @@ class Transition(Sampler, ABC):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
@@ -43,9 +43,8 @@ class Transition(Sampler, ABC):
         Args:
             network: the model, for transitions that take more than one evaluation.
             x: particles `[N, ...]` in the bounded coordinate.
-            noise_to_signal: level of `x`, at most infinity.
-            next_noise_to_signal: the lower level to reach, at least 0.
-            predicted: what the model as loaded predicts at `x`: `network.predict(x, noise_to_signal)`, perhaps tilted;
+            interval: from the level of `x` down to the one to reach.
+            predicted: what the model as loaded predicts at `x`: `network.predict(x, interval.start)`, perhaps tilted;
                 None where it is not needed.
             noise: driving noise, standard normal of the shape of `x`; the step is a deterministic map of it.
 
@@ -54,18 +53,18 @@ class Transition(Sampler, ABC):
         """
 
     @abstractmethod
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+    def tilt_gain(self, interval: Interval) -> float:
         """The mean of the driving noise that a unit shift of the denoised sample is worth.
 
         A shift `d` of the denoised sample moves the mean of a stochastic step as much as driving noise of mean
         `tilt_gain * d` does. It is 0 where the step does not depend on the driving noise.
         """
 
-    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+    def draws_noise(self, interval: Interval) -> bool:
         """Whether driving noise is drawn for a step; where not, `noise` is zero."""
-        return self.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
+        return self.tilt_gain(interval) != 0
 
     @property
     def is_stochastic(self) -> bool:
         """Whether steps between positive levels depend on their driving noise."""
-        return self.tilt_gain(2.0, 1.0) != 0
+        return self.tilt_gain(Interval(2.0, 1.0)) != 0

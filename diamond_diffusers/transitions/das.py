@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..core.interval import Interval
 from ..core.levels import signal_and_noise
 from . import TRANSITIONS
 from .ancestral import AncestralTransition
@@ -20,9 +21,9 @@ class DASTransition(AncestralTransition):
     move it by; equal as steps shrink.
     """
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        if math.isinf(noise_to_signal):
+    def tilt_gain(self, interval: Interval) -> float:
+        if math.isinf(interval.start):
             return 0.0
-        (alpha, _), (next_alpha, _) = signal_and_noise(noise_to_signal), signal_and_noise(next_noise_to_signal)
-        fresh = self._fresh_noise(noise_to_signal, next_noise_to_signal)
-        return float(next_alpha / alpha) * fresh / noise_to_signal**2
+        (alpha, _), (next_alpha, _) = signal_and_noise(interval.start), signal_and_noise(interval.end)
+        fresh = self._fresh_noise(interval)
+        return float(next_alpha / alpha) * fresh / interval.start**2

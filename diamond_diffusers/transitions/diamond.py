@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.flow_map import check_map_steps, map_inner_flow
 from ..core.glass import EarlyStop
+from ..core.interval import Interval
 from ..core.network import Network
 from ..core.tensors import working_dtype
 from . import TRANSITIONS
@@ -39,14 +40,13 @@ class DiamondTransition(InnerFlowTransition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
-        correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
-        early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+        correlation = interval.correlation(self.correlation)
+        early_stop = EarlyStop(interval, correlation)
         if early_stop.stays:
             return x.to(working_dtype(x))
-        xbar = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps, early_stop.stop)
+        xbar = map_inner_flow(network, x, interval.start, noise, self.num_map_steps, early_stop.stop)
         return early_stop.observation(x, xbar)

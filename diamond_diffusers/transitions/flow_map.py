@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.flow_map import has_map_to_data
+from ..core.interval import Interval
 from ..core.levels import Level, ode_target
 from ..core.model import Model
 from ..core.network import Network
@@ -39,12 +40,11 @@ class FlowMapTransition(Transition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
-        return network.flow_map(x, noise_to_signal, next_noise_to_signal)
+        return network.flow_map(x, interval.start, interval.end)
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+    def tilt_gain(self, interval: Interval) -> float:
         return 0.0

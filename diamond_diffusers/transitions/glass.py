@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.glass import check_inner_options, sample_transition
+from ..core.interval import Interval
 from ..core.network import Network
 from . import TRANSITIONS
 from .inner_flow import InnerFlowTransition
@@ -45,26 +46,24 @@ class GlassTransition(InnerFlowTransition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
         return sample_transition(
             network.denoise,
             x,
-            noise_to_signal,
-            next_noise_to_signal,
-            self.correlation_at(noise_to_signal, next_noise_to_signal),
+            interval,
+            interval.correlation(self.correlation),
             noise,
             num_inner_steps=self.num_inner_steps,
             solver=self.solver,
-            denoised=network.mean(x, noise_to_signal, predicted),
+            denoised=network.mean(x, interval.start, predicted),
         )
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        runs_through = next_noise_to_signal == 0 or self.correlation_at(noise_to_signal, next_noise_to_signal) == 1
+    def tilt_gain(self, interval: Interval) -> float:
+        runs_through = interval.end == 0 or interval.correlation(self.correlation) == 1
         if runs_through and self.num_inner_steps == 1:
             # One inner step ends at the denoised sample, whatever the noise.
             return 0.0
-        return super().tilt_gain(noise_to_signal, next_noise_to_signal)
+        return super().tilt_gain(interval)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..core.levels import ode_step
 from ..core.network import Network
 from . import TRANSITIONS
@@ -21,12 +22,11 @@ class ODETransition(Transition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        return ode_step(x, predicted, noise_to_signal, next_noise_to_signal)
+        return ode_step(x, predicted, interval.start, interval.end)
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
+    def tilt_gain(self, interval: Interval) -> float:
         return 0.0

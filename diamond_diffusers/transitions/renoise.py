@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..core.levels import add_noise
 from ..core.network import Network
 from . import TRANSITIONS
@@ -21,12 +22,11 @@ class RenoiseTransition(Transition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        return add_noise(predicted, noise, next_noise_to_signal)
+        return add_noise(predicted, noise, interval.end)
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        return 0.0 if next_noise_to_signal == 0 else 1 / next_noise_to_signal
+    def tilt_gain(self, interval: Interval) -> float:
+        return 0.0 if interval.end == 0 else 1 / interval.end

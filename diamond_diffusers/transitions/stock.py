@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..core.levels import signal_and_noise
 from ..core.network import Network
 from ..core.tensors import expand
@@ -36,22 +37,20 @@ class StockTransition(Transition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        levels = (noise_to_signal, next_noise_to_signal)
         clipped = predicted if self.clip is None else self.clip(predicted)
         if not self.keeps_noise:
-            return self.transition.step(network, x, *levels, clipped, noise)
-        alpha, _ = signal_and_noise(next_noise_to_signal)
-        return self.transition.step(network, x, *levels, predicted, noise) + expand(alpha, x) * (clipped - predicted)
+            return self.transition.step(network, x, interval, clipped, noise)
+        alpha, _ = signal_and_noise(interval.end)
+        return self.transition.step(network, x, interval, predicted, noise) + expand(alpha, x) * (clipped - predicted)
 
-    def tilt_gain(self, noise_to_signal: float, next_noise_to_signal: float) -> float:
-        return self.transition.tilt_gain(noise_to_signal, next_noise_to_signal)
+    def tilt_gain(self, interval: Interval) -> float:
+        return self.transition.tilt_gain(interval)
 
-    def draws_noise(self, noise_to_signal: float, next_noise_to_signal: float) -> bool:
+    def draws_noise(self, interval: Interval) -> bool:
         if self.draws_above is None:
-            return self.transition.draws_noise(noise_to_signal, next_noise_to_signal)
-        return noise_to_signal > self.draws_above
+            return self.transition.draws_noise(interval)
+        return interval.start > self.draws_above

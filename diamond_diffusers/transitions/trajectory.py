@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.interval import Interval
 from ..core.levels import as_level, interpolate_timesteps
 from . import TRANSITIONS
 from .ancestral import AncestralTransition
@@ -28,7 +29,7 @@ class TrajectoryTransition(AncestralTransition):
     eta: float = 0.0
     table: Tensor = field(kw_only=True, repr=False, compare=False)
 
-    def _fresh_noise(self, kappa: float, kappa_next: float) -> float:
-        step = interpolate_timesteps(as_level(kappa_next), self.table).round().long()
+    def _fresh_noise(self, interval: Interval) -> float:
+        step = interpolate_timesteps(as_level(interval.end), self.table).round().long()
         kept = self.table[torch.floor((1 - self.eta) * step).long()].item()
-        return math.sqrt(max(kappa_next**2 - kept**2, 0.0))
+        return math.sqrt(max(interval.end**2 - kept**2, 0.0))

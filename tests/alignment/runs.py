@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from diamond_diffusers import Method
-from diamond_diffusers.alignment.base import AlignmentResult
-from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.law import Law
 from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.alignment.result import AlignmentResult
 
 from ..core.mixture import seeded
 
 DIMENSION = 3
+ENDED = "ended"
+"""What `on_step` returns to end a run."""
 COARSE_LEVELS = (math.inf, 3.0, 1.2, 0.5, 0.2, 0.0)
 """Enough where transitions are exact."""
 
@@ -30,11 +32,11 @@ def falling_levels(count: int, highest: float = math.inf) -> list[float]:
 
 def run(
     alignment: Method,
-    model: TiltedModel,
+    model: Law,
     levels: Sequence[float] = COARSE_LEVELS,
     seed: int | Sequence[int] = 0,
     x: Tensor | None = None,
-    on_step: Callable[[int, Tensor], Tensor | None] | None = None,
+    on_step: Callable[[int, Tensor], Tensor | str | None] | None = None,
     shape: Sequence[int] = (DIMENSION,),
 ) -> AlignmentResult:
     """Runs a method from pure noise, or from `x`; with a generator for each image where there are several seeds."""
@@ -42,4 +44,12 @@ def run(
     random = RandomSource(generators, model.num_images)
     if x is None:
         x = random.normal(alignment.num_particles, shape)
-    return alignment.run(model, x, levels, random, on_step and (lambda index, x, step: on_step(index, x)))
+    for progress in alignment.iterate(model, x, levels, random):
+        replaced = on_step(progress.index, progress.drawn) if on_step else None
+        if replaced is ENDED:
+            # As it is.
+            progress.is_final = True
+            break
+        if replaced is not None:
+            progress.replace_particles(replaced)
+    return progress.result()

@@ -11,17 +11,17 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     PathSearch,
     RandomSearch,
     ZeroOrderSearch,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import MixtureModel, QuadraticReward, make_model, unconditional
+from ..core.mixture_model import MixtureModel, QuadraticReward, at_rows, law_of, make_model, unconditional
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -35,9 +35,9 @@ METHODS = {
     "none": NoAlignment(AncestralTransition(), num_particles=3),
     "best_of_n": BestOfN(num_particles=3),
     "smc": SMC(4, LOOK_AHEADS, GlassTransition(2), resampling_threshold=0.9),
-    "guided smc": SMC(4, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "pathwise")),
-    "guidance": Guidance(LOOK_AHEADS, "pathwise", transition=GlassTransition(2), num_particles=2),
-    "tilted mean": Guidance(LOOK_AHEADS, "tilted_mean", num_particles=2),
+    "guided smc": SMC(4, LOOK_AHEADS, GlassTransition(2), guide=Guide("pathwise")),
+    "guidance": Guidance(LOOK_AHEADS, Guide("pathwise"), transition=GlassTransition(2), num_particles=2),
+    "tilted mean": Guidance(LOOK_AHEADS, Guide("tilted_mean"), num_particles=2),
     "beam_search": BeamSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
     "path_search": PathSearch(2, 2, LOOK_AHEADS),
     "random_search": RandomSearch(AncestralTransition(), 2, num_candidates=5, round_size=2),
@@ -50,7 +50,7 @@ def run_images(alignment, images, negative=False, **options):
     negative_features = {"offset": -OFFSETS[images]} if negative else None
     conditions = Conditions({"offset": OFFSETS[images]}, negative_features, 1.5)
     prompts = [PROMPTS[image] for image in images]
-    model = TiltedModel(MixtureModel(MIXTURE), conditions, prompts, QuadraticReward(DIRECTIONS, 0.1), 2.0, **options)
+    model = law_of(MixtureModel(MIXTURE), conditions, prompts, QuadraticReward(DIRECTIONS, 0.1), 2.0, **options)
     return run(alignment, model, seed=[SEEDS[image] for image in images]), model
 
 
@@ -120,9 +120,9 @@ def test_rewards_and_conditions_belong_to_the_image_that_owns_the_particle():
 
 def test_classifier_free_guidance_weighs_the_two_predictions():
     conditions = Conditions({"offset": OFFSETS[1:2]}, {"offset": OFFSETS[3:4]}, 1.5)
-    model = TiltedModel(MixtureModel(MIXTURE), conditions, [""])
+    model = law_of(MixtureModel(MIXTURE), conditions, [""])
     x = torch.randn(1, 3, generator=seeded(0))
-    both = model.network(model.owners(1)).predict(x, 1.0)
+    both = at_rows(model, 1).network.predict(x, 1.0)
     positive, negative = (
         MixtureModel(MIXTURE).denoise(x, 1.0, Conditions({"offset": offset})) for offset in (OFFSETS[1:2], OFFSETS[3:4])
     )
@@ -164,7 +164,7 @@ def test_a_wrong_number_of_generators_is_refused():
 
 
 def test_models_without_conditions_of_their_own_share_the_law():
-    model = TiltedModel(MixtureModel(MIXTURE), unconditional(2), ["", ""])
+    model = law_of(MixtureModel(MIXTURE), unconditional(2), ["", ""])
     result = run(NoAlignment(), model, COARSE_LEVELS, seed=[5, 5])
     torch.testing.assert_close(result.latents[0], result.latents[1])
     assert result.rewards is None and result.images is None and result.log_evidence is None

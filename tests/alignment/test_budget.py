@@ -12,6 +12,7 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     NoiseEvolution,
     NoiseOptimization,
@@ -20,12 +21,11 @@ from diamond_diffusers import (
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.budget import cost_of_image, fit_to_budget, largest_within
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.model import Conditions
 
 from ..conftest import redness
 from ..core.mixture import make_mixture
-from ..core.mixture_model import LINEAR, MixtureModel, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, law_of, make_map_model, make_model
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -43,7 +43,7 @@ METHODS = {
     "smc": SMC(),
     "smc with look-aheads": SMC(posterior=LOOK_AHEADS),
     "guidance": Guidance(),
-    "pathwise guidance": Guidance(gradient="pathwise"),
+    "pathwise guidance": Guidance(guide=Guide("pathwise")),
     "noise_optimization": NoiseOptimization(),
     "noise_evolution": NoiseEvolution(num_perturbations=1),
 }
@@ -52,7 +52,7 @@ METHODS = {
 def guided_model():
     """Two images under classifier-free guidance."""
     offsets = {"offset": torch.zeros(2, 1)}
-    return TiltedModel(MixtureModel(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
+    return law_of(MixtureModel(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
 
 
 MODELS = {"guided": guided_model, "few-step": lambda: make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=1)}

@@ -15,6 +15,7 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     NoiseEvolution,
     NoiseOptimization,
@@ -25,13 +26,12 @@ from diamond_diffusers import (
     RandomSearch,
     ZeroOrderSearch,
 )
-from diamond_diffusers.alignment.base import RunEnded
 from diamond_diffusers.alignment.methods import METHODS as REGISTERED
 from diamond_diffusers.alignment.named import as_method
 
 from ..core.mixture import make_mixture, standard_error
 from ..core.mixture_model import LINEAR, QuadraticReward, images_of, make_model
-from .runs import COARSE_LEVELS, run
+from .runs import COARSE_LEVELS, ENDED, run
 
 MIXTURE = make_mixture(3)
 METHODS = {
@@ -116,7 +116,7 @@ def test_a_callback_may_stop_the_run(name):
     def on_step(index, x):
         seen.append(x.clone())
         if index == 1:
-            raise RunEnded
+            return ENDED
 
     model = make_model(MIXTURE, LINEAR)
     result = run(METHODS[name], model, on_step=on_step)
@@ -176,7 +176,7 @@ def test_names_stand_for_methods_with_their_defaults():
         ({"transition": ODETransition()}, "draws no noise"),
         ({"transition": AncestralTransition(eta=0.0)}, "draws no noise"),
         ({"transition": GlassTransition(correlation=1.0)}, "draws no noise"),
-        ({"guidance": Guidance(GlassPosterior(2, 4), "tilted_mean")}, "compares look-aheads"),
+        ({"guidance": Guidance(GlassPosterior(2, 4), Guide("tilted_mean"))}, "compares look-aheads"),
     ],
 )
 def test_smc_refuses_what_it_cannot_do(options, message):
@@ -197,13 +197,13 @@ def test_methods_that_need_a_reward_say_so(name):
 
 def test_pathwise_gradients_need_a_differentiable_reward():
     black_box = BlackBox({"": (1.0, 0.0, 0.0)})
-    for alignment in (Guidance(), SMC(guidance=Guidance())):
+    for alignment in (Guidance(), SMC(guide=Guide())):
         assert alignment.needs_reward_gradient
         with pytest.raises(ValueError, match="reward 'quadratic' has no gradient"):
             alignment.check(black_box)
         alignment.check(LINEAR)
     posterior = GlassPosterior(2, 4)
-    for alignment in (Guidance(posterior, "tilted_mean"), SMC(), BestOfN()):
+    for alignment in (Guidance(posterior, Guide("tilted_mean")), SMC(), BestOfN()):
         assert not alignment.needs_reward_gradient
         alignment.check(black_box)
         assert run(alignment, make_model(MIXTURE, black_box)).rewards.isfinite().all()

@@ -11,14 +11,14 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     ODETransition,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture
-from ..core.mixture_model import MixtureModel, QuadraticReward
+from ..core.mixture_model import MixtureModel, QuadraticReward, law_of
 from .runs import COARSE_LEVELS, run
 
 IMAGES, STEPS = 2, len(COARSE_LEVELS) - 1
@@ -37,29 +37,29 @@ METHODS = {
     "glass smc": (SMC(3, LOOK_AHEADS, GlassTransition(2)), 10 * LAST + 2, 0, 4 * LAST),
     # Guidance looks ahead at every step.
     "pathwise smc": (
-        SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(gradient="pathwise"), num_valuations=1),
+        SMC(3, LOOK_AHEADS, GlassTransition(2), guide=Guide("pathwise"), num_valuations=1),
         10 * STEPS,
         9 * STEPS,
         4 * STEPS,
     ),
     "tilted mean smc": (
-        SMC(3, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "tilted_mean")),
+        SMC(3, LOOK_AHEADS, GlassTransition(2), guide=Guide("tilted_mean")),
         10 * STEPS,
         0,
         4 * STEPS,
     ),
-    "dps": (Guidance(gradient="pathwise"), 1 * STEPS, 1 * STEPS, 1 * STEPS),
+    "dps": (Guidance(guide=Guide("pathwise")), 1 * STEPS, 1 * STEPS, 1 * STEPS),
     "isotropic": (Guidance(LOOK_AHEADS, num_particles=2, transition=ODETransition()), 9 * STEPS, 0, 4 * STEPS),
-    "pathwise": (Guidance(LOOK_AHEADS, "pathwise", num_particles=2), 9 * STEPS, 9 * STEPS, 4 * STEPS),
-    "tilted mean": (Guidance(LOOK_AHEADS, "tilted_mean"), 9 * STEPS, 0, 4 * STEPS),
+    "pathwise": (Guidance(LOOK_AHEADS, Guide("pathwise"), num_particles=2), 9 * STEPS, 9 * STEPS, 4 * STEPS),
+    "tilted mean": (Guidance(LOOK_AHEADS, Guide("tilted_mean")), 9 * STEPS, 0, 4 * STEPS),
     "guided inner steps": (
-        Guidance(LOOK_AHEADS, "tilted_mean", transition=GlassTransition(3)),
+        Guidance(LOOK_AHEADS, Guide("tilted_mean"), transition=GlassTransition(3)),
         27 * STEPS,
         0,
         12 * STEPS,
     ),
     "guided ode": (
-        Guidance(GlassPosterior(2, 1), "pathwise", transition=ODETransition()),
+        Guidance(GlassPosterior(2, 1), Guide("pathwise"), transition=ODETransition()),
         2 * STEPS,
         2 * STEPS,
         1 * STEPS,
@@ -72,7 +72,7 @@ def run_counted(alignment, is_guided=False, reward=True, **options):
     offsets = {"offset": torch.zeros(IMAGES, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)}) if reward else None
-    model = TiltedModel(family, conditions, [""] * IMAGES, reward)
+    model = law_of(family, conditions, [""] * IMAGES, reward)
     run(alignment, model, **options)
     return model
 

@@ -16,17 +16,17 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     NoiseOptimization,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.processes import ParticleShards
 from diamond_diffusers.core.model import Conditions
 from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, law_of, make_model
 from ..training.processes import in_processes
 from .runs import run
 from .test_batches import fields
@@ -39,11 +39,11 @@ STEPS = len(LEVELS) - 1
 METHODS = {
     "best of n": BestOfN(AncestralTransition(), 5),
     "smc": SMC(3, LOOK_AHEADS, GlassTransition(2), resampling_threshold=0.9),
-    "guided smc": SMC(3, LOOK_AHEADS, GlassTransition(), guidance=Guidance(LOOK_AHEADS, "pathwise")),
-    "pathwise": Guidance(LOOK_AHEADS, "pathwise", transition=GlassTransition(2)),
-    "weighted": Guidance(WeightedPosterior(2, num_map_steps=2), "pathwise"),
-    "isotropic": Guidance(LOOK_AHEADS, "isotropic", num_particles=2),
-    "tilted mean": Guidance(LOOK_AHEADS, "tilted_mean"),
+    "guided smc": SMC(3, LOOK_AHEADS, GlassTransition(), guide=Guide("pathwise")),
+    "pathwise": Guidance(LOOK_AHEADS, Guide("pathwise"), transition=GlassTransition(2)),
+    "weighted": Guidance(WeightedPosterior(2, num_map_steps=2), Guide("pathwise")),
+    "isotropic": Guidance(LOOK_AHEADS, Guide("isotropic"), num_particles=2),
+    "tilted mean": Guidance(LOOK_AHEADS, Guide("tilted_mean")),
     "search": BeamSearch(2, 2),
     "noise optimization": NoiseOptimization(num_iterations=3, num_particles=2),
 }
@@ -69,7 +69,7 @@ def run_images(method, **options):
     """Two images of different prompts, conditions and generators."""
     conditions = Conditions({"offset": OFFSETS})
     reward = QuadraticReward({"right": (3.0, 0.0, 0.0), "down": (0.0, -3.0, 1.0)}, 0.1)
-    model = TiltedModel(MixtureModel(MIXTURE), conditions, ["right", "down"], reward, **options)
+    model = law_of(MixtureModel(MIXTURE), conditions, ["right", "down"], reward, **options)
     return run(method, model, LEVELS, seed=[1, 2]), model
 
 
@@ -100,7 +100,7 @@ def test_each_process_evaluates_its_share(num_processes):
         for batch_size in (1, None):
             reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
             model = make_model(MIXTURE, reward, particle_batch_size=batch_size, shards=shards)
-            run(Guidance(gradient="pathwise", num_particles=8), model, LEVELS)
+            run(Guidance(guide=Guide("pathwise"), num_particles=8), model, LEVELS)
             family = model.family
             assert model.cost.network_evaluations == model.cost.backward_passes == 8 * STEPS
             assert family.evaluations == family.backwards == share * STEPS
@@ -122,7 +122,7 @@ def test_without_a_batch_size_results_differ_by_rounding_alone():
 
 
 def test_there_may_be_more_processes_than_particles():
-    smc, guidance = SMC(3), Guidance(gradient="pathwise")
+    smc, guidance = SMC(3), Guidance(guide=Guide("pathwise"))
     alone = [run(method, make_model(MIXTURE, LINEAR, particle_batch_size=1), LEVELS) for method in (smc, guidance)]
 
     def child() -> None:
@@ -153,7 +153,7 @@ CALL = {
 def test_a_pipeline_call_is_shared():
     pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
     pipe.set_progress_bar_config(disable=True)
-    alignment = SMC(num_particles=4, guidance=Guidance(gradient="pathwise"))
+    alignment = SMC(num_particles=4, guide=Guide("pathwise"))
 
     def draw(seed=0, **options):
         return pipe(**{**CALL, "alignment": alignment, "generator": seeded(seed), **options})

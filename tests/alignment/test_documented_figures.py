@@ -14,12 +14,12 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     PosteriorSMC,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 
 from ..core.mixture import coefficients, make_mixture, standard_error
-from ..core.mixture_model import LINEAR, make_model, unconditional
+from ..core.mixture_model import LINEAR, law_of, make_model, unconditional
 from ..documentation import documented
 from .runs import falling_levels, run
 from .test_posterior_smc import CoarseDiamondMixture, evidence_errors
@@ -114,8 +114,8 @@ def check_proposals(gradients):
         if gradient not in gradients:
             continue
         for max_shift, figure in zip((0.25, None), figures, strict=True):
-            guidance = None if gradient == "unguided" else Guidance(LOOK_AHEADS, gradient, max_shift=max_shift)
-            errors = evidence(SMC(16, LOOK_AHEADS, GlassTransition(4), guidance=guidance), 10, 128, 3.0)
+            guidance = None if gradient == "unguided" else Guidance(LOOK_AHEADS, Guide(gradient, max_shift=max_shift))
+            errors = evidence(SMC(16, LOOK_AHEADS, GlassTransition(4), guide=guidance), 10, 128, 3.0)
             # The relative error of a standard deviation of 128 that are nearly normal is 6 %, of 256 it is 4 %.
             assert errors.std() == pytest.approx(float(figure), rel=0.3)
 
@@ -152,7 +152,7 @@ def test_an_imperfect_map_is_right_as_look_aheads_and_wrong_as_a_transition():
     ratios = {}
     for name, smc in methods.items():
         family, count = NarrowDiamondMixture(MIXTURE), 96
-        model = TiltedModel(family, unconditional(count), [""] * count, LINEAR, reward_scale=1.5)
+        model = law_of(family, unconditional(count), [""] * count, LINEAR, reward_scale=1.5)
         ratios[name] = torch.exp(run(smc, model, falling_levels(8)).log_evidence - exact)
         assert abs(ratios[name].mean() - table[name]) < 4.5 * standard_error(ratios[name])
     right = ratios.pop("GlassTransition(4)")

@@ -14,15 +14,16 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     ODETransition,
     RenoiseTransition,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.glass import EarlyStop, inner_times, query_level
+from diamond_diffusers.core.interval import Interval
 
 from ..core.mixture import coefficients, energy_distance, make_gaussian, make_mixture, seeded
 from ..core.mixture_model import (
@@ -33,6 +34,8 @@ from ..core.mixture_model import (
     SIGMA_DATA,
     MixtureMapFamily,
     MixtureModel,
+    at_rows,
+    law_of,
     make_map_model,
     make_model,
     unconditional,
@@ -63,7 +66,7 @@ def test_the_denoiser_point_samples_the_tilted_law_of_a_gaussian_and_a_linear_re
     errors = []
     for num_steps in (20, 40):
         result = run(
-            Guidance(gradient="pathwise", max_shift=None, transition=ODETransition(), num_particles=50),
+            Guidance(guide=Guide("pathwise", max_shift=None), transition=ODETransition(), num_particles=50),
             model,
             falling_levels(num_steps, 20.0),
             x=x,
@@ -81,8 +84,7 @@ def test_the_tilted_mean_moves_a_gaussian_by_as_much():
     x = exactly_distributed(tilted.observation(20.0), 100)
     guidance = Guidance(
         GlassPosterior(16, 64, "multistep"),
-        "tilted_mean",
-        max_shift=None,
+        Guide("tilted_mean", max_shift=None),
         transition=ODETransition(),
         num_particles=100,
     )
@@ -101,7 +103,7 @@ def test_the_tilted_mean_moves_a_gaussian_by_as_much():
 def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
     """Transitions of several inner steps are guided in each: few long steps do as well as many short ones."""
     posterior = GlassPosterior(8 if gradient == "tilted_mean" else 4, 16, "multistep")
-    guidance = Guidance(posterior, gradient, max_shift=None, transition=transition, num_particles=PARTICLES)
+    guidance = Guidance(posterior, Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES)
     assert_has_the_tilted_law(guidance, make_model(MIXTURE, LINEAR), falling_levels(num_steps, 20.0))
 
 
@@ -110,8 +112,7 @@ def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
 def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, num_corrections):
     guidance = Guidance(
         GlassPosterior(6, 16),
-        gradient,
-        max_shift=None,
+        Guide(gradient, max_shift=None),
         transition=ODETransition(),
         num_particles=PARTICLES,
         num_corrections=num_corrections,
@@ -126,8 +127,10 @@ def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, n
 def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, transition, num_steps):
     family = DiamondMixture(MIXTURE)
     family.max_step = 0.2
-    model = TiltedModel(family, unconditional(), [""], LINEAR)
-    guidance = Guidance(DiamondPosterior(8), gradient, max_shift=None, transition=transition, num_particles=PARTICLES)
+    model = law_of(family, unconditional(), [""], LINEAR)
+    guidance = Guidance(
+        DiamondPosterior(8), Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES
+    )
     assert_has_the_tilted_law(guidance, model, falling_levels(num_steps, 20.0))
 
 
@@ -151,8 +154,8 @@ def test_look_aheads_of_a_diamond_map_cost_one_evaluation_each():
     for transition in (ODETransition(), DiamondTransition()):
         conditions = unconditional(2)
         guided = type(conditions)(conditions.features, conditions.features, 3.0)
-        model = TiltedModel(DiamondMixture(MIXTURE), guided, ["", ""], LINEAR)
-        run(Guidance(DiamondPosterior(4), "pathwise", transition=transition, num_particles=3), model)
+        model = law_of(DiamondMixture(MIXTURE), guided, ["", ""], LINEAR)
+        run(Guidance(DiamondPosterior(4), Guide("pathwise"), transition=transition, num_particles=3), model)
         costs[type(transition)] = model.cost
     rows = 2 * 3 * (len(COARSE_LEVELS) - 1)
     # Classifier-free guidance is baked into the map, and doubles the cost of the base alone.
@@ -178,9 +181,7 @@ def test_corrections_are_parts_of_the_step_at_the_state_that_those_before_have_r
 
     def step(strength):
         guidance = Guidance(
-            gradient="pathwise",
-            guidance_strength=strength,
-            max_shift=None,
+            guide=Guide("pathwise", strength=strength, max_shift=None),
             transition=ODETransition(),
             num_particles=4,
             num_corrections=num_corrections,
@@ -209,10 +210,10 @@ def test_levels_beyond_guidance_are_plain_and_cost_no_look_aheads():
         return run(method, model), model.cost
 
     plain, plain_cost = sampled(NoAlignment(ODETransition(), 4))
-    nowhere, cost = sampled(Guidance(posterior, **options, max_noise_to_signal=0.01, min_noise_to_signal=0.001))
+    nowhere, cost = sampled(Guidance(posterior, Guide(max_noise_to_signal=0.01, min_noise_to_signal=0.001), **options))
     assert torch.equal(nowhere.latents, plain.latents)
     assert cost.network_evaluations == plain_cost.network_evaluations and cost.decodes == 4
-    windowed, cost = sampled(Guidance(posterior, **options, max_noise_to_signal=1.2, min_noise_to_signal=0.5))
+    windowed, cost = sampled(Guidance(posterior, Guide(max_noise_to_signal=1.2, min_noise_to_signal=0.5), **options))
     assert cost.decodes == 4 * (2 * 4 + 1)
     assert [step.gradient_norm is not None for step in windowed.trace.steps] == [False, False, True, True, False]
     assert windowed.rewards.mean() > plain.rewards.mean()
@@ -221,10 +222,13 @@ def test_levels_beyond_guidance_are_plain_and_cost_no_look_aheads():
 def test_queries_within_a_transition_are_guided_by_their_own_level():
     model = make_model(MIXTURE, LINEAR)
     transition = GlassTransition(3)
-    guidance = Guidance(transition=transition, max_noise_to_signal=1.5)
+    guidance = Guidance(guide=Guide(max_noise_to_signal=1.5), transition=transition)
     run(guidance, model, (2.0, 0.5), x=torch.zeros(1, 3))
     # Only the last query is below 1.5.
-    levels = [2.0, *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(2.0, 0.5, 0.25).stop).tolist()[1:-1])]
+    levels = [
+        2.0,
+        *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(Interval(2.0, 0.5), 0.25).stop).tolist()[1:-1]),
+    ]
     guided = sum(level <= 1.5 for level in levels)
     assert guided == 1 and levels[-1] < 1.5 < levels[-2]
     assert model.cost.decodes == guided + 1 and model.cost.network_evaluations == 3
@@ -234,8 +238,7 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
     tilted, _ = LINEAR.tilt(MIXTURE)
     guidance = Guidance(
         GlassPosterior(8, 16, "multistep"),
-        "tilted_mean",
-        max_shift=None,
+        Guide("tilted_mean", max_shift=None),
         transition=ODETransition(),
         num_particles=PARTICLES,
     )
@@ -248,15 +251,17 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
     "guidance",
     [
         Guidance(num_particles=5, transition=ODETransition()),
-        Guidance(gradient="pathwise", num_particles=5, max_shift=None, transition=ODETransition()),
-        Guidance(GlassPosterior(3, 4), "pathwise", transition=ODETransition(), num_particles=5),
-        Guidance(GlassPosterior(3, 4), "tilted_mean", transition=ODETransition(), num_particles=5),
-        Guidance(GlassPosterior(3, 4), "hybrid", transition=ODETransition(), num_particles=5),
-        Guidance(scaling="norm", max_coefficient=3.0, transition=ODETransition(), num_particles=5),
-        Guidance(WeightedPosterior(4, num_map_steps=2), "pathwise", scaling="norm", transition=ODETransition()),
-        Guidance(GlassPosterior(3, 4), "hybrid", scaling="auto", transition=ODETransition(), num_particles=5),
+        Guidance(guide=Guide("pathwise", max_shift=None), num_particles=5, transition=ODETransition()),
+        Guidance(GlassPosterior(3, 4), Guide("pathwise"), transition=ODETransition(), num_particles=5),
+        Guidance(GlassPosterior(3, 4), Guide("tilted_mean"), transition=ODETransition(), num_particles=5),
+        Guidance(GlassPosterior(3, 4), Guide("hybrid"), transition=ODETransition(), num_particles=5),
+        Guidance(guide=Guide(scaling="norm", max_coefficient=3.0), transition=ODETransition(), num_particles=5),
+        Guidance(WeightedPosterior(4, num_map_steps=2), Guide("pathwise", scaling="norm"), transition=ODETransition()),
+        Guidance(GlassPosterior(3, 4), Guide("hybrid", scaling="auto"), transition=ODETransition(), num_particles=5),
         Guidance(num_corrections=3, transition=ODETransition(), num_particles=5),
-        Guidance(max_noise_to_signal=2.0, min_noise_to_signal=0.3, transition=ODETransition(), num_particles=5),
+        Guidance(
+            guide=Guide(max_noise_to_signal=2.0, min_noise_to_signal=0.3), transition=ODETransition(), num_particles=5
+        ),
     ],
     ids=str,
 )
@@ -277,7 +282,7 @@ def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(guida
 )
 def test_without_a_reward_scale_stochastic_transitions_draw_what_plain_sampling_draws(transition):
     def sampled(method):
-        model = TiltedModel(DiamondMixture(MIXTURE), unconditional(2), ["", ""], LINEAR, reward_scale=0.0)
+        model = law_of(DiamondMixture(MIXTURE), unconditional(2), ["", ""], LINEAR, reward_scale=0.0)
         return run(method, model).latents, model.cost.network_evaluations
 
     guided, cost = sampled(Guidance(GlassPosterior(3, 4), transition=transition, num_particles=3))
@@ -305,7 +310,7 @@ def test_the_shift_is_the_known_correction_of_each_network(family, kappa):
     time = path.time(kappa)
     noisy = path.from_bounded(x, time).requires_grad_()
     prediction = network(noisy, time, None)
-    value = model.tilt(path.denoised(noisy, prediction, time), model.owners(6))
+    value = at_rows(model, 6).tilt(path.denoised(noisy, prediction, time))
     (gradient,) = torch.autograd.grad(value.sum(), noisy)
     corrected = path.denoised(noisy, prediction - NETWORK_TERMS[family](time) * gradient, time)
     torch.testing.assert_close(ahead.predicted + ahead.shift, corrected.detach(), atol=1e-5, rtol=1e-5)
@@ -317,8 +322,8 @@ def test_the_limit_bounds_the_shift_and_keeps_its_direction(kappa):
     x = torch.randn(50, 3, generator=seeded(1))
     posterior = GlassPosterior(4, 8)
     ahead = look_ahead(model, posterior, x, kappa, RandomSource(seeded(2), 1), "tilted_mean")
-    limited = Guidance(posterior, "tilted_mean", guidance_strength=2.0, max_shift=0.2).shift(ahead, kappa)
-    free = Guidance(posterior, "tilted_mean", guidance_strength=2.0, max_shift=None).shift(ahead, kappa)
+    limited = Guidance(posterior, Guide("tilted_mean", strength=2.0, max_shift=0.2)).shift(ahead, kappa)
+    free = Guidance(posterior, Guide("tilted_mean", strength=2.0, max_shift=None)).shift(ahead, kappa)
     assert torch.equal(free, 2.0 * ahead.shift)
     limit = 0.2 * math.sin(math.atan(kappa))
     sizes, limited_sizes = free.square().mean(1).sqrt(), limited.square().mean(1).sqrt()
@@ -330,9 +335,9 @@ def test_the_limit_bounds_the_shift_and_keeps_its_direction(kappa):
 @pytest.mark.parametrize(
     "guidance",
     [
-        Guidance(WeightedPosterior(4), "hybrid", num_particles=2),
-        Guidance(WeightedPosterior(4), "pathwise", scaling="norm", max_coefficient=2.0, num_particles=2),
-        Guidance(GlassPosterior(2, 3), "hybrid", scaling="auto", num_corrections=2, max_noise_to_signal=2.0),
+        Guidance(WeightedPosterior(4), Guide("hybrid"), num_particles=2),
+        Guidance(WeightedPosterior(4), Guide("pathwise", scaling="norm", max_coefficient=2.0), num_particles=2),
+        Guidance(GlassPosterior(2, 3), Guide("hybrid", scaling="auto", max_noise_to_signal=2.0), num_corrections=2),
     ],
     ids=str,
 )
@@ -345,7 +350,7 @@ def test_images_depend_neither_on_their_neighbours_nor_on_chunks(guidance):
 
 
 def test_the_trace_records_values_and_the_size_of_the_shift():
-    guidance = Guidance(num_particles=3, max_shift=0.1, transition=ODETransition())
+    guidance = Guidance(guide=Guide(max_shift=0.1), num_particles=3, transition=ODETransition())
     result = run(guidance, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=5.0))
     assert [step.noise_to_signal for step in result.trace.steps] == list(COARSE_LEVELS[:-1])
     for step in result.trace.steps[1:]:
@@ -386,11 +391,11 @@ def test_unusable_options_are_refused(options, message):
 def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_posterior_mean(num_corrections):
     """The shift that they give is the one that is used, and the trace shows it."""
     guidance = Guidance(
-        GlassPosterior(2), max_shift=None, transition=GlassTransition(), num_corrections=num_corrections
+        GlassPosterior(2), Guide(max_shift=None), transition=GlassTransition(), num_corrections=num_corrections
     )
     x, model = torch.ones(1, 3), make_map_model(MIXTURE, QUADRATIC)
     result = run(guidance, model, (0.8, 0.0), x=x)
-    mean = model.network(torch.zeros(1, dtype=torch.long)).denoise(x, 0.8)
+    mean = at_rows(model, 1).network.denoise(x, 0.8)
     used = (result.latents[0] - mean).square().mean(1).sqrt()
     torch.testing.assert_close(result.trace.steps[0].gradient_norm, used, atol=1e-6, rtol=1e-5)
     plain, point = (make_map_model(MIXTURE, LINEAR) for _ in range(2))
@@ -405,11 +410,11 @@ def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_poste
 def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():
     """Its predicted sample is the end of the flow map, which a GLASS transition must not take for `E[z | x]`."""
     scores, conditions, transition = MixtureModel(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
-    model = TiltedModel(MixtureMapFamily(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
+    model = law_of(MixtureMapFamily(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
     x = torch.randn(5, 3, generator=seeded(1))
-    unguided = Guidance(guidance_strength=0.0, transition=transition, num_particles=5)
+    unguided = Guidance(guide=Guide(strength=0.0), transition=transition, num_particles=5)
     result = run(unguided, model, levels=(3.0, 1.0), x=x, seed=4)
     noise = RandomSource(seeded(4), 1).normal(5, (3,))
-    network = make_model(MIXTURE).network(torch.zeros(5, dtype=torch.long))
-    expected = transition.step(network, x, 3.0, 1.0, network.predict(x, 3.0), noise)
+    network = at_rows(make_model(MIXTURE), 5).network
+    expected = transition.step(network, x, Interval(3.0, 1.0), network.predict(x, 3.0), noise)
     torch.testing.assert_close(result.latents[0], expected, atol=1e-5, rtol=1e-5)

@@ -15,16 +15,18 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     ODETransition,
     WeightedPosterior,
 )
 from diamond_diffusers.alignment.named import as_method
 from diamond_diffusers.core.glass import EarlyStop, inner_times, query_level
+from diamond_diffusers.core.interval import Interval
 
 from ..conftest import redness
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, make_map_model, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_map_model, make_model
 from ..families.test_flux_flow_map import two_time_lora
 from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, falling_levels, run
@@ -33,7 +35,7 @@ from .test_weighted_look_aheads import assert_same, run_images
 
 MIXTURE = make_mixture(3)
 STEPS = len(COARSE_LEVELS) - 1
-POINT = Guidance(FlowMapPoint(), "pathwise", transition=ODETransition())
+POINT = Guidance(FlowMapPoint(), Guide("pathwise"), transition=ODETransition())
 
 
 def steps_guided(guidance, levels=COARSE_LEVELS):
@@ -72,7 +74,10 @@ def test_queries_within_the_last_guided_step_are_guided_too():
     transition = GlassTransition(num_inner_steps=3, correlation=0.25)
     model = make_model(MIXTURE, LINEAR)
     run(Guidance(transition=transition, num_guided_steps=1), model, (2.0, 0.5, 0.0), x=torch.zeros(1, 3))
-    queried = [2.0, *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(2.0, 0.5, 0.25).stop).tolist()[1:-1])]
+    queried = [
+        2.0,
+        *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(Interval(2.0, 0.5), 0.25).stop).tolist()[1:-1]),
+    ]
     assert model.cost.decodes == 1 + sum(float(level) > 0.5 for level in queried) > 2
 
 
@@ -82,7 +87,7 @@ def test_the_jump_follows_the_flow_map_in_steps_even_in_time():
     run(guidance, model, levels, on_step=lambda index, x: states.append((index, x.clone())))
     assert [index for index, _ in states] == [0, 1, 2] and model.cost.network_evaluations == 2 + 2
     (_, before), (_, end) = states[1:]
-    network = model.network(model.owners(1))
+    network = at_rows(model, 1).network
     # At time 0.6 after two of five steps, then 0.3.
     middle = network.flow_map(before, 0.6 / 0.4, 0.3 / 0.7)
     torch.testing.assert_close(end, network.flow_map(middle, 0.3 / 0.7, 0.0), atol=1e-5, rtol=1e-5)
@@ -95,14 +100,14 @@ def test_the_jump_needs_a_flow_map():
 
 def test_steps_along_a_flow_map_are_guided_to_the_tilted_law():
     guidance = Guidance(
-        GlassPosterior(6, 16), "tilted_mean", max_shift=None, transition=FlowMapTransition(), num_particles=600
+        GlassPosterior(6, 16), Guide("tilted_mean", max_shift=None), transition=FlowMapTransition(), num_particles=600
     )
     assert_has_the_tilted_law(guidance, make_map_model(MIXTURE, QUADRATIC, num_steps=4), falling_levels(15, 20.0))
 
 
 def test_steps_along_a_flow_map_without_a_shift_are_its_own():
     x, options = torch.randn(4, 3, generator=seeded(1)), {"num_particles": 4, "transition": FlowMapTransition()}
-    still = Guidance(FlowMapPoint(), guidance_strength=0.0, **options)
+    still = Guidance(FlowMapPoint(), Guide(strength=0.0), **options)
     model = make_map_model(MIXTURE, LINEAR, num_steps=4)
     guided, plain = (run(method, model, x=x).latents for method in (still, NoAlignment(FlowMapTransition(), 4)))
     torch.testing.assert_close(guided, plain, atol=1e-4, rtol=1e-4)
@@ -122,8 +127,8 @@ def test_after_the_warm_up_the_best_particle_goes_on_alone():
     assert model.cost.network_evaluations == 3 * (4 * 2 + 4 + 3)
     # Those that go on are the best by the end of the map, of what all are after two steps.
     everyone = run(replace(guidance, num_warm_up_steps=None), model, COARSE_LEVELS[:3]).latents.flatten(0, 1)
-    network = model.network(model.owners(4))
-    values = model.tilt(network.predict(everyone, COARSE_LEVELS[2]), model.owners(4)).unflatten(0, (3, 4))
+    network = at_rows(model, 4).network
+    values = at_rows(model, 4).tilt(network.predict(everyone, COARSE_LEVELS[2])).unflatten(0, (3, 4))
     best = everyone.unflatten(0, (3, 4))[torch.arange(3), values.argmax(1)]
     torch.testing.assert_close(states[1], best)
 
@@ -142,9 +147,7 @@ def test_the_best_sample_seen_is_returned(sign):
     reward.score = score
     guidance = Guidance(
         WeightedPosterior(4, weights="equal"),
-        "pathwise",
-        -2.0 * sign,
-        max_shift=None,
+        Guide("pathwise", strength=-2.0 * sign, max_shift=None),
         transition=ODETransition(),
         keeps_best=True,
     )
@@ -165,12 +168,9 @@ COURSES = {
     "warm-up and jump": replace(POINT, num_particles=3, num_warm_up_steps=2, num_guided_steps=3, num_jump_steps=2),
     "best seen": Guidance(
         WeightedPosterior(3, weights="reward_softmax"),
-        "pathwise",
-        max_shift=None,
-        scaling="norm",
+        Guide("pathwise", max_shift=None, scaling="norm", max_noise_to_signal=100.0),
         transition=FlowMapTransition(),
         num_particles=2,
-        max_noise_to_signal=100.0,
         keeps_best=True,
     ),
 }

@@ -16,8 +16,6 @@ from diamond_diffusers import (
     ODETransition,
     RenoiseTransition,
 )
-from diamond_diffusers.alignment.base import RunEnded
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.named import as_method
 from diamond_diffusers.alignment.noise_ascent import NoiseSampler, log_norm_density_gradient
 from diamond_diffusers.alignment.random_source import RandomSource
@@ -26,8 +24,8 @@ from diamond_diffusers.rewards import CallableReward
 from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureModel, QuadraticReward, make_map_model, make_model
-from .runs import run
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureModel, QuadraticReward, law_of, make_map_model, make_model
+from .runs import ENDED, run
 
 GAUSSIAN = make_gaussian()
 MIXTURE = make_mixture(3)
@@ -190,7 +188,7 @@ PROMPTS = ["right", "down", "down"]
 def run_images(ascent, images, **options):
     conditions = Conditions({"offset": OFFSETS[images]}, {"offset": -OFFSETS[images]}, 1.5)
     reward = QuadraticReward(DIRECTIONS, 0.1)
-    model = TiltedModel(MixtureModel(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
+    model = law_of(MixtureModel(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
     return run(ascent, model, LEVELS, seed=[11 + image for image in images]), model
 
 
@@ -265,7 +263,7 @@ def test_a_callback_sees_each_iteration_and_may_end_the_run():
         seen.append(x.clone())
         assert index == len(seen) - 1
         if len(seen) == 3:
-            raise RunEnded(x)
+            return ENDED
 
     result = run(NoiseOptimization(num_iterations=5), model, LEVELS, on_step=on_step)
     assert len(seen) == len(result.trace.steps) == 3

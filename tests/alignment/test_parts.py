@@ -8,6 +8,7 @@ from diamond_diffusers import (
     FlowMapPoint,
     GlassPosterior,
     Guidance,
+    Guide,
     PosteriorResampling,
     PosteriorSMC,
     RandomSearch,
@@ -19,7 +20,7 @@ from ..core.mixture_model import LINEAR
 @pytest.mark.parametrize("gradient", ["tilted_mean", "hybrid"])
 def test_one_look_ahead_is_not_compared(gradient):
     """It is that of the method which looks ahead: of the inner guidance no posterior counts."""
-    guidance = Guidance(gradient=gradient)
+    guidance = Guidance(guide=Guide(gradient))
     with pytest.raises(ValueError, match=f"gradient is '{gradient}', which compares look-aheads, but .* draws 1"):
         guidance.check(LINEAR)
     several = GlassPosterior(num_samples=2)

@@ -14,17 +14,17 @@ from diamond_diffusers import (
     DiamondPosterior,
     GlassPosterior,
     Guidance,
+    Guide,
     NoAlignment,
     PosteriorResampling,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.methods.posterior_resampling import choose
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.miniature.grammar import held_out_captions
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
+from ..core.mixture_model import LINEAR, QUADRATIC, law_of, make_model, unconditional
 from ..core.test_diamond import DiamondMixture, tilted_model
 from .runs import COARSE_LEVELS, falling_levels, run
 
@@ -87,9 +87,9 @@ def test_guidance_moves_what_is_chosen():
         torch.zeros(1, 3, dtype=torch.float64),
         torch.eye(3, dtype=torch.float64)[None],
     )
-    model = TiltedModel(DiamondMixture(gaussian), unconditional(1000), [""] * 1000, LINEAR)
-    guidance = Guidance(gradient="isotropic", max_shift=None)
-    drawn = run(PosteriorResampling(1, DiamondPosterior(1), guidance=guidance), model, levels=(math.inf, 1.2, 0.4, 0.0))
+    model = law_of(DiamondMixture(gaussian), unconditional(1000), [""] * 1000, LINEAR)
+    guidance = Guidance(guide=Guide("isotropic", max_shift=None))
+    drawn = run(PosteriorResampling(1, DiamondPosterior(1), guide=guidance), model, levels=(math.inf, 1.2, 0.4, 0.0))
     drawn = drawn.latents[:, 0].double()
     tilted, _ = LINEAR.tilt(gaussian)
     assert ((drawn.mean(0) - tilted.mean).abs() < 4 / math.sqrt(1000)).all()
@@ -115,9 +115,9 @@ def test_guidance_has_its_levels_and_tells_the_terms_of_its_gradient_apart():
     costs = {}
     for scaling in ("exact", "norm"):
         model = make_model(MIXTURE, LINEAR)
-        guidance = Guidance(gradient="pathwise", scaling=scaling, max_coefficient=2.0, min_noise_to_signal=1.0)
+        guidance = Guidance(guide=Guide("pathwise", scaling=scaling, max_coefficient=2.0, min_noise_to_signal=1.0))
         posterior = WeightedPosterior(3, num_map_steps=2)
-        run(PosteriorResampling(posterior=posterior, guidance=guidance), model, levels, x=torch.ones(1, 3))
+        run(PosteriorResampling(posterior=posterior, guide=guidance), model, levels, x=torch.ones(1, 3))
         costs[scaling] = model.cost
     # The map has two steps of the ODE, of which the first gives the scores too.
     assert [costs[scaling].backward_passes for scaling in costs] == [3 * 2, 3 * 2 + 3]
@@ -133,10 +133,10 @@ def test_without_a_tilt_the_first_look_ahead_moves_the_particle():
     assert torch.equal(*draws)
 
 
-@pytest.mark.parametrize("guidance", [None, Guidance(gradient="pathwise")], ids=["unguided", "guided"])
+@pytest.mark.parametrize("guidance", [None, Guidance(guide=Guide("pathwise"))], ids=["unguided", "guided"])
 def test_without_a_tilt_no_look_ahead_is_scored(guidance):
     model = tilted_model(2, reward_scale=0.0)
-    run(PosteriorResampling(3, DiamondPosterior(4), guidance=guidance), model)
+    run(PosteriorResampling(3, DiamondPosterior(4), guide=guidance), model)
     assert model.cost.decodes == model.cost.reward_calls == 2 * 3
     assert model.cost.backward_passes == 0
 

@@ -15,21 +15,22 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     PosteriorSMC,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.methods.posterior_resampling import noised_sample
+from diamond_diffusers.core.interval import Interval
 
 from ..core.mixture import seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, make_model, unconditional
+from ..core.mixture_model import LINEAR, QUADRATIC, at_rows, law_of, make_model, unconditional
 from ..core.test_diamond import MIXTURE, DiamondMixture, tilted_model
 from .runs import COARSE_LEVELS, falling_levels, run
 from .test_smc import is_exact
 
 LEVELS = (math.inf, 1.5, 0.5, 0.0)
 STEPS = len(LEVELS) - 1
-GUIDANCE = Guidance(gradient="isotropic")
+GUIDANCE = Guidance(guide=Guide("isotropic"))
 
 
 def estimates(smc, reward, num_images):
@@ -49,7 +50,10 @@ def estimates(smc, reward, num_images):
         {"transition": GlassTransition(correlation=0.6)},
         {"transition": GlassTransition(correlation=1.0)},
         {"guidance": GUIDANCE},
-        {"posterior": DiamondPosterior(4), "guidance": Guidance(DiamondPosterior(4), "tilted_mean", 1.5)},
+        {
+            "posterior": DiamondPosterior(4),
+            "guidance": Guidance(DiamondPosterior(4), Guide("tilted_mean", strength=1.5)),
+        },
         {"resampling_threshold": 1.0, "max_noise_to_signal": 1.5},
     ],
     ids=["one look-ahead", "four", "weak correlation", "full correlation", "guided", "strongly guided", "late values"],
@@ -86,7 +90,7 @@ def test_a_step_costs_its_look_aheads():
 
 def test_look_aheads_without_a_value_are_not_scored():
     late, untilted = tilted_model(2), tilted_model(2, reward_scale=0.0)
-    run(PosteriorSMC(3, DiamondPosterior(4), max_noise_to_signal=1.0, guidance=GUIDANCE), late, COARSE_LEVELS)
+    run(PosteriorSMC(3, DiamondPosterior(4), max_noise_to_signal=1.0, guide=GUIDANCE), late, COARSE_LEVELS)
     run(PosteriorSMC(3, DiamondPosterior(4)), untilted, COARSE_LEVELS)
     with_values = sum(level <= 1.0 for level in COARSE_LEVELS[:-1])
     assert late.cost.decodes == late.cost.reward_calls == 2 * 3 * (4 * with_values + 1)
@@ -96,12 +100,12 @@ def test_look_aheads_without_a_value_are_not_scored():
 
 def test_a_move_by_the_denoised_sample_is_the_gaussian_ancestral_step():
     """So that with `DenoiserPoint` this is FK steering."""
-    network = make_model(MIXTURE, LINEAR).network(torch.zeros(5, dtype=torch.long))
+    network = at_rows(make_model(MIXTURE, LINEAR), 5).network
     x, noise = torch.randn(2, 5, 3, generator=seeded(1))
     for kappa, kappa_next in [(math.inf, 2.0), (2.0, 0.7), (0.7, 0.0)]:
         predicted = network.predict(x, kappa)
-        moved = noised_sample(x, predicted, noise, kappa, kappa_next, kappa_next / kappa)
-        step = GlassTransition().step(network, x, kappa, kappa_next, predicted, noise)
+        moved = noised_sample(x, predicted, noise, Interval(kappa, kappa_next), kappa_next / kappa)
+        step = GlassTransition().step(network, x, Interval(kappa, kappa_next), predicted, noise)
         torch.testing.assert_close(moved, step)
 
 
@@ -122,7 +126,7 @@ MORE_STEPS = {
 def evidence_errors(smc, num_steps, num_images=128):
     """Errors of `log Z`, `[B]`, under a tilt that few particles of 16 survive."""
     scale = 2.5
-    model = TiltedModel(
+    model = law_of(
         CoarseDiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR, reward_scale=scale
     )
     _, evidence = LINEAR.tilt(MIXTURE, scale=scale)
@@ -145,14 +149,14 @@ def test_values_after_every_step_cost_lineages():
 
 def test_without_a_tilt_look_aheads_alone_move_the_particles():
     """Whatever the method's options are, and none is ever preferred."""
-    methods = [PosteriorSMC(4), PosteriorSMC(4, guidance=GUIDANCE, potential="max")]
+    methods = [PosteriorSMC(4), PosteriorSMC(4, guide=GUIDANCE, potential="max")]
     plain, other = (run(method, tilted_model(3, reward_scale=0.0), seed=(1, 2, 3)) for method in methods)
     assert torch.equal(plain.latents, other.latents)
     assert torch.equal(plain.log_evidence, torch.zeros(3, dtype=torch.float64))
 
 
 def test_images_do_not_depend_on_their_batch():
-    method = PosteriorSMC(4, guidance=GUIDANCE)
+    method = PosteriorSMC(4, guide=GUIDANCE)
     together = run(method, tilted_model(3), seed=(1, 2, 3)).latents
     assert torch.equal(together[[2, 0]], run(method, tilted_model(2), seed=(3, 1)).latents)
 
@@ -164,7 +168,7 @@ def test_images_do_not_depend_on_their_batch():
         ({"transition": GlassTransition(num_inner_steps=2)}, "look-aheads move the particles"),
         ({"transition": AncestralTransition()}, "look-aheads move the particles"),
         ({"posterior": DenoiserPoint(), "transition": GlassTransition(correlation=1.0)}, "draws no noise"),
-        ({"guidance": Guidance(DiamondPosterior(2), "tilted_mean")}, "draws 1; take GlassPosterior"),
+        ({"guidance": Guidance(DiamondPosterior(2), Guide("tilted_mean"))}, "draws 1; take GlassPosterior"),
     ],
 )
 def test_what_cannot_move_particles_is_refused(options, message):

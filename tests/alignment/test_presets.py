@@ -23,7 +23,6 @@ from diamond_diffusers import (
     PosteriorResampling,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.alignment.named import as_method
 from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.alignment.presets.das import DASTransition, das
@@ -37,7 +36,16 @@ from diamond_diffusers.cli.main import AlignmentOptions, build_alignment
 
 from ..conftest import redness
 from ..core.mixture import coefficients, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureMapFamily, MixtureModel, make_map_model, unconditional
+from ..core.mixture_model import (
+    LINEAR,
+    QUADRATIC,
+    MixtureMapFamily,
+    MixtureModel,
+    at_rows,
+    law_of,
+    make_map_model,
+    unconditional,
+)
 from ..core.test_diamond import DiamondMixture
 from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, run
@@ -76,7 +84,7 @@ COSTS = {
 
 
 def model_of(reward=LINEAR, num_images=1, family=DiamondMixture, **options):
-    return TiltedModel(family(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
+    return law_of(family(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 def test_each_name_is_its_cell_of_the_grid():
@@ -213,7 +221,7 @@ def test_both_forms_of_fmrg_move_by_three_times_the_drift():
         return latents
 
     plain = step("pathwise", 0.0)
-    end = make_map_model(MIXTURE, LINEAR, num_steps=6).network(torch.zeros(20, dtype=torch.long)).predict(x, kappa)
+    end = at_rows(make_map_model(MIXTURE, LINEAR, num_steps=6), 20).network.predict(x, kappa)
     (alpha, sigma), (next_alpha, _) = coefficients(kappa), coefficients(next_kappa)
     drift = (x / (alpha + sigma) - end).square().mean(1).sqrt()
     for gradient in ("pathwise", "isotropic"):
@@ -254,5 +262,5 @@ def test_the_command_line_knows_presets_and_changes_what_is_given():
     assert built == das(
         num_particles=6,
         posterior=GlassPosterior(num_samples=3),
-        guidance=replace(das().guidance, guidance_strength=0.5, posterior=GlassPosterior(num_samples=3)),
+        guide=replace(das().guidance, guidance_strength=0.5, posterior=GlassPosterior(num_samples=3)),
     )

@@ -24,12 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline, FlowMapTransition, Reward
-from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.law import Law
 from diamond_diffusers.alignment.presets.fmrg import fmrg
 from diamond_diffusers.alignment.presets.reno import reno
 from diamond_diffusers.alignment.presets.weighted_diamond_map import weighted_diamond_map
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.pipelines.arguments import resolve_arguments
+
+from ..core.mixture_model import at_rows, law_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "presets"
 FLUX = FIXTURES / "flux_weighted_diamond"
@@ -85,7 +87,7 @@ def flux() -> tuple[DiamondMapPipeline, dict[str, Tensor]]:
     return pipe, load_file(FLUX / "golden.safetensors")
 
 
-def flux_model(num_inference_steps: int = 8) -> tuple[TiltedModel, list[float], dict[str, Tensor]]:
+def flux_model(num_inference_steps: int = 8) -> tuple[Law, list[float], dict[str, Tensor]]:
     """The tilted law of the recorded runs, and the levels of a whole run."""
     pipe, golden = flux()
     call = {
@@ -100,7 +102,7 @@ def flux_model(num_inference_steps: int = 8) -> tuple[TiltedModel, list[float], 
     arguments = resolve_arguments(pipe.family, call, {})
     conditions = pipe.family.encode(arguments)
     reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
-    model = TiltedModel(pipe.family, conditions, [""], reward, reward_scale=250.0)
+    model = law_of(pipe.family, conditions, [""], reward, reward_scale=250.0)
     return model, pipe.family.levels(arguments, conditions), golden
 
 
@@ -115,7 +117,7 @@ def sana_sprint() -> tuple[DiamondMapPipeline, dict[str, Tensor]]:
     return DiamondMapPipeline.from_pipe(SanaSprintPipeline(None, None, *parts)), load_file(SANA / "golden.safetensors")
 
 
-def sana_sprint_model() -> tuple[TiltedModel, list[float], dict[str, Tensor]]:
+def sana_sprint_model() -> tuple[Law, list[float], dict[str, Tensor]]:
     """The tilted law of the recorded run, and its levels."""
     pipe, golden = sana_sprint()
     call = {
@@ -131,7 +133,7 @@ def sana_sprint_model() -> tuple[TiltedModel, list[float], dict[str, Tensor]]:
     arguments = resolve_arguments(pipe.family, call, {})
     conditions = pipe.family.encode(arguments)
     reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
-    model = TiltedModel(pipe.family, conditions, [""], reward, reward_scale=250.0)
+    model = law_of(pipe.family, conditions, [""], reward, reward_scale=250.0)
     return model, pipe.family.levels(arguments, conditions), golden
 
 
@@ -231,12 +233,12 @@ def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_be
     assert model.cost.network_evaluations == 1 + 5 * (1 + 4 * 2) + 1
     assert model.cost.backward_passes == 5 * 4 * 2
     before_jump, end = visited[-2][0], visited[-1][0]
-    torch.testing.assert_close(end, model.network(model.owners(1)).predict(before_jump, levels[6]))
+    torch.testing.assert_close(end, at_rows(model, 1).network.predict(before_jump, levels[6]))
     # Every prediction and look-ahead, the last sample, and the best of the others once more.
     given = model.reward.given
     assert len(given) == 6 + 5 * 4 + 2
     assert result.rewards.item() == pytest.approx(max(given), rel=1e-5)
-    torch.testing.assert_close(model.decode(result.latents[0], model.owners(1)), result.images[0])
+    torch.testing.assert_close(at_rows(model, 1).decode(result.latents[0]), result.images[0])
 
 
 @torch.no_grad()

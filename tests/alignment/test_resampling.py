@@ -19,11 +19,11 @@ ROUNDING = ["systematic", "ssp"]
 def counts_of(scheme, weights, repetitions=2000, seed=0):
     """`[repetitions, P]`."""
     generator = seeded(seed)
-    draws = [RESAMPLING_SCHEMES[scheme](weights, generator) for _ in range(repetitions)]
+    draws = [RESAMPLING_SCHEMES.get(scheme)(weights, generator) for _ in range(repetitions)]
     return torch.nn.functional.one_hot(torch.stack(draws), len(weights)).sum(1).double()
 
 
-@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES)
+@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES.names())
 @pytest.mark.parametrize("weights", WEIGHTS, ids=["falling", "zero", "dyadic"])
 def test_expected_counts_are_proportional_to_the_weights(scheme, weights):
     counts = counts_of(scheme, weights)
@@ -53,7 +53,7 @@ def test_residual_resampling_keeps_the_whole_parts():
     assert (counts_of("residual", WEIGHTS[2], 50) == 4 * WEIGHTS[2]).sum() >= 100
 
 
-@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES)
+@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES.names())
 def test_equal_weights_leave_even_schemes_nothing_to_do(scheme):
     weights = torch.full((7,), 1 / 7, dtype=torch.float64)
     counts = counts_of(scheme, weights, 50)
@@ -69,7 +69,7 @@ def test_every_scheme_varies_less_than_independent_draws(scheme):
     assert (variance < len(weights) * weights * (1 - weights)).all()
 
 
-@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES)
+@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES.names())
 def test_draws_depend_on_the_generator_alone(scheme):
     weights = WEIGHTS[1]
     torch.manual_seed(0)
@@ -80,11 +80,11 @@ def test_draws_depend_on_the_generator_alone(scheme):
     assert not torch.equal(first, counts_of(scheme, weights, 20, seed=4))
 
 
-@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES)
+@pytest.mark.parametrize("scheme", RESAMPLING_SCHEMES.names())
 def test_one_particle_and_one_certain_particle(scheme):
-    assert RESAMPLING_SCHEMES[scheme](torch.ones(1, dtype=torch.float64), seeded(0)).tolist() == [0]
+    assert RESAMPLING_SCHEMES.get(scheme)(torch.ones(1, dtype=torch.float64), seeded(0)).tolist() == [0]
     certain = torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    assert RESAMPLING_SCHEMES[scheme](certain, seeded(0)).tolist() == [2, 2, 2, 2]
+    assert RESAMPLING_SCHEMES.get(scheme)(certain, seeded(0)).tolist() == [2, 2, 2, 2]
 
 
 def test_the_effective_sample_size_is_the_squared_sum_over_the_sum_of_squares():
@@ -115,4 +115,4 @@ def test_the_effective_sample_size_without_any_weight_is_zero():
 def test_even_schemes_leave_equal_weights_where_they_are(scheme, count):
     weights = torch.full((count,), 1 / count, dtype=torch.float64)
     for seed in range(20):
-        assert RESAMPLING_SCHEMES[scheme](weights, seeded(seed)).tolist() == list(range(count))
+        assert RESAMPLING_SCHEMES.get(scheme)(weights, seeded(seed)).tolist() == list(range(count))

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers import DenoiserPoint, FlowMapPoint, GlassPosterior, Guidance, ODETransition, WeightedPosterior
+from diamond_diffusers import (
+    DenoiserPoint,
+    FlowMapPoint,
+    GlassPosterior,
+    Guidance,
+    Guide,
+    ODETransition,
+    WeightedPosterior,
+)
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.scalings import SCALINGS, limited, of_unit_size
@@ -16,6 +24,7 @@ from ..core.mixture_model import (
     FAMILIES_AT_PURE_NOISE,
     LINEAR,
     QUADRATIC,
+    at_rows,
     make_map_model,
     make_model,
 )
@@ -43,8 +52,8 @@ def shift_of(guidance, model, x, kappa):
 def test_auto_changes_the_velocity_of_rectified_flow_by_as_much_as_it_is(gradient, kappa):
     model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
     posterior = GlassPosterior(3, 4)
-    automatic = Guidance(posterior, gradient, 0.7, max_shift=None, scaling="auto")
-    exact = Guidance(posterior, gradient, max_shift=None)
+    automatic = Guidance(posterior, Guide(gradient, strength=0.7, max_shift=None, scaling="auto"))
+    exact = Guidance(posterior, Guide(gradient, max_shift=None))
     path, network = model.family.path, model.family.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time)
@@ -61,13 +70,13 @@ def test_auto_changes_the_velocity_of_rectified_flow_by_as_much_as_it_is(gradien
 def test_norm_subtracts_the_coefficient_times_the_unit_terms_from_the_velocity(kappa, max_coefficient):
     model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
     guidance = Guidance(
-        gradient="pathwise", guidance_strength=0.4, max_shift=None, scaling="norm", max_coefficient=max_coefficient
+        guide=Guide("pathwise", strength=0.4, max_shift=None, scaling="norm", max_coefficient=max_coefficient)
     )
     path, network = model.family.path, model.family.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time).requires_grad_()
     velocity = network(noisy, time, None)
-    value = model.tilt(path.denoised(noisy, velocity, time), model.owners(6))
+    value = at_rows(model, 6).tilt(path.denoised(noisy, velocity, time))
     (gradient,) = torch.autograd.grad(value.sum(), noisy)
     coefficient = min(float(time / (1 - time)), max_coefficient)
     unit = gradient / root_mean_square(gradient)[:, None]
@@ -76,10 +85,10 @@ def test_norm_subtracts_the_coefficient_times_the_unit_terms_from_the_velocity(k
     torch.testing.assert_close(shift_of(guidance, model, x, kappa), expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("scaling", SCALINGS.names())
 @pytest.mark.parametrize("kappa", KAPPAS)
 def test_all_families_are_shifted_alike(scaling, kappa):
-    guidance = Guidance(GlassPosterior(3, 4), "pathwise", max_shift=None, scaling=scaling)
+    guidance = Guidance(GlassPosterior(3, 4), Guide("pathwise", max_shift=None, scaling=scaling))
     x = observations(kappa)
     shifts = [shift_of(guidance, make_model(MIXTURE, QUADRATIC, family), x, kappa) for family in FAMILIES]
     for shift in shifts[1:]:
@@ -90,7 +99,9 @@ def test_all_families_are_shifted_alike(scaling, kappa):
 def test_the_three_terms_of_weighted_look_aheads_are_scaled_each_for_itself(weights):
     kappa, x = 1.0, observations(1.0)
     model = make_map_model(MIXTURE, QUADRATIC, num_steps=6)
-    guidance = Guidance(WeightedPosterior(4, weights=weights), "pathwise", 0.4, None, scaling="norm")
+    guidance = Guidance(
+        WeightedPosterior(4, weights=weights), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm")
+    )
     random = RandomSource(seeded(2), 1, dtype=torch.float64)
     ahead = look_ahead(model, guidance.posterior, x, kappa, random, "pathwise", False, with_terms=True)
     assert ahead.terms.shape == (6, 3, 3)
@@ -102,7 +113,9 @@ def test_the_three_terms_of_weighted_look_aheads_are_scaled_each_for_itself(weig
 @pytest.mark.parametrize("weights", ["reward_softmax", "equal"])
 def test_the_scale_of_the_reward_does_not_count_in_the_terms_of_the_authors(weights):
     x = observations(1.0)
-    guidance = Guidance(WeightedPosterior(4, weights=weights), "pathwise", 0.4, None, scaling="norm")
+    guidance = Guidance(
+        WeightedPosterior(4, weights=weights), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm")
+    )
     small, large = (
         shift_of(guidance, make_map_model(MIXTURE, QUADRATIC, num_steps=4, reward_scale=scale), x, 1.0)
         for scale in (0.5, 50.0)
@@ -163,11 +176,11 @@ def test_terms_cost_an_evaluation_and_a_backward_pass_of_each_look_ahead():
 def test_the_coefficient_of_the_authors_for_sana_sprint_has_the_wrong_sign_below_one(kappa, limit):
     model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
     options = {"guidance_strength": 0.4, "max_shift": None, "max_coefficient": limit}
-    shift = shift_of(Guidance(gradient="pathwise", scaling="sana_sprint_norm", **options), model, x, kappa)
+    shift = shift_of(Guidance(guide=Guide("pathwise", scaling="sana_sprint_norm"), **options), model, x, kappa)
     s = math.atan(kappa)
     b = min(0.25 * (math.sin(s) ** 3 / math.cos(s) - math.sin(s) * math.cos(s)), limit)
     options["max_coefficient"] = math.inf
-    right = shift_of(Guidance(gradient="pathwise", scaling="norm", **options), model, x, kappa)
+    right = shift_of(Guidance(guide=Guide("pathwise", scaling="norm"), **options), model, x, kappa)
     # Of the scaled latents, whose deviation is 1/2: dx / ds changes by -b, and the denoised sample by b sin s.
     expected = 0.4 * b * math.sin(s) / 0.5 * right / root_mean_square(right)[:, None]
     torch.testing.assert_close(shift, expected, atol=1e-9, rtol=1e-6)
@@ -179,8 +192,8 @@ def test_the_coefficient_of_the_exact_shift_is_limited(max_coefficient):
     model = make_model(MIXTURE, LINEAR)
     for kappa in (0.3, 1.0, 4.0):
         x = observations(kappa)
-        guidance = Guidance(gradient="pathwise", max_shift=None, max_coefficient=max_coefficient)
-        free = shift_of(Guidance(gradient="pathwise", max_shift=None), model, x, kappa)
+        guidance = Guidance(guide=Guide("pathwise", max_shift=None, max_coefficient=max_coefficient))
+        free = shift_of(Guidance(guide=Guide("pathwise", max_shift=None)), model, x, kappa)
         torch.testing.assert_close(shift_of(guidance, model, x, kappa), min(1, max_coefficient / kappa) * free)
 
 
@@ -190,15 +203,15 @@ def test_flow_map_points_are_guided_at_pure_noise(scaling):
     model = make_map_model(MIXTURE, LINEAR, num_steps=6)
     x = torch.randn(6, 3, generator=seeded(1), dtype=torch.float64)
     options = {"max_coefficient": 3.0} if scaling == "norm" else {}
-    guidance = Guidance(FlowMapPoint(), "pathwise", 0.4, None, scaling=scaling, **options)
+    guidance = Guidance(FlowMapPoint(), Guide("pathwise", strength=0.4, max_shift=None, scaling=scaling), **options)
     shift = shift_of(guidance, model, x, math.inf)
-    predicted = model.network(model.owners(6)).predict(x, math.inf)
+    predicted = at_rows(model, 6).network.predict(x, math.inf)
     expected = 0.4 * root_mean_square(x - predicted) if scaling == "auto" else torch.full((6,), 0.4 * 3.0).double()
     torch.testing.assert_close(root_mean_square(shift), expected)
     # Uphill.
-    closer = model.network(model.owners(6)).predict(x + 1e-3 * shift, math.inf)
-    assert (model.tilt(closer, model.owners(6)) > model.tilt(predicted, model.owners(6))).all()
-    unlimited = Guidance(FlowMapPoint(), "pathwise", 0.4, None, scaling="norm")
+    closer = at_rows(model, 6).network.predict(x + 1e-3 * shift, math.inf)
+    assert (at_rows(model, 6).tilt(closer, model.owners(6)) > model.tilt(predicted)).all()
+    unlimited = Guidance(FlowMapPoint(), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm"))
     assert torch.equal(shift_of(unlimited, model, x, math.inf), torch.zeros_like(x))
 
 
@@ -210,7 +223,7 @@ def test_scaled_guidance_raises_the_reward(scaling, gradient, family):
     posterior = DenoiserPoint() if gradient == "isotropic" else GlassPosterior(3, 4)
 
     def mean_reward(strength):
-        guidance = Guidance(posterior, gradient, strength, scaling=scaling, **options)
+        guidance = Guidance(posterior, Guide(gradient, strength=strength, scaling=scaling), **options)
         return run(guidance, make_model(MIXTURE, QUADRATIC, family)).rewards.mean()
 
     assert mean_reward(0.3) > mean_reward(0.0) + 0.1

@@ -22,13 +22,11 @@ from diamond_diffusers import (
     RenoiseTransition,
     ZeroOrderSearch,
 )
-from diamond_diffusers.alignment.base import RunEnded
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, standard_error
-from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, make_map_model, make_model
-from .runs import COARSE_LEVELS, falling_levels, run
+from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, at_rows, law_of, make_map_model, make_model
+from .runs import COARSE_LEVELS, ENDED, falling_levels, run
 
 MIXTURE = make_mixture(3)
 GAUSSIAN = make_gaussian()
@@ -260,7 +258,7 @@ def test_costs_are_exact(name, is_guided):
     family, offsets = MixtureModel(MIXTURE), {"offset": torch.zeros(2, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
-    model = TiltedModel(family, conditions, [""] * 2, reward)
+    model = law_of(family, conditions, [""] * 2, reward)
     run(alignment, model)
     assert model.cost.network_evaluations == family.evaluations == 2 * evaluations * (2 if is_guided else 1)
     assert model.cost.decodes == family.decoded == model.cost.reward_calls == reward.calls == 2 * decodes
@@ -315,7 +313,7 @@ def test_rewards_and_images_are_those_of_the_latents_that_are_returned():
     ):
         model = make_model(MIXTURE, LINEAR, num_images=4)
         result = run(alignment, model)
-        expected = model.evaluate(result.latents.flatten(0, 1), model.owners(3))
+        expected = at_rows(model, 3).evaluate(result.latents.flatten(0, 1))
         torch.testing.assert_close(result.rewards.flatten(), expected.total)
         torch.testing.assert_close(result.images.flatten(0, 1), expected.images)
         torch.testing.assert_close(result.reward_terms["quadratic"].flatten(), expected.total)
@@ -324,7 +322,7 @@ def test_rewards_and_images_are_those_of_the_latents_that_are_returned():
 def test_a_callback_may_end_a_search_over_noises_but_not_replace_its_samples():
     def stop_after_the_second(index, x):
         if index == 1:
-            raise RunEnded
+            return ENDED
 
     search = ZeroOrderSearch(num_candidates=9, round_size=3)
     model = make_model(MIXTURE, LINEAR, num_images=2)

@@ -14,15 +14,17 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
 )
 from diamond_diffusers.alignment.look_ahead import LookAhead
 from diamond_diffusers.alignment.methods.smc import valuations
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
+from diamond_diffusers.core.interval import Interval
 
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_model
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -82,7 +84,7 @@ def test_an_epsilon_network_starts_below_pure_noise():
     assert is_exact(ratio, mean_error, num_particles)
 
 
-@pytest.mark.parametrize("resampling", RESAMPLING_SCHEMES)
+@pytest.mark.parametrize("resampling", RESAMPLING_SCHEMES.names())
 def test_every_resampling_scheme_gives_the_same_limits(resampling):
     smc = SMC(64, GlassPosterior(2, 1), EXACT, resampling=resampling, resampling_threshold=1.0)
     ratio, mean_error, result = estimates(smc, LINEAR, 128)
@@ -137,11 +139,11 @@ def test_inner_steps_bring_few_steps_to_the_model_s_own_law():
 
 
 GUIDED = {
-    "few valuations": SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean"), num_valuations=1),
-    "tilted mean": SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean")),
-    "pathwise": SMC(64, GlassPosterior(2, 4), EXACT, guidance=Guidance(gradient="pathwise")),
-    "denoiser point": SMC(64, DenoiserPoint(), EXACT, guidance=Guidance(gradient="pathwise", max_shift=None)),
-    "strong": SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean", 1.5), max_tilt=1.0),
+    "few valuations": SMC(64, LOOK_AHEADS, EXACT, guide=Guide("tilted_mean"), num_valuations=1),
+    "tilted mean": SMC(64, LOOK_AHEADS, EXACT, guide=Guide("tilted_mean")),
+    "pathwise": SMC(64, GlassPosterior(2, 4), EXACT, guide=Guide("pathwise")),
+    "denoiser point": SMC(64, DenoiserPoint(), EXACT, guide=Guide("pathwise", max_shift=None)),
+    "strong": SMC(64, LOOK_AHEADS, EXACT, guide=Guide("tilted_mean", strength=1.5), max_tilt=1.0),
 }
 
 
@@ -163,7 +165,7 @@ def test_guided_proposals_without_their_weights_do_not(name, monkeypatch):
 
 def test_guidance_lowers_the_variance_of_the_evidence():
     unguided = SMC(64, LOOK_AHEADS, EXACT)
-    guided = SMC(64, LOOK_AHEADS, EXACT, guidance=Guidance(LOOK_AHEADS, "tilted_mean"))
+    guided = SMC(64, LOOK_AHEADS, EXACT, guide=Guide("tilted_mean"))
     without, _, _ = estimates(unguided, LINEAR, 192)
     with_guidance, _, _ = estimates(guided, LINEAR, 192)
     assert with_guidance.log().std() < 0.9 * without.log().std()
@@ -182,12 +184,12 @@ class NoNoise:
 @pytest.mark.parametrize("dimension", [2, 128])
 def test_the_limit_of_a_tilt_is_the_same_for_each_dimension(dimension):
     """As large as the noise, so that its norm grows with the latents and leaves no guidance out that fits them."""
-    smc = SMC(4, transition=GlassTransition(), guidance=Guidance(max_shift=None))
+    smc = SMC(4, transition=GlassTransition(), guide=Guide(max_shift=None))
     cloud = smc.start(make_model(MIXTURE, LINEAR), torch.zeros(4, dimension), 5)
     gradient = torch.tensor([0.01, 0.1, 10.0, 1000.0])[:, None].expand(4, dimension)
     cloud = replace(cloud, ahead=LookAhead(None, torch.zeros(4), gradient[:, None], torch.ones(4)))
     tilt, log_ratio = smc._propose(cloud, 2.0, 1.0, NoNoise(4, dimension))
-    gain = GlassTransition().tilt_gain(2.0, 1.0)
+    gain = GlassTransition().tilt_gain(Interval(2.0, 1.0))
     sizes = torch.tensor([0.01 * gain, 0.1 * gain, 1.0, 1.0])
     torch.testing.assert_close(tilt.square().mean(1).sqrt(), sizes)
     torch.testing.assert_close(log_ratio[0], -(sizes.double() ** 2) * dimension / 2, rtol=1e-5, atol=1e-8)
@@ -230,7 +232,7 @@ def test_estimates_travel_with_their_particles(monkeypatch):
     result = run(SMC(16, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=1.0), model)
     for cloud, level, before in zip(clouds[:-1], COARSE_LEVELS[1:], result.trace.steps, strict=False):
         assert before.resampled.all() and len(cloud.x.unique(dim=0)) < len(cloud.x)
-        predicted = model.network(model.owners(16)).predict(cloud.x, level)
+        predicted = at_rows(model, 16).network.predict(cloud.x, level)
         torch.testing.assert_close(cloud.ahead.predicted, predicted)
         torch.testing.assert_close(cloud.values[..., -1].flatten(), cloud.ahead.values.double())
         # Copies have one value, and none is another's.
@@ -272,7 +274,7 @@ def test_the_reward_scale_is_the_inverse_temperature_of_the_law(scale):
 PLAIN_METHODS = {
     "points": SMC(5, resampling_threshold=1.0, transition=GlassTransition(2)),
     "look-aheads": SMC(5, LOOK_AHEADS, GlassTransition(2), "multinomial", 1.0, potential="sum"),
-    "guided": SMC(5, LOOK_AHEADS, GlassTransition(2), guidance=Guidance(LOOK_AHEADS, "pathwise")),
+    "guided": SMC(5, LOOK_AHEADS, GlassTransition(2), guide=Guide("pathwise")),
     "tempered": SMC(5, transition=AncestralTransition(), tempering=AdaptiveTempering(0.9), resampling_threshold=1.0),
 }
 
@@ -307,10 +309,10 @@ class PermutedSource(RandomSource):
         return rows.unflatten(1, (-1, copies))[:, self.order].flatten(0, 2)
 
 
-@pytest.mark.parametrize("guidance", [None, Guidance(LOOK_AHEADS, "tilted_mean")], ids=["plain", "guided"])
+@pytest.mark.parametrize("guidance", [None, Guidance(LOOK_AHEADS, Guide("tilted_mean"))], ids=["plain", "guided"])
 def test_permuting_the_particles_permutes_the_results(guidance):
     order = torch.tensor([2, 0, 3, 1])
-    smc = SMC(4, LOOK_AHEADS, GlassTransition(2), "none", guidance=guidance, tempering=AdaptiveTempering(0.9))
+    smc = SMC(4, LOOK_AHEADS, GlassTransition(2), "none", guide=guidance, tempering=AdaptiveTempering(0.9))
     model = make_model(MIXTURE, LINEAR, num_images=3, reward_scale=2.0)
     results = []
     for permutation in (torch.arange(4), order):

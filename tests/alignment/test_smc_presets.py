@@ -23,10 +23,11 @@ from diamond_diffusers.alignment.presets.glass_fk import glass_fk
 from diamond_diffusers.alignment.presets.posterior_diamond_map_smc import posterior_diamond_map_smc
 from diamond_diffusers.alignment.smc_parts import resampling
 from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import QuadraticReward, make_map_model, make_model
+from ..core.mixture_model import QuadraticReward, at_rows, make_map_model, make_model
 from .runs import falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -72,7 +73,7 @@ def replay(monkeypatch, smc, golden, noises, ancestors, model):
 
     monkeypatch.setattr(SMC, "_propose", lambda *given: propose(*given[:-1], Replayed(next(noises))))
     monkeypatch.setattr(SMC, "_recorded", watched)
-    monkeypatch.setitem(RESAMPLING_SCHEMES, smc.resampling, scheme)
+    monkeypatch.setitem(RESAMPLING_SCHEMES._entries, smc.resampling, scheme)
     start = tensor(golden["start"])
     result = run(smc, model, golden["levels"], x=start, on_step=lambda index, x: states.append(x.clone()))
     return weighed, resampled, states, result
@@ -120,12 +121,12 @@ def test_das_tilts_by_the_whole_gradient(scale):
     plain, tilted = [], []
     levels = falling_levels(8, 3.0)
     smc = das(transition=DASTransition(), tempering=ScheduledTempering(math.sqrt(2) - 1), resampling="none")
-    for states, guided in ((plain, replace(smc, guidance=replace(smc.guidance, guidance_strength=0.0))), (tilted, smc)):
+    for states, guided in ((plain, replace(smc, guide=replace(smc.guidance, guidance_strength=0.0))), (tilted, smc)):
         model = make_model(MIXTURE, QuadraticReward({"": (0.9, -0.7, 0.6)}), reward_scale=scale)
         x = torch.ones(4, 3, dtype=torch.float64)
         run(guided, model, levels, x=x, on_step=lambda index, x, states=states: states.append(x))
     x, alpha = torch.ones(4, 3, dtype=torch.float64, requires_grad=True), 1 / math.hypot(1, levels[0])
-    end = make_model(MIXTURE).network(torch.zeros(4, dtype=torch.long)).predict(x, levels[0])
+    end = at_rows(make_model(MIXTURE), 4).network.predict(x, levels[0])
     (gradient,) = torch.autograd.grad((end @ tensor([0.9, -0.7, 0.6])).sum(), x)
     next_alpha = 1 / math.hypot(1, levels[1])
     variance = next_alpha**2 * levels[1] ** 2 * (1 - (levels[1] / levels[0]) ** 2)
@@ -191,9 +192,9 @@ def test_posterior_diamond_smc_weighs_and_resamples_as_its_authors_do(monkeypatc
     valuations = golden["valuations"]
     uniforms = iter(valuation["uniform"] for valuation in valuations)
     monkeypatch.setattr(resampling, "uniform", lambda count, generator: tensor([next(uniforms)]))
-    ancestors, systematic = [], RESAMPLING_SCHEMES["systematic"]
+    ancestors, systematic = [], RESAMPLING_SCHEMES.get("systematic")
     monkeypatch.setitem(
-        RESAMPLING_SCHEMES, "systematic", lambda *given: ancestors.append(systematic(*given)) or ancestors[-1]
+        RESAMPLING_SCHEMES._entries, "systematic", lambda *given: ancestors.append(systematic(*given)) or ancestors[-1]
     )
     smc = posterior_diamond_map_smc(posterior=Told([tensor(valuation["values"]) for valuation in valuations]))
     assert smc.num_particles == golden["num_particles"]
@@ -224,14 +225,14 @@ def test_settings_of_das_follow_the_model():
 
 def test_das_steps_as_ddpm_does():
     """Its transition differs in the tilt alone, and in that less and less as steps shrink."""
-    network = make_model(MIXTURE).network(torch.zeros(5, dtype=torch.long))
+    network = at_rows(make_model(MIXTURE), 5).network
     x, noise = torch.randn(2, 5, 3, generator=seeded(1))
     predicted = network.predict(x, 2.0)
     for eta in (0.5, 1.0):
         own, plain = DASTransition(eta), AncestralTransition(eta)
         step = (network, x, 2.0, 1.0, predicted, noise)
         assert torch.equal(own.step(*step), plain.step(*step))
-    assert DASTransition().tilt_gain(2.0, 1.0) < 0.9 * AncestralTransition().tilt_gain(2.0, 1.0)
-    ratio = DASTransition().tilt_gain(2.0, 1.999) / AncestralTransition().tilt_gain(2.0, 1.999)
+    assert DASTransition().tilt_gain(Interval(2.0, 1.0)) < 0.9 * AncestralTransition().tilt_gain(Interval(2.0, 1.0))
+    ratio = DASTransition().tilt_gain(Interval(2.0, 1.999)) / AncestralTransition().tilt_gain(Interval(2.0, 1.999))
     assert abs(ratio - 1) < 0.01
-    assert DASTransition().tilt_gain(math.inf, 2.0) == 0
+    assert DASTransition().tilt_gain(Interval(math.inf, 2.0)) == 0

@@ -12,6 +12,7 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     ScheduledTempering,
 )
 from diamond_diffusers.alignment.smc_parts.potentials import POTENTIALS
@@ -101,7 +102,7 @@ def test_the_effective_sample_size_is_held_along_the_levels():
 
 
 @pytest.mark.parametrize("tempering", [AdaptiveTempering(0.97), ScheduledTempering(0.2)], ids=str)
-@pytest.mark.parametrize("guidance", [None, Guidance(LOOK_AHEADS, "tilted_mean")], ids=["plain", "guided"])
+@pytest.mark.parametrize("guidance", [None, Guidance(LOOK_AHEADS, Guide("tilted_mean"))], ids=["plain", "guided"])
 def test_tempered_weights_have_the_limits_of_the_full_reward(tempering, guidance):
     num_images, num_particles, scale = 96, 128, 1.5
     posterior = DenoiserPoint() if guidance is None else LOOK_AHEADS
@@ -110,7 +111,7 @@ def test_tempered_weights_have_the_limits_of_the_full_reward(tempering, guidance
         posterior,
         GlassTransition(16),
         resampling_threshold=0.9,
-        guidance=guidance,
+        guide=guidance,
         tempering=tempering,
     )
     result = run(smc, make_model(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale), falling_levels(4))
@@ -132,8 +133,8 @@ def test_guidance_is_tempered_too(tempering, first):
     """By the temperature of the level that a move leads to, where that is known before the move."""
     moved = []
     for strength, tempers in ((1.0, None), (1.0, tempering), (0.0, None)):
-        guidance = Guidance(LOOK_AHEADS, "tilted_mean", strength, max_shift=None)
-        smc = SMC(8, LOOK_AHEADS, guidance=guidance, max_tilt=math.inf, tempering=tempers)
+        guidance = Guidance(LOOK_AHEADS, Guide("tilted_mean", strength=strength, max_shift=None))
+        smc = SMC(8, LOOK_AHEADS, guide=guidance, max_tilt=math.inf, tempering=tempers)
         seen = []
         model = make_model(MIXTURE, LINEAR, reward_scale=3.0)
         run(smc, model, falling_levels(4), on_step=lambda index, x, seen=seen: seen.append(x.clone()))
@@ -152,7 +153,7 @@ def test_the_temperature_of_an_image_is_its_own():
         torch.testing.assert_close(together.latents[image], alone.latents[0])
 
 
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", POTENTIALS.names())
 def test_weights_telescope_through_replacements(potential):
     """Values of particles that a callback moved stand for the old ones in every product."""
     smc = SMC(8, potential=potential, tempering=ScheduledTempering(0.3), resampling="none")

@@ -11,10 +11,10 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     ODETransition,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.posteriors.weighted import WEIGHTS
 
@@ -24,6 +24,7 @@ from ..core.mixture_model import (
     MixtureMapFamily,
     MixtureModel,
     QuadraticReward,
+    law_of,
     make_map_model,
     make_model,
 )
@@ -67,7 +68,7 @@ def test_guided_particles_have_the_tilted_law(gradient):
     tilted, _ = LINEAR.tilt(MIXTURE)
     x = tilted.observation(20.0).sample(particles, seeded(3)).float()
     posterior = WeightedPosterior(16, num_map_steps=4)
-    guidance = Guidance(posterior, gradient, max_shift=None, transition=ODETransition(), num_particles=particles)
+    guidance = Guidance(posterior, Guide(gradient, max_shift=None), transition=ODETransition(), num_particles=particles)
     z = run(guidance, make_model(MIXTURE, LINEAR), falling_levels(12, 20.0), x=x).latents[0]
     exact = tilted.sample(2000, seeded(4)).float()
     plain = energy_distance(MIXTURE.sample(2000, seeded(6)).float(), exact)
@@ -79,7 +80,9 @@ def test_guided_particles_have_the_tilted_law(gradient):
 def test_few_step_models_are_guided_from_pure_noise(weights, gradient):
     model = make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=6)
     guided, plain = (
-        run(Guidance(WeightedPosterior(8, weights=weights), gradient, strength, num_particles=40), model)
+        run(
+            Guidance(WeightedPosterior(8, weights=weights), Guide(gradient, strength=strength), num_particles=40), model
+        )
         for strength in (1.0, 0.0)
     )
     assert guided.latents.isfinite().all()
@@ -114,7 +117,7 @@ def test_costs_are_exact(name, gradient):
         model = make_map_model(MIXTURE, reward, IMAGES, num_steps=4)
     else:
         model = make_model(MIXTURE, reward, num_images=IMAGES)
-    run(Guidance(posterior, gradient, num_particles=PARTICLES, transition=ODETransition()), model)
+    run(Guidance(posterior, Guide(gradient), num_particles=PARTICLES, transition=ODETransition()), model)
     rows = IMAGES * PARTICLES
     cost = model.cost
     assert cost.network_evaluations == rows * (STEPS + at_pure_noise + (STEPS - 1) * below)
@@ -147,9 +150,9 @@ DIRECTIONS = {"right": (3.0, 0.0, 0.0), "down": (0.0, -3.0, 1.0), "nowhere": (0.
 OFFSETS = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, -1.0], [-3.0, 0.5, 1.0]])
 METHODS = {
     "smc": SMC(4, WeightedPosterior(4), GlassTransition(2), resampling_threshold=0.9),
-    "guided smc": SMC(4, WeightedPosterior(4), GlassTransition(2), guidance=Guidance(gradient="pathwise")),
-    "pathwise": Guidance(WeightedPosterior(4, weights="paper"), "pathwise", num_particles=2),
-    "tilted mean": Guidance(WeightedPosterior(4, quadrature="simpson"), "tilted_mean", num_particles=2),
+    "guided smc": SMC(4, WeightedPosterior(4), GlassTransition(2), guide=Guide("pathwise")),
+    "pathwise": Guidance(WeightedPosterior(4, weights="paper"), Guide("pathwise"), num_particles=2),
+    "tilted mean": Guidance(WeightedPosterior(4, quadrature="simpson"), Guide("tilted_mean"), num_particles=2),
 }
 
 
@@ -157,7 +160,7 @@ def run_images(alignment, images, shape=(3,), **options):
     """The images of these indices, each with its own prompt, conditions and generator."""
     conditions = Conditions({"offset": OFFSETS[images]})
     scores = MixtureModel(MIXTURE)
-    model = TiltedModel(
+    model = law_of(
         MixtureMapFamily(MIXTURE, scores, num_steps=4),
         conditions,
         [list(DIRECTIONS)[image] for image in images],

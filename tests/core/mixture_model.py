@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diamond_diffusers import Reward
-from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.execution import Execution
+from diamond_diffusers.alignment.law import Law, LawAtRows, ScoreModel
 from diamond_diffusers.core.levels import GaussianPath, Level, RectifiedFlowPath, VariancePreservingPath, as_level
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.tensors import expand
@@ -200,15 +201,34 @@ def unconditional(num_images: int = 1) -> Conditions:
     return Conditions({"offset": torch.zeros(num_images, 1)})
 
 
+def law_of(
+    model: SampledModel,
+    conditions: Conditions,
+    prompts: Sequence[str],
+    reward: Reward | None = None,
+    reward_scale: float = 1.0,
+    score_model: tuple[SampledModel, Conditions] | None = None,
+    **execution: object,
+) -> Law:
+    """The law, with the options of its execution beside its own."""
+    scores = score_model and ScoreModel(*score_model)
+    return Law(model, conditions, prompts, reward, reward_scale, scores, Execution(**execution))
+
+
+def at_rows(law: Law, rows_per_image: int) -> LawAtRows:
+    """The law at so many consecutive rows of every image."""
+    return law.rows(torch.empty(law.num_images * rows_per_image))
+
+
 def make_model(
     mixture: GaussianMixture,
     reward: Reward | None = None,
     family: str = "rectified_flow",
     num_images: int = 1,
     **options: object,
-) -> TiltedModel:
+) -> Law:
     """The same tilted mixture for every image, with the empty prompt."""
-    return TiltedModel(MixtureModel(mixture, family), unconditional(num_images), [""] * num_images, reward, **options)
+    return law_of(MixtureModel(mixture, family), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 def make_map_model(
@@ -218,11 +238,11 @@ def make_map_model(
     has_scores: bool = True,
     num_steps: int = 16,
     **options: object,
-) -> TiltedModel:
+) -> Law:
     """As `make_model`, of the exact flow map, with the exact denoiser as its score model."""
     scores = MixtureModel(mixture) if has_scores else None
     conditions = unconditional(num_images)
-    return TiltedModel(
+    return law_of(
         MixtureMapFamily(mixture, scores, num_steps),
         conditions,
         [""] * num_images,

@@ -13,17 +13,18 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     WeightedPosterior,
 )
-from diamond_diffusers.alignment.law import TiltedModel
 from diamond_diffusers.core.flow_map import map_inner_flow
 from diamond_diffusers.core.glass import inner_angle, inner_step, inner_time, query
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.values import value
 
 from ..alignment.runs import run
 from .mixture import coefficients, energy_distance, make_mixture, seeded
-from .mixture_model import LINEAR, MixtureModel, unconditional
+from .mixture_model import LINEAR, MixtureModel, at_rows, law_of, unconditional
 
 MIXTURE = make_mixture(3)
 SAMPLES = 600
@@ -52,7 +53,7 @@ class DiamondMixture(MixtureModel):
 
 
 def tilted_model(num_images=1, reward=LINEAR, **options):
-    return TiltedModel(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
+    return law_of(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 @pytest.mark.parametrize("num_map_steps", [1, 3])
@@ -62,7 +63,7 @@ def test_look_aheads_have_the_law_of_the_posterior(level, num_map_steps):
     x = MIXTURE.observation(level).sample(4, seeded(1)).float()
     noise = torch.randn(4 * SAMPLES, 3, generator=seeded(2))
     posterior = DiamondPosterior(SAMPLES, num_map_steps)
-    network = model.network(torch.zeros(4, dtype=torch.long))
+    network = at_rows(model, 4).network
     drawn = posterior.sample(network, x, level, None, noise)
     assert torch.equal(drawn.log_weights, torch.zeros(4, SAMPLES))
     assert model.cost.network_evaluations == 4 * SAMPLES * num_map_steps
@@ -77,14 +78,16 @@ def test_look_aheads_have_the_law_of_the_posterior(level, num_map_steps):
 @pytest.mark.parametrize(("level", "next_level"), [(2.0, 0.8), (math.inf, 2.0), (0.8, 0.0)])
 def test_a_transition_is_the_glass_transition_of_many_steps(level, next_level, correlation):
     model = tilted_model()
-    network = model.network(torch.zeros(50, dtype=torch.long))
+    network = at_rows(model, 50).network
     x = MIXTURE.observation(level).sample(50, seeded(1)).float()
     noise = torch.randn(50, 3, generator=seeded(2))
-    mapped = DiamondTransition(correlation=correlation).step(network, x, level, next_level, None, noise)
+    mapped = DiamondTransition(correlation=correlation).step(network, x, Interval(level, next_level), None, noise)
     glass = GlassTransition(60, correlation, solver="exponential")
-    expected = glass.step(network, x, level, next_level, network.predict(x, level), noise)
+    expected = glass.step(network, x, Interval(level, next_level), network.predict(x, level), noise)
     torch.testing.assert_close(mapped, expected, atol=5e-3, rtol=0)
-    assert DiamondTransition(correlation=correlation).tilt_gain(level, next_level) == glass.tilt_gain(level, next_level)
+    assert DiamondTransition(correlation=correlation).tilt_gain(Interval(level, next_level)) == glass.tilt_gain(
+        Interval(level, next_level)
+    )
 
 
 @pytest.mark.parametrize("level", [0.03, 0.4, 7.0, math.inf])
@@ -93,16 +96,16 @@ def test_a_transition_is_the_glass_transition_of_many_steps(level, next_level, c
 )
 def test_a_transition_to_the_level_and_noise_at_hand_is_the_identity_to_the_bit(transition, level):
     model = tilted_model()
-    network = model.network(torch.zeros(5, dtype=torch.long))
+    network = at_rows(model, 5).network
     x, noise = torch.randn(2, 5, 3, generator=seeded(2))
-    assert torch.equal(transition.step(network, x, level, level, torch.zeros_like(x), noise), x)
-    assert transition.tilt_gain(level, level) == 0 and model.cost.network_evaluations == 0
+    assert torch.equal(transition.step(network, x, Interval(level, level), torch.zeros_like(x), noise), x)
+    assert transition.tilt_gain(Interval(level, level)) == 0 and model.cost.network_evaluations == 0
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 2.0, math.inf])
 def test_several_steps_of_an_exact_map_are_one(level):
     """Wherever the steps end: the map of the tests is exact but for its own small ones, first of Euler."""
-    network = tilted_model().network(torch.zeros(4, dtype=torch.long))
+    network = at_rows(tilted_model(), 4).network
     x = MIXTURE.observation(level).sample(4, seeded(1)).float()
     noise = torch.randn(4 * 50, 3, generator=seeded(2))
     for stop in (0.0, 0.3):
@@ -126,7 +129,7 @@ def test_a_run_evaluates_nothing_but_the_map():
 def test_guidance_baked_in_is_not_paid_for_again():
     conditions = unconditional()
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
-    model = TiltedModel(DiamondMixture(MIXTURE), guided, [""], LINEAR)
+    model = law_of(DiamondMixture(MIXTURE), guided, [""], LINEAR)
     run(NoAlignment(DiamondTransition()), model, levels=(math.inf, 1.0, 0.0))
     assert model.cost.network_evaluations == 2
     run(NoAlignment(GlassTransition()), model, levels=(math.inf, 1.0, 0.0))
@@ -150,7 +153,7 @@ def test_guidance_reaches_a_map_through_its_noise(gradient):
     tilted, _ = LINEAR.tilt(MIXTURE)
     levels = (math.inf, *torch.logspace(1, -1.5, 24).tolist(), 0.0)
     model = tilted_model(num_images=200)
-    guidance = Guidance(DiamondPosterior(8), gradient, max_shift=None, transition=DiamondTransition())
+    guidance = Guidance(DiamondPosterior(8), Guide(gradient, max_shift=None), transition=DiamondTransition())
     guided = run(guidance, model, levels=levels).latents[:, 0].double()
     plain_gap = (tilted.mean - MIXTURE.mean).norm()
     assert (guided.mean(0) - tilted.mean).norm() < plain_gap / 4
@@ -162,7 +165,7 @@ def test_the_map_contains_the_flow_map(level, next_level):
     """Given pure noise, the inner flow is the model's own probability-flow ODE."""
     model = tilted_model()
     model.family.max_step = 0.005
-    network = model.network(torch.zeros(50, dtype=torch.long))
+    network = at_rows(model, 50).network
     x = MIXTURE.observation(level).sample(50, seeded(1)).float()
     mapped = network.flow_map(x, level, next_level)
     assert model.cost.network_evaluations == 50
@@ -174,8 +177,8 @@ def test_weighted_look_aheads_along_the_flow_map_estimate_the_value():
     """One evaluation of the map a look-ahead, and scores of the base under its guidance."""
     conditions = unconditional()
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
-    model = TiltedModel(DiamondMixture(MIXTURE), guided, [""], LINEAR)
-    network = model.network(torch.zeros(8, dtype=torch.long))
+    model = law_of(DiamondMixture(MIXTURE), guided, [""], LINEAR)
+    network = at_rows(model, 8).network
     x = MIXTURE.observation(1.0).sample(8, seeded(1)).float()
     noise = torch.randn(8 * SAMPLES, 3, generator=seeded(2))
     predicted = network.predict(x, 1.0)
@@ -183,7 +186,7 @@ def test_weighted_look_aheads_along_the_flow_map_estimate_the_value():
     drawn = WeightedPosterior(SAMPLES).sample(network, x, 1.0, predicted, noise)
     # The map once a sample; the base, which pays twice for guidance, once a sample and once for all.
     assert model.cost.network_evaluations - before == 8 * (SAMPLES + 2 * (SAMPLES + 1))
-    rewards = model.tilt(drawn.samples.flatten(0, 1), torch.zeros(8, dtype=torch.long)).unflatten(0, (8, -1))
+    rewards = at_rows(model, 8).tilt(drawn.samples.flatten(0, 1)).unflatten(0, (8, -1))
     _, exact = LINEAR.tilt(MIXTURE.posterior(x, 1.0))
     assert (value(rewards, drawn.log_weights) - exact).square().mean().sqrt() < 0.1
 
@@ -205,7 +208,7 @@ def test_what_lacks_a_map_or_cannot_be_guided_is_refused():
 
 def test_posteriors_of_glass_and_of_the_map_agree_sample_by_sample():
     model = tilted_model()
-    network = model.network(torch.zeros(3, dtype=torch.long))
+    network = at_rows(model, 3).network
     x = MIXTURE.observation(1.0).sample(3, seeded(1)).float()
     noise = torch.randn(3 * 5, 3, generator=seeded(2))
     mapped = DiamondPosterior(5).sample(network, x, 1.0, None, noise).samples

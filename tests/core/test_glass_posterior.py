@@ -9,6 +9,7 @@ import torch
 
 from diamond_diffusers import AncestralTransition, DenoiserPoint, GlassPosterior
 from diamond_diffusers.core.glass import INNER_SOLVERS, sample_posterior
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
 
@@ -81,7 +82,9 @@ def ancestral_distance(num_steps):
         levels = (times / (1 - times)).tolist()
         for kappa, next_kappa in pairwise(levels):
             noise = torch.randn(x.shape, generator=generator)
-            x = AncestralTransition().step(Network(denoise, denoise), x, kappa, next_kappa, denoise(x, kappa), noise)
+            x = AncestralTransition().step(
+                Network(denoise, denoise), x, Interval(kappa, next_kappa), denoise(x, kappa), noise
+            )
         return x
 
     return mean_errors(sample)[0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diamond_diffusers.core.glass import EarlyStop, inner_angle, inner_flow, inner_time, inner_times, sample_posterior
+from diamond_diffusers.core.interval import Interval
 
 from .mixture import (
     GaussianMixture,
@@ -40,7 +41,7 @@ def drawn(name, level, num_inner_steps, solver, next_level=None, correlation=0.0
     """Inner states `[OBSERVATIONS, SAMPLES, d]` at their stop, and their exact law there."""
     mixture = MIXTURES[name]()
     x = mixture.observation(level).sample(OBSERVATIONS, seeded(3))
-    stop = 0.0 if next_level is None else EarlyStop(level, next_level, correlation).stop
+    stop = 0.0 if next_level is None else EarlyStop(Interval(level, next_level), correlation).stop
     noise = torch.randn(OBSERVATIONS * SAMPLES, x.shape[1], generator=seeded(6), dtype=torch.float64)
     options = {"num_inner_steps": num_inner_steps, "solver": solver, "stop": stop}
     states = inner_flow(denoiser_of(mixture), x, level, noise, **options).unflatten(0, (OBSERVATIONS, SAMPLES))

@@ -7,6 +7,7 @@ import torch
 
 from diamond_diffusers import AncestralTransition, GlassTransition, ODETransition
 from diamond_diffusers.core.glass import sample_transition
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.levels import ode_step
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
@@ -32,7 +33,7 @@ def observations(level):
 
 def stepped(transition, family, x, level, next_level, noise):
     denoise = denoiser_of(family)
-    return transition.step(Network(denoise, denoise), x, level, next_level, denoise(x, level), noise)
+    return transition.step(Network(denoise, denoise), x, Interval(level, next_level), denoise(x, level), noise)
 
 
 def errors_of_the_joint_law(transition, family, correlation, steps):
@@ -105,7 +106,9 @@ def test_the_ancestral_step_is_the_formula_of_ddim(eta, level):
     fresh = eta * next_sigma / sigma * torch.sqrt(1 - (alpha / next_alpha) ** 2)
     predicted = (x - alpha * denoised) / sigma
     expected = next_alpha * denoised + torch.sqrt(next_sigma**2 - fresh**2) * predicted + fresh * noise
-    torch.testing.assert_close(AncestralTransition(eta).step(UNUSED, x, level, next_level, denoised, noise), expected)
+    torch.testing.assert_close(
+        AncestralTransition(eta).step(UNUSED, x, Interval(level, next_level), denoised, noise), expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,13 +119,13 @@ def test_the_ancestral_step_is_the_formula_of_ddim(eta, level):
 @pytest.mark.parametrize(("level", "next_level"), [*STEPS, (0.5, 0.0)])
 def test_tilted_noise_moves_the_mean_as_a_shifted_denoised_sample_does(transition, level, next_level):
     x, denoised, noise, shift = torch.randn(4, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)
-    gain = transition.tilt_gain(level, next_level)
-    shifted = transition.step(UNUSED, x, level, next_level, denoised + shift, noise)
-    tilted = transition.step(UNUSED, x, level, next_level, denoised, noise + gain * shift)
+    gain = transition.tilt_gain(Interval(level, next_level))
+    shifted = transition.step(UNUSED, x, Interval(level, next_level), denoised + shift, noise)
+    tilted = transition.step(UNUSED, x, Interval(level, next_level), denoised, noise + gain * shift)
     assert transition.is_stochastic == (not isinstance(transition, ODETransition))
     if gain == 0:
         assert next_level == 0 or not transition.is_stochastic
-        torch.testing.assert_close(tilted, transition.step(UNUSED, x, level, next_level, denoised, 5 * noise))
+        torch.testing.assert_close(tilted, transition.step(UNUSED, x, Interval(level, next_level), denoised, 5 * noise))
     else:
         torch.testing.assert_close(tilted, shifted)
 
@@ -135,7 +138,7 @@ def test_the_final_tilt_of_a_full_inner_flow_moves_its_mean_by_about_the_shift()
     x, noise, shift = torch.randn(3, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)
     transition = GlassTransition(64)
     for level in (0.5, 3.0, math.inf):
-        tilted = noise + transition.tilt_gain(level, 0.0) * shift
+        tilted = noise + transition.tilt_gain(Interval(level, 0.0)) * shift
         moved = stepped(transition, family, x, level, 0.0, tilted) - stepped(transition, family, x, level, 0.0, noise)
         torch.testing.assert_close(moved, shift, atol=0, rtol=5e-3)
 
@@ -155,7 +158,7 @@ def test_a_correlation_out_of_range_is_refused(correlation):
         denoise = denoiser_of(MixtureModel(MIXTURE))
         x = observations(2.0)
         with pytest.raises(ValueError, match="correlation is"):
-            sample_transition(denoise, x, 2.0, 0.8, correlation, x, num_inner_steps=2)
+            sample_transition(denoise, x, Interval(2.0, 0.8), correlation, x, num_inner_steps=2)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])

@@ -19,7 +19,16 @@ from diamond_diffusers.core.values import (
 
 from ..documentation import documented
 from .mixture import GaussianMixture, make_gaussian, make_mixture, make_spread_mixture, seeded, standard_error
-from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, LINEAR, QUADRATIC, QuadraticReward, images_of, make_model
+from .mixture_model import (
+    FAMILIES,
+    FAMILIES_AT_PURE_NOISE,
+    LINEAR,
+    QUADRATIC,
+    QuadraticReward,
+    at_rows,
+    images_of,
+    make_model,
+)
 
 MIXTURE = make_mixture(3)
 REPLICATES, NUM_SAMPLES = 250, 96
@@ -120,7 +129,7 @@ def test_rows_may_have_levels_of_their_own():
     x = torch.randn(3, 3, generator=seeded(1), dtype=torch.float64)
     for batch_size in (None, 2):
         model = make_model(MIXTURE, particle_batch_size=batch_size)
-        together = model.network(model.owners(3)).predict(x, levels)
+        together = at_rows(model, 3).network.predict(x, levels)
         torch.testing.assert_close(together, MIXTURE.posterior(x, levels).mean)
 
 

@@ -23,6 +23,7 @@ from .mixture_model import (
     MixtureMapFamily,
     MixtureModel,
     QuadraticReward,
+    at_rows,
     make_map_model,
 )
 
@@ -194,7 +195,7 @@ def test_discrete_time_families_declare_their_largest_level():
     scores.max_noise_to_signal = 7.0
     model = make_map_model(MIXTURE)
     model.score_model = (scores, model.conditions)
-    assert model.network(model.owners(1)).max_noise_to_signal == 7.0
+    assert at_rows(model, 1).network.max_noise_to_signal == 7.0
 
 
 CONVERGENCE_LEVELS = (0.5, 1.0, 2.0)

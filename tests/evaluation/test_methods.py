@@ -7,6 +7,7 @@ from diamond_diffusers import (
     FlowMapPoint,
     GlassPosterior,
     Guidance,
+    Guide,
     NoAlignment,
     WeightedPosterior,
 )
@@ -36,7 +37,7 @@ def cost_of(tiny_pipe):
         (BestOfN(num_particles=4), (24, 0, 4, 4)),
         # One step without and two with a value of each particle, then the final images.
         (SMC(num_particles=2, posterior=GlassPosterior(2)), (20, 0, 6, 6)),
-        (Guidance(gradient="pathwise", num_particles=2), (12, 12, 8, 8)),
+        (Guidance(guide=Guide("pathwise"), num_particles=2), (12, 12, 8, 8)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -107,7 +108,7 @@ def test_particles_grow_before_steps(cost_of):
     # 3 steps x 2 evaluations x 6 particles = 36; a fourth step would make 48.
     assert (method.alignment.num_particles, method.num_inference_steps) == (6, 3)
     method = sized_to_budget(
-        "guidance", Recipe(Guidance(gradient="pathwise")), budget=16, default_steps=3, cost_of=cost_of
+        "guidance", Recipe(Guidance(guide=Guide("pathwise"))), budget=16, default_steps=3, cost_of=cost_of
     )
     # A guided step costs 2 + 2 x 2, so that three are too dear.
     assert (method.alignment.num_particles, method.num_inference_steps) == (1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from diamond_diffusers import DiamondMapPipeline, DiamondPosterior, GlassPosterior
-from diamond_diffusers.alignment.law import TiltedModel
+from diamond_diffusers.alignment.law import Law
 from diamond_diffusers.cli.main import app
 from diamond_diffusers.core.glass import INNER_SOLVERS
 from diamond_diffusers.evaluation.observations import (
@@ -22,7 +22,7 @@ from diamond_diffusers.evaluation.observations import (
     rendered_latents,
     sampled_latents,
     shuffled_captions,
-    tilted_model,
+    tilted_law,
 )
 from diamond_diffusers.evaluation.posterior_benchmark import (
     REFERENCE,
@@ -40,7 +40,7 @@ from diamond_diffusers.pipelines.loading import EMBEDDED_MODEL
 from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, MixtureMapFamily, MixtureModel, make_map_model, unconditional
+from ..core.mixture_model import LINEAR, MixtureMapFamily, MixtureModel, at_rows, law_of, make_map_model, unconditional
 from ..core.test_diamond import DiamondMixture
 
 MIXTURE = make_mixture(3)
@@ -116,8 +116,8 @@ def clean_latents(count: int = NUM_OBSERVATIONS) -> Tensor:
     return MIXTURE.sample(count, seeded(3)).float()
 
 
-def mixture_model(kind: type[MixtureModel] = DiamondMixture, num_images: int = NUM_OBSERVATIONS) -> TiltedModel:
-    return TiltedModel(kind(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR)
+def mixture_model(kind: type[MixtureModel] = DiamondMixture, num_images: int = NUM_OBSERVATIONS) -> Law:
+    return law_of(kind(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_guidance_costs_twice_but_is_baked_into_a_map() -> None:
     conditions = unconditional(2)
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
     family = DiamondMixture(MIXTURE)
-    model = TiltedModel(family, guided, [""] * 2, LINEAR)
+    model = law_of(family, guided, [""] * 2, LINEAR)
     samplers = {"glass": GlassPosterior(4, 2), "map": DiamondPosterior(2)}
     seen: list[int] = []
     settings = Settings((0.5, 0.9), 4, reference_steps=3)
@@ -271,7 +271,7 @@ def test_draws_at_a_level_do_not_depend_on_other_levels_or_observations() -> Non
 
 
 def test_without_a_reward_only_laws_are_compared() -> None:
-    model = TiltedModel(DiamondMixture(MIXTURE), unconditional(2), [""] * 2)
+    model = law_of(DiamondMixture(MIXTURE), unconditional(2), [""] * 2)
     result = benchmark_posteriors(model, clean_latents(2), Settings((0.5,), 4, reference_steps=2))
     assert result.values == []
     assert len(result.distances) == 9
@@ -290,7 +290,7 @@ def test_bad_settings_are_one_sentence() -> None:
         benchmark_posteriors(
             mixture_model(num_images=2), clean_latents(2), Settings(num_samples=4), {"map": DiamondPosterior(5)}
         )
-    few_step = TiltedModel(MixtureMapFamily(MIXTURE), unconditional(2), [""] * 2)
+    few_step = law_of(MixtureMapFamily(MIXTURE), unconditional(2), [""] * 2)
     with pytest.raises(ValueError, match="GlassPosterior needs the posterior mean"):
         benchmark_posteriors(few_step, clean_latents(2))
     with pytest.raises(ValueError, match="num_observations is 301; give at most 300"):
@@ -308,8 +308,8 @@ def miniature() -> DiamondMapPipeline:
 def test_renders_are_observed_as_the_model_sees_them(miniature: DiamondMapPipeline) -> None:
     captions = shuffled_captions(8)
     latents = rendered_latents(miniature, captions)
-    with tilted_model(miniature, [caption.text for caption in captions]) as model:
-        images = model.decode(latents, model.owners(1))
+    with tilted_law(miniature, [caption.text for caption in captions]) as model:
+        images = at_rows(model, 1).decode(latents)
     assert judge(images, captions).sum() >= 7
     assert latents.std().item() == pytest.approx(1, abs=0.1)
     assert torch.equal(rendered_latents(miniature, captions[:3]), latents[:3])
@@ -319,8 +319,8 @@ def test_renders_are_observed_as_the_model_sees_them(miniature: DiamondMapPipeli
 def test_samples_of_the_model_are_observed_as_it_draws_them(tiny_pipe: DiamondMapPipeline) -> None:
     latents = sampled_latents(tiny_pipe, ["a star", "a ring"], seed=2, particle_batch_size=1)
     drawn = tiny_pipe("a ring", generator=torch.Generator().manual_seed(2_000_001), output_type="pt").images
-    with tilted_model(tiny_pipe, ["a star", "a ring"], particle_batch_size=1) as model:
-        torch.testing.assert_close(model.decode(latents, model.owners(1))[1:], drawn, atol=1e-5, rtol=0)
+    with tilted_law(tiny_pipe, ["a star", "a ring"], particle_batch_size=1) as model:
+        torch.testing.assert_close(at_rows(model, 1).decode(latents)[1:], drawn, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="64 pixels high; this model draws 16: name prompts"):
         rendered_latents(tiny_pipe, shuffled_captions(2))
 

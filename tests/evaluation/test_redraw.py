@@ -16,6 +16,7 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
 )
 from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
@@ -33,13 +34,13 @@ REWARD = CallableReward(redness, differentiable=True)
 ALIGNMENTS = [
     NoAlignment(),
     BestOfN(num_particles=3),
-    Guidance(gradient="pathwise", transition=AncestralTransition()),
+    Guidance(guide=Guide("pathwise"), transition=AncestralTransition()),
     SMC(
         num_particles=3,
         posterior=GlassPosterior(num_inner_steps=2, num_samples=2),
         transition=GlassTransition(num_inner_steps=2),
         max_noise_to_signal=math.inf,
-        guidance=Guidance(gradient="tilted_mean", posterior=GlassPosterior(2, 2)),
+        guide=Guide("tilted_mean"),
     ),
 ]
 

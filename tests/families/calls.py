@@ -16,7 +16,7 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import Tensor
 
-from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, Guidance
+from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, Guidance, Guide
 
 from .family import PROMPTS, brightness, generators
 from .stock import StockTests
@@ -154,7 +154,7 @@ class CallTests(StockTests):
         assert aligned.cost.network_evaluations == 2 * 2 * (2 + 2 + (steps - 1))
 
     def test_inference_mode_around_a_call(self, pipe: DiamondMapPipeline) -> None:
-        guidance = {"reward": brightness, "alignment": Guidance(gradient="pathwise")}
+        guidance = {"reward": brightness, "alignment": Guidance(guide=Guide("pathwise"))}
         with torch.inference_mode():
             # What a stock call leaves in its pipeline does no harm.
             self.images(pipe.pipeline)

@@ -19,7 +19,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, NoAlignment
+from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, Guide, NoAlignment
 from diamond_diffusers.evaluation.counting import GraphMemory, counted
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.arguments import is_offloaded
@@ -32,7 +32,7 @@ BATCH_METHODS = {
     "none": NoAlignment(),
     "smc": SMC(num_particles=3),
     "guidance": Guidance(num_particles=2),
-    "pathwise": Guidance(gradient="pathwise"),
+    "pathwise": Guidance(guide=Guide("pathwise")),
 }
 
 
@@ -87,7 +87,7 @@ class FamilyTests(CallTests):
 
     def test_guidance_raises_the_reward(self, pipe: DiamondMapPipeline) -> None:
         for gradient in ("isotropic", "pathwise"):
-            guidance = Guidance(gradient=gradient, max_shift=1.0)
+            guidance = Guidance(guide=Guide(gradient, max_shift=1.0))
             call = {**self.family.call, "reward": brightness, "alignment": guidance}
             # A scale of 0 takes no look-aheads, and so other draws.
             rewards = {
@@ -111,7 +111,7 @@ class FamilyTests(CallTests):
         """Per particle: one network evaluation, one decode, one reward call, one backward pass."""
         weights = list(pipe.family.network_module.parameters())
         with counted(pipe) as counts:
-            out = pipe(PROMPTS, reward=brightness, alignment=Guidance(gradient="pathwise", num_particles=3), **call)
+            out = pipe(PROMPTS, reward=brightness, alignment=Guidance(guide=Guide("pathwise"), num_particles=3), **call)
         # Frozen for the call, so that graphs do not hold what only weights would need.
         assert not counts.trained_weights
         assert all(weight.requires_grad for weight in weights)
@@ -134,7 +134,7 @@ class FamilyTests(CallTests):
     def test_graphs_hold_one_chunk_however_many_particles(self, pipe: DiamondMapPipeline) -> None:
         peaks = []
         for particles in (2, 4):
-            guidance = Guidance(gradient="pathwise", num_particles=particles)
+            guidance = Guidance(guide=Guide("pathwise"), num_particles=particles)
             with GraphMemory().watched() as memory:
                 pipe(PROMPTS, reward=brightness, alignment=guidance, particle_batch_size=2, **self.family.call)
             assert memory.live == 0
@@ -143,7 +143,7 @@ class FamilyTests(CallTests):
 
     def test_gradient_checkpointing_changes_nothing_but_memory(self, pipe: DiamondMapPipeline) -> None:
         call = {**self.family.call, "output_type": "pt", "reward": brightness}
-        call["alignment"] = Guidance(gradient="pathwise")
+        call["alignment"] = Guidance(guide=Guide("pathwise"))
         with counted(pipe) as held:
             plain = pipe(PROMPTS, generator=generators(), **call)
         with counted(pipe) as recomputed:
@@ -205,7 +205,7 @@ class FamilyTests(CallTests):
         self, pipe: DiamondMapPipeline, offload: Callable[[DiamondMapPipeline], None]
     ) -> None:
         call = {**self.family.call, "output_type": "pt", "reward": brightness}
-        call["alignment"] = Guidance(gradient="pathwise")
+        call["alignment"] = Guidance(guide=Guide("pathwise"))
         expected = pipe(PROMPTS, generator=generators(), **call)
         offloaded = self.fresh()
         assert not is_offloaded(offloaded.pipeline)

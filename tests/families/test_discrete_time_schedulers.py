@@ -32,6 +32,7 @@ from diffusers import (
 from torch import Tensor
 
 from diamond_diffusers import SMC, AncestralTransition, DiamondMapPipeline, ODETransition
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.families.schedules import stock_transition
 
@@ -134,7 +135,7 @@ def test_stochastic_schedulers_of_higher_order_take_the_stochastic_step_that_the
     ):
         transition = stock_transition(scheduler)
         assert transition.transition == AncestralTransition()
-        assert transition.draws_noise(1.0, 0.0)
+        assert transition.draws_noise(Interval(1.0, 0.0))
     assert stock_transition(DPMSolverMultistepScheduler()) == ODETransition()
 
 

@@ -16,6 +16,7 @@ from diamond_diffusers import (
     GlassPosterior,
     GlassTransition,
     Guidance,
+    Guide,
     NoAlignment,
     WeightedPosterior,
 )
@@ -185,7 +186,7 @@ def test_sana_gives_the_scores_that_it_lacks(stock: SanaSprintPipeline, sana: Sa
 WITH_SCORES = {
     "glass": SMC(num_particles=3, posterior=GlassPosterior(num_inner_steps=2, num_samples=2)),
     "weighted": SMC(num_particles=2, posterior=WeightedPosterior(num_samples=2)),
-    "weighted_gradient": Guidance(posterior=WeightedPosterior(num_samples=2), gradient="pathwise"),
+    "weighted_gradient": Guidance(guide=Guide("pathwise"), posterior=WeightedPosterior(num_samples=2)),
 }
 
 
@@ -208,7 +209,7 @@ def test_weights_without_scores_are_those_of_the_reward(stock: SanaSprintPipelin
     with pytest.raises(ValueError, match="score_model"):
         pipe(PROMPTS, alignment=SMC(posterior=WeightedPosterior()), **call)
     posterior = WeightedPosterior(num_samples=4, weights="reward_softmax")
-    alignment = Guidance(posterior=posterior, gradient="tilted_mean")
+    alignment = Guidance(guide=Guide("tilted_mean"), posterior=posterior)
     prompts = ["a red circle"] * 4
     # From the same draws, all but untilted.
     plain = pipe(prompts, generator=generators(4), alignment=alignment, **{**call, "reward_scale": 1e-6}).rewards

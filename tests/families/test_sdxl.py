@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
-from diamond_diffusers import DiamondMapPipeline, Guidance
+from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
@@ -132,7 +132,7 @@ def test_a_vae_that_overflows_in_float16_decodes_in_float32_and_is_put_back() ->
     assert seen == [torch.float32] * 2
     assert pipe.vae.dtype == torch.float16
     assert (ours - stock).abs().mean() < 3 / 255
-    out = pipe(PROMPTS, reward=brightness, alignment=Guidance(gradient="pathwise"), **call)
+    out = pipe(PROMPTS, reward=brightness, alignment=Guidance(guide=Guide("pathwise")), **call)
     assert all(step.gradient_norm.isfinite().all() and step.gradient_norm.min() > 0 for step in out.trace.steps)
     with pytest.raises(ValueError, match="num_images_per_prompt"):
         pipe(PROMPTS, **{**call, "num_images_per_prompt": 0})

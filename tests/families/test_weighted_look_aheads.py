@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diamond_diffusers import DiamondMapPipeline, Guidance, WeightedPosterior
+from diamond_diffusers import DiamondMapPipeline, Guidance, Guide, WeightedPosterior
 
 from ..conftest import redness
 from .all_families import FAMILIES, family_of
@@ -13,7 +13,7 @@ PROMPT = "a red circle"
 
 
 def guided(pipe, family, **options):
-    alignment = Guidance(WeightedPosterior(NUM_SAMPLES, **options), "pathwise")
+    alignment = Guidance(WeightedPosterior(NUM_SAMPLES, **options), Guide("pathwise"))
     generator = torch.Generator().manual_seed(0)
     return pipe(PROMPT, reward=redness, alignment=alignment, generator=generator, output_type="pt", **family.call)
 

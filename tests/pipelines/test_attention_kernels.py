@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.backends import cuda
 
-from diamond_diffusers import DiamondMapPipeline, GlassPosterior, Guidance, NoiseOptimization
+from diamond_diffusers import DiamondMapPipeline, GlassPosterior, Guidance, Guide, NoiseOptimization
 from diamond_diffusers.rewards import CallableReward
 from tests.attention_kernels import watched
 from tests.families.family import brightness, generators
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("cudnn_attention")
 
 
 METHODS = {
-    "pathwise": Guidance(gradient="pathwise"),
-    "isotropic": Guidance(gradient="isotropic"),
-    "hybrid": Guidance(gradient="hybrid", posterior=GlassPosterior(num_inner_steps=2, num_samples=2)),
-    "norm": Guidance(gradient="pathwise", scaling="norm"),
+    "pathwise": Guidance(guide=Guide("pathwise")),
+    "isotropic": Guidance(guide=Guide("isotropic")),
+    "hybrid": Guidance(guide=Guide("hybrid"), posterior=GlassPosterior(num_inner_steps=2, num_samples=2)),
+    "norm": Guidance(guide=Guide("pathwise", scaling="norm")),
     "noise_optimization": NoiseOptimization(num_iterations=2),
 }
 

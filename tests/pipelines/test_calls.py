@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from torch.utils import _pytree
 
-from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, DiamondMapPipelineOutput, Guidance
+from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, DiamondMapPipelineOutput, Guidance, Guide
 from diamond_diffusers.rewards import CallableReward, Reward
 from tests.families.family import PROMPTS, brightness, generators, tiny_preview_vae
 from tests.families.tiny_flux import build_tiny_flux
@@ -132,7 +132,7 @@ def test_weights_of_inference_mode_are_sampled_but_not_differentiated() -> None:
     call = {**CALL, "reward": brightness, "generator": generators()}
     assert pipe(PROMPTS, alignment=BestOfN(num_particles=2), **call).rewards.isfinite().all()
     with pytest.raises(ValueError, match=r"were made under torch\.inference_mode\(\).* load the pipeline outside"):
-        pipe(PROMPTS, alignment=Guidance(gradient="pathwise"), **call)
+        pipe(PROMPTS, alignment=Guidance(guide=Guide("pathwise")), **call)
 
 
 class Weighted(Reward):
@@ -159,7 +159,7 @@ def test_rewards_of_inference_mode_score_but_are_not_differentiated(pipe: Diamon
         with torch.inference_mode():
             assert pipe(PROMPTS, reward=reward, alignment="smc", **CALL).rewards.isfinite().all()
             with pytest.raises(ValueError, match=rf"'{name}' holds tensors that were made under torch\.inference_mode"):
-                pipe(PROMPTS, reward=reward, alignment=Guidance(gradient="pathwise"), **CALL)
+                pipe(PROMPTS, reward=reward, alignment=Guidance(guide=Guide("pathwise")), **CALL)
 
 
 def test_embeddings_do_for_rewards_that_read_no_prompt(pipe: DiamondMapPipeline) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, Guidance, ODETransition
+from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, Guidance, Guide, ODETransition
 from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.rewards import MiniatureReward
 from tests.families.tiny_flux import build_tiny_flux
@@ -18,21 +18,21 @@ ROWS = len(PROMPTS) * PARTICLES
 # Per particle and step: rows forward and backward through the network, and decodes.
 METHODS = {
     "guidance": (Guidance(num_particles=PARTICLES), 1, 0, 1),
-    "pathwise guidance": (Guidance(gradient="pathwise", num_particles=PARTICLES), 1, 1, 1),
+    "pathwise guidance": (Guidance(guide=Guide("pathwise"), num_particles=PARTICLES), 1, 1, 1),
     "pathwise guidance along the ODE": (
-        Guidance(gradient="pathwise", num_particles=PARTICLES, transition=ODETransition()),
+        Guidance(guide=Guide("pathwise"), num_particles=PARTICLES, transition=ODETransition()),
         1,
         1,
         1,
     ),
     "guidance by two samples of two steps": (
-        Guidance(posterior=GlassPosterior(2, 2), gradient="pathwise", num_particles=PARTICLES),
+        Guidance(guide=Guide("pathwise"), posterior=GlassPosterior(2, 2), num_particles=PARTICLES),
         3,
         3,
         2,
     ),
     "smc": (SMC(num_particles=PARTICLES), 1, 0, 1),
-    "guided smc": (SMC(num_particles=PARTICLES, guidance=Guidance(gradient="pathwise")), 1, 1, 1),
+    "guided smc": (SMC(num_particles=PARTICLES, guide=Guide("pathwise")), 1, 1, 1),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FluxPipeline, UNet2DModel
 
-from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance, ODETransition
+from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance, Guide, ODETransition
 from tests.families.tiny_flux import build_tiny_flux
 
 PROMPTS = ["a red circle", "two blue stars"]
@@ -22,9 +22,9 @@ ALIGNMENTS = {
     "best_of_n": BestOfN(num_particles=3),
     "smc": SMC(num_particles=3, posterior=GlassPosterior(num_inner_steps=2, num_samples=2)),
     "guidance": Guidance(),
-    "pathwise_guidance": Guidance(gradient="pathwise", transition=ODETransition()),
-    "guidance_tilted_mean": Guidance(posterior=GlassPosterior(num_samples=8), gradient="tilted_mean"),
-    "guided_smc": SMC(num_particles=3, guidance=Guidance()),
+    "pathwise_guidance": Guidance(guide=Guide("pathwise"), transition=ODETransition()),
+    "guidance_tilted_mean": Guidance(guide=Guide("tilted_mean"), posterior=GlassPosterior(num_samples=8)),
+    "guided_smc": SMC(num_particles=3, guide=Guide()),
 }
 
 

@@ -17,6 +17,7 @@ from diffusers import (
 
 from diamond_diffusers import DiamondMapPipeline, DiamondMapScheduler, DiamondTransition, NoAlignment
 from diamond_diffusers.core.glass import toward
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.families.schedules import stock_levels
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.pipelines.arguments import resolve_arguments
@@ -126,7 +127,7 @@ def test_a_loop_runs_the_chain_of_diamond_transitions(correlation, num_map_steps
     assert levels[0] == math.inf and levels[-1] == 0 and len(levels) == 5
     for level, next_level in pairwise(levels):
         noise = torch.randn(64, 3, generator=generator)
-        x = transition.step(Network, x, level, next_level, None, noise)
+        x = transition.step(Network, x, Interval(level, next_level), None, noise)
     # Latents are rounded to bfloat16 once, at the start: the map's outputs are float32, as the latents after them.
     torch.testing.assert_close(final, x, atol=1e-4, rtol=0)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diamond_diffusers import GlassTransition
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.network import Network
 
 from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
@@ -53,7 +54,7 @@ def test_a_stock_loop_runs_the_chain_of_glass_transitions(kind, correlation, sol
     network = Network(denoise, denoise)
     for kappa, kappa_next in pairwise(levels):
         noise = torch.randn(64, 3, generator=generator)
-        x = transition.step(network, x, kappa, kappa_next, denoise(x, kappa), noise)
+        x = transition.step(network, x, Interval(kappa, kappa_next), denoise(x, kappa), noise)
     # Float32 rounding of timesteps and states over twelve evaluations of a mixture with three modes.
     torch.testing.assert_close(final, x, atol=2e-4, rtol=0)
 

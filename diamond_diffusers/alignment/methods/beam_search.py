@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..law import TiltedModel
+from ...core.interval import Interval
+from ..law import Law
 from ..look_ahead_search import LookAheadSearch
 from ..random_source import RandomSource, driving_noise
 from . import METHODS
@@ -35,17 +36,15 @@ class BeamSearch(LookAheadSearch):
 
     def branch(
         self,
-        model: TiltedModel,
+        law: Law,
         x: Tensor,
         predicted: Tensor | None,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         random: RandomSource,
     ) -> Tensor:
-        is_random = self.transition.tilt_gain(noise_to_signal, next_noise_to_signal) != 0
+        is_random = self.transition.tilt_gain(interval) != 0
         count = self.branching if is_random else 1
         rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
-        noise = driving_noise(random, self.transition, rows, per_image, noise_to_signal, next_noise_to_signal)
-        network = model.network(model.owners(per_image, x.device))
+        noise = driving_noise(random, self.transition, rows, per_image, interval)
         predicted = None if predicted is None else predicted.repeat_interleave(count, 0)
-        return self.transition.step(network, rows, noise_to_signal, next_noise_to_signal, predicted, noise)
+        return self.transition.step(law.rows(rows).network, rows, interval, predicted, noise)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...core.model import Model
+from ...core.interval import Interval
 from ...transitions.base import Transition
-from ..base import Cloud, Method
-from ..law import TiltedModel
+from ...transitions.sampled_model import SampledModel
+from ..base import Method
+from ..cloud import Cloud
+from ..law import Law
 from ..random_source import RandomSource, driving_noise
 from . import METHODS
 
@@ -28,22 +30,13 @@ class NoAlignment(Method):
     needs_reward = False
     grows = None
 
-    def default_transition(self, model: Model) -> Transition:
+    def default_transition(self, model: SampledModel) -> Transition:
         return model.stock_transition()
 
-    def step(
-        self,
-        model: TiltedModel,
-        cloud: Cloud,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
-        random: RandomSource,
-        is_last: bool,
-    ) -> Cloud:
-        network = model.network(model.owners(self.num_particles, cloud.x.device))
-        levels = (noise_to_signal, next_noise_to_signal)
-        noise = driving_noise(random, self.transition, cloud.x, self.num_particles, *levels)
+    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+        network = law.rows(cloud.x).network
+        noise = driving_noise(random, self.transition, cloud.x, self.num_particles, interval)
         needs_prediction = self.transition.needs_prediction(network)
-        predicted = network.predict(cloud.x, noise_to_signal) if needs_prediction else None
-        x = self.transition.step(network, cloud.x, *levels, predicted, noise)
+        predicted = network.predict(cloud.x, interval.start) if needs_prediction else None
+        x = self.transition.step(network, cloud.x, interval, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)

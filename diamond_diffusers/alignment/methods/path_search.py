@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ...core.checks import check_counts
+from ...core.interval import Interval, intervals
 from ...core.levels import renoise
-from ...core.model import Model
 from ...transitions.base import Transition
-from ..law import TiltedModel
+from ...transitions.sampled_model import SampledModel
+from ..law import Law
 from ..look_ahead_search import LookAheadSearch
 from ..random_source import RandomSource, driving_noise
 from . import METHODS
@@ -55,32 +55,31 @@ class PathSearch(LookAheadSearch):
         if not self.max_noise_to_signal > 0:
             raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; it must be positive")
 
-    def default_transition(self, model: Model) -> Transition:
+    def default_transition(self, model: SampledModel) -> Transition:
         return model.stock_transition()
 
     def branch(
         self,
-        model: TiltedModel,
+        law: Law,
         x: Tensor,
         predicted: Tensor | None,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         random: RandomSource,
     ) -> Tensor:
-        noise = driving_noise(random, self.transition, x, self.num_particles, noise_to_signal, next_noise_to_signal)
-        network = model.network(model.owners(self.num_particles, x.device))
-        onward = self.transition.step(network, x, noise_to_signal, next_noise_to_signal, predicted, noise)
-        others = self.branching - 1
-        levels = self.detour(noise_to_signal, network.max_noise_to_signal)
-        if others == 0 or noise_to_signal > self.max_noise_to_signal or levels[0] <= noise_to_signal:
+        noise = driving_noise(random, self.transition, x, self.num_particles, interval)
+        network = law.rows(x).network
+        onward = self.transition.step(network, x, interval, predicted, noise)
+        others, start = self.branching - 1, interval.start
+        levels = self.detour(start, network.max_noise_to_signal)
+        if others == 0 or start > self.max_noise_to_signal or levels[0] <= start:
             return onward
         per_image, shape = self.num_particles * others, x.shape[1:]
-        network = model.network(model.owners(per_image, x.device))
         rows = x.repeat_interleave(others, 0)
-        rows = renoise(rows, noise_to_signal, levels[0], random.aside.normal(per_image, shape))
-        for level, next_level in pairwise((*levels, next_noise_to_signal)):
-            noise = driving_noise(random.aside, self.transition, rows, per_image, level, next_level)
-            rows = self.transition.step(network, rows, level, next_level, self.predicted(model, rows, level), noise)
+        network = law.rows(rows).network
+        rows = renoise(rows, start, levels[0], random.aside.normal(per_image, shape))
+        for back in intervals([*levels, interval.end]):
+            noise = driving_noise(random.aside, self.transition, rows, per_image, back)
+            rows = self.transition.step(network, rows, back, self.predicted(law, rows, back.start), noise)
         branches = [part.unflatten(0, (len(x), -1)) for part in (onward, rows)]
         return torch.cat(branches, 1).flatten(0, 1)
 

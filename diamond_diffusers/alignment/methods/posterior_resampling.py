@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from ...core.glass import EarlyStop
-from ...core.model import Model
+from ...core.interval import Interval
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward
 from ...transitions.glass import GlassTransition
-from ..base import Cloud, Method, check_part
-from ..inner_guidance import check_inner_guidance
-from ..law import TiltedModel
+from ...transitions.sampled_model import SampledModel
+from ..base import Method, check_part
+from ..cloud import Cloud
+from ..guide import Guide
+from ..law import Law
 from ..look_ahead import look_ahead
 from ..random_source import RandomSource
 from ..smc_parts.resampling import effective_sample_size, invert, uniform
 from . import METHODS
-from .guidance import Guidance
 
 
 @METHODS.register("posterior_resampling")
@@ -46,26 +47,25 @@ class PosteriorResampling(Method):
             take four inner steps or more (with two, rewards on the embedded model were below those of plain sampling),
             or the one evaluation of a Diamond Map.
         correlation: `rho` in `[0, 1]` between the noises before and after a step; `"ddpm"` is `kappa_next / kappa`.
-        guidance: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
+        guide: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
             shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
-            rewards to be among the look-aheads. It gives the gradient, its strength, scaling, limits and levels;
-            look-aheads are those given here, and others, or a course or transition of its own, are refused.
+            rewards to be among the look-aheads.
     """
 
     num_particles: int = 1
     posterior: PosteriorSampler = field(default_factory=lambda: GlassPosterior(num_inner_steps=4, num_samples=4))
     correlation: float | str = "ddpm"
-    guidance: Guidance | None = None
+    guide: Guide | None = None
 
     default_selection = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guidance", self.guidance, Guidance, "Guidance()")
+        check_part("guide", self.guide, Guide, "Guide()")
         # It knows what a correlation may be.
         GlassTransition(correlation=self.correlation)
-        if self.guidance is not None:
-            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, None)
+        if self.guide is not None:
+            self.guide.check_comparable(self.posterior)
         elif self.posterior.num_samples < 2:
             raise ValueError(
                 f"posterior draws {self.posterior.num_samples} look-ahead, among which there is nothing to choose; "
@@ -74,64 +74,52 @@ class PosteriorResampling(Method):
 
     @property
     def needs_reward_gradient(self) -> bool:
-        return self.guidance is not None and self.guidance.needs_reward_gradient
+        return self.guide is not None and self.guide.needs_reward_gradient
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
-        if self.guidance is not None:
-            self.guidance.check_reward(reward)
+        if self.guide is not None:
+            self.guide.check_reward(reward)
 
-    def resolve(self, model: Model) -> Self:
+    def resolve(self, model: SampledModel) -> Self:
         # Look-aheads are what moves the particles.
         self.posterior.check(model)
         return self
 
-    def step(
-        self,
-        model: TiltedModel,
-        cloud: Cloud,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
-        random: RandomSource,
-        is_last: bool,
-    ) -> Cloud:
-        is_tilted = model.reward_scale != 0
-        guides = is_tilted and self.guidance is not None and self.guidance.guides_at(noise_to_signal)
-        drawn = (model, self.posterior, cloud.x, noise_to_signal, random)
-        if guides:
-            ahead = self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+        level = interval.start
+        drawn = (law, self.posterior, cloud.x, level, random)
+        guide = self.guide if self.guide is not None and law.is_tilted and self.guide.acts_at(level) else None
+        if guide is not None:
+            ahead = guide.look_ahead(*drawn, with_prediction=False, with_samples=True)
         else:
-            ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=is_tilted)
+            ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=law.is_tilted)
         chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
         z = ahead.samples[torch.arange(len(cloud.x)), chosen]
-        if guides:
-            z = z + self.guidance.shift(ahead, noise_to_signal)
+        if guide is not None:
+            z = z + guide.shift(ahead, level)
 
-        correlation = GlassTransition(correlation=self.correlation).correlation_at(
-            noise_to_signal, next_noise_to_signal
-        )
         fresh = random.normal(self.num_particles, cloud.x.shape[1:])
-        x = noised_sample(cloud.x, z, fresh, noise_to_signal, next_noise_to_signal, correlation)
+        x = noised_sample(cloud.x, z, fresh, interval, interval.correlation(self.correlation))
 
-        sizes = effective_sample_size(ahead.tilted_log_weights.double()).unflatten(0, (-1, self.num_particles))
+        shape = (-1, self.num_particles)
+        sizes = effective_sample_size(ahead.tilted_log_weights.double()).unflatten(0, shape)
         figures = {**ahead.figures(self.num_particles), "look_ahead_effective_sample_size": sizes.mean(1)}
-        return Cloud(x, cloud.log_weights, cloud.log_evidence, figures=figures)
+        values = ahead.values.unflatten(0, shape)
+        return Cloud(x, cloud.log_weights, cloud.log_evidence, values=values, figures=figures)
 
 
-def noised_sample(
-    x: Tensor, z: Tensor, noise: Tensor, noise_to_signal: float, next_noise_to_signal: float, correlation: float
-) -> Tensor:
+def noised_sample(x: Tensor, z: Tensor, noise: Tensor, interval: Interval, correlation: float) -> Tensor:
     """Particles at the next level, given a clean sample of each: a transition where `z ~ p(z | x)`.
 
     Args:
         x: particles `[N, ...]` in the bounded coordinate.
         z: clean samples `[N, ...]`.
         noise: standard normal `[N, ...]`.
-        noise_to_signal: level of `x`.
-        next_noise_to_signal: level to reach.
+        interval: from the level of `x` to the one to reach.
         correlation: `rho` in `[0, 1]` between the noises at the two levels.
     """
-    early_stop = EarlyStop(noise_to_signal, next_noise_to_signal, correlation)
+    early_stop = EarlyStop(interval, correlation)
     return early_stop.observation(x, torch.lerp(z, noise, early_stop.stop))
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ...core.model import Model
+from ...core.interval import Interval
 from ...core.values import value
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.diamond import DiamondPosterior
 from ...transitions.base import Transition
 from ...transitions.glass import GlassTransition
-from ..law import TiltedModel
+from ...transitions.sampled_model import SampledModel
+from ..law import Law
 from ..look_ahead import look_ahead
 from ..random_source import RandomSource
 from . import METHODS
@@ -86,28 +87,28 @@ class PosteriorSMC(SMC):
         # Look-aheads differ even where no noise is added to them: at full correlation.
         return self.posterior.draws_noise or super()._parts_copies(transition)
 
-    def default_transition(self, model: Model) -> Transition:
+    def default_transition(self, model: SampledModel) -> Transition:
         return GlassTransition()
 
-    def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> LookAheadCloud:
-        cloud = super().start(model, x, num_steps)
+    def start(self, law: Law, x: Tensor, num_steps: int) -> LookAheadCloud:
+        cloud = super().start(law, x, num_steps)
         return LookAheadCloud(**vars(cloud), unweighed=x.new_zeros(len(x), 0))
 
     def replace_particles(self, cloud: LookAheadCloud, x: Tensor) -> LookAheadCloud:
         # Nothing that an old particle has seen counts for the new one.
         return replace(super().replace_particles(cloud, x), unweighed=cloud.unweighed[:, :0])
 
-    def _look_ahead(
-        self, model: TiltedModel, cloud: LookAheadCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
+    def _with_estimates(
+        self, law: Law, cloud: LookAheadCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
     ) -> LookAheadCloud:
         """Draws the look-aheads of a step, and values particles by all since they were weighed last."""
-        drawn = (model, self.posterior, cloud.x, noise_to_signal, random)
-        if self._guides_at(model, noise_to_signal):
-            ahead = self.guidance.look_ahead(*drawn, with_prediction=False, with_samples=True)
+        drawn = (law, self.posterior, cloud.x, noise_to_signal, random)
+        if self.guide is not None and self._guides_at(law, noise_to_signal):
+            ahead = self.guide.look_ahead(*drawn, with_prediction=False, with_samples=True)
         else:
-            counts = self._counts_at(model, noise_to_signal)
+            counts = self._counts_at(law, noise_to_signal)
             ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=counts)
-        if not self._counts_at(model, noise_to_signal):
+        if not self._counts_at(law, noise_to_signal):
             return replace(cloud, ahead=ahead)
         seen = torch.cat([cloud.unweighed, ahead.values[:, None]], 1)
         if not is_valued:
@@ -115,9 +116,6 @@ class PosteriorSMC(SMC):
         values = value(seen, torch.zeros_like(seen))
         return replace(cloud, ahead=replace(ahead, values=values), unweighed=seen[:, :0])
 
-    def _moved(
-        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor
-    ) -> Tensor:
-        correlation = self.transition.correlation_at(noise_to_signal, next_noise_to_signal)
+    def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
         z = cloud.ahead.samples[:, 0]
-        return noised_sample(cloud.x, z, noise, noise_to_signal, next_noise_to_signal, correlation)
+        return noised_sample(cloud.x, z, noise, interval, interval.correlation(self.transition.correlation))

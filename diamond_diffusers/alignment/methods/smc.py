@@ -9,23 +9,25 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from ...core.interval import Interval
 from ...core.tensors import expand
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
 from ...transitions.base import Transition
-from ..base import FINAL_SELECTIONS, AlignmentResult, Cloud, Method, check_part
-from ..inner_guidance import check_inner_guidance
-from ..law import TiltedModel
+from ..base import Method, check_part
+from ..cloud import Cloud
+from ..guide import Guide
+from ..law import Law
 from ..look_ahead import LookAhead, look_ahead
 from ..random_source import RandomSource, driving_noise
+from ..result import FINAL_SELECTIONS, AlignmentResult
 from ..scalings import limiting_factor, root_mean_square
 from ..smc_parts.potentials import POTENTIALS
 from ..smc_parts.resampling import RESAMPLING_SCHEMES, effective_sample_size
 from ..smc_parts.tempering import Tempering, tempered
 from ..trace import Trace
 from . import METHODS
-from .guidance import Guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class PathCloud(Cloud):
     `log w = log_offset + inverse_temperature * log(G_0 ... G_k)`, with potentials of the values along each path.
 
     Attributes:
-        values: `V_0 ... V_k` of each particle and its ancestors, `[B, P, k + 1]` float64; paths begin with `V_0 = 0`.
+        path_values: `V_0 ... V_k` of each particle and its ancestors, `[B, P, k + 1]` float64; paths begin with
+            `V_0 = 0`.
         log_offset: what resamplings and guided proposals add, `[B, P]`.
         inverse_temperature: of the last valuation, `[B]`.
         valuations: numbers of moves after which particles are valued.
@@ -43,7 +46,7 @@ class PathCloud(Cloud):
         is_valued: whether the last of the values is that of this level.
     """
 
-    values: Tensor
+    path_values: Tensor
     log_offset: Tensor
     inverse_temperature: Tensor
     valuations: frozenset[int]
@@ -103,10 +106,9 @@ class SMC(Method):
         potential: a name in `POTENTIALS`: `value`, `max` or `sum`.
         tempering: raises the inverse temperature along the valuations; None for 1 throughout.
         max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
-        guidance: tilts the mean of the driving noise towards the reward, as much as the inverse temperature says; the
-            weights account for it exactly. It gives the gradient, its strength, scaling, limits and levels; look-aheads
-            (drawn at each of its levels, valued or not), transition and course are those given here, and others are
-            refused. Leave its `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `isotropic` gradients
+        guide: tilts the mean of the driving noise towards the reward, as much as the inverse temperature says; the
+            weights account for it exactly. Look-aheads are drawn at each of its levels, valued or not. Leave its
+            `max_shift` on, or take `tilted_mean` or `hybrid`: unlimited `isotropic` gradients
             *raise* the variance of `log Z` on some laws of several modes, and `pathwise` ones may lower it less.
         max_tilt: limit of the root-mean-square of that mean, in units of the noise's own deviation.
         num_valuations: how many times particles are valued, weighed and resampled on their way, at even shares of the
@@ -121,7 +123,7 @@ class SMC(Method):
     resampling: str = "systematic"
     resampling_threshold: float = 0.5
     max_noise_to_signal: float = math.inf
-    guidance: Guidance | None = None
+    guide: Guide | None = None
     max_tilt: float = 1.0
     potential: str = "value"
     tempering: Tempering | None = None
@@ -130,12 +132,13 @@ class SMC(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guidance", self.guidance, Guidance, "Guidance()")
+        check_part("guide", self.guide, Guide, "Guide()")
         check_part("tempering", self.tempering, Tempering, "AdaptiveTempering()")
-        if self.resampling not in (*RESAMPLING_SCHEMES, "none"):
-            raise ValueError(f"resampling is {self.resampling!r}; choose one of {', '.join(RESAMPLING_SCHEMES)}, none")
+        if self.resampling not in (*RESAMPLING_SCHEMES.names(), "none"):
+            names = ", ".join((*RESAMPLING_SCHEMES.names(), "none"))
+            raise ValueError(f"resampling is {self.resampling!r}; choose one of {names}")
         if self.potential not in POTENTIALS:
-            raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS)}")
+            raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS.names())}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
         if not self.max_tilt > 0:
@@ -160,8 +163,8 @@ class SMC(Method):
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
                 "take GlassTransition() or AncestralTransition()"
             )
-        if self.guidance is not None:
-            check_inner_guidance(self.guidance, type(self).__name__, self.posterior, self.transition)
+        if self.guide is not None:
+            self.guide.check_comparable(self.posterior)
 
     def _parts_copies(self, transition: Transition) -> bool:
         """Whether copies of a particle move to different places."""
@@ -169,52 +172,44 @@ class SMC(Method):
 
     @property
     def needs_reward_gradient(self) -> bool:
-        return self.guidance is not None and self.guidance.needs_reward_gradient
+        return self.guide is not None and self.guide.needs_reward_gradient
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
-        if self.guidance is not None:
-            self.guidance.check_reward(reward)
+        if self.guide is not None:
+            self.guide.check_reward(reward)
 
-    def start(self, model: TiltedModel, x: Tensor, num_steps: int) -> PathCloud:
-        cloud = super().start(model, x, num_steps)
+    def start(self, law: Law, x: Tensor, num_steps: int) -> PathCloud:
+        cloud = super().start(law, x, num_steps)
         return PathCloud(
             x=x,
             log_weights=cloud.log_weights,
             log_evidence=cloud.log_evidence,
-            values=x.new_zeros(*cloud.log_weights.shape, 1, dtype=torch.float64),
+            path_values=x.new_zeros(*cloud.log_weights.shape, 1, dtype=torch.float64),
             log_offset=cloud.log_weights,
             inverse_temperature=torch.full_like(cloud.log_evidence, 1.0 if self.tempering is None else 0.0),
             valuations=valuations(self.num_valuations, num_steps),
         )
 
-    def step(
-        self,
-        model: TiltedModel,
-        cloud: PathCloud,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
-        random: RandomSource,
-        is_last: bool,
-    ) -> PathCloud:
+    def step(self, law: Law, cloud: PathCloud, interval: Interval, random: RandomSource) -> PathCloud:
         if cloud.ahead is None:
-            # At the first level, or where a callback replaced the particles.
-            cloud = self._estimate(model, cloud, noise_to_signal, random)
-        cloud = self._move(model, cloud, noise_to_signal, next_noise_to_signal, random)
-        if is_last:
-            return self._end(model, cloud)
-        cloud = self._estimate(model, cloud, next_noise_to_signal, random)
-        return self._resample(cloud, random) if cloud.is_valued else cloud
+            # At the first level, or where a caller replaced the particles.
+            cloud = self._weigh(self._look_ahead(law, cloud, interval.start, random))
+        cloud = self._move(law, cloud, interval, random)
+        if interval.is_last:
+            return self._weigh_by_reward(law, cloud)
+        cloud = self._weigh(self._look_ahead(law, cloud, interval.end, random))
+        return self._resample(cloud, random)
 
     def replace_particles(self, cloud: PathCloud, x: Tensor) -> PathCloud:
         """The new particles take over the paths, in which their own values will stand for the old ones."""
-        values = cloud.values[..., :-1] if cloud.is_valued else cloud.values
-        return replace(super().replace_particles(cloud, x), values=values, is_valued=False)
+        values = cloud.path_values[..., :-1] if cloud.is_valued else cloud.path_values
+        return replace(super().replace_particles(cloud, x), path_values=values, is_valued=False)
 
-    def finish(self, model: TiltedModel, cloud: PathCloud, trace: Trace) -> AlignmentResult:
+    def finish(self, law: Law, cloud: PathCloud, trace: Trace) -> AlignmentResult:
         """The last factor makes the product of potentials `exp(r(z))`, wherever the run has ended."""
-        result = super().finish(model, cloud, trace)
-        log_weights = cloud.log_offset + self._per_image(model.reward_scale * result.rewards.to(cloud.x.device))
+        result = super().finish(law, cloud, trace)
+        log_weights = cloud.log_offset + self._per_image(law.reward_scale * result.rewards.to(cloud.x.device))
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
             result,
@@ -222,33 +217,29 @@ class SMC(Method):
             log_evidence=cloud.log_evidence + _log_mean(log_weights),
         )
 
-    def _estimate(
-        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, random: RandomSource
-    ) -> PathCloud:
-        """Looks ahead of the particles, and weighs them where they are valued."""
-        is_valued = cloud.num_moves in cloud.valuations and self._counts_at(model, noise_to_signal)
-        cloud = self._look_ahead(model, cloud, noise_to_signal, random, is_valued)
-        cloud = replace(cloud, is_valued=is_valued, figures={})
-        return self._weigh(cloud) if is_valued else cloud
+    def _look_ahead(self, law: Law, cloud: PathCloud, noise_to_signal: float, random: RandomSource) -> PathCloud:
+        """The cloud with estimates at its particles."""
+        is_valued = cloud.num_moves in cloud.valuations and self._counts_at(law, noise_to_signal)
+        cloud = self._with_estimates(law, cloud, noise_to_signal, random, is_valued)
+        return replace(cloud, is_valued=is_valued, figures={})
 
-    def _counts_at(self, model: TiltedModel, noise_to_signal: float) -> bool:
+    def _counts_at(self, law: Law, noise_to_signal: float) -> bool:
         """Whether the reward counts at a level, in values and in proposals."""
-        return noise_to_signal <= self.max_noise_to_signal and model.reward_scale != 0
+        return noise_to_signal <= self.max_noise_to_signal and law.is_tilted
 
-    def _guides_at(self, model: TiltedModel, noise_to_signal: float) -> bool:
-        counts = self._counts_at(model, noise_to_signal)
-        return counts and self.guidance is not None and self.guidance.guides_at(noise_to_signal)
+    def _guides_at(self, law: Law, noise_to_signal: float) -> bool:
+        counts = self._counts_at(law, noise_to_signal)
+        return counts and self.guide is not None and self.guide.acts_at(noise_to_signal)
 
-    def _look_ahead(
-        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
+    def _with_estimates(
+        self, law: Law, cloud: PathCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
     ) -> PathCloud:
-        """The cloud with estimates at its particles; look-aheads are drawn where weights or proposals ask for them."""
-        x = cloud.x
-        network = model.network(model.owners(self.num_particles, x.device))
+        """Look-aheads are drawn where weights or proposals ask for them."""
+        x, network = cloud.x, law.rows(cloud.x).network
         with_prediction = self.transition.needs_prediction(network)
-        drawn = (model, self.posterior, x, noise_to_signal, random)
-        if self._guides_at(model, noise_to_signal):
-            ahead = self.guidance.look_ahead(*drawn, with_prediction=with_prediction)
+        drawn = (law, self.posterior, x, noise_to_signal, random)
+        if self.guide is not None and self._guides_at(law, noise_to_signal):
+            ahead = self.guide.look_ahead(*drawn, with_prediction=with_prediction)
         elif is_valued:
             ahead = look_ahead(*drawn, with_prediction=with_prediction)
         else:
@@ -267,30 +258,40 @@ class SMC(Method):
 
     def _weigh(self, cloud: PathCloud) -> PathCloud:
         """Weighs the particles by the values of their paths, of which those of `cloud.ahead` are the last."""
-        values = torch.cat([cloud.values, self._per_image(cloud.ahead.values)[..., None]], 2)
-        log_potentials = POTENTIALS[self.potential](values)
+        if not cloud.is_valued:
+            return cloud
+        values = self._per_image(cloud.ahead.values)
+        path_values = torch.cat([cloud.path_values, values[..., None]], 2)
+        log_potentials = POTENTIALS.get(self.potential)(path_values)
         inverse_temperature = cloud.inverse_temperature
         if self.tempering is not None:
             inverse_temperature = self.tempering.inverse_temperature(
                 cloud.num_moves, inverse_temperature, cloud.log_offset, log_potentials
             )
         log_weights = cloud.log_offset + tempered(log_potentials, inverse_temperature)
-        weighed = replace(cloud, values=values, log_weights=log_weights, inverse_temperature=inverse_temperature)
-        return self._recorded(weighed)
+        return self._recorded(
+            replace(
+                cloud,
+                values=values,
+                path_values=path_values,
+                log_weights=log_weights,
+                inverse_temperature=inverse_temperature,
+            )
+        )
 
-    def _end(self, model: TiltedModel, cloud: PathCloud) -> PathCloud:
-        """Weighs clean particles by their rewards."""
-        final = model.evaluate(cloud.x, model.owners(self.num_particles, cloud.x.device))
-        ahead = LookAhead(None, model.reward_scale * final.total.to(cloud.x.device))
-        log_weights = cloud.log_offset + self._per_image(ahead.values)
-        ones = torch.ones_like(cloud.inverse_temperature)
+    def _weigh_by_reward(self, law: Law, cloud: PathCloud) -> PathCloud:
+        """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
+        final = law.rows(cloud.x).evaluate(cloud.x)
+        ahead = LookAhead(None, law.reward_scale * final.total.to(cloud.x.device))
+        values = self._per_image(ahead.values)
         return self._recorded(
             replace(
                 cloud,
                 ahead=ahead,
                 final=final,
-                log_weights=log_weights,
-                inverse_temperature=ones,
+                values=values,
+                log_weights=cloud.log_offset + values,
+                inverse_temperature=torch.ones_like(cloud.inverse_temperature),
                 is_valued=False,
             )
         )
@@ -306,44 +307,28 @@ class SMC(Method):
             figures["inverse_temperature"] = cloud.inverse_temperature
         return replace(cloud, figures=figures)
 
-    def _move(
-        self,
-        model: TiltedModel,
-        cloud: PathCloud,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
-        random: RandomSource,
-    ) -> PathCloud:
-        noise, log_ratio = self._propose(cloud, noise_to_signal, next_noise_to_signal, random)
-        x = self._moved(model, cloud, noise_to_signal, next_noise_to_signal, noise)
+    def _move(self, law: Law, cloud: PathCloud, interval: Interval, random: RandomSource) -> PathCloud:
+        noise, log_ratio = self._propose(cloud, interval, random)
         return replace(
             cloud,
-            x=x,
+            x=self._moved(law, cloud, interval, noise),
             log_weights=cloud.log_weights + log_ratio,
             log_offset=cloud.log_offset + log_ratio,
             num_moves=cloud.num_moves + 1,
         )
 
-    def _moved(
-        self, model: TiltedModel, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, noise: Tensor
-    ) -> Tensor:
+    def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
         """The particles at the next level, from their driving noise."""
-        network = model.network(model.owners(self.num_particles, cloud.x.device))
-        return self.transition.step(
-            network, cloud.x, noise_to_signal, next_noise_to_signal, cloud.ahead.predicted, noise
-        )
+        network = law.rows(cloud.x).network
+        return self.transition.step(network, cloud.x, interval, cloud.ahead.predicted, noise)
 
-    def _propose(
-        self, cloud: PathCloud, noise_to_signal: float, next_noise_to_signal: float, random: RandomSource
-    ) -> tuple[Tensor, Tensor | float]:
-        """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without guidance."""
-        noise = driving_noise(
-            random, self.transition, cloud.x, self.num_particles, noise_to_signal, next_noise_to_signal
-        )
-        gain = self.transition.tilt_gain(noise_to_signal, next_noise_to_signal)
-        if self.guidance is None or cloud.ahead.shift is None or gain == 0:
+    def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | float]:
+        """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without a guide."""
+        noise = driving_noise(random, self.transition, cloud.x, self.num_particles, interval)
+        gain = self.transition.tilt_gain(interval)
+        if self.guide is None or cloud.ahead.shift is None or gain == 0:
             return noise, 0.0
-        mu = gain * self.guidance.shift(cloud.ahead, noise_to_signal)
+        mu = gain * self.guide.shift(cloud.ahead, interval.start)
         scale = cloud.inverse_temperature
         if self.tempering is not None:
             scale = self.tempering.proposal_inverse_temperature(cloud.num_moves, scale)
@@ -354,13 +339,15 @@ class SMC(Method):
 
     def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""
+        if not cloud.is_valued:
+            return cloud
         size = cloud.figures["effective_sample_size"]
         # Where every weight is zero there is nothing to resample by.
         poor = (size < self.resampling_threshold * self.num_particles) & (size > 0) & (self.resampling != "none")
         ancestors = torch.arange(self.num_particles).repeat(len(size), 1)
         for image in torch.nonzero(poor.cpu()).flatten().tolist():
             weights = torch.softmax(cloud.log_weights[image], 0).cpu()
-            ancestors[image] = RESAMPLING_SCHEMES[self.resampling](weights, random.of_image(image))
+            ancestors[image] = RESAMPLING_SCHEMES.get(self.resampling)(weights, random.of_image(image))
         ancestors = ancestors.to(cloud.x.device)
         rows = (ancestors + self.num_particles * torch.arange(len(size), device=cloud.x.device)[:, None]).flatten()
         log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
@@ -368,7 +355,8 @@ class SMC(Method):
             cloud,
             x=cloud.x[rows],
             ahead=cloud.ahead.rows(rows),
-            values=cloud.values.flatten(0, 1)[rows].reshape(cloud.values.shape),
+            values=cloud.values.flatten()[rows].reshape(cloud.values.shape),
+            path_values=cloud.path_values.flatten(0, 1)[rows].reshape(cloud.path_values.shape),
             log_weights=torch.where(poor[:, None], 0.0, cloud.log_weights),
             log_offset=torch.where(poor[:, None], -log_tilt, cloud.log_offset),
             log_evidence=torch.where(poor, cloud.figures["log_evidence"], cloud.log_evidence),

@@ -9,7 +9,7 @@ from typing import Any
 from ...core.model import Model
 from ...posteriors.denoiser import DenoiserPoint
 from ...transitions.das import DASTransition
-from ..methods.guidance import Guidance
+from ..guide import Guide
 from ..methods.smc import SMC
 from ..smc_parts.tempering import AdaptiveTempering, ScheduledTempering
 from . import PRESETS
@@ -44,7 +44,7 @@ def das(model: Model | None = None, **options: Any) -> SMC:
         DASTransition(eta),
         "ssp",
         0.5,
-        guidance=Guidance(gradient="pathwise", max_shift=None),
+        guide=Guide("pathwise", max_shift=None),
         max_tilt=math.inf,
         tempering=tempering,
         num_valuations=None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...core.model import Model
 from ...posteriors.diamond import DiamondPosterior
-from ..methods.guidance import Guidance
+from ..guide import Guide
 from ..methods.posterior_resampling import PosteriorResampling
 from . import PRESETS
 
@@ -19,4 +19,4 @@ def diamond_guided_resampling(model: Model | None = None, **options: Any) -> Pos
     A look-ahead is all that a step evaluates: it is moved by the gradient of the reward at it, and noised to the next
     level. The best of the particles is returned.
     """
-    return replace(PosteriorResampling(4, DiamondPosterior(1), guidance=Guidance(gradient="isotropic")), **options)
+    return replace(PosteriorResampling(4, DiamondPosterior(1), guide=Guide("isotropic")), **options)

@@ -8,6 +8,7 @@ from typing import Any
 from ...core.model import Model
 from ...posteriors.denoiser import DenoiserPoint
 from ...transitions.ancestral import AncestralTransition
+from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
 
@@ -20,5 +21,5 @@ def dps(model: Model | None = None, **options: Any) -> Guidance:
     the step; here it is the exact one of any reward, and its size is limited to half the deviation of the posterior,
     without which few steps make worse images than plain ones.
     """
-    guidance = Guidance(DenoiserPoint(), "pathwise", max_shift=0.5, transition=AncestralTransition())
+    guidance = Guidance(DenoiserPoint(), Guide("pathwise", max_shift=0.5), AncestralTransition())
     return replace(guidance, **options)

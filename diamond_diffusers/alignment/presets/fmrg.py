@@ -9,6 +9,7 @@ from ...core.flow_map import has_map_to_data
 from ...core.model import Model
 from ...transitions.flow_map import FlowMapTransition
 from ...transitions.ode import ODETransition
+from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
 from .base import flow_map_point, follows_flow_map
@@ -23,8 +24,8 @@ def fmrg(model: Model | None = None, **options: Any) -> Guidance:
     particles goes on alone, by the reward at its look-ahead; two steps of the flow map, even in time, lead from there
     to the image. Particles follow the flow map from level to level, two evaluations a step; those of a few-step model,
     and of an ordinary one, whose map is 4 steps of its ODE and does not jump, take Euler steps. FMRG-E, theirs for
-    inverse problems, is `fmrg(gradient="isotropic")`: the gradient at the look-ahead is applied without going through
-    the map. The size of the reward, and so `reward_scale`, does not count.
+    inverse problems, is `fmrg(guide={"gradient": "isotropic"})`: the gradient at the look-ahead is applied without
+    going through the map. The size of the reward, and so `reward_scale`, does not count.
 
     Where this is not what they ran: their scripts take the first steps of Adam, which are signs of the gradient times a
     rate that falls linearly, and leave the scaling by the velocity, which their sampler has and their text describes,
@@ -35,12 +36,9 @@ def fmrg(model: Model | None = None, **options: Any) -> Guidance:
     """
     fmrg_j = Guidance(
         flow_map_point(model),
-        "pathwise",
-        guidance_strength=3.0,
-        max_shift=None,
+        Guide("pathwise", strength=3.0, scaling="auto", max_shift=None),
         transition=FlowMapTransition() if follows_flow_map(model) else ODETransition(),
         num_particles=3,
-        scaling="auto",
         num_guided_steps=0.5,
         num_warm_up_steps=4,
         num_jump_steps=2 if model is None or has_map_to_data(model) else None,

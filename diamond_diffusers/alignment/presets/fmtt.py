@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.model import Model
 from ...transitions.glass import GlassTransition
+from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
 from .base import flow_map_point
@@ -18,7 +19,7 @@ def fmtt(model: Model | None = None, **options: Any) -> Guidance:
 
     Particles move at random, which their search and their weights build on, and several may be drawn: the best is
     returned. The reward counts in full at every level, and the size of the shift is limited. For exact sampling make
-    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guidance=fmtt(transition=None))`.
+    it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guide=fmtt().guide)`.
     """
     transition = GlassTransition() if model is None else model.stochastic_transition()
-    return replace(Guidance(flow_map_point(model), "pathwise", transition=transition), **options)
+    return replace(Guidance(flow_map_point(model), Guide("pathwise"), transition), **options)

@@ -8,6 +8,7 @@ from typing import Any
 from ...core.model import Model
 from ...posteriors.diamond import DiamondPosterior
 from ...transitions.ode import ODETransition
+from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
 
@@ -26,10 +27,8 @@ def posterior_diamond_map(model: Model | None = None, **options: Any) -> Guidanc
     """
     guidance = Guidance(
         DiamondPosterior(1),
-        "pathwise",
-        max_shift=None,
-        transition=ODETransition(),
-        scaling="auto",
+        Guide("pathwise", scaling="auto", max_shift=None),
+        ODETransition(),
         num_guided_steps=-1,
     )
     return replace(guidance, **options)

@@ -9,6 +9,7 @@ from ...core.model import Model
 from ...posteriors.weighted import WeightedPosterior
 from ...transitions.flow_map import FlowMapTransition
 from ...transitions.ode import ODETransition
+from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
 from .base import follows_flow_map, map_steps
@@ -43,18 +44,13 @@ def weighted_diamond_map(model: Model | None = None, **options: Any) -> Guidance
     family = None if model is None else model.name
     if family == "sana_sprint":
         posterior = WeightedPosterior(4, snr_factor=20.0, weights="equal")
-        own = {"guidance_strength": 20 / 32768**0.5, "scaling": "sana_sprint_norm", "max_coefficient": 3.0}
-        own |= {"num_guided_steps": 5, "num_jump_steps": 1, "keeps_best": True}
+        guide = Guide("pathwise", 20 / 32768**0.5, "sana_sprint_norm", max_coefficient=3.0)
+        course = {"num_guided_steps": 5, "num_jump_steps": 1, "keeps_best": True}
     else:
         count = 16 if family == "flux" else 4
         posterior = WeightedPosterior(count, snr_factor=1.1, weights="reward_softmax", num_map_steps=map_steps(model))
-        own = {"guidance_strength": 20 / 65536**0.5, "scaling": "norm", "max_coefficient": 20.0}
-    guidance = Guidance(
-        posterior,
-        "pathwise",
-        max_shift=None,
-        transition=FlowMapTransition() if follows_flow_map(model) else ODETransition(),
-        max_noise_to_signal=1000.0,
-        **own,
-    )
-    return replace(guidance, **options)
+        guide = Guide("pathwise", 20 / 65536**0.5, "norm", max_coefficient=20.0)
+        course = {}
+    guide = replace(guide, max_shift=None, max_noise_to_signal=1000.0)
+    transition = FlowMapTransition() if follows_flow_map(model) else ODETransition()
+    return replace(Guidance(posterior, guide, transition), **(course | options))

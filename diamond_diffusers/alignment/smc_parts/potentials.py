@@ -13,34 +13,26 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ...core.registry import Registry
+
 Potential = Callable[[Tensor], Tensor]
 """Maps the values `[..., k + 1]` along paths, first to last, to `log(G_0 ... G_k)`, `[...]`."""
-POTENTIALS: dict[str, Potential] = {}
+POTENTIALS: Registry[Potential] = Registry("potential", "potentials")
 
 
-def register_potential(name: str) -> Callable[[Potential], Potential]:
-    """Adds a potential to `POTENTIALS` under a name."""
-
-    def register(potential: Potential) -> Potential:
-        POTENTIALS[name] = potential
-        return potential
-
-    return register
-
-
-@register_potential("value")
+@POTENTIALS.register("value")
 def value(values: Tensor) -> Tensor:
     """`G_k = exp(V_k - V_(k-1))`: the target at a valuation is `p_kappa(y) exp(V_k)`. FK steering's `difference`."""
     return values[..., -1]
 
 
-@register_potential("max")
+@POTENTIALS.register("max")
 def maximum(values: Tensor) -> Tensor:
     """`G_k = exp(max(V_0 ... V_k))`: favours paths that were promising once; since `V_0 = 0`, none falls below 1."""
     return values.cummax(-1).values.sum(-1)
 
 
-@register_potential("sum")
+@POTENTIALS.register("sum")
 def accumulated(values: Tensor) -> Tensor:
     """`G_k = exp(V_0 + ... + V_k)`: favours paths that were promising throughout."""
     return values.cumsum(-1).sum(-1)

@@ -12,18 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...core.registry import Registry
+
 ResamplingScheme = Callable[[Tensor, torch.Generator | None], Tensor]
-RESAMPLING_SCHEMES: dict[str, ResamplingScheme] = {}
-
-
-def register_resampling(name: str) -> Callable[[ResamplingScheme], ResamplingScheme]:
-    """Adds a scheme to `RESAMPLING_SCHEMES` under a name."""
-
-    def register(scheme: ResamplingScheme) -> ResamplingScheme:
-        RESAMPLING_SCHEMES[name] = scheme
-        return scheme
-
-    return register
+RESAMPLING_SCHEMES: Registry[ResamplingScheme] = Registry("resampling", "resampling_schemes")
 
 
 def uniform(count: int, generator: torch.Generator | None) -> Tensor:
@@ -38,27 +30,27 @@ def invert(weights: Tensor, points: Tensor) -> Tensor:
     return torch.searchsorted(cumulated / cumulated[-1], points, right=True).clamp(max=len(weights) - 1)
 
 
-@register_resampling("multinomial")
+@RESAMPLING_SCHEMES.register("multinomial")
 def multinomial(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """Independent draws."""
     return invert(weights, uniform(len(weights), generator))
 
 
-@register_resampling("stratified")
+@RESAMPLING_SCHEMES.register("stratified")
 def stratified(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """One uniform in each of P equal strata."""
     count = len(weights)
     return invert(weights, (torch.arange(count) + uniform(count, generator)) / count)
 
 
-@register_resampling("systematic")
+@RESAMPLING_SCHEMES.register("systematic")
 def systematic(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """One uniform shared by P equal strata."""
     count = len(weights)
     return invert(weights, (torch.arange(count) + uniform(1, generator)) / count)
 
 
-@register_resampling("residual")
+@RESAMPLING_SCHEMES.register("residual")
 def residual(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """The whole parts of `P * weights` for certain, multinomial draws for the rest."""
     count = len(weights)
@@ -70,7 +62,7 @@ def residual(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.cat([certain, invert(count * weights - whole, uniform(missing, generator))])
 
 
-@register_resampling("ssp")
+@RESAMPLING_SCHEMES.register("ssp")
 def ssp(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """Srinivasan sampling process: rounds `P * weights` pairwise, so that each count is one of two neighbours.
 

@@ -1,0 +1,170 @@
+"""Where a run stands between two of its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.cost import Cost
+from .cloud import Cloud
+from .law import Law
+from .random_source import RandomSource
+from .result import AlignmentResult
+from .smc_parts.resampling import effective_sample_size
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Finishes(Protocol):
+    """What a run's method is asked where the run ends, or where its particles are replaced."""
+
+    def finish(self, law: Law, cloud: Cloud, trace: Trace) -> AlignmentResult:
+        """Scores the final particles and weighs them."""
+
+    def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
+        """The cloud with other particles in place of its own."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: after a step, or after a round for methods that draw whole samples round after round.
+
+    Attributes:
+        method: that runs.
+        law: that it samples; a caller may put another one in its place, which counts from the next step on.
+        cloud: the particles.
+        trace: figures of each step so far.
+        index: number of the step or round, from 0.
+        num_stages: how many there are.
+        level_index: of the level that the particles have come from, among those of the run.
+        noise_to_signal: level that they have reached.
+        is_final: whether particles are clean: at the end, and after every round.
+        drawn: what the last stage drew, `[n, ...]`: the particles, or the samples of a round.
+
+    Example:
+        >>> for progress in method.iterate(law, x, levels, random):
+        ...     if progress.effective_sample_size.min() < 2:
+        ...         break
+        >>> progress.result().rewards
+    """
+
+    method: Finishes
+    law: Law
+    cloud: Cloud
+    trace: Trace
+    index: int
+    num_stages: int
+    level_index: int
+    noise_to_signal: float
+    is_final: bool
+    drawn: Tensor
+
+    @property
+    def particles(self) -> Tensor:
+        """`[B P, ...]` in the bounded coordinate, image after image."""
+        return self.cloud.x
+
+    @property
+    def values(self) -> Tensor | None:
+        """Scaled values `[B, P]` as they were last estimated; None where nothing has been scored yet."""
+        return self.cloud.values
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Of the particles, `[B, P]`, normalised within each image."""
+        return torch.log_softmax(self.cloud.log_weights, 1)
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Of the weights, `[B]`: P where they are equal."""
+        return effective_sample_size(self.cloud.log_weights)
+
+    @property
+    def cost(self) -> Cost:
+        """Of the run so far."""
+        return self.law.cost
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """A clean look-ahead `[B P, ...]` of each particle, or the particle itself once it is clean.
+
+        It is the best that the method has drawn here; where it has drawn none, what the model predicts, which costs an
+        evaluation of each particle.
+        """
+        if self.is_final:
+            return self.cloud.x
+        ahead = self.cloud.ahead
+        if ahead is not None and ahead.samples is not None and ahead.rewards is not None:
+            rows = torch.arange(len(ahead.samples), device=ahead.samples.device)
+            return ahead.samples[rows, ahead.rewards.argmax(1)]
+        if ahead is not None and ahead.predicted is not None:
+            return ahead.predicted
+        with torch.no_grad():
+            return self.law.rows(self.cloud.x).network.predict(self.cloud.x, self.noise_to_signal)
+
+    def previews(self) -> list[Image]:
+        """The clean look-aheads as images, particle after particle of each image; costs a decoding of each."""
+        with torch.no_grad():
+            return _pictures(self.law.rows(self.clean).decode(self.clean, preview=True))
+
+    def best(self) -> list[Image]:
+        """The best image of each prompt's so far: of the highest reward, or the heaviest where there is no reward."""
+        result = self.result()
+        selection = "heaviest" if result.rewards is None else "best"
+        index = result.select(selection, RandomSource(None, self.law.num_images))
+        rows = torch.arange(len(index))
+        if result.images is not None:
+            return _pictures(result.images[rows, index[:, 0].to(result.images.device)])
+        latents = result.latents[rows, index[:, 0].to(result.latents.device)]
+        with torch.no_grad():
+            return _pictures(self.law.rows(latents).decode(latents))
+
+    def result(self) -> AlignmentResult:
+        """What the run returns if it ends here; before its end, the clean look-aheads are decoded and scored."""
+        started = time.perf_counter()
+        cloud = self.cloud if self.is_final else replace(self.cloud, x=self.clean, final=None)
+        # Of particles that are differentiated, as by noise optimisation, so is the result.
+        with torch.set_grad_enabled(cloud.x.requires_grad):
+            result = self.method.finish(self.law, cloud, self.trace)
+        self.law.cost.seconds += time.perf_counter() - started
+        return result
+
+    def replace_particles(self, x: Tensor) -> None:
+        """Goes on with other particles `[B P, ...]`; what was known of the former ones is forgotten.
+
+        Raises:
+            ValueError: the method does not know what its samples came from.
+        """
+        self.cloud = self.method.replace_particles(self.cloud, x)
+        self.__dict__.pop("clean", None)
+
+    def end(self, x: Tensor) -> None:
+        """Takes these particles `[B P, ...]` as the clean end of the run, which is not to be stepped any further."""
+        self.replace_particles(x)
+        self.is_final = True
+
+
+def timed(stages: Iterator[Progress], cost: Cost) -> Iterator[Progress]:
+    """The stages of a run, whose own time is added to the cost, and not that of who looks at them."""
+    while True:
+        # Runs within this one have added theirs.
+        started, before = time.perf_counter(), cost.seconds
+        progress = next(stages, None)
+        cost.seconds = before + time.perf_counter() - started
+        if progress is None:
+            return
+        yield progress
+
+
+def _pictures(images: Tensor) -> list[Image]:
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    return [to_pil_image(image) for image in images.float().cpu()]
