@@ -52,7 +52,7 @@ class PosteriorSampler(Sampler, ABC):
 
     @abstractmethod
     def sample(
-        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
         """Samples `p(z | x)`, differentiably in `x`.
 
@@ -61,7 +61,7 @@ class PosteriorSampler(Sampler, ABC):
                 observation.
             x: observations `[N, ...]` in the bounded coordinate.
             noise_to_signal: their level.
-            predicted: `network.predict(x, noise_to_signal)`, which every caller has at hand.
+            predicted: `network.predict(x, noise_to_signal)`; None where `needs_prediction` says that it is not needed.
             noise: standard normal `[N K, ...]`.
         """
 
