@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.cost import Cost
 from ..core.levels import Level
-from ..core.model import Conditions, Model
+from ..core.model import Conditions
 from ..rewards.base import Reward
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
@@ -82,9 +82,9 @@ def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
     return empty.cost
 
 
-def _emptied(model: Model, conditions: Conditions) -> tuple[EmptyModel, Conditions]:
+def _emptied(model: SampledModel, conditions: Conditions) -> tuple[EmptyModel, Conditions]:
     """A model that costs the same under conditions that hold no features."""
-    negative = None if conditions.negative_features is None else {}
+    negative: dict[str, Tensor] | None = None if conditions.negative_features is None else {}
     return EmptyModel(model), replace(conditions, features={}, negative_features=negative)
 
 
@@ -95,7 +95,7 @@ class EmptyModel(SampledModel):
         model: the other.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: SampledModel) -> None:
         self.model = model
         self.name = model.name
 

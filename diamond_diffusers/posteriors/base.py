@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ class PosteriorSampler(Sampler, ABC):
         differentiates_predicted: whether gradients of the samples go through `predicted`.
         has_gradient_terms: whether it tells the terms of the value's gradient apart, as `WeightedPosterior` does.
     """
+
+    # Every sampler is a dataclass, though its base is none: `replace` and `fields` take it.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     num_samples: int
     is_weighted: bool = False
