@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .alignment.base import Method
     from .alignment.guide import Guide
+    from .alignment.methods import register_method
     from .alignment.methods.beam_search import BeamSearch
     from .alignment.methods.best_of_n import BestOfN
     from .alignment.methods.guidance import Guidance
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
     from .alignment.methods.random_search import RandomSearch
     from .alignment.methods.smc import SMC
     from .alignment.methods.zero_order_search import ZeroOrderSearch
+    from .alignment.presets import register_preset
     from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
     from .core.cost import Cost
+    from .families.registry import register_family
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
+    from .posteriors import register_posterior
     from .posteriors.base import PosteriorSampler
     from .posteriors.denoiser import DenoiserPoint
     from .posteriors.diamond import DiamondPosterior
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from .schedulers.ddpm import GlassDDPMScheduler
     from .schedulers.diamond_map import DiamondMapScheduler
     from .schedulers.flow_match import GlassFlowMatchScheduler
+    from .transitions import register_transition
     from .transitions.ancestral import AncestralTransition
     from .transitions.base import Transition
     from .transitions.diamond import DiamondTransition
@@ -84,7 +89,12 @@ _MODULES = {
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
     "available_rewards": "rewards.registry",
+    "register_family": "families.registry",
+    "register_method": "alignment.methods",
+    "register_posterior": "posteriors",
+    "register_preset": "alignment.presets",
     "register_reward": "rewards.registry",
+    "register_transition": "transitions",
 }
 """Where each public name is. Nothing is imported before it is asked for: torch and diffusers take seconds."""
 
@@ -126,7 +136,12 @@ __all__ = [
     "WeightedPosterior",
     "ZeroOrderSearch",
     "available_rewards",
+    "register_family",
+    "register_method",
+    "register_posterior",
+    "register_preset",
     "register_reward",
+    "register_transition",
 ]
 
 

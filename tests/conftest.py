@@ -5,7 +5,7 @@ import torch
 from torch.backends import cuda
 
 from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.rewards import registry
+from diamond_diffusers.rewards import REWARDS
 
 from .families.tiny_flux import build_tiny_flux
 
@@ -32,7 +32,7 @@ def redness(images, prompts):
 @pytest.fixture
 def redness_reward(monkeypatch):
     """The reward's name in expressions."""
-    monkeypatch.setitem(registry._registered, "redness", redness)
+    monkeypatch.setitem(REWARDS._entries, "redness", redness)
     return "redness"
 
 

@@ -30,7 +30,7 @@ from diamond_diffusers.cli.main import AlignmentOptions, app, build_alignment
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
-from diamond_diffusers.rewards import as_reward, available_rewards, registry
+from diamond_diffusers.rewards import REWARDS, as_reward, available_rewards
 
 from .conftest import redness, save_tiny_model
 
@@ -345,7 +345,7 @@ def test_guidance_by_a_reward_without_gradient_is_refused(tiny_folder, tmp_path,
     def rounded(images, prompts):
         return images.detach().mean((1, 2, 3))
 
-    monkeypatch.setitem(registry._registered, "rounded", rounded)
+    monkeypatch.setitem(REWARDS._entries, "rounded", rounded)
     command = ("generate", "a star", "--model", tiny_folder, "--reward", "rounded", "--output", tmp_path / "out")
     result = invoke(*command, "--alignment", "guidance")
     assert result.exit_code == 2

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diamond_diffusers.cli.main import app
-from diamond_diffusers.rewards import AestheticReward, Reward, as_reward, available_rewards, hub, registry
+from diamond_diffusers.rewards import REWARDS, AestheticReward, Reward, as_reward, available_rewards, hub
 from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.preprocessing import images_from_pil
 
@@ -49,7 +49,7 @@ def length_reward(monkeypatch):
         calls.append(len(images))
         return torch.tensor([float(len(prompt)) for prompt in prompts])
 
-    monkeypatch.setitem(registry._registered, "length", length)
+    monkeypatch.setitem(REWARDS._entries, "length", length)
     return calls
 
 
@@ -104,7 +104,7 @@ def test_images_are_turned_upright(tmp_path, monkeypatch):
         sizes.append(tuple(images.shape[-2:]))
         return images[:, :, 0].mean((1, 2))
 
-    monkeypatch.setitem(registry._registered, "top", top)
+    monkeypatch.setitem(REWARDS._entries, "top", top)
     image = Image.new("RGB", (8, 4))
     image.paste((255, 255, 255), (0, 0, 4, 4))
     exif = image.getexif()
@@ -168,7 +168,7 @@ def test_prompts_are_asked_for_before_a_reward_is_made_and_dtypes_reach_it(folde
         def score(self, images, prompts):
             return torch.full((len(images),), float(self.layer.weight.dtype == torch.bfloat16))
 
-    monkeypatch.setitem(registry._registered, "typed", Typed)
+    monkeypatch.setitem(REWARDS._entries, "typed", Typed)
     command = ("score", folder / "a.png", "--reward", "typed", "--format", "csv")
     result = invoke(*command)
     assert result.exit_code == 2 and made == []
@@ -281,7 +281,7 @@ class TestAvailability:
         assert availability(Declared).startswith("no: package no_such_package does not import (No module")
 
     def test_rewards_that_need_arguments(self):
-        assert availability(registry.registered_reward("similarity")) == "in Python, with references"
+        assert availability(REWARDS.get("similarity")) == "in Python, with references"
 
     def test_functions(self):
         assert availability(lambda images, prompts: images.mean((1, 2, 3))) == "yes"

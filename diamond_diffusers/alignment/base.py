@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Self
+from dataclasses import Field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,9 @@ class Method(ABC):
                 def step(self, law, cloud, interval, random):
                     ...
     """
+
+    # Every method is a dataclass, though its base is none: `replace` and `fields` take it.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     num_particles: int = 1
     transition: Transition | None = None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.cost import Cost
-from ..core.levels import Level, RectifiedFlowPath
-from ..core.model import Conditions, Model
+from ..core.levels import Level
+from ..core.model import Conditions
 from ..rewards.base import Reward
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
@@ -82,9 +82,9 @@ def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
     return empty.cost
 
 
-def _emptied(model: Model, conditions: Conditions) -> tuple[EmptyModel, Conditions]:
+def _emptied(model: SampledModel, conditions: Conditions) -> tuple[EmptyModel, Conditions]:
     """A model that costs the same under conditions that hold no features."""
-    negative = None if conditions.negative_features is None else {}
+    negative: dict[str, Tensor] | None = None if conditions.negative_features is None else {}
     return EmptyModel(model), replace(conditions, features={}, negative_features=negative)
 
 
@@ -95,16 +95,29 @@ class EmptyModel(SampledModel):
         model: the other.
     """
 
-    path = RectifiedFlowPath()
-
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: SampledModel) -> None:
         self.model = model
         self.name = model.name
-        self.has_denoiser = model.has_denoiser
-        self.has_flow_map = model.has_flow_map
-        self.has_diamond_map = model.has_diamond_map
-        self.predicts_mean = model.predicts_mean
-        self.max_noise_to_signal = model.max_noise_to_signal
+
+    @property
+    def has_denoiser(self) -> bool:
+        return self.model.has_denoiser
+
+    @property
+    def has_flow_map(self) -> bool:
+        return self.model.has_flow_map
+
+    @property
+    def has_diamond_map(self) -> bool:
+        return self.model.has_diamond_map
+
+    @property
+    def predicts_mean(self) -> bool:
+        return self.model.predicts_mean
+
+    @property
+    def max_noise_to_signal(self) -> float:
+        return self.model.max_noise_to_signal
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         return x / 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, distributed
 
-DistributedState = PartialState | Accelerator | distributed.ProcessGroup
+DistributedState: TypeAlias = PartialState | Accelerator | distributed.ProcessGroup
 """What names the processes that share a call."""
 
 Chunk = tuple[Tensor, int]
@@ -128,7 +128,7 @@ class _Shared(torch.autograd.Function):
         tracked = [leaf for leaf in ctx.leaves if leaf.requires_grad]
         gradients = [torch.zeros_like(leaf) for leaf in tracked]
         if counts[index] > 0:
-            gradients = torch.autograd.grad(ctx.result, tracked, gradient[mine], materialize_grads=True)
+            gradients = list(torch.autograd.grad(ctx.result, tracked, gradient[mine], materialize_grads=True))
         gathered = iter([ctx.shards.gather(part[mine], counts) for part in gradients])
         return None, None, None, None, *(next(gathered) if leaf.requires_grad else None for leaf in ctx.leaves)
 
@@ -137,7 +137,8 @@ def _digest(value: Any) -> str:
     parts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     digest = hashlib.sha256()
     for part in parts:
-        is_tensor = isinstance(part, Tensor)
-        content = part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if is_tensor else repr(part)
-        digest.update(content if is_tensor else content.encode())
+        if isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
     return digest.hexdigest()

@@ -35,20 +35,18 @@ class RandomSource:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         # diffusers takes no other sequence.
-        generators = list(generators) if isinstance(generators, Sequence) else generators
-        for generator in generators if isinstance(generators, list) else [generators]:
-            if generators is not None and not isinstance(generator, torch.Generator):
+        given = list(generators) if isinstance(generators, Sequence) else generators
+        for generator in given if isinstance(given, list) else [given]:
+            if given is not None and not isinstance(generator, torch.Generator):
                 raise TypeError(
                     f"generator is or holds {generator!r}; give torch.Generator objects, such as "
                     "torch.Generator().manual_seed(0)"
                 )
-        if isinstance(generators, list) and len(generators) not in (1, num_images):
+        if isinstance(given, list) and len(given) not in (1, num_images):
             raise ValueError(
-                f"generator holds {len(generators)} generators for {num_images} images; give one, or one for each image"
+                f"generator holds {len(given)} generators for {num_images} images; give one, or one for each image"
             )
-        if isinstance(generators, list) and len(generators) == 1:
-            generators = generators[0]
-        self.generators = generators
+        self.generators = given[0] if isinstance(given, list) and len(given) == 1 else given
         self.num_images = num_images
         self.device = torch.device(device)
         self.dtype = dtype
@@ -68,6 +66,7 @@ class RandomSource:
     @cached_property
     def aside(self) -> RandomSource:
         """Further draws, which leave this source's own as they are; seeded from where its generators stand by now."""
+        generators: torch.Generator | list[torch.Generator]
         if isinstance(self.generators, list):
             generators = [_spawn(generator) for generator in self.generators]
         elif self.generators is not None:

@@ -219,7 +219,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _reads_prompts(expression: str) -> bool:
     """Whether a term of the expression does, known before any is loaded."""
-    from ..rewards.registry import parse_expression, registered_reward
+    from ..rewards import registered_reward
+    from ..rewards.expressions import parse_expression
 
     registered = [registered_reward(name) for _, name in parse_expression(expression)]
     return any(getattr(reward, "reads_prompts", True) for reward in registered)

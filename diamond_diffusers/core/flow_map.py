@@ -98,15 +98,16 @@ def integrate_ode(
     through the last two evaluations, and constant on the first step. On a mixture this is closer to the end than Euler
     steps and DPM-Solver++(2M) are for 2 to 8 steps. Arguments as of `flow_to_data`.
     """
-    previous, angle_before = None, None
+    before: tuple[Tensor, Tensor] | None = None
     for level, next_level in pairwise(ode_levels(noise_to_signal, num_steps)):
-        current = denoise(x, level) if denoised is None or previous is not None else denoised
+        current = denoise(x, level) if denoised is None or before is not None else denoised
         effective, angle = current, torch.atan(level)
-        if previous is not None:
+        if before is not None:
+            previous, angle_before = before
             ahead = (_mean_angle(level, next_level) - angle) / (angle - angle_before)
             effective = current + expand(ahead, x) * (current - previous)
         x = ode_step(x, effective, level, next_level)
-        previous, angle_before = current, angle
+        before = current, angle
     return x
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .levels import GaussianPath, Level, ode_step
+from .levels import Level, ode_step
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,38 @@ class Conditions:
 class Model(ABC):
     """A pretrained model of observations in the bounded coordinate of `levels`: all that alignment needs.
 
+    What it has is told by properties, which a subclass may override with values of its class.
+
     Attributes:
         name: of the model family.
-        path: the family's Gaussian path.
-        has_denoiser: whether `denoise` gives the posterior mean.
-        has_flow_map: whether `flow_map` maps between levels, without the help of a Diamond Map.
-        has_diamond_map: whether `diamond_map` maps inner states.
-        predicts_mean: whether `predict` is the posterior mean too.
-        max_noise_to_signal: the largest level that it was trained at.
     """
 
     name: str = "model"
-    path: GaussianPath
-    has_denoiser: bool = True
-    has_flow_map: bool = False
-    has_diamond_map: bool = False
-    predicts_mean: bool = True
-    max_noise_to_signal: float = math.inf
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether `denoise` gives the posterior mean."""
+        return True
+
+    @property
+    def has_flow_map(self) -> bool:
+        """Whether `flow_map` maps between levels, without the help of a Diamond Map."""
+        return False
+
+    @property
+    def has_diamond_map(self) -> bool:
+        """Whether `diamond_map` maps inner states."""
+        return False
+
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether `predict` is the posterior mean too."""
+        return True
+
+    @property
+    def max_noise_to_signal(self) -> float:
+        """The largest level that it was trained at."""
+        return math.inf
 
     @abstractmethod
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:

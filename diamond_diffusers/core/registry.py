@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -12,13 +13,15 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 
+ALIAS = re.compile(r"[^\W\d]\w*(?:[-.]\w+)*")
+
 
 class Registry(Generic[T]):
     """The entries of one kind, such as all transitions, by name.
 
     A name comes from one of three places, and what it names is imported when it is first asked for:
 
-    - a file of the package's own folder, which is called as its entry;
+    - a file or a subpackage of the package's own folder, which is called as its entry;
     - the decorator `register`, in any file of a user's;
     - an entry point of an installed package, in the group `diamond_diffusers.<plural>`.
 
@@ -27,17 +30,32 @@ class Registry(Generic[T]):
         plural: of it, for the group of entry points: "transitions".
         folder: package whose files are called as their entries; None where entries are registered by one module.
         helpers: files of that folder which are no entries.
+        files: the file of each entry, where a folder's files are not called as their entries.
+        aliases: other spellings of the names of the folder's entries.
+
+    Attributes:
+        aliases: other spellings of names, each with its name. `get` and `in` take them, `names` leaves them out.
 
     Example:
         >>> SHAPES: Registry[type] = Registry("shape", "shapes")
-        >>> @SHAPES.register("circle")
+        >>> @SHAPES.register("circle", aliases=["round-shape"])
         ... class Circle: ...
-        >>> SHAPES.get("circle") is Circle, SHAPES.names(), SHAPES.name_of(Circle)
+        >>> SHAPES.get("round-shape") is Circle, SHAPES.names(), SHAPES.name_of(Circle)
         (True, ['circle'], 'circle')
     """
 
-    def __init__(self, kind: str, plural: str, folder: str | None = None, helpers: Sequence[str] = ("base",)) -> None:
+    def __init__(
+        self,
+        kind: str,
+        plural: str,
+        folder: str | None = None,
+        helpers: Sequence[str] = ("base",),
+        files: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind, self.plural, self.folder, self.helpers = kind, plural, folder, tuple(helpers)
+        self.files = files
+        self.aliases: dict[str, str] = dict(aliases or {})
         self._entries: dict[str, T] = {}
 
     @property
@@ -45,27 +63,31 @@ class Registry(Generic[T]):
         """The group of entry points that other packages use."""
         return f"diamond_diffusers.{self.plural}"
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
+    def register(self, name: str, aliases: Sequence[str] = ()) -> Callable[[Entry], Entry]:
         """Makes the decorated object the entry of that name, and returns it unchanged.
 
         Args:
             name: an identifier; registering the same object again, as reloading a module does, replaces it.
+            aliases: other spellings of the name, which may hold dashes and dots within.
 
         Raises:
-            ValueError: the name is no identifier, or belongs to another entry.
+            ValueError: the name is no identifier, an alias is malformed, or one of them belongs to another entry.
         """
         if not name.isidentifier():
             raise ValueError(f"the {self.kind} name {name!r} is no identifier; use letters, digits and underscores")
+        for alias in aliases:
+            if not ALIAS.fullmatch(alias):
+                raise ValueError(
+                    f"the {self.kind} alias {alias!r} is malformed; use letters, digits and underscores, with '-' or "
+                    "'.' between them"
+                )
 
         def register(entry: Entry) -> Entry:
-            known: Any = self._entries.get(name)
-            owner = self._own_module(name)
-            if (known is not None and _origin(known) != _origin(entry)) or owner not in (None, _module_of(entry)):
-                raise ValueError(
-                    f"the {self.kind} name {name!r} belongs to {_origin(known) if known is not None else owner}; "
-                    "choose another name"
-                )
+            for word in (name, *aliases):
+                if (owner := self._owner(word)) is not None and not _is_defined_in(entry, owner):
+                    raise ValueError(f"the {self.kind} name {word!r} belongs to {owner}; choose another name")
             self._entries[name] = entry  # type: ignore[assignment]
+            self.aliases.update(dict.fromkeys(aliases, name))
             return entry
 
         return register
@@ -74,55 +96,71 @@ class Registry(Generic[T]):
         """The entry of a name, which is imported if need be.
 
         Args:
-            name: of the entry.
+            name: of the entry, or one of its aliases.
             argument: by which the caller knows the name, for the error; by default the kind.
 
         Raises:
             ValueError: there is no such entry.
-            ImportError: the package that offers it cannot be imported.
+            ImportError: the package that offers it cannot be imported, or its name is no identifier.
         """
-        if name not in self._entries and (module := self._own_module(name)) is not None:
-            importlib.import_module(module)
-        if name not in self._entries and (point := self._entry_points.get(name)) is not None:
-            try:
-                self._entries[name] = point.load()
-            except Exception as error:
-                raise ImportError(
-                    f"{self.kind} {name!r} is offered by the entry point {point.value!r}, which cannot be imported "
-                    f"({error}); mend or uninstall that package"
-                ) from error
-        if name not in self._entries:
+        own = self.aliases.get(name, name)
+        if own not in self._entries and own in self._own_modules:
+            importlib.import_module(self._own_modules[own])
+        if own not in self._entries and (point := self._entry_points.get(own)) is not None:
+            self._entries[own] = self._load(point)
+        if own not in self._entries:
             raise ValueError(f"{argument or self.kind} is {name!r}; choose one of {', '.join(self.names())}")
-        return self._entries[name]
+        return self._entries[own]
 
     def names(self) -> list[str]:
         """The sorted names of all entries; imports none of them."""
-        return sorted({*self._entries, *self._own_names, *self._entry_points})
+        return sorted({*self._entries, *self._own_modules, *self._entry_points})
 
     def name_of(self, entry: Any) -> str | None:
-        """The name under which an object is registered; None where it is not."""
+        """The name under which an object is registered, the first where there are several; None where it is not."""
         return next((name for name, known in self._entries.items() if known is entry), None)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names()
+        return name in self.aliases or name in self.names()
 
-    def _own_module(self, name: str) -> str | None:
-        return f"{self.folder}.{name}" if name in self._own_names else None
+    def _owner(self, word: str) -> str | None:
+        """Where the entry of a name or an alias is defined, so far as that is known without importing it."""
+        name = self.aliases.get(word, word)
+        known = self._entries.get(name)
+        return self._own_modules.get(name) if known is None else _origin(known)
+
+    def _load(self, point: metadata.EntryPoint) -> Any:
+        if not point.name.isidentifier():
+            raise ImportError(
+                f"the {self.kind} name {point.name!r} of an entry point in {self.group} is no identifier, so that no "
+                "call can use it; rename it"
+            )
+        try:
+            return point.load()
+        except Exception as error:
+            raise ImportError(
+                f"{self.kind} {point.name!r} is offered by the entry point {point.value!r}, which cannot be imported "
+                f"({error}); mend or uninstall that package"
+            ) from error
 
     @cached_property
-    def _own_names(self) -> frozenset[str]:
+    def _own_modules(self) -> dict[str, str]:
+        """The module of each entry of the folder, by name."""
         if self.folder is None:
-            return frozenset()
-        files = pkgutil.iter_modules(importlib.import_module(self.folder).__path__)
-        return frozenset(file.name for file in files if file.name not in self.helpers)
+            return {}
+        if self.files is not None:
+            return {name: f"{self.folder}.{file}" for name, file in self.files.items()}
+        found = pkgutil.iter_modules(importlib.import_module(self.folder).__path__)
+        return {file.name: f"{self.folder}.{file.name}" for file in found if file.name not in self.helpers}
 
     @cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         return {point.name: point for point in metadata.entry_points(group=self.group)}
 
 
-def _module_of(entry: Any) -> str | None:
-    return getattr(entry, "__module__", None)
+def _is_defined_in(entry: Any, owner: str) -> bool:
+    """Whether `owner` is the origin of an entry, or the module or package that holds it."""
+    return f"{_origin(entry)}.".startswith(f"{owner}.")
 
 
 def _origin(entry: Any) -> str:

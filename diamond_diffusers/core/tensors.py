@@ -36,3 +36,8 @@ def to_unit_range(images: Tensor) -> Tensor:
 def where_rows(marked: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
     """Of two predictions `[N, ...]`, the chosen one in the rows that are marked `[N]`."""
     return torch.where(marked.to(chosen.device).reshape(-1, *[1] * (chosen.ndim - 1)), chosen, otherwise)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself, or in float32 where its dtype is narrower."""
+    return x.to(working_dtype(x))

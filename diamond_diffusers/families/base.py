@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..core.levels import Level, as_level
+from ..core.levels import GaussianPath, Level, as_level
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range, where_rows
 from ..transitions.base import Transition
@@ -46,7 +46,7 @@ class Family(LoopTensors, SampledModel):
         pipeline: the stock pipeline; read, never changed.
 
     Attributes:
-        family: its name in a saved model's configuration.
+        name: of the family, in a saved model's configuration.
         network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
         arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.
@@ -59,7 +59,7 @@ class Family(LoopTensors, SampledModel):
         posterior_map: the Diamond Map around this model's network.
     """
 
-    name: ClassVar[str]
+    name: str
     network_name: ClassVar[str] = "transformer"
     refused_arguments: ClassVar[dict[str, str]] = {}
     arguments_with_none: ClassVar[tuple[str, ...]] = ()
@@ -72,6 +72,11 @@ class Family(LoopTensors, SampledModel):
         self.preview_vae: Any = None
         self.score_model: Family | None = None
         self.posterior_map: PosteriorMap | None = None
+
+    @property
+    @abstractmethod
+    def path(self) -> GaussianPath:
+        """The Gaussian path that the network was trained on."""
 
     @property
     def network_module(self) -> Any:
@@ -118,9 +123,11 @@ class Family(LoopTensors, SampledModel):
     def diamond_map(
         self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
+        if self.posterior_map is None:
+            return super().diamond_map(xbar, s, r, x, noise_to_signal, conditions)
         return self.posterior_map(xbar, s, r, x, noise_to_signal, conditions)
 
-    def load_lora_weights(self, source: str | PathLike | dict[str, Tensor], **options: Any) -> None:
+    def load_lora_weights(self, source: str | PathLike[str] | dict[str, Tensor], **options: Any) -> None:
         """Loads a LoRA into the stock pipeline as its own method does.
 
         Raises:
@@ -146,12 +153,12 @@ class Family(LoopTensors, SampledModel):
 
     def unload_lora_weights(self, **options: Any) -> None:
         """Removes every LoRA, but not a Diamond Map; the base is then, bit for bit, as before they were loaded."""
-        with self.posterior_map.away() if self.has_diamond_map else nullcontext():
+        with self.posterior_map.away() if self.posterior_map is not None else nullcontext():
             self.pipeline.unload_lora_weights(**options)
         if isinstance(self.few_step, tuple):
             self.few_step = None
 
-    def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
+    def lora_keys(self, source: str | PathLike[str] | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
         """The names of a LoRA's weights; errors as of `read_lora`."""
         reading = {name: value for name, value in options.items() if name != "adapter_name"}
         return list(read_lora(self.pipeline, dict(source) if isinstance(source, dict) else source, **reading))
@@ -283,15 +290,24 @@ class Family(LoopTensors, SampledModel):
     def both_predictions(
         self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions
     ) -> tuple[Tensor, Tensor]:
-        """The network's predictions for the prompts and for the negative prompts; arguments as of `network`."""
+        """The network's predictions for the prompts and for the negative prompts; arguments as of `network`.
+
+        Raises:
+            ValueError: the conditions have no negative prompts.
+        """
         shared, positive, negative = conditions.shared, conditions.features, conditions.negative_features
+        if negative is None:
+            raise ValueError("negative_features is None; encode the prompts with classifier-free guidance")
         if all(positive[name].shape == negative[name].shape for name in positive):
             both = {name: torch.cat([feature, negative[name]]) for name, feature in positive.items()}
             predictions = self.network(
                 latents.repeat(2, *[1] * (latents.ndim - 1)), noise_to_signal.repeat(2), both, shared
             )
-            return predictions.chunk(2)
-        return tuple(self.network(latents, noise_to_signal, rows, shared) for rows in (positive, negative))
+            of_prompts, of_negative = predictions.chunk(2)
+        else:
+            of_prompts = self.network(latents, noise_to_signal, positive, shared)
+            of_negative = self.network(latents, noise_to_signal, negative, shared)
+        return of_prompts, of_negative
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         time = self.path.time(noise_to_signal)
@@ -304,6 +320,8 @@ class Family(LoopTensors, SampledModel):
     def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         if self.predicts_mean:
             return self.predict(x, noise_to_signal, conditions)
+        # Any other few-step model has no denoiser of its own.
+        assert isinstance(self.few_step, tuple)
         with alone_with(self.network_module), adapters_disabled(self.network_module, self.few_step):
             return self.predict(x, noise_to_signal, conditions)
 

@@ -47,7 +47,7 @@ class FluxFamily(PackedFamily):
         _ADAPTER_REASON,
     )
 
-    def load_lora_weights(self, source: str | PathLike | dict[str, Tensor], **options: Any) -> None:
+    def load_lora_weights(self, source: str | PathLike[str] | dict[str, Tensor], **options: Any) -> None:
         """Loads a LoRA; one that tells the network two times makes it a flow map and needs its embedder first."""
         transformer = self.pipeline.transformer
         embedder = transformer.time_text_embed

@@ -16,7 +16,7 @@ _REMEDY = "take the file from its author"
 
 
 def read_lora(
-    pipeline: DiffusionPipeline, source: str | PathLike | dict[str, Tensor], **options: Any
+    pipeline: DiffusionPipeline, source: str | PathLike[str] | dict[str, Tensor], **options: Any
 ) -> dict[str, Tensor]:
     """The weights of a LoRA.
 

@@ -1,51 +1,82 @@
-"""Finds the family of a stock pipeline by its class."""
+"""The model families by the stock pipelines that they work with. Importing this module loads none of them."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import diffusers
+from ..core.registry import Registry
 
-from .base import Family
+if TYPE_CHECKING:
+    from .base import Family
 
-_FAMILIES: dict[str, type[Family]] = {}
+T = TypeVar("T", bound="type[Family]")
+
+FAMILIES: Registry[type[Family]] = Registry(
+    "family",
+    "families",
+    __package__,
+    files={
+        "FluxPipeline": "flux",
+        "LatentConsistencyModelPipeline": "stable_diffusion",
+        "Lumina2Pipeline": "lumina2",
+        "PixArtSigmaPipeline": "pixart_sigma",
+        "QwenImagePipeline": "qwen_image",
+        "SanaPipeline": "sana",
+        "SanaSprintPipeline": "sana_sprint",
+        "StableDiffusion3Pipeline": "stable_diffusion_3",
+        "StableDiffusionPipeline": "stable_diffusion",
+        "StableDiffusionXLPipeline": "sdxl",
+        "ZImagePipeline": "z_image",
+    },
+)
+"""Families by the names of stock pipeline classes. Their files are listed here, so that a call imports one alone."""
 
 
-def register_family(*pipeline_classes: str) -> Callable[[type[Family]], type[Family]]:
-    """Makes a family known for stock pipelines of the named classes."""
+def register_family(*pipeline_classes: str) -> Callable[[T], T]:
+    """Makes the decorated family known for stock pipelines of the named classes, and returns it unchanged.
 
-    def register(family: type[Family]) -> type[Family]:
+    Other packages need no call: they name the family's class as an entry point of the group
+    `diamond_diffusers.families`, called as the pipeline class.
+
+    Args:
+        pipeline_classes: names of classes, such as "MyPipeline".
+
+    Raises:
+        ValueError: a name is no identifier, or another family has it.
+
+    Example:
+        >>> from diamond_diffusers.families.flux import FluxFamily
+        >>> @register_family("MyPipeline")
+        ... class MyFamily(FluxFamily):
+        ...     name = "mine"
+    """
+
+    def register(family: T) -> T:
         for name in pipeline_classes:
-            _FAMILIES[name] = family
+            FAMILIES.register(name)(family)
         return family
 
     return register
 
 
 def supported_pipelines() -> dict[str, type[Family]]:
-    """The stock pipeline classes that have a family."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
-    return dict(sorted(_FAMILIES.items()))
+    """The stock pipeline classes that have a family, each with its family; imports all families."""
+    return {name: FAMILIES.get(name) for name in FAMILIES.names()}
 
 
 def check_supported(pipeline_class: str) -> type[Family]:
-    """The family class of a stock pipeline class.
+    """The family class of a stock pipeline class, whose file alone is imported.
 
     Raises:
         TypeError: none is registered for exactly this class; a subclass may sample differently.
     """
-    supported = supported_pipelines()
-    if pipeline_class not in supported:
+    if pipeline_class not in FAMILIES:
         raise TypeError(
-            f"pipeline is a {pipeline_class}, for which there is no family; supported are {', '.join(supported)}. "
-            "docs/adding_a_family.md shows how to add one"
+            f"pipeline is a {pipeline_class}, for which there is no family; supported are "
+            f"{', '.join(FAMILIES.names())}. docs/adding_a_family.md shows how to add one"
         )
-    return supported[pipeline_class]
+    return FAMILIES.get(pipeline_class)
 
 
 def family_of(pipeline: Any) -> Family:
@@ -54,6 +85,8 @@ def family_of(pipeline: Any) -> Family:
     Raises:
         TypeError: as of `check_supported`; also where a class of another origin has the name of one of diffusers.
     """
+    import diffusers
+
     kind = type(pipeline)
     family = check_supported(kind.__name__)
     if kind is not getattr(diffusers, kind.__name__, kind):

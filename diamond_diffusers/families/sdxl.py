@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..core.model import Conditions
-from .base import to_unit_range
+from ..core.tensors import to_unit_range
 from .registry import register_family
 from .stable_diffusion import StableDiffusionFamily
+from .stock_call import without_none
 
 
 @register_family("StableDiffusionXLPipeline")
@@ -64,7 +65,11 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
 
     def prompt_features(
         self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        embeds: Tensor
+        pooled: Tensor
+        negative_embeds: Tensor | None
+        negative_pooled: Tensor | None
         embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(arguments)
         pooled = pooled.to(embeds.device)
         time_ids = negative_time_ids = self._time_ids(arguments, sizes, pooled, "")
@@ -72,10 +77,12 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
             negative_time_ids = self._time_ids(arguments, sizes, pooled, "negative_")
         if negative_pooled is not None:
             negative_pooled = negative_pooled.to(embeds.device)
-        return (
-            {"encoder_hidden_states": embeds, "text_embeds": pooled, "time_ids": time_ids},
-            {"encoder_hidden_states": negative_embeds, "text_embeds": negative_pooled, "time_ids": negative_time_ids},
-        )
+        negative = {
+            "encoder_hidden_states": negative_embeds,
+            "text_embeds": negative_pooled,
+            "time_ids": negative_time_ids,
+        }
+        return {"encoder_hidden_states": embeds, "text_embeds": pooled, "time_ids": time_ids}, without_none(negative)
 
     def _time_ids(self, arguments: Mapping[str, Any], sizes: Mapping[str, int], pooled: Tensor, prefix: str) -> Tensor:
         """Original size, crop and target size, which condition the UNet, `[B, 6]`."""
@@ -105,6 +112,6 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         watermark = self.pipeline.watermark
         return (images if watermark is None else to_unit_range(watermark.apply_watermark(2 * images - 1))), None
 
-    def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
+    def lora_keys(self, source: str | PathLike[str] | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
         # By it, weights named by the blocks of the original checkpoint are renamed.
         return super().lora_keys(source, {"unet_config": self.network_module.config, **options})

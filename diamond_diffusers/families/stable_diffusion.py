@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.model import Conditions
 from .discrete_time import DiscreteTimeFamily
 from .registry import register_family
-from .stock_call import call_stock, image_prompt_rows, one_row_each, repeat_rows
+from .stock_call import call_stock, image_prompt_rows, one_row_each, repeat_rows, without_none
 
 _EMBEDDINGS = ("text_embeds", "time_ids")
 _IMAGES = "image_embeds_"
@@ -57,15 +57,18 @@ class StableDiffusionFamily(DiscreteTimeFamily):
         if self.network_module.config.time_cond_proj_dim is not None:
             positive["timestep_cond"] = self._guidance_embedding(positive["encoder_hidden_states"])
         self._add_image_features(arguments, positive, negative)
-        positive = repeat_rows(positive, num_images)
         shared = {
             **sizes,
             "guidance_rescale": arguments["guidance_rescale"],
             "cross_attention_kwargs": arguments["cross_attention_kwargs"],
         }
         is_guided = pipeline.do_classifier_free_guidance
-        negative = repeat_rows(negative, num_images) if is_guided else None
-        return Conditions(positive, negative, arguments["guidance_scale"], shared)
+        return Conditions(
+            repeat_rows(positive, num_images),
+            repeat_rows(negative, num_images) if is_guided else None,
+            arguments["guidance_scale"],
+            shared,
+        )
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width in pixels."""
@@ -78,10 +81,12 @@ class StableDiffusionFamily(DiscreteTimeFamily):
 
     def prompt_features(
         self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Features of the prompts and of the negative prompts, one row each; the latter hold None without guidance."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of the prompts and of the negative prompts, one row each; the latter lack some without guidance."""
+        embeds: Tensor
+        negative_embeds: Tensor | None
         embeds, negative_embeds = self.encode_prompt(arguments)
-        return {"encoder_hidden_states": embeds}, {"encoder_hidden_states": negative_embeds}
+        return {"encoder_hidden_states": embeds}, without_none({"encoder_hidden_states": negative_embeds})
 
     def _guidance_embedding(self, embeds: Tensor) -> Tensor:
         # Guidance is off at 1 in the stock pipelines, and at 0 for the embedding.
@@ -90,7 +95,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
             scales, embedding_dim=self.network_module.config.time_cond_proj_dim
         ).to(embeds)
 
-    def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
+    def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """What the stock pipeline's `encode_prompt` returns."""
         options = {
             "device": self.pipeline._execution_device,
@@ -119,16 +124,19 @@ class StableDiffusionFamily(DiscreteTimeFamily):
         is_guided = self.pipeline.do_classifier_free_guidance
         for index, rows in enumerate(embeds or self._image_embeds(image, is_guided)):
             name = f"ip_adapter_image_embeds[{index}]"
-            positive[f"{_IMAGES}{index}"], negative[f"{_IMAGES}{index}"] = image_prompt_rows(
+            image_rows, negative_rows = image_prompt_rows(
                 name, rows.to(self.pipeline._execution_device), count, is_guided
             )
+            positive[f"{_IMAGES}{index}"] = image_rows
+            if negative_rows is not None:
+                negative[f"{_IMAGES}{index}"] = negative_rows
 
     def _image_embeds(self, image: Any, is_guided: bool) -> list[Tensor]:
         """Embeddings of the images of each adapter, one row for all prompts, after a negative one under guidance."""
         device = self.pipeline._execution_device
         return self.pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, is_guided)
 
-    def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
+    def lora_keys(self, source: str | PathLike[str] | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
         # Many LoRAs for these models have older names, which the stock loader renames in the same way.
         return list(convert_unet_state_dict_to_peft(dict.fromkeys(super().lora_keys(source, options))))
 

@@ -94,7 +94,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
             embeds = pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, guided)
         positive, negative = image_prompt_rows(name, embeds.to(device), count, guided)
         features[_IMAGE_EMBEDS] = positive
-        if guided:
+        if negative is not None:
             negative_features[_IMAGE_EMBEDS] = negative
 
     def _skip_layer_guidance(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:

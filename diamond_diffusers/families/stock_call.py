@@ -72,6 +72,11 @@ def repeat_rows(features: Mapping[str, Tensor], num_images_per_prompt: int) -> d
     return {name: feature.repeat_interleave(num_images_per_prompt, 0) for name, feature in features.items()}
 
 
+def without_none(features: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The features that there are: without classifier-free guidance stock pipelines give None for negative prompts."""
+    return {name: feature for name, feature in features.items() if feature is not None}
+
+
 def image_prompt_rows(name: str, embeds: Tensor, count: int, is_guided: bool) -> tuple[Tensor, Tensor | None]:
     """Embeddings of image prompts with a row for each of `count` prompts, and their negative ones under guidance.
 

@@ -42,7 +42,7 @@ class ForeignFileError(ValueError):
         super().__init__(one_line(message))
 
 
-def read_text(path: str | PathLike) -> str:
+def read_text(path: str | PathLike[str]) -> str:
     r"""A file of UTF-8, or of another Unicode encoding that its byte-order mark tells; every line ends with `\n`.
 
     Raises:
@@ -69,7 +69,7 @@ def read_text(path: str | PathLike) -> str:
     return text
 
 
-def read_lines(path: str | PathLike) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
     """The lines of a text that are not blank, each with its number from 1 on; errors as of `read_text`.
 
     Lines end where a text editor ends them, not at further separators of Unicode such as U+2028.
@@ -77,7 +77,7 @@ def read_lines(path: str | PathLike) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip())
 
 
-def read_json(path: str | PathLike, remedy: str) -> Any:
+def read_json(path: str | PathLike[str], remedy: str) -> Any:
     """The value that a file of JSON holds; `remedy` ends the sentence where it holds none.
 
     Raises:

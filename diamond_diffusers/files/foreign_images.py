@@ -34,7 +34,7 @@ def why_undecodable(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def load_image(path: str | PathLike, remedy: str) -> Image.Image:
+def load_image(path: str | PathLike[str], remedy: str) -> Image.Image:
     """An image with its pixels.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from .foreign import ForeignFileError, parse_json, read_lines, read_text
 
 
-def read_csv(path: str | PathLike) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+def read_csv(path: str | PathLike[str]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """The columns of a file of CSV, and its rows, each with its place such as "line 3 of 'prompts.csv'".
 
     Raises:
@@ -25,7 +25,7 @@ def read_csv(path: str | PathLike) -> tuple[list[str], Iterator[tuple[str, dict[
     return columns, _rows(reader, columns, path)
 
 
-def _rows(reader: Any, columns: list[str], path: str | PathLike) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(reader: Any, columns: list[str], path: str | PathLike[str]) -> Iterator[tuple[str, dict[str, str]]]:
     while (row := _next_row(reader, path)) is not None:
         place = f"line {reader.line_num} of '{path}'"
         if len(row) != len(columns):
@@ -35,7 +35,7 @@ def _rows(reader: Any, columns: list[str], path: str | PathLike) -> Iterator[tup
         yield place, dict(zip(columns, row, strict=True))
 
 
-def _next_row(reader: Any, path: str | PathLike) -> list[str] | None:
+def _next_row(reader: Any, path: str | PathLike[str]) -> list[str] | None:
     """The next one that has cells."""
     try:
         return next((row for row in reader if row), None)
@@ -46,7 +46,7 @@ def _next_row(reader: Any, path: str | PathLike) -> list[str] | None:
         ) from error
 
 
-def read_json_lines(path: str | PathLike, remedy: str) -> Iterator[tuple[int, str, Any]]:
+def read_json_lines(path: str | PathLike[str], remedy: str) -> Iterator[tuple[int, str, Any]]:
     """The values of a file with one in each line: the number of the line from 1 on, its place, and the value.
 
     Raises:

@@ -58,7 +58,7 @@ def _fitted(value: Any, form: Any, place: str) -> Any:
     kind, parts = get_origin(form) or form, get_args(form)
     if kind in (Union, UnionType):
         return _one_of(value, parts, place)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return kind(**_object(value, kind, place))
     if is_typeddict(kind) and isinstance(value, dict):
         return {**value, **_object(value, kind, place)}
@@ -74,7 +74,7 @@ def _fitted(value: Any, form: Any, place: str) -> Any:
         raise _MisfitError(place, f"is {shown(value)} in place of {_words(kind)}")
     if isinstance(value, Mapping) and parts:
         return {key: _fitted(inner, parts[1], f"{place}.{key[:60]}") for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str) and parts:
+    if isinstance(value, list | tuple) and parts:
         return type(value)(_fitted(inner, parts[0], f"{place}[{index}]") for index, inner in enumerate(value))
     return value
 

@@ -60,7 +60,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: str | PathLike) -> Iterator[None]:
+def writing(path: str | PathLike[str]) -> Iterator[None]:
     """Around what writes a file or a folder.
 
     Raises:

@@ -41,7 +41,7 @@ class Stage:
 
 
 @contextmanager
-def staged(folder: str | os.PathLike) -> Iterator[Stage]:
+def staged(folder: str | os.PathLike[str]) -> Iterator[Stage]:
     """A stage for a folder, whose files are moved into the folder at the end of the context.
 
     A folder that does not exist appears whole, by one renaming. One that does keeps its other files; those that are
@@ -104,7 +104,7 @@ def _claim(folder: Path) -> Iterator[bool]:
         yield is_ours
 
 
-def check_folder(folder: str | os.PathLike) -> Path:
+def check_folder(folder: str | os.PathLike[str]) -> Path:
     """A folder to save in, as a path.
 
     Raises:
@@ -124,7 +124,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     with whole_file(file) as partial:
         partial.touch()
         mode = partial.stat().st_mode
-        save_file(dict(tensors), partial, metadata and dict(metadata))
+        save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
         _set_mode(partial, mode)
 
 

@@ -48,6 +48,8 @@ class TimesEmbedding(nn.Module):
         width: of the network's time embedding.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, hidden_width: int = 128) -> None:
         super().__init__()
         frequencies = math.pi / 2 * 2.0 ** torch.arange(NUM_FREQUENCIES)
@@ -121,16 +123,27 @@ class MapConditioning(nn.Module):
 
 def _embedding_layer(module: nn.Module) -> nn.Linear | nn.Conv2d:
     """The linear or convolutional layer that a module embeds latents with, under its adapters if it has any."""
-    layer = getattr(module, "proj", module)
-    return getattr(layer, "base_layer", layer)
+    layer = _base_layer(getattr(module, "proj", module))
+    # The latents' entries in SITES name such layers.
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer
+
+
+def _base_layer(layer: nn.Module) -> nn.Module:
+    """The layer under its adapters, if it has any."""
+    base: nn.Module = getattr(layer, "base_layer", layer)
+    return base
 
 
 def _zero_copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     """A layer of the same form that gives zero."""
+    copy: nn.Linear | nn.Conv2d
     if isinstance(layer, nn.Linear):
         copy = nn.Linear(layer.in_features, layer.out_features)
     else:
-        copy = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        # torch annotates those of a layer as tuples of any length.
+        sizes: tuple[Any, Any, Any] = layer.kernel_size, layer.stride, layer.padding
+        copy = nn.Conv2d(layer.in_channels, layer.out_channels, *sizes)
     for parameter in copy.parameters():
         nn.init.zeros_(parameter)
     return copy
@@ -138,6 +151,8 @@ def _zero_copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 def _output_width(module: nn.Module) -> int:
     """The width of a time embedding: that of the last layer of its timestep's multilayer perceptron."""
-    embedder = getattr(module, "timestep_embedder", module)
-    layer = embedder.linear_2
-    return getattr(layer, "base_layer", layer).out_features
+    embedder: nn.Module = getattr(module, "timestep_embedder", module)
+    layer = _base_layer(embedder.get_submodule("linear_2"))
+    # That of diffusers' TimestepEmbedding.
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features

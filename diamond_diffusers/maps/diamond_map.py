@@ -58,6 +58,9 @@ class DiamondMap(nn.Module):
             is offloaded layer by layer, or has LoRAs fused into its weights.
     """
 
+    family: Family
+    _adapted: list[BaseTunerLayer]
+
     def __init__(
         self,
         family: Family,
@@ -122,7 +125,7 @@ class DiamondMap(nn.Module):
     @property
     def is_attached(self) -> bool:
         """Whether the adapter is in the network; stock methods that take out all adapters take out this one too."""
-        return ADAPTER in getattr(self.network, "peft_config", {})
+        return ADAPTER in _peft_configs(self.network)
 
     @property
     def rank(self) -> int:
@@ -179,9 +182,10 @@ class DiamondMap(nn.Module):
             for name, child in list(parent.named_children()):
                 if any(child is layer for layer in self._adapted) and not child.lora_A:
                     setattr(parent, name, child.base_layer)
-        if self.is_attached:
-            del network.peft_config[ADAPTER]
-            if not network.peft_config:
+        configs = _peft_configs(network)
+        if ADAPTER in configs:
+            del configs[ADAPTER]
+            if not configs:
                 del network.peft_config
 
     def take_out(self) -> dict[str, Tensor] | None:
@@ -329,6 +333,11 @@ def check_can_be_adapted(network: nn.Module) -> None:
             f"the layers of the {name} are offloaded one by one or in groups, and what is added to them would not be; "
             "load the Diamond Map first, then offload"
         )
+
+
+def _peft_configs(network: nn.Module) -> dict[str, LoraConfig]:
+    """Those of the adapters in a network, by name."""
+    return getattr(network, "peft_config", {})
 
 
 def _layers_with_map(network: nn.Module) -> list[BaseTunerLayer]:

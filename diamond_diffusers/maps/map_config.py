@@ -61,11 +61,11 @@ class _MapDeclaration(_Declaration):
     training: dict[str, Any]
 
 
-_MAY_BE_MISSING = {"base_defaults": {}}
+_MAY_BE_MISSING: dict[str, Any] = {"base_defaults": {}}
 _MAY_BE_MISSING_OF_A_MAP = {**_MAY_BE_MISSING, "license": None, "condition_on_observation": False}
 
 
-def read_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
+def read_config(source: str | PathLike[str], **hub: Any) -> dict[str, Any]:
     """What a folder or Hub repository declares of a model: defaults of its calls, and its Diamond Map if it has one.
 
     Args:
@@ -83,7 +83,7 @@ def read_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
     return config
 
 
-def read_map_config(source: str | PathLike, **hub: Any) -> dict[str, Any]:
+def read_map_config(source: str | PathLike[str], **hub: Any) -> dict[str, Any]:
     """The configuration of a saved map; arguments as of `read_config`.
 
     Raises:
@@ -170,12 +170,12 @@ def check_base(family: Family, config: Mapping[str, Any]) -> None:
 
 
 def find_file(
-    source: str | PathLike,
+    source: str | PathLike[str],
     name: str,
     subfolder: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | PathLike | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
@@ -189,17 +189,20 @@ def find_file(
     if os.path.isfile(folder):
         raise ValueError(f"{source} is a file; name the folder that it is in")
     if not os.path.isdir(folder):
-        options = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "force_download": force_download,
-        }
         try:
-            return Path(hf_hub_download(str(source), name, subfolder=subfolder, **options))
+            file_on_hub = hf_hub_download(
+                str(source),
+                name,
+                subfolder=subfolder,
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
         except HFValidationError as error:
             raise ValueError(f"{source} is neither a folder nor the name of a repository on the Hub") from error
+        return Path(file_on_hub)
     file = folder / (subfolder or "") / name
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {name}, so it is no Diamond Map; name another folder")

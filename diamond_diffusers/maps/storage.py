@@ -36,7 +36,7 @@ _CONDITIONING = "conditioning."
 
 
 def save_diamond_map(
-    folder: str | PathLike,
+    folder: str | PathLike[str],
     diamond_map: DiamondMap,
     defaults: Mapping[str, Any],
     training: Mapping[str, Any],
@@ -117,7 +117,7 @@ class SavedMap:
         weights: of the map, named as by `DiamondMap.weights`.
     """
 
-    source: str | PathLike
+    source: str | PathLike[str]
     config: dict[str, Any]
     network_name: str
     adapter: Adapter
@@ -177,7 +177,7 @@ class SavedMap:
             raise ValueError(f"the weight {odd[0]!r} of the Diamond Map {self.source} {remedy}")
 
 
-def read_diamond_map(source: str | PathLike, family: Family | None = None, **hub: Any) -> SavedMap:
+def read_diamond_map(source: str | PathLike[str], family: Family | None = None, **hub: Any) -> SavedMap:
     """Reads the files of a saved map.
 
     Args:
@@ -208,7 +208,7 @@ def read_diamond_map(source: str | PathLike, family: Family | None = None, **hub
     return SavedMap(source, config, network, adapter, weights)
 
 
-def load_diamond_map(family: Family, source: str | PathLike, **hub: Any) -> DiamondMap:
+def load_diamond_map(family: Family, source: str | PathLike[str], **hub: Any) -> DiamondMap:
     """A saved map around a loaded base; arguments and errors as of `read_diamond_map` and `SavedMap.around`."""
     return read_diamond_map(source, family, **hub).around(family)
 
@@ -256,7 +256,7 @@ def _widths(layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return None
 
 
-def _read(source: str | PathLike, name: str, **hub: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(source: str | PathLike[str], name: str, **hub: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file of a map, and its metadata."""
     try:
         file = find_file(source, name, **hub)

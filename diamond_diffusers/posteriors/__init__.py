@@ -10,3 +10,6 @@ if TYPE_CHECKING:
     from .base import PosteriorSampler
 
 POSTERIORS: Registry[type[PosteriorSampler]] = Registry("posterior", "posteriors", __name__)
+
+register_posterior = POSTERIORS.register
+"""The decorator that makes a class of your own known by a name, such as `@register_posterior("mine")`."""

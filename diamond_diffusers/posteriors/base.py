@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class PosteriorSampler(Sampler, ABC):
         has_gradient_terms: whether it tells the terms of the value's gradient apart, as `WeightedPosterior` does.
     """
 
+    # Every sampler is a dataclass, though its base is none: `replace` and `fields` take it.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     num_samples: int
     is_weighted: bool = False
     draws_noise: bool = True
@@ -52,7 +56,7 @@ class PosteriorSampler(Sampler, ABC):
 
     @abstractmethod
     def sample(
-        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
         """Samples `p(z | x)`, differentiably in `x`.
 
@@ -61,7 +65,7 @@ class PosteriorSampler(Sampler, ABC):
                 observation.
             x: observations `[N, ...]` in the bounded coordinate.
             noise_to_signal: their level.
-            predicted: `network.predict(x, noise_to_signal)`, which every caller has at hand.
+            predicted: `network.predict(x, noise_to_signal)`; None where `needs_prediction` says that it is not needed.
             noise: standard normal `[N K, ...]`.
         """
 

@@ -29,6 +29,8 @@ class DenoiserPoint(PosteriorSampler):
             raise ValueError(f"num_samples is {self.num_samples}; the denoiser point is a single sample, leave it at 1")
 
     def sample(
-        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
+        # It uses the prediction.
+        assert predicted is not None
         return equally_weighted(predicted, 1)

@@ -50,10 +50,13 @@ class FlowMapPoint(PosteriorSampler):
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
-        if network.has_flow_map:
-            is_end = self.predicts_end(network)
-            end = predicted if is_end else flow_to_data(network, x, noise_to_signal, self.num_steps)
-        else:
+        if not network.has_flow_map:
             denoised = network.mean(x, noise_to_signal, predicted)
             end = flow_to_data(network, x, noise_to_signal, self.num_steps, denoised)
+        elif self.predicts_end(network):
+            # `needs_prediction` asked for it.
+            assert predicted is not None
+            end = predicted
+        else:
+            end = flow_to_data(network, x, noise_to_signal, self.num_steps)
         return equally_weighted(end, 1)

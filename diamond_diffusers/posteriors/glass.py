@@ -45,7 +45,7 @@ class GlassPosterior(PosteriorSampler):
             )
 
     def sample(
-        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor, noise: Tensor
+        self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
         samples = sample_posterior(
             network.denoise,

@@ -206,16 +206,17 @@ class WeightedPosterior(PosteriorSampler):
             )
         check_map_steps("num_map_steps", self.num_map_steps)
 
+    # Other samplers declare these three by values of their class; here they follow from `weights`.
     @property
-    def needs_denoiser(self) -> bool:
+    def needs_denoiser(self) -> bool:  # type: ignore[override]
         return self.weights in LOG_DENSITIES
 
     @property
-    def uses_prediction(self) -> bool:
+    def uses_prediction(self) -> bool:  # type: ignore[override]
         return self.weights == "paper"
 
     @property
-    def is_weighted(self) -> bool:
+    def is_weighted(self) -> bool:  # type: ignore[override]
         return self.weights not in EVEN_WEIGHTS
 
     def check(self, model: Model) -> None:
@@ -239,8 +240,17 @@ class WeightedPosterior(PosteriorSampler):
             residual = predicted_noise(repeat_each(x, count), z, repeat_each(kappa, count))
             log_weights = -row_dot(residual, residual) / 2
             if self.weights in LOG_DENSITIES:
-                tensors = (x, kappa, predicted, centre, copies, noise, spread, level, denoised)
-                renoised = Renoised(*(None if tensor is None else tensor.detach() for tensor in tensors))
+                renoised = Renoised(
+                    x.detach(),
+                    kappa.detach(),
+                    None if predicted is None else predicted.detach(),
+                    centre.detach(),
+                    copies.detach(),
+                    noise.detach(),
+                    spread.detach(),
+                    level.detach(),
+                    None if denoised is None else denoised.detach(),
+                )
                 log_weights = log_weights + row_dot(noise, noise) / 2 + self._log_density(network, renoised, copies)
         log_weights = log_weights.unflatten(0, (-1, count)) / self.weight_temperature
         # Only differences matter, and these fit the dtype of the samples.

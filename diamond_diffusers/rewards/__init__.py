@@ -1,23 +1,70 @@
-"""Rewards: `(images in [0, 1], prompts) -> one score per image`, higher is better."""
+"""Rewards: `(images in [0, 1], prompts) -> one score per image`, higher is better; one file each."""
 
-from .aesthetic import AestheticReward, AestheticV1Reward
-from .base import Reward, RewardOutput, WeightedSum
-from .callable_reward import CallableReward
-from .clip import CLIPReward
-from .hps import HPSv2Reward, HPSv21Reward
-from .imagereward import ImageReward
-from .imagereward_package import PackageImageReward
-from .inverse_problem import InverseProblem
-from .miniature import MiniatureReward
-from .pickscore import PickScoreReward
-from .placed import PlacedReward
-from .references import LPIPSReward, SimilarityReward
-from .registry import RewardLike, as_reward, available_rewards, register_reward, registered_reward
-from .simple import Brightness, Colour, JPEGSize, Sharpness, Symmetry
-from .transformed import ClippedReward, StandardisedReward, TemperedReward
-from .vqascore import VQAScoreReward
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .registry import REWARDS, available_rewards, register_reward, registered_reward
+
+if TYPE_CHECKING:
+    from .aesthetic import AestheticReward
+    from .aesthetic_v1 import AestheticV1Reward
+    from .base import Reward, RewardOutput, WeightedSum
+    from .brightness import Brightness
+    from .callable_reward import CallableReward
+    from .clip import CLIPReward
+    from .colour import Colour
+    from .expressions import RewardLike, as_reward
+    from .hpsv2 import HPSv2Reward
+    from .hpsv2_1 import HPSv21Reward
+    from .imagereward import ImageReward
+    from .imagereward_package import PackageImageReward
+    from .inverse_problem import InverseProblem
+    from .jpeg_size import JPEGSize
+    from .lpips import LPIPSReward
+    from .miniature import MiniatureReward
+    from .pickscore import PickScoreReward
+    from .placed import PlacedReward
+    from .sharpness import Sharpness
+    from .similarity import SimilarityReward
+    from .symmetry import Symmetry
+    from .transformed import ClippedReward, StandardisedReward
+    from .vqascore import VQAScoreReward
+
+_MODULES = {
+    "AestheticReward": "aesthetic",
+    "AestheticV1Reward": "aesthetic_v1",
+    "Brightness": "brightness",
+    "CLIPReward": "clip",
+    "CallableReward": "callable_reward",
+    "ClippedReward": "transformed",
+    "Colour": "colour",
+    "HPSv21Reward": "hpsv2_1",
+    "HPSv2Reward": "hpsv2",
+    "ImageReward": "imagereward",
+    "InverseProblem": "inverse_problem",
+    "JPEGSize": "jpeg_size",
+    "LPIPSReward": "lpips",
+    "MiniatureReward": "miniature",
+    "PackageImageReward": "imagereward_package",
+    "PickScoreReward": "pickscore",
+    "PlacedReward": "placed",
+    "Reward": "base",
+    "RewardLike": "expressions",
+    "RewardOutput": "base",
+    "Sharpness": "sharpness",
+    "SimilarityReward": "similarity",
+    "StandardisedReward": "transformed",
+    "Symmetry": "symmetry",
+    "VQAScoreReward": "vqascore",
+    "WeightedSum": "base",
+    "as_reward": "expressions",
+}
+"""Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
 __all__ = [
+    "REWARDS",
     "AestheticReward",
     "AestheticV1Reward",
     "Brightness",
@@ -42,7 +89,6 @@ __all__ = [
     "SimilarityReward",
     "StandardisedReward",
     "Symmetry",
-    "TemperedReward",
     "VQAScoreReward",
     "WeightedSum",
     "as_reward",
@@ -50,3 +96,13 @@ __all__ = [
     "register_reward",
     "registered_reward",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 
 from .base import Reward
 from .errors import first_line
@@ -24,6 +23,7 @@ def availability(registered: Registered) -> str:
             return f"no: package {package} does not import ({first_line(error)})"
     if required := required_arguments(registered):
         return f"in Python, with {', '.join(required)}"
-    declares = isinstance(registered, Reward) or (inspect.isclass(registered) and issubclass(registered, Reward))
-    absent = registered.missing_downloads() if declares else []
+    absent: list[str] = []
+    if isinstance(registered, Reward) or (isinstance(registered, type) and issubclass(registered, Reward)):
+        absent = registered.missing_downloads()
     return f"after download of {', '.join(absent)}" if absent else "yes"

@@ -1,7 +1,7 @@
 """What a reward is, and how rewards add up.
 
 A reward maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to `B` scores, higher is better. Rewards are values of a
-small algebra: `2 * a + b - 0.5 * c` is a reward again, and reports the scores of `a`, `b` and `c` next to the total.
+small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ class Reward(ABC):
                 gradient that the reward declares; the reward holds inference tensors and is to be differentiated.
         """
         check_batch(self.name, images, prompts)
-        context = check_context(self.name, images, context)
-        tracked = self._tracks(images, *context.values())
+        checked = check_context(self.name, images, context)
+        tracked = self._tracks(images, *checked.values())
         if not tracked:
-            images, context = images.detach(), {key: value.detach() for key, value in context.items()}
+            images, checked = images.detach(), {key: value.detach() for key, value in checked.items()}
         with torch.set_grad_enabled(tracked), _differentiated(self.name) if tracked else nullcontext():
-            scores = self._score_in_batches(images, prompts, context)
+            scores = self._score_in_batches(images, prompts, checked)
         if tracked and not scores.requires_grad:
             raise ValueError(
                 f"Reward '{self.name}' declares itself differentiable, but its scores carry no gradient to the images; "
@@ -205,6 +205,13 @@ class Reward(ABC):
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> Reward:
+        if not isinstance(divisor, Real):
+            return NotImplemented
+        if divisor == 0 or not math.isfinite(divisor):
+            raise ValueError(f"Reward '{self.name}' is divided by {divisor}; give a finite number other than 0.")
+        return self * (1 / divisor)
+
     def __neg__(self) -> Reward:
         return -1.0 * self
 
@@ -228,6 +235,7 @@ class CompositeReward(Reward):
     """A reward that is made of others; subclasses say how in `evaluate`.
 
     It is differentiable where every part is: the gradient of some of the parts would be that of another reward.
+    What other rewards declare by values follows from the parts here.
     """
 
     def __init__(self, rewards: Sequence[Reward], name: str) -> None:
@@ -241,12 +249,12 @@ class CompositeReward(Reward):
         """The total, and the scores of every part; errors name the part. See `Reward.evaluate`."""
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # type: ignore[override]
         """Whether every part is."""
         return all(reward.differentiable for reward in self.rewards)
 
     @property
-    def reads_prompts(self) -> bool:
+    def reads_prompts(self) -> bool:  # type: ignore[override]
         """Whether any part does."""
         return any(reward.reads_prompts for reward in self.rewards)
 
@@ -307,7 +315,8 @@ class WeightedSum(CompositeReward):
         """The total, and the unweighted scores of every term; errors name the term. See `Reward.evaluate`."""
         with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
             outputs = [reward.evaluate(images, prompts, **context) for reward in self.rewards]
-        total = sum(weight * output.total for weight, output in zip(self.weights, outputs, strict=True))
+        weighted = [weight * output.total for weight, output in zip(self.weights, outputs, strict=True)]
+        total = sum(weighted, torch.zeros_like(weighted[0]))
         scores = [item for output in outputs for item in output.terms.items()]
         names = _distinct([name for name, _ in scores])
         return RewardOutput(total, {name: score for name, (_, score) in zip(names, scores, strict=True)})

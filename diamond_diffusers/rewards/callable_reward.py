@@ -41,7 +41,8 @@ class CallableReward(Reward):
         max_batch_size: int | None = None,
         reads_prompts: bool = True,
     ) -> None:
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        own_name: str = getattr(function, "__name__", type(function).__name__)
+        self.name = name or own_name
         check_signature(self.name, function)
         self.function = function
         self.max_batch_size = max_batch_size
@@ -49,7 +50,7 @@ class CallableReward(Reward):
         self._differentiable = differentiable
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # type: ignore[override]
         """Whether gradients reach the pixels, as given or as found on a random image.
 
         Raises:
@@ -62,6 +63,8 @@ class CallableReward(Reward):
                     "it is differentiable: CallableReward(function, differentiable=True) or False."
                 )
             self.probe()
+            # That has found it out.
+            assert self._differentiable is not None
         return self._differentiable
 
     @property
@@ -71,7 +74,8 @@ class CallableReward(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
         """The callable's scores; plain numbers become a tensor `[B]`."""
-        scores = self.function(images, prompts, **context)
+        # Any, since nobody has checked yet what a callable returns.
+        scores: Any = self.function(images, prompts, **context)
         if isinstance(scores, Tensor) or not hasattr(scores, "__len__"):
             return scores
         return torch.as_tensor(scores, device=images.device)

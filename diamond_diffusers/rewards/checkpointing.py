@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def checkpoint_layers(model: nn.Module) -> None:
@@ -15,6 +14,8 @@ def checkpoint_layers(model: nn.Module) -> None:
     transformers checkpoints only layers in training mode. The mode of the layer alone is changed, not that of the
     modules within it, so dropout stays off; a later `model.eval()` or `model.train()` undoes it.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.gradient_checkpointing = True

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .preprocessing import images_to_pil
-
 GIVEN_NAMES = ("latents", "noise_to_signal")
 """`latents`: the clean latents `[B, ...]` that the images were decoded from, with their graph.
 
@@ -78,8 +76,11 @@ def select_context(
     Raises:
         ValueError: something that it cannot do without was not given.
     """
-    available = dict(context)
+    available: dict[str, Any] = dict(context)
     if "pil_images" in wanted:
+        # It takes torchvision, which few rewards need.
+        from .preprocessing import images_to_pil
+
         available["pil_images"] = images_to_pil(images)
     for key, is_required in wanted.items():
         if is_required and key not in available:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .formulas import check_jpeg_quality, encode_jpeg, luminance
 from .preprocessing import images_from_pil, images_to_pil
-from .simple import check_jpeg_quality, encode_jpeg, luminance
 
 
 class LinearOperator(ABC):

@@ -14,15 +14,17 @@ from .base import Reward
 from .errors import first_line
 from .hub import check_hub_options, download
 from .imagereward import ImageReward
-from .imagereward_network import check_layout
-from .imagereward_official import import_official
+from .imagereward.network import check_layout
+from .imagereward.official import import_official
 from .registry import register_reward
 
 
 class PackageNetwork(nn.Module):
     """The package's model behind the call of `ImageRewardNetwork`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: Any
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..core.tensors import at_least_float32
 from .base import Reward
-from .clip_tower import at_least_float32
 from .registry import register_reward
 
 

@@ -12,7 +12,7 @@ OFFICIAL_CHECKPOINT = "yuvalkirstain/PickScore_v1"
 OFFICIAL_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-@register_reward("pickscore", aliases=("pick-score",))
+@register_reward("pickscore")
 class PickScoreReward(CLIPReward):
     """`logit_scale * cosine` of the published CLIP, about 15 to 25: differences are log-odds of being preferred.
 

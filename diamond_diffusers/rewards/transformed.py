@@ -1,4 +1,4 @@
-"""Rewards on another scale: standardised, clipped, tempered. They report the scores of the reward within."""
+"""Rewards on another scale: standardised or clipped. They report the scores of the reward within."""
 
 from __future__ import annotations
 
@@ -96,27 +96,6 @@ class ClippedReward(TransformedReward):
     def transform(self, scores: Tensor) -> Tensor:
         """`min(max(scores, lowest), highest)`."""
         return scores.clamp(self.lowest, self.highest)
-
-
-class TemperedReward(TransformedReward):
-    """`score / temperature`: a high temperature flattens the law `exp(reward)`, a low one sharpens it.
-
-    Args:
-        reward: the reward within.
-        temperature: positive.
-
-    Raises:
-        ValueError: `temperature` is not a positive number.
-    """
-
-    def __init__(self, reward: Reward, temperature: float) -> None:
-        _check_positive("temperature", temperature, reward)
-        super().__init__(reward, f"tempered({reward.name})")
-        self.temperature = temperature
-
-    def transform(self, scores: Tensor) -> Tensor:
-        """`scores / temperature`."""
-        return scores / self.temperature
 
 
 def _check_positive(argument: str, value: float, reward: Reward) -> None:

@@ -8,12 +8,12 @@ from os import PathLike
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ..core.tensors import at_least_float32
 from .base import Reward, random_image
 from .checkpointing import checkpoint_layers
-from .clip_tower import at_least_float32
 from .errors import first_line
 from .hub import check_hub_options
 from .preprocessing import images_to_pil
@@ -102,7 +102,7 @@ class VQAScoreReward(Reward):
                     inputs[key] = value + (inputs[key] - value).detach()
         return inputs
 
-    def _process(self, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
+    def _process(self, images: Tensor | Sequence[Image], texts: Sequence[str]) -> dict[str, Tensor]:
         batch = self.processor(
             text=list(texts), images=[[image] for image in images], padding=True, return_tensors="pt"
         )
@@ -127,6 +127,8 @@ class VQAScoreReward(Reward):
 def _load(
     name: str, checkpoint: str | PathLike[str], dtype: torch.dtype | None, hub_options: dict[str, Any]
 ) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **hub_options

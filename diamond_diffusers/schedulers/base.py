@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
+from diffusers import ConfigMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -16,10 +18,11 @@ from torch import Tensor
 from ..core.glass import EarlyStop, inner_step, inner_times, query_level
 from ..core.glass import query as fused
 from ..core.interval import intervals
-from ..core.levels import GaussianPath, as_level
+from ..core.levels import GaussianPath, Level
 from ..transitions.glass import GlassTransition
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+_Initializer = TypeVar("_Initializer", bound=Callable[..., None])
 
 
 @dataclass
@@ -57,20 +60,21 @@ class _InnerFlow:
     previous: tuple[float, Tensor] | None = None
 
 
-def extends_options_of(base: type) -> Callable[[Callable], Callable]:
+def extends_options_of(base: type[ConfigMixin]) -> Callable[[_Initializer], _Initializer]:
     """Adds the options of a base class to the signature of an `__init__`, from which diffusers reads a configuration.
 
     All of them become keywords; those that `__init__` names itself keep its own default.
     """
 
-    def extend(init: Callable) -> Callable:
+    def extend(init: _Initializer) -> _Initializer:
         own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
         inherited = [
             parameter.replace(kind=parameter.KEYWORD_ONLY)
             for name, parameter in inspect.signature(base.__init__).parameters.items()
             if name not in {p.name for p in own}
         ]
-        init.__signature__ = inspect.Signature([*own, *inherited])
+        # inspect reads it, though the type of callables does not have it.
+        init.__signature__ = inspect.Signature([*own, *inherited])  # type: ignore[attr-defined]
         return init
 
     return extend
@@ -103,6 +107,8 @@ class GlassSchedulerMixin(ABC):
     """
 
     init_noise_sigma = 1.0
+    sigmas: Tensor
+    timesteps: Tensor
     _path: GaussianPath
 
     def _set_glass_options(self, num_inner_steps: int, correlation: float | str, solver: str) -> None:
@@ -193,7 +199,7 @@ class GlassSchedulerMixin(ABC):
             )
             for s, s_next in pairwise(inner_times(self.order, early_stop.interval.start, early_stop.stop).tolist())
         ]
-        query_levels = as_level([query.level for query in self._queries])
+        query_levels = torch.tensor([query.level for query in self._queries], dtype=torch.float64)
         self.timesteps = self._network_timesteps(query_levels).to(device, torch.float32)
         self._counted_by_caller = counted_by_caller
         self._restart()
@@ -230,24 +236,27 @@ class GlassSchedulerMixin(ABC):
         query = self._queries[self._step_index]
         sample = self._current_sample(sample)
         denoised = self._denoised(sample, model_output.to(torch.float32), query.level)
+        flow = self._flow
         if self._is_between_transitions:
             x = sample / self._input_scale(query.level)
             noise = torch.zeros_like(x)
             if self.transition.draws_noise(query.early_stop.interval):
                 noise = draw_noise(x, self._generator if generator is None else generator)
-            self._flow = _InnerFlow(x, noise)
-        self._flow.xbar = inner_step(
+            flow = self._flow = _InnerFlow(x, noise)
+        # It began with the transition.
+        assert flow is not None
+        flow.xbar = inner_step(
             self.transition.solver,
             query.s,
             query.s_next,
-            self._flow.xbar,
+            flow.xbar,
             denoised,
-            self._flow.previous,
+            flow.previous,
             query.early_stop.interval.start,
         )
-        self._flow.previous = (query.s, denoised)
+        flow.previous = (query.s, denoised)
         self._step_index += 1
-        next_sample = self._next_sample(query)
+        next_sample = self._next_sample(query, flow)
         self._returned = (next_sample, model_output.dtype)
         output = GlassSchedulerOutput(next_sample.to(model_output.dtype, copy=True), denoised.to(model_output.dtype))
         if self._step_index == len(self._queries):
@@ -256,6 +265,8 @@ class GlassSchedulerMixin(ABC):
 
     @property
     def _is_between_transitions(self) -> bool:
+        # It is asked within a step, which sets the position first.
+        assert self._step_index is not None
         return self._step_index % self.order == 0
 
     def _current_sample(self, sample: Tensor) -> Tensor:
@@ -274,8 +285,9 @@ class GlassSchedulerMixin(ABC):
             )
         return sample.to(torch.float32)
 
-    def _next_sample(self, query: _Query) -> Tensor:
-        flow, early_stop = self._flow, query.early_stop
+    def _next_sample(self, query: _Query, flow: _InnerFlow) -> Tensor:
+        early_stop = query.early_stop
+        level: Level
         if self._is_between_transitions:
             x, level = early_stop.observation(flow.x, flow.xbar), early_stop.interval.end
         else:

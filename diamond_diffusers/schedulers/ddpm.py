@@ -103,8 +103,10 @@ class GlassDDPMScheduler(GlassSchedulerMixin, DDIMScheduler):
             )
         if num_inference_steps is not None:
             super().set_timesteps(num_inference_steps)
-            timesteps = self.timesteps
-        levels = self._levels_of(torch.as_tensor(timesteps)) if sigmas is None else [float(sigma) for sigma in sigmas]
+        if sigmas is not None:
+            levels = [float(sigma) for sigma in sigmas]
+        else:
+            levels = self._levels_of(torch.as_tensor(self.timesteps if timesteps is None else timesteps))
         self.num_inference_steps = len(levels) - 1
         self.sigmas = torch.tensor(levels, dtype=torch.float32)
         self._expand(levels, device, counted_by_caller=num_inference_steps is None)

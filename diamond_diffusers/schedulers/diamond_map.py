@@ -84,7 +84,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
         self._restart()
 
     def _restart(self) -> None:
-        self._step_index = None
+        self._step_index: int | None = None
         # The inner state, from the first evaluation of a transition to its last.
         self._xbar: Tensor | None = None
         # Between `map_inputs` and `step`.
@@ -174,12 +174,13 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
             )
         xbar, s, r, _, _ = self._inputs
         self._xbar, self._inputs = xbar - (s - r) * model_output.to(xbar.dtype), None
-        if self._step_index % self.order == self.order - 1:
+        position = self._index
+        if position % self.order == self.order - 1:
             stop = self._early_stop
             x = stop.observation(self._bounded(sample), self._xbar)
             sample = self._path.from_bounded(x, self._path.time(stop.interval.end)).to(model_output.dtype)
             self._xbar = None
-        self._step_index += 1
+        self._step_index = position + 1
         return FlowMapEulerDiscreteSchedulerOutput(sample) if return_dict else (sample,)
 
     def _position(self, timestep: float | Tensor) -> int:
@@ -193,14 +194,21 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
         return position
 
     @property
+    def _index(self) -> int:
+        """The position in `timesteps` of the evaluation at hand."""
+        # It is asked within `map_inputs`, which sets it, and after that.
+        assert self._step_index is not None
+        return self._step_index
+
+    @property
     def _early_stop(self) -> EarlyStop:
-        return self._early_stops[self._step_index // self.order]
+        return self._early_stops[self._index // self.order]
 
     @property
     def _interval(self) -> tuple[float, float]:
         """The inner times of the evaluation at hand."""
         times = inner_times(self.order, self._early_stop.interval.start, self._early_stop.stop).tolist()
-        inner = self._step_index % self.order
+        inner = self._index % self.order
         return times[inner], times[inner + 1]
 
     def _bounded(self, sample: Tensor) -> Tensor:
@@ -212,7 +220,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
         names = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
         return FlowMatchEulerDiscreteScheduler(**{name: self.config[name] for name in names if name in self.config})
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> NoReturn:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> NoReturn:
         """Refuses: stock pipelines call this when they are saved, and stock diffusers could not load them again.
 
         `DiamondMapPipeline.save_pretrained` writes `stock_scheduler()` instead, and `save_config` this configuration.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from diffusers import ConfigMixin
 
-class FlowOptionsMixin:
+
+class FlowOptionsMixin(ConfigMixin):
     """Configurations of stock flow schedulers for a scheduler with the options of `FlowMatchEulerDiscreteScheduler`.
 
     Attributes:

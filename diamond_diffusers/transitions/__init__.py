@@ -12,3 +12,6 @@ if TYPE_CHECKING:
 TRANSITIONS: Registry[type[Transition]] = Registry(
     "transition", "transitions", __name__, helpers=("base", "inner_flow", "sampled_model")
 )
+
+register_transition = TRANSITIONS.register
+"""The decorator that makes a class of your own known by a name, such as `@register_transition("mine")`."""

@@ -39,9 +39,11 @@ class AncestralTransition(Transition):
         network: Network,
         x: Tensor,
         interval: Interval,
-        predicted: Tensor,
+        predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
+        # It uses the prediction.
+        assert predicted is not None
         fresh = self._fresh_noise(interval)
         kept = math.sqrt(max(interval.end**2 - fresh**2, 0.0))
         alpha_next, _ = signal_and_noise(interval.end)

@@ -23,9 +23,11 @@ class ODETransition(Transition):
         network: Network,
         x: Tensor,
         interval: Interval,
-        predicted: Tensor,
+        predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
+        # It uses the prediction.
+        assert predicted is not None
         return ode_step(x, predicted, interval.start, interval.end)
 
     def tilt_gain(self, interval: Interval) -> float:

@@ -23,9 +23,11 @@ class RenoiseTransition(Transition):
         network: Network,
         x: Tensor,
         interval: Interval,
-        predicted: Tensor,
+        predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
+        # It uses the prediction.
+        assert predicted is not None
         return add_noise(predicted, noise, interval.end)
 
     def tilt_gain(self, interval: Interval) -> float:

@@ -38,9 +38,11 @@ class StockTransition(Transition):
         network: Network,
         x: Tensor,
         interval: Interval,
-        predicted: Tensor,
+        predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
+        # It uses the prediction.
+        assert predicted is not None
         clipped = predicted if self.clip is None else self.clip(predicted)
         if not self.keeps_noise:
             return self.transition.step(network, x, interval, clipped, noise)

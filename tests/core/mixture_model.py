@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,10 @@ class MixtureModel(SampledModel):
         backwards: network evaluations that were differentiated.
         decoded: latents decoded.
         largest_batch: rows of the largest call.
+        max_noise_to_signal: may be set.
     """
+
+    max_noise_to_signal = math.inf
 
     def __init__(self, mixture: GaussianMixture, family: str = "rectified_flow") -> None:
         self.mixture = mixture
@@ -138,6 +142,7 @@ class MixtureModel(SampledModel):
 class MixtureMapFamily(MixtureModel):
     """The exact flow map of the mixture, as a few-step model knows it; its score model, if any, has the denoiser."""
 
+    has_denoiser = False
     has_flow_map = True
     predicts_mean = False
 

@@ -23,7 +23,7 @@ from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, Diamond
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import CONFIG_NAME, MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines.model_card import write_model_card
-from diamond_diffusers.rewards import registry
+from diamond_diffusers.rewards import REWARDS
 
 from ..conftest import redness
 from ..hub import Hub, files_in
@@ -251,7 +251,7 @@ def snippet_of(folder: Path) -> str:
 @pytest.mark.parametrize("own_reward", [False, True])
 def test_the_snippet_works_when_pasted(saved_folder, own_reward, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(registry._registered, "redness" if own_reward else "clip", redness)
+    monkeypatch.setitem(REWARDS._entries, "redness" if own_reward else "clip", redness)
     if own_reward:
         file = next(saved_folder.rglob(CONFIG_NAME))
         config = json.loads(file.read_text())

@@ -6,7 +6,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from diamond_diffusers.rewards import clip_tower, registry
+from diamond_diffusers.core.registry import Registry
+from diamond_diffusers.rewards import expressions, registry
+from diamond_diffusers.rewards.clip import tower
 
 from .golden import FIXTURES, L14_CONFIG, Golden, picture, write_heads, write_open_clip, write_transformers
 
@@ -99,11 +101,12 @@ def images():
 @pytest.fixture
 def empty_registry(monkeypatch):
     """A registry of the test's own, which knows only what is registered in the test."""
-    monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setattr(registry, "_aliases", {})
+    rewards = Registry("reward", "rewards")
+    monkeypatch.setattr(registry, "REWARDS", rewards)
+    monkeypatch.setattr(expressions, "REWARDS", rewards)
 
 
 @pytest.fixture(autouse=True)
 def own_towers(monkeypatch):
     """No CLIP of an earlier test is shared with this one."""
-    monkeypatch.setattr(clip_tower, "_towers", WeakValueDictionary())
+    monkeypatch.setattr(tower, "_towers", WeakValueDictionary())

@@ -11,9 +11,9 @@ from diamond_diffusers.rewards import (
     HPSv2Reward,
     HPSv21Reward,
     PickScoreReward,
-    clip,
     hub,
 )
+from diamond_diffusers.rewards.clip import base
 
 from ..rounding import assert_same_from_a_copy
 from .golden import L14_CONFIG, TOKENIZER, Golden, official_crops, score_table
@@ -169,7 +169,7 @@ class TestPickScore:
             asked.append((checkpoint, processor))
             raise OSError
 
-        monkeypatch.setattr(clip, "load_clip", load)
+        monkeypatch.setattr(base, "load_clip", load)
         for arguments in ({}, {"checkpoint": "mine"}, {"checkpoint": "mine", "processor": "other"}):
             with pytest.raises(OSError):
                 PickScoreReward(**arguments)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diamond_diffusers.rewards import AestheticReward, AestheticV1Reward, CLIPReward
-from diamond_diffusers.rewards.prompt_cache import PromptCache
+from diamond_diffusers.rewards.clip.prompt_cache import PromptCache
 
 from ..rounding import COPIED, assert_same_from_a_copy
 from .golden import Golden, official_crops, picture

@@ -13,16 +13,17 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import normalize
 from transformers import BlipTextConfig, BlipVisionConfig, modeling_utils, pytorch_utils
 
-from diamond_diffusers.rewards import SimilarityReward, VQAScoreReward, imagereward_official
+from diamond_diffusers.rewards import SimilarityReward, VQAScoreReward
 from diamond_diffusers.rewards.availability import availability
-from diamond_diffusers.rewards.imagereward import MAX_TOKENS, ImageReward
-from diamond_diffusers.rewards.imagereward_network import (
+from diamond_diffusers.rewards.imagereward import official
+from diamond_diffusers.rewards.imagereward.network import (
     TEXT_CONFIG,
     VISION_CONFIG,
     ImageRewardNetwork,
     build_network,
     published_shapes,
 )
+from diamond_diffusers.rewards.imagereward.reward import MAX_TOKENS, ImageReward
 from diamond_diffusers.rewards.imagereward_package import PackageImageReward, PackageNetwork
 from diamond_diffusers.rewards.preprocessing import CLIP_MEAN, CLIP_STD, images_from_pil
 
@@ -252,7 +253,7 @@ class TestUse:
 class TestWithoutThePackage:
     def test_names_that_transformers_has_moved_are_offered_for_a_while(self):
         before = set(vars(modeling_utils)), transformers.logging.get_verbosity(), list(warnings.filters)
-        with pytest.raises(KeyError), imagereward_official.earlier_transformers():
+        with pytest.raises(KeyError), official.earlier_transformers():
             assert modeling_utils.apply_chunking_to_forward is pytorch_utils.apply_chunking_to_forward
             transformers.logging.set_verbosity_error()
             warnings.filterwarnings("ignore")
@@ -260,7 +261,7 @@ class TestWithoutThePackage:
         assert before == (set(vars(modeling_utils)), transformers.logging.get_verbosity(), list(warnings.filters))
 
     def test_is_asked_for(self, monkeypatch):
-        monkeypatch.setattr(imagereward_official, "find_spec", lambda name: None)
+        monkeypatch.setattr(official, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"does not import here \(No module .*: run `pip install .* take reward"):
             PackageImageReward(FOLDER)
         assert availability(PackageImageReward).startswith("no: package ImageReward does not import (No module")
@@ -269,8 +270,8 @@ class TestWithoutThePackage:
 @pytest.fixture(scope="module")
 def packaged():
     """The published classes at the size of the small checkpoint."""
-    network = imagereward_official.import_official()
-    create_vit = sys.modules[f"{imagereward_official.ROOT}.models.BLIP.blip"].create_vit
+    network = official.import_official()
+    create_vit = sys.modules[f"{official.ROOT}.models.BLIP.blip"].create_vit
     vision_transformer = create_vit.__globals__["VisionTransformer"]
 
     def create_small_vit(name, image_size, *_):

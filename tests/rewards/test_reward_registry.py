@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from diamond_diffusers.rewards import (
+    REWARDS,
     CallableReward,
     HPSv21Reward,
     MiniatureReward,
@@ -11,9 +12,8 @@ from diamond_diffusers.rewards import (
     available_rewards,
     register_reward,
     registered_reward,
-    registry,
 )
-from diamond_diffusers.rewards.registry import parse_expression
+from diamond_diffusers.rewards.expressions import parse_expression
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def toys(empty_registry):
     ],
 )
 def test_expressions(expression, terms, monkeypatch):
-    monkeypatch.setattr(registry, "_aliases", {"hps-v2": "hpsv2", "hps-v2.1": "hpsv2_1", "hpsv2.1": "hpsv2_1"})
+    monkeypatch.setattr(REWARDS, "aliases", {"hps-v2": "hpsv2", "hps-v2.1": "hpsv2_1", "hpsv2.1": "hpsv2_1"})
     if terms is None:
         with pytest.raises(ValueError, match=r"was expected; write it like 'imagereward"):
             parse_expression(expression)
@@ -102,7 +102,7 @@ class TestAsReward:
 
     def test_names_are_instantiated_when_used_and_after_all_names_are_known(self, toys):
         assert available_rewards() == ["mean", "peak"] and toys == []
-        with pytest.raises(ValueError, match=r"no reward named 'unknown'; the known ones are mean, peak"):
+        with pytest.raises(ValueError, match=r"reward is 'unknown'; choose one of mean, peak"):
             as_reward("mean + unknown")
         assert toys == []
         as_reward("peak")
@@ -157,7 +157,7 @@ class TestRegistration:
 
     @pytest.mark.parametrize("name", ["hps-v2", "2clip", "", "a b"])
     def test_a_name_is_an_identifier(self, name):
-        with pytest.raises(ValueError, match=r"is not an identifier; use letters"):
+        with pytest.raises(ValueError, match=r"the reward name .* is no identifier; use letters"):
             register_reward(name)
 
     @pytest.mark.parametrize("alias", ["2x", "a--b", "a b", "-a", "a*b", ""])
@@ -211,5 +211,5 @@ class TestPlugIns:
         assert toys == []
 
     def test_a_name_that_no_expression_can_hold_is_refused(self, toys, plug_in):
-        with pytest.raises(ImportError, match=r"entry point 'dashed-name' is not an identifier, .*; rename it"):
+        with pytest.raises(ImportError, match=r"'dashed-name' of an entry point .* is no identifier, .*; rename it"):
             registered_reward("dashed-name")

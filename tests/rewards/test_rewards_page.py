@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diamond_diffusers.rewards import available_rewards, registered_reward, registry
+from diamond_diffusers.rewards import REWARDS, as_reward, available_rewards, registered_reward
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 
@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="u
 @pytest.fixture
 def namespace(monkeypatch):
     """What the page's examples define, run from top to bottom."""
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
     defined = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(block, defined)
@@ -40,8 +40,8 @@ def test_the_examples_run(namespace):
     images = torch.rand(2, 3, 64, 64)
     assert {"warmth", "linear_probe"} <= set(available_rewards())
     for name in ("warmth", "linear_probe"):
-        registry.as_reward(name).probe(needs_gradient=True)
-    scores = registry.as_reward("warmth - 0.5*symmetry")(images, ["", ""])
+        as_reward(name).probe(needs_gradient=True)
+    scores = as_reward("warmth - 0.5*symmetry")(images, ["", ""])
     expected = namespace["warmth"](images, []) + 0.5 * (images - images.flip(-1)).abs().mean((1, 2, 3))
     torch.testing.assert_close(scores, expected)
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diamond_diffusers.rewards import as_reward
-from diamond_diffusers.rewards.simple import JPEGSize
+from diamond_diffusers.rewards.jpeg_size import JPEGSize
 
 NAMES = ["jpeg_size", "brightness", "colour", "sharpness", "symmetry"]
 

@@ -9,7 +9,6 @@ from diamond_diffusers.rewards import (
     PlacedReward,
     Reward,
     StandardisedReward,
-    TemperedReward,
 )
 
 PROMPTS = ["one", "two", "three", "four"]
@@ -47,7 +46,7 @@ class TestTransforms:
             (StandardisedReward(Brightness(), 5, 2), [-2.5, -1.25, 0, 2.5], [5.0] * 4),
             (ClippedReward(Brightness(), 1, 6), [1, 2.5, 5, 6], [0.0, 10, 10, 0]),
             (ClippedReward(Brightness(), highest=6), [0, 2.5, 5, 6], [10.0, 10, 10, 0]),
-            (TemperedReward(Brightness(), 4), [0, 0.625, 1.25, 2.5], [2.5] * 4),
+            (Brightness() / 4, [0, 0.625, 1.25, 2.5], [2.5] * 4),
         ],
     )
     def test_scores_and_slopes(self, images, reward, scores, slope):
@@ -55,13 +54,13 @@ class TestTransforms:
         torch.testing.assert_close(slopes(reward, images), torch.tensor(slope))
 
     def test_the_scores_within_are_reported(self, images):
-        reward = 2 * ClippedReward(Brightness(), 1, 6) + TemperedReward(Brightness(), 4)
+        reward = 2 * ClippedReward(Brightness(), 1, 6) + Brightness() / 4
         output = reward.evaluate(images, PROMPTS)
         raw = Brightness()(images, PROMPTS)
         assert list(output.terms) == ["brightness", "brightness_2"]
         torch.testing.assert_close(output.terms["brightness_2"], raw)
         torch.testing.assert_close(output.total, 2 * raw.clamp(1, 6) + raw / 4)
-        assert reward.name == "2*clipped(brightness) + tempered(brightness)"
+        assert reward.name == "2*clipped(brightness) + 0.25*brightness"
         assert (reward.licence, reward.source) == ("free", "here")
 
     def test_fitted(self, images):
@@ -89,8 +88,8 @@ class TestTransforms:
         [
             (lambda: ClippedReward(Brightness(), 2, 1), r"lowest=2 and highest=1; give lowest < highest"),
             (lambda: ClippedReward(Brightness(), math.nan), r"lowest=nan"),
-            (lambda: TemperedReward(Brightness(), 0), r"temperature=0 of reward 'brightness' is not a positive"),
-            (lambda: TemperedReward(Brightness(), math.inf), r"temperature=inf"),
+            (lambda: Brightness() / 0, r"'brightness' is divided by 0; give a finite number other than 0"),
+            (lambda: Brightness() / math.inf, r"'brightness' is divided by inf; give"),
             (lambda: StandardisedReward(Brightness(), 0, -1), r"standard_deviation=-1 of reward"),
             (lambda: StandardisedReward(Brightness(), math.nan, 1), r"mean=nan of reward 'brightness' is not finite"),
             (

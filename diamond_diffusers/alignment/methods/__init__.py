@@ -10,3 +10,6 @@ if TYPE_CHECKING:
     from ..base import Method
 
 METHODS: Registry[type[Method]] = Registry("alignment", "methods", __name__, helpers=())
+
+register_method = METHODS.register
+"""The decorator that makes a class of your own known by a name, such as `@register_method("mine")`."""

@@ -18,3 +18,6 @@ if TYPE_CHECKING:
     from ..base import Method
 
 PRESETS: Registry[Callable[..., Method]] = Registry("preset", "presets", __name__)
+
+register_preset = PRESETS.register
+"""The decorator that makes a function of your own known by a name, such as `@register_preset("mine")`."""

@@ -33,7 +33,8 @@ def das(model: Model | None = None, **options: Any) -> SMC:
     finds adaptive temperatures by gradient descent, takes numbers that are none for 0, and pairs particles for SSP in
     another order. On models that are not variance-preserving the gradient is that in their coordinate.
     """
-    eta, tempering = 0.5, AdaptiveTempering()
+    eta = 0.5
+    tempering: AdaptiveTempering | ScheduledTempering = AdaptiveTempering()
     if model is not None and not model.predicts_mean:
         tempering = ScheduledTempering(0.1)
     elif model is not None and model.name in ("stable_diffusion", "sdxl"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...core.model import Model
 from ...transitions.glass import GlassTransition
+from ...transitions.sampled_model import SampledModel
 from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
@@ -14,7 +14,7 @@ from .base import flow_map_point
 
 
 @PRESETS.register("fmtt")
-def fmtt(model: Model | None = None, **options: Any) -> Guidance:
+def fmtt(model: SampledModel | None = None, **options: Any) -> Guidance:
     """Flow map trajectory tilting (Sabour et al., arXiv 2511.22688): guidance x flow-map point, pathwise.
 
     Particles move at random, which their search and their weights build on, and several may be drawn: the best is

@@ -1,4 +1,4 @@
-"""Human Preference Score v2 and v2.1."""
+"""Human Preference Score v2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from .clip import CLIPReward
-from .clip_loading import OPEN_CLIP_PREFIX
+from .clip.loading import OPEN_CLIP_PREFIX
 from .hub import HUB_OPTIONS, download
 from .preprocessing import LongestSidePadding
 from .registry import register_reward
@@ -16,7 +16,7 @@ REPOSITORY = "xswu/HPSv2"
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
-@register_reward("hpsv2", aliases=("hps-v2",))
+@register_reward("hpsv2")
 class HPSv2Reward(CLIPReward):
     """Cosine of a CLIP ViT-H/14 that was trained on human choices, about 0.2 to 0.35.
 
@@ -60,18 +60,9 @@ class HPSv2Reward(CLIPReward):
         super().__init__(checkpoint, name=name, **options)
         if preprocessing == "pad":
             crop = self.tower.preprocessing
+            # Every CLIP is trained on pixels of one size.
+            assert crop.size is not None
             self.preprocessing = LongestSidePadding(crop.size[0], crop.mean, crop.std)
-
-
-@register_reward("hpsv2_1", aliases=("hpsv2.1", "hps-v2.1"))
-class HPSv21Reward(HPSv2Reward):
-    """Cosine of version 2.1, which was trained on cleaner choices; otherwise as `HPSv2Reward`."""
-
-    file_name = "HPS_v2.1_compressed.pt"
-    hub_files = ((REPOSITORY, file_name),)
-
-    def __init__(self, checkpoint: str | PathLike[str] | None = None, *, name: str = "hpsv2_1", **options: Any) -> None:
-        super().__init__(checkpoint, name=name, **options)
 
 
 def _is_weights_file(checkpoint: str | PathLike[str]) -> bool:

@@ -14,7 +14,8 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .preprocessing import ImagePreprocessing
+from ...core.tensors import at_least_float32
+from ..preprocessing import ImagePreprocessing
 from .prompt_cache import PromptCache
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class CLIPTower(ABC):
     """A frozen CLIP; subclasses run one library's model.
 
     Args:
-        model: with a parameter `logit_scale`.
+        model: that of the library, with a parameter `logit_scale`.
         preprocessing: maps images to the pixels that the model was trained on.
         tokenizer: that of the model's library.
         max_tokens: of one text.
@@ -39,10 +40,12 @@ class CLIPTower(ABC):
         users: the rewards that hold this tower.
     """
 
+    _key: TowerKey | None = None
+
     def __init__(
-        self, model: nn.Module, preprocessing: ImagePreprocessing, tokenizer: Any, max_tokens: int, checkpoint: str
+        self, model: Any, preprocessing: ImagePreprocessing, tokenizer: Any, max_tokens: int, checkpoint: str
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -95,6 +98,8 @@ class CLIPTower(ABC):
 
     def on(self, device: torch.device | str | None, dtype: torch.dtype | None) -> CLIPTower:
         """The tower at another place: itself, moved, where nobody else uses it; else one that is there, or a copy."""
+        # `shared_tower`, which makes all towers, has placed it.
+        assert self._key is not None
         source, device, dtype = self._key[0], device or self.device, dtype or self.dtype
         if dtype != self.dtype and at_least_float32(self.model.logit_scale).dtype != self.dtype:
             # Weights that were rounded once are no longer those of the checkpoint.
@@ -115,7 +120,7 @@ class CLIPTower(ABC):
             self._text_features.clear()
         else:
             self._text_features.to(device)
-        if _towers.get(getattr(self, "_key", None)) is self:
+        if self._key is not None and _towers.get(self._key) is self:
             del _towers[self._key]
         self._key = key
         _towers[key] = self
@@ -167,11 +172,6 @@ def files_of(checkpoint: str | PathLike[str]) -> Hashable:
     path = Path(checkpoint)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return str(checkpoint), *((file.name, file.stat().st_mtime_ns) for file in files)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x` itself, or in float32 where its dtype is narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _key(source: Hashable, device: torch.device | str, dtype: torch.dtype) -> TowerKey:

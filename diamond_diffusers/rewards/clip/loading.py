@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-import open_clip
 import torch
 from PIL.Image import Resampling
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from .checkpointing import checkpoint_layers
-from .clip_tower import CLIPTower, files_of, shared_tower
-from .hub import check_hub_options
-from .preprocessing import ImagePreprocessing
+from ..checkpointing import checkpoint_layers
+from ..hub import check_hub_options
+from ..preprocessing import ImagePreprocessing
+from .tower import CLIPTower, files_of, shared_tower
 
 OPEN_CLIP_PREFIX = "open_clip:"
 OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")
@@ -124,6 +122,8 @@ def load_clip(
 
 
 def _load_transformers(name: str, checkpoint: str, processor: str, hub_options: dict[str, Any]) -> CLIPTower:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
     with _explaining(name, checkpoint):
         config = AutoConfig.from_pretrained(checkpoint, **hub_options)
     if config.model_type not in TRANSFORMERS_ARCHITECTURES:
@@ -166,12 +166,16 @@ def _check_report(name: str, checkpoint: str, report: dict[str, Any]) -> None:
 
 
 def _load_open_clip(name: str, checkpoint: str, hub_options: dict[str, Any]) -> CLIPTower:
+    # It takes seconds to import, and few rewards need it.
+    import open_clip
+
     unknown = sorted(hub_options.keys() - {"cache_dir"})
     if unknown:
         raise ValueError(
             f"Reward '{name}' got {unknown[0]}={hub_options[unknown[0]]!r}, which open_clip does not take; "
             "only cache_dir goes with an open_clip checkpoint."
         )
+    weights: str | None
     architecture, _, weights = checkpoint.removeprefix(OPEN_CLIP_PREFIX).partition("/")
     if checkpoint.startswith(OPEN_CLIP_SCHEMAS):
         architecture, weights = checkpoint, None

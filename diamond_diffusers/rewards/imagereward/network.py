@@ -14,7 +14,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from .errors import first_line
+from ..errors import first_line
 
 # The published network: ViT-L/16 and BERT-base with cross-attention. transformers' own BLIP defaults differ in the
 # vision layer norm's eps (1e-5) and in the number of text heads (8).

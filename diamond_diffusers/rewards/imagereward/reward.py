@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
-from .base import Reward
-from .checkpointing import checkpoint_layers
-from .clip_tower import at_least_float32
-from .errors import first_line
-from .hub import check_hub_options, download
-from .imagereward_network import TEXT_CONFIG, VISION_CONFIG, build_network, read_weights
-from .preprocessing import ImagePreprocessing
-from .registry import register_reward
+from ...core.tensors import at_least_float32
+from ..base import Reward
+from ..checkpointing import checkpoint_layers
+from ..errors import first_line
+from ..hub import check_hub_options, download
+from ..preprocessing import ImagePreprocessing
+from ..registry import register_reward
+from .network import TEXT_CONFIG, VISION_CONFIG, build_network, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LOCAL_NAMES = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
 OWN_HUB_OPTIONS = ("revision", "subfolder")
 
 
-@register_reward("imagereward", aliases=("image-reward",))
+@register_reward("imagereward")
 class ImageReward(Reward):
     """Human preference for the image given the prompt, standardised: zero mean and unit deviation on its own data.
 

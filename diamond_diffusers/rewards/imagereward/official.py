@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 import transformers
@@ -31,14 +32,15 @@ def import_official() -> ModuleType:
         ImportError: the package or `fairscale` is not installed, or something else is not as the package expects.
     """
     spec = find_spec("ImageReward")
-    if spec is None:
+    folders = None if spec is None else spec.submodule_search_locations
+    if folders is None:
         raise ModuleNotFoundError("No module named 'ImageReward'")
-    folders = spec.submodule_search_locations
     _add_package(ROOT, folders)
     _add_package(f"{ROOT}.models", [f"{folder}/models" for folder in folders])
     with earlier_transformers():
         network = importlib.import_module(f"{ROOT}.ImageReward")
-    importlib.import_module(f"{ROOT}.models.BLIP.blip_pretrain").init_tokenizer = lambda: None
+    pretraining: Any = importlib.import_module(f"{ROOT}.models.BLIP.blip_pretrain")
+    pretraining.init_tokenizer = lambda: None
     _complete(importlib.import_module(f"{ROOT}.models.BLIP.med").BertPreTrainedModel)
     return network
 
@@ -65,7 +67,7 @@ def earlier_transformers() -> Iterator[None]:
                 delattr(modeling_utils, name)
 
 
-def _complete(model_class: type) -> None:
+def _complete(model_class: Any) -> None:
     """Gives the package's models what they inherited from transformers 4, as far as the network uses it."""
     model_class.all_tied_weights_keys = {}
     model_class.get_head_mask = lambda self, head_mask, num_layers: [None] * num_layers
