@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     SMC,
     AncestralTransition,
@@ -39,7 +40,6 @@ from ..conftest import redness
 from ..core.mixture import coefficients, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, MixtureMapFamily, MixtureModel, make_map_model, unconditional
 from ..core.test_diamond import DiamondMixture
-from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
