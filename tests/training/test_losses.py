@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.loss_costs import measure
 from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.core.glass import inner_angle, inner_time
@@ -188,9 +187,3 @@ def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
     value, _ = loss(diamond_map, z, encode(diamond_map.family), 0)
     torch.testing.assert_close(value, torch.tensor(0.99 / 2))
     torch.testing.assert_close(torch.autograd.grad(value, rows)[0], torch.tensor([50.0, 2.5]))
-
-
-def test_the_costs_are_counted():
-    """Evaluations of a row; the teacher's, under guidance, count two."""
-    counted = {name: rows for name, rows, _, _ in measure(batch_size=2, num_steps=1)}
-    assert counted == {"lagrangian": 3, "central_difference": 4, "progressive": 3, "eulerian": 6, "trajectories": 1}
