@@ -6,18 +6,22 @@ same captions and noises for each method. Prints one row of a markdown table for
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
 
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
+from diamond_diffusers.cli.options import MAX_COUNT, Device, positive_numbers, usable_device
 from diamond_diffusers.miniature.grammar import sample_training_caption
+
+from .command_line import command
 
 NAMES = tuple(name for name in (*METHODS.names(), *PRESETS.names()) if name != "none")
 COLUMNS = "| method | steps | reward | above plain | standard error | evaluations | backward passes |"
@@ -75,19 +79,20 @@ def measure(
             yield Gain(name, num_steps, drawn.mean().item(), gains.mean().item(), error, evaluations, backward_passes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", default=",".join(NAMES), help="names, separated by commas")
-    parser.add_argument("--steps", default="4,6,12", help="numbers of steps, separated by commas")
-    parser.add_argument("--captions", type=int, default=50, help="how many")
-    parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    print(COLUMNS, "|---|--:|--:|--:|--:|--:|--:|", sep="\n", flush=True)
-    for gain in measure(
-        given.methods.split(","), [int(n) for n in given.steps.split(",")], given.captions, given.device
-    ):
-        print(gain.row(), flush=True)
+def benchmark_defaults(
+    methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(NAMES),
+    steps: Annotated[str, typer.Option(help="Numbers of steps, separated by commas.")] = "4,6,12",
+    captions: Annotated[int, typer.Option(min=2, max=MAX_COUNT, help="How many.")] = 50,
+    device: Device = "cpu",
+) -> None:
+    """Prints the rewards of every method by name, with its defaults, beside plain sampling in as many steps."""
+    counts = positive_numbers("--steps", steps, int, "4,6,12")
+    typer.echo(f"{COLUMNS}\n|---|--:|--:|--:|--:|--:|--:|")
+    for gain in measure(methods.split(","), counts, captions, usable_device(device)):
+        typer.echo(gain.row())
 
+
+app = command(benchmark_defaults)
 
 if __name__ == "__main__":
-    main()
+    app()

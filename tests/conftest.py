@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.backends import cuda
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.rewards import REWARDS
-
-from .families.tiny_flux import build_tiny_flux
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Every core has a worker of its own.

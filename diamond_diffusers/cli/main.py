@@ -19,7 +19,6 @@ from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..core.memory_errors import want_of_memory
 from .benchmark import benchmark, redraw
-from .cost import benchmark_cost
 from .loading import DType, ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .options import (
     MAX_COUNT,
@@ -35,7 +34,6 @@ from .options import (
     first_sentence,
     text_table,
 )
-from .posteriors import benchmark_posteriors
 from .rewards import rewards, score
 
 if TYPE_CHECKING:
@@ -332,8 +330,6 @@ app.command()(rewards)
 app.command()(score)
 app.command()(benchmark)
 app.command()(redraw)
-app.command()(benchmark_cost)
-app.command()(benchmark_posteriors)
 
 
 @app.command()

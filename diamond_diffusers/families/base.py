@@ -338,6 +338,31 @@ class Family(LoopTensors, SampledModel):
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         return to_unit_range(self.decode_latents(z, preview))
 
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations of the latents of images, of which `decode` makes these images again.
+
+        Args:
+            images: `[N, 3, H, W]` in [-1, 1].
+
+        Returns:
+            Two tensors `[N, ...]`, in the family's form; deviations are 0 where the autoencoder has none.
+        """
+        vae = self.pipeline.vae
+        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        law = getattr(encoded, "latent_dist", None)
+        mean, deviation = (encoded.latent, torch.zeros_like(encoded.latent)) if law is None else (law.mean, law.std)
+        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+        channel_mean, channel_std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+        if channel_mean is not None and channel_std is not None:
+            shift = mean.new_tensor(channel_mean).reshape(1, -1, 1, 1)
+            scale = scale / mean.new_tensor(channel_std).reshape(1, -1, 1, 1)
+        return self.packed((mean - shift) * scale), self.packed(deviation * scale)
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Latents of the autoencoder, `[N, C, h, w]`, in the family's form."""
+        return latents
+
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
         """What the stock pipeline does to decoded images `[N, 3, H, W]` in [0, 1] before it returns them.
 

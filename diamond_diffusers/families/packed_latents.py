@@ -65,6 +65,9 @@ class PackedFamily(FlowMatchingFamily):
         # The stock loops round the timestep, in thousandths, to the dtype of the latents.
         return self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
 
+    def packed(self, latents: Tensor) -> Tensor:
+        return self.pipeline._pack_latents(latents, *latents.shape)
+
     def unpacked(self, z: Tensor, shared: Mapping[str, Any]) -> Tensor:
         """Latents as the autoencoder takes them."""
         return self.pipeline._unpack_latents(z, shared["height"], shared["width"], self.pipeline.vae_scale_factor)

@@ -91,12 +91,26 @@ class QwenImageFamily(PackedFamily):
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         vae, latents = self.decoder(preview), self.unpacked(z, conditions.shared)
-        mean, std = (
-            torch.tensor(statistic, device=z.device, dtype=z.dtype).reshape(1, -1, 1, 1, 1)
-            for statistic in (vae.config.latents_mean, vae.config.latents_std)
-        )
+        mean, std = _latent_statistics(vae, z)
         videos = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
         return to_unit_range(videos[:, :, 0])
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        vae = self.pipeline.vae
+        # An image is a video of one frame.
+        law = vae.encode(images.to(vae.device, vae.dtype).unsqueeze(2)).latent_dist
+        mean, std = _latent_statistics(vae, law.mean)
+        return self.packed(((law.mean - mean) / std).squeeze(2)), self.packed((law.std / std).squeeze(2))
+
+
+def _latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel of the autoencoder's latents, `[1, C, 1, 1, 1]`."""
+    mean, std = (
+        torch.tensor(statistic, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1, 1)
+        for statistic in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
 
 
 def _with_mask(features: dict[str, Tensor]) -> dict[str, Tensor]:

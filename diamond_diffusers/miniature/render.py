@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grammar import COLOURS, SHAPES, Caption, relation_offset
+from .grammar import COLOURS, SHAPES, Caption, relation_offset, sample_training_caption
 
 IMAGE_SIZE = 64
 
@@ -186,3 +186,9 @@ def sample_scene(caption: Caption, rng: random.Random) -> Scene:
         for (shape, colour), (x, y), radius in zip(kinds, centres, radii, strict=True)
     )
     return Scene(objects, background)
+
+
+def sample_world(rng: random.Random, count: int, with_single_objects: bool = True) -> tuple[list[Caption], list[Scene]]:
+    """`count` training captions, each with a scene that satisfies it."""
+    captions = [sample_training_caption(rng, with_single_objects) for _ in range(count)]
+    return captions, [sample_scene(caption, rng) for caption in captions]

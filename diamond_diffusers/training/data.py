@@ -21,8 +21,7 @@ from ..files.foreign import read_text
 from ..files.foreign_images import UNDECODABLE, why_undecodable
 from ..files.foreign_tables import read_csv, read_json_lines
 from ..files.json_forms import fitted, shown
-from ..miniature.render import render
-from ..miniature.training import sample_world
+from ..miniature.render import render, sample_world
 from .arguments import MINIATURE
 from .errors import TrainingError
 

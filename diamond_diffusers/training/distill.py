@@ -139,7 +139,7 @@ class Distillation:
         if given.gradient_checkpointing:
             family.network_module.enable_gradient_checkpointing()
         size = self.teacher.resolution
-        mean, _ = self.teacher.encode_images(torch.zeros(1, 3, size, size))
+        mean, _ = family.encode_images(torch.zeros(1, 3, size, size))
         self.latents_shape = tuple(mean.shape[1:])
 
     def _build_optimizer(self) -> None:

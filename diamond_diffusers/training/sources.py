@@ -116,7 +116,7 @@ def image_source(batches: Iterator[list[tuple[Tensor, str]]], teacher: Teacher) 
         images, captions = zip(*batch, strict=True)
 
         def draw(images: Sequence[Tensor] = images, captions: Sequence[str] = captions) -> Any:
-            mean, deviation = teacher.encode_images(torch.stack(images))
+            mean, deviation = teacher.family.encode_images(torch.stack(images))
             return (mean + deviation * torch.randn_like(mean)).float(), teacher.features(captions)
 
         yield draw
@@ -194,7 +194,7 @@ def latent_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Encoder
 
     def encode(indices: Sequence[int]) -> dict[str, Tensor]:
         images, captions = zip(*[prepare(rows[i], random.Random(i)) for i in indices], strict=True)
-        mean, deviation = teacher.encode_images(torch.stack(images))
+        mean, deviation = teacher.family.encode_images(torch.stack(images))
         return {"latents.mean": mean.float(), "latents.deviation": deviation.float(), **teacher.features(captions)}
 
     return encode

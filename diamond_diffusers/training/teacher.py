@@ -123,24 +123,6 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and deviations `[N, ...]` of the latents of images `[N, 3, H, W]` in [-1, 1], in the family's form."""
-        vae = self.family.pipeline.vae
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
-        law = getattr(encoded, "latent_dist", None)
-        mean, deviation = (encoded.latent, torch.zeros_like(encoded.latent)) if law is None else (law.mean, law.std)
-        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
-        channel_mean, channel_std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-        if channel_mean is not None and channel_std is not None:
-            shift = mean.new_tensor(channel_mean).reshape(1, -1, 1, 1)
-            scale = scale / mean.new_tensor(channel_std).reshape(1, -1, 1, 1)
-        return self._pack((mean - shift) * scale), self._pack(deviation * scale)
-
-    def _pack(self, latents: Tensor) -> Tensor:
-        pack = getattr(self.family.pipeline, "_pack_latents", None)
-        return latents if pack is None else pack(latents, *latents.shape)
-
-    @torch.no_grad()
     def sample(self, captions: Sequence[str], num_inference_steps: int, generator: torch.Generator) -> Tensor:
         """Clean latents `[N, ...]` of captions, drawn by the stock pipeline with the teacher's guidance."""
         pipeline = self.family.pipeline

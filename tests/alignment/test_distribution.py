@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     SMC,
     AncestralTransition,
@@ -23,7 +24,6 @@ from diamond_diffusers import (
 )
 from diamond_diffusers.alignment.processes import ParticleShards
 from diamond_diffusers.core.model import Conditions
-from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, law_of, make_model

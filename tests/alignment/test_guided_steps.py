@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     DiamondMapPipeline,
     FlowMapPoint,
@@ -28,7 +29,6 @@ from ..conftest import redness
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_map_model, make_model
 from ..families.test_flux_flow_map import two_time_lora
-from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, falling_levels, run
 from .test_guidance import assert_has_the_tilted_law
 from .test_weighted_look_aheads import assert_same, run_images

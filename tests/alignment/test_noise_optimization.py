@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     AncestralTransition,
     DiamondMapPipeline,
@@ -21,7 +22,6 @@ from diamond_diffusers.alignment.noise_ascent import NoiseSampler, log_norm_dens
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.rewards import CallableReward
-from tests.families.tiny_flux import build_tiny_flux
 
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, MixtureModel, QuadraticReward, law_of, make_map_model, make_model

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     SMC,
     AncestralTransition,
@@ -47,7 +48,6 @@ from ..core.mixture_model import (
     unconditional,
 )
 from ..core.test_diamond import DiamondMixture
-from ..families.tiny_flux import build_tiny_flux
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)

@@ -19,8 +19,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from benchmarks.counting import GraphMemory, counted
 from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, Guide, NoAlignment
-from diamond_diffusers.evaluation.counting import GraphMemory, counted
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.modules import is_offloaded
 

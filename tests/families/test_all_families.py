@@ -42,6 +42,23 @@ def test_every_supported_pipeline_is_tested(pipes: dict[str, DiamondMapPipeline]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_encoded_images_are_decoded_as_the_autoencoder_does(pipes: dict[str, DiamondMapPipeline], name: str) -> None:
+    pipe, call = pipes[name].family, family_of(name).call
+    vae, size = pipe.pipeline.vae, (call["height"], call["width"])
+    given = torch.rand(2, 3, *size, generator=generators(1)[0]) * 2 - 1
+    mean, deviation = pipe.encode_images(given)
+    assert mean.shape == deviation.shape == (2, *family_of(name).latents_shape)
+    assert (deviation >= 0).all()
+    encoded = vae.encode(given.unsqueeze(2) if name == "qwen_image" else given)
+    plain = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
+    expected = (vae.decode(plain, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+    expected = expected.squeeze(2) if name == "qwen_image" else expected
+    conditions = pipe.encode(resolve_arguments(pipe, {**call, "prompt": list(PROMPTS)}, {}))
+    torch.testing.assert_close(pipe.decode(mean, conditions), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_few_step_lora_makes_the_map_and_the_base_is_the_denoiser(
     pipes: dict[str, DiamondMapPipeline], name: str
 ) -> None:

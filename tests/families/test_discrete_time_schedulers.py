@@ -31,13 +31,13 @@ from diffusers import (
 )
 from torch import Tensor
 
+from benchmarks.zoo.stable_diffusion import LATENTS_SHAPE, SCHEDULE, build_tiny_stable_diffusion
 from diamond_diffusers import SMC, AncestralTransition, DiamondMapPipeline, ODETransition
 from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.families.schedules import stock_transition
 
 from .family import PROMPTS, brightness, generators
-from .tiny_stable_diffusion import LATENTS_SHAPE, SCHEDULE, build_tiny_stable_diffusion
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 2.0}
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1}

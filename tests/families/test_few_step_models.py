@@ -22,13 +22,13 @@ from diffusers.schedulers import scheduling_flow_match_lcm
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import AncestralTransition, DiamondMapPipeline, RenoiseTransition, Transition
 from diamond_diffusers.families.schedules import is_flow, samples_few_steps, stock_transition
 from diamond_diffusers.transitions.stock import StockTransition
 
 from .all_families import FAMILIES, family_of
 from .family import PROMPTS, generators
-from .tiny_flux import build_tiny_flux
 
 SCHNELL = {"use_dynamic_shifting": False, "shift": 1.0}
 CONFIGURATIONS = [

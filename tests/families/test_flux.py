@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
 from .stock import StockTests
-from .tiny_flux import build_tiny_flux
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12}
 

@@ -13,11 +13,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import SMC, DiamondMapPipeline, FlowMapTransition, NoAlignment
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.families.two_time import TwoTimeEmbedder
 from diamond_diffusers.pipelines.arguments import resolve_arguments
-from tests.families.tiny_flux import build_tiny_flux
 from tests.rounding import assert_same_from_a_copy
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.zoo.stable_diffusion import (
+    IMAGE_EMBED_SIZE,
+    add_ip_adapter,
+    build_tiny_sdxl,
+    build_tiny_stable_diffusion,
+)
 from diamond_diffusers import DiamondMapPipeline
 
 from .all_families import family_of
 from .family import PROMPTS, generators
 from .test_stable_diffusion_3 import build_with_image_prompts
-from .tiny_stable_diffusion import IMAGE_EMBED_SIZE, add_ip_adapter, build_tiny_sdxl, build_tiny_stable_diffusion
 
 SHAPES = {
     "stable_diffusion": (1, IMAGE_EMBED_SIZE),

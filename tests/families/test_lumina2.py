@@ -10,15 +10,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from benchmarks.counting import counted
+from benchmarks.zoo.lumina2 import build_tiny_lumina2
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
 from diamond_diffusers.core.levels import RectifiedFlowPath
 from diamond_diffusers.core.model import Conditions
-from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
-from .tiny_lumina2 import build_tiny_lumina2
 
 # The system prompt has 24 words, and the text follows it.
 CALL = {"height": 32, "width": 32, "num_inference_steps": 3, "max_sequence_length": 36, "guidance_scale": 1.0}

@@ -16,12 +16,12 @@ from diffusers import (
 )
 from peft import LoraConfig, inject_adapter_in_model
 
+from benchmarks.zoo.pixart_sigma import BETAS, LATENTS_SHAPE, build_tiny_pixart_sigma
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators
-from .tiny_pixart_sigma import BETAS, LATENTS_SHAPE, build_tiny_pixart_sigma
 
 CALL = {
     "height": 16,

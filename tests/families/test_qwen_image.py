@@ -9,6 +9,7 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
+from benchmarks.zoo.qwen_image import build_tiny_qwen_image
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.core.levels import RectifiedFlowPath
 from diamond_diffusers.core.model import Conditions
@@ -16,7 +17,6 @@ from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators
-from .tiny_qwen_image import build_tiny_qwen_image
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 32}
 NEGATIVE = ["a ring", "a small red cross"]

@@ -9,14 +9,14 @@ import torch
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma
 from diffusers.pipelines.sana import pipeline_sana, pipeline_sana_sprint
 
+from benchmarks.zoo.pixart_sigma import build_tiny_pixart_sigma
+from benchmarks.zoo.sana import build_tiny_sana, build_tiny_sana_sprint
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.families.pixart_sigma import PixArtSigmaFamily
 from diamond_diffusers.families.sana import SanaFamily
 from diamond_diffusers.families.sana_sprint import SanaSprintFamily
 
 from .family import PROMPTS, generators
-from .tiny_pixart_sigma import build_tiny_pixart_sigma
-from .tiny_sana import build_tiny_sana, build_tiny_sana_sprint
 
 SMALL_BINS = {"0.5": [32.0, 64.0], "1.0": [32.0, 32.0]}
 FAMILIES = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SanaPipeline
 
+from benchmarks.zoo.sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.core.levels import Level
 from diamond_diffusers.families.sana import SanaFamily
@@ -16,7 +17,6 @@ from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators
-from .tiny_sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 
 INSTRUCTION = ["a blue square for a red ring", "prompt "]
 CALL = {

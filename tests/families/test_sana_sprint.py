@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintPipeline
 
+from benchmarks.counting import counted
+from benchmarks.zoo.sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 from diamond_diffusers import (
     SMC,
     DiamondMapPipeline,
@@ -20,12 +22,10 @@ from diamond_diffusers import (
     NoAlignment,
     WeightedPosterior,
 )
-from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, brightness, generators
-from .tiny_sana import LATENTS_SHAPE, build_tiny_sana, build_tiny_sana_sprint
 
 CALL = {"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 8}
 INSTRUCTION = ["a blue square for a red ring", "prompt "]

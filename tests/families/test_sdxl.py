@@ -10,12 +10,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
-from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
-
-from .common import FamilyTests
-from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
-from .stock import StockTests
-from .tiny_stable_diffusion import (
+from benchmarks.zoo.stable_diffusion import (
     IMAGE_EMBED_SIZE,
     LATENTS_SHAPE,
     SCHEDULE,
@@ -24,6 +19,11 @@ from .tiny_stable_diffusion import (
     kohya_lora,
     lora,
 )
+from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
+
+from .common import FamilyTests
+from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
+from .stock import StockTests
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 1.0}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": ["a ring", "a red ring"]}

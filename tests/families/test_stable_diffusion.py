@@ -13,23 +13,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, StableDiffusionPipeline, TCDScheduler
 from torch import Tensor
 
-from diamond_diffusers import (
-    SMC,
-    AncestralTransition,
-    DiamondMapPipeline,
-    GlassPosterior,
-    GlassTransition,
-    Guidance,
-    NoAlignment,
-    RenoiseTransition,
-)
-from diamond_diffusers.core.model import Conditions
-from diamond_diffusers.evaluation.counting import counted
-
-from .common import FamilyTests
-from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
-from .stock import StockTests
-from .tiny_stable_diffusion import (
+from benchmarks.counting import counted
+from benchmarks.zoo.stable_diffusion import (
     IMAGE_EMBED_SIZE,
     LATENTS_SHAPE,
     SCHEDULE,
@@ -41,6 +26,21 @@ from .tiny_stable_diffusion import (
     lora,
     zero_terminal_snr,
 )
+from diamond_diffusers import (
+    SMC,
+    AncestralTransition,
+    DiamondMapPipeline,
+    GlassPosterior,
+    GlassTransition,
+    Guidance,
+    NoAlignment,
+    RenoiseTransition,
+)
+from diamond_diffusers.core.model import Conditions
+
+from .common import FamilyTests
+from .family import PROMPTS, TinyFamily, brightness, generators, tiny_preview_vae
+from .stock import StockTests
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 1.0}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": ["a ring", "a red ring"]}

@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
+from benchmarks.zoo.stable_diffusion_3 import add_tiny_ip_adapter, build_tiny_stable_diffusion_3
 from diamond_diffusers import DiamondMapPipeline, GlassTransition, NoAlignment
 from diamond_diffusers.core.levels import RectifiedFlowPath
 from diamond_diffusers.core.model import Conditions
@@ -20,7 +21,6 @@ from diamond_diffusers.pipelines.arguments import resolve_arguments
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
 from .stock import StockTests
-from .tiny_stable_diffusion_3 import add_tiny_ip_adapter, build_tiny_stable_diffusion_3
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "guidance_scale": 1.0}
 GUIDED = {"guidance_scale": 4.0, "negative_prompt": ["a ring", "a cross"]}

@@ -9,15 +9,15 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
 
+from benchmarks.counting import counted
+from benchmarks.zoo.z_image import build_tiny_z_image
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.core.levels import RectifiedFlowPath
 from diamond_diffusers.core.model import Conditions
-from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 
 from .common import FamilyTests
 from .family import PROMPTS, TinyFamily, generators, tiny_preview_vae
-from .tiny_z_image import build_tiny_z_image
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 48, "guidance_scale": 0.0}
 # Longer than what the network pads prompts to, so that they are padded to each other.

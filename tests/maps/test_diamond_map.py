@@ -10,12 +10,13 @@ import torch
 from accelerate import cpu_offload
 from peft import LoraConfig
 
+from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers.core.glass import query
 from diamond_diffusers.families.two_time import TwoTimeEmbedder
 from diamond_diffusers.maps.diamond_map import ADAPTER, DiamondMap, block_linear_layers
 
 from ..rounding import assert_same_from_a_copy
-from .tiny_maps import TINY_MODELS, Inputs, draw_inputs, perturb, tiny_family
+from .tiny_maps import Inputs, draw_inputs, perturb, tiny_family
 
 UNHEARD = {"stable_diffusion_3": {"transformer_blocks.2.attn.add_q_proj"}}
 """SD3's last block drops what its text tokens attend to."""

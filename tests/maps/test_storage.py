@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers.maps import map_config
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import CONFIG_NAME, MAP_FILES, load_diamond_map, read_map_config, save_diamond_map
 
 from ..rounding import assert_same_from_a_copy
-from .tiny_maps import TINY_MODELS, draw_inputs, perturb, tiny_family
+from .tiny_maps import draw_inputs, perturb, tiny_family
 
 
 @pytest.fixture(scope="module", params=product(TINY_MODELS, (False, True)), ids=str)

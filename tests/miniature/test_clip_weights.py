@@ -8,11 +8,11 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
+from benchmarks.miniature.hard_negatives import KINDS
+from benchmarks.miniature.train_clip import embed_images, embed_texts, hard_negative_accuracy
 from diamond_diffusers.miniature.grammar import held_out_captions
-from diamond_diffusers.miniature.hard_negatives import KINDS
 from diamond_diffusers.miniature.render import render, sample_scene
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer
-from diamond_diffusers.miniature.train_clip import embed_images, embed_texts, hard_negative_accuracy
 
 FOLDER = resources.files("diamond_diffusers.miniature") / "weights" / "clip"
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
+from benchmarks.miniature.hard_negatives import KINDS, hard_negatives, true_captions
 from diamond_diffusers.miniature.grammar import CATEGORIES, SHAPES, all_captions, parse_caption
-from diamond_diffusers.miniature.hard_negatives import KINDS, hard_negatives, true_captions
 from diamond_diffusers.miniature.judge import MIN_SEPARATION, UNKNOWN, detect_objects, judge, objects_satisfy
-from diamond_diffusers.miniature.render import PALETTE, Scene, SceneObject, render, sample_scene
-from diamond_diffusers.miniature.training import sample_world
+from diamond_diffusers.miniature.render import PALETTE, Scene, SceneObject, render, sample_scene, sample_world
 
 BACKGROUND = (0.95, 0.93, 0.97)
 NUM_SCENES = 600

@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
+from benchmarks.posteriors.comparison import Settings, compare_posteriors
+from benchmarks.posteriors.observations import rendered_latents, tilted_model
 from diamond_diffusers import DenoiserPoint, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
 from diamond_diffusers.core.flow_map import integrate_ode
 from diamond_diffusers.core.levels import add_noise
-from diamond_diffusers.evaluation.observations import rendered_latents, tilted_model
-from diamond_diffusers.evaluation.posterior_benchmark import Settings, benchmark_posteriors
 from diamond_diffusers.miniature.grammar import held_out_captions
 
 
@@ -28,7 +28,7 @@ def test_one_evaluation_has_the_law_of_many(pipe: DiamondMapPipeline, steps: int
     captions = random.Random(0).sample(held_out_captions(), 6)
     samplers = {"map": DiamondPosterior(8), "point": DenoiserPoint()}
     with tilted_model(pipe, [caption.text for caption in captions], particle_batch_size=64) as model:
-        result = benchmark_posteriors(
+        result = compare_posteriors(
             model, rendered_latents(pipe, captions), Settings(num_samples=8, reference_steps=steps), samplers
         )
     found = {(one.sampler, one.level): one for one in result.distances}

@@ -11,11 +11,10 @@ import torch
 from diffusers import FluxPipeline
 
 import diamond_diffusers.miniature as miniature
-from diamond_diffusers.miniature.flow_model import FlowModel, pack, tokenize
+from benchmarks.miniature.flow_model import FlowModel, pack, tokenize
 from diamond_diffusers.miniature.grammar import held_out_captions, vocabulary
 from diamond_diffusers.miniature.judge import judge
-from diamond_diffusers.miniature.render import render
-from diamond_diffusers.miniature.training import sample_world
+from diamond_diffusers.miniature.render import render, sample_world
 
 FOLDER = Path(miniature.__file__).parent / "weights" / "pipeline"
 DEFAULTS = json.loads((FOLDER / "diamond_map" / "diamond_map_config.json").read_text())["defaults"]

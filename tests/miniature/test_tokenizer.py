@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextModel
 
+from benchmarks.miniature.train_clip import build_clip
 from diamond_diffusers.miniature.grammar import CATEGORIES, all_captions, vocabulary
 from diamond_diffusers.miniature.tokenizer import MAX_LENGTH, clip_tokenizer, t5_tokenizer
-from diamond_diffusers.miniature.train_clip import build_clip
 
 TEXTS = ["three red circles", "a purple star left of a blue cross", "a zebra"]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.backends import cuda
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import DiamondMapPipeline, GlassPosterior, Guidance, Guide, NoiseOptimization
 from diamond_diffusers.rewards import CallableReward
 from tests.attention_kernels import watched
 from tests.families.family import brightness, generators
-from tests.families.tiny_flux import build_tiny_flux
 
 pytestmark = pytest.mark.usefixtures("cudnn_attention")
 

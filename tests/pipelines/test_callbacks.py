@@ -18,17 +18,17 @@ from diffusers.callbacks import (
 )
 from torch import Tensor
 
-from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, Guidance, ODETransition, RandomSearch
-from tests.families.family import brightness
-from tests.families.tiny_flux import build_tiny_flux
-from tests.families.tiny_sana import build_tiny_sana
-from tests.families.tiny_stable_diffusion import (
+from benchmarks.zoo.flux import build_tiny_flux
+from benchmarks.zoo.sana import build_tiny_sana
+from benchmarks.zoo.stable_diffusion import (
     IMAGE_EMBED_SIZE,
     add_ip_adapter,
     build_tiny_sdxl,
     build_tiny_stable_diffusion,
 )
-from tests.families.tiny_stable_diffusion_3 import build_tiny_stable_diffusion_3
+from benchmarks.zoo.stable_diffusion_3 import build_tiny_stable_diffusion_3
+from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, Guidance, ODETransition, RandomSearch
+from tests.families.family import brightness
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}
 # Its images show what guidance does; a random model of the noise has latents of size 16, which hide it.

@@ -14,10 +14,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from torch.utils import _pytree
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, DiamondMapPipelineOutput, Guidance, Guide
 from diamond_diffusers.rewards import CallableReward, Reward
 from tests.families.family import PROMPTS, brightness, generators, tiny_preview_vae
-from tests.families.tiny_flux import build_tiny_flux
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 2, "max_sequence_length": 12, "output_type": "pt"}
 

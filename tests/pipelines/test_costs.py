@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from benchmarks.counting import counted
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, Guidance, Guide, ODETransition
-from diamond_diffusers.evaluation.counting import counted
 from diamond_diffusers.rewards import MiniatureReward
-from tests.families.tiny_flux import build_tiny_flux
 
 PROMPTS = ["a red circle", "two blue stars"]
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}

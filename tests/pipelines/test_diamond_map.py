@@ -14,15 +14,16 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
+from benchmarks.zoo.flux import build_tiny_flux
+from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
 from diamond_diffusers.maps import map_config
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines.loading import read_base_defaults, read_defaults
 from tests.families.family import brightness
-from tests.families.tiny_flux import build_tiny_flux
 from tests.maps.test_diamond_map import add_style
-from tests.maps.tiny_maps import TINY_MODELS, perturb
+from tests.maps.tiny_maps import perturb
 from tests.rounding import assert_same_from_a_copy
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}

@@ -11,9 +11,9 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, ZImagePipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.zoo.flux import build_tiny_flux
+from benchmarks.zoo.z_image import build_tiny_z_image
 from diamond_diffusers import DiamondMapPipeline
-from tests.families.tiny_flux import build_tiny_flux
-from tests.families.tiny_z_image import build_tiny_z_image
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
 

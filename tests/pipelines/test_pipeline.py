@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FluxPipeline, UNet2DModel
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import SMC, BestOfN, DiamondMapPipeline, GlassPosterior, Guidance, Guide, ODETransition
-from tests.families.tiny_flux import build_tiny_flux
 
 PROMPTS = ["a red circle", "two blue stars"]
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12}

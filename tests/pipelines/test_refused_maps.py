@@ -15,12 +15,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.maps import diamond_map as diamond_maps
 from diamond_diffusers.maps import map_config
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, save_diamond_map
-from tests.families.tiny_flux import build_tiny_flux
 from tests.maps.test_diamond_map import add_style
 from tests.maps.tiny_maps import perturb
 from tests.pipelines.test_diamond_map import DEFAULTS, draw

@@ -11,12 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import SMC, DiamondMapPipeline
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import MAP_FILES, save_diamond_map
 from diamond_diffusers.pipelines import saving
 from diamond_diffusers.pipelines.saving import write_defaults
-from tests.families.tiny_flux import build_tiny_flux
 from tests.hub import Hub, files_in
 from tests.maps.tiny_maps import perturb
 

@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import DiamondMapPipeline, DiamondMapScheduler, DiamondTransition, NoAlignment
 from diamond_diffusers.core.glass import toward
 from diamond_diffusers.core.interval import Interval
@@ -23,7 +24,6 @@ from diamond_diffusers.maps.diamond_map import DiamondMap
 
 from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
 from ..core.test_diamond import DiamondMixture
-from ..families.tiny_flux import build_tiny_flux
 from ..maps.tiny_maps import perturb
 
 PROMPTS = ["a red circle", "two blue stars"]

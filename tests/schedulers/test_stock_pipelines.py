@@ -23,6 +23,11 @@ from diffusers import (
 )
 from torch import Tensor
 
+from benchmarks.zoo.flux import build_tiny_flux
+from benchmarks.zoo.pixart_sigma import build_tiny_pixart_sigma
+from benchmarks.zoo.sana import build_tiny_sana
+from benchmarks.zoo.stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion, zero_terminal_snr
+from benchmarks.zoo.stable_diffusion_3 import build_tiny_stable_diffusion_3
 from diamond_diffusers import (
     DiamondMapPipeline,
     GlassDDPMScheduler,
@@ -32,12 +37,6 @@ from diamond_diffusers import (
 )
 from diamond_diffusers.families.schedules import stock_levels, stock_transition
 from diamond_diffusers.schedulers.base import GlassSchedulerMixin
-
-from ..families.tiny_flux import build_tiny_flux
-from ..families.tiny_pixart_sigma import build_tiny_pixart_sigma
-from ..families.tiny_sana import build_tiny_sana
-from ..families.tiny_stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion, zero_terminal_snr
-from ..families.tiny_stable_diffusion_3 import build_tiny_stable_diffusion_3
 
 PROMPTS = ["a red circle", "two blue stars"]
 STEPS, INNER = 3, 3

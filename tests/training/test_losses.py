@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.core.glass import inner_angle, inner_time
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.training import losses, module
 from diamond_diffusers.training.data import MiniatureWorld, Preparation
-from diamond_diffusers.training.loss_costs import measure
 from diamond_diffusers.training.losses import (
     LOSSES,
     Batch,
@@ -29,7 +29,7 @@ from diamond_diffusers.training.losses import (
 from diamond_diffusers.training.module import DistillationLoss, draw_levels
 from diamond_diffusers.training.teacher import Teacher
 
-from ..maps.tiny_maps import TINY_MODELS, encode, perturb, tiny_family
+from ..maps.tiny_maps import encode, perturb, tiny_family
 
 
 def tiny_map(family: str) -> DiamondMap:
@@ -79,7 +79,8 @@ def test_differences_are_true_in_half_precision(monkeypatch):
         pipe = DiamondMapPipeline.from_pretrained(dtype=dtype)
         teacher = Teacher(pipe.family, pipe.defaults)
         scenes = [MiniatureWorld()[index] for index in range(16)]
-        mean, _ = teacher.encode_images(torch.stack([Preparation(64)(scene, random.Random(0))[0] for scene in scenes]))
+        images = torch.stack([Preparation(64)(scene, random.Random(0))[0] for scene in scenes])
+        mean, _ = pipe.family.encode_images(images)
         torch.manual_seed(0)
         levels = draw_levels(len(scenes))
         s, r = draw_inner_times(levels)
@@ -186,9 +187,3 @@ def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
     value, _ = loss(diamond_map, z, encode(diamond_map.family), 0)
     torch.testing.assert_close(value, torch.tensor(0.99 / 2))
     torch.testing.assert_close(torch.autograd.grad(value, rows)[0], torch.tensor([50.0, 2.5]))
-
-
-def test_the_costs_are_counted():
-    """Evaluations of a row; the teacher's, under guidance, count two."""
-    counted = {name: rows for name, rows, _, _ in measure(batch_size=2, num_steps=1)}
-    assert counted == {"lagrangian": 3, "central_difference": 4, "progressive": 3, "eulerian": 6, "trajectories": 1}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.zoo.flux import build_tiny_flux
+from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers.core.glass import sample_posterior
 from diamond_diffusers.training.batches import Order
 from diamond_diffusers.training.data import MiniatureWorld, Preparation
@@ -24,8 +26,7 @@ from diamond_diffusers.training.sources import (
 from diamond_diffusers.training.teacher import Teacher
 from diamond_diffusers.training.trajectories import INNER_STEPS
 
-from ..families.tiny_flux import build_tiny_flux
-from ..maps.tiny_maps import TINY_MODELS, tiny_family
+from ..maps.tiny_maps import tiny_family
 
 PROMPTS = ["a red circle", "two blue stars"]
 
@@ -67,7 +68,7 @@ def test_latents_of_an_image_decode_to_what_the_autoencoder_makes_of_it(teacher)
     vae = family.pipeline.vae
     size = teacher.resolution
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    mean, deviation = teacher.encode_images(images)
+    mean, deviation = family.encode_images(images)
     assert mean.shape == deviation.shape == (2, *TINY_MODELS[family.name].shape)
     encoded = vae.encode(images)
     plain = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
@@ -147,7 +148,7 @@ def test_cached_latents_are_the_same_as_fresh_ones(options, flux_teacher, monkey
         torch.testing.assert_close(z, expected)
         torch.testing.assert_close(features, same)
     # Kept for the next run, and told apart from other settings.
-    monkeypatch.setattr(flux_teacher, "encode_images", lambda images: pytest.fail("encoded again"))
+    monkeypatch.setattr(flux_teacher.family, "encode_images", lambda images: pytest.fail("encoded again"))
     drawn(opened(given, flux_teacher, order, 4))
     monkeypatch.undo()
     folder = given.output_dir / "cache"

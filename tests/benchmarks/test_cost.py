@@ -9,12 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diamond_diffusers.cli import cost as cli_cost
-from diamond_diffusers.cli.main import app
+from benchmarks.cost import Workload, app, measure, print_table
+from benchmarks.counting import GraphMemory
+from benchmarks.zoo.published import PUBLISHED_MODELS
 from diamond_diffusers.evaluation import memory
-from diamond_diffusers.evaluation.cost_benchmark import Workload, measure
-from diamond_diffusers.evaluation.counting import GraphMemory
-from diamond_diffusers.evaluation.random_models import RANDOM_MODELS
 
 # Of the network and of the autoencoder, from the published weights.
 PUBLISHED_PARAMETERS = {
@@ -30,17 +28,17 @@ CLASSIFIER_FREE = ("stable_diffusion_3", "sdxl", "stable_diffusion")
 """Those whose stock call evaluates the network for the negative prompt too."""
 
 
-@pytest.mark.parametrize("family", RANDOM_MODELS)
+@pytest.mark.parametrize("family", PUBLISHED_MODELS)
 def test_full_models_have_the_published_sizes(family: str) -> None:
-    pipeline = RANDOM_MODELS[family].build("full", "meta", torch.bfloat16)
-    components = [pipeline.components[name] for name in RANDOM_MODELS[family].modules]
+    pipeline = PUBLISHED_MODELS[family].build("full", "meta", torch.bfloat16)
+    components = [pipeline.components[name] for name in PUBLISHED_MODELS[family].modules]
     sizes = tuple(sum(weight.numel() for weight in component.parameters()) for component in components)
     assert sizes == PUBLISHED_PARAMETERS[family]
     assert {weight.dtype for component in components for weight in component.parameters()} == {torch.bfloat16}
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("family", RANDOM_MODELS)
+@pytest.mark.parametrize("family", PUBLISHED_MODELS)
 def test_a_particle_costs_one_of_each(family: str) -> None:
     workload = Workload(family, pixels=32, particle_batch_size=1)
     one, two = measure(workload, [2, 1])
@@ -77,7 +75,7 @@ def test_graph_memory_counts_each_storage_once() -> None:
 
 
 def test_the_command_prints_a_table_and_json() -> None:
-    call = ["benchmark-cost", "--family", "flux", "--pixels", "32", "--particles", "1", "--device", "cpu"]
+    call = ["--family", "flux", "--pixels", "32", "--particles", "1", "--device", "cpu"]
     table = CliRunner().invoke(app, call)
     assert table.exit_code == 0, table.output
     for header in ("particles", "forwards", "backwards", "decodes", "seconds"):
@@ -92,7 +90,7 @@ def test_memory_is_left_out_where_the_system_does_not_tell(monkeypatch, tmp_path
     monkeypatch.setattr(memory, "_FORGET", tmp_path / "missing" / "clear_refs")
     (cost,) = measure(Workload("flux", pixels=32), [1])
     assert cost.peak_bytes is None
-    cli_cost._print_table([cost], on_gpu=False)
+    print_table([cost], on_gpu=False)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +106,6 @@ def test_memory_is_left_out_where_the_system_does_not_tell(monkeypatch, tmp_path
     ],
 )
 def test_bad_options_are_one_sentence(options: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["benchmark-cost", "--device", "cpu", *options])
+    result = CliRunner().invoke(app, ["--device", "cpu", *options])
     assert result.exit_code == 2
     assert message in result.output

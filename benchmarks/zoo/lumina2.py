@@ -8,7 +8,7 @@ from transformers import Gemma2Config, Gemma2Model
 
 from diamond_diffusers.miniature.tokenizer import t5_tokenizer
 
-from .tiny_vae import build_tiny_vae
+from .autoencoder import build_tiny_vae
 
 
 def build_tiny_lumina2() -> Lumina2Pipeline:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from ..files.staging import staged
+from diamond_diffusers.files.staging import staged
+from diamond_diffusers.miniature.grammar import Caption, held_out_captions
+from diamond_diffusers.miniature.judge import objects_satisfy
+from diamond_diffusers.miniature.render import IMAGE_SIZE, Scene, render, sample_scene, sample_world
+from diamond_diffusers.miniature.tokenizer import MAX_LENGTH, clip_tokenizer
+
 from .clip_heads import SceneHeads
 from .degradation import degrade
-from .grammar import Caption, held_out_captions
 from .hard_negatives import KINDS, hard_negatives, true_captions
-from .judge import objects_satisfy
 from .muon import BatchedMuon
-from .render import IMAGE_SIZE, Scene, render, sample_scene
-from .tokenizer import MAX_LENGTH, clip_tokenizer
-from .training import TrainingLoop, sample_world
+from .training_loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ A tiny `CLIPModel` ({parameters:.2f} million parameters, 64x64 images, word-leve
 image of coloured shapes shows its caption. It is trained from scratch on rendered scenes, against hard negatives for
 every word, with auxiliary heads for shapes, colours and places that are thrown away afterwards, by
 
-    python -m diamond_diffusers.miniature.train clip
+    python -m benchmarks.miniature.train clip
 
 The 300 held-out captions of the benchmark are no part of its training. Share of pairs in which the true caption of a
 fresh scene, one for each held-out caption, scores above a hard negative, on clean renders and on damaged ones (blur,

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from ..families.flux import FluxFamily
-from ..files.staging import staged
-from ..pipelines.saving import write_defaults
+from diamond_diffusers.families.flux import FluxFamily
+from diamond_diffusers.files.staging import staged
+from diamond_diffusers.miniature.render import IMAGE_SIZE
+from diamond_diffusers.pipelines.saving import write_defaults
+
 from .flow_model import MAX_SEQUENCE_LENGTH, FlowModel, build_pipeline
-from .render import IMAGE_SIZE
 from .train_flow import FlowTrainer
 
 DEFAULTS = {
@@ -59,7 +60,7 @@ image = pipeline(
 
 ## Data
 
-Synthetic: captions and scenes drawn by `diamond_diffusers.miniature.training.sample_world` and rendered by
+Synthetic: captions and scenes drawn by `diamond_diffusers.miniature.render.sample_world` and rendered by
 `diamond_diffusers.miniature.render`. The 300 captions of `held_out_captions()` are left out, but for the eight of
 `single_object`, which are that whole category.
 
@@ -68,8 +69,8 @@ Synthetic: captions and scenes drawn by `diamond_diffusers.miniature.training.sa
 On two CPU cores, the matrices' products in bfloat16, the weights in float32 and averaged exponentially:
 
 ```
-python -m diamond_diffusers.miniature.train autoencoder
-python -m diamond_diffusers.miniature.train flow
+python -m benchmarks.miniature.train autoencoder
+python -m benchmarks.miniature.train flow
 ```
 {facts}
 ## Licence

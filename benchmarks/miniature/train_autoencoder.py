@@ -10,8 +10,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .render import IMAGE_SIZE, render
-from .training import TrainingLoop, sample_world
+from diamond_diffusers.miniature.render import IMAGE_SIZE, render, sample_world
+
+from .training_loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
 

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..alignment.budget import EmptyModel
-from ..alignment.execution import Execution
-from ..alignment.law import Law, LawAtRows, ScoreModel
-from ..alignment.random_source import RandomSource
-from ..core.levels import RectifiedFlowPath, add_noise
-from ..miniature.grammar import Caption, held_out_captions
-from ..miniature.render import IMAGE_SIZE, render, sample_scene
-from ..pipelines.pipeline import DiamondMapPipeline
-from ..posteriors.base import PosteriorSampler, PosteriorSamples
-from ..rewards import Reward
-from ..training.teacher import Teacher
+from diamond_diffusers.alignment.budget import EmptyModel
+from diamond_diffusers.alignment.execution import Execution
+from diamond_diffusers.alignment.law import Law, LawAtRows, ScoreModel
+from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.core.levels import RectifiedFlowPath, add_noise
+from diamond_diffusers.miniature.grammar import Caption, held_out_captions
+from diamond_diffusers.miniature.render import IMAGE_SIZE, render, sample_scene
+from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
+from diamond_diffusers.posteriors.base import PosteriorSampler, PosteriorSamples
+from diamond_diffusers.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def rendered_latents(pipe: DiamondMapPipeline, captions: Sequence[Caption], seed
             f"pixels high; this model draws {size or 'its own number'}: name prompts, whose samples are observed then"
         )
     scenes = [sample_scene(caption, random.Random(f"{seed} {index}")) for index, caption in enumerate(captions)]
-    mean, deviation = Teacher(pipe.family, pipe.defaults).encode_images(2 * render(scenes) - 1)
+    mean, deviation = pipe.family.encode_images(2 * render(scenes) - 1)
     return (mean + deviation * keyed_noise(f"{seed} latents", mean, 1)).float()
 
 

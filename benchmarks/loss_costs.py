@@ -1,4 +1,4 @@
-"""What a step of each loss costs: `python -m diamond_diffusers.training.loss_costs`."""
+"""What a step of each loss costs: `python -m benchmarks.loss_costs --help`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 
-from ..maps.diamond_map import DiamondMap
-from ..pipelines.pipeline import DiamondMapPipeline
-from .arguments import TRAJECTORIES
-from .data import MiniatureWorld
-from .losses import LOSSES
-from .module import DistillationLoss
-from .teacher import Teacher
-from .trajectories import PAIR, Trajectories, TrajectoryLoss
+from diamond_diffusers.maps.diamond_map import DiamondMap
+from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
+from diamond_diffusers.training.arguments import TRAJECTORIES
+from diamond_diffusers.training.data import MiniatureWorld
+from diamond_diffusers.training.losses import LOSSES
+from diamond_diffusers.training.module import DistillationLoss
+from diamond_diffusers.training.teacher import Teacher
+from diamond_diffusers.training.trajectories import PAIR, Trajectories, TrajectoryLoss
+
+from .command_line import command
 
 
 @contextmanager
@@ -72,16 +73,17 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     return [(name, rows, seconds, seconds / unit) for name, (rows, seconds) in figures.items()]
 
 
-def main(
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
-    num_steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 5,
+def benchmark_losses(
+    batch_size: Annotated[int, typer.Option(min=2, help="Rows of a step.")] = 32,
+    num_steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 5,
 ) -> None:
     """Prints the cost of a step of each loss as a table."""
-    lines = ["| loss | evaluations a row | seconds a step | relative |", "|---|---:|---:|---:|"]
+    typer.echo("| loss | evaluations a row | seconds a step | relative |\n|---|---:|---:|---:|")
     for name, rows, seconds, relative in measure(batch_size, num_steps):
-        lines.append(f"| {name} | {rows:.0f} | {seconds:.2f} | {relative:.2f} |")
-    Console().print("\n".join(lines), highlight=False)
+        typer.echo(f"| {name} | {rows:.0f} | {seconds:.2f} | {relative:.2f} |")
 
+
+app = command(benchmark_losses)
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

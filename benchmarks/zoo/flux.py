@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
 
-from .tiny_vae import build_tiny_vae
+from .autoencoder import build_tiny_vae
 
 
 def build_tiny_flux(guidance_embeds: bool = False) -> FluxPipeline:

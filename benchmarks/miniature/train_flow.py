@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from diamond_diffusers.miniature.grammar import COLOURS, SHAPES
+
 from .flow_data import FlowDataset
 from .flow_model import FlowModel, pack, tokenize
-from .grammar import COLOURS, SHAPES
 from .muon import BatchedMuon, product_dtype
-from .training import TrainingLoop
+from .training_loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.csv_tables import csv_table
-from .files import write_bytes, write_json
-from .posterior_benchmark import REFERENCE, LawDistance, PosteriorBenchmark, Settings, ValueAccuracy
-from .tables import TextTable, markdown
+from diamond_diffusers.evaluation.files import write_bytes, write_json
+from diamond_diffusers.evaluation.tables import TextTable, markdown
+from diamond_diffusers.files.csv_tables import csv_table
+
+from .comparison import REFERENCE, LawDistance, PosteriorBenchmark, Settings, ValueAccuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

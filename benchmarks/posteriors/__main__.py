@@ -1,4 +1,4 @@
-"""The command `diamond-diffusers benchmark-posteriors`."""
+"""The command `python -m benchmarks.posteriors`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,23 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .loading import DType, ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
-from .options import MAX_COUNT, MAX_SEED, Device, checked_texts, positive_numbers
+from diamond_diffusers.cli.loading import (
+    DType,
+    ModelName,
+    RewardExpression,
+    RewardScale,
+    load_model,
+    model_defaults,
+    named_reward,
+)
+from diamond_diffusers.cli.options import MAX_COUNT, MAX_SEED, Device, checked_texts, positive_numbers
+from diamond_diffusers.evaluation.records import fingerprint, modules_of
+from diamond_diffusers.evaluation.tables import rich_table
+
+from ..command_line import command
+from .comparison import Settings, compare_posteriors
+from .observations import rendered_latents, sampled_latents, shuffled_captions, tilted_law
+from .report import text_tables, write_report
 
 Levels = Annotated[
     str, typer.Option(help="Noise levels as times of rectified flow, above 0 and up to 1, separated by commas.")
@@ -46,13 +61,6 @@ def benchmark_posteriors(
     output: Results = Path("out/posteriors"),
 ) -> None:
     """Compares posterior samplers with a fine GLASS posterior: their laws, and the values that they give."""
-    from ..evaluation.observations import rendered_latents, sampled_latents, shuffled_captions, tilted_law
-    from ..evaluation.posterior_benchmark import Settings
-    from ..evaluation.posterior_benchmark import benchmark_posteriors as compare
-    from ..evaluation.posterior_report import text_tables, write_report
-    from ..evaluation.records import fingerprint, modules_of
-    from ..evaluation.tables import rich_table
-
     settings = Settings(positive_numbers("--levels", levels, float, "0.3,0.5,0.9"), num_samples, seed=seed)
     captions = [] if prompt else shuffled_captions(num_observations, seed)
     texts = [prompt[i % len(prompt)] for i in range(num_observations)] if prompt else [c.text for c in captions]
@@ -72,7 +80,7 @@ def benchmark_posteriors(
         Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
     ):
         bar = progress.add_task("levels", total=len(settings.levels))
-        result = compare(tilted, clean, settings, on_level=lambda done: progress.update(bar, completed=done))
+        result = compare_posteriors(tilted, clean, settings, on_level=lambda done: progress.update(bar, completed=done))
     facts = {
         "model": model or "embedded",
         "model_weights": fingerprint(modules_of({**pipe.components, "diamond_map": pipe.family.posterior_map})),
@@ -93,3 +101,9 @@ def benchmark_posteriors(
     if scored_by is None:
         console.print("Values are not compared: the model has no reward of its own; name one with --reward.")
     console.print(f"Tables, plot and results are in {output}", soft_wrap=True, highlight=False)
+
+
+app = command(benchmark_posteriors)
+
+if __name__ == "__main__":
+    app()

@@ -1,4 +1,4 @@
-"""Models with random weights in the published sizes, and shrunken: enough to measure what a step costs.
+"""The published architectures with random weights, in full size and shrunken: enough to measure what a step costs.
 
 Text encoders are left out; prompt features are random tensors of the right shapes.
 """
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class RandomModel:
+class PublishedModel:
     """A model to measure.
 
     Attributes:
@@ -120,8 +120,8 @@ _LATENT_DIFFUSION_SCHEDULE = {
     "steps_offset": 1,
 }
 
-RANDOM_MODELS = {
-    "sana_sprint": RandomModel(
+PUBLISHED_MODELS = {
+    "sana_sprint": PublishedModel(
         checkpoint="Sana_Sprint_0.6B_1024px",
         pipeline="SanaSprintPipeline",
         modules={
@@ -180,7 +180,7 @@ RANDOM_MODELS = {
         # The stock intermediate time is for two steps.
         call={"use_resolution_binning": False, "intermediate_timesteps": None},
     ),
-    "flux": RandomModel(
+    "flux": PublishedModel(
         checkpoint="FLUX.1-dev",
         pipeline="FluxPipeline",
         modules={
@@ -207,7 +207,7 @@ RANDOM_MODELS = {
         tokens=512,
         pixels=1024,
     ),
-    "stable_diffusion_3": RandomModel(
+    "stable_diffusion_3": PublishedModel(
         checkpoint="stable-diffusion-3-medium",
         pipeline="StableDiffusion3Pipeline",
         modules={
@@ -238,7 +238,7 @@ RANDOM_MODELS = {
         tokens=333,
         pixels=1024,
     ),
-    "sdxl": RandomModel(
+    "sdxl": PublishedModel(
         checkpoint="stable-diffusion-xl-base-1.0",
         pipeline="StableDiffusionXLPipeline",
         modules={
@@ -277,7 +277,7 @@ RANDOM_MODELS = {
         pixels=1024,
         options={"add_watermarker": False},
     ),
-    "stable_diffusion": RandomModel(
+    "stable_diffusion": PublishedModel(
         checkpoint="stable-diffusion-v1-5",
         pipeline="StableDiffusionPipeline",
         modules={

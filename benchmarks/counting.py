@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline import DiamondMapPipeline
+    from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
 
 
 @dataclass

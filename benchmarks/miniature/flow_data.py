@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..files.output import whole_file
+from diamond_diffusers.files.output import whole_file
+from diamond_diffusers.miniature.grammar import COLOURS, SHAPES
+from diamond_diffusers.miniature.render import IMAGE_SIZE, Scene, render, sample_world
+
 from .flow_model import tokenize
-from .grammar import COLOURS, SHAPES
-from .render import IMAGE_SIZE, Scene, render
-from .training import sample_world
 
 GRID = 4
 

@@ -13,26 +13,26 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from typer.testing import CliRunner
 
-from diamond_diffusers import DiamondMapPipeline, DiamondPosterior, GlassPosterior
-from diamond_diffusers.alignment.law import Law
-from diamond_diffusers.cli.main import app
-from diamond_diffusers.core.glass import INNER_SOLVERS
-from diamond_diffusers.evaluation.observations import (
+from benchmarks.posteriors.__main__ import app
+from benchmarks.posteriors.comparison import (
+    REFERENCE,
+    PosteriorBenchmark,
+    Settings,
+    compare_posteriors,
+    grouped_values,
+    standard_samplers,
+)
+from benchmarks.posteriors.observations import (
     keyed_noise,
     rendered_latents,
     sampled_latents,
     shuffled_captions,
     tilted_law,
 )
-from diamond_diffusers.evaluation.posterior_benchmark import (
-    REFERENCE,
-    PosteriorBenchmark,
-    Settings,
-    benchmark_posteriors,
-    grouped_values,
-    standard_samplers,
-)
-from diamond_diffusers.evaluation.sample_statistics import energy_distance, rank_correlation, total_deviation
+from benchmarks.posteriors.sample_statistics import energy_distance, rank_correlation, total_deviation
+from diamond_diffusers import DiamondMapPipeline, DiamondPosterior, GlassPosterior
+from diamond_diffusers.alignment.law import Law
+from diamond_diffusers.core.glass import INNER_SOLVERS
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import save_diamond_map
 from diamond_diffusers.miniature.judge import judge
@@ -123,7 +123,7 @@ def mixture_model(kind: type[MixtureModel] = DiamondMixture, num_images: int = N
 @pytest.fixture(scope="module")
 def result() -> PosteriorBenchmark:
     """Of all samplers on the mixture with its exact map."""
-    return benchmark_posteriors(mixture_model(), clean_latents(), Settings(LEVELS, NUM_SAMPLES, seed=1))
+    return compare_posteriors(mixture_model(), clean_latents(), Settings(LEVELS, NUM_SAMPLES, seed=1))
 
 
 def test_laws_are_told_apart(result: PosteriorBenchmark) -> None:
@@ -152,7 +152,7 @@ def test_laws_are_told_apart(result: PosteriorBenchmark) -> None:
 def test_of_all_solvers_that_of_the_reference_comes_closest_to_many_more_steps() -> None:
     samplers = {solver: GlassPosterior(64, 8, solver) for solver in INNER_SOLVERS}
     settings = Settings((0.3, 0.9), 8, reference_steps=256)
-    result = benchmark_posteriors(mixture_model(num_images=2), clean_latents(2), settings, samplers)
+    result = compare_posteriors(mixture_model(num_images=2), clean_latents(2), settings, samplers)
     for level in settings.levels:
         distances = {one.sampler: one.energy_distance for one in result.distances if one.level == level}
         assert min(samplers, key=lambda solver: distances[solver]) == Settings().reference.solver
@@ -162,7 +162,7 @@ def test_a_map_of_the_wrong_width_is_seen() -> None:
     samplers = {"map": DiamondPosterior(NUM_SAMPLES)}
     settings = Settings((0.6,), NUM_SAMPLES)
     exact, halved = (
-        benchmark_posteriors(mixture_model(kind), clean_latents(), settings, samplers).distances[1]
+        compare_posteriors(mixture_model(kind), clean_latents(), settings, samplers).distances[1]
         for kind in (DiamondMixture, HalvedMixture)
     )
     assert halved.deviation_ratio == pytest.approx(exact.deviation_ratio / 2, rel=1e-4)
@@ -219,7 +219,7 @@ def test_costs_are_those_of_a_run(result: PosteriorBenchmark) -> None:
 
 def test_a_model_without_a_map_has_no_samplers_of_one_step() -> None:
     model = mixture_model(MixtureModel, 2)
-    result = benchmark_posteriors(model, clean_latents(2), Settings((0.6,), 4, reference_steps=4))
+    result = compare_posteriors(model, clean_latents(2), Settings((0.6,), 4, reference_steps=4))
     assert list(result.left_out) == [
         "flow-map point, 1 step", "Diamond, 1 step", "Diamond, 2 steps", "Weighted, 1 step"
     ]  # fmt: skip
@@ -237,7 +237,7 @@ def test_guidance_costs_twice_but_is_baked_into_a_map() -> None:
     samplers = {"glass": GlassPosterior(4, 2), "map": DiamondPosterior(2)}
     seen: list[int] = []
     settings = Settings((0.5, 0.9), 4, reference_steps=3)
-    result = benchmark_posteriors(model, clean_latents(2), settings, samplers, seen.append)
+    result = compare_posteriors(model, clean_latents(2), settings, samplers, seen.append)
     costs = {(one.sampler, one.num_look_aheads): one.network_evaluations for one in result.values if one.level is None}
     assert costs == {(REFERENCE, 4): 18, ("glass", 1): 8, ("glass", 2): 14, ("map", 1): 1, ("map", 2): 2}
     assert seen == [1, 2]
@@ -247,7 +247,7 @@ def test_guidance_costs_twice_but_is_baked_into_a_map() -> None:
 
 def test_a_few_step_model_has_weighted_look_aheads_and_no_map() -> None:
     samplers = {name: sampler for name, sampler in standard_samplers(4).items() if "4 steps" not in name}
-    result = benchmark_posteriors(
+    result = compare_posteriors(
         make_map_model(MIXTURE, LINEAR, 2, num_steps=4), clean_latents(2), Settings((0.5,), 4), samplers
     )
     assert sorted(result.left_out) == ["Diamond, 1 step", "Diamond, 2 steps"]
@@ -260,7 +260,7 @@ def test_draws_at_a_level_do_not_depend_on_other_levels_or_observations() -> Non
     samplers = {"glass": GlassPosterior(2, 4), "map": DiamondPosterior(4)}
     options = {"num_samples": 4, "reference_steps": 4}
     both, alone = (
-        benchmark_posteriors(mixture_model(num_images=3), clean_latents(3), Settings(levels, **options), samplers)
+        compare_posteriors(mixture_model(num_images=3), clean_latents(3), Settings(levels, **options), samplers)
         for levels in ((0.3, 0.8), (0.8,))
     )
     assert [one for one in both.distances if one.level == 0.8] == alone.distances
@@ -272,7 +272,7 @@ def test_draws_at_a_level_do_not_depend_on_other_levels_or_observations() -> Non
 
 def test_without_a_reward_only_laws_are_compared() -> None:
     model = law_of(DiamondMixture(MIXTURE), unconditional(2), [""] * 2)
-    result = benchmark_posteriors(model, clean_latents(2), Settings((0.5,), 4, reference_steps=2))
+    result = compare_posteriors(model, clean_latents(2), Settings((0.5,), 4, reference_steps=2))
     assert result.values == []
     assert len(result.distances) == 9
 
@@ -285,14 +285,14 @@ def test_bad_settings_are_one_sentence() -> None:
         with pytest.raises(ValueError, match=f"num_samples is {count}; give an even number of at least 4"):
             Settings(num_samples=count)
     with pytest.raises(ValueError, match="clean holds 1 latents for 1 images"):
-        benchmark_posteriors(mixture_model(num_images=1), clean_latents(1))
+        compare_posteriors(mixture_model(num_images=1), clean_latents(1))
     with pytest.raises(ValueError, match="'map' with num_samples=5, but the reference draws 4"):
-        benchmark_posteriors(
+        compare_posteriors(
             mixture_model(num_images=2), clean_latents(2), Settings(num_samples=4), {"map": DiamondPosterior(5)}
         )
     few_step = law_of(MixtureMapFamily(MIXTURE), unconditional(2), [""] * 2)
     with pytest.raises(ValueError, match="GlassPosterior needs the posterior mean"):
-        benchmark_posteriors(few_step, clean_latents(2))
+        compare_posteriors(few_step, clean_latents(2))
     with pytest.raises(ValueError, match="num_observations is 301; give at most 300"):
         shuffled_captions(301)
 
@@ -337,7 +337,7 @@ def save_map(pipe: DiamondMapPipeline, folder: Path) -> Path:
 
 
 def run(*arguments: object) -> str:
-    call = ["benchmark-posteriors", *(str(argument) for argument in arguments), "--device", "cpu"]
+    call = [*(str(argument) for argument in arguments), "--device", "cpu"]
     result = CliRunner().invoke(app, call, env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0, result.output + repr(result.exception)
     return result.output
@@ -393,6 +393,6 @@ def test_the_command_on_another_model(tiny_folder: Path, redness_reward: str, tm
     ],
 )
 def test_bad_options_are_one_sentence(options: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["benchmark-posteriors", "--output", str(tmp_path), *options])
+    result = CliRunner().invoke(app, ["--output", str(tmp_path), *options])
     assert result.exit_code == 2
     assert message in result.output

@@ -7,11 +7,11 @@ import torch
 from diffusers import AutoencoderKL
 
 import diamond_diffusers.miniature as miniature
-from diamond_diffusers.miniature.flow_data import FlowDataset, cell_contents
+from benchmarks.miniature.flow_data import FlowDataset, cell_contents
+from benchmarks.miniature.muon import BatchedMuon, orthogonalised
+from benchmarks.miniature.train_flow import FlowTrainer, build_optimizers, train_flow
 from diamond_diffusers.miniature.grammar import COLOURS, SHAPES
-from diamond_diffusers.miniature.muon import BatchedMuon, orthogonalised
 from diamond_diffusers.miniature.render import Scene, SceneObject
-from diamond_diffusers.miniature.train_flow import FlowTrainer, build_optimizers, train_flow
 
 VAE = Path(miniature.__file__).parent / "weights" / "pipeline" / "vae"
 

@@ -1,23 +1,38 @@
-"""What one step of reward guidance costs, measured on models with random weights."""
+"""What one step of reward guidance costs, on models with random weights: `python -m benchmarks.cost --help`."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from rich.console import Console
 from torch import Tensor
 
-from ..alignment.guide import Guide
-from ..alignment.methods.guidance import Guidance
-from ..pipelines.pipeline import DiamondMapPipeline
+from diamond_diffusers.alignment.guide import Guide
+from diamond_diffusers.alignment.methods.guidance import Guidance
+from diamond_diffusers.cli.options import (
+    MAX_PIXELS,
+    Device,
+    ParticleBatchSize,
+    named_dtype,
+    positive_numbers,
+    text_table,
+    usable_device,
+)
+from diamond_diffusers.evaluation.memory import peak_memory
+from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
+
+from .command_line import command
 from .counting import GraphMemory, counted
-from .memory import peak_memory
-from .random_models import RANDOM_MODELS, SIZES
+from .zoo.published import PUBLISHED_MODELS, SIZES
 
 NUM_STEPS = 4
 """Of a measured run, whose first is not timed."""
@@ -28,7 +43,7 @@ class Workload:
     """What is measured.
 
     Attributes:
-        family: a name in `RANDOM_MODELS`.
+        family: a name in `PUBLISHED_MODELS`.
         size: `tiny` or `full`.
         gradient: of the guidance, as of `Guidance`.
         particle_batch_size: the most particles of one chunk; None for all.
@@ -51,8 +66,8 @@ class Workload:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if self.family not in RANDOM_MODELS:
-            raise ValueError(f"family is {self.family!r}; choose one of {', '.join(RANDOM_MODELS)}")
+        if self.family not in PUBLISHED_MODELS:
+            raise ValueError(f"family is {self.family!r}; choose one of {', '.join(PUBLISHED_MODELS)}")
         if self.size not in SIZES:
             raise ValueError(f"size is {self.size!r}; choose one of {', '.join(SIZES)}")
 
@@ -82,11 +97,11 @@ class StepCost:
 
 def measure(workload: Workload, particles: Sequence[int]) -> Iterator[StepCost]:
     """Builds the model and measures a guided step for each number of particles, in rising order."""
-    random_model = RANDOM_MODELS[workload.family]
-    pipe = DiamondMapPipeline.from_pipe(random_model.build(workload.size, workload.device, workload.dtype))
+    published = PUBLISHED_MODELS[workload.family]
+    pipe = DiamondMapPipeline.from_pipe(published.build(workload.size, workload.device, workload.dtype))
     pipe.set_progress_bar_config(disable=True)
     arguments = {
-        **random_model.arguments(pipe.pipeline, workload.size, workload.pixels),
+        **published.arguments(pipe.pipeline, workload.size, workload.pixels),
         "reward": brightness,
         "reward_prompt": "any",
         "num_inference_steps": NUM_STEPS,
@@ -136,3 +151,70 @@ def _measure(pipe: DiamondMapPipeline, arguments: dict[str, Any], num_particles:
 def _run(pipe: DiamondMapPipeline, arguments: dict[str, Any], on_step: Any) -> None:
     """Draws one image."""
     pipe(generator=torch.Generator().manual_seed(0), callback_on_step_end=on_step, **arguments)
+
+
+FamilyName = Annotated[str, typer.Option(help=f"One of {', '.join(PUBLISHED_MODELS)}.")]
+Size = Annotated[str, typer.Option(help="'full', as published, or 'tiny'.")]
+Particles = Annotated[str, typer.Option(help="Particles of an image; numbers, separated by commas.")]
+Gradient = Annotated[str, typer.Option(help="'pathwise' differentiates the network too, 'isotropic' does not.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Compute activations again on the backward pass.")
+]
+Pixels = Annotated[
+    int | None, typer.Option(min=1, max=MAX_PIXELS, help="Height and width; by default the published model's.")
+]
+DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; 'auto' is bfloat16 on a GPU, else float32.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
+
+
+def benchmark_cost(
+    family: FamilyName,
+    size: Size = "tiny",
+    particles: Particles = "1,4,16",
+    gradient: Gradient = "pathwise",
+    particle_batch_size: ParticleBatchSize = None,
+    gradient_checkpointing: GradientCheckpointing = False,
+    pixels: Pixels = None,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measures what a step of reward guidance costs, on a model of random weights."""
+    counts = positive_numbers("--particles", particles, int, "1,4,16")
+    device = usable_device(device)
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    weights_dtype = named_dtype(dtype)
+    workload = Workload(
+        family, size, gradient, particle_batch_size, gradient_checkpointing, pixels, device, weights_dtype
+    )
+    costs = list(measure(workload, counts))
+    if as_json:
+        settings = {**dataclasses.asdict(workload), "dtype": dtype}
+        typer.echo(json.dumps({**settings, "steps": [dataclasses.asdict(cost) for cost in costs]}, indent=2))
+        return
+    print_table(costs, on_gpu=device.startswith("cuda"))
+
+
+def print_table(costs: list[StepCost], on_gpu: bool) -> None:
+    memory = "peak memory, MiB" if on_gpu else "process, MiB"
+    table = text_table("particles", "forwards", "backwards", "decodes", "seconds", "graphs, MiB", memory)
+    for column in table.columns:
+        column.justify = "right"
+    for cost in costs:
+        table.add_row(
+            str(cost.num_particles),
+            str(cost.forwards),
+            str(cost.backwards),
+            str(cost.decodes),
+            f"{cost.seconds:.3f}",
+            f"{cost.graph_bytes / 2**20:.1f}",
+            "–" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}",
+        )
+    Console().print(table)
+
+
+app = command(benchmark_cost)
+
+if __name__ == "__main__":
+    app()

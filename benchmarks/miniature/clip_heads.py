@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .grammar import COLOURS, RELATIONS, SHAPES
-from .judge import relation_holds
-from .render import IMAGE_SIZE, Scene
+from diamond_diffusers.miniature.grammar import COLOURS, RELATIONS, SHAPES
+from diamond_diffusers.miniature.judge import relation_holds
+from diamond_diffusers.miniature.render import IMAGE_SIZE, Scene
 
 MAX_COUNT = 4
 # Nearly all of the 64 counts of a scene are zero.

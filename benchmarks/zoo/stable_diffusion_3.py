@@ -20,7 +20,7 @@ from transformers import (
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
 
-from .tiny_vae import build_tiny_vae
+from .autoencoder import build_tiny_vae
 
 
 def build_tiny_stable_diffusion_3(version: str = "3.5", dynamic_shifting: bool = False) -> StableDiffusion3Pipeline:

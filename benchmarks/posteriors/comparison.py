@@ -13,15 +13,16 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..alignment.law import Law, LawAtRows
-from ..core.model import Model
-from ..core.values import value
-from ..posteriors.base import PosteriorSampler, PosteriorSamples
-from ..posteriors.denoiser import DenoiserPoint
-from ..posteriors.diamond import DiamondPosterior
-from ..posteriors.flow_map import FlowMapPoint
-from ..posteriors.glass import GlassPosterior
-from ..posteriors.weighted import WeightedPosterior
+from diamond_diffusers.alignment.law import Law, LawAtRows
+from diamond_diffusers.core.model import Model
+from diamond_diffusers.core.values import value
+from diamond_diffusers.posteriors.base import PosteriorSampler, PosteriorSamples
+from diamond_diffusers.posteriors.denoiser import DenoiserPoint
+from diamond_diffusers.posteriors.diamond import DiamondPosterior
+from diamond_diffusers.posteriors.flow_map import FlowMapPoint
+from diamond_diffusers.posteriors.glass import GlassPosterior
+from diamond_diffusers.posteriors.weighted import WeightedPosterior
+
 from .observations import Observations
 from .sample_statistics import energy_distance, rank_correlation, total_deviation
 
@@ -155,7 +156,7 @@ def usable_samplers(
 
 
 @torch.no_grad()
-def benchmark_posteriors(
+def compare_posteriors(
     law: Law,
     clean: Tensor,
     settings: Settings | None = None,

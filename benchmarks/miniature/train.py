@@ -1,4 +1,4 @@
-"""Trains the embedded models: `python -m diamond_diffusers.miniature.train --help`."""
+"""Trains the embedded models: `python -m benchmarks.miniature.train --help`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 from diffusers import AutoencoderKL
 
-from ..files.staging import staged
+from diamond_diffusers.files.staging import staged
+from diamond_diffusers.pipelines.loading import embedded_model
+
 from .build import save_pipeline
 from .train_autoencoder import train_autoencoder
 from .train_clip import save_clip, train_clip
@@ -17,7 +19,8 @@ from .train_flow import train_flow
 
 app = typer.Typer(help="Trains the models of the miniature world; a killed run resumes from its folder.")
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = embedded_model().parent
+"""Of the package in this repository, which ships them."""
 
 Folder = Annotated[Path, typer.Option(help="Where checkpoints are kept.")]
 NumSteps = Annotated[int, typer.Option(help="Length of the whole run in optimisation steps.")]

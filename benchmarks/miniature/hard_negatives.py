@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from .grammar import COLOURS, NUMBERS, RELATIONS, SHAPES, Caption, ObjectGroup, parse_caption
-from .judge import PlacedObject, objects_satisfy
+from diamond_diffusers.miniature.grammar import COLOURS, NUMBERS, RELATIONS, SHAPES, Caption, ObjectGroup, parse_caption
+from diamond_diffusers.miniature.judge import PlacedObject, objects_satisfy
 
 KINDS = (
     "colour",

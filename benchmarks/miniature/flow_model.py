@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from .tokenizer import clip_tokenizer, t5_tokenizer
+from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
 
 LATENT_CHANNELS = 8
 LATENT_SIZE = 8

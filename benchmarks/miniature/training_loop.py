@@ -1,4 +1,4 @@
-"""What the miniature's three training runs share: batches of the world, and a resumable loop with an averaged model."""
+"""What the miniature's three training runs share: a resumable loop with an averaged model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files.output import whole_file
-from .grammar import Caption, sample_training_caption
-from .render import Scene, sample_scene
+from diamond_diffusers.files.output import whole_file
 
 logger = logging.getLogger(__name__)
-
-
-def sample_world(rng: random.Random, count: int, with_single_objects: bool = True) -> tuple[list[Caption], list[Scene]]:
-    """`count` training captions, each with a scene that satisfies it."""
-    captions = [sample_training_caption(rng, with_single_objects) for _ in range(count)]
-    return captions, [sample_scene(caption, rng) for caption in captions]
 
 
 class TrainingLoop:

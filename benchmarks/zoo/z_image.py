@@ -8,7 +8,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from diamond_diffusers.miniature.tokenizer import t5_tokenizer
 
-from .tiny_vae import build_tiny_vae
+from .autoencoder import build_tiny_vae
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"

@@ -1,0 +1,1 @@
+"""The training of the embedded models: `python -m benchmarks.miniature.train --help`."""

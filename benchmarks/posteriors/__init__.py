@@ -1,0 +1,1 @@
+"""How well posterior samplers draw look-aheads: `python -m benchmarks.posteriors --help`."""
