@@ -12,6 +12,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 
+REGISTRIES: list[Registry[Any]] = []
+"""All of them whose modules are imported."""
+
 
 class Registry(Generic[T]):
     """The entries of one kind, such as all transitions, by name.
@@ -27,6 +30,8 @@ class Registry(Generic[T]):
         plural: of it, for the group of entry points: "transitions".
         folder: package whose files are called as their entries; None where entries are registered by one module.
         helpers: files of that folder which are no entries.
+        base: "module:class" of which entries are subclasses, so that the registry of a part is found by its class;
+            None where entries are no classes.
 
     Example:
         >>> SHAPES: Registry[type] = Registry("shape", "shapes")
@@ -36,9 +41,17 @@ class Registry(Generic[T]):
         (True, ['circle'], 'circle')
     """
 
-    def __init__(self, kind: str, plural: str, folder: str | None = None, helpers: Sequence[str] = ("base",)) -> None:
-        self.kind, self.plural, self.folder, self.helpers = kind, plural, folder, tuple(helpers)
+    def __init__(
+        self,
+        kind: str,
+        plural: str,
+        folder: str | None = None,
+        helpers: Sequence[str] = ("base",),
+        base: str | None = None,
+    ) -> None:
+        self.kind, self.plural, self.folder, self.helpers, self.base = kind, plural, folder, tuple(helpers), base
         self._entries: dict[str, T] = {}
+        REGISTRIES.append(self)
 
     @property
     def group(self) -> str:
@@ -100,8 +113,11 @@ class Registry(Generic[T]):
         return sorted({*self._entries, *self._own_names, *self._entry_points})
 
     def name_of(self, entry: Any) -> str | None:
-        """The name under which an object is registered; None where it is not."""
-        return next((name for name, known in self._entries.items() if known is entry), None)
+        """The name under which an object is registered, or offered by an entry point; None where it is neither."""
+        registered = (name for name, known in self._entries.items() if known is entry)
+        origin = f"{_module_of(entry)}:{getattr(entry, '__qualname__', None)}"
+        offered = (name for name, point in self._entry_points.items() if point.value == origin)
+        return next(registered, None) or next(offered, None)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()

@@ -9,4 +9,6 @@ from ..core.registry import Registry
 if TYPE_CHECKING:
     from .base import PosteriorSampler
 
-POSTERIORS: Registry[type[PosteriorSampler]] = Registry("posterior", "posteriors", __name__)
+POSTERIORS: Registry[type[PosteriorSampler]] = Registry(
+    "posterior", "posteriors", __name__, base="diamond_diffusers.posteriors.base:PosteriorSampler"
+)

@@ -9,4 +9,6 @@ from ...core.registry import Registry
 if TYPE_CHECKING:
     from ..base import Method
 
-METHODS: Registry[type[Method]] = Registry("alignment", "methods", __name__, helpers=())
+METHODS: Registry[type[Method]] = Registry(
+    "alignment", "methods", __name__, helpers=(), base="diamond_diffusers.alignment.base:Method"
+)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...core.registry import Registry
 from .resampling import effective_sample_size
 
 NUM_BISECTIONS = 50
@@ -41,6 +42,10 @@ class Tempering(ABC):
         return present
 
 
+TEMPERINGS: Registry[type[Tempering]] = Registry("tempering", "temperings", base=f"{__name__}:Tempering")
+
+
+@TEMPERINGS.register("adaptive")
 @dataclass(frozen=True)
 class AdaptiveTempering(Tempering):
     """Raises the inverse temperature as far as the effective sample size allows.
@@ -76,6 +81,7 @@ class AdaptiveTempering(Tempering):
         return torch.where(reached, 1.0, high)
 
 
+@TEMPERINGS.register("scheduled")
 @dataclass(frozen=True)
 class ScheduledTempering(Tempering):
     """`min(1, (1 + gamma)^k - 1)` after `k` moves, the schedule of DAS.
