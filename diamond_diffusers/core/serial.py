@@ -107,7 +107,25 @@ def with_options(part: Part, options: Mapping[str, Any]) -> Part:
         UnknownOptionError: there is no such option.
         ValueError: an option has another type, or the part refuses it.
     """
-    return _changed(part, _tree(options), "")
+    return _changed(part, nested(options), "")
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with dotted paths as nested ones; the name of a part that has options too becomes one of them.
+
+    Example:
+        >>> nested({"posterior": "glass", "posterior.num_samples": 4, "num_particles": 8})
+        {'posterior': {'name': 'glass', 'num_samples': 4}, 'num_particles': 8}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in options.items():
+        first, _, rest = str(path).partition(".")
+        if rest:
+            value = nested({rest: value})
+        elif isinstance(value, Mapping):
+            value = nested(value)
+        tree[first] = _merged(tree[first], value) if first in tree else value
+    return tree
 
 
 def registry_of(cls: type) -> Registry[Any] | None:
@@ -141,19 +159,6 @@ def _plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else str(float(value))
     # What has no plain form is shown, and refused when it is read back.
     return str(value)
-
-
-def _tree(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with dotted paths as nested ones; a name beside options of the part becomes one of them."""
-    tree: dict[str, Any] = {}
-    for path, value in options.items():
-        first, _, rest = str(path).partition(".")
-        if rest:
-            value = _tree({rest: value})
-        elif isinstance(value, Mapping):
-            value = _tree(value)
-        tree[first] = _merged(tree[first], value) if first in tree else value
-    return tree
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -7,22 +7,11 @@ from importlib import resources
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from diamond_diffusers.cli import benchmark as cli_benchmark
-from diamond_diffusers.cli.main import app
 from diamond_diffusers.evaluation.recipes import RECIPES
 
-
-def invoke(*arguments):
-    environment = {"COLUMNS": "200", "TERM": "dumb"}
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
+from .invoking import invoke, succeed
 
 
 @pytest.fixture
