@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 Budgets = Annotated[
     str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
 ]
-Methods = Annotated[str | None, typer.Option(help="Names, separated by commas; by default all.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Names, separated by commas: published methods, your own, the grid's; by default all."),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(
@@ -103,7 +106,7 @@ def benchmark(
     from ..evaluation.exports import export as export_images
     from ..evaluation.methods import check_request, plan_methods
     from ..evaluation.prompts import miniature_suite, read_prompts
-    from ..evaluation.recipes import RECIPES
+    from ..evaluation.recipes import all_recipes
     from ..evaluation.report import Comparison, write_report
     from ..evaluation.summary import summarise
     from ..evaluation.tables import rich_table
@@ -111,9 +114,10 @@ def benchmark(
 
     for name in export or ():
         check_export(name)
-    names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]
+    recipes = all_recipes()
+    names = list(recipes) if methods is None else [name.strip() for name in methods.split(",")]
     sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
-    check_request(names, sizes)
+    check_request(names, sizes, recipes)
     check_seed(seed)
     suite = miniature_suite() if prompts is None else read_prompts(prompts)
     chosen = suite.first(num_prompts)
@@ -151,7 +155,7 @@ def benchmark(
         particle_batch_size=particle_batch_size,
         arguments=given,
     )
-    plan = plan_methods(names, sizes, pipe, scored_by, given | steps)
+    plan = plan_methods(names, sizes, pipe, scored_by, given | steps, recipes)
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
     if not processes.is_main_process:

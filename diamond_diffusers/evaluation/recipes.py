@@ -1,6 +1,7 @@
 """The compared methods, and how each spends a budget.
 
-`RECIPES` is the table to edit: a method is a name, an alignment, a number of steps, and what grows with the budget.
+Registered methods and presets are compared under their own names. `RECIPES` is the table of what is compared with
+settings made for the comparison: a recipe is a method, a number of steps, and what grows with the budget.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..alignment.base import Method
+from ..alignment.methods import METHODS
 from ..alignment.methods.beam_search import BeamSearch
 from ..alignment.methods.best_of_n import BestOfN
 from ..alignment.methods.guidance import Guidance
@@ -35,7 +37,7 @@ from ..transitions.base import Transition
 from ..transitions.diamond import DiamondTransition
 from ..transitions.flow_map import FlowMapTransition
 
-PARTICLES, STEPS = "num_particles", "num_inference_steps"
+STEPS = "num_inference_steps"
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,24 @@ class Recipe:
         alignment: the method, or what makes it for a model; what grows is replaced.
         num_inference_steps: None for the model's own number.
         grows: what is raised to spend the budget, in this order: `num_inference_steps`, or any number that the
-            alignment has under that name. By default particles at the given number of steps, then steps with what is
-            left; if one particle at that number is too dear already, fewer steps are taken.
+            alignment has under that name. By default (None) what the method says of itself (`Method.grows`, such as
+            particles) at the given number of steps, then steps with what is left; if one particle at that number is
+            too dear already, fewer steps are taken. A method that does not grow is compared as it is.
     """
 
-    alignment: Method | Callable[[Model], Method]
+    alignment: Method | Callable[[Model | None], Method]
     num_inference_steps: int | None = None
-    grows: tuple[str, ...] = (PARTICLES, STEPS)
+    grows: tuple[str, ...] | None = None
 
-    def alignment_for(self, model: Model) -> Method:
+    def alignment_for(self, model: Model | None) -> Method:
         """The method on a model, on which its settings may depend."""
         return self.alignment if isinstance(self.alignment, Method) else self.alignment(model)
+
+    def growth_of(self, alignment: Method) -> tuple[str, ...]:
+        """What is raised of a method to spend the budget."""
+        if self.grows is not None:
+            return self.grows
+        return () if alignment.grows is None else (alignment.grows, STEPS)
 
 
 @dataclass(frozen=True)
@@ -119,15 +128,23 @@ GRID: dict[str, Recipe] = {
 NOISE_STEPS = 4
 
 RECIPES: dict[str, Recipe] = {
-    "plain": Recipe(NoAlignment(), grows=()),
+    "plain": Recipe(NoAlignment()),
     "best_of_n": Recipe(BestOfN()),
-    "random_search": Recipe(RandomSearch(), grows=("num_candidates", STEPS)),
-    "zero_order_search": Recipe(ZeroOrderSearch(), grows=("num_candidates", STEPS)),
+    "random_search": Recipe(RandomSearch()),
+    "zero_order_search": Recipe(ZeroOrderSearch()),
     "path_search": Recipe(PathSearch(1, branching=2, num_backward_steps=1)),
-    "noise_evolution": Recipe(NoiseEvolution(num_perturbations=1), NOISE_STEPS, ("num_iterations", STEPS)),
-    **{name: Recipe(PRESETS.get(name)) for name in PRESETS.names()},
-    "reno": Recipe(PRESETS.get("reno"), NOISE_STEPS, ("num_iterations", STEPS)),
+    "noise_evolution": Recipe(NoiseEvolution(num_perturbations=1), NOISE_STEPS),
+    "reno": Recipe(PRESETS.get("reno"), NOISE_STEPS),
     **GRID,
     "diamond_best_of_n": Recipe(BestOfN(transition=DiamondTransition())),
-    "diamond_reno": Recipe(NoiseOptimization(transition=FlowMapTransition()), NOISE_STEPS, ("num_iterations", STEPS)),
+    "diamond_reno": Recipe(NoiseOptimization(transition=FlowMapTransition()), NOISE_STEPS),
 }
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """`RECIPES`, every registered preset, and every registered method of which `RECIPES` holds no other settings."""
+    compared = {type(recipe.alignment_for(None)) for recipe in RECIPES.values()}
+    methods = {name: METHODS.get(name) for name in METHODS.names()}
+    registered = {name: Recipe(PRESETS.get(name)) for name in PRESETS.names()}
+    registered |= {name: Recipe(lambda model, cls=cls: cls()) for name, cls in methods.items() if cls not in compared}
+    return RECIPES | {name: recipe for name, recipe in registered.items() if name not in RECIPES}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ..alignment.methods import METHODS
 from ..core.serial import from_dict, to_dict
 from ..files.foreign import ForeignFileError
-from ..files.json_forms import fitted, shown
+from ..files.json_forms import fitted, shown, whole_numbers
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .compare import draw, machine_facts
@@ -120,7 +120,7 @@ def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
     """What of a record would not be drawn on any machine, as the beginning of a sentence."""
     drawn = {name: settings[name] for name in ("alignment", "arguments", "num_inference_steps")}
     batch, threads = record.batch, record.machine["num_threads"]
-    for place, number in _whole_numbers(drawn):
+    for place, number in whole_numbers(drawn):
         if number > MAX_COUNT:
             return f"{place} is above {MAX_COUNT}"
     sides = [settings["arguments"].get(name) or 1 for name in ("height", "width")]
@@ -138,18 +138,6 @@ def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
     if not 1 <= threads <= MAX_THREADS:
         return f"machine.num_threads is {shown(threads)}"
     return None
-
-
-def _whole_numbers(value: Any, place: str = "") -> Iterator[tuple[str, int]]:
-    """All of a value of JSON, with the keys that lead to them."""
-    if isinstance(value, int):
-        yield place.removeprefix("."), value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _whole_numbers(inner, f"{place}.{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _whole_numbers(inner, f"{place}[{index}]")
 
 
 def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redrawn:

@@ -10,19 +10,21 @@ from PIL import Image
 from diamond_diffusers import (
     SMC,
     BestOfN,
+    DiamondMapPipeline,
     DiamondPosterior,
     FlowMapPoint,
     Guidance,
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
+from diamond_diffusers.cli import generate as module
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
 from diamond_diffusers.rewards import as_reward, available_rewards, registry
 
 from ..conftest import redness, save_tiny_model
-from .invoking import invoke, succeed
+from .invoking import invoke, refusal, succeed
 
 
 @pytest.fixture
@@ -308,6 +310,46 @@ def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_pa
     succeed("generate", "a star", "--model", model, "--output", tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "record.json").read_text())["settings"]
     assert (settings["alignment"]["name"], settings["reward"]) == ("best_of_n", "redness")
+
+
+def test_a_model_may_have_a_method_with_options(redness_reward, tmp_path):
+    method = {"name": "fk_steering", "num_particles": 2}
+    with torch.random.fork_rng():
+        model = save_tiny_model(tmp_path / "model", alignment=method, reward=redness_reward)
+    succeed("generate", "a star", "--model", model, "--output", tmp_path / "out", "-o", "resampling=ssp")
+    ran = json.loads((tmp_path / "out" / "record.json").read_text())["settings"]["alignment"]
+    assert (ran["name"], ran["num_particles"], ran["resampling"]) == ("smc", 2, "ssp")
+    assert DiamondMapPipeline.from_pretrained(model).defaults["alignment"] == method
+
+
+def test_every_option_can_be_given(generate, tmp_path):
+    path = tmp_path / "method.yaml"
+    path.write_text("name: smc\nnum_particles: 2\nresampling: ssp\n")
+    _, record = generate("--alignment", path, "-o", "posterior=glass", "--option", "posterior.num_samples=3")
+    ran = record["settings"]["alignment"]
+    assert (ran["num_particles"], ran["resampling"]) == (2, "ssp")
+    assert (ran["posterior"]["name"], ran["posterior"]["num_samples"]) == ("glass", 3)
+    # What was recorded is a file of a method too.
+    path.write_text(json.dumps(ran))
+    assert generate("--alignment", path)[1]["settings"]["alignment"] == ran
+
+
+def test_a_budget_does_not_replace_an_option(tiny_folder, redness_reward, tmp_path):
+    command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
+    error = refusal(*command, "-o", "num_particles=4", "--max-network-evaluations", 9)
+    assert "-o num_particles is 4, which --max-network-evaluations 9 would replace; drop one of them" in error
+
+
+def test_options_are_checked_before_the_model_is_loaded(tiny_folder, redness_reward, tmp_path, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(module, "load_model", load)
+    command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
+    unknown = refusal(*command, "-o", "num_particle=4")
+    assert "no option 'num_particle', did you mean 'num_particles'; its options are num_particles, posterior" in unknown
+    wrong = refusal(*command, "-o", "posterior=glass", "-o", "posterior.num_samples=many")
+    assert "posterior.num_samples is 'many'; give a whole number" in wrong
 
 
 def test_the_embedded_model_draws_with_its_own_reward(tmp_path):

@@ -14,12 +14,13 @@ from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
 from diamond_diffusers.evaluation.compare import Setup, compare
 from diamond_diffusers.evaluation.methods import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.prompts import miniature_suite
-from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
+from diamond_diffusers.evaluation.recipes import Recipe, all_recipes
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.rewards import CallableReward
 
 from ..conftest import redness
 
+RECIPES = all_recipes()
 REWARD = CallableReward(redness, differentiable=True)
 
 
@@ -53,7 +54,7 @@ def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
     for entry in plan.entries:
         method = entry.method
         assert cost_of(method).equivalent_evaluations == method.evaluations <= entry.budget
-        grows = RECIPES[method.name].grows
+        grows = RECIPES[method.name].growth_of(method.alignment)
         if grows:
             more = method.resized(grows[-1], size_of(method, grows[-1]) + 1)
             assert cost_of(more).equivalent_evaluations > entry.budget
