@@ -46,12 +46,12 @@ def benchmark_posteriors(
     output: Results = Path("out/posteriors"),
 ) -> None:
     """Compares posterior samplers with a fine GLASS posterior: their laws, and the values that they give."""
+    from ..evaluation.benchmark.records import fingerprint, modules_of
+    from ..evaluation.benchmark.tables import rich_table
     from ..evaluation.observations import rendered_latents, sampled_latents, shuffled_captions, tilted_model
     from ..evaluation.posterior_benchmark import Settings
     from ..evaluation.posterior_benchmark import benchmark_posteriors as compare
     from ..evaluation.posterior_report import text_tables, write_report
-    from ..evaluation.records import fingerprint, modules_of
-    from ..evaluation.tables import rich_table
 
     settings = Settings(positive_numbers("--levels", levels, float, "0.3,0.5,0.9"), num_samples, seed=seed)
     captions = [] if prompt else shuffled_captions(num_observations, seed)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.csv_tables import csv_table
+from .benchmark.tables import TextTable, markdown
 from .files import write_bytes, write_json
 from .posterior_benchmark import REFERENCE, LawDistance, PosteriorBenchmark, Settings, ValueAccuracy
-from .tables import TextTable, markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diamond_diffusers.cli import benchmark as cli_benchmark
-from diamond_diffusers.evaluation.recipes import all_recipes
+from diamond_diffusers.evaluation.benchmark.recipes import all_recipes
 
 from .invoking import invoke, succeed
 

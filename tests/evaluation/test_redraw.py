@@ -20,12 +20,12 @@ from diamond_diffusers import (
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.core.serial import from_dict
-from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
+from diamond_diffusers.evaluation.benchmark.compare import Setup, compare, method_folder
+from diamond_diffusers.evaluation.benchmark.plan import SizedMethod
+from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
+from diamond_diffusers.evaluation.benchmark.records import RecordFolder, read_record
+from diamond_diffusers.evaluation.benchmark.redraw import read_recorded, redraw
 from diamond_diffusers.evaluation.files import plain
-from diamond_diffusers.evaluation.methods import SizedMethod
-from diamond_diffusers.evaluation.prompts import miniature_suite
-from diamond_diffusers.evaluation.records import RecordFolder, read_record
-from diamond_diffusers.evaluation.redraw import read_recorded, redraw
 from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.rewards import CallableReward
 

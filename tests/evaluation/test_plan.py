@@ -11,10 +11,10 @@ from diamond_diffusers import (
     WeightedPosterior,
 )
 from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
-from diamond_diffusers.evaluation.compare import Setup, compare
-from diamond_diffusers.evaluation.methods import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
-from diamond_diffusers.evaluation.prompts import miniature_suite
-from diamond_diffusers.evaluation.recipes import Recipe, all_recipes
+from diamond_diffusers.evaluation.benchmark.compare import Setup, compare
+from diamond_diffusers.evaluation.benchmark.plan import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
+from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
+from diamond_diffusers.evaluation.benchmark.recipes import Recipe, all_recipes
 from diamond_diffusers.pipelines.arguments import resolve_arguments
 from diamond_diffusers.rewards import CallableReward
 

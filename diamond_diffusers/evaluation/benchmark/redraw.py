@@ -13,15 +13,15 @@ import torch
 from PIL.Image import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..alignment.methods import METHODS
-from ..core.serial import from_dict, to_dict
-from ..files.foreign import ForeignFileError
-from ..files.json_forms import fitted, shown, whole_numbers
-from ..pipelines.pipeline import DiamondMapPipeline
-from ..rewards import Reward
+from ...alignment.methods import METHODS
+from ...core.serial import from_dict, to_dict
+from ...files.foreign import ForeignFileError
+from ...files.json_forms import fitted, shown, whole_numbers
+from ...pipelines.pipeline import DiamondMapPipeline
+from ...rewards import Reward
+from ..files import plain
 from .compare import draw, machine_facts
-from .files import plain
-from .methods import SizedMethod
+from .plan import SizedMethod
 from .records import IS_RECORD, Record, fingerprint, modules_of, pixel_hash, read_record
 
 MAX_COUNT = 10_000

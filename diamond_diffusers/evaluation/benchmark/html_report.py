@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..files.foreign_images import load_image
+from ...files.foreign_images import load_image
+from ..files import plain
 from .compare import method_folder
-from .files import plain
-from .methods import Plan, SizedMethod
+from .plan import Plan, SizedMethod
 from .plots import example_keys
 from .records import AGAIN, Record, image_path
 from .tables import TextTable

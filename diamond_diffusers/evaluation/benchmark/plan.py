@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from ..alignment.base import Method
-from ..alignment.budget import cost_of_image, largest_within
-from ..alignment.law import TiltedModel
-from ..core.cost import Cost
-from ..pipelines.arguments import check_baked_guidance, resolve_arguments
-from ..pipelines.pipeline import DiamondMapPipeline
-from ..rewards import Reward
+from ...alignment.base import Method
+from ...alignment.budget import cost_of_image, largest_within
+from ...alignment.law import TiltedModel
+from ...core.cost import Cost
+from ...pipelines.arguments import check_baked_guidance, resolve_arguments
+from ...pipelines.pipeline import DiamondMapPipeline
+from ...rewards import Reward
 from .recipes import STEPS, Recipe, all_recipes
 
 # Differences are reported to these.
