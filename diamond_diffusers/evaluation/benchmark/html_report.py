@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...files.foreign_images import load_image
 from ..files import plain
@@ -19,19 +21,33 @@ from .records import AGAIN, Record, image_path
 from .tables import TextTable
 
 THUMBNAIL_SIDE = 192
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-table { border-collapse: collapse; margin: 0 0 2rem; font-variant-numeric: tabular-nums; font-size: 13px; }
-caption { text-align: left; font-weight: 600; padding: 0.4rem 0; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: bottom; }
-th:first-child, td:first-child, td.text { text-align: left; }
-.wide { overflow-x: auto; }
-img.figure { max-width: 100%; }
-img.drawn { width: 96px; image-rendering: pixelated; border: 4px solid transparent; }
-img.right { border-color: #1e963c; }
-img.wrong { border-color: #c82828; }
-pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 12px; }
-"""
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """An image within the page.
+
+    Attributes:
+        verdict: "right" or "wrong" where a judge has decided, else empty.
+        what: it shows.
+        source: the image itself, as a data URL.
+        reward: as text.
+    """
+
+    verdict: str
+    what: str
+    source: str
+    reward: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The first prompts as drawn by every method of a budget: a column each."""
+
+    budget: int
+    names: list[str]
+    rows: list[tuple[str, list[ShownImage]]]
 
 
 def html_report(
@@ -51,72 +67,39 @@ def html_report(
         records: of each method of the plan.
         folder: of the images.
     """
+    loader = PackageLoader(__package__, "")
+    # Prompts and reasons are texts of others, whose signs must not become part of the page.
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     budgets = dict.fromkeys(entry.budget for entry in plan.entries)
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        *(_table(table) for table in tables),
-        "<h2>Figures</h2>",
-        *(_figure(what, png) for what, png in figures.items()),
-        "<h2>Images</h2>",
-        *(part for budget in budgets for part in _examples(budget, plan.at(budget), records, folder)),
-        "<h2>Settings</h2>",
-        f"<pre>{escape(json.dumps(plain(settings), indent=1))}</pre>",
-        "<h2>Methods</h2>",
-        f"<pre>{escape(json.dumps(plain(plan.entries), indent=1))}</pre>",
-    ]
-    body = "\n".join(parts)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    return environment.get_template(TEMPLATE).render(
+        title=title,
+        tables=tables,
+        figures={what: _inline(png, "png") for what, png in figures.items()},
+        grids=[_grid(budget, plan.at(budget), records, folder) for budget in budgets],
+        settings=json.dumps(plain(settings), indent=1),
+        methods=json.dumps(plain(plan.entries), indent=1),
     )
 
 
-def _table(table: TextTable) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    rows = "\n".join(
-        "<tr>" + "".join(_cell(name, cell) for name, cell in zip(table.header, row, strict=True)) + "</tr>"
-        for row in table.rows
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(table.title)}</caption>\n'
-        f"<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-
-
-def _figure(what: str, png: bytes) -> str:
-    return f'<p><img class="figure" alt="{escape(what)}" src="{_inline(png, "png")}"></p>'
-
-
-def _cell(header: str, text: str) -> str:
-    kind = ' class="text"' if header == "reason" else ""
-    return f"<td{kind}>{escape(text)}</td>"
-
-
-def _examples(
-    budget: int, methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], folder: Path
-) -> Iterator[str]:
-    """A grid with a row for each of the first prompts and a column a method."""
+def _grid(budget: int, methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], folder: Path) -> Grid:
     found = {method.label: {record.key: record for record in records[method.label]} for method in methods}
-    header = "".join(f"<th>{escape(method.name)}</th>" for method in methods)
-    yield f'<div class="wide"><table><caption>Budget {budget}</caption>'
-    yield f"<thead><tr><th>prompt</th>{header}</tr></thead>"
+    rows = []
     for key in example_keys(records[methods[0].label]):
-        cells = [_image(folder, method, found[method.label][key]) for method in methods]
-        prompt = found[methods[0].label][key].prompt
-        yield f"<tr><td>{escape(prompt)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    yield "</table></div>"
+        shown = [_shown(folder, method, found[method.label][key]) for method in methods]
+        rows.append((found[methods[0].label][key].prompt, shown))
+    return Grid(budget, [method.name for method in methods], rows)
 
 
-def _image(folder: Path, method: SizedMethod, record: Record) -> str:
-    verdict = "" if record.is_right is None else " right" if record.is_right else " wrong"
+def _shown(folder: Path, method: SizedMethod, record: Record) -> ShownImage:
+    verdict = "" if record.is_right is None else "right" if record.is_right else "wrong"
     image = load_image(image_path(method_folder(folder, method), record.key), AGAIN)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     picture = io.BytesIO()
     image.convert("RGB").save(picture, format="jpeg", quality=92)
-    alt = escape(f"{method.name}: {record.prompt}")
-    return (
-        f'<img class="drawn{verdict}" alt="{alt}" src="{_inline(picture.getvalue(), "jpeg")}"><br>{record.reward:.4g}'
-    )
+    source = _inline(picture.getvalue(), "jpeg")
+    return ShownImage(verdict, f"{method.name}: {record.prompt}", source, f"{record.reward:.4g}")
 
 
 def _inline(content: bytes, kind: str) -> str:
