@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...alignment.base import Method
@@ -24,6 +25,7 @@ from ...alignment.methods.posterior_smc import PosteriorSMC
 from ...alignment.methods.random_search import RandomSearch
 from ...alignment.methods.smc import SMC
 from ...alignment.methods.zero_order_search import ZeroOrderSearch
+from ...alignment.named import as_method
 from ...alignment.presets import PRESETS
 from ...alignment.presets.base import map_steps
 from ...core.model import Model
@@ -144,7 +146,6 @@ RECIPES: dict[str, Recipe] = {
 def all_recipes() -> dict[str, Recipe]:
     """`RECIPES`, every registered preset, and every registered method of which `RECIPES` holds no other settings."""
     compared = {type(recipe.alignment_for(None)) for recipe in RECIPES.values()}
-    methods = {name: METHODS.get(name) for name in METHODS.names()}
-    registered = {name: Recipe(PRESETS.get(name)) for name in PRESETS.names()}
-    registered |= {name: Recipe(lambda model, cls=cls: cls()) for name, cls in methods.items() if cls not in compared}
-    return RECIPES | {name: recipe for name, recipe in registered.items() if name not in RECIPES}
+    methods = [name for name in METHODS.names() if METHODS.get(name) not in compared]
+    registered = [name for name in (*PRESETS.names(), *methods) if name not in RECIPES]
+    return RECIPES | {name: Recipe(partial(as_method, name)) for name in registered}
