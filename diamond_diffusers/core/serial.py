@@ -145,6 +145,8 @@ def _serial_fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
     if dataclasses.is_dataclass(value) or registry_of(type(value)) is not None:
         return to_dict(value)
     if isinstance(value, Mapping):

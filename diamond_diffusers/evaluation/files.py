@@ -65,9 +65,9 @@ def plain(value: Any) -> Any:
     Methods and their parts take their serial form, other dataclasses become objects with their `type`, and infinities
     the texts `inf`.
     """
-    if registry_of(type(value)) is not None:
-        return to_dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if registry_of(type(value)) is not None:
+            return to_dict(value)
         fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, Mapping):

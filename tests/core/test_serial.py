@@ -1,5 +1,6 @@
 """Methods and parts as plain values, and back."""
 
+import doctest
 import json
 import math
 import re
@@ -27,6 +28,7 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.alignment.smc_parts.tempering import TEMPERINGS
+from diamond_diffusers.core import serial
 from diamond_diffusers.core.registry import Registry
 from diamond_diffusers.core.serial import UnknownOptionError, from_dict, registry_of, to_dict, with_options
 from diamond_diffusers.posteriors import POSTERIORS
@@ -351,3 +353,7 @@ def test_options_that_are_left_out_are_those_of_the_default_part():
     assert from_dict(METHODS, {"name": "posterior_smc", "posterior": {"num_samples": 2}}).posterior.num_samples == 2
     assert from_dict(METHODS, {"name": "best_of_n", "num_particles": 6}) == BestOfN(num_particles=6)
     assert from_dict(POSTERIORS, {"name": "flow_map", "num_steps": 3}) == FlowMapPoint(3)
+
+
+def test_the_examples_run():
+    assert doctest.testmod(serial).failed == 0
