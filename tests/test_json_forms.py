@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from diamond_diffusers.files.foreign import ForeignFileError
-from diamond_diffusers.files.json_forms import fitted
+from diamond_diffusers.files.json_forms import fitted, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,9 @@ def test_what_does_not_fit_is_named(value, form, message):
     with pytest.raises(ForeignFileError) as refusal:
         fitted(value, form, "f", "r")
     assert str(refusal.value) == message
+
+
+def test_whole_numbers_are_found_with_their_keys():
+    value = {"a": [1, {"b": 2}], "c": 3.5, "d": "4", "e": None}
+    assert list(whole_numbers(value)) == [("a[0]", 1), ("a[1].b", 2)]
+    assert list(whole_numbers(value["a"], "a")) == [("a[0]", 1), ("a[1].b", 2)]

@@ -20,8 +20,8 @@ from diamond_diffusers.cli.loading import (
     named_reward,
 )
 from diamond_diffusers.cli.options import MAX_COUNT, MAX_SEED, Device, checked_texts, positive_numbers
-from diamond_diffusers.evaluation.records import fingerprint, modules_of
-from diamond_diffusers.evaluation.tables import rich_table
+from diamond_diffusers.evaluation.benchmark.records import fingerprint, modules_of
+from diamond_diffusers.evaluation.benchmark.tables import rich_table
 
 from ..command_line import command
 from .comparison import Settings, compare_posteriors

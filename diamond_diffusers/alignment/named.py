@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..core.model import Model
+from ..core.serial import NAME, from_dict, with_options
 from .base import Method
 from .methods import METHODS
 from .presets import PRESETS
 
 
-def as_method(alignment: Method | str, model: Model | None = None) -> Method:
-    """A method as it is, or the one that a name stands for with its defaults.
+def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None = None) -> Method:
+    """A method as it is, or the one that a name or a serial form stands for.
 
     Args:
-        alignment: a method, its name, or the name of a published method.
+        alignment: a method; its name, or the name of a published method, for its defaults; or a mapping with the name
+            and options, such as `{"name": "smc", "num_particles": 8, "posterior": {"name": "glass"}}`.
         model: on which the settings of a published method may depend.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: the name is unknown.
+        TypeError: it is none of these.
+        ValueError: the name or an option is unknown, or the method refuses an option.
     """
     if isinstance(alignment, Method):
         return alignment
-    if not isinstance(alignment, str):
-        raise TypeError(f"alignment is {alignment!r}; give a method, such as SMC(num_particles=4), or its name")
-    if alignment in METHODS:
-        return METHODS.get(alignment)()
-    if alignment in PRESETS:
-        return PRESETS.get(alignment)(model)
+    form = {NAME: alignment} if isinstance(alignment, str) else alignment
+    if not isinstance(form, Mapping) or not isinstance(form.get(NAME), str):
+        raise TypeError(
+            f"alignment is {alignment!r}; give a method, such as SMC(num_particles=4), or its name, or a mapping with "
+            "its name and options"
+        )
+    name, options = form[NAME], {option: value for option, value in form.items() if option != NAME}
+    # A dotted name is that of a class, which is refused with the remedy.
+    if name in METHODS or "." in name:
+        return from_dict(METHODS, form, "alignment")
+    if name in PRESETS:
+        return with_options(PRESETS.get(name)(model), options)
     names = ", ".join((*METHODS.names(), *PRESETS.names()))
-    raise ValueError(f"alignment is {alignment!r}; choose one of {names} or give an object")
+    raise ValueError(f"alignment is {name!r}; choose one of {names} or give an object")

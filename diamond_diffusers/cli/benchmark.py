@@ -26,16 +26,19 @@ from .options import (
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from ..evaluation.compare import Setup
-    from ..evaluation.methods import Plan
-    from ..evaluation.prompts import Prompt, Suite
-    from ..evaluation.records import Record
+    from ..evaluation.benchmark.compare import Setup
+    from ..evaluation.benchmark.plan import Plan
+    from ..evaluation.benchmark.prompts import Prompt, Suite
+    from ..evaluation.benchmark.records import Record
     from ..rewards.clip import CLIPBasedReward
 
 Budgets = Annotated[
     str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
 ]
-Methods = Annotated[str | None, typer.Option(help="Names, separated by commas; by default all.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Names, separated by commas: published methods, your own, the grid's; by default all."),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(
@@ -98,22 +101,23 @@ def benchmark(
     """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
     from accelerate import PartialState
 
-    from ..evaluation.compare import Setup, check_held_out, check_seed
-    from ..evaluation.exports import check_export
-    from ..evaluation.exports import export as export_images
-    from ..evaluation.methods import check_request, plan_methods
-    from ..evaluation.prompts import miniature_suite, read_prompts
-    from ..evaluation.recipes import RECIPES
-    from ..evaluation.report import Comparison, write_report
-    from ..evaluation.summary import summarise
-    from ..evaluation.tables import rich_table
+    from ..evaluation.benchmark.compare import Setup, check_held_out, check_seed
+    from ..evaluation.benchmark.exports import check_export
+    from ..evaluation.benchmark.exports import export as export_images
+    from ..evaluation.benchmark.plan import check_request, plan_methods
+    from ..evaluation.benchmark.prompts import miniature_suite, read_prompts
+    from ..evaluation.benchmark.recipes import all_recipes
+    from ..evaluation.benchmark.report import Comparison, write_report
+    from ..evaluation.benchmark.summary import summarise
+    from ..evaluation.benchmark.tables import rich_table
     from ..rewards import as_reward
 
     for name in export or ():
         check_export(name)
-    names = list(RECIPES) if methods is None else [name.strip() for name in methods.split(",")]
+    recipes = all_recipes()
+    names = list(recipes) if methods is None else [name.strip() for name in methods.split(",")]
     sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
-    check_request(names, sizes)
+    check_request(names, sizes, recipes)
     check_seed(seed)
     suite = miniature_suite() if prompts is None else read_prompts(prompts)
     chosen = suite.first(num_prompts)
@@ -151,7 +155,7 @@ def benchmark(
         particle_batch_size=particle_batch_size,
         arguments=given,
     )
-    plan = plan_methods(names, sizes, pipe, scored_by, given | steps)
+    plan = plan_methods(names, sizes, pipe, scored_by, given | steps, recipes)
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
     if not processes.is_main_process:
@@ -172,7 +176,7 @@ def _compared(
     setup: Setup, plan: Plan, prompts: Sequence[Prompt], output: Path, processes: PartialState
 ) -> dict[str, list[Record]]:
     """The records of every method, drawn under a bar for all methods and one for the images of the present one."""
-    from ..evaluation.compare import compare
+    from ..evaluation.benchmark.compare import compare
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     console, is_silent = Console(stderr=True), not processes.is_main_process
@@ -189,7 +193,7 @@ def _compared(
 
 def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device: Device = "auto") -> None:
     """Draws an image of a benchmark once more from its record, and says whether it is the same bit for bit."""
-    from ..evaluation import redraw as redrawing
+    from ..evaluation.benchmark import redraw as redrawing
     from ..evaluation.files import check_image_path, write_image
     from ..files.foreign import ForeignFileError
     from ..rewards import as_reward

@@ -14,6 +14,8 @@ T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 ALIAS = re.compile(r"[^\W\d]\w*(?:[-.]\w+)*")
+REGISTRIES: list[Registry[Any]] = []
+"""All of them whose modules are imported."""
 
 
 class Registry(Generic[T]):
@@ -32,6 +34,8 @@ class Registry(Generic[T]):
         helpers: files of that folder which are no entries.
         files: the file of each entry, where a folder's files are not called as their entries.
         aliases: other spellings of the names of the folder's entries.
+        base: "module:class" of which entries are subclasses, so that the registry of a part is found by its class;
+            None where entries are no classes.
 
     Attributes:
         aliases: other spellings of names, each with its name. `get` and `in` take them, `names` leaves them out.
@@ -52,11 +56,13 @@ class Registry(Generic[T]):
         helpers: Sequence[str] = ("base",),
         files: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
+        base: str | None = None,
     ) -> None:
-        self.kind, self.plural, self.folder, self.helpers = kind, plural, folder, tuple(helpers)
+        self.kind, self.plural, self.folder, self.helpers, self.base = kind, plural, folder, tuple(helpers), base
         self.files = files
         self.aliases: dict[str, str] = dict(aliases or {})
         self._entries: dict[str, T] = {}
+        REGISTRIES.append(self)
 
     @property
     def group(self) -> str:
@@ -117,8 +123,11 @@ class Registry(Generic[T]):
         return sorted({*self._entries, *self._own_modules, *self._entry_points})
 
     def name_of(self, entry: Any) -> str | None:
-        """The name under which an object is registered, the first where there are several; None where it is not."""
-        return next((name for name, known in self._entries.items() if known is entry), None)
+        """The name under which an object is registered, or offered by an entry point; None where it is neither."""
+        registered = (name for name, known in self._entries.items() if known is entry)
+        origin = f"{getattr(entry, '__module__', None)}:{getattr(entry, '__qualname__', None)}"
+        offered = (name for name, point in self._entry_points.items() if point.value == origin)
+        return next(registered, None) or next(offered, None)
 
     def __contains__(self, name: object) -> bool:
         return name in self.aliases or name in self.names()

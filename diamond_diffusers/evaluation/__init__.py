@@ -1,1 +1,1 @@
-"""Compares alignment methods at equal cost, and what they draw side by side."""
+"""Plain and aligned images side by side, and the comparison of methods at equal cost."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL.Image import Image, new, registered_extensions
 
+from ..core.serial import registry_of, to_dict
 from ..files.output import whole_file
 
 
@@ -59,8 +60,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value: dataclasses become objects with their `type`, infinities the texts `inf`."""
+    """What JSON can hold of a value.
+
+    Methods and their parts take their serial form, other dataclasses become objects with their `type`, and infinities
+    the texts `inf`.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if registry_of(type(value)) is not None:
+            return to_dict(value)
         fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, Mapping):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+OVERVIEWS = SHEET, TRACE = "contact_sheet.png", "trace.png"
+"""Pictures beside the images of a folder."""
+
 TILE_SIDE = 256
 GAP = 16
 FONT_SIZE = 16

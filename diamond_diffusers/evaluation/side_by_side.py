@@ -20,10 +20,8 @@ from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
-from .sheets import Block, Tile, draw_sheet
+from .sheets import OVERVIEWS, SHEET, TRACE, Block, Tile, draw_sheet
 
-OVERVIEWS = SHEET, TRACE = "contact_sheet.png", "trace.png"
-"""Pictures beside the images of a folder."""
 RECORD = "record.json"
 PACKAGES = ("diamond-diffusers", "diffusers", "torch", "transformers")
 

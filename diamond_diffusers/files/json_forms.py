@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -118,6 +118,22 @@ def _words(form: Any) -> str:
     kind = get_origin(form) or form
     kind = dict if is_typeddict(kind) or dataclasses.is_dataclass(kind) else kind
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def whole_numbers(value: Any, place: str = "") -> Iterator[tuple[str, int]]:
+    """All whole numbers within a value of JSON, each with the keys that lead to it, such as "batch.seeds[0]".
+
+    Args:
+        place: of the value itself.
+    """
+    if isinstance(value, int):
+        yield place.removeprefix("."), value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from whole_numbers(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from whole_numbers(inner, f"{place}[{index}]")
 
 
 def shown(value: Any) -> str:

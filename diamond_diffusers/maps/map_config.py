@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import hf_hub_download
@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 
 from ..families.base import Family
 from ..files.foreign import MAX_DEPTH, ForeignFileError, parse_json, read_json
-from ..files.json_forms import fitted
+from ..files.json_forms import fitted, whole_numbers
 
 CONFIG_NAME = "diamond_map_config.json"
 FORMAT_VERSION = 1
@@ -31,11 +31,19 @@ _NOT_SHAPES = ("sample_size", "quantization_config")
 _LONGEST_NAME = 4096
 _LARGEST_COUNT = 100_000
 _COUNTS = ("height", "width", "num_inference_steps", "num_images_per_prompt", "max_sequence_length")
+
+
+class _MethodForm(TypedDict):
+    """The serial form of a method, with its options beside the name."""
+
+    name: str
+
+
 _FORMS = {
     **dict.fromkeys(_COUNTS, int | None),
     **dict.fromkeys(GUIDANCE_ARGUMENTS, float | None),
     "reward_scale": float,
-    "alignment": str,
+    "alignment": str | _MethodForm,
     "reward": str | None,
     "negative_prompt": str | list[str] | None,
 }
@@ -237,6 +245,10 @@ def _check_defaults(defaults: Mapping[str, Any], name: str, remedy: str) -> None
             value = fitted(defaults[key], form, f"{key} among the {name}", remedy)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ForeignFileError(f"{key} among the {name} is {value}, which is no number; {remedy}")
+    method = defaults.get("alignment")
+    for place, number in whole_numbers(method if isinstance(method, Mapping) else {}, "alignment"):
+        if number > _LARGEST_COUNT:
+            raise ForeignFileError(f"{place} among the {name} is above {_LARGEST_COUNT}; {remedy}")
     for key in _COUNTS:
         count = defaults.get(key)
         if count is not None and not 1 <= count <= _LARGEST_COUNT:

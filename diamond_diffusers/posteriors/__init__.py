@@ -9,7 +9,9 @@ from ..core.registry import Registry
 if TYPE_CHECKING:
     from .base import PosteriorSampler
 
-POSTERIORS: Registry[type[PosteriorSampler]] = Registry("posterior", "posteriors", __name__)
+POSTERIORS: Registry[type[PosteriorSampler]] = Registry(
+    "posterior", "posteriors", __name__, base="diamond_diffusers.posteriors.base:PosteriorSampler"
+)
 
 register_posterior = POSTERIORS.register
 """The decorator that makes a class of your own known by a name, such as `@register_posterior("mine")`."""

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from .base import Transition
 
 TRANSITIONS: Registry[type[Transition]] = Registry(
-    "transition", "transitions", __name__, helpers=("base", "inner_flow", "sampled_model")
+    "transition",
+    "transitions",
+    __name__,
+    helpers=("base", "inner_flow", "sampled_model"),
+    base="diamond_diffusers.transitions.base:Transition",
 )
 
 register_transition = TRANSITIONS.register

@@ -33,7 +33,7 @@ from diamond_diffusers.alignment.presets.fmtt import fmtt
 from diamond_diffusers.alignment.presets.posterior_diamond_map import posterior_diamond_map
 from diamond_diffusers.alignment.presets.weighted_diamond_map import weighted_diamond_map
 from diamond_diffusers.alignment.random_source import RandomSource
-from diamond_diffusers.cli.main import AlignmentOptions, build_alignment
+from diamond_diffusers.cli.method import method_request
 
 from ..conftest import redness
 from ..core.mixture import coefficients, make_mixture, seeded, standard_error
@@ -256,10 +256,9 @@ def test_the_pipeline_knows_presets_by_name():
 def test_the_command_line_knows_presets_and_changes_what_is_given():
     family = MixtureModel(MIXTURE)
     for name in PRESETS.names():
-        assert build_alignment(name, AlignmentOptions(), family) == as_method(name, family)
-    options = AlignmentOptions(num_particles=6, posterior="glass", num_lookaheads=3, guidance_strength=0.5)
-    built = build_alignment("das", options)
-    assert built == das(
+        assert method_request(name, {}).build(family) == as_method(name, family)
+    flags = {"--num-particles": 6, "--posterior": "glass", "--num-lookaheads": 3, "--guidance-strength": 0.5}
+    assert method_request("das", flags).build() == das(
         num_particles=6,
         posterior=GlassPosterior(num_samples=3),
         guide=replace(das().guidance, guidance_strength=0.5, posterior=GlassPosterior(num_samples=3)),

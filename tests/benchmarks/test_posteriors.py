@@ -349,7 +349,7 @@ def test_the_command_on_the_miniature(miniature: DiamondMapPipeline, tmp_path: P
     printed = run("--model", folder, *sizes, "--seed", 3, "--output", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["settings"]["reference"] == {
-        "type": "GlassPosterior",
+        "name": "glass",
         "num_inner_steps": 64,
         "num_samples": 4,
         "solver": "exponential",

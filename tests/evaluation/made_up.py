@@ -7,11 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from diamond_diffusers import BestOfN, Cost, NoAlignment
-from diamond_diffusers.evaluation.compare import method_folder
-from diamond_diffusers.evaluation.methods import Entry, LeftOut, Plan, SizedMethod
-from diamond_diffusers.evaluation.records import Batch, Record, image_path, pixel_hash
-from diamond_diffusers.evaluation.report import Comparison
-from diamond_diffusers.evaluation.summary import summarise
+from diamond_diffusers.evaluation.benchmark.compare import method_folder
+from diamond_diffusers.evaluation.benchmark.plan import Entry, LeftOut, Plan, SizedMethod
+from diamond_diffusers.evaluation.benchmark.records import Batch, Record, image_path, pixel_hash
+from diamond_diffusers.evaluation.benchmark.report import Comparison
+from diamond_diffusers.evaluation.benchmark.summary import summarise
 
 PLAIN = SizedMethod("plain", NoAlignment(), 3, 6)
 BEST = {

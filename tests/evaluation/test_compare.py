@@ -7,11 +7,11 @@ import torch
 from accelerate import PartialState
 
 from diamond_diffusers import BestOfN, NoAlignment
-from diamond_diffusers.evaluation import compare as module
-from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
-from diamond_diffusers.evaluation.methods import SizedMethod
-from diamond_diffusers.evaluation.prompts import Prompt, Suite, miniature_suite
-from diamond_diffusers.evaluation.records import Key, RecordFolder, fingerprint, image_path, read_record
+from diamond_diffusers.evaluation.benchmark import compare as module
+from diamond_diffusers.evaluation.benchmark.compare import Setup, compare, method_folder
+from diamond_diffusers.evaluation.benchmark.plan import SizedMethod
+from diamond_diffusers.evaluation.benchmark.prompts import Prompt, Suite, miniature_suite
+from diamond_diffusers.evaluation.benchmark.records import Key, RecordFolder, fingerprint, image_path, read_record
 from diamond_diffusers.miniature.grammar import held_out_captions
 from diamond_diffusers.rewards import CallableReward
 

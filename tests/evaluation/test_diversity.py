@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from diamond_diffusers.evaluation.diversity import diversities, mean_pairwise_distance
+from diamond_diffusers.evaluation.scoring.diversity import diversities, mean_pairwise_distance
 
 
 def test_the_mean_is_over_pairs():

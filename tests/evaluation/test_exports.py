@@ -3,11 +3,11 @@ import json
 import pytest
 from PIL import Image
 
-from diamond_diffusers.evaluation.compare import method_folder
-from diamond_diffusers.evaluation.exports import check_export, export
-from diamond_diffusers.evaluation.methods import Entry, Plan
-from diamond_diffusers.evaluation.prompts import Prompt
-from diamond_diffusers.evaluation.records import image_path
+from diamond_diffusers.evaluation.benchmark.compare import method_folder
+from diamond_diffusers.evaluation.benchmark.exports import check_export, export
+from diamond_diffusers.evaluation.benchmark.plan import Entry, Plan
+from diamond_diffusers.evaluation.benchmark.prompts import Prompt
+from diamond_diffusers.evaluation.benchmark.records import image_path
 
 from .made_up import BEST, PLAIN, PROMPTS, made_up_records
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diamond_diffusers.evaluation.prompts import Prompt, read_prompts
+from diamond_diffusers.evaluation.benchmark.prompts import Prompt, read_prompts
 from diamond_diffusers.files.foreign import ForeignFileError
 
 GENEVAL = [

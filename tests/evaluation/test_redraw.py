@@ -19,12 +19,14 @@ from diamond_diffusers import (
     Guide,
     NoAlignment,
 )
-from diamond_diffusers.evaluation.compare import Setup, compare, method_folder
+from diamond_diffusers.alignment.methods import METHODS
+from diamond_diffusers.core.serial import from_dict
+from diamond_diffusers.evaluation.benchmark.compare import Setup, compare, method_folder
+from diamond_diffusers.evaluation.benchmark.plan import SizedMethod
+from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
+from diamond_diffusers.evaluation.benchmark.records import RecordFolder, read_record
+from diamond_diffusers.evaluation.benchmark.redraw import read_recorded, redraw
 from diamond_diffusers.evaluation.files import plain
-from diamond_diffusers.evaluation.methods import SizedMethod
-from diamond_diffusers.evaluation.prompts import miniature_suite
-from diamond_diffusers.evaluation.records import RecordFolder, read_record
-from diamond_diffusers.evaluation.redraw import from_plain, read_recorded, redraw
 from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.rewards import CallableReward
 
@@ -48,7 +50,7 @@ ALIGNMENTS = [
 @pytest.mark.parametrize("alignment", ALIGNMENTS, ids=lambda alignment: type(alignment).__name__)
 def test_alignments_come_back_from_json(alignment):
     stored = json.loads(json.dumps(plain(alignment)))
-    assert from_plain(stored) == alignment
+    assert from_dict(METHODS, stored) == alignment
 
 
 @pytest.fixture
@@ -88,8 +90,8 @@ def test_differences_are_told(setup, tiny_pipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"type": "Alchemy"}, "holds a Alchemy that this version does not know"),
-        ({"luck": 1}, "holds a BestOfN that this version does not know"),
+        ({"name": "alchemy"}, "of no method that is known here .alignment is 'alchemy'; choose one of"),
+        ({"luck": 1}, "of no method that is known here .alignment 'best_of_n' has no option 'luck'"),
     ],
 )
 def test_methods_of_other_versions_are_refused(setup, tmp_path, change, message):
@@ -110,7 +112,7 @@ def test_an_option_that_is_new_is_told(setup, tmp_path):
     stored = json.loads(path.read_text())
     del stored["settings"]["alignment"]["num_particles"]
     path.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="whose BestOfN has other options; redraw it with that version"):
+    with pytest.raises(ValueError, match="whose best_of_n has other options; redraw it with that version"):
         read_recorded(path)
 
 
@@ -144,15 +146,15 @@ def changed(text, place, value):
         ("settings", [], "^settings of '.*.json' is a list in place of an object; name a .json file beside an image"),
         ("settings.alignment", None, "^alignment of settings of '.*.json' is None in place of an object"),
         ("settings.alignment.num_particles", 10**12, "^alignment.num_particles is above 10000 in '.*.json', which no"),
-        ("settings.alignment.num_particles", "many", "BestOfN.num_particles is 'many' in place of a whole number"),
-        ("settings.alignment.num_particles", True, "BestOfN.num_particles is True in place of a whole number"),
+        ("settings.alignment.num_particles", "many", "num_particles is 'many'; give a whole number"),
+        ("settings.alignment.num_particles", True, "num_particles is True; give a whole number"),
         ("settings.alignment.num_particles", -3, "settings.alignment of '.*.json' is of no method .*-3"),
-        ("settings.alignment.type", ["SMC"], "this version does not know"),
-        ("settings.alignment.type", "Cost", "this version does not know"),
+        ("settings.alignment.name", ["smc"], r"alignment is \['smc'\]; choose one of"),
+        ("settings.alignment.name", "glass", "alignment is 'glass'; choose one of"),
         (
             "settings.alignment.transition",
-            {"type": "BestOfN"},
-            "BestOfN.transition is .* in place of Transition",
+            {"name": "best_of_n"},
+            "transition is 'best_of_n'; choose one of ancestral",
         ),
         ("settings.arguments.height", 10**9, "^arguments.height is above 10000 in"),
         ("settings.arguments", {"height": 9000, "width": 9000}, "^arguments.height times width is above"),

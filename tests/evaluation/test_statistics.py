@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from diamond_diffusers.evaluation.statistics import mean, means_by_group, paired_difference, proportion
+from diamond_diffusers.evaluation.scoring.statistics import mean, means_by_group, paired_difference, proportion
 
 
 def test_wilson_interval_of_a_textbook_case():

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from diamond_diffusers import SMC, GlassPosterior
+from diamond_diffusers.alignment.named import as_method
+from diamond_diffusers.core.serial import to_dict
 from diamond_diffusers.maps.map_config import CONFIG_NAME, config_text, read_config, read_map_config
 
 CONFIG = {
@@ -90,7 +93,15 @@ BROKEN = {
     "count": (changed(defaults={"height": 0}), "height among the defaults of .* is 0, not a whole number from 1"),
     "huge count": (changed(base_defaults={"num_inference_steps": 10**12}), "among the base_defaults of"),
     "truth": (changed(defaults={"width": True}), "width among the defaults of .* is True"),
-    "method": (changed(defaults={"alignment": {"type": "SMC"}}), "is an object in place of a text"),
+    "method": (changed(defaults={"alignment": {"type": "SMC"}}), "alignment among the defaults of .* has no 'name'"),
+    "method's name": (
+        changed(defaults={"alignment": 3}),
+        "among the .* is 3 in place of a text or an object",
+    ),
+    "huge method": (
+        changed(defaults={"alignment": {"name": "smc", "posterior": {"num_samples": 10**12}}}),
+        r"alignment\.posterior\.num_samples among the defaults of .* is above 100000",
+    ),
 }
 
 
@@ -138,6 +149,14 @@ def test_what_could_not_be_read_again_is_not_written(
 ) -> None:
     with pytest.raises(error, match=message):
         config_text({**CONFIG, "defaults": defaults})
+
+
+def test_a_method_with_options_is_written_and_read(tmp_path: Path) -> None:
+    method = SMC(num_particles=8, posterior=GlassPosterior(num_samples=2))
+    config = {**CONFIG, "defaults": {"alignment": to_dict(method)}}
+    write(tmp_path, config_text(config).encode())
+    read = read_config(tmp_path)
+    assert read == config and as_method(read["defaults"]["alignment"]) == method
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Tempering(ABC):
         return present
 
 
-TEMPERINGS: Registry[type[Tempering]] = Registry("tempering", "temperings")
+TEMPERINGS: Registry[type[Tempering]] = Registry("tempering", "temperings", base=f"{__name__}:Tempering")
 
 
 @TEMPERINGS.register("adaptive")

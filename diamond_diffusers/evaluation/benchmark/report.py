@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.csv_tables import csv_table
+from ...files.csv_tables import csv_table
+from ..files import write_bytes, write_image, write_json
 from .compare import method_folder
-from .files import write_bytes, write_image, write_json
 from .html_report import html_report
-from .methods import Plan
+from .plan import Plan
 from .plots import cost_figures, example_sheet, method_styles, overview_figure, png, trace_figure
 from .records import Record, image_path
 from .summary import Summary

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..rewards.clip import CLIPBasedReward
+from ...rewards.clip import CLIPBasedReward
+from ..scoring.diversity import diversities
+from ..scoring.statistics import Estimate, mean, means_by_group, paired_difference, proportion
 from .compare import method_folder
-from .diversity import diversities
-from .methods import REFERENCES, Plan, SizedMethod
-from .records import Record, image_path
-from .statistics import Estimate, mean, means_by_group, paired_difference, proportion
+from .plan import REFERENCES, Plan, SizedMethod
+from .records import AGAIN, Record, image_path
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def summarise(
         paths: dict[int, list[Path]] = {}
         for record in records[method.label]:
             paths.setdefault(record.index, []).append(image_path(method_folder(folder, method), record.key))
-        found = diversities(clip, paths)
+        found = diversities(clip, paths, remedy=AGAIN)
         diversity[method.label] = mean(found) if found else None
     rows = []
     for entry in plan.entries:

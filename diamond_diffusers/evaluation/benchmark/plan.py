@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..alignment.base import Method
-from ..alignment.budget import cost_of_image, largest_within
-from ..alignment.law import Law
-from ..core.cost import Cost
-from ..pipelines.call import Call
-from ..pipelines.pipeline import DiamondMapPipeline
-from ..rewards import Reward
-from .recipes import RECIPES, STEPS, Recipe
+from ...alignment.base import Method
+from ...alignment.budget import cost_of_image, largest_within
+from ...alignment.law import Law
+from ...core.cost import Cost
+from ...pipelines.call import Call
+from ...pipelines.pipeline import DiamondMapPipeline
+from ...rewards import Reward
+from .recipes import STEPS, Recipe, all_recipes
 
 # Differences are reported to these.
 REFERENCES = ("plain", "best_of_n")
@@ -91,7 +91,7 @@ def plan_methods(
     pipe: DiamondMapPipeline,
     reward: Reward,
     arguments: Mapping[str, Any] | None = None,
-    recipes: Mapping[str, Recipe] = RECIPES,
+    recipes: Mapping[str, Recipe] | None = None,
 ) -> Plan:
     """The named methods at each budget, each as dear as possible without exceeding it.
 
@@ -99,10 +99,12 @@ def plan_methods(
         budgets: network evaluations an image; one under classifier-free guidance counts 2, its backward pass 4.
         reward: what the methods follow.
         arguments: of the stock pipeline's `__call__`, where they are not the model's defaults.
+        recipes: among which the names are; None for all.
 
     Raises:
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
     """
+    recipes = all_recipes() if recipes is None else recipes
     check_request(names, budgets, recipes)
     call = pipe.prepare(**{"prompt": "a circle", **(arguments or {})})
     entries: list[Entry] = []
@@ -124,7 +126,7 @@ def plan_methods(
     return Plan(entries, left_out)
 
 
-def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping[str, Recipe] = RECIPES) -> None:
+def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping[str, Recipe]) -> None:
     """Raises a `ValueError` where a name or a budget comes twice or is unknown; known without a model."""
     for position, name in enumerate(names):
         if name not in recipes:
@@ -145,7 +147,7 @@ def _check_usable(alignment: Method, call: Call, reward: Reward) -> None:
 def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> SizedMethod:
     """The largest method of a recipe whose `equivalent_evaluations` an image are within the budget."""
     method = SizedMethod(name, recipe.alignment, recipe.num_inference_steps or default_steps)
-    for what in recipe.grows:
+    for what in recipe.growth_of(recipe.alignment):
         method = _grown(method, what, budget, cost_of)
     price = cost_of(method).equivalent_evaluations
     if price > budget:

@@ -6,44 +6,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from diamond_diffusers import (
     SMC,
-    BeamSearch,
     BestOfN,
-    DenoiserPoint,
+    DiamondMapPipeline,
     DiamondPosterior,
     FlowMapPoint,
-    GlassPosterior,
     Guidance,
-    NoAlignment,
-    NoiseOptimization,
-    PosteriorSMC,
-    RandomSearch,
-    WeightedPosterior,
-    ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
-from diamond_diffusers.cli.main import AlignmentOptions, app, build_alignment
+from diamond_diffusers.cli import generate as module
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
 from diamond_diffusers.rewards import REWARDS, as_reward, available_rewards
 
-from .conftest import redness, save_tiny_model
-
-
-def invoke(*arguments):
-    environment = {"COLUMNS": "200", "TERM": "dumb"}
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
+from ..conftest import redness, save_tiny_model
+from .invoking import invoke, refusal, succeed
 
 
 @pytest.fixture
@@ -84,7 +65,7 @@ def test_generate_writes_images_sheet_trace_and_record(generate, tmp_path):
         (prompts[1], 7),
         (prompts[1], 8),
     ]
-    assert record["settings"]["alignment"]["type"] == "SMC"
+    assert record["settings"]["alignment"]["name"] == "smc"
     assert record["settings"]["alignment"]["num_particles"] == 3
     assert record["settings"]["call"]["true_cfg_scale"] == 2.0
     # Three steps of four images, twice each under classifier-free guidance.
@@ -124,7 +105,7 @@ def test_the_record_holds_the_method_that_ran(generate):
     """Three particles in three steps, twice each under classifier-free guidance, are all that 23 pay for."""
     _, record = generate("--alignment", "best_of_n", "--max-network-evaluations", "23")
     ran = record["settings"]["alignment"]
-    assert (ran["num_particles"], ran["transition"]["type"]) == (3, "ODETransition")
+    assert (ran["num_particles"], ran["transition"]["name"]) == (3, "ode")
 
 
 @pytest.mark.parametrize(
@@ -159,44 +140,6 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "expected"),
-    [
-        ("none", {}, NoAlignment()),
-        ("best_of_n", {"num_particles": 6}, BestOfN(num_particles=6)),
-        ("best_of_n", {"reward_scale": -1.0}, BestOfN()),
-        ("zero_order_search", {"reward_scale": 2.0}, ZeroOrderSearch()),
-        ("reno", {"reward_scale": 2.0}, NoiseOptimization()),
-        ("random_search", {"num_particles": 2, "max_network_evaluations": 60}, RandomSearch(num_particles=2)),
-        (
-            "smc",
-            {"posterior": "glass", "num_inner_steps": 3, "num_lookaheads": 2},
-            SMC(posterior=GlassPosterior(num_inner_steps=3, num_samples=2)),
-        ),
-        ("smc", {"guidance_strength": 0.5}, SMC(guidance=Guidance(guidance_strength=0.5))),
-        (
-            "smc",
-            {"posterior": "glass", "num_lookaheads": 4, "gradient": "tilted_mean"},
-            SMC(
-                posterior=GlassPosterior(num_samples=4),
-                guidance=Guidance(gradient="tilted_mean", posterior=GlassPosterior(num_samples=4)),
-            ),
-        ),
-        ("guidance", {"posterior": "denoiser", "reward_scale": 2.0}, Guidance(posterior=DenoiserPoint())),
-        ("posterior_smc", {"posterior": "diamond", "num_lookaheads": 2}, PosteriorSMC(posterior=DiamondPosterior(2))),
-        ("beam_search", {"posterior": "weighted", "num_lookaheads": 3}, BeamSearch(posterior=WeightedPosterior(3))),
-        ("guidance", {"posterior": "flow_map"}, Guidance(posterior=FlowMapPoint())),
-        (
-            "guidance",
-            {"gradient": "pathwise", "guidance_strength": 2.0},
-            Guidance(gradient="pathwise", guidance_strength=2.0),
-        ),
-    ],
-)
-def test_options_describe_an_alignment(name, options, expected):
-    assert build_alignment(name, AlignmentOptions(**options)) == expected
-
-
-@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("--alignment", "magic"), "alignment is 'magic'; choose one of beam_search"),
@@ -206,10 +149,10 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
         (("--num-particles", 4, "--max-network-evaluations", 9), "--num-particles is 4, which --max-network-eval"),
-        (("--alignment", "posterior_smc", "--posterior", "weighted"), "--posterior is weighted, but alignment 'poster"),
+        (("--alignment", "posterior_smc", "--posterior", "weighted"), "whose samples differ in weight"),
         (("--num-lookaheads", 2), "add --posterior glass"),
-        (("--posterior", "magic"), "--posterior is 'magic'; choose one of denoiser, flow_map, glass"),
-        (("--posterior", "diamond", "--num-inner-steps", 2), "--num-inner-steps is 2, but --posterior diamond"),
+        (("--posterior", "magic"), "posterior is 'magic'; choose one of denoiser, diamond, flow_map, glass"),
+        (("--posterior", "diamond", "--num-inner-steps", 2), "--num-inner-steps is 2, but posterior 'diamond'"),
         (("--alignment", "guidance", "--gradient", "magic"), "gradient is 'magic'; choose one of pathwise"),
         (("--reward", "magic"), "There is no reward named 'magic'"),
         (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
@@ -366,7 +309,47 @@ def test_the_models_own_alignment_and_reward_are_defaults(redness_reward, tmp_pa
         model = save_tiny_model(tmp_path / "model", alignment="best_of_n", reward=redness_reward)
     succeed("generate", "a star", "--model", model, "--output", tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "record.json").read_text())["settings"]
-    assert (settings["alignment"]["type"], settings["reward"]) == ("BestOfN", "redness")
+    assert (settings["alignment"]["name"], settings["reward"]) == ("best_of_n", "redness")
+
+
+def test_a_model_may_have_a_method_with_options(redness_reward, tmp_path):
+    method = {"name": "fk_steering", "num_particles": 2}
+    with torch.random.fork_rng():
+        model = save_tiny_model(tmp_path / "model", alignment=method, reward=redness_reward)
+    succeed("generate", "a star", "--model", model, "--output", tmp_path / "out", "-o", "resampling=ssp")
+    ran = json.loads((tmp_path / "out" / "record.json").read_text())["settings"]["alignment"]
+    assert (ran["name"], ran["num_particles"], ran["resampling"]) == ("smc", 2, "ssp")
+    assert DiamondMapPipeline.from_pretrained(model).defaults["alignment"] == method
+
+
+def test_every_option_can_be_given(generate, tmp_path):
+    path = tmp_path / "method.yaml"
+    path.write_text("name: smc\nnum_particles: 2\nresampling: ssp\n")
+    _, record = generate("--alignment", path, "-o", "posterior=glass", "--option", "posterior.num_samples=3")
+    ran = record["settings"]["alignment"]
+    assert (ran["num_particles"], ran["resampling"]) == (2, "ssp")
+    assert (ran["posterior"]["name"], ran["posterior"]["num_samples"]) == ("glass", 3)
+    # What was recorded is a file of a method too.
+    path.write_text(json.dumps(ran))
+    assert generate("--alignment", path)[1]["settings"]["alignment"] == ran
+
+
+def test_a_budget_does_not_replace_an_option(tiny_folder, redness_reward, tmp_path):
+    command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
+    error = refusal(*command, "-o", "num_particles=4", "--max-network-evaluations", 9)
+    assert "-o num_particles is 4, which --max-network-evaluations 9 would replace; drop one of them" in error
+
+
+def test_options_are_checked_before_the_model_is_loaded(tiny_folder, redness_reward, tmp_path, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(module, "load_model", load)
+    command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
+    unknown = refusal(*command, "-o", "num_particle=4")
+    assert "no option 'num_particle', did you mean 'num_particles'; its options are num_particles, posterior" in unknown
+    wrong = refusal(*command, "-o", "posterior=glass", "-o", "posterior.num_samples=many")
+    assert "posterior.num_samples is 'many'; give a whole number" in wrong
 
 
 def test_the_embedded_model_draws_with_its_own_reward(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 
 from diamond_diffusers import (
@@ -8,18 +10,23 @@ from diamond_diffusers import (
     GlassPosterior,
     Guidance,
     Guide,
+    Method,
     NoAlignment,
+    RandomSearch,
     WeightedPosterior,
 )
+from diamond_diffusers.alignment.methods import METHODS
+from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
-from diamond_diffusers.evaluation.compare import Setup, compare
-from diamond_diffusers.evaluation.methods import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
-from diamond_diffusers.evaluation.prompts import miniature_suite
-from diamond_diffusers.evaluation.recipes import RECIPES, Recipe
+from diamond_diffusers.evaluation.benchmark.compare import Setup, compare
+from diamond_diffusers.evaluation.benchmark.plan import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
+from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
+from diamond_diffusers.evaluation.benchmark.recipes import Recipe, all_recipes
 from diamond_diffusers.rewards import CallableReward
 
 from ..conftest import redness
 
+RECIPES = all_recipes()
 REWARD = CallableReward(redness, differentiable=True)
 
 
@@ -53,7 +60,7 @@ def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
     for entry in plan.entries:
         method = entry.method
         assert cost_of(method).equivalent_evaluations == method.evaluations <= entry.budget
-        grows = RECIPES[method.name].grows
+        grows = RECIPES[method.name].growth_of(method.alignment)
         if grows:
             more = method.resized(grows[-1], size_of(method, grows[-1]) + 1)
             assert cost_of(more).equivalent_evaluations > entry.budget
@@ -63,6 +70,40 @@ def test_an_ordinary_model_is_compared_with_several_steps_of_its_map(tiny_pipe):
     plan = plan_methods(["flow_map_smc", "weighted_resampling"], [200], tiny_pipe, REWARD)
     posteriors = [method.alignment.posterior for method in plan.methods]
     assert posteriors == [FlowMapPoint(ODE_MAP_STEPS), WeightedPosterior(2, num_map_steps=ODE_MAP_STEPS)]
+
+
+@pytest.fixture
+def own_names(monkeypatch):
+    """A method, one that needs an option, and a preset, under names of their own."""
+
+    @dataclass(frozen=True)
+    class Fixed(BestOfN):
+        grows = None
+
+    @dataclass(frozen=True)
+    class Needy(Method):
+        option: int
+
+    entries = {"fixed_best": Fixed, "needy": Needy}
+    monkeypatch.setattr(METHODS, "_entries", {**METHODS._entries, **entries})
+    preset = lambda model=None, **options: RandomSearch(num_candidates=2, **options)  # noqa: E731
+    monkeypatch.setattr(PRESETS, "_entries", {**PRESETS._entries, "short_search": preset})
+
+
+def test_what_is_registered_is_compared_by_its_name(own_names, tiny_pipe):
+    names = ["fixed_best", "short_search", "needy"]
+    assert set(all_recipes()) == {*RECIPES, *names}
+    plan = plan_methods(names, [48], tiny_pipe, REWARD)
+    # One does not grow, of the other the candidates do, and the third cannot be made by its name alone.
+    fixed, search = plan.methods
+    assert (fixed.alignment.num_particles, fixed.evaluations) == (4, 24)
+    assert (search.alignment.num_candidates, search.evaluations) == (8, 48)
+    assert "'needy' needs the option 'option', which has no default" in plan.left_out[0].reason
+
+
+def test_registered_methods_of_the_grid_are_not_compared_twice():
+    assert "smc" not in RECIPES and "guidance" not in RECIPES
+    assert all_recipes().keys() == RECIPES.keys()
 
 
 def left_out(plan):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..files.foreign_images import load_image
-from ..rewards.clip import CLIPBasedReward
-from .records import AGAIN
+from ...files.foreign_images import load_image
+from ...rewards.clip import CLIPBasedReward
 
 
 def mean_pairwise_distance(features: Tensor) -> Tensor:
@@ -23,24 +22,33 @@ def mean_pairwise_distance(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def diversities(clip: CLIPBasedReward, images: Mapping[int, Sequence[Path]], batch_size: int = 64) -> list[float]:
+def diversities(
+    clip: CLIPBasedReward,
+    images: Mapping[int, Sequence[Path]],
+    batch_size: int = 64,
+    remedy: str = "draw it again",
+) -> list[float]:
     """`mean_pairwise_distance` of the images of each prompt, in the space of a CLIP.
 
     Args:
         images: the files of each prompt's images, all of one size; prompts with a single image are passed over.
         batch_size: images of one call of the CLIP.
+        remedy: what the user should do where an image is damaged.
+
+    Raises:
+        ForeignFileError: a file cannot be read as an image.
     """
     several = [paths for paths in images.values() if len(paths) > 1]
     flat = [path for paths in several for path in paths]
-    features = [_features(clip, flat[start : start + batch_size]) for start in range(0, len(flat), batch_size)]
+    features = [_features(clip, flat[start : start + batch_size], remedy) for start in range(0, len(flat), batch_size)]
     if not several:
         return []
     parts = torch.cat(features).split([len(paths) for paths in several])
     return [mean_pairwise_distance(part).item() for part in parts]
 
 
-def _features(clip: CLIPBasedReward, paths: Sequence[Path]) -> Tensor:
+def _features(clip: CLIPBasedReward, paths: Sequence[Path], remedy: str) -> Tensor:
     images = []
     for path in paths:
-        images.append(pil_to_tensor(load_image(path, AGAIN).convert("RGB")).float() / 255)
+        images.append(pil_to_tensor(load_image(path, remedy).convert("RGB")).float() / 255)
     return clip.image_features(torch.stack(images)).double()

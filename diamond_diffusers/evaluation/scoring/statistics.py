@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 NUM_RESAMPLES = 10_000
-# The 97.5 % point of the standard normal law.
-NORMAL_QUANTILE = 1.959963984540054
+CONFIDENCE = 0.95
+NORMAL_QUANTILE = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+"""Half the width of the interval of a mean, in units of its standard error."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,9 @@ def proportion(outcomes: Sequence[bool]) -> Estimate:
     count = len(outcomes)
     if count == 0:
         raise ValueError("outcomes is empty; give at least one")
-    share, squared = sum(outcomes) / count, NORMAL_QUANTILE**2
-    centre = (share + squared / (2 * count)) / (1 + squared / count)
-    half = NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + squared / (4 * count**2)) / (1 + squared / count)
-    return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0))
+    successes = sum(map(bool, outcomes))
+    interval = stats.binomtest(successes, count).proportion_ci(CONFIDENCE, "wilson")
+    return Estimate(successes / count, float(interval.low), float(interval.high))
 
 
 def mean(values: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Estimate:
@@ -46,9 +46,18 @@ def mean(values: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMP
     if len(values) == 0:
         raise ValueError("values is empty; give at least one")
     array = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(array), size=(num_resamples, len(array)))
-    lower, upper = np.quantile(array[picks].mean(1), [0.025, 0.975])
-    return Estimate(float(array.mean()), float(lower), float(upper))
+    average = float(array.mean())
+    if len(array) == 1:
+        return Estimate(average, average, average)
+    found = stats.bootstrap(
+        (array,),
+        np.mean,
+        n_resamples=num_resamples,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Estimate(average, float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 
 def paired_difference(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
@@ -15,14 +13,15 @@ import torch
 from PIL.Image import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..alignment.base import Method
-from ..files.foreign import ForeignFileError
-from ..files.json_forms import fitted, shown
-from ..pipelines.pipeline import DiamondMapPipeline
-from ..rewards import Reward
+from ...alignment.methods import METHODS
+from ...core.serial import from_dict, to_dict
+from ...files.foreign import ForeignFileError
+from ...files.json_forms import fitted, shown, whole_numbers
+from ...pipelines.pipeline import DiamondMapPipeline
+from ...rewards import Reward
+from ..files import plain
 from .compare import draw, machine_facts
-from .files import plain
-from .methods import SizedMethod
+from .plan import SizedMethod
 from .records import IS_RECORD, Record, fingerprint, modules_of, pixel_hash, read_record
 
 MAX_COUNT = 10_000
@@ -101,14 +100,18 @@ def read_recorded(path: Path) -> Recorded:
     fitted(record.machine, Machine, f"record.machine of '{path}'", IS_RECORD)
     if (problem := _out_of_bounds(settings, record)) is not None:
         raise ForeignFileError(f"{problem} in '{path}', which no benchmark records; take the record as it was written")
+    form = settings["alignment"]
     try:
-        alignment = from_plain(settings["alignment"])
+        alignment = from_dict(METHODS, form, "alignment")
     except (TypeError, ValueError) as error:
-        raise ForeignFileError(f"settings.alignment of '{path}' is of no method that is known here: {error}") from error
-    if not isinstance(alignment, Method) or plain(alignment) != settings["alignment"]:
         raise ForeignFileError(
-            f"'{path}' was written by version {settings['version']}, whose {settings['alignment'].get('type')} has "
-            "other options; redraw it with that version"
+            f"settings.alignment of '{path}' is of no method that is known here ({error}); take the version and the "
+            "--import that it was drawn with"
+        ) from error
+    if to_dict(alignment) != form:
+        raise ForeignFileError(
+            f"'{path}' was written by version {settings['version']}, whose {form['name']} has other options; redraw it "
+            "with that version"
         )
     return Recorded(record, settings, SizedMethod(path.parent.name, alignment, settings["num_inference_steps"]))
 
@@ -117,7 +120,7 @@ def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
     """What of a record would not be drawn on any machine, as the beginning of a sentence."""
     drawn = {name: settings[name] for name in ("alignment", "arguments", "num_inference_steps")}
     batch, threads = record.batch, record.machine["num_threads"]
-    for place, number in _whole_numbers(drawn):
+    for place, number in whole_numbers(drawn):
         if number > MAX_COUNT:
             return f"{place} is above {MAX_COUNT}"
     sides = [settings["arguments"].get(name) or 1 for name in ("height", "width")]
@@ -135,18 +138,6 @@ def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
     if not 1 <= threads <= MAX_THREADS:
         return f"machine.num_threads is {shown(threads)}"
     return None
-
-
-def _whole_numbers(value: Any, place: str = "") -> Iterator[tuple[str, int]]:
-    """All of a value of JSON, with the keys that lead to them."""
-    if isinstance(value, int):
-        yield place.removeprefix("."), value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _whole_numbers(inner, f"{place}.{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _whole_numbers(inner, f"{place}[{index}]")
 
 
 def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redrawn:
@@ -188,41 +179,3 @@ def _check_arguments(arguments: Mapping[str, Any], pipe: DiamondMapPipeline) -> 
             raise ForeignFileError(f"settings.arguments of the record has {name!r}, which is no option of it; {remedy}")
         if value is not None:
             fitted(value, stock[name], f"settings.arguments.{name} of the record", remedy)
-
-
-def from_plain(value: Any) -> Any:
-    """The value of which `files.plain` made JSON: objects with a `type` become this package's dataclasses.
-
-    Raises:
-        ValueError: there is no such dataclass, or it refuses its options.
-    """
-    if isinstance(value, list):
-        return tuple(from_plain(item) for item in value)
-    if isinstance(value, Mapping):
-        fields = {name: from_plain(item) for name, item in value.items() if name != "type"}
-        if "type" not in value:
-            return fields
-        return _built(value["type"], fields)
-    return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def _built(name: Any, fields: dict[str, Any]) -> Any:
-    """A dataclass of this package from its options."""
-    remedy = "take the version that the record was written by"
-    cls = _dataclasses().get(name) if isinstance(name, str) else None
-    if cls is None or set(fields) - {field.name for field in dataclasses.fields(cls)}:
-        raise ValueError(f"the record holds a {name} that this version does not know; {remedy}")
-    hints = get_type_hints(cls)
-    return cls(**{option: fitted(value, hints[option], f"{name}.{option}", remedy) for option, value in fields.items()})
-
-
-def _dataclasses() -> dict[str, type]:
-    """The dataclasses of this package that are loaded, by name, but for those of rooms without options of a method."""
-    package, *_ = __name__.split(".")
-    others = tuple(f"{package}.{room}" for room in ("evaluation", "miniature", "training"))
-    modules = [
-        module for name, module in sys.modules.items() if name.startswith(package) and not name.startswith(others)
-    ]
-    members = [member for module in modules for member in vars(module).values() if isinstance(member, type)]
-    own = [member for member in members if member.__module__.startswith(package)]
-    return {member.__name__: member for member in own if dataclasses.is_dataclass(member)}

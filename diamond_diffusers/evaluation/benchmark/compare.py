@@ -15,17 +15,17 @@ from accelerate import PartialState
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..alignment.trace import FIGURES
-from ..core.cost import Cost
-from ..miniature.judge import judge
-from ..pipelines.output import DiamondMapPipelineOutput
-from ..pipelines.pipeline import DiamondMapPipeline
-from ..rewards import Reward
-from .memory import peak_memory
-from .methods import SizedMethod
+from ...alignment.trace import FIGURES
+from ...core.cost import Cost
+from ...miniature.judge import judge
+from ...pipelines.output import DiamondMapPipelineOutput
+from ...pipelines.pipeline import DiamondMapPipeline
+from ...rewards import Reward
+from ..memory import peak_memory
+from ..side_by_side import PACKAGES
+from .plan import SizedMethod
 from .prompts import Prompt, Suite
 from .records import Batch, Key, Record, RecordFolder, fingerprint, modules_of, pixel_hash
-from .side_by_side import PACKAGES
 
 OnBatch = Callable[[str, int, int], None]
 """Gets a method's label, how many images this process has drawn with it, and how many it draws in all."""

@@ -12,10 +12,10 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
-from ..core.cost import Cost
-from ..files.foreign import ForeignFileError, read_json
-from ..files.json_forms import fitted
-from .files import plain, write_image, write_json
+from ...core.cost import Cost
+from ...files.foreign import ForeignFileError, read_json
+from ...files.json_forms import fitted
+from ..files import plain, write_image, write_json
 
 IS_RECORD = "name a .json file beside an image of `diamond-diffusers benchmark`"
 """What to do where a file is no record."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..files.foreign import ForeignFileError, parse_json, read_lines
-from ..files.foreign_tables import read_csv, read_json_lines
-from ..files.json_forms import fitted, shown
-from ..miniature.grammar import held_out_captions
+from ...files.foreign import ForeignFileError, parse_json, read_lines
+from ...files.foreign_tables import read_csv, read_json_lines
+from ...files.json_forms import fitted, shown
+from ...miniature.grammar import held_out_captions
 
 MAX_PROMPTS = 1_000_000
 """From prompt to prompt seeds go up by one, and from image to image of a prompt by this or more."""

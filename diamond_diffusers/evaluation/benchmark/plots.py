@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 from PIL import Image
 
-from ..files.foreign_images import load_image
+from ...files.foreign_images import load_image
+from ..scoring.statistics import NORMAL_QUANTILE, Estimate
+from ..sheets import Block, Tile, draw_sheet
 from .compare import method_folder
-from .methods import SizedMethod
+from .plan import SizedMethod
 from .records import AGAIN, Key, Record, image_path
-from .sheets import Block, Tile, draw_sheet
-from .statistics import NORMAL_QUANTILE, Estimate
 from .summary import Summary, method_names
 from .tables import NOTHING
 

@@ -7,22 +7,11 @@ from importlib import resources
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from diamond_diffusers.cli import benchmark as cli_benchmark
-from diamond_diffusers.cli.main import app
-from diamond_diffusers.evaluation.recipes import RECIPES
+from diamond_diffusers.evaluation.benchmark.recipes import all_recipes
 
-
-def invoke(*arguments):
-    environment = {"COLUMNS": "200", "TERM": "dumb"}
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
+from .invoking import invoke, succeed
 
 
 @pytest.fixture
@@ -93,7 +82,7 @@ def clip_folder():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--methods", "plain,magic"), f"methods names 'magic'; choose among {', '.join(RECIPES)}"),
+        (("--methods", "plain,magic"), f"methods names 'magic'; choose among {', '.join(all_recipes())}"),
         (("--num-prompts", 301), "num_prompts is 301; give a number from 1 to 300"),
         (("--methods", "plain", "--budgets", 2), "budget is 2, but method 'plain' takes at least 6"),
         (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),

@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..miniature.grammar import CATEGORIES
-from .methods import REFERENCES, LeftOut
-from .statistics import Estimate
+from ...miniature.grammar import CATEGORIES
+from ..scoring.statistics import Estimate
+from .plan import REFERENCES, LeftOut
 from .summary import Summary, method_names
 
 NOTHING = "–"

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..files import copy_file, write_bytes
 from .compare import method_folder
-from .files import copy_file, write_bytes
-from .methods import Plan
+from .plan import Plan
 from .prompts import Prompt
 from .records import Record, image_path
 

@@ -9,25 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from diamond_diffusers.cli.main import app
 from diamond_diffusers.rewards import REWARDS, AestheticReward, Reward, as_reward, available_rewards, hub
 from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.preprocessing import images_from_pil
 
+from .invoking import invoke, succeed
+
 SIZES = {"a.png": (20, 12), "b.jpg": (12, 20), "c.png": (20, 12), "d.webp": (20, 12)}
-
-
-def invoke(*arguments):
-    environment = {"COLUMNS": "250", "TERM": "dumb"}
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
 
 
 @pytest.fixture
@@ -238,7 +227,7 @@ class TestRewardsCommand:
         assert all(word in listed for word in ("gradient", "licence", "download", "usable here", "what", "Apache-2.0"))
 
     def test_a_narrow_terminal_gets_no_sentences(self):
-        listed = CliRunner().invoke(app, ["rewards"], env={"COLUMNS": "80", "TERM": "dumb"}).output
+        listed = invoke("rewards", columns=80).output
         assert all(name in listed for name in available_rewards())
         assert all(word in listed for word in ("gradient", "licence", "download")) and "what" not in listed
 

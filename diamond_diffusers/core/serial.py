@@ -1,0 +1,386 @@
+"""The serial form of methods and their parts: plain values, which JSON, YAML and the command line can hold.
+
+A part is an object of a class that a `Registry` knows by name, such as a posterior sampler. Its serial form is its name
+and its options, in which parts are nested. Records, saved models and the command line all use it.
+
+Example:
+    >>> from diamond_diffusers import GlassPosterior, SMC
+    >>> from diamond_diffusers.alignment.methods import METHODS
+    >>> smc = from_dict(METHODS, {"name": "smc", "num_particles": 8, "posterior": {"name": "glass", "num_samples": 2}})
+    >>> smc == SMC(num_particles=8, posterior=GlassPosterior(num_samples=2))
+    True
+    >>> with_options(smc, {"posterior.num_samples": "4"}).posterior.num_samples
+    4
+    >>> to_dict(smc)["posterior"]
+    {'name': 'glass', 'num_inner_steps': 4, 'num_samples': 2, 'solver': 'exponential'}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .registry import REGISTRIES, Registry
+
+Part = TypeVar("Part")
+
+NAME = "name"
+"""The key under which a serial form holds the name of its part."""
+_NONE = ("none", "null")
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "none"}
+# In this order the types of a union are tried on a text: one that is a number is taken as the number.
+_ORDER = (NoneType, bool, int, float)
+
+
+class UnknownOptionError(ValueError):
+    """A part does not have an option.
+
+    Attributes:
+        path: that was given, such as "posterior.num_samples".
+        owner: the part without such an option, such as "posterior 'denoiser'".
+    """
+
+    def __init__(self, path: str, owner: str, options: Sequence[str]) -> None:
+        name = path.rpartition(".")[2]
+        near = get_close_matches(name, options, n=1)
+        hint = f", did you mean {near[0]!r}" if near else ""
+        known = f"its options are {', '.join(options)}" if options else "it has none"
+        super().__init__(f"{owner} has no option {name!r}{hint}; {known}")
+        self.path, self.owner = path, owner
+
+
+def to_dict(part: Any) -> dict[str, Any]:
+    """The serial form of a part.
+
+    Args:
+        part: a dataclass object: of a registered class, or a record of options that is in no registry. A class that is
+            not registered is given under its dotted name, which `from_dict` refuses.
+
+    Returns:
+        `{"name": ..., <option>: ...}`, without a name for a record. Numbers that are not finite become the texts `inf`,
+        `-inf` and `nan`. Fields that are not compared or not arguments of the class are left out.
+    """
+    registry, cls = registry_of(type(part)), type(part)
+    named = {}
+    if registry is not None:
+        named = {NAME: registry.name_of(cls) or f"{cls.__module__}.{cls.__qualname__}"}
+    return named | {option: _plain(getattr(part, option)) for option in _serial_fields(cls)}
+
+
+def from_dict(registry: Registry[type[Part]], form: str | Mapping[str, Any], argument: str | None = None) -> Part:
+    """The part of a serial form; what the form leaves out has its default.
+
+    Args:
+        registry: of the part.
+        form: as `to_dict` returns it, or a name alone. Options are as of `with_options`.
+        argument: by which the caller knows the form, for errors; by default the registry's kind.
+
+    Raises:
+        UnknownOptionError: the part has no such option.
+        ValueError: the name is unknown or that of a class that is not registered, an option has another type or is
+            missing, or the part refuses it.
+    """
+    form = {NAME: form} if isinstance(form, str) else form
+    where = argument or registry.kind
+    if not isinstance(form, Mapping) or NAME not in form:
+        raise ValueError(f"{where} is {reprlib.repr(form)}; give a name, or a mapping with a {NAME!r} and options")
+    return _named(registry, object, form, "", where)
+
+
+def with_options(part: Part, options: Mapping[str, Any]) -> Part:
+    """A part with other options, of its own and of parts within it.
+
+    Args:
+        options: a nested mapping, or dotted paths, as in `{"posterior": "glass", "posterior.num_samples": 4}`. A part
+            is given by its name, and then starts from its defaults; options of one that is not named change the one
+            that is there, or, where there is none, the default one. Values have the type of the option, or are texts:
+            "none" (or "null") for None, "inf" for infinity, "true" and "false", commas between several.
+
+    Raises:
+        UnknownOptionError: there is no such option.
+        ValueError: an option has another type, or the part refuses it.
+    """
+    return _changed(part, nested(options), "")
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with dotted paths as nested ones; the name of a part that has options too becomes one of them.
+
+    Example:
+        >>> nested({"posterior": "glass", "posterior.num_samples": 4, "num_particles": 8})
+        {'posterior': {'name': 'glass', 'num_samples': 4}, 'num_particles': 8}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in options.items():
+        first, _, rest = str(path).partition(".")
+        if rest:
+            value = nested({rest: value})
+        elif isinstance(value, Mapping):
+            value = nested(value)
+        tree[first] = _merged(tree[first], value) if first in tree else value
+    return tree
+
+
+def registry_of(cls: type) -> Registry[Any] | None:
+    """The registry whose entries a class belongs to; None where it belongs to none."""
+    bases = {f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__}
+    return next((registry for registry in REGISTRIES if registry.base in bases), None)
+
+
+def option_names(cls: type) -> list[str]:
+    """The options of a class in their order."""
+    return list(_serial_fields(cls))
+
+
+def _serial_fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {field.name: field for field in fields if field.init and field.compare}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if dataclasses.is_dataclass(value) or registry_of(type(value)) is not None:
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else str(float(value))
+    # What has no plain form is shown, and refused when it is read back.
+    return str(value)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, Mapping) and not isinstance(new, Mapping):
+        return new
+    old, new = (part if isinstance(part, Mapping) else {NAME: part} for part in (old, new))
+    shared = {key: _merged(old[key], new[key]) for key in old if key in new}
+    return {**old, **new, **shared}
+
+
+def _changed(part: Part, tree: Mapping[str, Any], place: str) -> Part:
+    found = _arguments(type(part), tree, place, lambda option: getattr(part, option))
+    return dataclasses.replace(part, **found) if found else part  # type: ignore[type-var]
+
+
+def _named(registry: Registry[Any], kind: type, form: Mapping[str, Any], place: str, where: str) -> Any:
+    """The part that a form with a name stands for; it has to be of a kind."""
+    name = form[NAME]
+    if isinstance(name, str) and "." in name and name not in registry:
+        raise ValueError(
+            f"{where} is {name!r}, a class that is not registered; decorate it with "
+            f'@{registry.plural.upper()}.register("...") and give that name'
+        )
+    cls = registry.get(name, argument=where) if isinstance(name, str) else None
+    if cls is None or not issubclass(cls, kind):
+        fitting = [each for each in registry.names() if issubclass(registry.get(each), kind)]
+        raise ValueError(f"{where} is {reprlib.repr(name)}; choose one of {', '.join(fitting)}")
+    return _built(cls, {key: value for key, value in form.items() if key != NAME}, place)
+
+
+def _built(cls: type, tree: Mapping[str, Any], place: str) -> Any:
+    """An object of a class, of its defaults where a tree of options does not say."""
+    found = _arguments(cls, tree, place, lambda option: _default(cls, option))
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    missing = [each.name for each in fields if each.init and each.name not in found and not _has_default(each)]
+    if missing:
+        remedy = "give it" if missing[0] in _serial_fields(cls) else "make the object in Python"
+        raise ValueError(f"{_owner(cls)} needs the option {missing[0]!r}, which has no default; {remedy}")
+    return cls(**found)
+
+
+def _arguments(cls: type, tree: Mapping[str, Any], place: str, current: Callable[[str], Any]) -> dict[str, Any]:
+    """Options of a class as its fields are typed.
+
+    Args:
+        place: path that leads to the object, for errors.
+        current: gives the value that an option has before.
+    """
+    known, found = _serial_fields(cls), {}
+    hints = get_type_hints(cls) if tree else {}
+    for option, raw in tree.items():
+        path = f"{place}.{option}" if place else str(option)
+        if option not in known:
+            raise UnknownOptionError(path, _owner(cls), list(known))
+        kind = _part_kind(hints[option])
+        if kind is None:
+            found[option] = _fitted(raw, hints[option], path)
+        else:
+            found[option] = _part(raw, kind, hints[option], path, current(option))
+    return found
+
+
+def _part(raw: Any, kind: type, hint: Any, path: str, current: Any) -> Any:
+    """A part of some kind from its name, its form, or options that change the current one."""
+    if isinstance(raw, kind):
+        return raw
+    if NoneType in get_args(hint) and (raw is None or _is_none(raw)):
+        return None
+    registry = registry_of(kind)
+    if isinstance(raw, str) and registry is not None:
+        raw = {NAME: raw}
+    if not isinstance(raw, Mapping):
+        takes = "options" if registry is None else f"one of {', '.join(registry.names())}"
+        raise ValueError(f"{path} is {reprlib.repr(raw)}; give {takes}")
+    if registry is not None and NAME in raw:
+        return _named(registry, kind, raw, path, path)
+    if current is not None:
+        return _changed(current, raw, path)
+    if inspect.isabstract(kind):
+        names = "" if registry is None else f": {', '.join(registry.names())}"
+        raise ValueError(f"{path} is none, which has no option {next(iter(raw))!r}; name one first{names}")
+    return _built(kind, raw, path)
+
+
+def _part_kind(hint: Any) -> type | None:
+    """The class of the parts that a field holds, perhaps beside None; None where it holds plain values."""
+    for kind in _members(hint):
+        if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or registry_of(kind) is not None):
+            return kind
+    return None
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _default(cls: type, option: str) -> Any:
+    field = _serial_fields(cls)[option]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _owner(cls: type) -> str:
+    registry = registry_of(cls)
+    name = None if registry is None else registry.name_of(cls)
+    return cls.__name__ if registry is None or name is None else f"{registry.kind} {name!r}"
+
+
+class _MisfitError(Exception):
+    """A value is not of a type."""
+
+
+def _fitted(raw: Any, hint: Any, path: str) -> Any:
+    """A plain value, or its text, as a type asks for it."""
+    try:
+        return _converted(raw, hint)
+    except _MisfitError:
+        raise ValueError(f"{path} is {reprlib.repr(raw)}; give {_words(hint)}") from None
+
+
+def _converted(raw: Any, hint: Any) -> Any:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return _first_that_fits(raw, parts)
+    if kind is Literal:
+        return _first_that_fits(raw, [type(part) for part in parts], lambda value: value in parts)
+    if kind in (tuple, list) and parts:
+        return _sequence(raw, kind, parts)
+    if kind is Any or (isinstance(kind, type) and isinstance(raw, kind) and not _is_wrong_bool(raw, kind)):
+        return raw
+    convert = _CONVERSIONS.get(kind)
+    if convert is None:
+        raise _MisfitError
+    try:
+        return convert(raw)
+    except (ValueError, OverflowError):
+        raise _MisfitError from None
+
+
+def _first_that_fits(raw: Any, kinds: Sequence[Any], fits: Callable[[Any], bool] = lambda value: True) -> Any:
+    """A value as the first of several types that it has, or that its text can be taken for."""
+    for kind in sorted(kinds, key=lambda kind: _ORDER.index(kind) if kind in _ORDER else len(_ORDER)):
+        try:
+            value = _converted(raw, kind)
+        except _MisfitError:
+            continue
+        if fits(value):
+            return value
+    raise _MisfitError
+
+
+def _sequence(raw: Any, kind: type, parts: Sequence[Any]) -> Any:
+    items = raw.split(",") if isinstance(raw, str) else raw
+    if not isinstance(items, Sequence):
+        raise _MisfitError
+    if kind is list or (len(parts) == 2 and parts[1] is Ellipsis):
+        parts = (parts[0],) * len(items)
+    if len(parts) != len(items):
+        raise _MisfitError
+    return kind(
+        _converted(item.strip() if isinstance(item, str) else item, part)
+        for item, part in zip(items, parts, strict=True)
+    )
+
+
+def _is_wrong_bool(raw: Any, kind: Any) -> bool:
+    """True and false are no numbers."""
+    return isinstance(raw, bool) and kind in (int, float)
+
+
+def _is_none(raw: Any) -> bool:
+    return isinstance(raw, str) and raw.lower() in _NONE
+
+
+def _to_none(raw: Any) -> None:
+    if not _is_none(raw):
+        raise _MisfitError
+
+
+def _to_bool(raw: Any) -> bool:
+    if not isinstance(raw, str) or raw.lower() not in ("true", "false"):
+        raise _MisfitError
+    return raw.lower() == "true"
+
+
+def _to_int(raw: Any) -> int:
+    if not isinstance(raw, str):
+        raise _MisfitError
+    return int(raw)
+
+
+def _to_float(raw: Any) -> float:
+    if not isinstance(raw, str | int) or isinstance(raw, bool):
+        raise _MisfitError
+    return float(raw)
+
+
+_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
+    NoneType: _to_none,
+    bool: _to_bool,
+    int: _to_int,
+    float: _to_float,
+}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _words(hint: Any) -> str:
+    """What a value of a type is called."""
+    words = []
+    for kind in _members(hint):
+        origin, parts = get_origin(kind), get_args(kind)
+        if origin is Literal:
+            words += [str(part) for part in parts]
+        elif origin in (tuple, list):
+            words.append(f"{_words(parts[0])} each, separated by commas")
+        else:
+            words.append(_WORDS.get(kind, f"an object of {getattr(kind, '__name__', kind)}"))
+    return " or ".join(words)

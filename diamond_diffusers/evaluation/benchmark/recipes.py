@@ -1,0 +1,152 @@
+"""The compared methods, and how each spends a budget.
+
+Registered methods and presets are compared under their own names. `RECIPES` is the table of what is compared with
+settings made for the comparison: a recipe is a method, a number of steps, and what grows with the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ...alignment.base import Method
+from ...alignment.guide import Guide
+from ...alignment.methods import METHODS
+from ...alignment.methods.beam_search import BeamSearch
+from ...alignment.methods.best_of_n import BestOfN
+from ...alignment.methods.guidance import Guidance
+from ...alignment.methods.noise_evolution import NoiseEvolution
+from ...alignment.methods.noise_optimization import NoiseOptimization
+from ...alignment.methods.none import NoAlignment
+from ...alignment.methods.path_search import PathSearch
+from ...alignment.methods.posterior_resampling import PosteriorResampling
+from ...alignment.methods.posterior_smc import PosteriorSMC
+from ...alignment.methods.random_search import RandomSearch
+from ...alignment.methods.smc import SMC
+from ...alignment.methods.zero_order_search import ZeroOrderSearch
+from ...alignment.named import as_method
+from ...alignment.presets import PRESETS
+from ...alignment.presets.base import map_steps
+from ...core.model import Model
+from ...posteriors.base import PosteriorSampler
+from ...posteriors.denoiser import DenoiserPoint
+from ...posteriors.diamond import DiamondPosterior
+from ...posteriors.flow_map import FlowMapPoint
+from ...posteriors.glass import GlassPosterior
+from ...posteriors.weighted import WeightedPosterior
+from ...transitions.base import Transition
+from ...transitions.diamond import DiamondTransition
+from ...transitions.flow_map import FlowMapTransition
+
+STEPS = "num_inference_steps"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method spends a budget.
+
+    Attributes:
+        alignment: the method, or what makes it for a model; what grows is replaced.
+        num_inference_steps: None for the model's own number.
+        grows: what is raised to spend the budget, in this order: `num_inference_steps`, or any number that the
+            alignment has under that name. By default (None) what the method says of itself (`Method.grows`, such as
+            particles) at the given number of steps, then steps with what is left; if one particle at that number is
+            too dear already, fewer steps are taken. A method that does not grow is compared as it is.
+    """
+
+    alignment: Method | Callable[[Model | None], Method]
+    num_inference_steps: int | None = None
+    grows: tuple[str, ...] | None = None
+
+    def alignment_for(self, model: Model | None) -> Method:
+        """The method on a model, on which its settings may depend."""
+        return self.alignment if isinstance(self.alignment, Method) else self.alignment(model)
+
+    def growth_of(self, alignment: Method) -> tuple[str, ...]:
+        """What is raised of a method to spend the budget."""
+        if self.grows is not None:
+            return self.grows
+        return () if alignment.grows is None else (alignment.grows, STEPS)
+
+
+@dataclass(frozen=True)
+class LookAheads:
+    """A column of the grid: a posterior sampler, and how particles move with it.
+
+    Attributes:
+        posterior: of methods that look ahead once a particle, or as often as its weights need.
+        several: of those that choose among look-aheads; None for a point, of which there is one.
+        transition: None for the model's own.
+    """
+
+    posterior: PosteriorSampler
+    several: PosteriorSampler | None = None
+    transition: Transition | None = None
+
+
+def look_aheads(model: Model | None = None) -> dict[str, LookAheads]:
+    """The columns of the grid on a model, whose ODE takes several steps in place of a flow map's one."""
+    weighted = WeightedPosterior(2, num_map_steps=map_steps(model))
+    return {
+        "point": LookAheads(DenoiserPoint()),
+        "flow_map": LookAheads(FlowMapPoint(map_steps(model))),
+        "glass": LookAheads(GlassPosterior(), GlassPosterior(num_samples=2)),
+        "weighted": LookAheads(weighted, weighted),
+        "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
+    }
+
+
+def cells_of(ahead: LookAheads) -> dict[str, Method]:
+    """Every method that looks ahead, each with these look-aheads."""
+    options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
+    inner = Guide()
+    cells: dict[str, Method] = {
+        "beam_search": BeamSearch(branching=2, **options),
+        "smc": SMC(**options),
+        "guidance": Guidance(**options),
+        "guided_smc": SMC(**options, guide=inner),
+    }
+    if ahead.several is not None:
+        cells["resampling"] = PosteriorResampling(posterior=ahead.several)
+        if not ahead.posterior.is_weighted:
+            cells["posterior_smc"] = PosteriorSMC(posterior=ahead.posterior)
+            cells["guided_posterior_smc"] = PosteriorSMC(posterior=ahead.posterior, guide=inner)
+    return cells
+
+
+def grid_recipe(column: str, method: str) -> Recipe:
+    """A cell of the grid."""
+    return Recipe(lambda model: cells_of(look_aheads(model)[column])[method])
+
+
+GRID: dict[str, Recipe] = {
+    f"{column}_{method}": grid_recipe(column, method)
+    for column, ahead in look_aheads().items()
+    for method in cells_of(ahead)
+}
+
+# Samples are differentiated whole, so that they have few steps.
+NOISE_STEPS = 4
+
+RECIPES: dict[str, Recipe] = {
+    "plain": Recipe(NoAlignment()),
+    "best_of_n": Recipe(BestOfN()),
+    "random_search": Recipe(RandomSearch()),
+    "zero_order_search": Recipe(ZeroOrderSearch()),
+    "path_search": Recipe(PathSearch(1, branching=2, num_backward_steps=1)),
+    "noise_evolution": Recipe(NoiseEvolution(num_perturbations=1), NOISE_STEPS),
+    "reno": Recipe(PRESETS.get("reno"), NOISE_STEPS),
+    **GRID,
+    "diamond_best_of_n": Recipe(BestOfN(transition=DiamondTransition())),
+    "diamond_reno": Recipe(NoiseOptimization(transition=FlowMapTransition()), NOISE_STEPS),
+}
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """`RECIPES`, every registered preset, and every registered method of which `RECIPES` holds no other settings."""
+    compared = {type(recipe.alignment_for(None)) for recipe in RECIPES.values()}
+    methods = [name for name in METHODS.names() if METHODS.get(name) not in compared]
+    registered = [name for name in (*PRESETS.names(), *methods) if name not in RECIPES]
+    return RECIPES | {name: Recipe(partial(as_method, name)) for name in registered}

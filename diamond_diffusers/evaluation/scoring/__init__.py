@@ -1,0 +1,1 @@
+"""Figures of images: their rewards, how far apart they are, and means with intervals."""
