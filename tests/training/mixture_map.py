@@ -64,15 +64,15 @@ class MixtureNetwork(nn.Module):
 class MixtureModel(SampledModel):
     """Reads the network as families read those of diffusers."""
 
-    family = FAMILY
+    name = FAMILY
     few_step = None
 
     def __init__(self) -> None:
         self.mixture = make_mixture(2)
-        self.model = MixtureNetwork(self.mixture).requires_grad_(False)
+        self.network_module = MixtureNetwork(self.mixture).requires_grad_(False)
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        return self.model(x, as_level(noise_to_signal).expand(len(x)))
+        return self.network_module(x, as_level(noise_to_signal).expand(len(x)))
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         raise NotImplementedError
