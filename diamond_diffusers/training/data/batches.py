@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .data import Captioned, CaptionedImages, HubDataset
-from .errors import TrainingError
+from ..errors import TrainingError
+from .hub import HubDataset
+from .rows import Captioned, CaptionedImages
 
 
 @dataclass(frozen=True)
