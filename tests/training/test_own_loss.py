@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,20 @@ def test_it_is_trained_with_by_name(options, write_loss, form):
     run.run()
     assert run.step == 3 and all((old != new).any() for old, new in zip(before, run.parameters, strict=True))
     assert read_map_config(given.output.output_dir)["training"]["loss"] == "mine"
+
+
+def test_the_documented_one_is_trained_with(options, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (block,) = (block for block in page.split("```python\n") if block.startswith("# my_loss.py"))
+    file = tmp_path / "my_loss.py"
+    file.write_text(block.partition("```")[0])
+    try:
+        run = Trainer(options("--import", file, "--loss", "two_steps_of_euler", "--max_train_steps", 2))
+        run.run()
+        assert run.step == 2 and type(run.loss).__module__ == "imported_my_loss"
+    finally:
+        LOSSES._entries.pop("two_steps_of_euler", None)
+        sys.modules.pop("imported_my_loss", None)
 
 
 def test_a_file_of_options_names_it_too(tmp_path, write_loss, capsys):
