@@ -34,8 +34,8 @@ class _Average(TypedDict):
     shadow_params: list[Tensor]
 
 
-# Not what accelerate's save_state writes: that holds the frozen base too, is read as pickles of anything where it is not
-# of accelerate itself, and needs the base to be loaded, before which the options of a checkpoint are compared here.
+# Not what accelerate's save_state writes: that holds the frozen base too, reads what is not accelerate's own as pickles
+# of anything, and needs the base to be loaded, before which the options of a checkpoint are compared here.
 class RunState(TypedDict):
     """What the trainer keeps in every checkpoint, beside the state of the optimiser."""
 

@@ -55,7 +55,9 @@ def write_loss(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["file", "module"])
 def test_it_is_trained_with_by_name(options, write_loss, form):
     file = write_loss()
-    given = options("--import", file if form == "file" else "my_losses.mine", "--loss", "mine", "--diagonal_fraction", 0.5)
+    given = options(
+        "--import", file if form == "file" else "my_losses.mine", "--loss", "mine", "--diagonal_fraction", 0.5
+    )
     run = Trainer(given)
     assert type(run.loss).__name__ == "Mine" and (run.loss.diagonal_fraction, run.loss.factor) == (0.5, 2.0)
     before = [weight.detach().clone() for weight in run.parameters]

@@ -13,6 +13,7 @@ from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.training import checkpoints
 from diamond_diffusers.training.checkpoints import Checkpoints, decisive_options
 from diamond_diffusers.training.errors import TrainingError
+from diamond_diffusers.training.options.records import Options
 from diamond_diffusers.training.trainer import Trainer
 
 from .processes import in_child
@@ -22,10 +23,10 @@ STATE = {"step": 1, "options": {}, "weights": {}, "average": None, "schedule": {
 """In the form of a checkpoint's."""
 
 
-def _killed_in_the_middle(given, monkeypatch_step: str) -> None:
+def _killed_in_the_middle(given: Options, moment: str) -> None:
     """What the child does: a run that dies by SIGKILL."""
     run = Trainer(given)
-    if monkeypatch_step == "update":
+    if moment == "update":
         update = run._update
         run._update = lambda source: os.kill(os.getpid(), signal.SIGKILL) if run.step == 3 else update(source)
     else:
@@ -42,32 +43,32 @@ def _killed_in_the_middle(given, monkeypatch_step: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "special"),
+    ("moments", "special"),
     [
-        ("update", ["--random_flip"]),
-        ("checkpoint", ["--random_flip"]),
-        ("update", ["--loss", "trajectories", "--cache_trajectories"]),
-        ("update", ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
+        (("update", "checkpoint"), ["--random_flip"]),
+        (("update",), ["--loss", "trajectories", "--cache_trajectories"]),
+        (("update",), ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
     ],
 )
-def test_killed_and_resumed_it_ends_at_the_same_weights(options, moment, special):
+def test_killed_and_resumed_it_ends_at_the_same_weights(options, moments, special):
     further = ["--max_train_steps", 5, "--checkpointing_steps", 2, "--gradient_accumulation_steps", 2]
     further += [*special, "--lr_scheduler", "cosine", "--max_train_samples", 7]
     unbroken = Trainer(options(*further, output="unbroken"))
     unbroken.run()
+    for moment in moments:
+        given = options(*further, "--resume_from_checkpoint", "latest", output=f"killed in {moment}")
+        status = in_child(lambda given=given, moment=moment: _killed_in_the_middle(given, moment))
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        folder = given.output.output_dir
+        assert not (folder / "diamond_map_config.json").exists()
+        assert (folder / "checkpoint-4.partial").exists() == (moment == "checkpoint")
 
-    given = options(*further, "--resume_from_checkpoint", "latest", output="killed")
-    status = in_child(lambda: _killed_in_the_middle(given, moment))
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert not (given.output.output_dir / "diamond_map_config.json").exists()
-    assert (given.output.output_dir / "checkpoint-4.partial").exists() == (moment == "checkpoint")
-
-    resumed = Trainer(given)
-    assert resumed.step == 2
-    assert not list(given.output.output_dir.glob("*.partial"))
-    resumed.run()
-    assert_same(weights_of(unbroken), weights_of(resumed))
-    assert_same(unbroken.average.shadow_params, resumed.average.shadow_params)
+        resumed = Trainer(given)
+        assert resumed.step == 2
+        assert not list(folder.glob("*.partial"))
+        resumed.run()
+        assert_same(weights_of(unbroken), weights_of(resumed))
+        assert_same(unbroken.average.shadow_params, resumed.average.shadow_params)
 
 
 @pytest.mark.parametrize(
