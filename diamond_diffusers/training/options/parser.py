@@ -105,7 +105,7 @@ def import_modules(names: str | None) -> None:
     for name in filter(None, (name.strip() for name in (names or "").split(","))):
         if name.endswith(".py"):
             _import_file(Path(name))
-        elif importlib.util.find_spec(name.partition(".")[0]) is None:
+        elif not (package := name.partition(".")[0]) or importlib.util.find_spec(package) is None:
             raise ConfigError(f"--import {name} is no module; give a Python file, or a module that can be imported")
         else:
             importlib.import_module(name)
