@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor, nn
+from torch import nn
 
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
-from diamond_diffusers.training.arguments import TRAJECTORIES
-from diamond_diffusers.training.data import MiniatureWorld
+from diamond_diffusers.training.data.miniature import MiniatureWorld
+from diamond_diffusers.training.data.trajectories import PAIR, Trajectories
 from diamond_diffusers.training.losses import LOSSES
-from diamond_diffusers.training.module import DistillationLoss
+from diamond_diffusers.training.options.records import LossOptions
 from diamond_diffusers.training.teacher import Teacher
-from diamond_diffusers.training.trajectories import PAIR, Trajectories, TrajectoryLoss
 
 from .command_line import command
 
@@ -57,17 +55,15 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     z = torch.randn(batch_size, 16, 32)
     figures = {}
     half = conditions.rows(torch.arange(batch_size // PAIR))
-    losses: dict[str, Callable[[], tuple[Tensor, Any]]] = {
-        name: partial(DistillationLoss(name, diagonal_fraction=0.0), diamond_map, z, conditions, 0) for name in LOSSES
-    }
     kept = Trajectories.draw(pipe.family, z[: batch_size // PAIR], half)
-    losses[TRAJECTORIES] = partial(TrajectoryLoss(), diamond_map, kept, half, 0)
-    for name, loss in losses.items():
+    for name in LOSSES.names():
+        loss = LossOptions(name, diagonal_fraction=0.0).build()
+        learnt = (kept, half) if loss.needs_trajectories else (z, conditions)
         with counted_rows(pipe.transformer) as rows:
-            loss()[0].backward()
+            loss(diamond_map, *learnt, 0)[0].backward()
         start = time.perf_counter()
         for _ in range(num_steps):
-            loss()[0].backward()
+            loss(diamond_map, *learnt, 0)[0].backward()
         figures[name] = (sum(rows) / batch_size, (time.perf_counter() - start) / num_steps)
     unit = figures["lagrangian"][1]
     return [(name, rows, seconds, seconds / unit) for name, (rows, seconds) in figures.items()]

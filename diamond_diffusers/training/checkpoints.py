@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from torch import Tensor
 from ..files.json_forms import fitted
 from ..files.output import writing
 from .errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .options.records import Options
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
 _PARTIAL = ".partial"
@@ -29,6 +34,8 @@ class _Average(TypedDict):
     shadow_params: list[Tensor]
 
 
+# Not what accelerate's save_state writes: that holds the frozen base too, reads what is not accelerate's own as pickles
+# of anything, and needs the base to be loaded, before which the options of a checkpoint are compared here.
 class RunState(TypedDict):
     """What the trainer keeps in every checkpoint, beside the state of the optimiser."""
 
@@ -37,6 +44,13 @@ class RunState(TypedDict):
     average: _Average | None
     schedule: dict[str, Any]
     scaler: dict[str, Any] | None
+
+
+def decisive_options(options: Options, accelerator: Accelerator) -> dict[str, str]:
+    """What makes a run the one that a checkpoint is of, as text: its options but for those that may change."""
+    decisive = {option.flag: str(value) for option, value in options.values() if not option.may_change}
+    machine = {name: str(getattr(accelerator, name)) for name in ("mixed_precision", "num_processes")}
+    return {**decisive, **machine}
 
 
 class Checkpoints:

@@ -2,64 +2,81 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-from typing import Any
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any
 
 from ..files.foreign import one_line
+from ..files.output import prepare_folder
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload
-from .arguments import TRAJECTORIES
 from .errors import TrainingError
-from .setup import diagonal_fraction
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .losses.base import DistillationLoss
+    from .options.records import LoggingOptions, Options, OutputOptions
 
 logger = logging.getLogger(__name__)
 
 
-def origin(given: argparse.Namespace) -> dict[str, str | None]:
-    """Of what the map is a map, and its licence."""
+def prepare_output(options: OutputOptions, logging_options: LoggingOptions) -> None:
+    """Creates the folders that are written to, before there is anything to lose.
+
+    Raises:
+        TrainingError: one cannot be written to.
+    """
+    try:
+        prepare_folder(options.output_dir, "--output_dir")
+        if "tensorboard" in logging_options.trackers:
+            prepare_folder(options.output_dir / logging_options.logging_dir, "--logging_dir")
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def origin(options: Options) -> dict[str, str | None]:
+    """What the map is a map of, and its licence."""
     return {
-        "base_model": given.pretrained_model_name_or_path,
-        "base_revision": given.revision,
-        "license": given.license,
+        "base_model": options.model.pretrained_model_name_or_path,
+        "base_revision": options.model.revision,
+        "license": options.output.license,
     }
 
 
-def facts(given: argparse.Namespace, steps: int, resolution: int, accelerator: Accelerator) -> dict[str, Any]:
+def facts(
+    options: Options, loss: DistillationLoss, steps: int, resolution: int, accelerator: Accelerator
+) -> dict[str, Any]:
     """What the reader of the map's card wants to know of its training.
 
     Args:
+        loss: whose own options are told.
         steps: updates of the weights.
         resolution: of the images.
     """
+    data, updates = options.data, options.updates
     # The name of a folder need not be text.
-    data = one_line(given.dataset_name or (given.train_data_dir and given.train_data_dir.name) or "prompts")
-    names = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
+    name = one_line(data.dataset_name or (data.train_data_dir and data.train_data_dir.name) or "prompts")
+    told = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
+    values = options.by_flag()
     return {
         "steps": steps,
-        "batch_size": given.train_batch_size * given.gradient_accumulation_steps * accelerator.num_processes,
-        "data": f"samples of the base at {data}" if given.teacher_samples or given.prompts_file else data,
+        "batch_size": updates.train_batch_size * updates.gradient_accumulation_steps * accelerator.num_processes,
+        "data": f"samples of the base at {name}" if options.learns_from_samples else name,
         "resolution": resolution,
         "mixed_precision": accelerator.mixed_precision,
-        **{name: getattr(given, name) for name in names.split()},
-        **(
-            {"regression_weight": given.regression_weight}
-            if given.loss == TRAJECTORIES
-            else {"diagonal_fraction": diagonal_fraction(given)}
-        ),
+        **{option: values[option] for option in told.split()},
+        **options.loss.taken_by(type(loss)),
     }
 
 
-def make_repository(given: argparse.Namespace) -> str:
+def make_repository(options: OutputOptions) -> str:
     """The full name of the map's repository on the Hub, which is made before there is anything to lose.
 
     Raises:
         TrainingError: it cannot be made.
     """
-    name = given.hub_model_id or given.output_dir.resolve().name
+    name = options.hub_model_id or options.output_dir.resolve().name
     try:
-        return create_repository(name, given.hub_token)
+        return create_repository(name, options.hub_token)
     except Exception as error:
         raise TrainingError(
             f"--push_to_hub cannot create the repository {name} ({_reason(error)}); log in with hf auth login, name "
@@ -67,15 +84,15 @@ def make_repository(given: argparse.Namespace) -> str:
         ) from error
 
 
-def push(given: argparse.Namespace, repository: str) -> None:
+def push(options: OutputOptions, repository: str) -> None:
     """Uploads the finished map.
 
     Raises:
         TrainingError: it cannot be uploaded.
     """
-    folder = given.output_dir
+    folder = options.output_dir
     try:
-        upload(folder, repository, given.hub_token, files=MAP_REPOSITORY)
+        upload(folder, repository, options.hub_token, files=MAP_REPOSITORY)
     except Exception as error:
         files = " ".join(f"--include {name}" for name in MAP_REPOSITORY)
         raise TrainingError(

@@ -1,10 +1,10 @@
-import argparse
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
-from diamond_diffusers.training.arguments import parse_arguments
+from diamond_diffusers.training.options.parser import parse_options
+from diamond_diffusers.training.options.records import Options
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,12 @@ def prompts_file(tmp_path):
 
 @pytest.fixture
 def options(tiny_folder, tmp_path):
-    """Options of a short run on the tiny model and scenes of the miniature's world; later ones count."""
+    """Options of a short run on the tiny model and scenes of the miniature's world; later ones count.
 
-    def make(*further: object, output: Path | str = "out") -> argparse.Namespace:
+    Other data take the place of those scenes.
+    """
+
+    def make(*further: object, output: Path | str = "out") -> Options:
         run = {
             "pretrained_model_name_or_path": tiny_folder,
             "dataset_name": "miniature",
@@ -39,7 +42,9 @@ def options(tiny_folder, tmp_path):
             "report_to": "none",
             "output_dir": tmp_path / output,
         }
+        if {"--train_data_dir", "--prompts_file"} & set(further):
+            del run["dataset_name"]
         arguments = [text for name, value in run.items() for text in (f"--{name}", str(value))]
-        return parse_arguments([*arguments, *map(str, further)])
+        return parse_options([*arguments, *map(str, further)])
 
     return make

@@ -11,8 +11,8 @@ from diamond_diffusers.core.levels import Level, as_level, signal_and_noise
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.maps.conditioning import Sites
 from diamond_diffusers.maps.diamond_map import DiamondMap
-from diamond_diffusers.training.module import DistillationLoss
-from diamond_diffusers.training.trajectories import Trajectories, TrajectoryLoss
+from diamond_diffusers.training.data.trajectories import Trajectories
+from diamond_diffusers.training.losses.base import DistillationLoss
 from diamond_diffusers.transitions.sampled_model import SampledModel
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded
@@ -64,23 +64,21 @@ class MixtureNetwork(nn.Module):
 class MixtureModel(SampledModel):
     """Reads the network as families read those of diffusers."""
 
-    family = FAMILY
+    name = FAMILY
     few_step = None
 
     def __init__(self) -> None:
         self.mixture = make_mixture(2)
-        self.model = MixtureNetwork(self.mixture).requires_grad_(False)
+        self.network_module = MixtureNetwork(self.mixture).requires_grad_(False)
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        return self.model(x, as_level(noise_to_signal).expand(len(x)))
+        return self.network_module(x, as_level(noise_to_signal).expand(len(x)))
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         raise NotImplementedError
 
 
-def distil(
-    loss: DistillationLoss | TrajectoryLoss, num_steps: int, batch_size: int = 256, learning_rate: float = 3e-3
-) -> DiamondMap:
+def distil(loss: DistillationLoss, num_steps: int, batch_size: int = 256, learning_rate: float = 3e-3) -> DiamondMap:
     """A map of the mixture, trained with the trainer's own loss."""
     torch.manual_seed(0)
     family = MixtureModel()
@@ -93,7 +91,7 @@ def distil(
     generator = seeded(1)
     for step in range(num_steps):
         z = family.mixture.sample(batch_size, generator).float()
-        data = Trajectories.draw(family, z, UNCONDITIONAL) if isinstance(loss, TrajectoryLoss) else z
+        data = Trajectories.draw(family, z, UNCONDITIONAL) if loss.needs_trajectories else z
         value, _ = loss(diamond_map, data, UNCONDITIONAL, step)
         optimizer.zero_grad()
         value.backward()

@@ -1,4 +1,4 @@
-"""Runs a function in several CPU processes that `accelerate` knows of."""
+"""Runs a function in a process of its own, or in several CPU processes that `accelerate` knows of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from collections.abc import Callable
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
+
+
+def in_child(function: Callable[[], None]) -> int:
+    """Runs a function in a forked process, and returns how it ended, as of `os.waitpid`: 0 where all was well."""
+    child = os.fork()
+    if child == 0:
+        # That of the parent would not be made anew.
+        AcceleratorState._reset_state(True)
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
 
 
 def in_two_processes(function: Callable[[], None]) -> None:

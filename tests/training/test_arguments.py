@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from diffusers.optimization import SchedulerType
 
-from diamond_diffusers.training.arguments import build_parser, parse_arguments
+from diamond_diffusers.training.losses import LOSSES
+from diamond_diffusers.training.options.fields import options_of
+from diamond_diffusers.training.options.parser import build_parser, parse_options
+from diamond_diffusers.training.options.records import LossOptions, ScheduleOptions
 
 BASE = ("--pretrained_model_name_or_path", "miniature")
 DATA = ("--dataset_name", "miniature")
@@ -95,7 +100,7 @@ def test_the_options_have_the_names_that_users_know():
 )
 def test_what_cannot_work_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(arguments)
+        parse_options(arguments)
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -105,9 +110,16 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
         "pretrained_model_name_or_path: miniature\ndataset_name: miniature\nlearning_rate: 1e-3\nrank: 7\n"
         "center_crop: true\noutput_dir: maps/one\nloss: progressive\noptimizer: AdamW\nlora_alpha: null\n"
     )
-    given = parse_arguments(["--config", str(file), "--rank", "5"])
-    assert (given.rank, given.learning_rate, given.center_crop, given.loss) == (5, 1e-3, True, "progressive")
-    assert (given.output_dir, given.optimizer, given.lora_alpha) == (Path("maps/one"), "adamw", None)
+    given = parse_options(["--config", str(file), "--rank", "5"])
+    values = given.by_flag()
+    assert {name: values[name] for name in ("rank", "learning_rate", "center_crop", "loss")} == {
+        "rank": 5,
+        "learning_rate": 1e-3,
+        "center_crop": True,
+        "loss": "progressive",
+    }
+    assert (given.output.output_dir, given.optimizer.optimizer) == (Path("maps/one"), "adamw")
+    assert given.map.lora_alpha is None
     for line, message in (
         ("nonsense: 1", "sets 'nonsense', which is no option"),
         ("center_crop: 1", "sets center_crop to 1; it must be true or false"),
@@ -116,7 +128,7 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
     ):
         file.write_text(line)
         with pytest.raises(SystemExit):
-            parse_arguments(["--config", str(file)])
+            parse_options(["--config", str(file)])
         assert message in capsys.readouterr().err
 
 
@@ -125,7 +137,7 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
     [
         (b"rank: 5\nrank: 6", "is no YAML: 'rank' comes twice"),
         (b"rank: [", "is no YAML: while parsing"),
-        (b"rank: " + b"[" * 2000, "is no YAML"),
+        (b"rank: " + b"[" * 600, "is no YAML"),
         (b"rank: [[1]]", "sets rank to what is neither a value nor a list of values"),
         (b"lora_layers: {a: 1}", "sets lora_layers to what is neither"),
         (b"- rank", "is no mapping of option names to values"),
@@ -141,7 +153,7 @@ def test_a_file_that_is_no_list_of_options_is_refused(tmp_path, capsys, content,
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
     with pytest.raises(SystemExit) as stopped:
-        parse_arguments(["--config", str(file), *BASE, *DATA])
+        parse_options(["--config", str(file), *BASE, *DATA])
     line = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2 and re.search(message, line), line
 
@@ -151,9 +163,10 @@ def test_a_file_means_what_it_says(tmp_path):
     file = tmp_path / "run.yaml"
     text = "output_dir: 0123\ntracker_project_name: 1:30\nrevision: 2024-01-02\nmixed_precision: no\nrandom_flip: Yes\n"
     file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    given = parse_arguments(["--config", str(file), *BASE, *DATA])
-    assert (given.output_dir, given.tracker_project_name, given.revision) == (Path("0123"), "1:30", "2024-01-02")
-    assert (given.mixed_precision, given.random_flip) == ("no", True)
+    given = parse_options(["--config", str(file), *BASE, *DATA])
+    assert (given.output.output_dir, given.model.revision) == (Path("0123"), "2024-01-02")
+    assert given.logging.tracker_project_name == "1:30"
+    assert (given.machine.mixed_precision, given.preparation.random_flip) == ("no", True)
 
 
 def test_the_command_line_goes_before_a_file_in_booleans_and_data_too(tmp_path):
@@ -162,17 +175,19 @@ def test_the_command_line_goes_before_a_file_in_booleans_and_data_too(tmp_path):
         "pretrained_model_name_or_path: miniature\ntrain_data_dir: images\ncenter_crop: true\nmixed_precision: no\n"
         "lora_layers: [to_q, to_k]\nreport_to: tensorboard, wandb\n"
     )
-    given = parse_arguments(["--config", str(file), "--no-center_crop", *DATA])
-    assert (given.center_crop, given.dataset_name, given.train_data_dir) == (False, "miniature", None)
-    assert (given.mixed_precision, given.lora_layers, given.report_to) == ("no", "to_q,to_k", "tensorboard,wandb")
-    assert parse_arguments(["--config", str(file)]).center_crop
+    given = parse_options(["--config", str(file), "--no-center_crop", *DATA])
+    assert given.preparation.center_crop is False
+    assert (given.data.dataset_name, given.data.train_data_dir) == ("miniature", None)
+    assert (given.machine.mixed_precision, given.map.lora_layers) == ("no", "to_q,to_k")
+    assert given.logging.report_to == "tensorboard,wandb"
+    assert parse_options(["--config", str(file)]).preparation.center_crop
 
 
 def test_help_says_what_every_option_is_and_its_default():
     parser = build_parser()
     assert [action.dest for action in parser._actions if not action.help] == []
     text = " ".join(parser.format_help().split())
-    assert "At its highest. (default: 0.0001)" in text
+    assert "Learning rate where it is highest. (default: 0.0001)" in text
     assert "default: None" not in text and "default: False" not in text
 
 
@@ -181,8 +196,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "training"
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_examples_are_runs(file):
-    given = parse_arguments(["--config", str(file)])
-    assert given.output_dir.parent == Path("maps")
+    given = parse_options(["--config", str(file)])
+    assert given.output.output_dir.parent == Path("maps")
 
 
 @pytest.mark.parametrize("file", sorted((EXAMPLES / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
@@ -193,3 +208,17 @@ def test_accelerate_reads_its_examples(file):
         assert config.fsdp_config["fsdp_version"] == 2
     if config.deepspeed_config:
         assert config.deepspeed_config["zero_stage"] == 2
+
+
+def test_schedules_are_those_of_diffusers():
+    """Which are written down, since diffusers takes seconds to import; piecewise_constant needs rules of its own."""
+    schedules = next(option for option in options_of(ScheduleOptions) if option.name == "lr_scheduler").choices()
+    assert set(schedules) == {schedule.value for schedule in SchedulerType} - {"piecewise_constant"}
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_losses_have_the_defaults_of_their_options(name):
+    loss = LOSSES.get(name)
+    defaults = {field.name: field.default for field in fields(loss)}
+    taken = LossOptions().taken_by(loss)
+    assert taken and taken == {name: defaults[name] for name in taken}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diamond_diffusers.training.distill import Distillation
+from diamond_diffusers.training.trainer import Trainer
 from tests.attention_kernels import watched
 
 pytestmark = pytest.mark.usefixtures("cudnn_attention")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("cudnn_attention")
     ],
 )
 def test_the_trainer(options, loss, further):
-    run = Distillation(options("--loss", loss, "--max_train_steps", 1, *further))
+    run = Trainer(options("--loss", loss, "--max_train_steps", 1, *further))
     with watched({"block": run.pipe.transformer.transformer_blocks[0]}) as seen:
         run.run()
     assert seen["block"] and not any(seen["block"])

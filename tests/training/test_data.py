@@ -14,17 +14,14 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from diamond_diffusers.files.foreign import ForeignFileError
-from diamond_diffusers.training.arguments import parse_arguments
-from diamond_diffusers.training.batches import Order, batches_from
-from diamond_diffusers.training.data import (
-    Captioned,
-    ImageFolder,
-    MiniatureWorld,
-    Preparation,
-    load_captioned,
-    open_image,
-)
+from diamond_diffusers.training.data.batches import Order, batches_from
+from diamond_diffusers.training.data.folder import ImageFolder
+from diamond_diffusers.training.data.images import Preparation, open_image
+from diamond_diffusers.training.data.loading import load_captioned
+from diamond_diffusers.training.data.miniature import MiniatureWorld
+from diamond_diffusers.training.data.rows import Captioned
 from diamond_diffusers.training.errors import TrainingError
+from diamond_diffusers.training.options.parser import parse_options
 
 
 def picture(number: int, size: tuple[int, int] = (24, 16)) -> PILImage.Image:
@@ -40,7 +37,7 @@ def flat(lists) -> list:
 
 def given(*arguments):
     fixed = ("--pretrained_model_name_or_path", "miniature", "--report_to", "none")
-    return parse_arguments([*fixed, *map(str, arguments)])
+    return parse_options([*fixed, *map(str, arguments)]).data
 
 
 @pytest.fixture

@@ -14,16 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diamond_diffusers.core.levels import add_noise
 from diamond_diffusers.core.tensors import expand
 from diamond_diffusers.maps.storage import CONDITIONING_NAME, LORA_NAME
-from diamond_diffusers.training.distill import Distillation, full
 from diamond_diffusers.training.errors import TrainingError
-from diamond_diffusers.training.losses import LOSSES, Batch, diagonal
+from diamond_diffusers.training.losses import LOSSES
+from diamond_diffusers.training.losses.residuals import Batch, diagonal
+from diamond_diffusers.training.trainer import Trainer, full
 
 from .processes import in_two_processes, sharding_accelerator
 
 FLUX_BLOCKS = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 
 
-class Perturbed(Distillation):
+class Perturbed(Trainer):
     """Starts where every parameter has a gradient, in every process alike."""
 
     def _build_optimizer(self) -> None:
@@ -49,7 +50,7 @@ def gradients(given, accelerator: Accelerator | None = None) -> list[torch.Tenso
         draws, eps = [draw[mine] for draw in draws], [noise[mine] for noise in eps]
     if run.accelerator.distributed_type == DistributedType.FSDP:
         assert all(isinstance(parameter, DTensor) for parameter in run.parameters)
-    run.loss = FixedLoss(given.loss, draws, eps)
+    run.loss = FixedLoss(given.loss.name, draws, eps)
     kept = []
     run.optimizer.step = lambda: kept.extend(full(parameter.grad).clone() for parameter in run.parameters)
     run._update(iter([lambda: (z, features)]))
@@ -69,7 +70,7 @@ class FixedLoss:
         x = add_noise(data, self.eps[0], level)
         batch = Batch(x, level, (1 - inner) * data + inner * self.eps[1], s, r * s, conditions)
         with sdpa_kernel(SDPBackend.MATH):
-            rows = LOSSES[self.name](diamond_map, batch) + diagonal(diamond_map, batch)
+            rows = LOSSES.get(self.name)().squared_residuals(diamond_map, batch) + diagonal(diamond_map, batch)
         return rows.mean(), {}
 
 
@@ -113,40 +114,40 @@ def test_a_run_is_resumed_and_saved(options, way):
         # It would take leave of the other process.
         accelerator.end_training = lambda: None
         for given in (unbroken, first):
-            Distillation(given, accelerator).run()
-        run = Distillation(second, accelerator)
+            Trainer(given, accelerator).run()
+        run = Trainer(second, accelerator)
         assert run.step == 2
         run.run()
-        assert len(list((second.output_dir / "checkpoint-4").iterdir())) == (2 if way == "shards" else 1)
+        assert len(list((second.output.output_dir / "checkpoint-4").iterdir())) == (2 if way == "shards" else 1)
 
     in_two_processes(child)
     for name in (LORA_NAME, CONDITIONING_NAME):
-        expected, found = load_file(unbroken.output_dir / name), load_file(second.output_dir / name)
+        expected, found = load_file(unbroken.output.output_dir / name), load_file(second.output.output_dir / name)
         assert all(torch.equal(weight, found[key]) for key, weight in expected.items())
     if way == "shards":
         with pytest.raises(TrainingError, match=r"states of 2 processes, and this run has 1; start as many"):
-            Distillation(second)
+            Trainer(second)
 
 
 def test_what_cannot_be_distributed_is_refused(options):
     accelerator = sharding_accelerator()
     with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
-        Distillation(options("--teacher_samples"), accelerator)
+        Trainer(options("--teacher_samples"), accelerator)
     with pytest.raises(TrainingError, match="cannot draw trajectories to keep"):
-        Distillation(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
+        Trainer(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
     accelerator.state.fsdp_plugin.fsdp_version = 1
     with pytest.raises(TrainingError, match="set fsdp_version: 2"):
-        Distillation(options(), accelerator)
+        Trainer(options(), accelerator)
     accelerator.state.distributed_type = DistributedType.DEEPSPEED
     accelerator.state.deepspeed_plugins = SimpleNamespace(zero_stage=3, selected=True)
     with pytest.raises(TrainingError, match="take stage 1 or 2"):
-        Distillation(options(), accelerator)
+        Trainer(options(), accelerator)
 
 
 @pytest.mark.parametrize("loss", ["central_difference", "trajectories"])
 def test_shards_of_a_base_in_half_precision_train(options, loss):
     """With accelerate's own policy, which would cast what is trained, and the loss; and the teacher is sharded too."""
-    given = options("--loss", loss, "--gradient_checkpointing", "--lr_warmup_steps", 0)
+    given = options("--loss", loss, "--gradient_checkpointing", "--lr_warmup_steps", 0, "--max_train_steps", 1)
 
     def child() -> None:
         accelerator = sharding_accelerator(*FLUX_BLOCKS, mixed_precision="bf16")

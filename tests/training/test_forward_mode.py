@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diamond_diffusers.training.forward_mode import tangents_like_outputs
+from diamond_diffusers.training.losses.forward_mode import tangents_like_outputs
 
 NORMS = {"layer": lambda: nn.LayerNorm(8), "group": lambda: nn.GroupNorm(2, 8)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,18 +14,15 @@ from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.core.glass import inner_angle, inner_time
 from diamond_diffusers.maps.diamond_map import DiamondMap
-from diamond_diffusers.training import losses, module
-from diamond_diffusers.training.data import MiniatureWorld, Preparation
-from diamond_diffusers.training.losses import (
-    LOSSES,
-    Batch,
-    central_difference,
-    diagonal,
-    draw_diagonal_times,
-    draw_inner_times,
-    lagrangian,
-)
-from diamond_diffusers.training.module import DistillationLoss, draw_levels
+from diamond_diffusers.training.data.images import Preparation
+from diamond_diffusers.training.data.miniature import MiniatureWorld
+from diamond_diffusers.training.levels import draw_levels
+from diamond_diffusers.training.losses import central_difference, lagrangian, steps
+from diamond_diffusers.training.losses.central_difference import CentralDifference
+from diamond_diffusers.training.losses.lagrangian import Lagrangian
+from diamond_diffusers.training.losses.residuals import Batch, diagonal
+from diamond_diffusers.training.losses.steps import StepLoss, draw_diagonal_times, draw_inner_times
+from diamond_diffusers.training.module import DistilledModule
 from diamond_diffusers.training.teacher import Teacher
 
 from ..maps.tiny_maps import encode, perturb, tiny_family
@@ -55,9 +51,9 @@ def test_forward_mode_agrees_with_differences(family):
     perturb(diamond_map, 0.03)
     batch = draw_batch(diamond_map)
     results = []
-    for loss in (lagrangian, partial(central_difference, step=0.01)):
+    for loss in (Lagrangian(), CentralDifference(step=0.01)):
         with sdpa_kernel(SDPBackend.MATH):
-            rows = loss(diamond_map, batch)
+            rows = loss.squared_residuals(diamond_map, batch)
         gradients = torch.autograd.grad(rows.sum(), diamond_map.trained_parameters())
         results.append((rows.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
     (rows, gradient), (expected, differences) = results
@@ -66,16 +62,17 @@ def test_forward_mode_agrees_with_differences(family):
 
     # The derivative counts: without it the loss is another.
     with torch.no_grad():
-        still = LOSSES["central_difference"](diamond_map, replace(batch, r=batch.s * 0.999))
+        still = CentralDifference().squared_residuals(diamond_map, replace(batch, r=batch.s * 0.999))
     assert not torch.allclose(still, rows, rtol=0.02)
 
 
 @torch.no_grad()
 def test_differences_are_true_in_half_precision(monkeypatch):
     """`r dX/dr` of the embedded model's map in bfloat16 is within a tenth of forward mode in float32."""
-    monkeypatch.setattr(losses, "_lagrangian_residual", lambda diamond_map, batch, mapped, derivative: derivative)
+    for module in (lagrangian, central_difference):
+        monkeypatch.setattr(module, "lagrangian_residual", lambda diamond_map, batch, mapped, derivative: derivative)
     derivatives = {}
-    for dtype, loss in ((torch.float32, lagrangian), (torch.bfloat16, central_difference)):
+    for dtype, loss in ((torch.float32, Lagrangian()), (torch.bfloat16, CentralDifference())):
         pipe = DiamondMapPipeline.from_pretrained(dtype=dtype)
         teacher = Teacher(pipe.family, pipe.defaults)
         scenes = [MiniatureWorld()[index] for index in range(16)]
@@ -87,7 +84,7 @@ def test_differences_are_true_in_half_precision(monkeypatch):
         conditions = teacher.conditions(teacher.features([scene.captions for scene in scenes]))
         batch = Batch.draw(mean.float(), levels, s, r, conditions)
         with sdpa_kernel(SDPBackend.MATH):
-            derivative = loss(pipe.family.posterior_map, batch)
+            derivative = loss.squared_residuals(pipe.family.posterior_map, batch)
         derivatives[dtype] = r.float()[:, None, None] * derivative.float()
     true, found = derivatives.values()
     assert (found - true).norm() < 0.1 * true.norm()
@@ -109,7 +106,7 @@ def test_a_base_in_half_precision_trains(name):
     family = tiny_family(name)
     family.network_module.to(torch.bfloat16)
     diamond_map = DiamondMap(family, rank=2)
-    module.DistilledModule(diamond_map)
+    DistilledModule(diamond_map)
     conditions = encode(family)
     halve = {
         name: feature.bfloat16() if feature.is_floating_point() else feature
@@ -118,7 +115,7 @@ def test_a_base_in_half_precision_trains(name):
     negative = {name: conditions.negative_features[name].to(feature.dtype) for name, feature in halve.items()}
     conditions = replace(conditions, features=halve, negative_features=negative)
     z = torch.randn(2, *TINY_MODELS[name].shape)
-    value, parts = DistillationLoss(diagonal_fraction=0.5)(diamond_map, z, conditions, 0)
+    value, parts = Lagrangian(diagonal_fraction=0.5)(diamond_map, z, conditions, 0)
     assert parts.keys() == {"diagonal", "lagrangian"}
     value.backward()
     assert value.dtype == torch.float32
@@ -131,7 +128,7 @@ def test_a_base_in_half_precision_trains(name):
 def test_as_many_rows_learn_the_velocity_as_asked_for():
     """Whatever the size of a batch."""
 
-    class Counting(DistillationLoss):
+    class Counting(Lagrangian):
         def __call__(self, count: int) -> int:
             return [self._rows_before(n + 1, count) - self._rows_before(n, count) for n in range(100)]
 
@@ -178,10 +175,14 @@ def test_times_are_drawn_where_they_are_used():
 def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
     """By `1 + 1 / (kappa^2 + 1/16)`, then by `1 / (loss + 0.01)`."""
     level = (1 / 4 - 1 / 16) ** 0.5
-    monkeypatch.setattr(module, "draw_levels", lambda count: torch.tensor([torch.inf, level], dtype=torch.float64))
+    monkeypatch.setattr(steps, "draw_levels", lambda count: torch.tensor([torch.inf, level], dtype=torch.float64))
     rows = torch.tensor([0.0, 0.198], requires_grad=True)
-    monkeypatch.setitem(LOSSES, "given", lambda diamond_map, batch: rows)
-    loss = DistillationLoss("given", diagonal_fraction=0.0, adaptive_weight_power=1.0)
+
+    class Given(StepLoss):
+        def squared_residuals(self, diamond_map, batch):
+            return rows
+
+    loss = Given(diagonal_fraction=0.0, adaptive_weight_power=1.0)
     diamond_map = tiny_map("flux")
     z = torch.randn(2, *TINY_MODELS["flux"].shape)
     value, _ = loss(diamond_map, z, encode(diamond_map.family), 0)

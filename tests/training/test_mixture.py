@@ -8,8 +8,9 @@ import torch
 from diamond_diffusers.core.glass import sample_posterior
 from diamond_diffusers.maps.conditioning import SITES
 from diamond_diffusers.maps.diamond_map import DiamondMap
-from diamond_diffusers.training.module import DistillationLoss
-from diamond_diffusers.training.trajectories import TrajectoryLoss
+from diamond_diffusers.training.losses import LOSSES
+from diamond_diffusers.training.losses.central_difference import CentralDifference
+from diamond_diffusers.training.losses.trajectories import TrajectoryLoss
 
 from ..core.mixture import seeded
 from . import mixture_map
@@ -40,7 +41,7 @@ def test_the_untrained_map_is_a_point():
 
 def test_a_short_run_is_close_already():
     """A tenth of the way that the slow tests go: within four times the noise floor, from 25 times it."""
-    found = distances(distil(DistillationLoss("central_difference", 0.5), 150, batch_size=128, learning_rate=5e-3))
+    found = distances(distil(CentralDifference(0.5), 150, batch_size=128, learning_rate=5e-3))
     assert found["map"] < 4 * found["floor"]
 
 
@@ -50,7 +51,7 @@ STEPS = {"lagrangian": 800, "central_difference": 800, "eulerian": 2000, "progre
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", STEPS)
 def test_it_converges_to_the_posterior(loss):
-    diamond_map = distil(DistillationLoss(loss, diagonal_fraction=0.5), STEPS[loss], batch_size=256)
+    diamond_map = distil(LOSSES.get(loss)(diagonal_fraction=0.5), STEPS[loss], batch_size=256)
     found = distances(diamond_map)
     assert found["map"] < 2 * found["floor"]
     if loss in ("lagrangian", "central_difference"):

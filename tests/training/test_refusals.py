@@ -14,9 +14,11 @@ import torch
 from safetensors import SafetensorError
 
 from diamond_diffusers.files import staging
-from diamond_diffusers.training import checkpoints, distill, sources
-from diamond_diffusers.training.distill import Distillation
+from diamond_diffusers.training import checkpoints, distill, trainer
+from diamond_diffusers.training.data import cache as data_cache
+from diamond_diffusers.training.data.rows import Captioned
 from diamond_diffusers.training.errors import TrainingError
+from diamond_diffusers.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -42,9 +44,9 @@ def test_what_is_cheap_to_know_is_known_before_the_base_is_loaded(
     # A folder is no package.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb").mkdir()
-    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
+    monkeypatch.setattr(trainer, "load_base", lambda *arguments: pytest.fail("loaded the base"))
     with pytest.raises(TrainingError, match=message):
-        Distillation(options(*further))
+        Trainer(options(*further))
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monkeypatch, offline):
@@ -71,15 +73,15 @@ def test_the_command_says_what_is_wrong_in_one_line(tiny_folder, tmp_path, monke
         with pytest.raises(SystemExit, match=rf"^error: {message}"):
             distill.main([*tiny, *further])
     # What the options are not to blame for has a traceback.
-    monkeypatch.setattr(Distillation, "run", lambda self: {}["bug"])
+    monkeypatch.setattr(Trainer, "run", lambda self: {}["bug"])
     with pytest.raises(KeyError):
         distill.main(tiny)
 
 
 def main_of(given):
     """Runs the command with options as the fixture `options` makes them."""
-    arguments = [(f"--{name}", str(value)) for name, value in vars(given).items() if value is not None]
-    switches = {f"--{name}" for name, value in vars(given).items() if isinstance(value, bool)}
+    arguments = [(f"--{name}", str(value)) for name, value in given.by_flag().items() if value is not None]
+    switches = {f"--{name}" for name, value in given.by_flag().items() if isinstance(value, bool)}
     words = [
         word
         for name, value in arguments
@@ -96,7 +98,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_base_is_loaded(o
     (tmp_path / "file").write_text("")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "logs").write_text("")
-    monkeypatch.setattr(distill, "load_base", lambda *arguments: pytest.fail("loaded the base"))
+    monkeypatch.setattr(trainer, "load_base", lambda *arguments: pytest.fail("loaded the base"))
     given = options("--report_to", "tensorboard", output="out" if name == "logs" else name)
     option = "--logging_dir" if name == "logs" else "--output_dir"
     with pytest.raises(SystemExit, match=rf"^error: {option} is '.*{name}', where nothing can be written .*; name"):
@@ -137,10 +139,10 @@ def test_an_output_on_a_disk_that_is_only_read_is_refused(options, monkeypatch):
             ("--cache_latents",),
             "00000000.safetensors' cannot be written .*No space left on device",
         ),
-        (distill.Accelerator, "log", FULL, (), "out/logs' cannot be written .No space left on device"),
-        (distill.Accelerator, "end_training", FULL, (), "out/logs' cannot be written .No space left on device"),
-        (distill, "save_diamond_map", FULL, (), "out' cannot be written .No space left on device"),
-        (distill, "write_model_card", FULL, (), "out' cannot be written .No space left on device"),
+        (trainer.Accelerator, "log", FULL, (), "out/logs' cannot be written .No space left on device"),
+        (trainer.Accelerator, "end_training", FULL, (), "out/logs' cannot be written .No space left on device"),
+        (trainer, "save_diamond_map", FULL, (), "out' cannot be written .No space left on device"),
+        (trainer, "write_model_card", FULL, (), "out' cannot be written .No space left on device"),
     ],
     ids=["checkpoint", "checkpoint of torch", "cache", "logs", "end of the logs", "map", "card"],
 )
@@ -153,7 +155,7 @@ def test_a_full_disk_is_told(options, monkeypatch, module, writer, error, furthe
     with pytest.raises(SystemExit, match=rf"^error: '.*{message}.*; make room on the disk") as stopped:
         main_of(given)
     assert "\n" not in str(stopped.value)
-    assert not list(given.output_dir.glob("checkpoint-?"))
+    assert not list(given.output.output_dir.glob("checkpoint-?"))
 
 
 def test_a_want_of_memory_is_told(options, monkeypatch):
@@ -162,21 +164,21 @@ def test_a_want_of_memory_is_told(options, monkeypatch):
         RuntimeError("DefaultCPUAllocator: no"),
         MemoryError(),
     ):
-        monkeypatch.setattr(Distillation, "__init__", lambda self, given, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(Trainer, "__init__", lambda self, given, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(SystemExit, match=r"^error: .*memory.*; lower --train_batch_size"):
             main_of(options())
-    monkeypatch.setattr(Distillation, "__init__", lambda self, given: (_ for _ in ()).throw(RuntimeError("bug")))
+    monkeypatch.setattr(Trainer, "__init__", lambda self, given: (_ for _ in ()).throw(RuntimeError("bug")))
     with pytest.raises(RuntimeError, match="bug"):
         main_of(options())
 
 
 def test_a_cached_row_that_is_damaged_is_named(tmp_path):
-    cache = sources.RowCache(tmp_path, "rows")
+    cache = data_cache.RowCache(tmp_path, "rows")
     cache.folder.mkdir()
     cache.file(3).write_bytes(b"no tensors")
     with pytest.raises(TrainingError, match=r"00000003.safetensors' cannot be read .*; delete it, so that it is made"):
-        cache(sources.Captioned(None, "", "3"), None)
+        cache(Captioned(None, "", "3"), None)
 
 
 def test_a_seed_of_32_bits_trains(options):
-    Distillation(options("--seed", 2**32 - 1, "--max_train_steps", 1, "--num_validation_images", 1)).run()
+    Trainer(options("--seed", 2**32 - 1, "--max_train_steps", 1, "--num_validation_images", 1)).run()

@@ -12,19 +12,16 @@ from PIL import Image
 from benchmarks.zoo.flux import build_tiny_flux
 from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers.core.glass import sample_posterior
-from diamond_diffusers.training.batches import Order
-from diamond_diffusers.training.data import MiniatureWorld, Preparation
+from diamond_diffusers.training.data.batches import Order
+from diamond_diffusers.training.data.cache import RowCache, latent_encoder, trajectory_encoder
+from diamond_diffusers.training.data.images import Preparation
+from diamond_diffusers.training.data.loading import load_rows, read_prompts
+from diamond_diffusers.training.data.miniature import MiniatureWorld
+from diamond_diffusers.training.data.sources import open_source
+from diamond_diffusers.training.data.trajectories import INNER_STEPS
 from diamond_diffusers.training.errors import TrainingError
-from diamond_diffusers.training.sources import (
-    RowCache,
-    latent_encoder,
-    load_rows,
-    open_source,
-    read_prompts,
-    trajectory_encoder,
-)
+from diamond_diffusers.training.options.records import DataOptions, Options, PreparationOptions
 from diamond_diffusers.training.teacher import Teacher
-from diamond_diffusers.training.trajectories import INNER_STEPS
 
 from ..maps.tiny_maps import tiny_family
 
@@ -121,7 +118,8 @@ def flux_teacher():
 
 
 def opened(given, teacher, order, first_batch=0):
-    return open_source(given, load_rows(given), teacher, order, first_batch, lambda: None, apply)
+    evaluate = apply if given.loss.build().needs_trajectories else None
+    return open_source(given, load_rows(given.data), teacher, order, first_batch, lambda: None, evaluate)
 
 
 def apply(function):
@@ -151,7 +149,7 @@ def test_cached_latents_are_the_same_as_fresh_ones(options, flux_teacher, monkey
     monkeypatch.setattr(flux_teacher.family, "encode_images", lambda images: pytest.fail("encoded again"))
     drawn(opened(given, flux_teacher, order, 4))
     monkeypatch.undo()
-    folder = given.output_dir / "cache"
+    folder = given.output.output_dir / "cache"
     next(opened(options("--cache_latents"), flux_teacher, order))
     assert len(list(folder.iterdir())) == 2
     assert all(len(list(cache.glob("*.safetensors"))) == 5 for cache in folder.iterdir())
@@ -167,9 +165,8 @@ def test_what_is_cached_is_of_the_images_and_captions_as_they_are(options, flux_
         (folder / f"{name}.txt").write_text(caption)
 
     def check() -> None:
-        given = options("--cache_latents", "--center_crop")
-        given.dataset_name, given.train_data_dir = None, folder
-        rows = load_rows(given)
+        given = options("--cache_latents", "--center_crop", "--train_data_dir", folder)
+        rows = load_rows(given.data)
         fresh = latent_encoder(rows, Preparation(16, center_crop=True), flux_teacher)(range(len(rows)))
         order = Order(len(rows), len(rows))
         cached = opened(given, flux_teacher, lambda rows: order)
@@ -238,8 +235,9 @@ def test_trajectories_are_those_of_the_inner_flow(options, flux_teacher, cached)
 
 def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_file):
     assert read_prompts(prompts_file) == ["a red circle", "two blue stars", "a ring"]
-    given = options("--teacher_samples", "--teacher_num_inference_steps", 2)
-    given.dataset_name, given.teacher_samples, given.prompts_file = None, False, prompts_file
+    given = Options(
+        data=DataOptions(prompts_file=prompts_file), preparation=PreparationOptions(teacher_num_inference_steps=2)
+    )
     batches = drawn(opened(given, flux_teacher, lambda rows: Order(rows, 3), 0), 2)
     again = drawn(opened(given, flux_teacher, lambda rows: Order(rows, 3), 0), 2)
     told = flux_teacher.features(read_prompts(prompts_file))["pooled_projections"].sum(0)

@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from diamond_diffusers.core.glass import inner_times
-from diamond_diffusers.training import trajectories
-from diamond_diffusers.training.trajectories import (
-    FROM_NOISE_SHARE,
-    INNER_STEPS,
-    ONE_STEP_SHARE,
-    Trajectories,
-    draw_places,
-    energy_score,
-)
+from diamond_diffusers.training.data import trajectories
+from diamond_diffusers.training.data.trajectories import INNER_STEPS, Trajectories
+from diamond_diffusers.training.losses.trajectories import FROM_NOISE_SHARE, ONE_STEP_SHARE, draw_places, energy_score
 
 from ..core.mixture import seeded
 from .mixture_map import UNCONDITIONAL, MixtureModel

@@ -1,63 +1,34 @@
-"""Distillation from whole trajectories of the teacher's inner flow, which can be kept and learnt from many times."""
+"""Distillation from whole trajectories of the teacher's inner flow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core.glass import inner_states, inner_times
-from ..core.levels import add_noise
-from ..core.model import Conditions
-from ..core.tensors import expand
-from ..families.base import Family
-from ..maps.diamond_map import DiamondMap
-from .module import draw_levels, per_posterior_variance
+from ...core.glass import inner_times
+from ...core.model import Conditions
+from ...core.tensors import expand
+from ..data.trajectories import PAIR, Trajectories
+from ..levels import per_posterior_variance
+from . import register_loss
+from .base import DistillationLoss
 
-PAIR = 2
-"""Trajectories of an observation: the energy score compares two."""
-INNER_STEPS = 8
-"""Of a trajectory. With the `exponential` solver their law is that of many steps."""
+if TYPE_CHECKING:
+    from ...maps.diamond_map import DiamondMap
+
+
 ONE_STEP_SHARE = 0.4
 """Of the observations, learnt on the way from pure noise to clean data, where the map is used most."""
 FROM_NOISE_SHARE = 0.3
 """Of the observations, learnt on the way from pure noise to a time in between, which transitions use."""
 
 
+@register_loss("trajectories")
 @dataclass(frozen=True)
-class Trajectories:
-    """Two trajectories of the inner flow for each of `N` observations.
-
-    Attributes:
-        x: observations `[N, ...]` in the bounded coordinate.
-        noise_to_signal: their levels, `[N]` float64.
-        states: inner states `[N, 2, n + 1, ...]` at `inner_times(n, noise_to_signal)`, from noise to samples of the
-            posterior.
-    """
-
-    x: Tensor
-    noise_to_signal: Tensor
-    states: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def draw(cls, family: Family, z: Tensor, conditions: Conditions) -> Trajectories:
-        """Observes clean samples `z [N, ...]` at random levels and runs the inner flow of the guided teacher."""
-        levels = draw_levels(len(z))
-        x = add_noise(z, torch.randn_like(z), levels)
-        index = torch.arange(len(z))
-
-        def denoise(rows: Tensor, level: Tensor) -> Tensor:
-            return family.predict(rows, level, conditions.rows(index.repeat_interleave(len(rows) // len(z))))
-
-        noise = torch.randn_like(z.repeat_interleave(PAIR, 0))
-        states = inner_states(denoise, x, levels, noise, num_inner_steps=INNER_STEPS, solver="exponential")
-        return cls(x, levels, torch.stack(list(states), 1).unflatten(0, (-1, PAIR)))
-
-
-@dataclass(frozen=True)
-class TrajectoryLoss:
+class TrajectoryLoss(DistillationLoss):
     """The map leads from a state of a trajectory to a later one, and its one-step samples have the teacher's law.
 
     From a state in between that is a regression of `D_th`. From noise, where a network cannot follow every trajectory,
@@ -72,6 +43,8 @@ class TrajectoryLoss:
     Args:
         regression_weight: of the regression beside the energy score; it speeds up the beginning, and narrows the law.
     """
+
+    needs_trajectories: ClassVar[bool] = True
 
     regression_weight: float = 0.05
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .data import Captioned, CaptionedImages, HubDataset
-from .errors import TrainingError
+from ..errors import TrainingError
+from .hub import HubDataset
+from .rows import Captioned, CaptionedImages
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,12 @@ def batches_from(
 def _without_errors(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
     """Raises the first error that a batch holds in place of a row."""
     for batch in batches:
-        for row in batch:
-            if isinstance(row, TrainingError):
-                raise row
+        error = next((row for row in batch if isinstance(row, TrainingError)), None)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # The traceback holds this frame. While that holds the error, only a garbage collection could free the
+                # loader, which then waits five seconds for its processes.
+                del error, batch
         yield batch

@@ -1,0 +1,79 @@
+"""The rows that options name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...files.foreign import read_lines
+from ..errors import TrainingError
+from ..options.records import MINIATURE
+from .folder import ImageFolder
+from .hub import HubDataset, load_dataset
+from .miniature import MiniatureWorld
+from .rows import Captioned, CaptionedImages, FirstRows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..options.records import DataOptions
+
+
+def load_rows(options: DataOptions, cache_dir: str | None = None, seed: int = 0) -> Any:
+    """The prompts or the captioned images that options name; arguments as of `load_captioned`.
+
+    Raises:
+        ForeignFileError: a file of them cannot be read.
+        TrainingError: there are none.
+    """
+    if options.prompts_file is not None:
+        return [Captioned(None, prompt, prompt) for prompt in read_prompts(options.prompts_file)]
+    return load_captioned(options, cache_dir, seed)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        ForeignFileError: it cannot be read.
+        TrainingError: there are none.
+    """
+    prompts = [line.strip() for _, line in read_lines(file)]
+    if not prompts:
+        raise TrainingError(f"--prompts_file {file} is empty; write one prompt a line")
+    return prompts
+
+
+def load_captioned(options: DataOptions, cache_dir: str | None = None, seed: int = 0) -> CaptionedImages | HubDataset:
+    """The dataset that options name.
+
+    Args:
+        options: of a dataset or a folder.
+        cache_dir: for downloads.
+        seed: shuffles a streamed dataset.
+
+    Raises:
+        ForeignFileError: a file of the folder cannot be read.
+        TrainingError: it cannot be read, or lacks rows or captions.
+    """
+    if options.train_data_dir is not None:
+        rows: Any = ImageFolder(options.train_data_dir, options.caption_column)
+    elif options.dataset_name == MINIATURE:
+        rows = MiniatureWorld()
+    else:
+        rows = load_dataset(options, cache_dir, seed)
+    if options.streaming:
+        return rows
+    if len(rows) == 0:
+        raise TrainingError(f"{options.dataset_name} is empty; name a dataset with rows")
+    if not any(_has_caption(rows[index].captions) for index in range(len(rows))):
+        raise TrainingError(
+            f"all captions of {options.train_data_dir or options.dataset_name} are empty; name another column with "
+            "--caption_column, or write captions"
+        )
+    if options.max_train_samples is None:
+        return rows
+    return FirstRows(rows, options.max_train_samples)
+
+
+def _has_caption(captions: Any) -> bool:
+    return bool(captions.strip() if isinstance(captions, str) else captions)

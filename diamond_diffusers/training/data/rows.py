@@ -1,0 +1,62 @@
+"""Captioned images, and the checks that all sources of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch.utils.data import Subset
+
+from ..errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A captioned image.
+
+    Attributes:
+        image: the image; a file; or what `datasets` holds, `{"bytes": ..., "path": ...}`.
+        captions: one, or several to choose from.
+        name: tells the user which one it is.
+    """
+
+    image: Any
+    captions: str | Sequence[str]
+    name: str
+
+
+class CaptionedImages(Protocol):
+    """Rows that can be told by number."""
+
+    fingerprint: str
+    """Changes where the rows do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Captioned: ...
+
+
+class FirstRows(Subset):
+    """The first rows of a dataset."""
+
+    def __init__(self, rows: CaptionedImages, count: int) -> None:
+        super().__init__(rows, range(min(count, len(rows))))
+        self.fingerprint = rows.fingerprint
+
+
+def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
+    """Raises a `TrainingError` for the first column that a row lacks."""
+    for option, column in (("--image_column", image), ("--caption_column", caption)):
+        if column not in row:
+            available = " ".join(", ".join(map(str, row)).split()) or "none"
+            if column == "file_name":
+                raise TrainingError(f"{name} has no column 'file_name'; its columns are {available}")
+            raise TrainingError(f"{name} has no column {column!r}; set {option} to one of {available}")
+
+
+def check_values(row_name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
+    """Raises a `TrainingError` for an image or a caption that a row has none of."""
+    for kind, column in (("image", image), ("caption", caption)):
+        if row[column] is None:
+            raise TrainingError(f"{row_name} has no {kind} in column {column!r}; give it one, or remove the row")

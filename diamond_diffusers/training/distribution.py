@@ -1,0 +1,79 @@
+"""How a run is distributed and logged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import AutocastKwargs, ProjectConfiguration, is_tensorboard_available, is_wandb_available
+
+from .errors import TrainingError
+
+if TYPE_CHECKING:
+    from .losses.base import DistillationLoss
+    from .options.records import LoggingOptions, Options
+
+
+def check_trackers(options: LoggingOptions) -> None:
+    """Checks that the packages of the trackers are installed.
+
+    Raises:
+        TrainingError: one is not.
+    """
+    for name in options.trackers:
+        # accelerate would leave it out.
+        if not _TRACKERS_INSTALLED[name]():
+            raise TrainingError(f"--report_to {name} needs the package {name}; install it, or take --report_to none")
+
+
+_TRACKERS_INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def make_accelerator(options: Options) -> Accelerator:
+    """What distributes a run and logs it."""
+    folder = options.output.output_dir
+    return Accelerator(
+        gradient_accumulation_steps=options.updates.gradient_accumulation_steps,
+        mixed_precision=options.machine.mixed_precision,
+        log_with=options.logging.trackers or None,
+        project_config=ProjectConfiguration(str(folder), str(folder / options.logging.logging_dir)),
+        # The base is in half precision itself; forward-mode differentiation of a UNet fails under autocast.
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+    )
+
+
+def prepare_distribution(accelerator: Accelerator, options: Options, loss: DistillationLoss) -> None:
+    """Refuses ways to distribute that cannot train a map, and tells FSDP its precision and DeepSpeed the batch.
+
+    Raises:
+        TrainingError: forward-mode differentiation meets unused parameters; weights are sharded in a way that mixes
+            trained and frozen ones; or a sharded model would have to draw samples.
+    """
+    kind, handler = accelerator.distributed_type, accelerator.ddp_handler
+    if loss.needs_forward_mode and handler is not None and handler.find_unused_parameters:
+        raise TrainingError(
+            f"find_unused_parameters has no forward-mode rule, which --loss {options.loss.name} needs; turn it off, "
+            "since every trained parameter is used, or take --loss central_difference"
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise TrainingError(
+            "FSDP of version 1 joins trained and frozen weights of different precision; set fsdp_version: 2 in the "
+            "configuration of accelerate"
+        )
+    if kind == DistributedType.FSDP and options.learns_from_samples:
+        raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
+    if kind == DistributedType.FSDP and options.preparation.cache_trajectories:
+        raise TrainingError(
+            "a model sharded by FSDP cannot draw trajectories to keep, since processes have different numbers of rows; "
+            "drop --cache_trajectories, or take DDP"
+        )
+    if kind == DistributedType.FSDP:
+        # It would cast what is trained; the base is in half precision already.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    if kind == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.zero_stage == 3:
+            raise TrainingError("DeepSpeed's ZeRO stage 3 takes weights apart that the map reads; take stage 1 or 2")
+        # It would read them from a data loader, and there is none.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.updates.train_batch_size
+        plugin.deepspeed_config["gradient_accumulation_steps"] = options.updates.gradient_accumulation_steps

@@ -1,0 +1,51 @@
+"""The Lagrangian residual, whose derivative is a central difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...core.glass import toward
+from ...core.tensors import expand
+from . import register_loss
+from .residuals import Batch, lagrangian_residual, student_denoised
+from .steps import StepLoss
+
+if TYPE_CHECKING:
+    from ...maps.diamond_map import DiamondMap
+
+
+@register_loss("central_difference")
+@dataclass(frozen=True)
+class CentralDifference(StepLoss):
+    """The Lagrangian residual with `d/dr` by a central difference of width `2 * step`, one-sided at the ends.
+
+    Args:
+        step: of the inner time; None for that of `difference_step`.
+    """
+
+    step: float | None = None
+
+    def squared_residuals(self, diamond_map: DiamondMap, batch: Batch) -> Tensor:
+        step = difference_step(diamond_map) if self.step is None else self.step
+        high, low = torch.minimum(batch.r + step, batch.s), (batch.r - step).clamp(min=0)
+        ends = [
+            toward(batch.xbar, student_denoised(diamond_map, batch, batch.xbar, batch.s, r), batch.s, r)
+            for r in (high, low)
+        ]
+        derivative = (ends[0] - ends[1]) / expand(high - low, batch.xbar)
+        return lagrangian_residual(diamond_map, batch, torch.lerp(ends[1], ends[0], 0.5), derivative)
+
+
+def difference_step(diamond_map: DiamondMap) -> float:
+    """The step at which the error of differences is about least: 0.01 in float32, 0.03 in float16, 0.06 in bfloat16.
+
+    Rounding by `eps` counts as `eps / step` and curvature as `step^2`, hence the cube root; its factor is measured, on
+    the embedded model's map, where bfloat16 makes errors of 4 % of the derivative, and of 26 % at 0.01.
+    """
+    parameters = diamond_map.network.parameters()
+    eps = max(torch.finfo(weight.dtype).eps for weight in parameters if weight.is_floating_point())
+    return max(0.01, 0.3 * eps ** (1 / 3))

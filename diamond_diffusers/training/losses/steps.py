@@ -1,0 +1,95 @@
+"""Losses of pairs of inner times: some rows learn the velocity of the inner flow, the others its steps."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...core.glass import inner_angle, inner_time
+from ...core.model import Conditions
+from ..levels import draw_levels, per_posterior_variance
+from . import LOSSES
+from .base import DistillationLoss
+from .residuals import SMALLEST_TIME, Batch, diagonal
+
+if TYPE_CHECKING:
+    from ...maps.diamond_map import DiamondMap
+
+
+@dataclass(frozen=True)
+class StepLoss(DistillationLoss):
+    """The loss of a batch of which some rows learn the velocity, and the others learn steps from `s` to `r`.
+
+    A subclass says by which residual the steps are learnt, and is called for the rows that learn them.
+
+    Args:
+        diagonal_fraction: share of the rows that learn the velocity; fractions of a row add up over batches.
+        adaptive_weight_power: `p` of the rows' weights `1 / sg(loss + 0.01)^p` (arXiv 2505.13447).
+    """
+
+    diagonal_fraction: float = 0.75
+    adaptive_weight_power: float = 0.0
+
+    @abstractmethod
+    def squared_residuals(self, diamond_map: DiamondMap, batch: Batch) -> Tensor:
+        """Squared residuals `[N]` of the steps of a batch, averaged over each row's elements."""
+
+    def __call__(
+        self, diamond_map: DiamondMap, data: Tensor, conditions: Conditions, batch_number: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of clean latents `[N, ...]`, and its parts to log; see `DistillationLoss`."""
+        count = len(data)
+        num_diagonal = self._rows_before(batch_number + 1, count) - self._rows_before(batch_number, count)
+        levels, index = draw_levels(count), torch.arange(count)
+        parts = {}
+        if num_diagonal > 0:
+            s = draw_diagonal_times(levels[:num_diagonal])
+            rows = index[:num_diagonal]
+            batch = Batch.draw(data[rows], levels[rows], s, s, conditions.rows(rows))
+            parts["diagonal"] = diagonal(diamond_map, batch)
+        if num_diagonal < count:
+            rows = index[num_diagonal:]
+            s, r = draw_inner_times(levels[rows])
+            batch = Batch.draw(data[rows], levels[rows], s, r, conditions.rows(rows))
+            # No other attention has a forward-mode rule.
+            with sdpa_kernel(SDPBackend.MATH) if self.needs_forward_mode else nullcontext():
+                parts[self._name] = self.squared_residuals(diamond_map, batch)
+        squares = torch.cat(list(parts.values())) * per_posterior_variance(levels).to(data)
+        weights = (squares.detach() + 0.01) ** -self.adaptive_weight_power
+        return (weights * squares).mean(), {name: part.detach().mean() for name, part in parts.items()}
+
+    def _rows_before(self, batch_number: int, count: int) -> int:
+        """Rows of earlier batches that learn the velocity."""
+        return math.floor(self.diagonal_fraction * count * batch_number + 1e-6)
+
+    @property
+    def _name(self) -> str:
+        return LOSSES.name_of(type(self)) or type(self).__name__
+
+
+def draw_inner_times(noise_to_signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner times `(s, r)` of steps at outer levels `[N]`: `[N]` float64, `0 <= r <= s <= 1`.
+
+    They are uniform in `inner_angle`; on about half of the rows `s` is 1, where the map is used.
+    """
+    count = len(noise_to_signal)
+    angle = math.pi / 2 * torch.rand(count, dtype=torch.float64)
+    s = inner_time(angle, noise_to_signal).clamp(min=SMALLEST_TIME)
+    s = torch.where(torch.rand(count) < 0.5, 1.0, s)
+    r_angle = inner_angle(s, noise_to_signal) * torch.rand(count, dtype=torch.float64)
+    return s, torch.minimum(inner_time(r_angle, noise_to_signal), s)
+
+
+def draw_diagonal_times(noise_to_signal: Tensor) -> Tensor:
+    """Inner times `s` of the rows that learn the velocity, as above; a quarter of them are 1."""
+    count = len(noise_to_signal)
+    angle = math.pi / 2 * torch.rand(count, dtype=torch.float64)
+    s = inner_time(angle, noise_to_signal).clamp(min=SMALLEST_TIME)
+    return torch.where(torch.rand(count) < 0.25, 1.0, s)

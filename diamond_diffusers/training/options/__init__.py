@@ -1,0 +1,1 @@
+"""The options of the trainer: records, the command line that fills them, and checks. Imports nothing heavy."""

@@ -1,0 +1,135 @@
+"""Fields of the option records: what a command line has to know of each beside its type and its default."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Check = Callable[[float], str | None]
+"""What is wrong with a number, as the end of a sentence that begins with its option; None where nothing is."""
+
+LARGEST_INTEGER = 2**31 - 1
+"""Bound of whole numbers that have no bound of their own."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line, as `options_of` reads it from a record.
+
+    Attributes:
+        name: of the field.
+        flag: the option is spelled `--flag`, which is `name` unless the field says otherwise.
+        kind: `bool`, `int`, `float`, `str` or `Path`.
+        default: where it is not given.
+        help: what the help page says.
+        check: of a number.
+        may_change: whether a resumed run may have another value; all other options decide what a run is.
+        names_data: whether it names the data, so that the command line's replaces that of a file.
+        choices: what it may be; called when the command line is read, since a user's file may add some.
+        convert: makes the value of text, in place of `kind`.
+    """
+
+    name: str
+    flag: str
+    kind: type
+    default: Any
+    help: str
+    check: Check | None
+    may_change: bool
+    names_data: bool
+    choices: Callable[[], Sequence[str]] | None
+    convert: Callable[[str], Any]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    check: Check | None = None,
+    may_change: bool = False,
+    names_data: bool = False,
+    choices: Callable[[], Sequence[str]] | None = None,
+    convert: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field of an option record; the arguments are the attributes of `Option`.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class MapOptions:
+        ...     rank: int = option(64, "Rank of the LoRA.", check=at_least(1))
+    """
+    described = {
+        "flag": flag,
+        "help": help,
+        "check": check,
+        "may_change": may_change,
+        "names_data": names_data,
+        "choices": choices,
+        "convert": convert,
+    }
+    return field(default=default, metadata=described)
+
+
+def options_of(record: type) -> list[Option]:
+    """The options of a record, in its order."""
+    hints = get_type_hints(record)
+    return [_read(described, hints[described.name]) for described in fields(record)]
+
+
+def _read(described: Field, hint: Any) -> Option:
+    metadata = dict(described.metadata)
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        metadata["choices"], hint = lambda: choices, str
+    if described.default is MISSING:
+        raise TypeError(f"the option {described.name} has no default")
+    return Option(
+        name=described.name,
+        kind=hint,
+        default=described.default,
+        **{**metadata, "flag": metadata["flag"] or described.name, "convert": metadata["convert"] or hint},
+    )
+
+
+def wrong_number(value: float, check: Check | None) -> str | None:
+    """What is wrong with the value of an option that is a number; every one has to be finite."""
+    if not math.isfinite(value):
+        return f"is {value}; it must be a finite number"
+    return None if check is None else check(value)
+
+
+def at_least(least: float, most: float = math.inf) -> Check:
+    """Checks that a number is neither below the least nor above the most, which for whole numbers has a default."""
+
+    def check(value: float) -> str | None:
+        highest = LARGEST_INTEGER if isinstance(value, int) and most == math.inf else most
+        if value < least:
+            return f"is {value}; it must be at least {least}"
+        return f"is {value:.6g}; it must be at most {highest}" if value > highest else None
+
+    return check
+
+
+def above_zero(reason: str) -> Check:
+    """Checks that a number is above 0, for a reason that the sentence ends with."""
+
+    def check(value: float) -> str | None:
+        return None if value > 0 else f"is {value}; it must be above 0, {reason}"
+
+    return check
+
+
+def share(value: float) -> str | None:
+    """Checks that a number lies between 0 and 1."""
+    return None if 0 <= value <= 1 else f"is {value}; it must lie between 0 and 1"
+
+
+def below_one(value: float) -> str | None:
+    """Checks that a number is at least 0 and below 1."""
+    return None if 0 <= value < 1 else f"is {value}; it must be at least 0 and below 1"

@@ -1,0 +1,129 @@
+"""Reads the options of a run from the command line, and from a file that it names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .checks import problems
+from .config import ConfigError, as_defaults, read_config
+from .fields import Option, options_of
+from .records import RECORDS, Options
+
+_PROGRAM = "accelerate launch -m diamond_diffusers.training.distill"
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> Options:
+    """The options of a run, checked.
+
+    Args:
+        arguments: as on the command line; None for those of this process. Options of a file named by `--config` count
+            where the command line does not give them.
+
+    Raises:
+        SystemExit: an option is unknown, out of range, or cannot be used with another.
+    """
+    options = [option for record in RECORDS.values() for option in options_of(record)]
+    early = _early_parser(options).parse_known_args(arguments)[0]
+    try:
+        settings = {} if early.config is None else read_config(early.config)
+        names_data = [option.flag for option in options if option.names_data]
+        if any(getattr(early, name) is not None for name in names_data):
+            settings = {name: value for name, value in settings.items() if name not in names_data}
+        # What a user's file registers is a choice of the options below.
+        import_modules(getattr(early, "import") or settings.get("import"))
+        defaults = as_defaults(early.config, settings, options)
+    except ConfigError as error:
+        build_parser().error(str(error))
+    parser = build_parser()
+    parser.set_defaults(**defaults)
+    given = _as_records(parser.parse_args(arguments))
+    if (problem := next(problems(given), None)) is not None:
+        parser.error(problem)
+    return given
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all options, in groups of one record each."""
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="Distils a Posterior Diamond Map from a text-to-image model.",
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    _add_config(parser)
+    for record in RECORDS.values():
+        group = parser.add_argument_group((record.__doc__ or "").partition("\n")[0].rstrip("."))
+        for option in options_of(record):
+            _add(group, option)
+    return parser
+
+
+def _early_parser(options: Sequence[Option]) -> argparse.ArgumentParser:
+    """Reads what decides how all options are read: the file of options, the imports, and which data are named."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, allow_abbrev=False, add_help=False)
+    _add_config(parser)
+    for option in options:
+        if option.names_data or option.flag == "import":
+            _add(parser, option)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="YAML file of these options; the command line goes before it.")
+
+
+def _add(parser: argparse._ActionsContainer, option: Option) -> None:
+    shared: dict[str, Any] = {"dest": option.flag, "default": option.default, "help": option.help}
+    if option.kind is bool:
+        # `--name` sets it and `--no-name` unsets it.
+        parser.add_argument(f"--{option.flag}", action=argparse.BooleanOptionalAction, **shared)
+    else:
+        choices = None if option.choices is None else option.choices()
+        parser.add_argument(f"--{option.flag}", type=option.convert, choices=choices, **shared)
+
+
+def _as_records(given: argparse.Namespace) -> Options:
+    parts = {
+        part: record(**{option.name: getattr(given, option.flag) for option in options_of(record)})
+        for part, record in RECORDS.items()
+    }
+    return Options(**parts)
+
+
+def import_modules(names: str | None) -> None:
+    """Imports Python files and modules, whose names are separated by commas.
+
+    Raises:
+        ConfigError: there is none of such a name. What goes wrong inside of one keeps its traceback.
+    """
+    for name in filter(None, (name.strip() for name in (names or "").split(","))):
+        if name.endswith(".py"):
+            _import_file(Path(name))
+        elif not (package := name.partition(".")[0]) or importlib.util.find_spec(package) is None:
+            raise ConfigError(f"--import {name} is no module; give a Python file, or a module that can be imported")
+        else:
+            importlib.import_module(name)
+
+
+def _import_file(file: Path) -> None:
+    if not file.is_file():
+        raise ConfigError(f"--import {file} is no file; give a Python file, or a module that can be imported")
+    # Not by the name of the file alone, which may be that of a module.
+    name = f"imported_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)

@@ -1,0 +1,369 @@
+"""A run of the trainer, from its options to the saved map."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
+
+from ..core.attention import differentiable_attention
+from ..files.foreign_models import UNLOADABLE, why_unloadable
+from ..files.output import whole_file, writing
+from ..files.staging import staged
+from ..maps.diamond_map import DiamondMap
+from ..maps.map_config import declare_map
+from ..maps.storage import save_diamond_map
+from ..pipelines.model_card import check_card, write_model_card
+from .base_model import DTYPES, load_base, lora_layers
+from .checkpoints import ANOTHER, Checkpoints, decisive_options
+from .data.batches import Order
+from .data.loading import load_rows
+from .data.sources import Source, open_source
+from .distribution import check_trackers, make_accelerator, prepare_distribution
+from .errors import TrainingError
+from .module import DistilledModule
+from .optimisation import build_optimizer, build_schedule, check_optimizer
+from .options.records import Options
+from .release import facts, make_repository, origin, prepare_output, push
+from .teacher import Teacher
+from .validation import ROWS, image_grid, validation_images
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROMPT = "a photo of an astronaut riding a horse"
+MINIATURE_PROMPT = "a red star left of a blue ring"
+
+
+class Trainer:
+    """A run of the trainer.
+
+    All randomness of a batch follows from the seed, its number and its process, so that a resumed run continues as an
+    unbroken one would.
+
+    Args:
+        options: as of `parse_options`.
+        accelerator: in place of the one that the options describe.
+
+    Raises:
+        TrainingError: the run cannot start.
+    """
+
+    def __init__(self, options: Options, accelerator: Accelerator | None = None) -> None:
+        self.options = options
+        self.loss = options.loss.build()
+        check_optimizer(options.optimizer)
+        check_trackers(options.logging)
+        self.rows = load_rows(options.data, options.model.cache_dir, options.machine.seed)
+        prepare_output(options.output, options.logging)
+        self.accelerator = accelerator or make_accelerator(options)
+        prepare_distribution(self.accelerator, options, self.loss)
+        one_state = self.accelerator.distributed_type != DistributedType.FSDP
+        self.checkpoints = Checkpoints(
+            options.output.output_dir,
+            options.checkpoints.checkpoints_total_limit,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            one_state,
+            self.accelerator.wait_for_everyone,
+        )
+        checkpoint, state = self._find_state()
+        self.step = state["step"] if state else 0
+        self.checkpoints.check_none_is_ahead(self.step)
+        self.repository = None
+        if options.output.push_to_hub and self.accelerator.is_main_process:
+            self.repository = make_repository(options.output)
+        if options.machine.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        self._build_map()
+        self._build_optimizer()
+        if state:
+            self._restore(checkpoint, state)
+
+    def _build_map(self) -> None:
+        options, accelerator = self.options, self.accelerator
+        # Every process starts from the same LoRA.
+        torch.manual_seed(options.machine.seed)
+        self.pipe = load_base(options.model, DTYPES[accelerator.mixed_precision]).to(accelerator.device)
+        family = self.pipe.family
+        self.teacher = Teacher(
+            family,
+            self.pipe.defaults,
+            options.teacher.resolution,
+            options.teacher.guidance_scale,
+            options.teacher.max_sequence_length,
+        )
+        layers = lora_layers(options.map, family.network_module)
+        try:
+            self.diamond_map = DiamondMap(
+                family, options.map.rank, options.map.lora_alpha, layers, options.map.condition_on_observation
+            )
+            # What the map is going to say of itself has to be possible before it is trained.
+            check_card(options.output.license, options.validation.validation_prompt)
+            declare_map(family, self.teacher.call_defaults, **origin(options), training=self._facts())
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        if options.machine.gradient_checkpointing:
+            family.network_module.enable_gradient_checkpointing()
+        size = self.teacher.resolution
+        mean, _ = self.teacher.family.encode_images(torch.zeros(1, 3, size, size))
+        self.latents_shape = tuple(mean.shape[1:])
+
+    def _build_optimizer(self) -> None:
+        module = DistilledModule(self.diamond_map).to(self.accelerator.device)
+        optimizer = build_optimizer(self.options.optimizer, self.diamond_map.trained_parameters())
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.schedule = build_schedule(
+            self.options.schedule, self.optimizer.optimizer, self.options.updates.max_train_steps
+        )
+        # Sharding replaces the parameters.
+        self.parameters = self.diamond_map.trained_parameters()
+        decay = self.options.updates.ema_decay
+        self.average = EMAModel(self.parameters, decay) if decay > 0 else None
+
+    def run(self) -> None:
+        """Trains, saves the map and its card, and pushes them."""
+        updates, accelerator = self.options.updates, self.accelerator
+        source = self._open_source()
+        self._start_trackers()
+        with tqdm(
+            total=updates.max_train_steps,
+            initial=self.step,
+            desc="Steps",
+            disable=not accelerator.is_local_main_process,
+        ) as bar:
+            while self.step < updates.max_train_steps:
+                figures = self._update(source)
+                self.step += 1
+                self.schedule.step()
+                if self.average is not None:
+                    self.average.step(self.parameters)
+                bar.update()
+                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+                with self._writing_logs():
+                    accelerator.log(figures, step=self.step)
+                self._save_and_validate_when_due()
+        self._finish()
+        with self._writing_logs():
+            accelerator.end_training()
+
+    def _open_source(self) -> Source:
+        """The batches that follow those of the steps that are done."""
+        updates, accelerator = self.options.updates, self.accelerator
+        order = partial(
+            Order,
+            batch_size=updates.train_batch_size,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            seed=self.options.machine.seed,
+        )
+        return open_source(
+            self.options,
+            self.rows,
+            self.teacher,
+            order,
+            self.step * updates.gradient_accumulation_steps,
+            accelerator.wait_for_everyone,
+            self.module if self.loss.needs_trajectories else None,
+        )
+
+    def _save_and_validate_when_due(self) -> None:
+        if self.step % self.options.checkpoints.checkpointing_steps == 0:
+            self._save_checkpoint()
+        validation = self.options.validation
+        # The last grid is that of the model card.
+        is_last = self.step >= self.options.updates.max_train_steps
+        if validation.validation_prompt is not None and self.step % validation.validation_steps == 0 and not is_last:
+            self._validate(validation.validation_prompt)
+
+    def _writing_logs(self) -> AbstractContextManager[None]:
+        return writing(self.options.output.output_dir / self.options.logging.logging_dir)
+
+    def _start_trackers(self) -> None:
+        if not self.accelerator.log_with:
+            return
+        options = {name: value for name, value in self.options.by_flag().items() if name != "hub_token"}
+        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
+        with self._writing_logs():
+            self.accelerator.init_trackers(self.options.logging.tracker_project_name, settings)
+
+    @differentiable_attention()
+    def _update(self, source: Any) -> dict[str, float]:
+        """One update of the weights; returns figures to log."""
+        options, accelerator = self.options, self.accelerator
+        totals: dict[str, list[Tensor]] = {}
+        for micro_step in range(options.updates.gradient_accumulation_steps):
+            batch = self.step * options.updates.gradient_accumulation_steps + micro_step
+            draw = next(source)
+            # Of a seed there are 64 bits.
+            torch.manual_seed(((options.machine.seed * 1_000_003 + batch) * 65_537 + accelerator.process_index) % 2**63)
+            data, features = draw()
+            conditions = self.teacher.conditions(features)
+            with accelerator.accumulate(self.module):
+                loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
+                self._check("loss", loss)
+                # Checkpointed blocks are evaluated again, and have to be the map's then.
+                with self.diamond_map.awake() if options.machine.gradient_checkpointing else nullcontext():
+                    accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.parameters, options.updates.max_grad_norm or math.inf)
+                    # A scaler of gradients leaves such an update out itself.
+                    if accelerator.scaler is None and isinstance(norm, Tensor):
+                        self._check("norm of the gradients", full(norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                totals.setdefault(name, []).append(value)
+        means = accelerator.reduce(torch.stack([torch.stack(values).mean() for values in totals.values()]), "mean")
+        return dict(zip(totals, means.tolist(), strict=True)) | {"learning_rate": self.schedule.get_last_lr()[0]}
+
+    def _check(self, name: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {value.item()} at step {self.step}; lower --learning_rate or --max_grad_norm, or take "
+                "--mixed_precision bf16 or no, and resume from the last checkpoint"
+            )
+
+    def _check_weights(self) -> None:
+        """What the last update did to them, no loss has seen; called by all processes."""
+        self._check(
+            "sum of the weights", torch.stack([full(weight.detach()).sum() for weight in self.parameters]).sum()
+        )
+
+    def _save_checkpoint(self) -> None:
+        self._check_weights()
+        state = {
+            "options": decisive_options(self.options, self.accelerator),
+            "weights": dict(
+                zip(self.diamond_map.weights(), [weight.detach() for weight in self.parameters], strict=True)
+            ),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+        }
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # The optimiser's state is in the engine, a part in each process.
+            self.checkpoints.save(
+                self.step, state, lambda folder: self.module.save_checkpoint(folder, exclude_frozen_parameters=True)
+            )
+        else:
+            self.checkpoints.save(self.step, {**state, "optimizer": self.optimizer.state_dict()})
+
+    def _find_state(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The checkpoint to resume from and its state, if there is one."""
+        name = self.options.checkpoints.resume_from_checkpoint
+        checkpoint = None if name is None else self.checkpoints.find(name)
+        if checkpoint is None:
+            if name is not None:
+                logger.info("there is no checkpoint in %s; starting a new run", self.options.output.output_dir)
+            return None, None
+        state = self.checkpoints.load(checkpoint)
+        self.checkpoints.check_same_run(checkpoint, state, decisive_options(self.options, self.accelerator))
+        return checkpoint, state
+
+    def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        try:
+            self._load_state(checkpoint, state)
+        except UNLOADABLE as error:
+            raise TrainingError(f"{checkpoint} is of another run ({why_unloadable(error)}); {ANOTHER}") from error
+        logger.info("resumed from %s", checkpoint)
+
+    def _load_state(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.module.load_checkpoint(checkpoint, load_module_strict=False)
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for name, parameter in zip(self.diamond_map.weights(), self.parameters, strict=True):
+                parameter.copy_(state["weights"][name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.accelerator.device)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        # The learning rate of that step is that of this run's own schedule.
+        self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
+        self.schedule.last_epoch = self.step - 1
+        self.schedule.step()
+
+    def _validate(self, prompt: str) -> Any:
+        """Draws, logs and returns the grid of the averaged weights."""
+        options = self.options
+        if self.average is not None:
+            self.average.store(self.parameters)
+            self.average.copy_to(self.parameters)
+        with torch.no_grad():
+            images = self.module(
+                lambda diamond_map: validation_images(
+                    diamond_map,
+                    self.teacher,
+                    prompt,
+                    self.latents_shape,
+                    options.validation.num_validation_images,
+                    options.machine.seed,
+                )
+            )
+        if self.average is not None:
+            self.average.restore(self.parameters)
+        grid = image_grid(images)
+        with self._writing_logs():
+            for tracker in self.accelerator.trackers:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
+        if self.accelerator.is_main_process:
+            file = options.output.output_dir / "validation" / f"step-{self.step}.png"
+            with whole_file(file) as partial:
+                grid.save(partial, "png")
+        return grid
+
+    def _finish(self) -> None:
+        """Saves the averaged map with its card, and pushes it where that is asked for."""
+        options, accelerator = self.options, self.accelerator
+        self._check_weights()
+        prompt = options.validation.validation_prompt
+        if prompt is None:
+            prompt = MINIATURE_PROMPT if options.model.is_miniature else DEFAULT_PROMPT
+        samples = self._validate(prompt)
+        trained = self.parameters if self.average is None else self.average.shadow_params
+        weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
+        if accelerator.is_main_process:
+            self._save(weights, prompt, samples)
+            if options.output.push_to_hub:
+                push(options.output, self.repository)
+        accelerator.wait_for_everyone()
+
+    def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
+        """Writes the map and its card, which take the place of those that are there when they are complete."""
+        options = self.options
+        with writing(options.output.output_dir), staged(options.output.output_dir) as stage:
+            save_diamond_map(
+                stage.path,
+                self.diamond_map,
+                self.teacher.call_defaults,
+                self._facts(),
+                weights=weights,
+                **origin(options),
+            )
+            repository = self.repository or str(options.output.output_dir)
+            caption = f"Rows: {', '.join(ROWS)}."
+            write_model_card(stage.path, repository, options.output.license, prompt, samples, caption)
+        logger.info("the map is in %s", options.output.output_dir)
+
+    def _facts(self) -> dict[str, Any]:
+        return facts(self.options, self.loss, self.step, self.teacher.resolution, self.accelerator)
+
+
+def full(weight: Tensor) -> Tensor:
+    """A weight in one piece, where it is sharded; called by all processes."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
