@@ -25,7 +25,7 @@ def test_particles_have_the_exact_joint_law(correlation):
 
 @pytest.mark.parametrize(("level", "next_level"), STEPS)
 def test_the_digits_that_choose_the_component_say_nothing_of_its_place(level, next_level):
-    """Particles of either half of the noises lie as far from the mean, on opposite sides, as all components share it."""
+    """Particles of the two halves of the noises lie on opposite sides of the mean, and equally far from it."""
     x = observations(level)[:1].expand(20_000, 3)
     noise = torch.randn(20_000, 3, generator=seeded(1))
     moved = stepped(ExactTransition(MIXTURE), MixtureModel(MIXTURE), x, level, next_level, noise)
