@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -78,6 +79,29 @@ class GaussianMixture:
         information = (alpha / sigma**2).unsqueeze(-1) * x.double()
         return self.tilt(information, (alpha / sigma)[..., None, None] ** 2 * identity)[0]
 
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The mean `[N, d]` of `given` alone, as a network returns it, at a fraction of its price.
+
+        In the eigenbasis of each covariance, whose axes of all components stand side by side, everything but the choice
+        of the component is a product of numbers.
+        """
+        variances, basis, means = self._axes
+        alpha, sigma = torch.as_tensor(alpha).unsqueeze(-1), torch.as_tensor(sigma).unsqueeze(-1)
+        total = alpha**2 * variances + sigma**2
+        residual = x.double() @ basis - alpha * means
+        scaled = residual / total
+        distance = (residual * scaled + total.log()).unflatten(-1, self.means.shape).sum(-1)
+        weights = torch.softmax(self.log_weights - distance / 2, -1)
+        moved = (alpha * variances * scaled).unflatten(-1, self.means.shape) * weights.unsqueeze(-1)
+        return weights @ self.means + moved.flatten(-2) @ basis.mT
+
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Variances `[C d]`, directions `[d, C d]` and coordinates of the means `[C d]` of all components' axes."""
+        variances, basis = torch.linalg.eigh(self.covariances)
+        means = torch.einsum("cij,ci->cj", basis, self.means)
+        return variances.flatten(), basis.movedim(1, 0).flatten(1), means.flatten()
+
     def transition(self, x: Tensor, kappa: float, next_kappa: float, correlation: float) -> GaussianMixture:
         """The law of `x_u = alpha_u z + sigma_u eps'` given `x_t = alpha_t z + sigma_t eps`, correlating the noises.
 
@@ -98,7 +122,7 @@ class GaussianMixture:
 
         def slope(x: Tensor, angle: float) -> Tensor:
             level = math.inf if angle == math.pi / 2 else math.tan(angle)
-            return (math.cos(angle) * x - self.posterior(x, level).mean) / math.sin(angle)
+            return (math.cos(angle) * x - self.denoised(x, *coefficients(level))) / math.sin(angle)
 
         x = x.double()
         for angle, next_angle in pairwise(angles):
@@ -108,7 +132,7 @@ class GaussianMixture:
             third = slope(x + step / 2 * second, middle)
             fourth = slope(x + step * third, next_angle)
             x = x + step / 6 * (first + 2 * second + 2 * third + fourth)
-        return x if math.atan(next_kappa) == last else self.posterior(x, math.tan(last)).mean
+        return x if math.atan(next_kappa) == last else self.denoised(x, *coefficients(math.tan(last)))
 
     def log_density(self, z: Tensor) -> Tensor:
         centred = (z.unsqueeze(-2) - self.means).unsqueeze(-1)

@@ -110,7 +110,7 @@ class MixtureModel(SampledModel):
         noisy = x.double().flatten(1)
         column_alpha, column_sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
         centre = torch.zeros_like(noisy) if offset is None else offset.double()
-        z = self.mixture.given(noisy - column_alpha * centre, alpha, sigma).mean + centre
+        z = self.mixture.denoised(noisy - column_alpha * centre, alpha, sigma) + centre
         eps = (noisy - column_alpha * z) / column_sigma
         return self.case.predict(z, eps, column_alpha, column_sigma).reshape(x.shape).to(x.dtype)
 

@@ -85,3 +85,21 @@ def test_energy_distance_is_unbiased_and_tells_laws_apart():
     assert same.mean().abs() < 4 * standard_error(same)
     wider = energy_distance(first, 1.2 * second)
     assert wider.mean() > 8 * standard_error(wider)
+
+
+@pytest.mark.parametrize("levels", [0.0, 0.01, 0.7, 30.0, math.inf, torch.tensor([0.02, 0.9, 4.0, math.inf])], ids=str)
+@pytest.mark.parametrize("dimension", [2, 4])
+def test_the_mean_that_networks_return_is_that_of_the_posterior(dimension, levels):
+    """By another way to it; gradients too."""
+    mixture = make_mixture(dimension)
+    x = mixture.observation(1.0).sample(4, seeded(3)).requires_grad_()
+    mean = mixture.denoised(x, *coefficients(levels))
+    (gradient,) = torch.autograd.grad(mean.square().sum(), x)
+    if isinstance(levels, float) and levels == 0:
+        # What the posterior ends at, where its own formula divides by zero.
+        torch.testing.assert_close(mean, x)
+        torch.testing.assert_close(gradient, 2 * x)
+        return
+    expected = mixture.posterior(x, levels).mean
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), x)[0])

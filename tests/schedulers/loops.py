@@ -57,7 +57,7 @@ def mixture_network(mixture: GaussianMixture, kind: str, table: np.ndarray | Non
         else:
             kappa = torch.as_tensor(level_at(kind, timestep, table), dtype=torch.float64)
             alpha, sigma = torch.rsqrt(1 + kappa**2), kappa * torch.rsqrt(1 + kappa**2)
-        z = mixture.given(x.double(), alpha, sigma).mean
+        z = mixture.denoised(x, alpha, sigma)
         eps = (x.double() - alpha * z) / sigma
         prediction = {"flow": eps - z, "epsilon": eps, "v_prediction": alpha * eps - sigma * z, "sample": z}[kind]
         return prediction.to(x.dtype)

@@ -12,7 +12,7 @@ from diamond_diffusers import GlassTransition
 from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.network import Network
 
-from ..core.mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
+from ..core.mixture import coefficients, energy_distance, excess_variance, make_mixture, seeded, standard_error
 from .loops import KINDS, level_at, make_scheduler, mixture_network, stock_loop, table_of
 
 MIXTURE = make_mixture(3)
@@ -27,10 +27,10 @@ def bounded_denoiser(kind):
     def denoise(x, kappa):
         kappa = torch.as_tensor(kappa, dtype=torch.float64)
         if kappa >= lowest:
-            return MIXTURE.posterior(x, kappa).mean.to(x.dtype)
+            return MIXTURE.denoised(x, *coefficients(kappa)).to(x.dtype)
         # Below the trained levels the predicted noise is kept: D = y - kappa eps.
         y = x.double() * torch.sqrt(1 + kappa**2)
-        denoised = MIXTURE.posterior(y / np.sqrt(1 + lowest**2), lowest).mean
+        denoised = MIXTURE.denoised(y / np.sqrt(1 + lowest**2), *coefficients(lowest))
         return (y - kappa * (y - denoised) / lowest).to(x.dtype)
 
     return denoise
