@@ -32,7 +32,7 @@ def falling_levels(count: int, highest: float = math.inf) -> list[float]:
 
 def run(
     alignment: Method,
-    model: Law,
+    law: Law,
     levels: Sequence[float] = COARSE_LEVELS,
     seed: int | Sequence[int] = 0,
     x: Tensor | None = None,
@@ -41,10 +41,10 @@ def run(
 ) -> AlignmentResult:
     """Runs a method from pure noise, or from `x`; with a generator for each image where there are several seeds."""
     generators = seeded(seed) if isinstance(seed, int) else [seeded(number) for number in seed]
-    random = RandomSource(generators, model.num_images)
+    random = RandomSource(generators, law.num_images)
     if x is None:
         x = random.normal(alignment.num_particles, shape)
-    for progress in alignment.iterate(model, x, levels, random):
+    for progress in alignment.iterate(law, x, levels, random):
         replaced = on_step(progress.index, progress.drawn) if on_step else None
         if replaced is ENDED:
             # As it is.

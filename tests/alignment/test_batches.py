@@ -21,7 +21,7 @@ from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import MixtureModel, QuadraticReward, at_rows, law_of, make_model, unconditional
+from ..core.mixture_model import MixtureModel, QuadraticReward, at_rows, law_of, make_law, unconditional
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -50,8 +50,8 @@ def run_images(alignment, images, negative=False, **options):
     negative_features = {"offset": -OFFSETS[images]} if negative else None
     conditions = Conditions({"offset": OFFSETS[images]}, negative_features, 1.5)
     prompts = [PROMPTS[image] for image in images]
-    model = law_of(MixtureModel(MIXTURE), conditions, prompts, QuadraticReward(DIRECTIONS, 0.1), 2.0, **options)
-    return run(alignment, model, seed=[SEEDS[image] for image in images]), model
+    law = law_of(MixtureModel(MIXTURE), conditions, prompts, QuadraticReward(DIRECTIONS, 0.1), 2.0, **options)
+    return run(alignment, law, seed=[SEEDS[image] for image in images]), law
 
 
 def fields(result):
@@ -91,23 +91,23 @@ def test_permuting_the_images_permutes_the_results(name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("batch_size", [1, 5, 1000])
 def test_the_batch_size_of_particles_changes_nothing_but_memory(name, batch_size):
-    whole, model = run_images(METHODS[name], [0, 1, 2], negative=True)
-    chunked, chunked_model = run_images(METHODS[name], [0, 1, 2], negative=True, particle_batch_size=batch_size)
+    whole, law = run_images(METHODS[name], [0, 1, 2], negative=True)
+    chunked, chunked_law = run_images(METHODS[name], [0, 1, 2], negative=True, particle_batch_size=batch_size)
     assert_same(whole, chunked, atol=1e-4, rtol=1e-4)
     # Look-aheads of one particle stay together where they are differentiated.
-    assert chunked_model.family.largest_batch <= batch_size
-    costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (model, chunked_model)]
+    assert chunked_law.model.largest_batch <= batch_size
+    costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (law, chunked_law)]
     assert costs[0] == costs[1]
 
 
 def test_a_batch_size_below_one_is_refused():
     with pytest.raises(ValueError, match="particle_batch_size is 0"):
-        make_model(MIXTURE, particle_batch_size=0)
+        make_law(MIXTURE, particle_batch_size=0)
 
 
 def test_rewards_and_conditions_belong_to_the_image_that_owns_the_particle():
-    result, model = run_images(METHODS["smc"], [0, 1, 2, 3])
-    reward = model.reward
+    result, law = run_images(METHODS["smc"], [0, 1, 2, 3])
+    reward = law.reward
     for image, prompt in enumerate(PROMPTS):
         z = result.latents[image]
         expected = z.double() @ reward.linear[prompt] - 0.05 * z.double().square().sum(1)
@@ -120,9 +120,9 @@ def test_rewards_and_conditions_belong_to_the_image_that_owns_the_particle():
 
 def test_classifier_free_guidance_weighs_the_two_predictions():
     conditions = Conditions({"offset": OFFSETS[1:2]}, {"offset": OFFSETS[3:4]}, 1.5)
-    model = law_of(MixtureModel(MIXTURE), conditions, [""])
+    law = law_of(MixtureModel(MIXTURE), conditions, [""])
     x = torch.randn(1, 3, generator=seeded(0))
-    both = at_rows(model, 1).network.predict(x, 1.0)
+    both = at_rows(law, 1).network.predict(x, 1.0)
     positive, negative = (
         MixtureModel(MIXTURE).denoise(x, 1.0, Conditions({"offset": offset})) for offset in (OFFSETS[1:2], OFFSETS[3:4])
     )
@@ -132,8 +132,8 @@ def test_classifier_free_guidance_weighs_the_two_predictions():
 @pytest.mark.parametrize("name", METHODS)
 def test_latents_may_have_any_shape(name):
     """Images of `[1, 3, 1]` numbers are drawn as their flat counterparts are."""
-    model = make_model(MIXTURE, QuadraticReward({"": (1.0, 0.0, -1.0)}), num_images=2)
-    flat, shaped = (run(METHODS[name], model, seed=[1, 2], shape=shape) for shape in [(3,), (1, 3, 1)])
+    law = make_law(MIXTURE, QuadraticReward({"": (1.0, 0.0, -1.0)}), num_images=2)
+    flat, shaped = (run(METHODS[name], law, seed=[1, 2], shape=shape) for shape in [(3,), (1, 3, 1)])
     assert shaped.latents.shape == (2, METHODS[name].num_particles, 1, 3, 1)
     torch.testing.assert_close(shaped.latents.flatten(2), flat.latents)
     torch.testing.assert_close(shaped.rewards, flat.rewards)
@@ -144,9 +144,9 @@ def test_a_run_repeats_itself_with_the_same_seed(name):
     first, _ = run_images(METHODS[name], [0, 1])
     again, _ = run_images(METHODS[name], [0, 1])
     assert_same(first, again, atol=0, rtol=0)
-    model = make_model(MIXTURE, QuadraticReward({"": (1.0, 0.0, -1.0)}), num_images=2)
-    one_generator, another = run(METHODS[name], model, seed=1), run(METHODS[name], model, seed=2)
-    assert torch.equal(one_generator.latents, run(METHODS[name], model, seed=1).latents)
+    law = make_law(MIXTURE, QuadraticReward({"": (1.0, 0.0, -1.0)}), num_images=2)
+    one_generator, another = run(METHODS[name], law, seed=1), run(METHODS[name], law, seed=2)
+    assert torch.equal(one_generator.latents, run(METHODS[name], law, seed=1).latents)
     assert not torch.equal(one_generator.latents, another.latents)
 
 
@@ -164,7 +164,7 @@ def test_a_wrong_number_of_generators_is_refused():
 
 
 def test_models_without_conditions_of_their_own_share_the_law():
-    model = law_of(MixtureModel(MIXTURE), unconditional(2), ["", ""])
-    result = run(NoAlignment(), model, COARSE_LEVELS, seed=[5, 5])
+    law = law_of(MixtureModel(MIXTURE), unconditional(2), ["", ""])
+    result = run(NoAlignment(), law, COARSE_LEVELS, seed=[5, 5])
     torch.testing.assert_close(result.latents[0], result.latents[1])
     assert result.rewards is None and result.images is None and result.log_evidence is None

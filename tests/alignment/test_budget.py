@@ -25,7 +25,7 @@ from diamond_diffusers.core.model import Conditions
 
 from ..conftest import redness
 from ..core.mixture import make_mixture
-from ..core.mixture_model import LINEAR, MixtureModel, law_of, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, law_of, make_law, make_map_law
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -55,7 +55,7 @@ def guided_model():
     return law_of(MixtureModel(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
 
 
-MODELS = {"guided": guided_model, "few-step": lambda: make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=1)}
+MODELS = {"guided": guided_model, "few-step": lambda: make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=1)}
 CASES = [
     *((name, "guided") for name in METHODS),
     # Look-aheads ask the score model.
@@ -64,24 +64,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "model"), CASES)
-def test_a_budget_is_filled_as_far_as_one_more_allows(name, model):
-    model, larger = MODELS[model](), MODELS[model]()
-    fitted = fit_to_budget(METHODS[name], model, COARSE_LEVELS, BUDGET)
-    assert model.cost.network_evaluations == 0
+def test_a_budget_is_filled_as_far_as_one_more_allows(name, law):
+    law, larger = MODELS[law](), MODELS[law]()
+    fitted = fit_to_budget(METHODS[name], law, COARSE_LEVELS, BUDGET)
+    assert law.cost.network_evaluations == 0
     count = getattr(fitted, fitted.grows)
     # Nothing else has changed, and one more is too dear.
     assert replace(fitted, **{fitted.grows: getattr(METHODS[name], fitted.grows)}) == METHODS[name]
-    run(fitted, model)
+    run(fitted, law)
     run(replace(fitted, **{fitted.grows: count + 1}), larger)
-    assert model.cost.equivalent_evaluations <= 2 * BUDGET < larger.cost.equivalent_evaluations
-    planned = cost_of_image(fitted, model, COARSE_LEVELS).as_dict()
-    spent = model.cost.as_dict()
+    assert law.cost.equivalent_evaluations <= 2 * BUDGET < larger.cost.equivalent_evaluations
+    planned = cost_of_image(fitted, law, COARSE_LEVELS).as_dict()
+    spent = law.cost.as_dict()
     assert all(spent[key] == 2 * planned[key] for key in spent if key != "seconds")
 
 
 def test_plain_sampling_has_nothing_to_buy():
-    model, plain = make_model(MIXTURE), NoAlignment()
-    assert fit_to_budget(plain, model, COARSE_LEVELS, 1000) is plain
+    law, plain = make_law(MIXTURE), NoAlignment()
+    assert fit_to_budget(plain, law, COARSE_LEVELS, 1000) is plain
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_plain_sampling_has_nothing_to_buy():
     ids=str,
 )
 def test_too_small_a_budget_is_named(alignment, least):
-    model = make_model(MIXTURE, LINEAR)
-    fit_to_budget(alignment, model, COARSE_LEVELS, least)
+    law = make_law(MIXTURE, LINEAR)
+    fit_to_budget(alignment, law, COARSE_LEVELS, least)
     message = (
         f"max_network_evaluations is {least - 1}, but an image of {type(alignment).__name__} takes at least {least}"
     )
     with pytest.raises(ValueError, match=message):
-        fit_to_budget(alignment, model, COARSE_LEVELS, least - 1)
+        fit_to_budget(alignment, law, COARSE_LEVELS, least - 1)
 
 
 @pytest.mark.parametrize(

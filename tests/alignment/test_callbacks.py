@@ -29,8 +29,9 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment.methods import METHODS as REGISTERED
 from diamond_diffusers.alignment.named import as_method
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_mixture, standard_error
-from ..core.mixture_model import LINEAR, QuadraticReward, images_of, make_model
+from ..core.mixture_model import LINEAR, QuadraticReward, images_of, make_law
 from .runs import COARSE_LEVELS, ENDED, run
 
 MIXTURE = make_mixture(3)
@@ -47,8 +48,8 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_callback_sees_every_step_and_changes_nothing_by_looking(name):
     seen = []
-    watched = run(METHODS[name], make_model(MIXTURE, LINEAR), on_step=lambda index, x: seen.append((index, x.clone())))
-    plain = run(METHODS[name], make_model(MIXTURE, LINEAR))
+    watched = run(METHODS[name], make_law(MIXTURE, LINEAR), on_step=lambda index, x: seen.append((index, x.clone())))
+    plain = run(METHODS[name], make_law(MIXTURE, LINEAR))
     assert [index for index, _ in seen] == list(range(len(COARSE_LEVELS) - 1))
     assert torch.equal(seen[-1][1], watched.latents[0])
     assert torch.equal(watched.latents, plain.latents)
@@ -64,10 +65,10 @@ def test_replaced_particles_are_carried_on(name):
             replaced["x"] = x + 5
             return replaced["x"]
 
-    result = run(METHODS[name], make_model(MIXTURE, LINEAR, num_images=2), on_step=on_step)
+    result = run(METHODS[name], make_law(MIXTURE, LINEAR, num_images=2), on_step=on_step)
     # At a noise-to-signal ratio of 0.2 the posterior lies between the observation and the prior.
     assert (result.latents.mean((1, 2)) > 1.5).all()
-    assert (run(METHODS[name], make_model(MIXTURE, LINEAR, num_images=2)).latents.mean((1, 2)) < 1.5).all()
+    assert (run(METHODS[name], make_law(MIXTURE, LINEAR, num_images=2)).latents.mean((1, 2)) < 1.5).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -77,8 +78,8 @@ def test_particles_replaced_at_the_end_are_the_ones_that_are_scored(name):
     def on_step(index, x):
         return torch.full_like(x, 2.0) if index == last else None
 
-    model = make_model(MIXTURE, LINEAR, reward_scale=3.0)
-    result = run(METHODS[name], model, on_step=on_step)
+    law = make_law(MIXTURE, LINEAR, reward_scale=3.0)
+    result = run(METHODS[name], law, on_step=on_step)
     assert (result.latents == 2).all()
     shape = result.latents.shape[:2]
     torch.testing.assert_close(result.images, images_of(result.latents.flatten(0, 1)).unflatten(0, shape))
@@ -88,9 +89,9 @@ def test_particles_replaced_at_the_end_are_the_ones_that_are_scored(name):
 @pytest.mark.parametrize("posterior", [DenoiserPoint(), GlassPosterior(2, 1)], ids=str)
 def test_replaced_particles_keep_the_evidence_unbiased(posterior):
     """Values of replaced particles are estimated anew, and stand for the old ones in the weights, to the end."""
-    model = make_model(MIXTURE, LINEAR, num_images=192)
-    smc = SMC(64, posterior, GlassTransition(16), resampling_threshold=0.9)
-    result = run(smc, model, on_step=lambda index, x: x.clone())
+    law = make_law(MIXTURE, LINEAR, num_images=192)
+    smc = SMC(64, posterior, ExactTransition(MIXTURE), resampling_threshold=0.9)
+    result = run(smc, law, on_step=lambda index, x: x.clone())
     tilted, evidence = LINEAR.tilt(MIXTURE)
     ratio = torch.exp(result.log_evidence - evidence)
     means = torch.einsum("bp,bpd->bd", result.log_weights.exp(), result.latents.double())
@@ -102,9 +103,9 @@ def test_weights_telescope_to_the_reward_through_replacements():
     def on_step(index, x):
         return x + 0.1 if index % 2 == 0 else None
 
-    model = make_model(MIXTURE, LINEAR, num_images=2)
+    law = make_law(MIXTURE, LINEAR, num_images=2)
     smc = SMC(8, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=0.0)
-    result = run(smc, model, on_step=on_step)
+    result = run(smc, law, on_step=on_step)
     expected = torch.log_softmax(result.rewards.double(), 1)
     torch.testing.assert_close(result.log_weights, expected, atol=1e-5, rtol=0)
 
@@ -118,8 +119,8 @@ def test_a_callback_may_stop_the_run(name):
         if index == 1:
             return ENDED
 
-    model = make_model(MIXTURE, LINEAR)
-    result = run(METHODS[name], model, on_step=on_step)
+    law = make_law(MIXTURE, LINEAR)
+    result = run(METHODS[name], law, on_step=on_step)
     assert len(result.trace.steps) == 2
     assert torch.equal(result.latents[0], seen[-1])
     assert result.rewards.shape == result.log_weights.shape == (1, METHODS[name].num_particles)
@@ -136,7 +137,7 @@ def test_what_else_a_callback_raises_is_an_error(alignment):
         raise StopIteration
 
     with pytest.raises(StopIteration):
-        run(alignment, make_model(MIXTURE, LINEAR), on_step=on_step)
+        run(alignment, make_law(MIXTURE, LINEAR), on_step=on_step)
 
 
 def test_names_stand_for_methods_with_their_defaults():
@@ -206,18 +207,18 @@ def test_pathwise_gradients_need_a_differentiable_reward():
     for alignment in (Guidance(posterior, Guide("tilted_mean")), SMC(), BestOfN()):
         assert not alignment.needs_reward_gradient
         alignment.check(black_box)
-        assert run(alignment, make_model(MIXTURE, black_box)).rewards.isfinite().all()
+        assert run(alignment, make_law(MIXTURE, black_box)).rewards.isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_scales_of_the_reward_are_finite(scale):
     with pytest.raises(ValueError, match=f"reward_scale is {scale}; give a finite number"):
-        make_model(MIXTURE, LINEAR, reward_scale=scale)
+        make_law(MIXTURE, LINEAR, reward_scale=scale)
 
 
 def test_best_of_n_returns_plain_samples_and_selects_the_best():
-    plain = run(NoAlignment(num_particles=6), make_model(MIXTURE, LINEAR, num_images=3))
-    result = run(BestOfN(num_particles=6), make_model(MIXTURE, LINEAR, num_images=3))
+    plain = run(NoAlignment(num_particles=6), make_law(MIXTURE, LINEAR, num_images=3))
+    result = run(BestOfN(num_particles=6), make_law(MIXTURE, LINEAR, num_images=3))
     assert torch.equal(result.latents, plain.latents)
     chosen = result.select(BestOfN.default_selection, None)
     assert torch.equal(chosen[:, 0], result.rewards.argmax(1))

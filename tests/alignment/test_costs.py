@@ -72,23 +72,23 @@ def run_counted(alignment, is_guided=False, reward=True, **options):
     offsets = {"offset": torch.zeros(IMAGES, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)}) if reward else None
-    model = law_of(family, conditions, [""] * IMAGES, reward)
-    run(alignment, model, **options)
-    return model
+    law = law_of(family, conditions, [""] * IMAGES, reward)
+    run(alignment, law, **options)
+    return law
 
 
 @pytest.mark.parametrize("is_guided", [False, True], ids=["", "classifier-free guidance"])
 @pytest.mark.parametrize("name", METHODS)
 def test_costs_are_exact(name, is_guided):
     alignment, evaluations, backwards, decodes = METHODS[name]
-    model = run_counted(alignment, is_guided)
-    cost, family = model.cost, model.family
+    law = run_counted(alignment, is_guided)
+    cost, family = law.cost, law.model
     rows = IMAGES * alignment.num_particles
     factor = 2 if is_guided else 1
     assert cost.network_evaluations == family.evaluations == rows * evaluations * factor
     assert cost.backward_passes == family.backwards == rows * backwards * factor
     assert cost.decodes == family.decoded == rows * (decodes + 1)
-    assert cost.reward_calls == model.reward.calls == cost.decodes
+    assert cost.reward_calls == law.reward.calls == cost.decodes
     assert cost.equivalent_evaluations == cost.network_evaluations + 2 * cost.backward_passes
     assert cost.seconds > 0
 
@@ -107,7 +107,7 @@ def test_levels_above_the_highest_value_cost_no_look_aheads():
 
 
 def test_costs_add_up_over_runs_and_read_well():
-    model = run_counted(NoAlignment())
-    run(NoAlignment(), model)
-    assert model.cost.network_evaluations == 2 * IMAGES * STEPS
-    assert str(model.cost).startswith("20 network evaluations, 0 backward passes, 4 decodes, 4 reward calls")
+    law = run_counted(NoAlignment())
+    run(NoAlignment(), law)
+    assert law.cost.network_evaluations == 2 * IMAGES * STEPS
+    assert str(law.cost).startswith("20 network evaluations, 0 backward passes, 4 decodes, 4 reward calls")

@@ -26,7 +26,7 @@ from diamond_diffusers.alignment.processes import ParticleShards
 from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, law_of, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, law_of, make_law
 from ..training.processes import in_processes
 from .runs import run
 from .test_batches import fields
@@ -69,8 +69,8 @@ def run_images(method, **options):
     """Two images of different prompts, conditions and generators."""
     conditions = Conditions({"offset": OFFSETS})
     reward = QuadraticReward({"right": (3.0, 0.0, 0.0), "down": (0.0, -3.0, 1.0)}, 0.1)
-    model = law_of(MixtureModel(MIXTURE), conditions, ["right", "down"], reward, **options)
-    return run(method, model, LEVELS, seed=[1, 2]), model
+    law = law_of(MixtureModel(MIXTURE), conditions, ["right", "down"], reward, **options)
+    return run(method, law, LEVELS, seed=[1, 2]), law
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
@@ -81,11 +81,11 @@ def test_every_process_has_the_result_of_one_bit_for_bit(num_processes):
     def child() -> None:
         shards = here()
         for name, method in METHODS.items():
-            result, model = run_images(method, particle_batch_size=2, shards=shards)
+            result, law = run_images(method, particle_batch_size=2, shards=shards)
             expected, expected_model = alone[name]
             for found, wanted in zip(fields(result), fields(expected), strict=True):
                 assert torch.equal(found, wanted), name
-            costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (model, expected_model)]
+            costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (law, expected_model)]
             assert costs[0] == costs[1], name
 
     in_processes(num_processes, child)
@@ -99,10 +99,10 @@ def test_each_process_evaluates_its_share(num_processes):
         shards = here()
         for batch_size in (1, None):
             reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
-            model = make_model(MIXTURE, reward, particle_batch_size=batch_size, shards=shards)
-            run(Guidance(guide=Guide("pathwise"), num_particles=8), model, LEVELS)
-            family = model.family
-            assert model.cost.network_evaluations == model.cost.backward_passes == 8 * STEPS
+            law = make_law(MIXTURE, reward, particle_batch_size=batch_size, shards=shards)
+            run(Guidance(guide=Guide("pathwise"), num_particles=8), law, LEVELS)
+            family = law.model
+            assert law.cost.network_evaluations == law.cost.backward_passes == 8 * STEPS
             assert family.evaluations == family.backwards == share * STEPS
             assert family.decoded == reward.calls == share * (STEPS + 1)
 
@@ -123,11 +123,11 @@ def test_without_a_batch_size_results_differ_by_rounding_alone():
 
 def test_there_may_be_more_processes_than_particles():
     smc, guidance = SMC(3), Guidance(guide=Guide("pathwise"))
-    alone = [run(method, make_model(MIXTURE, LINEAR, particle_batch_size=1), LEVELS) for method in (smc, guidance)]
+    alone = [run(method, make_law(MIXTURE, LINEAR, particle_batch_size=1), LEVELS) for method in (smc, guidance)]
 
     def child() -> None:
         for method, expected in zip((smc, guidance), alone, strict=True):
-            found = run(method, make_model(MIXTURE, LINEAR, particle_batch_size=1, shards=here()), LEVELS)
+            found = run(method, make_law(MIXTURE, LINEAR, particle_batch_size=1, shards=here()), LEVELS)
             for one, other in zip(fields(found), fields(expected), strict=True):
                 assert torch.equal(one, other)
 
@@ -183,4 +183,4 @@ def test_a_single_process_needs_no_shards():
     assert ParticleShards.of(Accelerator(cpu=True)) is None
     with pytest.raises(TypeError, match=r"distributed_state is 2; give accelerate's PartialState"):
         ParticleShards.of(2)
-    assert run(NoAlignment(), make_model(MIXTURE)).rewards is None
+    assert run(NoAlignment(), make_law(MIXTURE)).rewards is None

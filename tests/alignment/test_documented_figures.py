@@ -19,7 +19,7 @@ from diamond_diffusers import (
 )
 
 from ..core.mixture import coefficients, make_mixture, standard_error
-from ..core.mixture_model import LINEAR, law_of, make_model, unconditional
+from ..core.mixture_model import LINEAR, law_of, make_law, unconditional
 from ..documentation import documented
 from .runs import falling_levels, run
 from .test_posterior_smc import CoarseDiamondMixture, evidence_errors
@@ -29,9 +29,9 @@ MIXTURE = make_mixture(3)
 
 def evidence(smc, num_steps, num_images, scale, seed=0):
     """Errors of `log Z`, `[B]`."""
-    model = make_model(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale)
+    law = make_law(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale)
     _, exact = LINEAR.tilt(MIXTURE, scale=scale)
-    return run(smc, model, falling_levels(num_steps), seed=seed).log_evidence - exact
+    return run(smc, law, falling_levels(num_steps), seed=seed).log_evidence - exact
 
 
 TRANSITIONS = [
@@ -68,8 +68,8 @@ def test_the_evidence_of_transitions_in_many_steps():
 class LastLookAheads(PosteriorSMC):
     """Values by the look-aheads of one step alone."""
 
-    def _look_ahead(self, model, cloud, *arguments):
-        return super()._look_ahead(model, replace(cloud, unweighed=cloud.unweighed[:, :0]), *arguments)
+    def _look_ahead(self, law, cloud, *arguments):
+        return super()._look_ahead(law, replace(cloud, unweighed=cloud.unweighed[:, :0]), *arguments)
 
 
 BY_THE_MAP = SMC(16, DiamondPosterior(1), DiamondTransition())
@@ -136,7 +136,7 @@ class NarrowDiamondMixture(CoarseDiamondMixture):
 
     def diamond_map(self, xbar, s, r, x, noise_to_signal, conditions):
         mapped = super().diamond_map(xbar, s, r, x, noise_to_signal, conditions)
-        mean = self.mixture.given(x.double(), *coefficients(noise_to_signal)).mean.to(x)
+        mean = self.mixture.denoised(x, *coefficients(noise_to_signal)).to(x)
         signal = 1 - float(r)
         return signal * mean + (1 - 0.35 * signal) * (mapped - signal * mean)
 
@@ -152,8 +152,8 @@ def test_an_imperfect_map_is_right_as_look_aheads_and_wrong_as_a_transition():
     ratios = {}
     for name, smc in methods.items():
         family, count = NarrowDiamondMixture(MIXTURE), 96
-        model = law_of(family, unconditional(count), [""] * count, LINEAR, reward_scale=1.5)
-        ratios[name] = torch.exp(run(smc, model, falling_levels(8)).log_evidence - exact)
+        law = law_of(family, unconditional(count), [""] * count, LINEAR, reward_scale=1.5)
+        ratios[name] = torch.exp(run(smc, law, falling_levels(8)).log_evidence - exact)
         assert abs(ratios[name].mean() - table[name]) < 4.5 * standard_error(ratios[name])
     right = ratios.pop("GlassTransition(4)")
     assert abs(right.mean() - 1) < 4 * standard_error(right) < 0.15

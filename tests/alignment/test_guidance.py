@@ -36,8 +36,8 @@ from ..core.mixture_model import (
     MixtureModel,
     at_rows,
     law_of,
-    make_map_model,
-    make_model,
+    make_law,
+    make_map_law,
     unconditional,
 )
 from ..core.test_diamond import DiamondMixture
@@ -60,14 +60,14 @@ def exactly_distributed(law, count):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_denoiser_point_samples_the_tilted_law_of_a_gaussian_and_a_linear_reward(family):
     """Its gradient is exact there. All maps are affine, so moments carry over without Monte-Carlo error."""
-    model = make_model(GAUSSIAN, LINEAR, family, reward_scale=1.5)
+    law = make_law(GAUSSIAN, LINEAR, family, reward_scale=1.5)
     tilted, _ = LINEAR.tilt(GAUSSIAN, scale=1.5)
     x = exactly_distributed(tilted.observation(20.0), 50)
     errors = []
     for num_steps in (20, 40):
         result = run(
             Guidance(guide=Guide("pathwise", max_shift=None), transition=ODETransition(), num_particles=50),
-            model,
+            law,
             falling_levels(num_steps, 20.0),
             x=x,
         )
@@ -79,7 +79,7 @@ def test_the_denoiser_point_samples_the_tilted_law_of_a_gaussian_and_a_linear_re
 
 
 def test_the_tilted_mean_moves_a_gaussian_by_as_much():
-    model = make_model(GAUSSIAN, LINEAR, reward_scale=1.5)
+    law = make_law(GAUSSIAN, LINEAR, reward_scale=1.5)
     tilted, _ = LINEAR.tilt(GAUSSIAN, scale=1.5)
     x = exactly_distributed(tilted.observation(20.0), 100)
     guidance = Guidance(
@@ -88,7 +88,7 @@ def test_the_tilted_mean_moves_a_gaussian_by_as_much():
         transition=ODETransition(),
         num_particles=100,
     )
-    z = run(guidance, model, falling_levels(15, 20.0), x=x).latents[0]
+    z = run(guidance, law, falling_levels(15, 20.0), x=x).latents[0]
     # A finite cloud of look-aheads sees a little less than the whole shift.
     moved, exact = z.mean(0) - GAUSSIAN.mean, tilted.mean - GAUSSIAN.mean
     torch.testing.assert_close(moved, exact, atol=0.05 * exact.norm().item(), rtol=0)
@@ -104,7 +104,7 @@ def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
     """Transitions of several inner steps are guided in each: few long steps do as well as many short ones."""
     posterior = GlassPosterior(8 if gradient == "tilted_mean" else 4, 16, "multistep")
     guidance = Guidance(posterior, Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES)
-    assert_has_the_tilted_law(guidance, make_model(MIXTURE, LINEAR), falling_levels(num_steps, 20.0))
+    assert_has_the_tilted_law(guidance, make_law(MIXTURE, LINEAR), falling_levels(num_steps, 20.0))
 
 
 @pytest.mark.parametrize("num_corrections", [1, 3])
@@ -117,7 +117,7 @@ def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, n
         num_particles=PARTICLES,
         num_corrections=num_corrections,
     )
-    assert_has_the_tilted_law(guidance, make_model(MIXTURE, QUADRATIC), falling_levels(12, 20.0))
+    assert_has_the_tilted_law(guidance, make_law(MIXTURE, QUADRATIC), falling_levels(12, 20.0))
 
 
 @pytest.mark.parametrize(
@@ -127,16 +127,16 @@ def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, n
 def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, transition, num_steps):
     family = DiamondMixture(MIXTURE)
     family.max_step = 0.2
-    model = law_of(family, unconditional(), [""], LINEAR)
+    law = law_of(family, unconditional(), [""], LINEAR)
     guidance = Guidance(
         DiamondPosterior(8), Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES
     )
-    assert_has_the_tilted_law(guidance, model, falling_levels(num_steps, 20.0))
+    assert_has_the_tilted_law(guidance, law, falling_levels(num_steps, 20.0))
 
 
-def assert_has_the_tilted_law(guidance, model, levels):
+def assert_has_the_tilted_law(guidance, law, levels):
     """Of particles that start in the tilted law of the first level."""
-    tilted, _ = model.reward.tilt(MIXTURE)
+    tilted, _ = law.reward.tilt(MIXTURE)
     x = tilted.observation(levels[0]).sample(PARTICLES, seeded(3)).float()
     exact = tilted.sample(PARTICLES, seeded(4)).float()
     again = tilted.sample(20 * PARTICLES, seeded(5)).reshape(20, PARTICLES, 3).float()
@@ -144,7 +144,7 @@ def assert_has_the_tilted_law(guidance, model, levels):
     # finite steps and look-aheads.
     plain = energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact)
     tolerance = 4 * energy_distance(again, exact).std() + plain / 20
-    result = run(guidance, model, levels, x=x)
+    result = run(guidance, law, levels, x=x)
     assert energy_distance(result.latents[0], exact) < tolerance < plain / 6
 
 
@@ -154,9 +154,9 @@ def test_look_aheads_of_a_diamond_map_cost_one_evaluation_each():
     for transition in (ODETransition(), DiamondTransition()):
         conditions = unconditional(2)
         guided = type(conditions)(conditions.features, conditions.features, 3.0)
-        model = law_of(DiamondMixture(MIXTURE), guided, ["", ""], LINEAR)
-        run(Guidance(DiamondPosterior(4), Guide("pathwise"), transition=transition, num_particles=3), model)
-        costs[type(transition)] = model.cost
+        law = law_of(DiamondMixture(MIXTURE), guided, ["", ""], LINEAR)
+        run(Guidance(DiamondPosterior(4), Guide("pathwise"), transition=transition, num_particles=3), law)
+        costs[type(transition)] = law.cost
     rows = 2 * 3 * (len(COARSE_LEVELS) - 1)
     # Classifier-free guidance is baked into the map, and doubles the cost of the base alone.
     assert costs[ODETransition].network_evaluations == rows * (4 + 2)
@@ -186,9 +186,9 @@ def test_corrections_are_parts_of_the_step_at_the_state_that_those_before_have_r
             num_particles=4,
             num_corrections=num_corrections,
         )
-        model = make_model(GAUSSIAN, QUADRATIC)
-        latents = run(guidance, model, (kappa, next_kappa), x=x).latents[0]
-        assert model.cost.network_evaluations == model.cost.backward_passes == 4 * num_corrections
+        law = make_law(GAUSSIAN, QUADRATIC)
+        latents = run(guidance, law, (kappa, next_kappa), x=x).latents[0]
+        assert law.cost.network_evaluations == law.cost.backward_passes == 4 * num_corrections
         return latents
 
     next_alpha, _ = coefficients(next_kappa)
@@ -196,9 +196,9 @@ def test_corrections_are_parts_of_the_step_at_the_state_that_those_before_have_r
 
 
 def test_pure_noise_is_not_corrected():
-    model = make_model(MIXTURE, LINEAR)
-    run(Guidance(num_corrections=3, transition=ODETransition()), model, (math.inf, 1.0, 0.0))
-    assert model.cost.network_evaluations == 1 + 3
+    law = make_law(MIXTURE, LINEAR)
+    run(Guidance(num_corrections=3, transition=ODETransition()), law, (math.inf, 1.0, 0.0))
+    assert law.cost.network_evaluations == 1 + 3
 
 
 def test_levels_beyond_guidance_are_plain_and_cost_no_look_aheads():
@@ -206,8 +206,8 @@ def test_levels_beyond_guidance_are_plain_and_cost_no_look_aheads():
     posterior = GlassPosterior(3, 4)
 
     def sampled(method):
-        model = make_model(MIXTURE, LINEAR)
-        return run(method, model), model.cost
+        law = make_law(MIXTURE, LINEAR)
+        return run(method, law), law.cost
 
     plain, plain_cost = sampled(NoAlignment(ODETransition(), 4))
     nowhere, cost = sampled(Guidance(posterior, Guide(max_noise_to_signal=0.01, min_noise_to_signal=0.001), **options))
@@ -220,10 +220,10 @@ def test_levels_beyond_guidance_are_plain_and_cost_no_look_aheads():
 
 
 def test_queries_within_a_transition_are_guided_by_their_own_level():
-    model = make_model(MIXTURE, LINEAR)
+    law = make_law(MIXTURE, LINEAR)
     transition = GlassTransition(3)
     guidance = Guidance(guide=Guide(max_noise_to_signal=1.5), transition=transition)
-    run(guidance, model, (2.0, 0.5), x=torch.zeros(1, 3))
+    run(guidance, law, (2.0, 0.5), x=torch.zeros(1, 3))
     # Only the last query is below 1.5.
     levels = [
         2.0,
@@ -231,7 +231,7 @@ def test_queries_within_a_transition_are_guided_by_their_own_level():
     ]
     guided = sum(level <= 1.5 for level in levels)
     assert guided == 1 and levels[-1] < 1.5 < levels[-2]
-    assert model.cost.decodes == guided + 1 and model.cost.network_evaluations == 3
+    assert law.cost.decodes == guided + 1 and law.cost.network_evaluations == 3
 
 
 def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
@@ -242,7 +242,7 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
         transition=ODETransition(),
         num_particles=PARTICLES,
     )
-    z = run(guidance, make_model(MIXTURE, LINEAR, "v_prediction"), falling_levels(20)).latents[0]
+    z = run(guidance, make_law(MIXTURE, LINEAR, "v_prediction"), falling_levels(20)).latents[0]
     exact = tilted.sample(PARTICLES, seeded(4)).float()
     assert energy_distance(z, exact) < energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact) / 8
 
@@ -267,13 +267,13 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
 )
 @pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
 def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(guidance, family):
-    plain = run(NoAlignment(num_particles=guidance.num_particles), make_model(MIXTURE, LINEAR, family, 2))
-    unscaled = run(guidance, make_model(MIXTURE, LINEAR, family, 2, reward_scale=0.0))
+    plain = run(NoAlignment(num_particles=guidance.num_particles), make_law(MIXTURE, LINEAR, family, 2))
+    unscaled = run(guidance, make_law(MIXTURE, LINEAR, family, 2, reward_scale=0.0))
     assert torch.equal(unscaled.latents, plain.latents)
     assert torch.equal(unscaled.rewards, plain.rewards)
-    powerless = run(replace(guidance, guidance_strength=0.0), make_model(MIXTURE, LINEAR, family, 2))
+    powerless = run(replace(guidance, guidance_strength=0.0), make_law(MIXTURE, LINEAR, family, 2))
     assert torch.equal(powerless.latents, plain.latents)
-    scaled = run(guidance, make_model(MIXTURE, LINEAR, family, 2))
+    scaled = run(guidance, make_law(MIXTURE, LINEAR, family, 2))
     assert scaled.rewards.mean() > plain.rewards.mean()
 
 
@@ -282,8 +282,8 @@ def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(guida
 )
 def test_without_a_reward_scale_stochastic_transitions_draw_what_plain_sampling_draws(transition):
     def sampled(method):
-        model = law_of(DiamondMixture(MIXTURE), unconditional(2), ["", ""], LINEAR, reward_scale=0.0)
-        return run(method, model).latents, model.cost.network_evaluations
+        law = law_of(DiamondMixture(MIXTURE), unconditional(2), ["", ""], LINEAR, reward_scale=0.0)
+        return run(method, law).latents, law.cost.network_evaluations
 
     guided, cost = sampled(Guidance(GlassPosterior(3, 4), transition=transition, num_particles=3))
     plain, plain_cost = sampled(NoAlignment(transition, 3))
@@ -303,14 +303,14 @@ NETWORK_TERMS = {
 @pytest.mark.parametrize("family", NETWORK_TERMS)
 @pytest.mark.parametrize("kappa", [0.3, 2.0])
 def test_the_shift_is_the_known_correction_of_each_network(family, kappa):
-    model = make_model(MIXTURE, QUADRATIC, family)
+    law = make_law(MIXTURE, QUADRATIC, family)
     x = MIXTURE.observation(kappa).sample(6, seeded(1))
-    ahead = look_ahead(model, DenoiserPoint(), x, kappa, RandomSource(seeded(2), 1), "pathwise")
-    path, network = model.family.path, model.family.network
+    ahead = look_ahead(law, DenoiserPoint(), x, kappa, RandomSource(seeded(2), 1), "pathwise")
+    path, network = law.model.path, law.model.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time).requires_grad_()
     prediction = network(noisy, time, None)
-    value = at_rows(model, 6).tilt(path.denoised(noisy, prediction, time))
+    value = at_rows(law, 6).tilt(path.denoised(noisy, prediction, time))
     (gradient,) = torch.autograd.grad(value.sum(), noisy)
     corrected = path.denoised(noisy, prediction - NETWORK_TERMS[family](time) * gradient, time)
     torch.testing.assert_close(ahead.predicted + ahead.shift, corrected.detach(), atol=1e-5, rtol=1e-5)
@@ -318,10 +318,10 @@ def test_the_shift_is_the_known_correction_of_each_network(family, kappa):
 
 @pytest.mark.parametrize("kappa", [0.3, 2.0, math.inf])
 def test_the_limit_bounds_the_shift_and_keeps_its_direction(kappa):
-    model = make_model(MIXTURE, LINEAR, reward_scale=3.0)
+    law = make_law(MIXTURE, LINEAR, reward_scale=3.0)
     x = torch.randn(50, 3, generator=seeded(1))
     posterior = GlassPosterior(4, 8)
-    ahead = look_ahead(model, posterior, x, kappa, RandomSource(seeded(2), 1), "tilted_mean")
+    ahead = look_ahead(law, posterior, x, kappa, RandomSource(seeded(2), 1), "tilted_mean")
     limited = Guidance(posterior, Guide("tilted_mean", strength=2.0, max_shift=0.2)).shift(ahead, kappa)
     free = Guidance(posterior, Guide("tilted_mean", strength=2.0, max_shift=None)).shift(ahead, kappa)
     assert torch.equal(free, 2.0 * ahead.shift)
@@ -351,7 +351,7 @@ def test_images_depend_neither_on_their_neighbours_nor_on_chunks(guidance):
 
 def test_the_trace_records_values_and_the_size_of_the_shift():
     guidance = Guidance(guide=Guide(max_shift=0.1), num_particles=3, transition=ODETransition())
-    result = run(guidance, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=5.0))
+    result = run(guidance, make_law(MIXTURE, LINEAR, num_images=2, reward_scale=5.0))
     assert [step.noise_to_signal for step in result.trace.steps] == list(COARSE_LEVELS[:-1])
     for step in result.trace.steps[1:]:
         assert (step.best_value >= step.mean_value).all()
@@ -359,10 +359,10 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
     assert result.trace.figures() == ["mean_value", "best_value", "gradient_norm"]
     (legend,) = result.trace.plot().legends
     assert [text.get_text() for text in legend.get_texts()] == ["image 0", "image 1"]
-    assert not run(guidance, make_model(MIXTURE, LINEAR)).trace.plot().legends
+    assert not run(guidance, make_law(MIXTURE, LINEAR)).trace.plot().legends
     nowhere = replace(guidance, max_noise_to_signal=0.01)
     with pytest.raises(ValueError, match=r"none of its 5 steps took look-aheads; .* guidance at some of its levels"):
-        run(nowhere, make_model(MIXTURE, LINEAR)).trace.plot()
+        run(nowhere, make_law(MIXTURE, LINEAR)).trace.plot()
 
 
 @pytest.mark.parametrize(
@@ -393,12 +393,12 @@ def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_poste
     guidance = Guidance(
         GlassPosterior(2), Guide(max_shift=None), transition=GlassTransition(), num_corrections=num_corrections
     )
-    x, model = torch.ones(1, 3), make_map_model(MIXTURE, QUADRATIC)
-    result = run(guidance, model, (0.8, 0.0), x=x)
-    mean = at_rows(model, 1).network.denoise(x, 0.8)
+    x, law = torch.ones(1, 3), make_map_law(MIXTURE, QUADRATIC)
+    result = run(guidance, law, (0.8, 0.0), x=x)
+    mean = at_rows(law, 1).network.denoise(x, 0.8)
     used = (result.latents[0] - mean).square().mean(1).sqrt()
     torch.testing.assert_close(result.trace.steps[0].gradient_norm, used, atol=1e-6, rtol=1e-5)
-    plain, point = (make_map_model(MIXTURE, LINEAR) for _ in range(2))
+    plain, point = (make_map_law(MIXTURE, LINEAR) for _ in range(2))
     run(NoAlignment(GlassTransition(3)), plain)
     run(Guidance(transition=GlassTransition(3)), point)
     queries = 3 * (len(COARSE_LEVELS) - 1)
@@ -410,11 +410,11 @@ def test_look_aheads_of_a_few_step_model_are_made_once_for_a_step_from_its_poste
 def test_inner_queries_of_a_few_step_model_are_guided_at_the_posterior_mean():
     """Its predicted sample is the end of the flow map, which a GLASS transition must not take for `E[z | x]`."""
     scores, conditions, transition = MixtureModel(MIXTURE), unconditional(), GlassTransition(num_inner_steps=3)
-    model = law_of(MixtureMapFamily(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
+    law = law_of(MixtureMapFamily(MIXTURE, scores), conditions, [""], LINEAR, score_model=(scores, conditions))
     x = torch.randn(5, 3, generator=seeded(1))
     unguided = Guidance(guide=Guide(strength=0.0), transition=transition, num_particles=5)
-    result = run(unguided, model, levels=(3.0, 1.0), x=x, seed=4)
+    result = run(unguided, law, levels=(3.0, 1.0), x=x, seed=4)
     noise = RandomSource(seeded(4), 1).normal(5, (3,))
-    network = at_rows(make_model(MIXTURE), 5).network
+    network = at_rows(make_law(MIXTURE), 5).network
     expected = transition.step(network, x, Interval(3.0, 1.0), network.predict(x, 3.0), noise)
     torch.testing.assert_close(result.latents[0], expected, atol=1e-5, rtol=1e-5)

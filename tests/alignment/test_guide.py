@@ -9,7 +9,7 @@ from diamond_diffusers import SMC, GlassPosterior, Guidance, Guide, PosteriorRes
 from diamond_diffusers.alignment.presets import PRESETS
 
 from ..core.mixture import make_mixture
-from ..core.mixture_model import LINEAR, make_model
+from ..core.mixture_model import LINEAR, make_law
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -27,7 +27,7 @@ OTHERS = {
 
 
 def drawn(method, guide):
-    return run(method(posterior=LOOK_AHEADS, guide=guide), make_model(MIXTURE, LINEAR), COARSE_LEVELS).latents
+    return run(method(posterior=LOOK_AHEADS, guide=guide), make_law(MIXTURE, LINEAR), COARSE_LEVELS).latents
 
 
 def test_every_option_is_told():

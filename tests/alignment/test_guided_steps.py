@@ -27,7 +27,7 @@ from diamond_diffusers.core.interval import Interval
 
 from ..conftest import redness
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_map_model, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_law, make_map_law
 from ..families.test_flux_flow_map import two_time_lora
 from .runs import COARSE_LEVELS, falling_levels, run
 from .test_guidance import assert_has_the_tilted_law
@@ -40,7 +40,7 @@ POINT = Guidance(FlowMapPoint(), Guide("pathwise"), transition=ODETransition())
 
 def steps_guided(guidance, levels=COARSE_LEVELS):
     """Which steps recorded a shift, whichever model takes it."""
-    trace = run(guidance, make_map_model(MIXTURE, LINEAR, num_steps=2), levels).trace
+    trace = run(guidance, make_map_law(MIXTURE, LINEAR, num_steps=2), levels).trace
     return [step.gradient_norm is not None for step in trace.steps]
 
 
@@ -72,22 +72,22 @@ def test_so_many_steps_are_guided(options, guided):
 
 def test_queries_within_the_last_guided_step_are_guided_too():
     transition = GlassTransition(num_inner_steps=3, correlation=0.25)
-    model = make_model(MIXTURE, LINEAR)
-    run(Guidance(transition=transition, num_guided_steps=1), model, (2.0, 0.5, 0.0), x=torch.zeros(1, 3))
+    law = make_law(MIXTURE, LINEAR)
+    run(Guidance(transition=transition, num_guided_steps=1), law, (2.0, 0.5, 0.0), x=torch.zeros(1, 3))
     queried = [
         2.0,
         *(query_level(2.0, s) for s in inner_times(3, 2.0, EarlyStop(Interval(2.0, 0.5), 0.25).stop).tolist()[1:-1]),
     ]
-    assert model.cost.decodes == 1 + sum(float(level) > 0.5 for level in queried) > 2
+    assert law.cost.decodes == 1 + sum(float(level) > 0.5 for level in queried) > 2
 
 
 def test_the_jump_follows_the_flow_map_in_steps_even_in_time():
     levels, guidance = falling_levels(5), replace(POINT, num_guided_steps=2, num_jump_steps=2)
-    states, model = [], make_map_model(MIXTURE, LINEAR, num_steps=8)
-    run(guidance, model, levels, on_step=lambda index, x: states.append((index, x.clone())))
-    assert [index for index, _ in states] == [0, 1, 2] and model.cost.network_evaluations == 2 + 2
+    states, law = [], make_map_law(MIXTURE, LINEAR, num_steps=8)
+    run(guidance, law, levels, on_step=lambda index, x: states.append((index, x.clone())))
+    assert [index for index, _ in states] == [0, 1, 2] and law.cost.network_evaluations == 2 + 2
     (_, before), (_, end) = states[1:]
-    network = at_rows(model, 1).network
+    network = at_rows(law, 1).network
     # At time 0.6 after two of five steps, then 0.3.
     middle = network.flow_map(before, 0.6 / 0.4, 0.3 / 0.7)
     torch.testing.assert_close(end, network.flow_map(middle, 0.3 / 0.7, 0.0), atol=1e-5, rtol=1e-5)
@@ -95,40 +95,40 @@ def test_the_jump_follows_the_flow_map_in_steps_even_in_time():
 
 def test_the_jump_needs_a_flow_map():
     with pytest.raises(ValueError, match=r"num_jump_steps is 2, but this .* model has no flow map to jump along"):
-        run(replace(POINT, posterior=GlassPosterior(2), num_jump_steps=2), make_model(MIXTURE, LINEAR))
+        run(replace(POINT, posterior=GlassPosterior(2), num_jump_steps=2), make_law(MIXTURE, LINEAR))
 
 
 def test_steps_along_a_flow_map_are_guided_to_the_tilted_law():
     guidance = Guidance(
         GlassPosterior(6, 16), Guide("tilted_mean", max_shift=None), transition=FlowMapTransition(), num_particles=600
     )
-    assert_has_the_tilted_law(guidance, make_map_model(MIXTURE, QUADRATIC, num_steps=4), falling_levels(15, 20.0))
+    assert_has_the_tilted_law(guidance, make_map_law(MIXTURE, QUADRATIC, num_steps=4), falling_levels(15, 20.0))
 
 
 def test_steps_along_a_flow_map_without_a_shift_are_its_own():
     x, options = torch.randn(4, 3, generator=seeded(1)), {"num_particles": 4, "transition": FlowMapTransition()}
     still = Guidance(FlowMapPoint(), Guide(strength=0.0), **options)
-    model = make_map_model(MIXTURE, LINEAR, num_steps=4)
-    guided, plain = (run(method, model, x=x).latents for method in (still, NoAlignment(FlowMapTransition(), 4)))
+    law = make_map_law(MIXTURE, LINEAR, num_steps=4)
+    guided, plain = (run(method, law, x=x).latents for method in (still, NoAlignment(FlowMapTransition(), 4)))
     torch.testing.assert_close(guided, plain, atol=1e-4, rtol=1e-4)
 
 
 def test_after_the_warm_up_the_best_particle_goes_on_alone():
     guidance = replace(POINT, num_particles=4, num_warm_up_steps=2)
-    model, sizes, states = make_map_model(MIXTURE, LINEAR, num_images=3, num_steps=4), [], []
+    law, sizes, states = make_map_law(MIXTURE, LINEAR, num_images=3, num_steps=4), [], []
 
     def on_step(index, x):
         sizes.append(len(x))
         states.append(x.clone())
 
-    result = run(guidance, model, on_step=on_step)
+    result = run(guidance, law, on_step=on_step)
     assert sizes == [12, 3, 3, 3, 3] and result.latents.shape == (3, 1, 3) and result.rewards.shape == (3, 1)
     # Each image pays for four particles in two steps, for their comparison, and for one in three.
-    assert model.cost.network_evaluations == 3 * (4 * 2 + 4 + 3)
+    assert law.cost.network_evaluations == 3 * (4 * 2 + 4 + 3)
     # Those that go on are the best by the end of the map, of what all are after two steps.
-    everyone = run(replace(guidance, num_warm_up_steps=None), model, COARSE_LEVELS[:3]).latents.flatten(0, 1)
-    network = at_rows(model, 4).network
-    values = at_rows(model, 4).tilt(network.predict(everyone, COARSE_LEVELS[2])).unflatten(0, (3, 4))
+    everyone = run(replace(guidance, num_warm_up_steps=None), law, COARSE_LEVELS[:3]).latents.flatten(0, 1)
+    network = at_rows(law, 4).network
+    values = at_rows(law, 4).tilt(network.predict(everyone, COARSE_LEVELS[2])).unflatten(0, (3, 4))
     best = everyone.unflatten(0, (3, 4))[torch.arange(3), values.argmax(1)]
     torch.testing.assert_close(states[1], best)
 
@@ -151,16 +151,16 @@ def test_the_best_sample_seen_is_returned(sign):
         transition=ODETransition(),
         keeps_best=True,
     )
-    model = make_map_model(MIXTURE, reward, num_steps=4, reward_scale=sign)
-    result = run(guidance, model)
+    law = make_map_law(MIXTURE, reward, num_steps=4, reward_scale=sign)
+    result = run(guidance, law)
     values = sign * torch.cat(seen).float()
     last, best = values[-2], values[-1]
     torch.testing.assert_close(sign * result.rewards[0, 0], values.max())
     torch.testing.assert_close(best, values[:-2].max(), atol=1e-4, rtol=1e-4)
     assert best > last + 0.1
     # Of each step the prediction and the look-aheads; the end, and the best once more.
-    assert model.cost.decodes == STEPS * (1 + 4) + 2
-    unkept = run(replace(guidance, keeps_best=False), make_map_model(MIXTURE, LINEAR, num_steps=4, reward_scale=sign))
+    assert law.cost.decodes == STEPS * (1 + 4) + 2
+    unkept = run(replace(guidance, keeps_best=False), make_map_law(MIXTURE, LINEAR, num_steps=4, reward_scale=sign))
     torch.testing.assert_close(sign * unkept.rewards[0, 0], last)
 
 
@@ -188,10 +188,10 @@ def test_images_depend_neither_on_their_neighbours_nor_on_chunks(name):
 
 @pytest.mark.parametrize("name", COURSES)
 def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(name):
-    model = make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=4, reward_scale=0.0)
+    law = make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=4, reward_scale=0.0)
     method = COURSES[name]
-    plain = run(NoAlignment(method.transition, method.num_particles), model)
-    assert torch.equal(run(method, model).latents, plain.latents)
+    plain = run(NoAlignment(method.transition, method.num_particles), law)
+    assert torch.equal(run(method, law).latents, plain.latents)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from diamond_diffusers import (
     AdaptiveTempering,
     AncestralTransition,
     DenoiserPoint,
-    GlassTransition,
     PosteriorSampler,
     ScheduledTempering,
 )
 from diamond_diffusers.posteriors.base import PosteriorSamples
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import GaussianMixture, coefficients, make_gaussian, seeded, standard_error
-from ..core.mixture_model import QuadraticReward, make_model
+from ..core.mixture_model import QuadraticReward, make_law
 from .runs import COARSE_LEVELS, run
 
 PRIOR = make_gaussian()
@@ -91,7 +91,7 @@ def clouds_of(smc, monkeypatch, scale=SCALE, levels=LEVELS, x=None):
         return clouds[-1]
 
     monkeypatch.setattr(SMC, "step", watched)
-    result = run(smc, make_model(PRIOR, REWARD, num_images=NUM_IMAGES, reward_scale=scale), levels, x=x)
+    result = run(smc, make_law(PRIOR, REWARD, num_images=NUM_IMAGES, reward_scale=scale), levels, x=x)
     return clouds, result
 
 
@@ -161,7 +161,7 @@ def test_exact_values_give_the_tilted_law_at_every_level(tempering, monkeypatch)
     smc = SMC(
         NUM_PARTICLES,
         ExactValue(),
-        GlassTransition(16),
+        ExactTransition(PRIOR),
         resampling_threshold=0.9,
         tempering=tempering,
         num_valuations=None,

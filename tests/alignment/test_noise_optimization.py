@@ -24,7 +24,7 @@ from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.rewards import CallableReward
 
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, MixtureModel, QuadraticReward, law_of, make_map_model, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, MixtureModel, QuadraticReward, law_of, make_law, make_map_law
 from .runs import ENDED, run
 
 GAUSSIAN = make_gaussian()
@@ -45,10 +45,10 @@ def climbing(num_iterations, **options):
     return NoiseOptimization(num_iterations=num_iterations, **{**defaults, **options})
 
 
-def affine_sampler(model, levels=LEVELS):
+def affine_sampler(law, levels=LEVELS):
     """`A [d, d]` and `m [d]` of the samples `A eps + m` that the ODE's steps make of a normal."""
     x = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
-    ends = run(NoAlignment(ODETransition(), num_particles=4), model, levels, x=x).latents[0]
+    ends = run(NoAlignment(ODETransition(), num_particles=4), law, levels, x=x).latents[0]
     return (ends[1:] - ends[0]).T, ends[0]
 
 
@@ -56,8 +56,8 @@ def affine_sampler(model, levels=LEVELS):
 def test_it_converges_to_the_optimum_of_a_linear_reward_and_the_regulariser(optimizer, learning_rate):
     """With `c = scale A' b` that is `r c / |c|`, where `|c| + weight ((d - 1) / r - r) = 0`."""
     scale, weight = 1.5, 0.4
-    model = make_model(GAUSSIAN, LINEAR, reward_scale=scale)
-    matrix, offset = affine_sampler(model)
+    law = make_law(GAUSSIAN, LINEAR, reward_scale=scale)
+    matrix, offset = affine_sampler(law)
     c = scale * matrix.T @ LINEAR.linear[""]
     share = c.norm() / weight
     radius = (share + (share**2 + 4 * 2).sqrt()) / 2
@@ -65,7 +65,7 @@ def test_it_converges_to_the_optimum_of_a_linear_reward_and_the_regulariser(opti
     tried = []
     ascent = climbing(200, optimizer=optimizer, learning_rate=learning_rate, regularization_weight=weight)
     x = 0.3 * torch.randn(1, 3, generator=seeded(2)).double()
-    result = run(ascent, model, LEVELS, x=x, on_step=lambda index, z: tried.append(z[0]))
+    result = run(ascent, law, LEVELS, x=x, on_step=lambda index, z: tried.append(z[0]))
     torch.testing.assert_close(tried[-1], optimum, atol=2e-3, rtol=0)
     # Momentum carries it past the optimum, to where rewards are higher.
     rewards = torch.stack(tried) @ LINEAR.linear[""]
@@ -77,7 +77,7 @@ def test_it_converges_to_the_optimum_of_a_linear_reward_and_the_regulariser(opti
 def test_without_a_regulariser_it_finds_the_maximum_of_a_quadratic_reward():
     """`b / a` maximises `b . z - a |z|^2 / 2`, and the sampler reaches every z."""
     ascent = climbing(80, learning_rate=10.0, num_particles=2)
-    result = run(ascent, make_model(GAUSSIAN, QUADRATIC), LEVELS, x=torch.randn(2, 3, generator=seeded(2)).double())
+    result = run(ascent, make_law(GAUSSIAN, QUADRATIC), LEVELS, x=torch.randn(2, 3, generator=seeded(2)).double())
     optimum = (QUADRATIC.linear[""] / QUADRATIC.quadratic).expand(1, 2, 3)
     torch.testing.assert_close(result.latents, optimum, atol=1e-3, rtol=0)
 
@@ -104,23 +104,23 @@ def test_each_gradient_is_clipped_by_itself():
 
 def test_a_step_is_nesterovs_of_the_clipped_gradient():
     """The first moves by `learning_rate (1 + momentum)` times it."""
-    model = make_model(GAUSSIAN, LINEAR)
-    matrix, offset = affine_sampler(model)
+    law = make_law(GAUSSIAN, LINEAR)
+    matrix, offset = affine_sampler(law)
     x = torch.randn(1, 3, generator=seeded(5)).double()
     gradient = LINEAR.linear[""] @ matrix + 0.2 * log_norm_density_gradient(x)[0]
     gradient = gradient * 0.1 / gradient.norm()
     assert (gradient @ matrix.T @ LINEAR.linear[""]) > 0
     ascent = climbing(2, learning_rate=3.0, max_gradient_norm=0.1, regularization_weight=0.2)
-    result = run(ascent, model, LEVELS, x=x)
+    result = run(ascent, law, LEVELS, x=x)
     expected = matrix @ (x[0] + 3.0 * 1.9 * gradient) + offset
     torch.testing.assert_close(result.latents[0, 0], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_gradient_is_that_of_all_steps():
     """Against differences, through a few-step model's stochastic steps with the driving noise held."""
-    model = make_map_model(MIXTURE, QUADRATIC, num_steps=1, reward_scale=0.7)
+    law = make_map_law(MIXTURE, QUADRATIC, num_steps=1, reward_scale=0.7)
     noise = torch.randn(2, 3, generator=seeded(1)).double()
-    sampler = NoiseSampler(model, RenoiseTransition(), (20.0, 0.7, 0.0), RandomSource(seeded(2), 1), 2)
+    sampler = NoiseSampler(law, RenoiseTransition(), (20.0, 0.7, 0.0), RandomSource(seeded(2), 1), 2)
     sample, gradient = sampler.differentiated(noise)
     assert torch.equal(sampler(noise).latents, sample.latents)
     for coordinate in range(3):
@@ -136,25 +136,25 @@ def images(sampler, noise):
 
 def test_evolution_estimates_the_gradient_without_bias():
     """Of a quadratic reward of an affine sampler the average over perturbed noises is the gradient at their centre."""
-    model = make_model(GAUSSIAN, QUADRATIC, reward_scale=0.7)
-    matrix, offset = affine_sampler(model)
+    law = make_law(GAUSSIAN, QUADRATIC, reward_scale=0.7)
+    matrix, offset = affine_sampler(law)
     copies, size = 400, 0.3
     noise = torch.randn(1, 3, generator=seeded(1)).double()
     z = matrix @ (math.sqrt(1 - size**2) * noise[0]) + offset
     expected = 0.7 * (QUADRATIC.linear[""] - QUADRATIC.quadratic * z) @ matrix
     evolution = NoiseEvolution(num_perturbations=4, perturbation=size, num_particles=copies)
-    sampler = NoiseSampler(model, ODETransition(), LEVELS, RandomSource(seeded(2), 1), copies)
+    sampler = NoiseSampler(law, ODETransition(), LEVELS, RandomSource(seeded(2), 1), copies)
     _, estimates = evolution.sample_and_gradient(sampler, noise.expand(copies, 3))
     assert (estimates.mean(0) - expected).norm() < 3 * standard_error(estimates).norm() < expected.norm() / 4
 
 
 @pytest.mark.parametrize("make_ascent", [NoiseOptimization, NoiseEvolution])
-@pytest.mark.parametrize("make", [make_model, partial(make_map_model, num_steps=1)], ids=["denoiser", "flow map"])
+@pytest.mark.parametrize("make", [make_law, partial(make_map_law, num_steps=1)], ids=["denoiser", "flow map"])
 def test_the_reward_rises(make_ascent, make):
-    model = make(MIXTURE, LINEAR, num_images=2)
+    law = make(MIXTURE, LINEAR, num_images=2)
     ascent = make_ascent(num_iterations=8, learning_rate=1.0, max_gradient_norm=0.3)
-    plain = run(NoAlignment(), model, LEVELS, seed=[1, 2])
-    better = run(ascent, model, LEVELS, seed=[1, 2])
+    plain = run(NoAlignment(), law, LEVELS, seed=[1, 2])
+    better = run(ascent, law, LEVELS, seed=[1, 2])
     assert (better.rewards > plain.rewards).all()
     assert better.rewards.mean() > plain.rewards.mean() + 0.5
     torch.testing.assert_close(better.rewards[:, 0].double(), better.latents[:, 0].double() @ LINEAR.linear[""])
@@ -165,7 +165,7 @@ def test_the_reward_rises(make_ascent, make):
 @pytest.mark.parametrize("name", ASCENTS)
 def test_a_reward_scale_of_zero_returns_the_plain_sample_bit_for_bit(name):
     ascent = ASCENTS[name]
-    unscaled, scaled = (make_model(MIXTURE, LINEAR, num_images=2, reward_scale=scale) for scale in (0.0, 1.0))
+    unscaled, scaled = (make_law(MIXTURE, LINEAR, num_images=2, reward_scale=scale) for scale in (0.0, 1.0))
     plain = run(NoAlignment(ascent.transition, ascent.num_particles), unscaled, LEVELS)
     found = run(ascent, unscaled, LEVELS)
     assert torch.equal(found.latents, plain.latents)
@@ -175,9 +175,9 @@ def test_a_reward_scale_of_zero_returns_the_plain_sample_bit_for_bit(name):
 
 
 def test_a_negative_scale_lowers_the_reward():
-    model = make_model(MIXTURE, LINEAR, reward_scale=-1.0)
-    plain = run(NoAlignment(), model, LEVELS)
-    assert run(NoiseOptimization(num_iterations=5), model, LEVELS).rewards < plain.rewards
+    law = make_law(MIXTURE, LINEAR, reward_scale=-1.0)
+    plain = run(NoAlignment(), law, LEVELS)
+    assert run(NoiseOptimization(num_iterations=5), law, LEVELS).rewards < plain.rewards
 
 
 DIRECTIONS = {"right": (3.0, 0.0, 0.0), "down": (0.0, -3.0, 1.0)}
@@ -188,8 +188,8 @@ PROMPTS = ["right", "down", "down"]
 def run_images(ascent, images, **options):
     conditions = Conditions({"offset": OFFSETS[images]}, {"offset": -OFFSETS[images]}, 1.5)
     reward = QuadraticReward(DIRECTIONS, 0.1)
-    model = law_of(MixtureModel(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
-    return run(ascent, model, LEVELS, seed=[11 + image for image in images]), model
+    law = law_of(MixtureModel(MIXTURE), conditions, [PROMPTS[i] for i in images], reward, **options)
+    return run(ascent, law, LEVELS, seed=[11 + image for image in images]), law
 
 
 @pytest.mark.parametrize("name", ASCENTS)
@@ -206,28 +206,28 @@ def test_images_do_not_depend_on_the_batch(name):
 @pytest.mark.parametrize("batch_size", [1, 100])
 @pytest.mark.parametrize("name", ASCENTS)
 def test_the_batch_size_of_particles_changes_nothing_but_memory(name, batch_size):
-    whole, model = run_images(ASCENTS[name], [0, 1, 2])
-    chunked, chunked_model = run_images(ASCENTS[name], [0, 1, 2], particle_batch_size=batch_size)
+    whole, law = run_images(ASCENTS[name], [0, 1, 2])
+    chunked, chunked_law = run_images(ASCENTS[name], [0, 1, 2], particle_batch_size=batch_size)
     torch.testing.assert_close(chunked.latents, whole.latents, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(chunked.rewards, whole.rewards, atol=1e-4, rtol=1e-4)
-    assert chunked_model.family.largest_batch <= batch_size
-    costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (model, chunked_model)]
+    assert chunked_law.model.largest_batch <= batch_size
+    costs = [{**counted.cost.as_dict(), "seconds": 0} for counted in (law, chunked_law)]
     assert costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("name", ASCENTS)
 def test_costs_are_exact(name):
     ascent = ASCENTS[name]
-    _, model = run_images(ascent, [0, 1])
+    _, law = run_images(ascent, [0, 1])
     particles, iterations = 2 * ascent.num_particles, ascent.num_iterations
     is_evolution = isinstance(ascent, NoiseEvolution)
     samples = particles * (iterations + (2 * 3 * (iterations - 1) if is_evolution else 0))
     backwards = 0 if is_evolution else particles * (iterations - 1)
-    cost, family = model.cost, model.family
+    cost, family = law.cost, law.model
     # Two evaluations a row, for classifier-free guidance.
     assert cost.network_evaluations == family.evaluations == 2 * STEPS * samples
     assert cost.backward_passes == family.backwards == 2 * STEPS * backwards
-    assert cost.decodes == family.decoded == cost.reward_calls == model.reward.calls == samples
+    assert cost.decodes == family.decoded == cost.reward_calls == law.reward.calls == samples
     assert cost.seconds > 0
 
 
@@ -235,9 +235,9 @@ def test_a_single_iteration_is_plain_sampling_and_needs_no_gradient():
     reward = CallableReward(lambda images, prompts: images.detach().mean((1, 2, 3)), differentiable=False)
     ascent = NoiseOptimization(num_iterations=1)
     ascent.check(reward)
-    model = make_model(MIXTURE, reward)
-    assert torch.equal(run(ascent, model, LEVELS).latents, run(NoAlignment(), model, LEVELS).latents)
-    assert model.cost.backward_passes == 0
+    law = make_law(MIXTURE, reward)
+    assert torch.equal(run(ascent, law, LEVELS).latents, run(NoAlignment(), law, LEVELS).latents)
+    assert law.cost.backward_passes == 0
 
 
 def test_evolution_takes_a_reward_without_gradients():
@@ -247,16 +247,16 @@ def test_evolution_takes_a_reward_without_gradients():
         calls.append(torch.is_grad_enabled())
         return 100 * images[:, 0, 0, 0].detach()
 
-    model = make_model(MIXTURE, CallableReward(first_coordinate, differentiable=False))
-    plain = run(NoAlignment(), model, LEVELS)
+    law = make_law(MIXTURE, CallableReward(first_coordinate, differentiable=False))
+    plain = run(NoAlignment(), law, LEVELS)
     ascent = NoiseEvolution(num_iterations=8, learning_rate=1.0, max_gradient_norm=0.3)
-    ascent.check(model.reward)
-    assert run(ascent, model, LEVELS).rewards > plain.rewards
+    ascent.check(law.reward)
+    assert run(ascent, law, LEVELS).rewards > plain.rewards
     assert not any(calls)
 
 
 def test_a_callback_sees_each_iteration_and_may_end_the_run():
-    model = make_model(MIXTURE, LINEAR)
+    law = make_law(MIXTURE, LINEAR)
     seen = []
 
     def on_step(index, x):
@@ -265,11 +265,11 @@ def test_a_callback_sees_each_iteration_and_may_end_the_run():
         if len(seen) == 3:
             return ENDED
 
-    result = run(NoiseOptimization(num_iterations=5), model, LEVELS, on_step=on_step)
+    result = run(NoiseOptimization(num_iterations=5), law, LEVELS, on_step=on_step)
     assert len(seen) == len(result.trace.steps) == 3
     assert torch.equal(result.latents[0], max(seen, key=lambda x: (x.double() @ LINEAR.linear[""]).item()))
     with pytest.raises(ValueError, match="callback_on_step_end returned other latents"):
-        run(NoiseOptimization(num_iterations=5), model, LEVELS, on_step=lambda index, x: x)
+        run(NoiseOptimization(num_iterations=5), law, LEVELS, on_step=lambda index, x: x)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_what_it_cannot_work_with_is_refused():
     with pytest.raises(ValueError, match=r"has no gradient, .* use alignment 'noise_evolution'"):
         NoiseOptimization().check(reward)
     with pytest.raises(ValueError, match="FlowMapTransition needs a flow map"):
-        run(NoiseOptimization(transition=FlowMapTransition()), make_model(MIXTURE, LINEAR), LEVELS)
+        run(NoiseOptimization(transition=FlowMapTransition()), make_law(MIXTURE, LINEAR), LEVELS)
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["", "checkpointed"])

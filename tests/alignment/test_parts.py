@@ -19,15 +19,15 @@ from ..core.mixture_model import LINEAR
 
 @pytest.mark.parametrize("gradient", ["tilted_mean", "hybrid"])
 def test_one_look_ahead_is_not_compared(gradient):
-    """It is that of the method which looks ahead: of the inner guidance no posterior counts."""
+    """Whichever method draws it."""
     guidance = Guidance(guide=Guide(gradient))
     with pytest.raises(ValueError, match=f"gradient is '{gradient}', which compares look-aheads, but .* draws 1"):
         guidance.check(LINEAR)
     several = GlassPosterior(num_samples=2)
     for method in (SMC, PosteriorResampling, PosteriorSMC):
         with pytest.raises(ValueError, match="compares look-aheads"):
-            method(posterior=GlassPosterior(), guidance=guidance)
-        method(posterior=several, guidance=guidance).check(LINEAR)
+            method(posterior=GlassPosterior(), guide=Guide(gradient))
+        method(posterior=several, guide=Guide(gradient)).check(LINEAR)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_one_look_ahead_is_not_compared(gradient):
         (Guidance, {"posterior": "glass"}, "posterior is 'glass'; give an object, such as GlassPosterior()"),
         (SMC, {"posterior": GlassPosterior}, "posterior is <class .*; give an object"),
         (Guidance, {"transition": "glass"}, "transition is 'glass'; give an object, such as GlassTransition()"),
-        (SMC, {"guidance": True}, "guidance is True; give an object, such as Guidance()"),
-        (PosteriorResampling, {"guidance": "pathwise"}, "guidance is 'pathwise'; give an object"),
+        (SMC, {"guide": True}, r"guide is True; give an object, such as Guide\(\)"),
+        (PosteriorResampling, {"guide": "pathwise"}, "guide is 'pathwise'; give an object"),
         (BestOfN, {"transition": 4}, "transition is 4; give an object"),
         (SMC, {"tempering": "adaptive"}, "tempering is 'adaptive'; give an object, such as AdaptiveTempering()"),
     ],

@@ -24,8 +24,8 @@ from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.miniature.grammar import held_out_captions
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, law_of, make_model, unconditional
-from ..core.test_diamond import DiamondMixture, tilted_model
+from ..core.mixture_model import LINEAR, QUADRATIC, law_of, make_law, unconditional
+from ..core.test_diamond import DiamondMixture, tilted_law
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -35,9 +35,9 @@ MIXTURE = make_mixture(3)
 @pytest.mark.parametrize("correlation", ["ddpm", 0.4])
 def test_many_look_aheads_give_the_tilted_law(reward, correlation):
     tilted, _ = reward.tilt(MIXTURE)
-    model = tilted_model(1000, reward=reward)
+    law = tilted_law(1000, reward=reward)
     method = PosteriorResampling(posterior=DiamondPosterior(32), correlation=correlation)
-    drawn = run(method, model, levels=(math.inf, 1.2, 0.4, 0.0)).latents[:, 0].double()
+    drawn = run(method, law, levels=(math.inf, 1.2, 0.4, 0.0)).latents[:, 0].double()
     exact = tilted.sample(1000, seeded(5))
     # Two exact sets of this size are 0.006 apart at most in 50 trials; the plain law is over 0.2 away.
     assert energy_distance(drawn, exact) < 0.012
@@ -48,10 +48,10 @@ def test_many_look_aheads_give_the_tilted_law(reward, correlation):
 def test_the_defaults_reach_a_higher_reward_than_plain_sampling(num_steps):
     """And keep the spread of the tilted law, which too few inner steps lose."""
     scale = 1.5
-    model, plain_model = (make_model(MIXTURE, LINEAR, num_images=400, reward_scale=scale) for _ in range(2))
+    law, plain_model = (make_law(MIXTURE, LINEAR, num_images=400, reward_scale=scale) for _ in range(2))
     tilted, plain = (
         run(method, on, falling_levels(num_steps))
-        for method, on in ((PosteriorResampling(), model), (NoAlignment(), plain_model))
+        for method, on in ((PosteriorResampling(), law), (NoAlignment(), plain_model))
     )
     gain = (tilted.rewards - plain.rewards)[:, 0]
     assert gain.mean() > 0.5 and standard_error(gain) < 0.1
@@ -87,24 +87,24 @@ def test_guidance_moves_what_is_chosen():
         torch.zeros(1, 3, dtype=torch.float64),
         torch.eye(3, dtype=torch.float64)[None],
     )
-    model = law_of(DiamondMixture(gaussian), unconditional(1000), [""] * 1000, LINEAR)
+    law = law_of(DiamondMixture(gaussian), unconditional(1000), [""] * 1000, LINEAR)
     guidance = Guidance(guide=Guide("isotropic", max_shift=None))
-    drawn = run(PosteriorResampling(1, DiamondPosterior(1), guide=guidance), model, levels=(math.inf, 1.2, 0.4, 0.0))
+    drawn = run(PosteriorResampling(1, DiamondPosterior(1), guide=guidance), law, levels=(math.inf, 1.2, 0.4, 0.0))
     drawn = drawn.latents[:, 0].double()
     tilted, _ = LINEAR.tilt(gaussian)
     assert ((drawn.mean(0) - tilted.mean).abs() < 4 / math.sqrt(1000)).all()
     assert ((drawn.var(0) - 1).abs() < 4 * math.sqrt(2 / 1000)).all()
-    assert model.cost.backward_passes == 0
+    assert law.cost.backward_passes == 0
 
 
 def test_a_step_costs_its_look_aheads():
-    model = tilted_model(2)
-    run(PosteriorResampling(3, DiamondPosterior(4)), model)
+    law = tilted_law(2)
+    run(PosteriorResampling(3, DiamondPosterior(4)), law)
     steps = len(COARSE_LEVELS) - 1
-    assert model.cost.network_evaluations == 2 * 3 * 4 * steps
-    assert model.cost.decodes == model.cost.reward_calls == 2 * 3 * (4 * steps + 1)
-    assert model.cost.backward_passes == 0
-    glass = make_model(MIXTURE, LINEAR)
+    assert law.cost.network_evaluations == 2 * 3 * 4 * steps
+    assert law.cost.decodes == law.cost.reward_calls == 2 * 3 * (4 * steps + 1)
+    assert law.cost.backward_passes == 0
+    glass = make_law(MIXTURE, LINEAR)
     run(PosteriorResampling(1, GlassPosterior(2, 4)), glass)
     assert glass.cost.network_evaluations == (1 + 4) * steps
 
@@ -114,11 +114,11 @@ def test_guidance_has_its_levels_and_tells_the_terms_of_its_gradient_apart():
     levels = (1.2, 0.4, 0.0)
     costs = {}
     for scaling in ("exact", "norm"):
-        model = make_model(MIXTURE, LINEAR)
+        law = make_law(MIXTURE, LINEAR)
         guidance = Guidance(guide=Guide("pathwise", scaling=scaling, max_coefficient=2.0, min_noise_to_signal=1.0))
         posterior = WeightedPosterior(3, num_map_steps=2)
-        run(PosteriorResampling(posterior=posterior, guide=guidance), model, levels, x=torch.ones(1, 3))
-        costs[scaling] = model.cost
+        run(PosteriorResampling(posterior=posterior, guide=guidance), law, levels, x=torch.ones(1, 3))
+        costs[scaling] = law.cost
     # The map has two steps of the ODE, of which the first gives the scores too.
     assert [costs[scaling].backward_passes for scaling in costs] == [3 * 2, 3 * 2 + 3]
     assert costs["norm"].decodes == costs["exact"].decodes == 2 * 3 + 1
@@ -127,7 +127,7 @@ def test_guidance_has_its_levels_and_tells_the_terms_of_its_gradient_apart():
 def test_without_a_tilt_the_first_look_ahead_moves_the_particle():
     """So the others, which are drawn aside, change nothing."""
     draws = [
-        run(PosteriorResampling(1, DiamondPosterior(count)), tilted_model(3, reward_scale=0.0), seed=(1, 2, 3)).latents
+        run(PosteriorResampling(1, DiamondPosterior(count)), tilted_law(3, reward_scale=0.0), seed=(1, 2, 3)).latents
         for count in (2, 5)
     ]
     assert torch.equal(*draws)
@@ -135,16 +135,16 @@ def test_without_a_tilt_the_first_look_ahead_moves_the_particle():
 
 @pytest.mark.parametrize("guidance", [None, Guidance(guide=Guide("pathwise"))], ids=["unguided", "guided"])
 def test_without_a_tilt_no_look_ahead_is_scored(guidance):
-    model = tilted_model(2, reward_scale=0.0)
-    run(PosteriorResampling(3, DiamondPosterior(4), guide=guidance), model)
-    assert model.cost.decodes == model.cost.reward_calls == 2 * 3
-    assert model.cost.backward_passes == 0
+    law = tilted_law(2, reward_scale=0.0)
+    run(PosteriorResampling(3, DiamondPosterior(4), guide=guidance), law)
+    assert law.cost.decodes == law.cost.reward_calls == 2 * 3
+    assert law.cost.backward_passes == 0
 
 
 def test_images_do_not_depend_on_their_batch():
     method = PosteriorResampling(2, DiamondPosterior(4))
-    together = run(method, tilted_model(3), seed=(1, 2, 3)).latents
-    assert torch.equal(together[[2, 0]], run(method, tilted_model(2), seed=(3, 1)).latents)
+    together = run(method, tilted_law(3), seed=(1, 2, 3)).latents
+    assert torch.equal(together[[2, 0]], run(method, tilted_law(2), seed=(3, 1)).latents)
 
 
 def test_the_choice_has_the_law_of_the_weights():
@@ -166,4 +166,4 @@ def test_what_cannot_be_chosen_from_is_refused():
     with pytest.raises(ValueError, match="correlation is 2"):
         PosteriorResampling(correlation=2)
     with pytest.raises(ValueError, match="Diamond Map"):
-        PosteriorResampling(posterior=DiamondPosterior(4)).resolve(make_model(MIXTURE, LINEAR).family)
+        PosteriorResampling(posterior=DiamondPosterior(4)).resolve(make_law(MIXTURE, LINEAR).family)

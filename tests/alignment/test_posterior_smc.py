@@ -23,8 +23,8 @@ from diamond_diffusers.alignment.methods.posterior_resampling import noised_samp
 from diamond_diffusers.core.interval import Interval
 
 from ..core.mixture import seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, at_rows, law_of, make_model, unconditional
-from ..core.test_diamond import MIXTURE, DiamondMixture, tilted_model
+from ..core.mixture_model import LINEAR, QUADRATIC, at_rows, law_of, make_law, unconditional
+from ..core.test_diamond import MIXTURE, DiamondMixture, tilted_law
 from .runs import COARSE_LEVELS, falling_levels, run
 from .test_smc import is_exact
 
@@ -35,7 +35,7 @@ GUIDANCE = Guidance(guide=Guide("isotropic"))
 
 def estimates(smc, reward, num_images):
     """`Z / Z_exact [B]`, and weighted means `[B, d]` of the particles less the exact one."""
-    result = run(smc, tilted_model(num_images, reward), LEVELS)
+    result = run(smc, tilted_law(num_images, reward), LEVELS)
     tilted, evidence = reward.tilt(MIXTURE)
     means = torch.einsum("bp,bpd->bd", result.log_weights.exp(), result.latents.double())
     return torch.exp(result.log_evidence - evidence), means - tilted.mean
@@ -69,27 +69,27 @@ def test_values_belong_to_the_samples_that_particles_move_by():
     """So that the evidence of as many particles varies less, at half the price."""
     errors, costs = [], []
     for smc in (PosteriorSMC(64), SMC(64, DiamondPosterior(1), GlassTransition(16))):
-        model = tilted_model(96, LINEAR)
+        law = tilted_law(96, LINEAR)
         _, evidence = LINEAR.tilt(MIXTURE)
-        errors.append((run(smc, model, LEVELS).log_evidence - evidence).square().mean().sqrt())
-        costs.append(model.cost.network_evaluations)
+        errors.append((run(smc, law, LEVELS).log_evidence - evidence).square().mean().sqrt())
+        costs.append(law.cost.network_evaluations)
     assert errors[0] < errors[1]
     assert costs[0] == 96 * 64 * STEPS < costs[1] / 2
 
 
 def test_a_step_costs_its_look_aheads():
-    model = tilted_model(2)
-    run(PosteriorSMC(3, DiamondPosterior(4)), model, COARSE_LEVELS)
+    law = tilted_law(2)
+    run(PosteriorSMC(3, DiamondPosterior(4)), law, COARSE_LEVELS)
     steps = len(COARSE_LEVELS) - 1
-    assert model.cost.network_evaluations == 2 * 3 * 4 * steps
-    assert model.cost.decodes == model.cost.reward_calls == 2 * 3 * (4 * steps + 1)
-    glass = make_model(MIXTURE, LINEAR)
+    assert law.cost.network_evaluations == 2 * 3 * 4 * steps
+    assert law.cost.decodes == law.cost.reward_calls == 2 * 3 * (4 * steps + 1)
+    glass = make_law(MIXTURE, LINEAR)
     run(PosteriorSMC(2, GlassPosterior(4)), glass, COARSE_LEVELS)
     assert glass.cost.network_evaluations == 2 * 4 * steps
 
 
 def test_look_aheads_without_a_value_are_not_scored():
-    late, untilted = tilted_model(2), tilted_model(2, reward_scale=0.0)
+    late, untilted = tilted_law(2), tilted_law(2, reward_scale=0.0)
     run(PosteriorSMC(3, DiamondPosterior(4), max_noise_to_signal=1.0, guide=GUIDANCE), late, COARSE_LEVELS)
     run(PosteriorSMC(3, DiamondPosterior(4)), untilted, COARSE_LEVELS)
     with_values = sum(level <= 1.0 for level in COARSE_LEVELS[:-1])
@@ -100,7 +100,7 @@ def test_look_aheads_without_a_value_are_not_scored():
 
 def test_a_move_by_the_denoised_sample_is_the_gaussian_ancestral_step():
     """So that with `DenoiserPoint` this is FK steering."""
-    network = at_rows(make_model(MIXTURE, LINEAR), 5).network
+    network = at_rows(make_law(MIXTURE, LINEAR), 5).network
     x, noise = torch.randn(2, 5, 3, generator=seeded(1))
     for kappa, kappa_next in [(math.inf, 2.0), (2.0, 0.7), (0.7, 0.0)]:
         predicted = network.predict(x, kappa)
@@ -126,11 +126,11 @@ MORE_STEPS = {
 def evidence_errors(smc, num_steps, num_images=128):
     """Errors of `log Z`, `[B]`, under a tilt that few particles of 16 survive."""
     scale = 2.5
-    model = law_of(
+    law = law_of(
         CoarseDiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, LINEAR, reward_scale=scale
     )
     _, evidence = LINEAR.tilt(MIXTURE, scale=scale)
-    return run(smc, model, falling_levels(num_steps)).log_evidence - evidence
+    return run(smc, law, falling_levels(num_steps)).log_evidence - evidence
 
 
 @pytest.mark.parametrize("name", MORE_STEPS)
@@ -150,15 +150,15 @@ def test_values_after_every_step_cost_lineages():
 def test_without_a_tilt_look_aheads_alone_move_the_particles():
     """Whatever the method's options are, and none is ever preferred."""
     methods = [PosteriorSMC(4), PosteriorSMC(4, guide=GUIDANCE, potential="max")]
-    plain, other = (run(method, tilted_model(3, reward_scale=0.0), seed=(1, 2, 3)) for method in methods)
+    plain, other = (run(method, tilted_law(3, reward_scale=0.0), seed=(1, 2, 3)) for method in methods)
     assert torch.equal(plain.latents, other.latents)
     assert torch.equal(plain.log_evidence, torch.zeros(3, dtype=torch.float64))
 
 
 def test_images_do_not_depend_on_their_batch():
     method = PosteriorSMC(4, guide=GUIDANCE)
-    together = run(method, tilted_model(3), seed=(1, 2, 3)).latents
-    assert torch.equal(together[[2, 0]], run(method, tilted_model(2), seed=(3, 1)).latents)
+    together = run(method, tilted_law(3), seed=(1, 2, 3)).latents
+    assert torch.equal(together[[2, 0]], run(method, tilted_law(2), seed=(3, 1)).latents)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_what_cannot_move_particles_is_refused(options, message):
 
 
 def test_no_transition_is_the_default_one():
-    assert PosteriorSMC(transition=None).resolve(tilted_model().family) == PosteriorSMC()
+    assert PosteriorSMC(transition=None).resolve(tilted_law().model) == PosteriorSMC()
 
 
 def test_a_diamond_map_is_needed():
     with pytest.raises(ValueError, match="Diamond Map"):
-        PosteriorSMC().resolve(make_model(MIXTURE, LINEAR).family)
+        PosteriorSMC().resolve(make_law(MIXTURE, LINEAR).family)

@@ -8,12 +8,13 @@ import torch
 from diamond_diffusers import SMC, AdaptiveTempering, DenoiserPoint, GlassPosterior, GlassTransition, ScheduledTempering
 from diamond_diffusers.alignment.smc_parts.potentials import POTENTIALS
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import energy_distance, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, make_law
 from .runs import run
 
 MIXTURE = make_mixture(3)
-EXACT = GlassTransition(num_inner_steps=16)
+EXACT = ExactTransition(MIXTURE)
 LEVELS = (math.inf, 1.5, 0.5, 0.0)
 # Sums of values weigh more than the reward does before the last factor takes the excess back.
 SCALES = {"value": 1.2, "max": 0.6, "sum": 0.4}
@@ -50,9 +51,9 @@ def test_impossible_values_stay_numbers(name):
 @pytest.mark.parametrize("name", POTENTIALS.names())
 def test_the_last_factor_brings_the_product_to_the_reward(name, tempering):
     """However wrong the values: where nothing is resampled, `w = exp(r(z))`, and the evidence is the mean weight."""
-    model = make_model(MIXTURE, QUADRATIC, num_images=3, reward_scale=2.0)
+    law = make_law(MIXTURE, QUADRATIC, num_images=3, reward_scale=2.0)
     smc = SMC(8, GlassPosterior(2, 2), GlassTransition(2), resampling="none", potential=name, tempering=tempering)
-    result = run(smc, model)
+    result = run(smc, law)
     tilts = 2.0 * result.rewards.double()
     torch.testing.assert_close(result.log_weights, torch.log_softmax(tilts, 1), atol=1e-5, rtol=0)
     torch.testing.assert_close(result.log_evidence, torch.logsumexp(tilts, 1) - math.log(8), atol=1e-5, rtol=0)
@@ -65,9 +66,9 @@ def test_the_last_factor_brings_the_product_to_the_reward(name, tempering):
 @pytest.mark.parametrize("name", POTENTIALS.names())
 def test_every_potential_has_the_tilted_law_and_its_evidence_as_limit(name, posterior):
     num_images, num_particles, scale = 384, 64, SCALES[name]
-    model = make_model(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale)
+    law = make_law(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale)
     smc = SMC(num_particles, posterior, EXACT, resampling_threshold=1.0, potential=name)
-    result = run(smc, model, LEVELS)
+    result = run(smc, law, LEVELS)
     tilted, evidence = LINEAR.tilt(MIXTURE, scale=scale)
     ratio = torch.exp(result.log_evidence - evidence)
     assert (ratio.mean() - 1).abs() < 4 * standard_error(ratio) < 0.2

@@ -44,7 +44,7 @@ from ..core.mixture_model import (
     MixtureModel,
     at_rows,
     law_of,
-    make_map_model,
+    make_map_law,
     unconditional,
 )
 from ..core.test_diamond import DiamondMixture
@@ -83,7 +83,7 @@ COSTS = {
 }
 
 
-def model_of(reward=LINEAR, num_images=1, family=DiamondMixture, **options):
+def law_of_preset(reward=LINEAR, num_images=1, family=DiamondMixture, **options):
     return law_of(family(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
@@ -101,23 +101,23 @@ def test_each_name_is_its_cell_of_the_grid():
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
     family = DiamondMixture if "posterior_diamond_map" in name else MixtureModel
-    plain = run(NoAlignment(), model_of(reward, IMAGES)).rewards
-    model = model_of(reward, IMAGES, family)
-    alignment = as_method(name, model.family)
-    result = run(alignment, model)
+    plain = run(NoAlignment(), law_of_preset(reward, IMAGES)).rewards
+    law = law_of_preset(reward, IMAGES, family)
+    alignment = as_method(name, law.model)
+    result = run(alignment, law)
     chosen = result.select(alignment.default_selection, RandomSource(seeded(1), IMAGES))
     gain = (result.rewards.gather(1, chosen) - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
     evaluations, backwards = COSTS[name]
-    assert (model.cost.network_evaluations, model.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
+    assert (law.cost.network_evaluations, law.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
 
 
 def test_reno_raises_the_reward_of_a_flow_map():
-    model = make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=4)
-    reno = as_method("reno", model.family)
+    law = make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=4)
+    reno = as_method("reno", law.model)
     assert (reno.num_iterations, reno.learning_rate, reno.max_gradient_norm) == (50, 5.0, 0.1)
     short = replace(reno, num_iterations=5)
-    before, after = (run(method, model, (math.inf, 0.0)).rewards for method in (NoAlignment(), short))
+    before, after = (run(method, law, (math.inf, 0.0)).rewards for method in (NoAlignment(), short))
     assert (after > before).all()
 
 
@@ -127,12 +127,12 @@ def test_reno_raises_the_reward_of_a_flow_map():
     [("fmtt", STEPS), ("fmrg", 3 * (3 + 2)), ("weighted_diamond_map", STEPS + (STEPS - 1) * 4 * 2)],
 )
 def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, evaluations):
-    model = make_map_model(MIXTURE, LINEAR, num_images=IMAGES, num_steps=4)
-    alignment = as_method(name, model.family)
-    plain = run(NoAlignment(ODETransition()), make_map_model(MIXTURE, LINEAR, IMAGES, num_steps=4)).rewards
-    gain = (run(alignment, model).rewards - plain)[:, 0]
+    law = make_map_law(MIXTURE, LINEAR, num_images=IMAGES, num_steps=4)
+    alignment = as_method(name, law.model)
+    plain = run(NoAlignment(ODETransition()), make_map_law(MIXTURE, LINEAR, IMAGES, num_steps=4)).rewards
+    gain = (run(alignment, law).rewards - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
-    assert model.cost.network_evaluations == IMAGES * evaluations
+    assert law.cost.network_evaluations == IMAGES * evaluations
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_presets_of_flow_maps_take_one_evaluation_of_a_map_a_look_ahead(name, ev
     ],
 )
 def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, evaluations, backwards):
-    model = model_of(num_images=IMAGES)
-    alignment = as_method(name, model.family)
-    plain = run(NoAlignment(ODETransition()), model_of(num_images=IMAGES)).rewards
-    gain = (run(alignment, model).rewards - plain)[:, 0]
+    law = law_of_preset(num_images=IMAGES)
+    alignment = as_method(name, law.model)
+    plain = run(NoAlignment(ODETransition()), law_of_preset(num_images=IMAGES)).rewards
+    gain = (run(alignment, law).rewards - plain)[:, 0]
     assert gain.mean() > 4 * standard_error(gain)
-    assert (model.cost.network_evaluations, model.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
+    assert (law.cost.network_evaluations, law.cost.backward_passes) == (IMAGES * evaluations, IMAGES * backwards)
 
 
 # Plain sampling by posterior samples is of its own kind; see test_posterior_resampling.
@@ -157,8 +157,8 @@ def test_the_flow_map_of_a_diamond_map_costs_one_evaluation_a_look_ahead(name, e
 def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
     alignment = as_method(name, DiamondMixture(MIXTURE))
     transition = alignment.transition or GlassTransition()
-    unscaled = run(alignment, model_of(reward_scale=0.0))
-    plain = run(NoAlignment(transition, alignment.num_particles), model_of())
+    unscaled = run(alignment, law_of_preset(reward_scale=0.0))
+    plain = run(NoAlignment(transition, alignment.num_particles), law_of_preset())
     assert torch.equal(unscaled.latents, plain.latents)
 
 
@@ -172,12 +172,13 @@ def test_settings_follow_the_model():
     few_step.name, ordinary.name = "flux", "sdxl"
     flux = weighted_diamond_map(few_step)
     assert flux.posterior == WeightedPosterior(16, 1.1, "reward_softmax")
-    assert (flux.scaling, flux.guidance_strength, flux.max_coefficient) == ("norm", 20 / 256, 20.0)
+    assert (flux.guide.scaling, flux.guide.strength, flux.guide.max_coefficient) == ("norm", 20 / 256, 20.0)
     few_step.name = "sana_sprint"
     sprint = weighted_diamond_map(few_step)
     assert sprint.posterior == WeightedPosterior(4, 20.0, "equal")
-    assert (sprint.scaling, sprint.max_coefficient, sprint.num_guided_steps) == ("sana_sprint_norm", 3.0, 5)
-    assert sprint.guidance_strength == pytest.approx(20 / 181, rel=1e-3)
+    assert (sprint.guide.scaling, sprint.guide.max_coefficient) == ("sana_sprint_norm", 3.0)
+    assert sprint.num_guided_steps == 5
+    assert sprint.guide.strength == pytest.approx(20 / 181, rel=1e-3)
     with_map = DiamondMixture(MIXTURE)
     for preset in (fmrg, weighted_diamond_map):
         assert preset(with_map).transition == FlowMapTransition()
@@ -190,19 +191,19 @@ def test_the_posterior_diamond_map_adds_as_much_as_the_drift():
     x = MIXTURE.observation(kappa).sample(20, seeded(1)).float()
 
     def step(**options):
-        model, states = model_of(), []
-        method = posterior_diamond_map(model.family, num_particles=20, **options)
-        run(method, model, (kappa, next_kappa, 0.0), x=x, on_step=lambda index, x: states.append(x.clone()))
-        assert (model.cost.network_evaluations, model.cost.backward_passes) == (20 * 3, 20)
+        law, states = law_of_preset(), []
+        method = posterior_diamond_map(law.model, num_particles=20, **options)
+        run(method, law, (kappa, next_kappa, 0.0), x=x, on_step=lambda index, x: states.append(x.clone()))
+        assert (law.cost.network_evaluations, law.cost.backward_passes) == (20 * 3, 20)
         return states[0]
 
-    plain = run(NoAlignment(ODETransition(), 20), model_of(), (kappa, next_kappa), x=x).latents[0]
+    plain = run(NoAlignment(ODETransition(), 20), law_of_preset(), (kappa, next_kappa), x=x).latents[0]
     drift = (plain / coefficients(next_kappa)[0] - x / coefficients(kappa)[0]) / (next_kappa - kappa)
     predicted = x / coefficients(kappa)[0] - kappa * drift
     # x_t of rectified flow, whose velocity is (x_t - E[z | x_t]) / t, with t = kappa / (1 + kappa).
     velocity = (x / sum(coefficients(kappa)) - predicted) * (1 + kappa) / kappa
     for strength in (1.0, 3.0):
-        moved = (step(guidance_strength=strength) - plain) * (1 / sum(coefficients(next_kappa)))
+        moved = (step(guide={"strength": strength}) - plain) * (1 / sum(coefficients(next_kappa)))
         time_step = kappa / (1 + kappa) - next_kappa / (1 + next_kappa)
         expected = strength * time_step * velocity.square().mean(1).sqrt()
         torch.testing.assert_close(moved.square().mean(1).sqrt(), expected.float(), atol=1e-4, rtol=1e-3)
@@ -214,14 +215,14 @@ def test_both_forms_of_fmrg_move_by_three_times_the_drift():
     x = MIXTURE.observation(kappa).sample(20, seeded(1)).float()
 
     def step(gradient, strength):
-        model = make_map_model(MIXTURE, LINEAR, num_steps=6)
-        method = fmrg(gradient=gradient, guidance_strength=strength, num_particles=20)
-        latents = run(method, model, (kappa, next_kappa), x=x).latents[0]
-        assert model.cost.backward_passes == (20 if gradient == "pathwise" else 0)
+        law = make_map_law(MIXTURE, LINEAR, num_steps=6)
+        method = fmrg(guide={"gradient": gradient, "strength": strength}, num_particles=20)
+        latents = run(method, law, (kappa, next_kappa), x=x).latents[0]
+        assert law.cost.backward_passes == (20 if gradient == "pathwise" else 0)
         return latents
 
     plain = step("pathwise", 0.0)
-    end = at_rows(make_map_model(MIXTURE, LINEAR, num_steps=6), 20).network.predict(x, kappa)
+    end = at_rows(make_map_law(MIXTURE, LINEAR, num_steps=6), 20).network.predict(x, kappa)
     (alpha, sigma), (next_alpha, _) = coefficients(kappa), coefficients(next_kappa)
     drift = (x / (alpha + sigma) - end).square().mean(1).sqrt()
     for gradient in ("pathwise", "isotropic"):
@@ -234,7 +235,7 @@ def test_both_forms_of_fmrg_move_by_three_times_the_drift():
 
 def test_options_replace_the_settings_of_a_preset():
     assert fk_steering(num_particles=8) == replace(fk_steering(), num_particles=8)
-    assert fmrg(gradient="isotropic").gradient == "isotropic"
+    assert fmrg(guide={"gradient": "isotropic"}) == replace(fmrg(), guide=replace(fmrg().guide, gradient="isotropic"))
     with pytest.raises(TypeError, match="num_beams"):
         fk_steering(num_beams=2)
 
@@ -261,5 +262,5 @@ def test_the_command_line_knows_presets_and_changes_what_is_given():
     assert method_request("das", flags).build() == das(
         num_particles=6,
         posterior=GlassPosterior(num_samples=3),
-        guide=replace(das().guidance, guidance_strength=0.5, posterior=GlassPosterior(num_samples=3)),
+        guide={"strength": 0.5},
     )

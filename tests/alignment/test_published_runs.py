@@ -87,7 +87,7 @@ def flux() -> tuple[DiamondMapPipeline, dict[str, Tensor]]:
     return pipe, load_file(FLUX / "golden.safetensors")
 
 
-def flux_model(num_inference_steps: int = 8) -> tuple[Law, list[float], dict[str, Tensor]]:
+def flux_law(num_inference_steps: int = 8) -> tuple[Law, list[float], dict[str, Tensor]]:
     """The tilted law of the recorded runs, and the levels of a whole run."""
     pipe, golden = flux()
     call = {
@@ -102,8 +102,8 @@ def flux_model(num_inference_steps: int = 8) -> tuple[Law, list[float], dict[str
     arguments = resolve_arguments(pipe.family, call, {})
     conditions = pipe.family.encode(arguments)
     reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
-    model = law_of(pipe.family, conditions, [""], reward, reward_scale=250.0)
-    return model, pipe.family.levels(arguments, conditions), golden
+    law = law_of(pipe.family, conditions, [""], reward, reward_scale=250.0)
+    return law, pipe.family.levels(arguments, conditions), golden
 
 
 @cache
@@ -117,7 +117,7 @@ def sana_sprint() -> tuple[DiamondMapPipeline, dict[str, Tensor]]:
     return DiamondMapPipeline.from_pipe(SanaSprintPipeline(None, None, *parts)), load_file(SANA / "golden.safetensors")
 
 
-def sana_sprint_model() -> tuple[Law, list[float], dict[str, Tensor]]:
+def sana_sprint_law() -> tuple[Law, list[float], dict[str, Tensor]]:
     """The tilted law of the recorded run, and its levels."""
     pipe, golden = sana_sprint()
     call = {
@@ -133,8 +133,8 @@ def sana_sprint_model() -> tuple[Law, list[float], dict[str, Tensor]]:
     arguments = resolve_arguments(pipe.family, call, {})
     conditions = pipe.family.encode(arguments)
     reward = LinearReward(golden["reward_weight"], golden["reward_constant"])
-    model = law_of(pipe.family, conditions, [""], reward, reward_scale=250.0)
-    return model, pipe.family.levels(arguments, conditions), golden
+    law = law_of(pipe.family, conditions, [""], reward, reward_scale=250.0)
+    return law, pipe.family.levels(arguments, conditions), golden
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -144,12 +144,12 @@ def packed(latents: Tensor) -> Tensor:
 @pytest.mark.parametrize("time", [0.3, 0.6, 0.9])
 @torch.no_grad()
 def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
-    model, _, golden = flux_model()
+    law, _, golden = flux_law()
     # Their norm is 20 whatever the size of the latents.
-    preset = weighted_diamond_map(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
+    preset = weighted_diamond_map(law.model, guide={"strength": 20 / golden["latents"].numel() ** 0.5})
     assert isinstance(preset.transition, FlowMapTransition)
     posterior = replace(preset.posterior, num_samples=3)
-    path, recorded = model.family.path, {name: golden[f"t{time}.{name}"] for name in ("eps", "particle_reward")}
+    path, recorded = law.model.path, {name: golden[f"t{time}.{name}"] for name in ("eps", "particle_reward")}
     level, next_level = (float(path.noise_to_signal(t)) for t in (time, time - 0.1))
 
     def aim(network, x, level):
@@ -157,7 +157,7 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
 
     x = path.to_bounded(golden["latents"], time)
     noise = RecordedNoise([recorded["eps"]])
-    ahead = preset.look_ahead(model, posterior, x, level, noise, with_samples=True, aim=aim)
+    ahead = preset.look_ahead(law, posterior, x, level, noise, with_samples=True, aim=aim)
     torch.testing.assert_close(ahead.rewards[0] / 250, recorded["particle_reward"].flatten(), **TOLERANCE)
     weights = torch.softmax(posterior.log_proportions(torch.zeros(1, 3), ahead.rewards, 250.0), 1)[0]
     torch.testing.assert_close(weights, golden[f"t{time}.softmax.particle_weights"].flatten(), **TOLERANCE)
@@ -177,35 +177,34 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
 @torch.no_grad()
 def test_a_run_of_the_weighted_diamond_map_on_flux() -> None:
     """Eight steps, all but the first guided: latents before each, the last ones, and the image."""
-    model, levels, golden = flux_model()
-    preset = weighted_diamond_map(model.family, guidance_strength=20 / golden["latents"].numel() ** 0.5)
+    law, levels, golden = flux_law()
+    preset = weighted_diamond_map(law.model, guide={"strength": 20 / golden["latents"].numel() ** 0.5})
     preset = replace(preset, posterior=replace(preset.posterior, num_samples=4))
-    path, visited = model.family.path, []
-
-    def on_step(index: int, x: Tensor, step: int) -> None:
-        visited.append(path.from_bounded(x, path.time(levels[step + 1])))
+    path, visited = law.model.path, []
 
     x = packed(golden["run.init_latents_unpacked"])
-    result = preset.run(model, x, levels, RecordedNoise(list(golden["run.eps"])), on_step)
+    for progress in preset.iterate(law, x, levels, RecordedNoise(list(golden["run.eps"]))):
+        visited.append(path.from_bounded(progress.particles, path.time(progress.noise_to_signal)))
+    result = progress.result()
     for latents, expected in zip(visited[:-1], golden["run.latents_guided_input"], strict=True):
         torch.testing.assert_close(latents, expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(visited[-1], golden["run.final_latents"], atol=2e-4, rtol=0)
     image = result.images[0, 0].permute(1, 2, 0)
     torch.testing.assert_close(image, golden["run.final_image"], atol=2e-4, rtol=0)
     # Of a look-ahead two evaluations and one backward pass through each, where their code makes four of the first.
-    assert model.cost.network_evaluations == 8 + 7 * 4 * 2
-    assert model.cost.backward_passes == 7 * 4 * 2
+    assert law.cost.network_evaluations == 8 + 7 * 4 * 2
+    assert law.cost.backward_passes == 7 * 4 * 2
 
 
 @pytest.mark.parametrize("step", range(1, 6))
 @torch.no_grad()
 def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
     """The look-aheads of their run, which are averaged evenly, and the change that their coefficient makes."""
-    model, levels, golden = sana_sprint_model()
+    law, levels, golden = sana_sprint_law()
     latents = golden["latents"][step : step + 1]
-    preset = weighted_diamond_map(model.family, guidance_strength=20 / latents.numel() ** 0.5)
+    preset = weighted_diamond_map(law.model, guide={"strength": 20 / latents.numel() ** 0.5})
     noise = RecordedNoise([golden["eps"][step - 1]])
-    ahead = preset.look_ahead(model, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
+    ahead = preset.look_ahead(law, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
     # Before the look-aheads come the predictions of each step so far, and look-aheads of those before.
     first = 2 + 5 * (step - 1)
     torch.testing.assert_close(ahead.samples[0], golden["candidates"][first : first + 4], **TOLERANCE)
@@ -218,11 +217,11 @@ def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
 
 @torch.no_grad()
 def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_best_image_seen() -> None:
-    model, levels, golden = sana_sprint_model()
-    preset = weighted_diamond_map(model.family, guidance_strength=20 / 256**0.5)
+    law, levels, golden = sana_sprint_law()
+    preset = weighted_diamond_map(law.model, guide={"strength": 20 / 256**0.5})
     visited = []
     result = preset.run(
-        model,
+        law,
         golden["starting_latents"],
         levels,
         RandomSource(torch.Generator().manual_seed(0), 1),
@@ -230,30 +229,29 @@ def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_be
     )
     # The first step, five guided ones, and one evaluation from there to the end.
     assert [step for _, step in visited] == [0, 1, 2, 3, 4, 5, 19]
-    assert model.cost.network_evaluations == 1 + 5 * (1 + 4 * 2) + 1
-    assert model.cost.backward_passes == 5 * 4 * 2
+    assert law.cost.network_evaluations == 1 + 5 * (1 + 4 * 2) + 1
+    assert law.cost.backward_passes == 5 * 4 * 2
     before_jump, end = visited[-2][0], visited[-1][0]
-    torch.testing.assert_close(end, at_rows(model, 1).network.predict(before_jump, levels[6]))
+    torch.testing.assert_close(end, at_rows(law, 1).network.predict(before_jump, levels[6]))
     # Every prediction and look-ahead, the last sample, and the best of the others once more.
-    given = model.reward.given
+    given = law.reward.given
     assert len(given) == 6 + 5 * 4 + 2
     assert result.rewards.item() == pytest.approx(max(given), rel=1e-5)
-    torch.testing.assert_close(at_rows(model, 1).decode(result.latents[0]), result.images[0])
+    torch.testing.assert_close(at_rows(law, 1).decode(result.latents[0]), result.images[0])
 
 
 @torch.no_grad()
 def test_a_run_of_fmrg_on_flux() -> None:
     """Three particles over four guided steps, the best of them over two more, and two steps of the flow map."""
-    model, levels, _ = flux_model(16)
+    law, levels, _ = flux_law(16)
     golden = load_file(FIXTURES / "fmrg" / "golden.safetensors")
-    preset = fmrg(model.family, num_guided_steps=6)
-    path, visited = model.family.path, []
-
-    def on_step(index: int, x: Tensor, step: int) -> None:
-        visited.append(path.from_bounded(x, path.time(levels[step + 1])))
+    preset = fmrg(law.model, num_guided_steps=6)
+    path, visited = law.model.path, []
 
     start = packed(golden["warm_up"][:, 0])
-    result = preset.run(model, start, levels, RandomSource(torch.Generator(), 1), on_step)
+    for progress in preset.iterate(law, start, levels, RandomSource(torch.Generator(), 1)):
+        visited.append(path.from_bounded(progress.particles, path.time(progress.noise_to_signal)))
+    result = progress.result()
     assert [len(x) for x in visited] == [3, 3, 3, 1, 1, 1, 1]
     expected = [*golden["warm_up"][:, 1:4].unbind(1), *golden["alone"].unsqueeze(1)]
     for latents, recorded in zip(visited[:6], expected, strict=True):
@@ -261,28 +259,28 @@ def test_a_run_of_fmrg_on_flux() -> None:
     torch.testing.assert_close(visited[-1], packed(golden["final_latents"]), atol=2e-4, rtol=0)
     torch.testing.assert_close(result.images[0], golden["image"], atol=2e-4, rtol=0)
     # Of each guided step the map to the end and the one to the next level; the particles are compared by one more.
-    assert model.cost.network_evaluations == 3 * (4 * 2 + 1) + 2 * 2 + 2
-    assert model.cost.backward_passes == 3 * 4 + 2
+    assert law.cost.network_evaluations == 3 * (4 * 2 + 1) + 2 * 2 + 2
+    assert law.cost.backward_passes == 3 * 4 + 2
 
 
 @pytest.mark.parametrize(("name", "scale"), [("weak", 2e-5), ("strong", 1.0)])
 def test_a_run_of_reno_on_one_step_of_flux(name: str, scale: float) -> None:
     """Eight iterations; a weak reward leaves the gradient to the regularisation, a strong one meets the clipping."""
-    model, _, _ = flux_model()
+    law, _, _ = flux_law()
     golden = load_file(FIXTURES / "reno" / "golden.safetensors")
-    model.reward_scale = scale
+    law.reward_scale = scale
     noises = []
 
-    class Watched(type(model.family)):
+    class Watched(type(law.model)):
         def flow_map(self, x, *arguments):
             noises.append(x.detach().clone())
             return super().flow_map(x, *arguments)
 
-    family = Watched(model.family.pipeline)
-    model.family = family
+    family = Watched(law.model.pipeline)
+    law.model = family
     preset = reno(family, num_iterations=8, transition=FlowMapTransition())
     start = golden[f"{name}.noises"][:1]
-    result = preset.run(model, start, (math.inf, 0.0), RandomSource(torch.Generator(), 1))
+    result = preset.run(law, start, (math.inf, 0.0), RandomSource(torch.Generator(), 1))
     torch.testing.assert_close(torch.cat(noises), golden[f"{name}.noises"], atol=2e-5, rtol=0)
     best = golden[f"{name}.best_image"]
     assert (result.images[0, 0].permute(1, 2, 0) - best / 255).abs().max() < 1.01 / 255

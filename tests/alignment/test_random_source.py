@@ -20,7 +20,7 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment.random_source import RandomSource
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import LINEAR, make_model
+from ..core.mixture_model import LINEAR, make_law
 from .runs import COARSE_LEVELS
 
 SOURCES = {
@@ -102,9 +102,9 @@ def test_all_draws_are_independent_standard_normals(make_source):
 def test_a_run_draws_what_its_steps_depend_on_and_no_more(make_source, method, num_draws, selection):
     """For the first particle: the others, and the choice between them, are drawn aside."""
     source, expected = make_source(), make_source()
-    model = make_model(make_mixture(3), LINEAR, num_images=3)
+    law = make_law(make_mixture(3), LINEAR, num_images=3)
     x = torch.randn(3 * method.num_particles, 3, generator=seeded(0))
-    method.run(model, x, COARSE_LEVELS, source).select(selection, source)
+    method.run(law, x, COARSE_LEVELS, source).select(selection, source)
     found = source.normal(1, (3,))
     torch.manual_seed(1)
     for _ in range(num_draws):

@@ -25,8 +25,8 @@ from ..core.mixture_model import (
     LINEAR,
     QUADRATIC,
     at_rows,
-    make_map_model,
-    make_model,
+    make_law,
+    make_map_law,
 )
 from .runs import run
 
@@ -42,47 +42,48 @@ def observations(kappa, count=6):
     return MIXTURE.observation(kappa).sample(count, seeded(1))
 
 
-def shift_of(guidance, model, x, kappa):
+def shift_of(guidance, law, x, kappa):
     random = RandomSource(seeded(2), 1, dtype=torch.float64)
-    return guidance.shift(guidance.look_ahead(model, guidance.posterior, x, kappa, random), kappa)
+    guide = guidance.guide
+    return guide.shift(guide.look_ahead(law, guidance.posterior, x, kappa, random), kappa)
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
 @pytest.mark.parametrize("gradient", ["pathwise", "isotropic", "tilted_mean", "hybrid"])
 def test_auto_changes_the_velocity_of_rectified_flow_by_as_much_as_it_is(gradient, kappa):
-    model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
+    law, x = make_law(MIXTURE, QUADRATIC), observations(kappa)
     posterior = GlassPosterior(3, 4)
     automatic = Guidance(posterior, Guide(gradient, strength=0.7, max_shift=None, scaling="auto"))
     exact = Guidance(posterior, Guide(gradient, max_shift=None))
-    path, network = model.family.path, model.family.network
+    path, network = law.model.path, law.model.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time)
     velocity = network(noisy, time, None)
-    shift = shift_of(automatic, model, x, kappa)
+    shift = shift_of(automatic, law, x, kappa)
     # The prediction whose denoised sample is the shifted one.
     guided = (noisy - path.denoised(noisy, velocity, time) - shift) / time
     torch.testing.assert_close(root_mean_square(guided - velocity), 0.7 * root_mean_square(velocity))
-    assert (torch.cosine_similarity(shift, shift_of(exact, model, x, kappa)) > 1 - 1e-9).all()
+    assert (torch.cosine_similarity(shift, shift_of(exact, law, x, kappa)) > 1 - 1e-9).all()
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
 @pytest.mark.parametrize("max_coefficient", [math.inf, 0.8])
 def test_norm_subtracts_the_coefficient_times_the_unit_terms_from_the_velocity(kappa, max_coefficient):
-    model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
+    law, x = make_law(MIXTURE, QUADRATIC), observations(kappa)
     guidance = Guidance(
         guide=Guide("pathwise", strength=0.4, max_shift=None, scaling="norm", max_coefficient=max_coefficient)
     )
-    path, network = model.family.path, model.family.network
+    path, network = law.model.path, law.model.network
     time = path.time(kappa)
     noisy = path.from_bounded(x, time).requires_grad_()
     velocity = network(noisy, time, None)
-    value = at_rows(model, 6).tilt(path.denoised(noisy, velocity, time))
+    value = at_rows(law, 6).tilt(path.denoised(noisy, velocity, time))
     (gradient,) = torch.autograd.grad(value.sum(), noisy)
     coefficient = min(float(time / (1 - time)), max_coefficient)
     unit = gradient / root_mean_square(gradient)[:, None]
     corrected = path.denoised(noisy, velocity - 0.4 * coefficient * unit, time).detach()
     expected = corrected - path.denoised(noisy, velocity, time).detach()
-    torch.testing.assert_close(shift_of(guidance, model, x, kappa), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(shift_of(guidance, law, x, kappa), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS.names())
@@ -90,7 +91,7 @@ def test_norm_subtracts_the_coefficient_times_the_unit_terms_from_the_velocity(k
 def test_all_families_are_shifted_alike(scaling, kappa):
     guidance = Guidance(GlassPosterior(3, 4), Guide("pathwise", max_shift=None, scaling=scaling))
     x = observations(kappa)
-    shifts = [shift_of(guidance, make_model(MIXTURE, QUADRATIC, family), x, kappa) for family in FAMILIES]
+    shifts = [shift_of(guidance, make_law(MIXTURE, QUADRATIC, family), x, kappa) for family in FAMILIES]
     for shift in shifts[1:]:
         torch.testing.assert_close(shift, shifts[0], atol=1e-6, rtol=1e-6)
 
@@ -98,16 +99,16 @@ def test_all_families_are_shifted_alike(scaling, kappa):
 @pytest.mark.parametrize("weights", ["consistent", "reward_softmax", "equal"])
 def test_the_three_terms_of_weighted_look_aheads_are_scaled_each_for_itself(weights):
     kappa, x = 1.0, observations(1.0)
-    model = make_map_model(MIXTURE, QUADRATIC, num_steps=6)
+    law = make_map_law(MIXTURE, QUADRATIC, num_steps=6)
     guidance = Guidance(
         WeightedPosterior(4, weights=weights), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm")
     )
     random = RandomSource(seeded(2), 1, dtype=torch.float64)
-    ahead = look_ahead(model, guidance.posterior, x, kappa, random, "pathwise", False, with_terms=True)
+    ahead = look_ahead(law, guidance.posterior, x, kappa, random, "pathwise", False, with_terms=True)
     assert ahead.terms.shape == (6, 3, 3)
     assert ahead.terms.flatten(2).norm(dim=2).min() > 1e-3
     units = [term / root_mean_square(term)[:, None] for term in ahead.terms.unbind(1)]
-    torch.testing.assert_close(shift_of(guidance, model, x, kappa), 0.4 * 0.5 * sum(units))
+    torch.testing.assert_close(shift_of(guidance, law, x, kappa), 0.4 * 0.5 * sum(units))
 
 
 @pytest.mark.parametrize("weights", ["reward_softmax", "equal"])
@@ -117,7 +118,7 @@ def test_the_scale_of_the_reward_does_not_count_in_the_terms_of_the_authors(weig
         WeightedPosterior(4, weights=weights), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm")
     )
     small, large = (
-        shift_of(guidance, make_map_model(MIXTURE, QUADRATIC, num_steps=4, reward_scale=scale), x, 1.0)
+        shift_of(guidance, make_map_law(MIXTURE, QUADRATIC, num_steps=4, reward_scale=scale), x, 1.0)
         for scale in (0.5, 50.0)
     )
     torch.testing.assert_close(small, large)
@@ -158,12 +159,12 @@ def test_likelihood_and_score_terms_are_those_of_a_gaussian():
 
 def test_terms_cost_an_evaluation_and_a_backward_pass_of_each_look_ahead():
     def cost(posterior, with_terms):
-        model = make_map_model(MIXTURE, QUADRATIC, num_steps=2)
+        law = make_map_law(MIXTURE, QUADRATIC, num_steps=2)
         x = observations(1.0).float()
         # As in a pipeline's call.
         with torch.no_grad():
-            look_ahead(model, posterior, x, 1.0, RandomSource(seeded(2), 1), "pathwise", True, with_terms)
-        return model.cost
+            look_ahead(law, posterior, x, 1.0, RandomSource(seeded(2), 1), "pathwise", True, with_terms)
+        return law.cost
 
     for posterior, evaluations in ((WeightedPosterior(4), 10), (WeightedPosterior(4, weights="equal"), 5)):
         whole, split = cost(posterior, False), cost(posterior, True)
@@ -174,13 +175,13 @@ def test_terms_cost_an_evaluation_and_a_backward_pass_of_each_look_ahead():
 
 @pytest.mark.parametrize(("kappa", "limit"), [(0.4, math.inf), (1.0, math.inf), (5.0, math.inf), (50.0, 3.0)])
 def test_the_coefficient_of_the_authors_for_sana_sprint_has_the_wrong_sign_below_one(kappa, limit):
-    model, x = make_model(MIXTURE, QUADRATIC), observations(kappa)
-    options = {"guidance_strength": 0.4, "max_shift": None, "max_coefficient": limit}
-    shift = shift_of(Guidance(guide=Guide("pathwise", scaling="sana_sprint_norm"), **options), model, x, kappa)
+    law, x = make_law(MIXTURE, QUADRATIC), observations(kappa)
+    options = {"strength": 0.4, "max_shift": None, "max_coefficient": limit}
+    shift = shift_of(Guidance(guide=Guide("pathwise", scaling="sana_sprint_norm", **options)), law, x, kappa)
     s = math.atan(kappa)
     b = min(0.25 * (math.sin(s) ** 3 / math.cos(s) - math.sin(s) * math.cos(s)), limit)
     options["max_coefficient"] = math.inf
-    right = shift_of(Guidance(guide=Guide("pathwise", scaling="norm"), **options), model, x, kappa)
+    right = shift_of(Guidance(guide=Guide("pathwise", scaling="norm", **options)), law, x, kappa)
     # Of the scaled latents, whose deviation is 1/2: dx / ds changes by -b, and the denoised sample by b sin s.
     expected = 0.4 * b * math.sin(s) / 0.5 * right / root_mean_square(right)[:, None]
     torch.testing.assert_close(shift, expected, atol=1e-9, rtol=1e-6)
@@ -189,30 +190,30 @@ def test_the_coefficient_of_the_authors_for_sana_sprint_has_the_wrong_sign_below
 
 @pytest.mark.parametrize("max_coefficient", [0.5, 2.0, math.inf])
 def test_the_coefficient_of_the_exact_shift_is_limited(max_coefficient):
-    model = make_model(MIXTURE, LINEAR)
+    law = make_law(MIXTURE, LINEAR)
     for kappa in (0.3, 1.0, 4.0):
         x = observations(kappa)
         guidance = Guidance(guide=Guide("pathwise", max_shift=None, max_coefficient=max_coefficient))
-        free = shift_of(Guidance(guide=Guide("pathwise", max_shift=None)), model, x, kappa)
-        torch.testing.assert_close(shift_of(guidance, model, x, kappa), min(1, max_coefficient / kappa) * free)
+        free = shift_of(Guidance(guide=Guide("pathwise", max_shift=None)), law, x, kappa)
+        torch.testing.assert_close(shift_of(guidance, law, x, kappa), min(1, max_coefficient / kappa) * free)
 
 
 @pytest.mark.parametrize("scaling", ["norm", "auto"])
 def test_flow_map_points_are_guided_at_pure_noise(scaling):
     """The map depends on the noise, so that the pathwise gradient has a direction where it has no exact size."""
-    model = make_map_model(MIXTURE, LINEAR, num_steps=6)
+    law = make_map_law(MIXTURE, LINEAR, num_steps=6)
     x = torch.randn(6, 3, generator=seeded(1), dtype=torch.float64)
     options = {"max_coefficient": 3.0} if scaling == "norm" else {}
-    guidance = Guidance(FlowMapPoint(), Guide("pathwise", strength=0.4, max_shift=None, scaling=scaling), **options)
-    shift = shift_of(guidance, model, x, math.inf)
-    predicted = at_rows(model, 6).network.predict(x, math.inf)
+    guidance = Guidance(FlowMapPoint(), Guide("pathwise", strength=0.4, max_shift=None, scaling=scaling, **options))
+    shift = shift_of(guidance, law, x, math.inf)
+    predicted = at_rows(law, 6).network.predict(x, math.inf)
     expected = 0.4 * root_mean_square(x - predicted) if scaling == "auto" else torch.full((6,), 0.4 * 3.0).double()
     torch.testing.assert_close(root_mean_square(shift), expected)
     # Uphill.
-    closer = at_rows(model, 6).network.predict(x + 1e-3 * shift, math.inf)
-    assert (at_rows(model, 6).tilt(closer, model.owners(6)) > model.tilt(predicted)).all()
+    closer = at_rows(law, 6).network.predict(x + 1e-3 * shift, math.inf)
+    assert (at_rows(law, 6).tilt(closer) > at_rows(law, 6).tilt(predicted)).all()
     unlimited = Guidance(FlowMapPoint(), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm"))
-    assert torch.equal(shift_of(unlimited, model, x, math.inf), torch.zeros_like(x))
+    assert torch.equal(shift_of(unlimited, law, x, math.inf), torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
@@ -224,7 +225,7 @@ def test_scaled_guidance_raises_the_reward(scaling, gradient, family):
 
     def mean_reward(strength):
         guidance = Guidance(posterior, Guide(gradient, strength=strength, scaling=scaling), **options)
-        return run(guidance, make_model(MIXTURE, QUADRATIC, family)).rewards.mean()
+        return run(guidance, make_law(MIXTURE, QUADRATIC, family)).rewards.mean()
 
     assert mean_reward(0.3) > mean_reward(0.0) + 0.1
 

@@ -24,8 +24,9 @@ from diamond_diffusers import (
 )
 from diamond_diffusers.core.model import Conditions
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, standard_error
-from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, at_rows, law_of, make_map_model, make_model
+from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, at_rows, law_of, make_law, make_map_law
 from .runs import COARSE_LEVELS, ENDED, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -35,9 +36,9 @@ DIRECTION = LINEAR.linear[""]
 LOOK_AHEADS = GlassPosterior(num_inner_steps=2, num_samples=2)
 
 
-def best_rewards(alignment, model, levels=LEVELS, **options):
+def best_rewards(alignment, law, levels=LEVELS, **options):
     """The reward of the sample of each image that is returned by default, `[B]`."""
-    return run(alignment, model, levels, **options).rewards.double().amax(1)
+    return run(alignment, law, levels, **options).rewards.double().amax(1)
 
 
 class PivotLaw:
@@ -70,7 +71,7 @@ def mean_maximum(count):
 def linear_oracle(levels=LEVELS):
     """The reward of a normal law's plain sample is `offset + slope . x` in its noise `x`."""
     x = torch.cat([torch.zeros(1, 3), torch.eye(3)])
-    offset, *values = run(NoAlignment(), make_model(GAUSSIAN, LINEAR, num_images=4), levels, x=x).rewards[:, 0].double()
+    offset, *values = run(NoAlignment(), make_law(GAUSSIAN, LINEAR, num_images=4), levels, x=x).rewards[:, 0].double()
     return offset, torch.stack(values) - offset
 
 
@@ -95,7 +96,7 @@ def test_the_law_of_a_pivot_is_right():
 )
 def test_independent_candidates_gain_the_mean_of_their_maximum(alignment):
     offset, slope = linear_oracle()
-    rewards = best_rewards(alignment, make_model(GAUSSIAN, LINEAR, num_images=2000))
+    rewards = best_rewards(alignment, make_law(GAUSSIAN, LINEAR, num_images=2000))
     assert is_mean(rewards, offset + slope.norm() * mean_maximum(4))
     # One candidate more or less would show.
     for other in (3, 5):
@@ -108,7 +109,7 @@ def test_zero_order_search_climbs_as_a_chain_of_pivots_does(step_size, others):
     offset, slope = linear_oracle()
     rewards = best_rewards(
         ZeroOrderSearch(num_candidates=12, round_size=4, step_size=step_size),
-        make_model(GAUSSIAN, LINEAR, num_images=2000),
+        make_law(GAUSSIAN, LINEAR, num_images=2000),
     )
     means = {}
     for size in (step_size, *others):
@@ -131,8 +132,8 @@ def test_zero_order_search_climbs_as_a_chain_of_pivots_does(step_size, others):
 )
 def test_the_best_of_all_noises_is_returned(alignment):
     seen = []
-    model = make_model(GAUSSIAN, LINEAR, num_images=5)
-    result = run(alignment, model, on_step=lambda index, x: seen.append(x.unflatten(0, (5, -1))))
+    law = make_law(GAUSSIAN, LINEAR, num_images=5)
+    result = run(alignment, law, on_step=lambda index, x: seen.append(x.unflatten(0, (5, -1))))
     tried = torch.cat(seen, 1)
     assert len(seen) == len(result.trace.steps) == alignment.num_callbacks(5)
     assert tried.shape == (5, alignment.num_candidates, 3)
@@ -156,8 +157,8 @@ def test_beam_search_gains_the_maximum_of_each_step():
         variances.append(DIRECTION @ GAUSSIAN.posterior(torch.zeros(3), level).covariance @ DIRECTION)
     variances.append(torch.zeros(()))
     spread = sum((wide - narrow).sqrt() for wide, narrow in pairwise(variances))
-    search = BeamSearch(num_particles=1, branching=branching, transition=GlassTransition(16))
-    rewards = best_rewards(search, make_model(GAUSSIAN, LINEAR, num_images=600), COARSE_LEVELS)
+    search = BeamSearch(num_particles=1, branching=branching, transition=ExactTransition(GAUSSIAN))
+    rewards = best_rewards(search, make_law(GAUSSIAN, LINEAR, num_images=600), COARSE_LEVELS)
     centre = DIRECTION @ GAUSSIAN.mean
     assert is_mean(rewards, centre + mean_maximum(branching) * spread)
     for other in (branching - 1, branching + 1):
@@ -173,9 +174,9 @@ def test_path_search_climbs_as_a_chain_of_pivots_does(highest):
     deviation, levels = 0.7, (math.inf, 3.0, 1.2, 0.5, 0.2, 0.0)
     covariance = deviation**2 * torch.eye(3, dtype=torch.float64)
     law = GaussianMixture(torch.zeros(1, dtype=torch.float64), torch.zeros(1, 3).double(), covariance[None])
-    model = make_map_model(law, LINEAR, num_images=1500, has_scores=False, num_steps=4)
+    law = make_map_law(law, LINEAR, num_images=1500, has_scores=False, num_steps=4)
     search = PathSearch(1, 3, transition=FlowMapTransition(), max_noise_to_signal=highest, forward_step=0.3)
-    rewards = best_rewards(search, model, levels)
+    rewards = best_rewards(search, law, levels)
     means = {}
     for branches in (2, 1, 3):
         pivot = PivotLaw()
@@ -195,7 +196,7 @@ def test_a_rare_optimum_is_found():
     covariances = 0.01 * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
     law = GaussianMixture(torch.tensor([0.9, 0.1], dtype=torch.float64).log(), means, covariances)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
-    plain = best_rewards(NoAlignment(), make_model(law, reward, num_images=40))
+    plain = best_rewards(NoAlignment(), make_law(law, reward, num_images=40))
     assert (plain < 0).double().mean() > 0.75
     for search in (
         BeamSearch(4, 6),
@@ -203,7 +204,7 @@ def test_a_rare_optimum_is_found():
         RandomSearch(num_candidates=96, round_size=32),
         ZeroOrderSearch(num_candidates=64, round_size=16),
     ):
-        found = best_rewards(search, make_model(law, reward, num_images=40, reward_scale=3.0))
+        found = best_rewards(search, make_law(law, reward, num_images=40, reward_scale=3.0))
         torch.testing.assert_close(found, torch.full_like(found, 2.0), atol=0.6, rtol=0)
 
 
@@ -220,9 +221,9 @@ GROWING = {
 def test_more_search_gains_more_reward_at_more_cost(name):
     num_images, results, costs = 300, [], []
     for alignment in GROWING[name]:
-        model = make_model(MIXTURE, LINEAR, num_images=num_images)
-        results.append(best_rewards(alignment, model))
-        costs.append(model.cost.network_evaluations / num_images)
+        law = make_law(MIXTURE, LINEAR, num_images=num_images)
+        results.append(best_rewards(alignment, law))
+        costs.append(law.cost.network_evaluations / num_images)
     assert costs[0] == len(LEVELS) - 1 < costs[1] < costs[2]
     for less, more in pairwise(results):
         assert (more - less).mean() > 4 * standard_error(more - less)
@@ -258,12 +259,12 @@ def test_costs_are_exact(name, is_guided):
     family, offsets = MixtureModel(MIXTURE), {"offset": torch.zeros(2, 1)}
     conditions = Conditions(offsets, offsets if is_guided else None, 2.0)
     reward = QuadraticReward({"": (1.0, 0.0, 0.0)})
-    model = law_of(family, conditions, [""] * 2, reward)
-    run(alignment, model)
-    assert model.cost.network_evaluations == family.evaluations == 2 * evaluations * (2 if is_guided else 1)
-    assert model.cost.decodes == family.decoded == model.cost.reward_calls == reward.calls == 2 * decodes
-    assert model.cost.backward_passes == 0
-    assert model.cost.seconds > 0
+    law = law_of(family, conditions, [""] * 2, reward)
+    run(alignment, law)
+    assert law.cost.network_evaluations == family.evaluations == 2 * evaluations * (2 if is_guided else 1)
+    assert law.cost.decodes == family.decoded == law.cost.reward_calls == reward.calls == 2 * decodes
+    assert law.cost.backward_passes == 0
+    assert law.cost.seconds > 0
 
 
 STOCHASTIC = [GlassTransition(), GlassTransition(2), AncestralTransition(), RenoiseTransition()]
@@ -285,11 +286,11 @@ PLAIN = [
 @pytest.mark.parametrize("alignment", PLAIN, ids=str)
 def test_a_reward_scale_of_zero_returns_the_plain_sample(alignment):
     options = {"num_images": 3, "particle_batch_size": 4}
-    plain = run(NoAlignment(alignment.transition), make_model(MIXTURE, LINEAR, **options), seed=[1, 2, 3])
-    result = run(alignment, make_model(MIXTURE, LINEAR, reward_scale=0.0, **options), seed=[1, 2, 3])
+    plain = run(NoAlignment(alignment.transition), make_law(MIXTURE, LINEAR, **options), seed=[1, 2, 3])
+    result = run(alignment, make_law(MIXTURE, LINEAR, reward_scale=0.0, **options), seed=[1, 2, 3])
     chosen = result.select(alignment.default_selection, None)[:, 0]
     assert torch.equal(result.latents[torch.arange(3), chosen], plain.latents[:, 0])
-    aligned = run(alignment, make_model(MIXTURE, LINEAR, reward_scale=2.0, **options), seed=[1, 2, 3])
+    aligned = run(alignment, make_law(MIXTURE, LINEAR, reward_scale=2.0, **options), seed=[1, 2, 3])
     assert not torch.equal(
         aligned.latents.gather(1, aligned.rewards.argmax(1)[:, None, None].expand(-1, -1, 3)), plain.latents
     )
@@ -297,11 +298,11 @@ def test_a_reward_scale_of_zero_returns_the_plain_sample(alignment):
 
 @pytest.mark.parametrize("alignment", [alignments[2] for alignments in GROWING.values()], ids=str)
 def test_a_negative_reward_scale_searches_for_little_reward(alignment):
-    model = make_model(MIXTURE, LINEAR, num_images=50, reward_scale=-1.0)
-    result = run(alignment, model)
+    law = make_law(MIXTURE, LINEAR, num_images=50, reward_scale=-1.0)
+    result = run(alignment, law)
     chosen = result.select(alignment.default_selection, None)
     assert torch.equal(chosen[:, 0], result.rewards.argmin(1))
-    plain = run(NoAlignment(), make_model(MIXTURE, LINEAR, num_images=50)).rewards
+    plain = run(NoAlignment(), make_law(MIXTURE, LINEAR, num_images=50)).rewards
     assert (result.rewards.gather(1, chosen).mean() - plain.mean()) < -0.5
 
 
@@ -311,9 +312,9 @@ def test_rewards_and_images_are_those_of_the_latents_that_are_returned():
         PathSearch(3, 2),
         ZeroOrderSearch(num_candidates=6, num_particles=3),
     ):
-        model = make_model(MIXTURE, LINEAR, num_images=4)
-        result = run(alignment, model)
-        expected = at_rows(model, 3).evaluate(result.latents.flatten(0, 1))
+        law = make_law(MIXTURE, LINEAR, num_images=4)
+        result = run(alignment, law)
+        expected = at_rows(law, 3).evaluate(result.latents.flatten(0, 1))
         torch.testing.assert_close(result.rewards.flatten(), expected.total)
         torch.testing.assert_close(result.images.flatten(0, 1), expected.images)
         torch.testing.assert_close(result.reward_terms["quadratic"].flatten(), expected.total)
@@ -325,15 +326,15 @@ def test_a_callback_may_end_a_search_over_noises_but_not_replace_its_samples():
             return ENDED
 
     search = ZeroOrderSearch(num_candidates=9, round_size=3)
-    model = make_model(MIXTURE, LINEAR, num_images=2)
-    ended = run(search, model, on_step=stop_after_the_second)
-    assert len(ended.trace.steps) == 2 and model.cost.network_evaluations == 2 * 6 * T
+    law = make_law(MIXTURE, LINEAR, num_images=2)
+    ended = run(search, law, on_step=stop_after_the_second)
+    assert len(ended.trace.steps) == 2 and law.cost.network_evaluations == 2 * 6 * T
     assert torch.equal(
         ended.latents,
-        run(ZeroOrderSearch(num_candidates=6, round_size=3), make_model(MIXTURE, LINEAR, num_images=2)).latents,
+        run(ZeroOrderSearch(num_candidates=6, round_size=3), make_law(MIXTURE, LINEAR, num_images=2)).latents,
     )
     with pytest.raises(ValueError, match="callback_on_step_end returned other latents"):
-        run(search, model, on_step=lambda index, x: x)
+        run(search, law, on_step=lambda index, x: x)
 
 
 @pytest.mark.parametrize(

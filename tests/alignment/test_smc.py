@@ -23,20 +23,21 @@ from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
 from diamond_diffusers.core.interval import Interval
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_model
+from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_law
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
-EXACT = GlassTransition(num_inner_steps=16)
+EXACT = ExactTransition(MIXTURE)
 LOOK_AHEADS = GlassPosterior(num_inner_steps=2, num_samples=16)
 SCALE = 1.5
 
 
 def estimates(smc, reward, num_images, family="rectified_flow", scale=SCALE, **options):
     """`Z / Z_exact [B]`, weighted means `[B, d]` of the particles less the exact one, and the result."""
-    model = make_model(MIXTURE, reward, family, num_images, reward_scale=scale)
-    result = run(smc, model, **options)
+    law = make_law(MIXTURE, reward, family, num_images, reward_scale=scale)
+    result = run(smc, law, **options)
     tilted, evidence = reward.tilt(MIXTURE, scale=scale)
     means = torch.einsum("bp,bpd->bd", result.log_weights.exp(), result.latents.double())
     return torch.exp(result.log_evidence - evidence), means - tilted.mean, result
@@ -185,7 +186,7 @@ class NoNoise:
 def test_the_limit_of_a_tilt_is_the_same_for_each_dimension(dimension):
     """As large as the noise, so that its norm grows with the latents and leaves no guidance out that fits them."""
     smc = SMC(4, transition=GlassTransition(), guide=Guide(max_shift=None))
-    cloud = smc.start(make_model(MIXTURE, LINEAR), torch.zeros(4, dimension), 5)
+    cloud = smc.start(make_law(MIXTURE, LINEAR), torch.zeros(4, dimension), 5)
     gradient = torch.tensor([0.01, 0.1, 10.0, 1000.0])[:, None].expand(4, dimension)
     cloud = replace(cloud, ahead=LookAhead(None, torch.zeros(4), gradient[:, None], torch.ones(4)))
     tilt, log_ratio = smc._propose(cloud, 2.0, 1.0, NoNoise(4, dimension))
@@ -210,15 +211,15 @@ def test_the_limit_of_a_tilt_is_the_same_for_each_dimension(dimension):
 def test_particles_are_valued_at_even_shares_of_the_steps(count, num_steps, expected):
     """And never at the start or the end, which is weighed by itself."""
     assert valuations(count, num_steps) == expected
-    result = run(SMC(2, num_valuations=count), make_model(MIXTURE, LINEAR), falling_levels(num_steps))
+    result = run(SMC(2, num_valuations=count), make_law(MIXTURE, LINEAR), falling_levels(num_steps))
     weighed = [moves for moves, step in enumerate(result.trace.steps, 1) if step.effective_sample_size is not None]
     assert weighed == sorted(expected | {num_steps})
 
 
 def test_weights_telescope_to_the_reward_where_nothing_is_resampled():
     """However wrong the values: `w = exp(r(z))`, and the evidence is the mean weight."""
-    model = make_model(MIXTURE, QUADRATIC, num_images=3, reward_scale=2.0)
-    result = run(SMC(8, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=0.0), model)
+    law = make_law(MIXTURE, QUADRATIC, num_images=3, reward_scale=2.0)
+    result = run(SMC(8, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=0.0), law)
     tilts = 2.0 * result.rewards.double()
     torch.testing.assert_close(result.log_weights, torch.log_softmax(tilts, 1), atol=1e-5, rtol=0)
     torch.testing.assert_close(result.log_evidence, torch.logsumexp(tilts, 1) - math.log(8), atol=1e-5, rtol=0)
@@ -228,11 +229,11 @@ def test_estimates_travel_with_their_particles(monkeypatch):
     """Values and predicted samples are drawn once, and copied with the particles that are resampled."""
     clouds, step = [], SMC.step
     monkeypatch.setattr(SMC, "step", lambda *arguments: clouds.append(step(*arguments)) or clouds[-1])
-    model = make_model(MIXTURE, LINEAR, num_images=3, reward_scale=3.0)
-    result = run(SMC(16, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=1.0), model)
+    law = make_law(MIXTURE, LINEAR, num_images=3, reward_scale=3.0)
+    result = run(SMC(16, GlassPosterior(2, 2), GlassTransition(2), resampling_threshold=1.0), law)
     for cloud, level, before in zip(clouds[:-1], COARSE_LEVELS[1:], result.trace.steps, strict=False):
         assert before.resampled.all() and len(cloud.x.unique(dim=0)) < len(cloud.x)
-        predicted = at_rows(model, 16).network.predict(cloud.x, level)
+        predicted = at_rows(law, 16).network.predict(cloud.x, level)
         torch.testing.assert_close(cloud.ahead.predicted, predicted)
         torch.testing.assert_close(cloud.values[..., -1].flatten(), cloud.ahead.values.double())
         # Copies have one value, and none is another's.
@@ -242,8 +243,8 @@ def test_estimates_travel_with_their_particles(monkeypatch):
 @pytest.mark.parametrize("final_selection", ["sample", "heaviest", "best", "all"])
 def test_selected_particles(final_selection):
     num_images = 2000
-    model = make_model(MIXTURE, LINEAR, num_images=num_images)
-    result = run(SMC(4, transition=GlassTransition(1), resampling_threshold=0.0), model)
+    law = make_law(MIXTURE, LINEAR, num_images=num_images)
+    result = run(SMC(4, transition=GlassTransition(1), resampling_threshold=0.0), law)
     chosen = result.select(final_selection, RandomSource(seeded(9), num_images))
     if final_selection == "all":
         assert torch.equal(chosen, torch.arange(4).expand(num_images, 4))
@@ -284,15 +285,15 @@ def test_without_a_reward_scale_the_plain_samples_are_reproduced_bit_for_bit(nam
     """Those of no alignment with the same transition and number of particles, and the same one is selected."""
     smc = PLAIN_METHODS[name]
     seeds = [3, 4]
-    unscaled = run(smc, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=0.0), seed=seeds)
-    plain = run(NoAlignment(smc.transition, 5), make_model(MIXTURE, LINEAR, num_images=2), seed=seeds)
+    unscaled = run(smc, make_law(MIXTURE, LINEAR, num_images=2, reward_scale=0.0), seed=seeds)
+    plain = run(NoAlignment(smc.transition, 5), make_law(MIXTURE, LINEAR, num_images=2), seed=seeds)
     assert torch.equal(unscaled.latents, plain.latents)
     assert torch.equal(unscaled.rewards, plain.rewards)
     assert torch.equal(unscaled.log_weights, plain.log_weights)
     assert torch.equal(unscaled.log_evidence, torch.zeros(2, dtype=torch.float64))
     chosen = [result.select("sample", RandomSource([seeded(1), seeded(2)], 2)) for result in (unscaled, plain)]
     assert torch.equal(*chosen)
-    scaled = run(smc, make_model(MIXTURE, LINEAR, num_images=2, reward_scale=3.0), seed=seeds)
+    scaled = run(smc, make_law(MIXTURE, LINEAR, num_images=2, reward_scale=3.0), seed=seeds)
     assert not torch.equal(scaled.latents, plain.latents)
 
 
@@ -313,11 +314,11 @@ class PermutedSource(RandomSource):
 def test_permuting_the_particles_permutes_the_results(guidance):
     order = torch.tensor([2, 0, 3, 1])
     smc = SMC(4, LOOK_AHEADS, GlassTransition(2), "none", guide=guidance, tempering=AdaptiveTempering(0.9))
-    model = make_model(MIXTURE, LINEAR, num_images=3, reward_scale=2.0)
+    law = make_law(MIXTURE, LINEAR, num_images=3, reward_scale=2.0)
     results = []
     for permutation in (torch.arange(4), order):
         random = PermutedSource(permutation, seeded(1), 3)
-        results.append(smc.run(model, random.normal(4, (3,)), COARSE_LEVELS, random))
+        results.append(smc.run(law, random.normal(4, (3,)), COARSE_LEVELS, random))
     plain, permuted = results
     for name in ("latents", "log_weights", "rewards", "images"):
         torch.testing.assert_close(getattr(permuted, name), getattr(plain, name)[:, order])
@@ -334,7 +335,7 @@ def is_number(result):
 @pytest.mark.parametrize("scale", [1e6, -1e6, 1e30, -1e30])
 def test_unbounded_rewards_keep_numbers(potential, scale):
     smc = SMC(8, GlassPosterior(2, 2), GlassTransition(2), potential=potential, tempering=AdaptiveTempering())
-    result = run(smc, make_model(MIXTURE, LINEAR, num_images=3, reward_scale=scale), falling_levels(6))
+    result = run(smc, make_law(MIXTURE, LINEAR, num_images=3, reward_scale=scale), falling_levels(6))
     assert is_number(result)
     best = (scale * result.rewards).argmax(1)
     assert torch.equal(result.log_weights.argmax(1), best)
@@ -367,7 +368,7 @@ def probability_above(bound):
 def test_weights_of_zero_come_back_where_nothing_is_resampled(potential):
     """A scaled score below all floats is `-inf`: the law of the half-space, whatever the look-aheads said."""
     smc = SMC(128, GlassPosterior(2, 1), EXACT, "none", potential=potential)
-    result = run(smc, make_model(MIXTURE, HalfSpace(0.5), num_images=64, reward_scale=10.0), (math.inf, 1.0, 0.0))
+    result = run(smc, make_law(MIXTURE, HalfSpace(0.5), num_images=64, reward_scale=10.0), (math.inf, 1.0, 0.0))
     assert is_number(result)
     probability, mean = probability_above(0.5)
     ratio = result.log_evidence.exp() / probability
@@ -380,16 +381,16 @@ def test_weights_of_zero_come_back_where_nothing_is_resampled(potential):
 @pytest.mark.parametrize("tempering", [None, AdaptiveTempering()], ids=["cold", "adaptive"])
 def test_resampling_drops_weights_of_zero_while_others_are_left(tempering):
     smc = SMC(64, GlassPosterior(2, 1), EXACT, resampling_threshold=1.0, tempering=tempering)
-    result = run(smc, make_model(MIXTURE, HalfSpace(1.0), num_images=8, reward_scale=10.0))
+    result = run(smc, make_law(MIXTURE, HalfSpace(1.0), num_images=8, reward_scale=10.0))
     assert is_number(result)
-    plain = run(NoAlignment(EXACT, 64), make_model(MIXTURE, HalfSpace(1.0), num_images=8))
+    plain = run(NoAlignment(EXACT, 64), make_law(MIXTURE, HalfSpace(1.0), num_images=8))
     shares = [(drawn.rewards == 0).double().mean() for drawn in (result, plain)]
     assert shares[0] > 0.7 > 2 * shares[1]
 
 
 def test_a_cloud_without_weight_goes_on_and_ends_equally_weighted():
     smc = SMC(8, GlassPosterior(2, 1), GlassTransition(2), resampling_threshold=1.0)
-    result = run(smc, make_model(MIXTURE, HalfSpace(100.0), num_images=2, reward_scale=10.0))
+    result = run(smc, make_law(MIXTURE, HalfSpace(100.0), num_images=2, reward_scale=10.0))
     assert is_number(result)
     assert (result.log_evidence == -math.inf).all()
     torch.testing.assert_close(result.log_weights.exp(), torch.full((2, 8), 1 / 8, dtype=torch.float64))
@@ -400,18 +401,18 @@ def test_a_cloud_without_weight_goes_on_and_ends_equally_weighted():
 
 def test_values_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match=r"the largest value is inf, .* lower reward_scale"):
-        run(SMC(2), make_model(MIXTURE, HalfSpace(100.0), reward_scale=-10.0))
+        run(SMC(2), make_law(MIXTURE, HalfSpace(100.0), reward_scale=-10.0))
 
 
 def test_no_resampling_carries_the_weights_to_the_end():
-    result = run(SMC(8, resampling="none", resampling_threshold=1.0), make_model(MIXTURE, LINEAR, reward_scale=5.0))
+    result = run(SMC(8, resampling="none", resampling_threshold=1.0), make_law(MIXTURE, LINEAR, reward_scale=5.0))
     assert not any(step.resampled.any() for step in result.trace.steps[:-1])
     expected = torch.log_softmax(5 * result.rewards.double(), 1)
     torch.testing.assert_close(result.log_weights, expected, atol=1e-5, rtol=0)
 
 
 def test_the_trace_records_weights_and_evidence_of_every_level():
-    result = run(SMC(8, tempering=AdaptiveTempering()), make_model(MIXTURE, LINEAR, num_images=2))
+    result = run(SMC(8, tempering=AdaptiveTempering()), make_law(MIXTURE, LINEAR, num_images=2))
     names = ["mean_value", "best_value", "effective_sample_size", "log_evidence", "inverse_temperature"]
     assert result.trace.figures() == names
     for step in result.trace.steps:

@@ -27,7 +27,7 @@ from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import QuadraticReward, at_rows, make_map_model, make_model
+from ..core.mixture_model import QuadraticReward, at_rows, make_law, make_map_law
 from .runs import falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -38,9 +38,9 @@ def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def model_of(golden, factor=1.0):
+def law_of_preset(golden, factor=1.0):
     reward = QuadraticReward({"": [factor * weight for weight in (0.9, -0.7, 0.6)]})
-    return make_model(MIXTURE, reward, "epsilon", reward_scale=golden["reward_scale"])
+    return make_law(MIXTURE, reward, "epsilon", reward_scale=golden["reward_scale"])
 
 
 class Replayed:
@@ -53,7 +53,7 @@ class Replayed:
         return self.noise
 
 
-def replay(monkeypatch, smc, golden, noises, ancestors, model):
+def replay(monkeypatch, smc, golden, noises, ancestors, law):
     """Runs a method with recorded noises and ancestors.
 
     Returns:
@@ -75,7 +75,7 @@ def replay(monkeypatch, smc, golden, noises, ancestors, model):
     monkeypatch.setattr(SMC, "_recorded", watched)
     monkeypatch.setitem(RESAMPLING_SCHEMES._entries, smc.resampling, scheme)
     start = tensor(golden["start"])
-    result = run(smc, model, golden["levels"], x=start, on_step=lambda index, x: states.append(x.clone()))
+    result = run(smc, law, golden["levels"], x=start, on_step=lambda index, x: states.append(x.clone()))
     return weighed, resampled, states, result
 
 
@@ -84,7 +84,7 @@ def test_das_is_that_of_its_authors_where_nothing_is_resampled(monkeypatch):
     golden = GOLDEN["das"][0]
     smc = das(transition=DASTransition(), tempering=ScheduledTempering(golden["gamma"]), resampling_threshold=0.0)
     noises = tensor(golden["noises"])
-    weighed, _, states, result = replay(monkeypatch, smc, golden, noises, [], model_of(golden))
+    weighed, _, states, result = replay(monkeypatch, smc, golden, noises, [], law_of_preset(golden))
     for after, (own, theirs) in enumerate(zip(states, tensor(golden["states"])[1:], strict=False)):
         torch.testing.assert_close(own, theirs, atol=1e-4, rtol=0, msg=f"states after step {after}")
     for own, theirs in zip(weighed, tensor(golden["log_weights"])[1:], strict=True):
@@ -103,7 +103,7 @@ def test_das_resamples_when_and_by_what_its_authors_do(monkeypatch):
     smc = das(transition=DASTransition(), tempering=ScheduledTempering(golden["gamma"]))
     assert smc.resampling_threshold == golden["ess_threshold"]
     ancestors = [golden["ancestors"][first], *[identity] * 9]
-    run_through = replay(monkeypatch, smc, golden, tensor(golden["noises"]), ancestors, model_of(golden))
+    run_through = replay(monkeypatch, smc, golden, tensor(golden["noises"]), ancestors, law_of_preset(golden))
     weighed, resampled, states, result = run_through
     steps = result.trace.steps
     assert [bool(step.resampled) for step in steps[:first]] == [False] * (first - 1) + [True]
@@ -122,11 +122,11 @@ def test_das_tilts_by_the_whole_gradient(scale):
     levels = falling_levels(8, 3.0)
     smc = das(transition=DASTransition(), tempering=ScheduledTempering(math.sqrt(2) - 1), resampling="none")
     for states, guided in ((plain, replace(smc, guide=replace(smc.guidance, guidance_strength=0.0))), (tilted, smc)):
-        model = make_model(MIXTURE, QuadraticReward({"": (0.9, -0.7, 0.6)}), reward_scale=scale)
+        law = make_law(MIXTURE, QuadraticReward({"": (0.9, -0.7, 0.6)}), reward_scale=scale)
         x = torch.ones(4, 3, dtype=torch.float64)
-        run(guided, model, levels, x=x, on_step=lambda index, x, states=states: states.append(x))
+        run(guided, law, levels, x=x, on_step=lambda index, x, states=states: states.append(x))
     x, alpha = torch.ones(4, 3, dtype=torch.float64, requires_grad=True), 1 / math.hypot(1, levels[0])
-    end = at_rows(make_model(MIXTURE), 4).network.predict(x, levels[0])
+    end = at_rows(make_law(MIXTURE), 4).network.predict(x, levels[0])
     (gradient,) = torch.autograd.grad((end @ tensor([0.9, -0.7, 0.6])).sum(), x)
     next_alpha = 1 / math.hypot(1, levels[1])
     variance = next_alpha**2 * levels[1] ** 2 * (1 - (levels[1] / levels[0]) ** 2)
@@ -148,7 +148,7 @@ def test_fk_steering_is_that_of_its_authors(monkeypatch):
     permuted = [noise[ancestors[step]] if step in ancestors else noise for step, noise in enumerate(noises)]
     smc = fk_steering()
     replayed = replay(
-        monkeypatch, smc, golden, permuted, golden["ancestors"], model_of(golden, golden["reward_factor"])
+        monkeypatch, smc, golden, permuted, golden["ancestors"], law_of_preset(golden, golden["reward_factor"])
     )
     _, resampled, states, result = replayed
     moves = [index + 1 for index, step in enumerate(result.trace.steps[:-1]) if step.resampled is not None]
@@ -165,8 +165,8 @@ def test_fk_steering_is_that_of_its_authors(monkeypatch):
 def test_the_maximum_of_fk_steering_starts_at_zero():
     """With rewards below 0 throughout, its potentials are 1 until the end, as theirs are."""
     reward = QuadraticReward({"": (0.0, 0.0, 0.0)}, 1.0)
-    model = make_model(MIXTURE, reward, num_images=3, reward_scale=10.0)
-    result = run(fk_steering(), model, falling_levels(10))
+    law = make_law(MIXTURE, reward, num_images=3, reward_scale=10.0)
+    result = run(fk_steering(), law, falling_levels(10))
     valued = [step for step in result.trace.steps[:-1] if step.resampled is not None]
     assert len(valued) == 4 and all((step.best_value < 0).all() for step in valued)
     assert all((step.effective_sample_size == 4).all() and not step.resampled.any() for step in valued)
@@ -198,8 +198,8 @@ def test_posterior_diamond_smc_weighs_and_resamples_as_its_authors_do(monkeypatc
     )
     smc = posterior_diamond_map_smc(posterior=Told([tensor(valuation["values"]) for valuation in valuations]))
     assert smc.num_particles == golden["num_particles"]
-    model = make_model(MIXTURE, QuadraticReward({"": (1.0, 0.0, 0.0)}), reward_scale=1 / golden["temperature"])
-    result = run(smc, model, falling_levels(len(valuations) + 1))
+    law = make_law(MIXTURE, QuadraticReward({"": (1.0, 0.0, 0.0)}), reward_scale=1 / golden["temperature"])
+    result = run(smc, law, falling_levels(len(valuations) + 1))
     assert [drawn.tolist() for drawn in ancestors] == [valuation["ancestors"] for valuation in valuations]
     for step, valuation in zip(result.trace.steps[:-1], valuations, strict=True):
         size = tensor([valuation["effective_sample_size"]])
@@ -215,7 +215,7 @@ def test_settings_are_those_that_are_published():
 
 
 def test_settings_of_das_follow_the_model():
-    few_step, ordinary = make_map_model(MIXTURE).family, make_model(MIXTURE).family
+    few_step, ordinary = make_map_law(MIXTURE).family, make_law(MIXTURE).family
     assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == DASTransition(0.5)
     assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
     assert das(ordinary).transition == das().transition == DASTransition(0.5)
@@ -225,7 +225,7 @@ def test_settings_of_das_follow_the_model():
 
 def test_das_steps_as_ddpm_does():
     """Its transition differs in the tilt alone, and in that less and less as steps shrink."""
-    network = at_rows(make_model(MIXTURE), 5).network
+    network = at_rows(make_law(MIXTURE), 5).network
     x, noise = torch.randn(2, 5, 3, generator=seeded(1))
     predicted = network.predict(x, 2.0)
     for eta in (0.5, 1.0):

@@ -18,8 +18,9 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment.smc_parts.potentials import POTENTIALS
 from diamond_diffusers.alignment.smc_parts.resampling import effective_sample_size
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, make_model
+from ..core.mixture_model import LINEAR, make_law
 from .runs import falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -69,7 +70,7 @@ def test_the_schedule_is_that_of_das():
     for count, valued in [(None, (1, 2, 3, 4, 5, 6)), (2, (2, 4, 6))]:
         for gamma in (0.3, 0.01):
             smc = SMC(4, tempering=ScheduledTempering(gamma), num_valuations=count)
-            result = run(smc, make_model(MIXTURE, LINEAR), falling_levels(6))
+            result = run(smc, make_law(MIXTURE, LINEAR), falling_levels(6))
             found = {
                 index: step.inverse_temperature.item()
                 for index, step in enumerate(result.trace.steps, 1)
@@ -81,8 +82,8 @@ def test_the_schedule_is_that_of_das():
 
 def test_the_effective_sample_size_is_held_along_the_levels():
     smc = SMC(64, DenoiserPoint(), GlassTransition(2), tempering=AdaptiveTempering(0.5), num_valuations=None)
-    model = make_model(MIXTURE, LINEAR, num_images=6, reward_scale=30.0)
-    result = run(smc, model, falling_levels(12))
+    law = make_law(MIXTURE, LINEAR, num_images=6, reward_scale=30.0)
+    result = run(smc, law, falling_levels(12))
     temperatures = inverse_temperatures(result)
     assert (temperatures.diff(dim=0) >= 0).all() and (temperatures[-1] == 1).all()
     assert (temperatures[2] < 1).all() and len(temperatures[2].unique()) == 6
@@ -97,7 +98,7 @@ def test_the_effective_sample_size_is_held_along_the_levels():
         assert step.resampled[step.inverse_temperature < 1].all()
         previous = step.inverse_temperature
     # Without tempering the first weighing leaves next to nothing.
-    plain = run(SMC(64, DenoiserPoint(), GlassTransition(2), num_valuations=None), model, falling_levels(12))
+    plain = run(SMC(64, DenoiserPoint(), GlassTransition(2), num_valuations=None), law, falling_levels(12))
     assert min(step.effective_sample_size.min() for step in plain.trace.steps[:-1]) < 10
 
 
@@ -109,12 +110,12 @@ def test_tempered_weights_have_the_limits_of_the_full_reward(tempering, guidance
     smc = SMC(
         num_particles,
         posterior,
-        GlassTransition(16),
+        ExactTransition(MIXTURE),
         resampling_threshold=0.9,
         guide=guidance,
         tempering=tempering,
     )
-    result = run(smc, make_model(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale), falling_levels(4))
+    result = run(smc, make_law(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale), falling_levels(4))
     tilted, evidence = LINEAR.tilt(MIXTURE, scale=scale)
     ratio = torch.exp(result.log_evidence - evidence)
     # Adaptive temperatures make the evidence consistent only, with an error of order 1 / P.
@@ -136,8 +137,8 @@ def test_guidance_is_tempered_too(tempering, first):
         guidance = Guidance(LOOK_AHEADS, Guide("tilted_mean", strength=strength, max_shift=None))
         smc = SMC(8, LOOK_AHEADS, guide=guidance, max_tilt=math.inf, tempering=tempers)
         seen = []
-        model = make_model(MIXTURE, LINEAR, reward_scale=3.0)
-        run(smc, model, falling_levels(4), on_step=lambda index, x, seen=seen: seen.append(x.clone()))
+        law = make_law(MIXTURE, LINEAR, reward_scale=3.0)
+        run(smc, law, falling_levels(4), on_step=lambda index, x, seen=seen: seen.append(x.clone()))
         moved.append(seen[0])
     whole, tempered, none = moved
     torch.testing.assert_close(tempered - none, first * (whole - none), atol=1e-5, rtol=0)
@@ -146,9 +147,9 @@ def test_guidance_is_tempered_too(tempering, first):
 
 def test_the_temperature_of_an_image_is_its_own():
     smc = SMC(16, tempering=AdaptiveTempering(0.8), potential="sum", resampling_threshold=0.9)
-    together = run(smc, make_model(MIXTURE, LINEAR, num_images=3, reward_scale=4.0), seed=[1, 2, 3])
+    together = run(smc, make_law(MIXTURE, LINEAR, num_images=3, reward_scale=4.0), seed=[1, 2, 3])
     for image, seed in enumerate([1, 2, 3]):
-        alone = run(smc, make_model(MIXTURE, LINEAR, reward_scale=4.0), seed=[seed])
+        alone = run(smc, make_law(MIXTURE, LINEAR, reward_scale=4.0), seed=[seed])
         torch.testing.assert_close(inverse_temperatures(together)[:, image], inverse_temperatures(alone)[:, 0])
         torch.testing.assert_close(together.latents[image], alone.latents[0])
 
@@ -157,9 +158,9 @@ def test_the_temperature_of_an_image_is_its_own():
 def test_weights_telescope_through_replacements(potential):
     """Values of particles that a callback moved stand for the old ones in every product."""
     smc = SMC(8, potential=potential, tempering=ScheduledTempering(0.3), resampling="none")
-    model = make_model(MIXTURE, LINEAR, num_images=2)
+    law = make_law(MIXTURE, LINEAR, num_images=2)
     levels = falling_levels(5)
-    result = run(smc, model, levels, on_step=lambda index, x: x + 0.1 if index % 2 == 0 else None)
+    result = run(smc, law, levels, on_step=lambda index, x: x + 0.1 if index % 2 == 0 else None)
     expected = torch.log_softmax(result.rewards.double(), 1)
     torch.testing.assert_close(result.log_weights, expected, atol=1e-5, rtol=0)
 

@@ -18,6 +18,7 @@ from diamond_diffusers import (
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.posteriors.weighted import WEIGHTS
 
+from ..core.exact_transition import ExactTransition
 from ..core.mixture import energy_distance, make_mixture, seeded, standard_error
 from ..core.mixture_model import (
     LINEAR,
@@ -25,13 +26,13 @@ from ..core.mixture_model import (
     MixtureModel,
     QuadraticReward,
     law_of,
-    make_map_model,
-    make_model,
+    make_law,
+    make_map_law,
 )
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
-EXACT = GlassTransition(num_inner_steps=16)
+EXACT = ExactTransition(MIXTURE)
 STEPS = len(COARSE_LEVELS) - 1
 IMAGES, PARTICLES, SAMPLES = 2, 3, 4
 
@@ -50,10 +51,8 @@ def test_weights_telescope_to_the_tilted_law_for_any_value(name):
     posterior, is_map = SAMPLERS[name]
     num_images, num_particles = 96, 64
     options = {"num_images": num_images, "reward_scale": 1.5}
-    model = (
-        make_map_model(MIXTURE, LINEAR, num_steps=6, **options) if is_map else make_model(MIXTURE, LINEAR, **options)
-    )
-    result = run(SMC(num_particles, posterior, EXACT, resampling_threshold=0.9), model)
+    law = make_map_law(MIXTURE, LINEAR, num_steps=6, **options) if is_map else make_law(MIXTURE, LINEAR, **options)
+    result = run(SMC(num_particles, posterior, EXACT, resampling_threshold=0.9), law)
     tilted, evidence = LINEAR.tilt(MIXTURE, scale=1.5)
     ratio = torch.exp(result.log_evidence - evidence)
     error = torch.einsum("bp,bpd->bd", result.log_weights.exp(), result.latents.double()) - tilted.mean
@@ -69,7 +68,7 @@ def test_guided_particles_have_the_tilted_law(gradient):
     x = tilted.observation(20.0).sample(particles, seeded(3)).float()
     posterior = WeightedPosterior(16, num_map_steps=4)
     guidance = Guidance(posterior, Guide(gradient, max_shift=None), transition=ODETransition(), num_particles=particles)
-    z = run(guidance, make_model(MIXTURE, LINEAR), falling_levels(12, 20.0), x=x).latents[0]
+    z = run(guidance, make_law(MIXTURE, LINEAR), falling_levels(12, 20.0), x=x).latents[0]
     exact = tilted.sample(2000, seeded(4)).float()
     plain = energy_distance(MIXTURE.sample(2000, seeded(6)).float(), exact)
     assert energy_distance(z, exact) < plain / 6
@@ -78,11 +77,9 @@ def test_guided_particles_have_the_tilted_law(gradient):
 @pytest.mark.parametrize("gradient", ["pathwise", "isotropic", "tilted_mean"])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_few_step_models_are_guided_from_pure_noise(weights, gradient):
-    model = make_map_model(MIXTURE, LINEAR, num_images=2, num_steps=6)
+    law = make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=6)
     guided, plain = (
-        run(
-            Guidance(WeightedPosterior(8, weights=weights), Guide(gradient, strength=strength), num_particles=40), model
-        )
+        run(Guidance(WeightedPosterior(8, weights=weights), Guide(gradient, strength=strength), num_particles=40), law)
         for strength in (1.0, 0.0)
     )
     assert guided.latents.isfinite().all()
@@ -114,12 +111,12 @@ def test_costs_are_exact(name, gradient):
     posterior, at_pure_noise, below, backwards = (FEW_STEP_COSTS | ORDINARY_COSTS)[name]
     reward = QuadraticReward({"": (0.9, -0.7, 0.6)})
     if name in FEW_STEP_COSTS:
-        model = make_map_model(MIXTURE, reward, IMAGES, num_steps=4)
+        law = make_map_law(MIXTURE, reward, IMAGES, num_steps=4)
     else:
-        model = make_model(MIXTURE, reward, num_images=IMAGES)
-    run(Guidance(posterior, Guide(gradient), num_particles=PARTICLES, transition=ODETransition()), model)
+        law = make_law(MIXTURE, reward, num_images=IMAGES)
+    run(Guidance(posterior, Guide(gradient), num_particles=PARTICLES, transition=ODETransition()), law)
     rows = IMAGES * PARTICLES
-    cost = model.cost
+    cost = law.cost
     assert cost.network_evaluations == rows * (STEPS + at_pure_noise + (STEPS - 1) * below)
     assert cost.backward_passes == (rows * STEPS * backwards if gradient == "pathwise" else 0)
     assert cost.decodes == cost.reward_calls == reward.calls == rows * (STEPS * posterior.num_samples + 1)
@@ -129,7 +126,7 @@ def test_costs_are_exact(name, gradient):
 def test_the_trace_records_the_effective_sample_size_of_weighted_look_aheads(is_smc):
     def traced(posterior):
         method = SMC(PARTICLES, posterior, EXACT) if is_smc else Guidance(posterior, num_particles=PARTICLES)
-        return run(method, make_map_model(MIXTURE, LINEAR, IMAGES, num_steps=4)).trace
+        return run(method, make_map_law(MIXTURE, LINEAR, IMAGES, num_steps=4)).trace
 
     name = "look_ahead_effective_sample_size"
     trace = traced(WeightedPosterior(SAMPLES))
@@ -160,7 +157,7 @@ def run_images(alignment, images, shape=(3,), **options):
     """The images of these indices, each with its own prompt, conditions and generator."""
     conditions = Conditions({"offset": OFFSETS[images]})
     scores = MixtureModel(MIXTURE)
-    model = law_of(
+    law = law_of(
         MixtureMapFamily(MIXTURE, scores, num_steps=4),
         conditions,
         [list(DIRECTIONS)[image] for image in images],
@@ -168,7 +165,7 @@ def run_images(alignment, images, shape=(3,), **options):
         score_model=(scores, conditions),
         **options,
     )
-    return run(alignment, model, seed=[11 + image for image in images], shape=shape)
+    return run(alignment, law, seed=[11 + image for image in images], shape=shape)
 
 
 def assert_same(first, second, images=slice(None)):
@@ -198,9 +195,9 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 def test_methods_refuse_weights_that_the_model_cannot_give():
-    model = make_map_model(MIXTURE, LINEAR, has_scores=False)
+    law = make_map_law(MIXTURE, LINEAR, has_scores=False)
     for method in (SMC(posterior=WeightedPosterior()), Guidance(WeightedPosterior())):
         with pytest.raises(ValueError, match="WeightedPosterior needs the posterior mean"):
-            run(method, model)
-    result = run(SMC(posterior=WeightedPosterior(weights="likelihood")), model, (math.inf, 1.0, 0.0))
+            run(method, law)
+    result = run(SMC(posterior=WeightedPosterior(weights="likelihood")), law, (math.inf, 1.0, 0.0))
     assert result.latents.isfinite().all()

@@ -40,7 +40,7 @@ from diamond_diffusers.pipelines.loading import EMBEDDED_MODEL
 from diamond_diffusers.posteriors.base import PosteriorSamples
 
 from ..core.mixture import make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, MixtureMapFamily, MixtureModel, at_rows, law_of, make_map_model, unconditional
+from ..core.mixture_model import LINEAR, MixtureMapFamily, MixtureModel, at_rows, law_of, make_map_law, unconditional
 from ..core.test_diamond import DiamondMixture
 
 MIXTURE = make_mixture(3)
@@ -218,8 +218,8 @@ def test_costs_are_those_of_a_run(result: PosteriorBenchmark) -> None:
 
 
 def test_a_model_without_a_map_has_no_samplers_of_one_step() -> None:
-    model = mixture_model(MixtureModel, 2)
-    result = compare_posteriors(model, clean_latents(2), Settings((0.6,), 4, reference_steps=4))
+    law = mixture_model(MixtureModel, 2)
+    result = compare_posteriors(law, clean_latents(2), Settings((0.6,), 4, reference_steps=4))
     assert list(result.left_out) == [
         "flow-map point, 1 step", "Diamond, 1 step", "Diamond, 2 steps", "Weighted, 1 step"
     ]  # fmt: skip
@@ -233,22 +233,22 @@ def test_guidance_costs_twice_but_is_baked_into_a_map() -> None:
     conditions = unconditional(2)
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
     family = DiamondMixture(MIXTURE)
-    model = law_of(family, guided, [""] * 2, LINEAR)
+    law = law_of(family, guided, [""] * 2, LINEAR)
     samplers = {"glass": GlassPosterior(4, 2), "map": DiamondPosterior(2)}
     seen: list[int] = []
     settings = Settings((0.5, 0.9), 4, reference_steps=3)
-    result = compare_posteriors(model, clean_latents(2), settings, samplers, seen.append)
+    result = compare_posteriors(law, clean_latents(2), settings, samplers, seen.append)
     costs = {(one.sampler, one.num_look_aheads): one.network_evaluations for one in result.values if one.level is None}
     assert costs == {(REFERENCE, 4): 18, ("glass", 1): 8, ("glass", 2): 14, ("map", 1): 1, ("map", 2): 2}
     assert seen == [1, 2]
     # Of each of two observations at two levels: the prediction, the reference, and twice both samplers.
-    assert family.evaluations == model.cost.network_evaluations == 4 * (2 + 2 * 4 * 2 + 2 * (2 * 2 * 3 + 2))
+    assert family.evaluations == law.cost.network_evaluations == 4 * (2 + 2 * 4 * 2 + 2 * (2 * 2 * 3 + 2))
 
 
 def test_a_few_step_model_has_weighted_look_aheads_and_no_map() -> None:
     samplers = {name: sampler for name, sampler in standard_samplers(4).items() if "4 steps" not in name}
     result = compare_posteriors(
-        make_map_model(MIXTURE, LINEAR, 2, num_steps=4), clean_latents(2), Settings((0.5,), 4), samplers
+        make_map_law(MIXTURE, LINEAR, 2, num_steps=4), clean_latents(2), Settings((0.5,), 4), samplers
     )
     assert sorted(result.left_out) == ["Diamond, 1 step", "Diamond, 2 steps"]
     costs = {(one.sampler, one.num_look_aheads): one.network_evaluations for one in result.values}
@@ -271,8 +271,8 @@ def test_draws_at_a_level_do_not_depend_on_other_levels_or_observations() -> Non
 
 
 def test_without_a_reward_only_laws_are_compared() -> None:
-    model = law_of(DiamondMixture(MIXTURE), unconditional(2), [""] * 2)
-    result = compare_posteriors(model, clean_latents(2), Settings((0.5,), 4, reference_steps=2))
+    law = law_of(DiamondMixture(MIXTURE), unconditional(2), [""] * 2)
+    result = compare_posteriors(law, clean_latents(2), Settings((0.5,), 4, reference_steps=2))
     assert result.values == []
     assert len(result.distances) == 9
 
@@ -308,8 +308,8 @@ def miniature() -> DiamondMapPipeline:
 def test_renders_are_observed_as_the_model_sees_them(miniature: DiamondMapPipeline) -> None:
     captions = shuffled_captions(8)
     latents = rendered_latents(miniature, captions)
-    with tilted_law(miniature, [caption.text for caption in captions]) as model:
-        images = at_rows(model, 1).decode(latents)
+    with tilted_law(miniature, [caption.text for caption in captions]) as law:
+        images = at_rows(law, 1).decode(latents)
     assert judge(images, captions).sum() >= 7
     assert latents.std().item() == pytest.approx(1, abs=0.1)
     assert torch.equal(rendered_latents(miniature, captions[:3]), latents[:3])
@@ -319,8 +319,8 @@ def test_renders_are_observed_as_the_model_sees_them(miniature: DiamondMapPipeli
 def test_samples_of_the_model_are_observed_as_it_draws_them(tiny_pipe: DiamondMapPipeline) -> None:
     latents = sampled_latents(tiny_pipe, ["a star", "a ring"], seed=2, particle_batch_size=1)
     drawn = tiny_pipe("a ring", generator=torch.Generator().manual_seed(2_000_001), output_type="pt").images
-    with tilted_law(tiny_pipe, ["a star", "a ring"], particle_batch_size=1) as model:
-        torch.testing.assert_close(at_rows(model, 1).decode(latents)[1:], drawn, atol=1e-5, rtol=0)
+    with tilted_law(tiny_pipe, ["a star", "a ring"], particle_batch_size=1) as law:
+        torch.testing.assert_close(at_rows(law, 1).decode(latents)[1:], drawn, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="64 pixels high; this model draws 16: name prompts"):
         rendered_latents(tiny_pipe, shuffled_captions(2))
 

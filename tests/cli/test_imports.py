@@ -18,7 +18,7 @@ from .invoking import invoke, refusal, succeed
 EXTENSION = '''
 from dataclasses import dataclass, replace
 
-from diamond_diffusers import BestOfN, DenoiserPoint, Guidance, register_reward
+from diamond_diffusers import BestOfN, DenoiserPoint, Guidance, Guide, register_reward
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.posteriors import POSTERIORS
@@ -46,7 +46,7 @@ class MyPoint(DenoiserPoint):
 
 @PRESETS.register("strong_guidance")
 def strong_guidance(model=None, **options):
-    return replace(Guidance(gradient="pathwise", guidance_strength=3.0), **options)
+    return replace(Guidance(guide=Guide("pathwise", strength=3.0)), **options)
 
 
 @register_reward("blueness")

@@ -14,6 +14,7 @@ from diamond_diffusers import (
     FlowMapPoint,
     GlassPosterior,
     Guidance,
+    Guide,
     NoAlignment,
     PosteriorSMC,
     RandomSearch,
@@ -38,13 +39,13 @@ from diamond_diffusers.files.foreign import ForeignFileError
             {"--posterior": "glass", "--num-inner-steps": 3, "--num-lookaheads": 2},
             SMC(posterior=GlassPosterior(num_inner_steps=3, num_samples=2)),
         ),
-        ("smc", {"--guidance-strength": 0.5}, SMC(guidance=Guidance(guidance_strength=0.5))),
+        ("smc", {"--guidance-strength": 0.5}, SMC(guide=Guide(strength=0.5))),
         (
             "smc",
             {"--posterior": "glass", "--num-lookaheads": 4, "--gradient": "tilted_mean"},
             SMC(
                 posterior=GlassPosterior(num_samples=4),
-                guidance=Guidance(gradient="tilted_mean", posterior=GlassPosterior(num_samples=4)),
+                guide=Guide("tilted_mean"),
             ),
         ),
         ("guidance", {"--posterior": "denoiser"}, Guidance(posterior=DenoiserPoint())),
@@ -58,7 +59,7 @@ from diamond_diffusers.files.foreign import ForeignFileError
         (
             "guidance",
             {"--gradient": "pathwise", "--guidance-strength": 2.0},
-            Guidance(gradient="pathwise", guidance_strength=2.0),
+            Guidance(guide=Guide("pathwise", strength=2.0)),
         ),
     ],
 )
@@ -71,7 +72,7 @@ def test_flags_describe_a_method(name, flags, expected):
     [
         (["num_particles=8", "posterior=glass", "posterior.num_samples=4"], SMC(8, GlassPosterior(num_samples=4))),
         (["max_tilt=inf", "num_valuations=none"], SMC(max_tilt=float("inf"), num_valuations=None)),
-        (["guidance.gradient=pathwise"], SMC(guidance=Guidance(gradient="pathwise"))),
+        (["guide.gradient=pathwise"], SMC(guide=Guide("pathwise"))),
     ],
 )
 def test_options_describe_a_method(options, expected):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.network import Network
 from diamond_diffusers.core.tensors import working_dtype
 from diamond_diffusers.transitions.inner_flow import InnerFlowTransition
@@ -37,13 +38,12 @@ class ExactTransition(InnerFlowTransition):
         self,
         network: Network,
         x: Tensor,
-        noise_to_signal: float,
-        next_noise_to_signal: float,
+        interval: Interval,
         predicted: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
-        correlation = self.correlation_at(noise_to_signal, next_noise_to_signal)
-        law = self.mixture.transition(x.flatten(1), noise_to_signal, next_noise_to_signal, correlation)
+        correlation = interval.correlation(self.correlation)
+        law = self.mixture.transition(x.flatten(1), interval.start, interval.end, correlation)
         moved = _drawn(law, noise.double().flatten(1))
         return moved.reshape(x.shape).to(working_dtype(x))
 

@@ -220,7 +220,7 @@ def at_rows(law: Law, rows_per_image: int) -> LawAtRows:
     return law.rows(torch.empty(law.num_images * rows_per_image))
 
 
-def make_model(
+def make_law(
     mixture: GaussianMixture,
     reward: Reward | None = None,
     family: str = "rectified_flow",
@@ -231,7 +231,7 @@ def make_model(
     return law_of(MixtureModel(mixture, family), unconditional(num_images), [""] * num_images, reward, **options)
 
 
-def make_map_model(
+def make_map_law(
     mixture: GaussianMixture,
     reward: Reward | None = None,
     num_images: int = 1,
@@ -239,7 +239,7 @@ def make_map_model(
     num_steps: int = 16,
     **options: object,
 ) -> Law:
-    """As `make_model`, of the exact flow map, with the exact denoiser as its score model."""
+    """As `make_law`, of the exact flow map, with the exact denoiser as its score model."""
     scores = MixtureModel(mixture) if has_scores else None
     conditions = unconditional(num_images)
     return law_of(

@@ -46,27 +46,27 @@ class DiamondMixture(MixtureModel):
         previous = None
         for time, next_time in pairwise(times):
             statistic, level = query(x, noise_to_signal, xbar, time)
-            denoised = self.mixture.given(statistic.double(), *coefficients(level)).mean.to(xbar)
+            denoised = self.mixture.denoised(statistic, *coefficients(level)).to(xbar)
             xbar = inner_step("exponential", time, next_time, xbar, denoised, previous, noise_to_signal)
             previous = (time, denoised)
         return xbar
 
 
-def tilted_model(num_images=1, reward=LINEAR, **options):
+def tilted_law(num_images=1, reward=LINEAR, **options):
     return law_of(DiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
 
 
 @pytest.mark.parametrize("num_map_steps", [1, 3])
 @pytest.mark.parametrize("level", [0.5, 2.0, math.inf])
 def test_look_aheads_have_the_law_of_the_posterior(level, num_map_steps):
-    model = tilted_model()
+    law = tilted_law()
     x = MIXTURE.observation(level).sample(4, seeded(1)).float()
     noise = torch.randn(4 * SAMPLES, 3, generator=seeded(2))
     posterior = DiamondPosterior(SAMPLES, num_map_steps)
-    network = at_rows(model, 4).network
+    network = at_rows(law, 4).network
     drawn = posterior.sample(network, x, level, None, noise)
     assert torch.equal(drawn.log_weights, torch.zeros(4, SAMPLES))
-    assert model.cost.network_evaluations == 4 * SAMPLES * num_map_steps
+    assert law.cost.network_evaluations == 4 * SAMPLES * num_map_steps
     law = MIXTURE.posterior(x, level)
     exact, again = law.sample(SAMPLES, seeded(3)).float(), law.sample(SAMPLES, seeded(4)).float()
     for samples, first, second in zip(drawn.samples, exact, again, strict=True):
@@ -77,8 +77,8 @@ def test_look_aheads_have_the_law_of_the_posterior(level, num_map_steps):
 @pytest.mark.parametrize("correlation", ["ddpm", 0.3, 1.0])
 @pytest.mark.parametrize(("level", "next_level"), [(2.0, 0.8), (math.inf, 2.0), (0.8, 0.0)])
 def test_a_transition_is_the_glass_transition_of_many_steps(level, next_level, correlation):
-    model = tilted_model()
-    network = at_rows(model, 50).network
+    law = tilted_law()
+    network = at_rows(law, 50).network
     x = MIXTURE.observation(level).sample(50, seeded(1)).float()
     noise = torch.randn(50, 3, generator=seeded(2))
     mapped = DiamondTransition(correlation=correlation).step(network, x, Interval(level, next_level), None, noise)
@@ -95,17 +95,17 @@ def test_a_transition_is_the_glass_transition_of_many_steps(level, next_level, c
     "transition", [DiamondTransition(), DiamondTransition(2, 1.0), GlassTransition(), GlassTransition(3, 1.0)], ids=str
 )
 def test_a_transition_to_the_level_and_noise_at_hand_is_the_identity_to_the_bit(transition, level):
-    model = tilted_model()
-    network = at_rows(model, 5).network
+    law = tilted_law()
+    network = at_rows(law, 5).network
     x, noise = torch.randn(2, 5, 3, generator=seeded(2))
     assert torch.equal(transition.step(network, x, Interval(level, level), torch.zeros_like(x), noise), x)
-    assert transition.tilt_gain(Interval(level, level)) == 0 and model.cost.network_evaluations == 0
+    assert transition.tilt_gain(Interval(level, level)) == 0 and law.cost.network_evaluations == 0
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 2.0, math.inf])
 def test_several_steps_of_an_exact_map_are_one(level):
     """Wherever the steps end: the map of the tests is exact but for its own small ones, first of Euler."""
-    network = at_rows(tilted_model(), 4).network
+    network = at_rows(tilted_law(), 4).network
     x = MIXTURE.observation(level).sample(4, seeded(1)).float()
     noise = torch.randn(4 * 50, 3, generator=seeded(2))
     for stop in (0.0, 0.3):
@@ -117,11 +117,11 @@ def test_several_steps_of_an_exact_map_are_one(level):
 
 def test_a_run_evaluates_nothing_but_the_map():
     """One evaluation a look-ahead, between steps, and one a step: the predicted sample that nobody uses is not made."""
-    model = tilted_model(num_images=2)
+    law = tilted_law(num_images=2)
     alignment = SMC(num_particles=3, posterior=DiamondPosterior(4), transition=DiamondTransition())
-    run(alignment, model, levels=(math.inf, 2.0, 0.5, 0.0))
-    assert model.family.evaluations == model.cost.network_evaluations == 2 * 3 * (2 * 4 + 3)
-    plain = tilted_model()
+    run(alignment, law, levels=(math.inf, 2.0, 0.5, 0.0))
+    assert law.model.evaluations == law.cost.network_evaluations == 2 * 3 * (2 * 4 + 3)
+    plain = tilted_law()
     run(NoAlignment(DiamondTransition()), plain, levels=(math.inf, 2.0, 0.5, 0.0))
     assert plain.family.evaluations == plain.cost.network_evaluations == 3
 
@@ -129,18 +129,18 @@ def test_a_run_evaluates_nothing_but_the_map():
 def test_guidance_baked_in_is_not_paid_for_again():
     conditions = unconditional()
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
-    model = law_of(DiamondMixture(MIXTURE), guided, [""], LINEAR)
-    run(NoAlignment(DiamondTransition()), model, levels=(math.inf, 1.0, 0.0))
-    assert model.cost.network_evaluations == 2
-    run(NoAlignment(GlassTransition()), model, levels=(math.inf, 1.0, 0.0))
-    assert model.cost.network_evaluations == 2 + 4
+    law = law_of(DiamondMixture(MIXTURE), guided, [""], LINEAR)
+    run(NoAlignment(DiamondTransition()), law, levels=(math.inf, 1.0, 0.0))
+    assert law.cost.network_evaluations == 2
+    run(NoAlignment(GlassTransition()), law, levels=(math.inf, 1.0, 0.0))
+    assert law.cost.network_evaluations == 2 + 4
 
 
 def test_smc_samples_the_tilted_law_and_its_evidence():
     tilted, log_evidence = LINEAR.tilt(MIXTURE)
-    model = tilted_model(num_images=40)
+    law = tilted_law(num_images=40)
     alignment = SMC(num_particles=48, posterior=DiamondPosterior(4), transition=DiamondTransition())
-    result = run(alignment, model, levels=(math.inf, 2.0, 0.7, 0.0))
+    result = run(alignment, law, levels=(math.inf, 2.0, 0.7, 0.0))
     ratios = (result.log_evidence - log_evidence).exp()
     assert abs(ratios.mean() - 1) < 4 * ratios.std() / len(ratios) ** 0.5 + 0.01
     means = (result.log_weights.exp()[..., None] * result.latents.double()).sum(1)
@@ -152,23 +152,23 @@ def test_smc_samples_the_tilted_law_and_its_evidence():
 def test_guidance_reaches_a_map_through_its_noise(gradient):
     tilted, _ = LINEAR.tilt(MIXTURE)
     levels = (math.inf, *torch.logspace(1, -1.5, 24).tolist(), 0.0)
-    model = tilted_model(num_images=200)
+    law = tilted_law(num_images=200)
     guidance = Guidance(DiamondPosterior(8), Guide(gradient, max_shift=None), transition=DiamondTransition())
-    guided = run(guidance, model, levels=levels).latents[:, 0].double()
+    guided = run(guidance, law, levels=levels).latents[:, 0].double()
     plain_gap = (tilted.mean - MIXTURE.mean).norm()
     assert (guided.mean(0) - tilted.mean).norm() < plain_gap / 4
-    assert (model.cost.backward_passes > 0) == (gradient == "pathwise")
+    assert (law.cost.backward_passes > 0) == (gradient == "pathwise")
 
 
 @pytest.mark.parametrize(("level", "next_level"), [(math.inf, 0.0), (3.0, 0.0), (2.0, 0.5), (math.inf, 1.0)])
 def test_the_map_contains_the_flow_map(level, next_level):
     """Given pure noise, the inner flow is the model's own probability-flow ODE."""
-    model = tilted_model()
-    model.family.max_step = 0.005
-    network = at_rows(model, 50).network
+    law = tilted_law()
+    law.model.max_step = 0.005
+    network = at_rows(law, 50).network
     x = MIXTURE.observation(level).sample(50, seeded(1)).float()
     mapped = network.flow_map(x, level, next_level)
-    assert model.cost.network_evaluations == 50
+    assert law.cost.network_evaluations == 50
     expected = MIXTURE.flow(x.double(), level, next_level, 400)
     torch.testing.assert_close(mapped.double(), expected, atol=5e-3, rtol=0)
 
@@ -177,16 +177,16 @@ def test_weighted_look_aheads_along_the_flow_map_estimate_the_value():
     """One evaluation of the map a look-ahead, and scores of the base under its guidance."""
     conditions = unconditional()
     guided = type(conditions)(conditions.features, conditions.features, 3.0)
-    model = law_of(DiamondMixture(MIXTURE), guided, [""], LINEAR)
-    network = at_rows(model, 8).network
+    law = law_of(DiamondMixture(MIXTURE), guided, [""], LINEAR)
+    network = at_rows(law, 8).network
     x = MIXTURE.observation(1.0).sample(8, seeded(1)).float()
     noise = torch.randn(8 * SAMPLES, 3, generator=seeded(2))
     predicted = network.predict(x, 1.0)
-    before = model.cost.network_evaluations
+    before = law.cost.network_evaluations
     drawn = WeightedPosterior(SAMPLES).sample(network, x, 1.0, predicted, noise)
     # The map once a sample; the base, which pays twice for guidance, once a sample and once for all.
-    assert model.cost.network_evaluations - before == 8 * (SAMPLES + 2 * (SAMPLES + 1))
-    rewards = at_rows(model, 8).tilt(drawn.samples.flatten(0, 1)).unflatten(0, (8, -1))
+    assert law.cost.network_evaluations - before == 8 * (SAMPLES + 2 * (SAMPLES + 1))
+    rewards = at_rows(law, 8).tilt(drawn.samples.flatten(0, 1)).unflatten(0, (8, -1))
     _, exact = LINEAR.tilt(MIXTURE.posterior(x, 1.0))
     assert (value(rewards, drawn.log_weights) - exact).square().mean().sqrt() < 0.1
 
@@ -207,8 +207,8 @@ def test_what_lacks_a_map_or_cannot_be_guided_is_refused():
 
 
 def test_posteriors_of_glass_and_of_the_map_agree_sample_by_sample():
-    model = tilted_model()
-    network = at_rows(model, 3).network
+    law = tilted_law()
+    network = at_rows(law, 3).network
     x = MIXTURE.observation(1.0).sample(3, seeded(1)).float()
     noise = torch.randn(3 * 5, 3, generator=seeded(2))
     mapped = DiamondPosterior(5).sample(network, x, 1.0, None, noise).samples

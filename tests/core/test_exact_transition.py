@@ -44,22 +44,22 @@ def test_the_digits_that_choose_the_component_say_nothing_of_its_place(level, ne
 def test_it_is_the_limit_of_inner_flows():
     x = observations(2.0).repeat_interleave(1500, 0)
     noise = torch.randn(len(x), 3, generator=seeded(2))
-    model = MixtureModel(MIXTURE)
+    law = MixtureModel(MIXTURE)
     glass, exact = (
-        stepped(transition, model, x, 2.0, 0.8, noise).unflatten(0, (-1, 1500))
+        stepped(transition, law, x, 2.0, 0.8, noise).unflatten(0, (-1, 1500))
         for transition in (GlassTransition(32), ExactTransition(MIXTURE))
     )
-    again = stepped(ExactTransition(MIXTURE), model, x, 2.0, 0.8, noise.flip(0)).unflatten(0, (-1, 1500))
+    again = stepped(ExactTransition(MIXTURE), law, x, 2.0, 0.8, noise.flip(0)).unflatten(0, (-1, 1500))
     null = energy_distance(again, exact)
     assert energy_distance(glass, exact).mean().abs() < 4 * standard_error(null) + 1e-3
 
 
 def test_a_step_is_a_map_of_its_noise_that_asks_nothing_of_the_network():
-    model = MixtureModel(MIXTURE)
+    law = MixtureModel(MIXTURE)
     x, noise = observations(2.0), torch.randn(8, 3, generator=seeded(3))
     transition = ExactTransition(MIXTURE)
     moved = [transition.step(None, x, 2.0, 0.8, None, noise) for _ in range(2)]
-    assert torch.equal(*moved) and model.evaluations == 0
+    assert torch.equal(*moved) and law.evaluations == 0
     rows = [transition.step(None, x[row : row + 1], 2.0, 0.8, None, noise[row : row + 1]) for row in range(8)]
     torch.testing.assert_close(torch.cat(rows), moved[0])
     assert moved[0].dtype == torch.float32

@@ -21,8 +21,8 @@ from .mixture_model import (
     LINEAR,
     MixtureModel,
     images_of,
-    make_map_model,
-    make_model,
+    make_law,
+    make_map_law,
 )
 
 MIXTURE, GAUSSIAN = make_mixture(3), make_gaussian()
@@ -113,36 +113,36 @@ def test_maps_compose_to_themselves(num_steps):
     torch.testing.assert_close(ends, MIXTURE.flow(x, 2.0, num_steps=64), atol=1e-4, rtol=0)
 
 
-def point(model, posterior, x, level, gradient=None):
-    posterior.check(model.family)
-    return look_ahead(model, posterior, x, level, RandomSource(seeded(6), 1), gradient)
+def point(law, posterior, x, level, gradient=None):
+    posterior.check(law.model)
+    return look_ahead(law, posterior, x, level, RandomSource(seeded(6), 1), gradient)
 
 
 @pytest.mark.parametrize("level", [*LEVELS, math.inf])
 def test_the_point_of_a_few_step_model_is_what_it_predicts(level):
-    model = make_map_model(MIXTURE, LINEAR, has_scores=False)
+    law = make_map_law(MIXTURE, LINEAR, has_scores=False)
     x = MIXTURE.observation(level).sample(4, seeded(7))
-    ahead = point(model, FlowMapPoint(), x, level)
+    ahead = point(law, FlowMapPoint(), x, level)
     torch.testing.assert_close(ahead.values, LINEAR.score(images_of(MIXTURE.flow(x, level)), [""] * 4))
-    assert model.cost.network_evaluations == model.family.evaluations == 4
+    assert law.cost.network_evaluations == law.model.evaluations == 4
     assert ahead.effective_sample_size is None
     # With a score model the map is still the map.
-    with_scores = point(make_map_model(MIXTURE, LINEAR), FlowMapPoint(), x, level)
+    with_scores = point(make_map_law(MIXTURE, LINEAR), FlowMapPoint(), x, level)
     torch.testing.assert_close(with_scores.values, ahead.values)
-    model = make_map_model(MIXTURE, LINEAR, has_scores=False)
-    torch.testing.assert_close(point(model, FlowMapPoint(3), x, level).values, ahead.values, atol=1e-3, rtol=0)
-    assert model.cost.network_evaluations == 4 * (1 + 3)
+    law = make_map_law(MIXTURE, LINEAR, has_scores=False)
+    torch.testing.assert_close(point(law, FlowMapPoint(3), x, level).values, ahead.values, atol=1e-3, rtol=0)
+    assert law.cost.network_evaluations == 4 * (1 + 3)
 
 
 @pytest.mark.parametrize("level", [*LEVELS, math.inf])
 def test_the_point_of_an_ordinary_model_is_the_end_of_its_ode(level):
-    model = make_model(MIXTURE, LINEAR)
+    law = make_law(MIXTURE, LINEAR)
     x = MIXTURE.observation(level).sample(4, seeded(8))
-    ahead = point(model, FlowMapPoint(40), x, level)
+    ahead = point(law, FlowMapPoint(40), x, level)
     exact = LINEAR.score(images_of(MIXTURE.flow(x, level)), [""] * 4)
     torch.testing.assert_close(ahead.values, exact, atol=0.02, rtol=0)
-    assert model.cost.network_evaluations == 4 * 40
-    mean = point(model, DenoiserPoint(), x, level).values
+    assert law.cost.network_evaluations == 4 * 40
+    mean = point(law, DenoiserPoint(), x, level).values
     assert (mean - exact).abs().max() > 0.1
 
 
@@ -150,13 +150,13 @@ def test_the_point_of_an_ordinary_model_is_the_end_of_its_ode(level):
 @pytest.mark.parametrize("is_map", [True, False], ids=["map", "ode"])
 def test_the_gradient_of_the_point_goes_through_the_map(level, is_map):
     """`grad_y (a . X) = J' a` of a Gaussian, in the bounded coordinate; `kappa^2 grad_y = sigma^2 / alpha grad_x`."""
-    model = make_map_model(GAUSSIAN, LINEAR, num_steps=32) if is_map else make_model(GAUSSIAN, LINEAR)
+    law = make_map_law(GAUSSIAN, LINEAR, num_steps=32) if is_map else make_law(GAUSSIAN, LINEAR)
     x = GAUSSIAN.observation(level).sample(3, seeded(9))
-    ahead = point(model, FlowMapPoint(1 if is_map else 48), x, level, "pathwise")
+    ahead = point(law, FlowMapPoint(1 if is_map else 48), x, level, "pathwise")
     alpha, sigma = coefficients(level)
     expected = sigma**2 / alpha * (gaussian_map(level)[0] @ LINEAR.linear[""])
     torch.testing.assert_close(ahead.shift, expected.expand(3, 3), atol=0, rtol=2e-3 if is_map else 1e-2)
-    assert model.cost.backward_passes == 3 * (1 if is_map else 48)
+    assert law.cost.backward_passes == 3 * (1 if is_map else 48)
 
 
 @pytest.mark.parametrize("level", [0.03, 0.4, 1 / 3, 7.0, math.inf])

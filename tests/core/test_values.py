@@ -27,7 +27,7 @@ from .mixture_model import (
     QuadraticReward,
     at_rows,
     images_of,
-    make_model,
+    make_law,
 )
 
 MIXTURE = make_mixture(3)
@@ -42,9 +42,9 @@ def rewards_of(reward, z):
 def look_aheads(family, reward, level, gradient, num_observations=2):
     """Replicated look-aheads `[num_observations, REPLICATES, ...]` next to the exact posteriors."""
     x = MIXTURE.observation(level).sample(num_observations, seeded(5))
-    model = make_model(MIXTURE, reward, family)
+    law = make_law(MIXTURE, reward, family)
     random = RandomSource(seeded(6), 1, dtype=torch.float64)
-    ahead = look_ahead(model, POSTERIOR, x.repeat_interleave(REPLICATES, 0), level, random, gradient)
+    ahead = look_ahead(law, POSTERIOR, x.repeat_interleave(REPLICATES, 0), level, random, gradient)
     law = MIXTURE.posterior(x, level)
     tilted, exact_value = reward.tilt(law)
     shape = (num_observations, REPLICATES)
@@ -116,7 +116,7 @@ def test_the_denoiser_point_has_the_exact_gradient_of_a_linear_reward_of_a_gauss
     gaussian = make_gaussian()
     x = gaussian.observation(level).sample(4, seeded(1))
     ahead = look_ahead(
-        make_model(gaussian, LINEAR), DenoiserPoint(), x, level, RandomSource(seeded(2), 1), gradient="pathwise"
+        make_law(gaussian, LINEAR), DenoiserPoint(), x, level, RandomSource(seeded(2), 1), gradient="pathwise"
     )
     law = gaussian.posterior(x, level)
     torch.testing.assert_close(ahead.shift, LINEAR.tilt(law)[0].mean - law.mean, atol=1e-6, rtol=1e-6)
@@ -128,8 +128,8 @@ def test_rows_may_have_levels_of_their_own():
     levels = torch.tensor([0.2, 1.0, math.inf], dtype=torch.float64)
     x = torch.randn(3, 3, generator=seeded(1), dtype=torch.float64)
     for batch_size in (None, 2):
-        model = make_model(MIXTURE, particle_batch_size=batch_size)
-        together = at_rows(model, 3).network.predict(x, levels)
+        law = make_law(MIXTURE, particle_batch_size=batch_size)
+        together = at_rows(law, 3).network.predict(x, levels)
         torch.testing.assert_close(together, MIXTURE.posterior(x, levels).mean)
 
 
@@ -171,9 +171,9 @@ def gradient_errors(mixture, num_samples, level, num_observations=32):
         x = mixture.observation(level).sample(num_observations, seeded(5))
         law = mixture.posterior(x, level)
         exact = reward.tilt(law)[0].mean - law.mean
-        model = make_model(mixture, reward)
+        law = make_law(mixture, reward)
         estimates = [
-            look_ahead(model, posterior, x, level, RandomSource(seeded(9), 1, dtype=torch.float64), gradient).shift
+            look_ahead(law, posterior, x, level, RandomSource(seeded(9), 1, dtype=torch.float64), gradient).shift
             for gradient in ("pathwise", "tilted_mean", "hybrid")
         ]
         errors.append([((shift - exact).square().sum() / exact.square().sum()).sqrt() for shift in estimates])

@@ -24,7 +24,7 @@ from .mixture_model import (
     MixtureModel,
     QuadraticReward,
     at_rows,
-    make_map_model,
+    make_map_law,
 )
 
 MIXTURE, GAUSSIAN = make_mixture(3), make_gaussian()
@@ -193,9 +193,9 @@ def test_discrete_time_families_declare_their_largest_level():
     assert DiscreteTimeFamily.max_noise_to_signal.fget(family) == pytest.approx(math.sqrt((1 - abar) / abar))
     scores = MixtureModel(MIXTURE)
     scores.max_noise_to_signal = 7.0
-    model = make_map_model(MIXTURE)
-    model.score_model = (scores, model.conditions)
-    assert at_rows(model, 1).network.max_noise_to_signal == 7.0
+    law = make_map_law(MIXTURE)
+    law.score_model = (scores, law.conditions)
+    assert at_rows(law, 1).network.max_noise_to_signal == 7.0
 
 
 CONVERGENCE_LEVELS = (0.5, 1.0, 2.0)
@@ -214,8 +214,8 @@ def mean_errors(weights, num_samples, gradient, snr_factor=10.0, dimension=2, re
         tilted, value = reward.tilt(law)
         shift = tilted.mean - law.mean
         random = RandomSource(seeded(10 + index), 1, dtype=torch.float64)
-        model = make_map_model(mixture, reward, num_steps=8)
-        ahead = look_ahead(model, posterior, x.repeat_interleave(replicates, 0), level, random, gradient)
+        law = make_map_law(mixture, reward, num_steps=8)
+        ahead = look_ahead(law, posterior, x.repeat_interleave(replicates, 0), level, random, gradient)
         value_errors.append((ahead.values.unflatten(0, (-1, replicates)) - value[:, None]).abs().mean().item())
         error = ahead.shift.unflatten(0, (-1, replicates)) - shift[:, None]
         shift_errors.append((error.norm(dim=-1).mean() / shift.norm(dim=-1).mean()).item())

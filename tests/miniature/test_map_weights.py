@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.posteriors.comparison import Settings, compare_posteriors
-from benchmarks.posteriors.observations import rendered_latents, tilted_model
+from benchmarks.posteriors.observations import rendered_latents, tilted_law
 from diamond_diffusers import DenoiserPoint, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
 from diamond_diffusers.core.flow_map import integrate_ode
 from diamond_diffusers.core.levels import add_noise
@@ -27,7 +27,7 @@ def test_one_evaluation_has_the_law_of_many(pipe: DiamondMapPipeline, steps: int
     """At five levels: the deviation within 10 % of GLASS's, and a law far nearer to it than the denoiser's point."""
     captions = random.Random(0).sample(held_out_captions(), 6)
     samplers = {"map": DiamondPosterior(8), "point": DenoiserPoint()}
-    with tilted_model(pipe, [caption.text for caption in captions], particle_batch_size=64) as model:
+    with tilted_law(pipe, [caption.text for caption in captions], particle_batch_size=64) as model:
         result = compare_posteriors(
             model, rendered_latents(pipe, captions), Settings(num_samples=8, reference_steps=steps), samplers
         )
@@ -44,7 +44,7 @@ def test_given_pure_noise_it_is_the_flow_map_of_the_model(pipe: DiamondMapPipeli
     two."""
     captions = random.Random(0).sample(held_out_captions(), 24)
     level = time / (1 - time)
-    with tilted_model(pipe, [caption.text for caption in captions]) as model:
+    with tilted_law(pipe, [caption.text for caption in captions]) as model:
         network = model.network(model.owners(1))
         clean = rendered_latents(pipe, captions)
         x = add_noise(clean, torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)), level)

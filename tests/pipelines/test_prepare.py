@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from diamond_diffusers.evaluation.observations import tilted_law
 from diffusers import DDIMScheduler
 
 import diamond_diffusers
 from diamond_diffusers import SMC, DiamondMapPipeline
-from diamond_diffusers.evaluation.methods import plan_methods
-from diamond_diffusers.evaluation.observations import tilted_model
+from diamond_diffusers.evaluation.benchmark.plan import plan_methods
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
 from diamond_diffusers.pipelines import call as call_module
 from diamond_diffusers.pipelines import pipeline as pipeline_module
@@ -102,7 +102,7 @@ def test_whoever_reads_a_model_encodes_once(pipe: DiamondMapPipeline, encodings:
     reward = as_reward(brightness)
     plan_methods(["plain", "best_of_n"], [4, 8], pipe, reward)
     assert encoded == ["a circle"]
-    with tilted_model(pipe, PROMPTS) as model:
+    with tilted_law(pipe, PROMPTS) as model:
         assert model.num_images == 2
     assert encoded == ["a circle", PROMPTS]
     teacher = Teacher(pipe.family, pipe.defaults)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.denoiser import DenoiserPoint
 from ...transitions.das import DASTransition
 from ..guide import Guide
@@ -51,4 +51,4 @@ def das(model: Model | None = None, **options: Any) -> SMC:
         num_valuations=None,
         default_selection="heaviest",
     )
-    return replace(smc, **options)
+    return with_options(smc, options)

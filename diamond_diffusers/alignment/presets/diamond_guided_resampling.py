@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.diamond import DiamondPosterior
 from ..guide import Guide
 from ..methods.posterior_resampling import PosteriorResampling
@@ -19,4 +19,4 @@ def diamond_guided_resampling(model: Model | None = None, **options: Any) -> Pos
     A look-ahead is all that a step evaluates: it is moved by the gradient of the reward at it, and noised to the next
     level. The best of the particles is returned.
     """
-    return replace(PosteriorResampling(4, DiamondPosterior(1), guide=Guide("isotropic")), **options)
+    return with_options(PosteriorResampling(4, DiamondPosterior(1), guide=Guide("isotropic")), options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.denoiser import DenoiserPoint
 from ...transitions.ancestral import AncestralTransition
 from ..guide import Guide
@@ -22,4 +22,4 @@ def dps(model: Model | None = None, **options: Any) -> Guidance:
     without which few steps make worse images than plain ones.
     """
     guidance = Guidance(DenoiserPoint(), Guide("pathwise", max_shift=0.5), AncestralTransition())
-    return replace(guidance, **options)
+    return with_options(guidance, options)

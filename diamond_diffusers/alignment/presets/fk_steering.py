@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.denoiser import DenoiserPoint
 from ...transitions.ancestral import AncestralTransition
 from ..methods.smc import SMC
@@ -36,4 +36,4 @@ def fk_steering(model: Model | None = None, **options: Any) -> SMC:
         num_valuations=4,
         default_selection="best",
     )
-    return replace(smc, **options)
+    return with_options(smc, options)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.flow_map import has_map_to_data
 from ...core.model import Model
+from ...core.serial import with_options
 from ...transitions.flow_map import FlowMapTransition
 from ...transitions.ode import ODETransition
 from ..guide import Guide
@@ -43,4 +43,4 @@ def fmrg(model: Model | None = None, **options: Any) -> Guidance:
         num_warm_up_steps=4,
         num_jump_steps=2 if model is None or has_map_to_data(model) else None,
     )
-    return replace(fmrg_j, **options)
+    return with_options(fmrg_j, options)

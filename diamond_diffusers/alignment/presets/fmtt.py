@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+from ...core.serial import with_options
 from ...transitions.glass import GlassTransition
 from ...transitions.sampled_model import SampledModel
 from ..guide import Guide
@@ -22,4 +22,4 @@ def fmtt(model: SampledModel | None = None, **options: Any) -> Guidance:
     it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guide=fmtt().guide)`.
     """
     transition = GlassTransition() if model is None else model.stochastic_transition()
-    return replace(Guidance(flow_map_point(model), Guide("pathwise"), transition), **options)
+    return with_options(Guidance(flow_map_point(model), Guide("pathwise"), transition), options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.denoiser import DenoiserPoint
 from ...transitions.glass import GlassTransition
 from ..methods.smc import SMC
@@ -31,4 +31,4 @@ def glass_fk(model: Model | None = None, **options: Any) -> SMC:
         num_valuations=None,
         default_selection="best",
     )
-    return replace(smc, **options)
+    return with_options(smc, options)

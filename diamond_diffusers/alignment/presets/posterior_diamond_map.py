@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.diamond import DiamondPosterior
 from ...transitions.ode import ODETransition
 from ..guide import Guide
@@ -31,4 +31,4 @@ def posterior_diamond_map(model: Model | None = None, **options: Any) -> Guidanc
         ODETransition(),
         num_guided_steps=-1,
     )
-    return replace(guidance, **options)
+    return with_options(guidance, options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.diamond import DiamondPosterior
 from ...transitions.glass import GlassTransition
 from ..methods.smc import SMC
@@ -33,4 +33,4 @@ def posterior_diamond_map_smc(model: Model | None = None, **options: Any) -> SMC
         num_valuations=None,
         default_selection="best",
     )
-    return replace(smc, **options)
+    return with_options(smc, options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ..methods.noise_optimization import NoiseOptimization
 from . import PRESETS
 
@@ -22,4 +22,4 @@ def reno(model: Model | None = None, **options: Any) -> NoiseOptimization:
     reward alone is kept. Their reward is `"imagereward + 5*hpsv2 + 0.01*clip + 0.05*pickscore"`, in float16; here
     gradients and noises are in float32.
     """
-    return replace(NoiseOptimization(), **options)
+    return with_options(NoiseOptimization(), options)

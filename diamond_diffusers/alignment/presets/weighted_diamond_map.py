@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.model import Model
+from ...core.serial import with_options
 from ...posteriors.weighted import WeightedPosterior
 from ...transitions.flow_map import FlowMapTransition
 from ...transitions.ode import ODETransition
@@ -53,4 +54,4 @@ def weighted_diamond_map(model: Model | None = None, **options: Any) -> Guidance
         course = {}
     guide = replace(guide, max_shift=None, max_noise_to_signal=1000.0)
     transition = FlowMapTransition() if follows_flow_map(model) else ODETransition()
-    return replace(Guidance(posterior, guide, transition), **(course | options))
+    return with_options(Guidance(posterior, guide, transition), {**course, **options})
