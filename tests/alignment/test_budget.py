@@ -49,13 +49,13 @@ METHODS = {
 }
 
 
-def guided_model():
+def guided_law():
     """Two images under classifier-free guidance."""
     offsets = {"offset": torch.zeros(2, 1)}
     return law_of(MixtureModel(MIXTURE), Conditions(offsets, offsets, 2.0), [""] * 2, LINEAR)
 
 
-MODELS = {"guided": guided_model, "few-step": lambda: make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=1)}
+LAWS = {"guided": guided_law, "few-step": lambda: make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=1)}
 CASES = [
     *((name, "guided") for name in METHODS),
     # Look-aheads ask the score model.
@@ -63,9 +63,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "model"), CASES)
-def test_a_budget_is_filled_as_far_as_one_more_allows(name, law):
-    law, larger = MODELS[law](), MODELS[law]()
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_budget_is_filled_as_far_as_one_more_allows(name, kind):
+    law, larger = LAWS[kind](), LAWS[kind]()
     fitted = fit_to_budget(METHODS[name], law, COARSE_LEVELS, BUDGET)
     assert law.cost.network_evaluations == 0
     count = getattr(fitted, fitted.grows)

@@ -165,7 +165,7 @@ def test_names_stand_for_methods_with_their_defaults():
     ("options", "message"),
     [
         ({"num_particles": 0}, "num_particles is 0"),
-        ({"resampling": "optimal"}, "resampling is 'optimal'; choose one of multinomial, stratified, systematic"),
+        ({"resampling": "optimal"}, "resampling is 'optimal'; choose one of multinomial, residual, ssp"),
         ({"resampling_threshold": 1.5}, r"resampling_threshold is 1\.5"),
         ({"max_tilt": 0.0}, r"max_tilt is 0\.0"),
         ({"num_valuations": -1}, "num_valuations is -1; give a whole number of at least 0, or None for every step"),
@@ -177,7 +177,7 @@ def test_names_stand_for_methods_with_their_defaults():
         ({"transition": ODETransition()}, "draws no noise"),
         ({"transition": AncestralTransition(eta=0.0)}, "draws no noise"),
         ({"transition": GlassTransition(correlation=1.0)}, "draws no noise"),
-        ({"guidance": Guidance(GlassPosterior(2, 4), Guide("tilted_mean"))}, "compares look-aheads"),
+        ({"guide": Guide("tilted_mean")}, "compares look-aheads"),
     ],
 )
 def test_smc_refuses_what_it_cannot_do(options, message):

@@ -13,7 +13,6 @@ from diamond_diffusers import (
     DiamondTransition,
     GlassPosterior,
     GlassTransition,
-    Guidance,
     Guide,
     PosteriorSMC,
 )
@@ -114,8 +113,8 @@ def check_proposals(gradients):
         if gradient not in gradients:
             continue
         for max_shift, figure in zip((0.25, None), figures, strict=True):
-            guidance = None if gradient == "unguided" else Guidance(LOOK_AHEADS, Guide(gradient, max_shift=max_shift))
-            errors = evidence(SMC(16, LOOK_AHEADS, GlassTransition(4), guide=guidance), 10, 128, 3.0)
+            guide = None if gradient == "unguided" else Guide(gradient, max_shift=max_shift)
+            errors = evidence(SMC(16, LOOK_AHEADS, GlassTransition(4), guide=guide), 10, 128, 3.0)
             # The relative error of a standard deviation of 128 that are nearly normal is 6 %, of 256 it is 4 %.
             assert errors.std() == pytest.approx(float(figure), rel=0.3)
 

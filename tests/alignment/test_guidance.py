@@ -271,7 +271,9 @@ def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(guida
     unscaled = run(guidance, make_law(MIXTURE, LINEAR, family, 2, reward_scale=0.0))
     assert torch.equal(unscaled.latents, plain.latents)
     assert torch.equal(unscaled.rewards, plain.rewards)
-    powerless = run(replace(guidance, guidance_strength=0.0), make_law(MIXTURE, LINEAR, family, 2))
+    powerless = run(
+        replace(guidance, guide=replace(guidance.guide, strength=0.0)), make_law(MIXTURE, LINEAR, family, 2)
+    )
     assert torch.equal(powerless.latents, plain.latents)
     scaled = run(guidance, make_law(MIXTURE, LINEAR, family, 2))
     assert scaled.rewards.mean() > plain.rewards.mean()
@@ -322,8 +324,8 @@ def test_the_limit_bounds_the_shift_and_keeps_its_direction(kappa):
     x = torch.randn(50, 3, generator=seeded(1))
     posterior = GlassPosterior(4, 8)
     ahead = look_ahead(law, posterior, x, kappa, RandomSource(seeded(2), 1), "tilted_mean")
-    limited = Guidance(posterior, Guide("tilted_mean", strength=2.0, max_shift=0.2)).shift(ahead, kappa)
-    free = Guidance(posterior, Guide("tilted_mean", strength=2.0, max_shift=None)).shift(ahead, kappa)
+    limited = Guide("tilted_mean", strength=2.0, max_shift=0.2).shift(ahead, kappa)
+    free = Guide("tilted_mean", strength=2.0, max_shift=None).shift(ahead, kappa)
     assert torch.equal(free, 2.0 * ahead.shift)
     limit = 0.2 * math.sin(math.atan(kappa))
     sizes, limited_sizes = free.square().mean(1).sqrt(), limited.square().mean(1).sqrt()
@@ -360,7 +362,7 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
     (legend,) = result.trace.plot().legends
     assert [text.get_text() for text in legend.get_texts()] == ["image 0", "image 1"]
     assert not run(guidance, make_law(MIXTURE, LINEAR)).trace.plot().legends
-    nowhere = replace(guidance, max_noise_to_signal=0.01)
+    nowhere = replace(guidance, guide=replace(guidance.guide, max_noise_to_signal=0.01))
     with pytest.raises(ValueError, match=r"none of its 5 steps took look-aheads; .* guidance at some of its levels"):
         run(nowhere, make_law(MIXTURE, LINEAR)).trace.plot()
 
@@ -369,17 +371,27 @@ def test_the_trace_records_values_and_the_size_of_the_shift():
     ("options", "message"),
     [
         ({"gradient": "finite"}, "gradient is 'finite'; choose one of pathwise, isotropic, tilted_mean"),
-        ({"guidance_strength": math.nan}, "guidance_strength is nan; give a finite number"),
-        ({"guidance_strength": math.inf}, "guidance_strength is inf; give a finite number"),
+        ({"strength": math.nan}, "strength is nan; give a finite number"),
+        ({"strength": math.inf}, "strength is inf; give a finite number"),
         ({"max_shift": 0.0}, r"max_shift is 0\.0"),
         ({"max_shift": math.nan}, "max_shift is nan"),
         ({"max_shift": -1.0}, r"max_shift is -1\.0"),
+        ({"min_noise_to_signal": 2.0, "max_noise_to_signal": 1.0}, r"min_noise_to_signal is 2\.0 and max_noise"),
+        ({"min_noise_to_signal": -1.0}, r"min_noise_to_signal is -1\.0"),
+    ],
+)
+def test_unusable_options_of_a_guide_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Guide(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"num_corrections": 0}, "num_corrections is 0; it must be a whole number of at least 1"),
         ({"num_corrections": 1.5}, r"num_corrections is 1\.5; it must be a whole number"),
         ({"num_warm_up_steps": 2.5}, r"num_warm_up_steps is 2\.5; it must be a whole number"),
         ({"num_particles": 2.0}, r"num_particles is 2\.0; it must be a whole number"),
-        ({"min_noise_to_signal": 2.0, "max_noise_to_signal": 1.0}, r"min_noise_to_signal is 2\.0 and max_noise"),
-        ({"min_noise_to_signal": -1.0}, r"min_noise_to_signal is -1\.0"),
     ],
 )
 def test_unusable_options_are_refused(options, message):

@@ -24,6 +24,7 @@ from diamond_diffusers import (
 from diamond_diffusers.alignment.named import as_method
 from diamond_diffusers.core.glass import EarlyStop, inner_times, query_level
 from diamond_diffusers.core.interval import Interval
+from diamond_diffusers.core.serial import with_options
 
 from ..conftest import redness
 from ..core.mixture import make_mixture, seeded
@@ -52,11 +53,11 @@ def steps_guided(guidance, levels=COARSE_LEVELS):
         ({"num_guided_steps": 0.5}, [1, 1, 1, 0, 0]),
         ({"num_guided_steps": 0.2}, [1, 0, 0, 0, 0]),
         ({"num_guided_steps": 9}, [1, 1, 1, 1, 1]),
-        ({"num_guided_steps": 2, "max_noise_to_signal": 100.0}, [0, 1, 1, 0, 0]),
-        ({"num_guided_steps": 3, "min_noise_to_signal": 1.0}, [1, 1, 1, 0, 0]),
+        ({"num_guided_steps": 2, "guide.max_noise_to_signal": 100.0}, [0, 1, 1, 0, 0]),
+        ({"num_guided_steps": 3, "guide.min_noise_to_signal": 1.0}, [1, 1, 1, 0, 0]),
         ({"num_guided_steps": 2, "num_jump_steps": 1}, [1, 1, 0]),
-        ({"num_guided_steps": 2, "num_jump_steps": 3, "max_noise_to_signal": 100.0}, [0, 1, 1, 0]),
-        ({"min_noise_to_signal": 1.0, "num_jump_steps": 1}, [1, 1, 1, 0]),
+        ({"num_guided_steps": 2, "num_jump_steps": 3, "guide.max_noise_to_signal": 100.0}, [0, 1, 1, 0]),
+        ({"guide.min_noise_to_signal": 1.0, "num_jump_steps": 1}, [1, 1, 1, 0]),
         ({"num_guided_steps": 4, "num_jump_steps": 2}, [1, 1, 1, 1, 0]),
         ({"num_jump_steps": 2}, [1, 1, 1, 1, 1]),
         ({"num_guided_steps": -1}, [1, 1, 1, 1, 0]),
@@ -67,7 +68,7 @@ def steps_guided(guidance, levels=COARSE_LEVELS):
     ids=str,
 )
 def test_so_many_steps_are_guided(options, guided):
-    assert steps_guided(replace(POINT, **options)) == [bool(step) for step in guided]
+    assert steps_guided(with_options(POINT, options)) == [bool(step) for step in guided]
 
 
 def test_queries_within_the_last_guided_step_are_guided_too():

@@ -13,7 +13,6 @@ from diamond_diffusers import (
     DiamondMapPipeline,
     DiamondPosterior,
     GlassPosterior,
-    Guidance,
     Guide,
     NoAlignment,
     PosteriorResampling,
@@ -88,8 +87,8 @@ def test_guidance_moves_what_is_chosen():
         torch.eye(3, dtype=torch.float64)[None],
     )
     law = law_of(DiamondMixture(gaussian), unconditional(1000), [""] * 1000, LINEAR)
-    guidance = Guidance(guide=Guide("isotropic", max_shift=None))
-    drawn = run(PosteriorResampling(1, DiamondPosterior(1), guide=guidance), law, levels=(math.inf, 1.2, 0.4, 0.0))
+    guide = Guide("isotropic", max_shift=None)
+    drawn = run(PosteriorResampling(1, DiamondPosterior(1), guide=guide), law, levels=(math.inf, 1.2, 0.4, 0.0))
     drawn = drawn.latents[:, 0].double()
     tilted, _ = LINEAR.tilt(gaussian)
     assert ((drawn.mean(0) - tilted.mean).abs() < 4 / math.sqrt(1000)).all()
@@ -115,9 +114,9 @@ def test_guidance_has_its_levels_and_tells_the_terms_of_its_gradient_apart():
     costs = {}
     for scaling in ("exact", "norm"):
         law = make_law(MIXTURE, LINEAR)
-        guidance = Guidance(guide=Guide("pathwise", scaling=scaling, max_coefficient=2.0, min_noise_to_signal=1.0))
+        guide = Guide("pathwise", scaling=scaling, max_coefficient=2.0, min_noise_to_signal=1.0)
         posterior = WeightedPosterior(3, num_map_steps=2)
-        run(PosteriorResampling(posterior=posterior, guide=guidance), law, levels, x=torch.ones(1, 3))
+        run(PosteriorResampling(posterior=posterior, guide=guide), law, levels, x=torch.ones(1, 3))
         costs[scaling] = law.cost
     # The map has two steps of the ODE, of which the first gives the scores too.
     assert [costs[scaling].backward_passes for scaling in costs] == [3 * 2, 3 * 2 + 3]
@@ -133,10 +132,10 @@ def test_without_a_tilt_the_first_look_ahead_moves_the_particle():
     assert torch.equal(*draws)
 
 
-@pytest.mark.parametrize("guidance", [None, Guidance(guide=Guide("pathwise"))], ids=["unguided", "guided"])
-def test_without_a_tilt_no_look_ahead_is_scored(guidance):
+@pytest.mark.parametrize("guide", [None, Guide("pathwise")], ids=["unguided", "guided"])
+def test_without_a_tilt_no_look_ahead_is_scored(guide):
     law = tilted_law(2, reward_scale=0.0)
-    run(PosteriorResampling(3, DiamondPosterior(4), guide=guidance), law)
+    run(PosteriorResampling(3, DiamondPosterior(4), guide=guide), law)
     assert law.cost.decodes == law.cost.reward_calls == 2 * 3
     assert law.cost.backward_passes == 0
 
@@ -166,4 +165,4 @@ def test_what_cannot_be_chosen_from_is_refused():
     with pytest.raises(ValueError, match="correlation is 2"):
         PosteriorResampling(correlation=2)
     with pytest.raises(ValueError, match="Diamond Map"):
-        PosteriorResampling(posterior=DiamondPosterior(4)).resolve(make_law(MIXTURE, LINEAR).family)
+        PosteriorResampling(posterior=DiamondPosterior(4)).resolve(make_law(MIXTURE, LINEAR).model)

@@ -14,7 +14,6 @@ from diamond_diffusers import (
     DiamondTransition,
     GlassPosterior,
     GlassTransition,
-    Guidance,
     Guide,
     PosteriorSMC,
     WeightedPosterior,
@@ -30,7 +29,7 @@ from .test_smc import is_exact
 
 LEVELS = (math.inf, 1.5, 0.5, 0.0)
 STEPS = len(LEVELS) - 1
-GUIDANCE = Guidance(guide=Guide("isotropic"))
+GUIDE = Guide("isotropic")
 
 
 def estimates(smc, reward, num_images):
@@ -49,10 +48,10 @@ def estimates(smc, reward, num_images):
         {"posterior": DiamondPosterior(4)},
         {"transition": GlassTransition(correlation=0.6)},
         {"transition": GlassTransition(correlation=1.0)},
-        {"guidance": GUIDANCE},
+        {"guide": GUIDE},
         {
             "posterior": DiamondPosterior(4),
-            "guidance": Guidance(DiamondPosterior(4), Guide("tilted_mean", strength=1.5)),
+            "guide": Guide("tilted_mean", strength=1.5),
         },
         {"resampling_threshold": 1.0, "max_noise_to_signal": 1.5},
     ],
@@ -90,7 +89,7 @@ def test_a_step_costs_its_look_aheads():
 
 def test_look_aheads_without_a_value_are_not_scored():
     late, untilted = tilted_law(2), tilted_law(2, reward_scale=0.0)
-    run(PosteriorSMC(3, DiamondPosterior(4), max_noise_to_signal=1.0, guide=GUIDANCE), late, COARSE_LEVELS)
+    run(PosteriorSMC(3, DiamondPosterior(4), max_noise_to_signal=1.0, guide=GUIDE), late, COARSE_LEVELS)
     run(PosteriorSMC(3, DiamondPosterior(4)), untilted, COARSE_LEVELS)
     with_values = sum(level <= 1.0 for level in COARSE_LEVELS[:-1])
     assert late.cost.decodes == late.cost.reward_calls == 2 * 3 * (4 * with_values + 1)
@@ -149,14 +148,14 @@ def test_values_after_every_step_cost_lineages():
 
 def test_without_a_tilt_look_aheads_alone_move_the_particles():
     """Whatever the method's options are, and none is ever preferred."""
-    methods = [PosteriorSMC(4), PosteriorSMC(4, guide=GUIDANCE, potential="max")]
+    methods = [PosteriorSMC(4), PosteriorSMC(4, guide=GUIDE, potential="max")]
     plain, other = (run(method, tilted_law(3, reward_scale=0.0), seed=(1, 2, 3)) for method in methods)
     assert torch.equal(plain.latents, other.latents)
     assert torch.equal(plain.log_evidence, torch.zeros(3, dtype=torch.float64))
 
 
 def test_images_do_not_depend_on_their_batch():
-    method = PosteriorSMC(4, guide=GUIDANCE)
+    method = PosteriorSMC(4, guide=GUIDE)
     together = run(method, tilted_law(3), seed=(1, 2, 3)).latents
     assert torch.equal(together[[2, 0]], run(method, tilted_law(2), seed=(3, 1)).latents)
 
@@ -168,7 +167,7 @@ def test_images_do_not_depend_on_their_batch():
         ({"transition": GlassTransition(num_inner_steps=2)}, "look-aheads move the particles"),
         ({"transition": AncestralTransition()}, "look-aheads move the particles"),
         ({"posterior": DenoiserPoint(), "transition": GlassTransition(correlation=1.0)}, "draws no noise"),
-        ({"guidance": Guidance(DiamondPosterior(2), Guide("tilted_mean"))}, "draws 1; take GlassPosterior"),
+        ({"guide": Guide("tilted_mean")}, "draws 1; take GlassPosterior"),
     ],
 )
 def test_what_cannot_move_particles_is_refused(options, message):
@@ -182,4 +181,4 @@ def test_no_transition_is_the_default_one():
 
 def test_a_diamond_map_is_needed():
     with pytest.raises(ValueError, match="Diamond Map"):
-        PosteriorSMC().resolve(make_law(MIXTURE, LINEAR).family)
+        PosteriorSMC().resolve(make_law(MIXTURE, LINEAR).model)

@@ -85,5 +85,5 @@ def test_every_potential_has_the_tilted_law_and_its_evidence_as_limit(name, post
 
 
 def test_an_unknown_potential_is_refused():
-    with pytest.raises(ValueError, match="potential is 'mean'; choose one of value, max, sum"):
+    with pytest.raises(ValueError, match="potential is 'mean'; choose one of max, sum, value"):
         SMC(potential="mean")

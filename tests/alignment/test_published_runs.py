@@ -157,7 +157,7 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
 
     x = path.to_bounded(golden["latents"], time)
     noise = RecordedNoise([recorded["eps"]])
-    ahead = preset.look_ahead(law, posterior, x, level, noise, with_samples=True, aim=aim)
+    ahead = preset.guide.look_ahead(law, posterior, x, level, noise, with_samples=True, aim=aim)
     torch.testing.assert_close(ahead.rewards[0] / 250, recorded["particle_reward"].flatten(), **TOLERANCE)
     weights = torch.softmax(posterior.log_proportions(torch.zeros(1, 3), ahead.rewards, 250.0), 1)[0]
     torch.testing.assert_close(weights, golden[f"t{time}.softmax.particle_weights"].flatten(), **TOLERANCE)
@@ -171,7 +171,9 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
     torch.testing.assert_close(total, 20 * golden[f"t{time}.softmax.combined_unit"])
     # The velocity changes by the coefficient times the gradient, and the denoised sample by t as much.
     expected = time * coefficient * total
-    torch.testing.assert_close(preset.shift(ahead, level), expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+    torch.testing.assert_close(
+        preset.guide.shift(ahead, level), expected, atol=1e-4 * expected.abs().max().item(), rtol=0
+    )
 
 
 @torch.no_grad()
@@ -204,13 +206,13 @@ def test_a_step_of_the_weighted_diamond_map_on_sana_sprint(step: int) -> None:
     latents = golden["latents"][step : step + 1]
     preset = weighted_diamond_map(law.model, guide={"strength": 20 / latents.numel() ** 0.5})
     noise = RecordedNoise([golden["eps"][step - 1]])
-    ahead = preset.look_ahead(law, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
+    ahead = preset.guide.look_ahead(law, preset.posterior, latents / 0.5, levels[step], noise, with_samples=True)
     # Before the look-aheads come the predictions of each step so far, and look-aheads of those before.
     first = 2 + 5 * (step - 1)
     torch.testing.assert_close(ahead.samples[0], golden["candidates"][first : first + 4], **TOLERANCE)
     torch.testing.assert_close(ahead.rewards[0] / 250, golden["rewards"][first : first + 4], atol=2e-3, rtol=1e-3)
     # Of scaled latents: b times the gradient is taken from dx / ds.
-    shift = preset.shift(ahead, levels[step]) * 0.5 / math.sin(golden["times"][step])
+    shift = preset.guide.shift(ahead, levels[step]) * 0.5 / math.sin(golden["times"][step])
     expected = golden["scaled_gradients"][step - 1 : step]
     torch.testing.assert_close(shift, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)
 
@@ -220,13 +222,10 @@ def test_a_run_of_the_weighted_diamond_map_on_sana_sprint_jumps_and_keeps_the_be
     law, levels, golden = sana_sprint_law()
     preset = weighted_diamond_map(law.model, guide={"strength": 20 / 256**0.5})
     visited = []
-    result = preset.run(
-        law,
-        golden["starting_latents"],
-        levels,
-        RandomSource(torch.Generator().manual_seed(0), 1),
-        lambda index, x, step: visited.append((x, step)),
-    )
+    random = RandomSource(torch.Generator().manual_seed(0), 1)
+    for progress in preset.iterate(law, golden["starting_latents"], levels, random):
+        visited.append((progress.particles, progress.level_index))
+    result = progress.result()
     # The first step, five guided ones, and one evaluation from there to the end.
     assert [step for _, step in visited] == [0, 1, 2, 3, 4, 5, 19]
     assert law.cost.network_evaluations == 1 + 5 * (1 + 4 * 2) + 1
@@ -268,7 +267,7 @@ def test_a_run_of_reno_on_one_step_of_flux(name: str, scale: float) -> None:
     """Eight iterations; a weak reward leaves the gradient to the regularisation, a strong one meets the clipping."""
     law, _, _ = flux_law()
     golden = load_file(FIXTURES / "reno" / "golden.safetensors")
-    law.reward_scale = scale
+    law = replace(law, reward_scale=scale)
     noises = []
 
     class Watched(type(law.model)):
@@ -277,7 +276,7 @@ def test_a_run_of_reno_on_one_step_of_flux(name: str, scale: float) -> None:
             return super().flow_map(x, *arguments)
 
     family = Watched(law.model.pipeline)
-    law.model = family
+    law = replace(law, model=family)
     preset = reno(family, num_iterations=8, transition=FlowMapTransition())
     start = golden[f"{name}.noises"][:1]
     result = preset.run(law, start, (math.inf, 0.0), RandomSource(torch.Generator(), 1))

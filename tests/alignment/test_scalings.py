@@ -220,11 +220,11 @@ def test_flow_map_points_are_guided_at_pure_noise(scaling):
 @pytest.mark.parametrize("scaling", ["norm", "auto"])
 @pytest.mark.parametrize("gradient", ["pathwise", "isotropic", "tilted_mean", "hybrid"])
 def test_scaled_guidance_raises_the_reward(scaling, gradient, family):
-    options = {"max_shift": None, "transition": ODETransition(), "num_particles": 20}
+    options = {"transition": ODETransition(), "num_particles": 20}
     posterior = DenoiserPoint() if gradient == "isotropic" else GlassPosterior(3, 4)
 
     def mean_reward(strength):
-        guidance = Guidance(posterior, Guide(gradient, strength=strength, scaling=scaling), **options)
+        guidance = Guidance(posterior, Guide(gradient, strength=strength, scaling=scaling, max_shift=None), **options)
         return run(guidance, make_law(MIXTURE, QUADRATIC, family)).rewards.mean()
 
     assert mean_reward(0.3) > mean_reward(0.0) + 0.1
@@ -241,7 +241,7 @@ def test_rows_of_zeros_stay_zero_and_limits_keep_directions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scaling": "clip"}, "scaling is 'clip'; choose one of exact, norm, sana_sprint_norm, auto"),
+        ({"scaling": "clip"}, "scaling is 'clip'; choose one of auto, exact, norm, sana_sprint_norm"),
         ({"max_coefficient": 0.0}, r"max_coefficient is 0\.0; give a positive number"),
         (
             {"max_coefficient": 3.0, "scaling": "auto"},
@@ -251,4 +251,4 @@ def test_rows_of_zeros_stay_zero_and_limits_keep_directions():
 )
 def test_unusable_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Guidance(**options)
+        Guide(**options)

@@ -135,7 +135,7 @@ def test_the_best_of_all_noises_is_returned(alignment):
     law = make_law(GAUSSIAN, LINEAR, num_images=5)
     result = run(alignment, law, on_step=lambda index, x: seen.append(x.unflatten(0, (5, -1))))
     tried = torch.cat(seen, 1)
-    assert len(seen) == len(result.trace.steps) == alignment.num_callbacks(5)
+    assert len(seen) == len(result.trace.steps) == alignment.num_stages(law, COARSE_LEVELS)
     assert tried.shape == (5, alignment.num_candidates, 3)
     rewards = tried.double() @ DIRECTION
     best = rewards.argmax(1)

@@ -121,7 +121,7 @@ def test_das_tilts_by_the_whole_gradient(scale):
     plain, tilted = [], []
     levels = falling_levels(8, 3.0)
     smc = das(transition=DASTransition(), tempering=ScheduledTempering(math.sqrt(2) - 1), resampling="none")
-    for states, guided in ((plain, replace(smc, guide=replace(smc.guidance, guidance_strength=0.0))), (tilted, smc)):
+    for states, guided in ((plain, replace(smc, guide=replace(smc.guide, strength=0.0))), (tilted, smc)):
         law = make_law(MIXTURE, QuadraticReward({"": (0.9, -0.7, 0.6)}), reward_scale=scale)
         x = torch.ones(4, 3, dtype=torch.float64)
         run(guided, law, levels, x=x, on_step=lambda index, x, states=states: states.append(x))
@@ -210,12 +210,12 @@ def test_settings_are_those_that_are_published():
     assert posterior_diamond_map_smc().posterior == DiamondPosterior(1)
     assert posterior_diamond_map_smc().transition == GlassTransition(8, solver="euler")
     assert glass_fk().transition == GlassTransition(4, correlation=0.4)
-    assert das().max_tilt == math.inf and das().guidance.max_shift is None and das().resampling == "ssp"
+    assert das().max_tilt == math.inf and das().guide.max_shift is None and das().resampling == "ssp"
     assert das().default_selection == "heaviest" and das().num_valuations is None
 
 
 def test_settings_of_das_follow_the_model():
-    few_step, ordinary = make_map_law(MIXTURE).family, make_law(MIXTURE).family
+    few_step, ordinary = make_map_law(MIXTURE).model, make_law(MIXTURE).model
     assert das(few_step).tempering == ScheduledTempering(0.1) and das(few_step).transition == DASTransition(0.5)
     assert das(ordinary).tempering == das().tempering == AdaptiveTempering()
     assert das(ordinary).transition == das().transition == DASTransition(0.5)
@@ -230,7 +230,7 @@ def test_das_steps_as_ddpm_does():
     predicted = network.predict(x, 2.0)
     for eta in (0.5, 1.0):
         own, plain = DASTransition(eta), AncestralTransition(eta)
-        step = (network, x, 2.0, 1.0, predicted, noise)
+        step = (network, x, Interval(2.0, 1.0), predicted, noise)
         assert torch.equal(own.step(*step), plain.step(*step))
     assert DASTransition().tilt_gain(Interval(2.0, 1.0)) < 0.9 * AncestralTransition().tilt_gain(Interval(2.0, 1.0))
     ratio = DASTransition().tilt_gain(Interval(2.0, 1.999)) / AncestralTransition().tilt_gain(Interval(2.0, 1.999))

@@ -11,7 +11,6 @@ from diamond_diffusers import (
     DenoiserPoint,
     GlassPosterior,
     GlassTransition,
-    Guidance,
     Guide,
     ScheduledTempering,
 )
@@ -103,16 +102,16 @@ def test_the_effective_sample_size_is_held_along_the_levels():
 
 
 @pytest.mark.parametrize("tempering", [AdaptiveTempering(0.97), ScheduledTempering(0.2)], ids=str)
-@pytest.mark.parametrize("guidance", [None, Guidance(LOOK_AHEADS, Guide("tilted_mean"))], ids=["plain", "guided"])
-def test_tempered_weights_have_the_limits_of_the_full_reward(tempering, guidance):
+@pytest.mark.parametrize("guide", [None, Guide("tilted_mean")], ids=["plain", "guided"])
+def test_tempered_weights_have_the_limits_of_the_full_reward(tempering, guide):
     num_images, num_particles, scale = 96, 128, 1.5
-    posterior = DenoiserPoint() if guidance is None else LOOK_AHEADS
+    posterior = DenoiserPoint() if guide is None else LOOK_AHEADS
     smc = SMC(
         num_particles,
         posterior,
         ExactTransition(MIXTURE),
         resampling_threshold=0.9,
-        guide=guidance,
+        guide=guide,
         tempering=tempering,
     )
     result = run(smc, make_law(MIXTURE, LINEAR, num_images=num_images, reward_scale=scale), falling_levels(4))
@@ -134,8 +133,8 @@ def test_guidance_is_tempered_too(tempering, first):
     """By the temperature of the level that a move leads to, where that is known before the move."""
     moved = []
     for strength, tempers in ((1.0, None), (1.0, tempering), (0.0, None)):
-        guidance = Guidance(LOOK_AHEADS, Guide("tilted_mean", strength=strength, max_shift=None))
-        smc = SMC(8, LOOK_AHEADS, guide=guidance, max_tilt=math.inf, tempering=tempers)
+        guide = Guide("tilted_mean", strength=strength, max_shift=None)
+        smc = SMC(8, LOOK_AHEADS, guide=guide, max_tilt=math.inf, tempering=tempers)
         seen = []
         law = make_law(MIXTURE, LINEAR, reward_scale=3.0)
         run(smc, law, falling_levels(4), on_step=lambda index, x, seen=seen: seen.append(x.clone()))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diamond_diffusers import GlassTransition
+from diamond_diffusers.core.interval import Interval
 
 from .exact_transition import ExactTransition
 from .mixture import energy_distance, make_mixture, seeded
@@ -58,9 +59,11 @@ def test_a_step_is_a_map_of_its_noise_that_asks_nothing_of_the_network():
     law = MixtureModel(MIXTURE)
     x, noise = observations(2.0), torch.randn(8, 3, generator=seeded(3))
     transition = ExactTransition(MIXTURE)
-    moved = [transition.step(None, x, 2.0, 0.8, None, noise) for _ in range(2)]
+    moved = [transition.step(None, x, Interval(2.0, 0.8), None, noise) for _ in range(2)]
     assert torch.equal(*moved) and law.evaluations == 0
-    rows = [transition.step(None, x[row : row + 1], 2.0, 0.8, None, noise[row : row + 1]) for row in range(8)]
+    rows = [transition.step(None, x[row : row + 1], Interval(2.0, 0.8), None, noise[row : row + 1]) for row in range(8)]
     torch.testing.assert_close(torch.cat(rows), moved[0])
     assert moved[0].dtype == torch.float32
-    assert transition.is_stochastic and transition.tilt_gain(2.0, 0.8) == GlassTransition(16).tilt_gain(2.0, 0.8)
+    assert transition.is_stochastic and transition.tilt_gain(Interval(2.0, 0.8)) == GlassTransition(16).tilt_gain(
+        Interval(2.0, 0.8)
+    )

@@ -1,6 +1,7 @@
 """The Weighted Diamond Map against closed forms: its draws, weights, values and gradients with an exact flow map."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diamond_diffusers import WeightedPosterior
+from diamond_diffusers.alignment.law import ScoreModel
 from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
@@ -194,7 +196,7 @@ def test_discrete_time_families_declare_their_largest_level():
     scores = MixtureModel(MIXTURE)
     scores.max_noise_to_signal = 7.0
     law = make_map_law(MIXTURE)
-    law.score_model = (scores, law.conditions)
+    law = replace(law, score_model=ScoreModel(scores, law.conditions))
     assert at_rows(law, 1).network.max_noise_to_signal == 7.0
 
 
