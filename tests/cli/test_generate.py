@@ -154,7 +154,7 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
         (("--posterior", "magic"), "posterior is 'magic'; choose one of denoiser, diamond, flow_map, glass"),
         (("--posterior", "diamond", "--num-inner-steps", 2), "--num-inner-steps is 2, but posterior 'diamond'"),
         (("--alignment", "guidance", "--gradient", "magic"), "gradient is 'magic'; choose one of pathwise"),
-        (("--reward", "magic"), "There is no reward named 'magic'"),
+        (("--reward", "magic"), "reward is 'magic'; choose one of"),
         (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
         (("--device", "magic"), "--device is 'magic', which is not usable here"),
         (("--device", "meta"), "--device is 'meta', which is not usable here"),

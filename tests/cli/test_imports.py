@@ -11,7 +11,7 @@ import pytest
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.posteriors import POSTERIORS
-from diamond_diffusers.rewards import registry
+from diamond_diffusers.rewards import REWARDS
 
 from .invoking import invoke, refusal, succeed
 
@@ -64,7 +64,7 @@ def extension(tmp_path, request):
     path.write_text(EXTENSION.format(module=module))
     (tmp_path / f"{module}_helper.py").write_text("MOST = 9\n")
     yield path
-    for entries in (METHODS._entries, PRESETS._entries, POSTERIORS._entries, registry._registered):
+    for entries in (METHODS._entries, PRESETS._entries, POSTERIORS._entries, REWARDS._entries):
         for name in ("best_of_few", "my_point", "strong_guidance", "blueness"):
             entries.pop(name, None)
     for name in (module, f"{module}_helper"):

@@ -44,8 +44,8 @@ def test_given_pure_noise_it_is_the_flow_map_of_the_model(pipe: DiamondMapPipeli
     two."""
     captions = random.Random(0).sample(held_out_captions(), 24)
     level = time / (1 - time)
-    with tilted_law(pipe, [caption.text for caption in captions]) as model:
-        network = model.network(model.owners(1))
+    with tilted_law(pipe, [caption.text for caption in captions]) as law:
+        network = law.rows(torch.empty(law.num_images)).network
         clean = rendered_latents(pipe, captions)
         x = add_noise(clean, torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)), level)
         exact = integrate_ode(network.denoise, x, level, 32)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from diamond_diffusers.evaluation.observations import tilted_law
 from diffusers import DDIMScheduler
 
 import diamond_diffusers
+from benchmarks.posteriors.observations import tilted_law
 from diamond_diffusers import SMC, DiamondMapPipeline
 from diamond_diffusers.evaluation.benchmark.plan import plan_methods
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
@@ -25,7 +25,7 @@ from diamond_diffusers.pipelines.call import Call
 from diamond_diffusers.rewards import as_reward
 from diamond_diffusers.training.teacher import Teacher
 from tests.families.family import PROMPTS, brightness, generators
-from tests.families.tiny_flux import build_tiny_flux
+from benchmarks.zoo.flux import build_tiny_flux
 from tests.families.tiny_stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion
 
 PACKAGE = Path(diamond_diffusers.__file__).parent
