@@ -107,7 +107,7 @@ class StepEnd:
             )
         # Not every stock pipeline has the property that reads this.
         if self.family.pipeline._interrupt:
-            if not progress.is_final:
+            if not isinstance(self.alignment, NoiseRounds):
                 # Stock pipelines decode what they have, as it is.
                 progress.end(self.family.from_stock((latents if replaced is None else replaced).to(x), 0.0))
             return True

@@ -123,7 +123,7 @@ def test_a_run_evaluates_nothing_but_the_map():
     assert law.model.evaluations == law.cost.network_evaluations == 2 * 3 * (2 * 4 + 3)
     plain = tilted_law()
     run(NoAlignment(DiamondTransition()), plain, levels=(math.inf, 2.0, 0.5, 0.0))
-    assert plain.family.evaluations == plain.cost.network_evaluations == 3
+    assert plain.model.evaluations == plain.cost.network_evaluations == 3
 
 
 def test_guidance_baked_in_is_not_paid_for_again():

@@ -26,7 +26,7 @@ from diamond_diffusers.rewards import as_reward
 from diamond_diffusers.training.teacher import Teacher
 from tests.families.family import PROMPTS, brightness, generators
 from benchmarks.zoo.flux import build_tiny_flux
-from tests.families.tiny_stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion
+from benchmarks.zoo.stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion
 
 PACKAGE = Path(diamond_diffusers.__file__).parent
 CALL = {"height": 16, "width": 16, "num_inference_steps": 2, "max_sequence_length": 12}
