@@ -16,6 +16,8 @@ from diffusers import DDIMScheduler
 
 import diamond_diffusers
 from benchmarks.posteriors.observations import tilted_law
+from benchmarks.zoo.flux import build_tiny_flux
+from benchmarks.zoo.stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion
 from diamond_diffusers import SMC, DiamondMapPipeline
 from diamond_diffusers.evaluation.benchmark.plan import plan_methods
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
@@ -25,8 +27,6 @@ from diamond_diffusers.pipelines.call import Call
 from diamond_diffusers.rewards import as_reward
 from diamond_diffusers.training.teacher import Teacher
 from tests.families.family import PROMPTS, brightness, generators
-from benchmarks.zoo.flux import build_tiny_flux
-from benchmarks.zoo.stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion
 
 PACKAGE = Path(diamond_diffusers.__file__).parent
 CALL = {"height": 16, "width": 16, "num_inference_steps": 2, "max_sequence_length": 12}
