@@ -84,9 +84,7 @@ class Sample:
         return {"mean_value": values.mean(1), "best_value": values.amax(1)}
 
 
-def plain_sample(
-    law: Law, transition: Transition, noise: Tensor, levels: Sequence[float], random: RandomSource
-) -> Sample:
+def plain_sample(law: Law, transition: Transition, noise: Tensor, levels: Sequence[float], random: RandomSource Sample:
     """Plain samples of the noises `[N, ...]`, equally many consecutive ones of each image.
 
     Args:
@@ -98,5 +96,6 @@ def plain_sample(
     """
     result = NoAlignment(transition, len(noise) // law.num_images).run(law, noise, levels, random)
     terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
+    assert result.rewards is not None and result.images is not None, "searches of noises need a reward"
     evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
     return Sample(result.latents.flatten(0, 1), evaluation)

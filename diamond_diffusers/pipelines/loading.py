@@ -136,7 +136,7 @@ def check_class(model: str | Path, **hub: Any) -> str:
     return name
 
 
-def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any]) -> type[DiffusionPipeline]:
+def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, Any]) -> type[DiffusionPipeline]:
     """The stock pipeline class that loads a checkpoint file.
 
     Args:

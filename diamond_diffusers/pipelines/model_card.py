@@ -65,7 +65,7 @@ _MAP_AND_BASE = (
 
 
 def write_model_card(
-    folder: str | PathLike,
+    folder: str | PathLike[str],
     repository: str,
     license: str | None = None,
     prompt: str | None = None,
@@ -137,7 +137,7 @@ def check_card(license: str | None, prompt: str | None) -> None:
         raise ValueError(f"license is {license!r}; give a licence as the Hub names it, such as 'apache-2.0'")
 
 
-def card_of_map(folder: str | PathLike) -> set[str]:
+def card_of_map(folder: str | PathLike[str]) -> set[str]:
     """The names of a Diamond Map's card and its samples, where a folder has them; other cards are not ours."""
     file = Path(folder) / CARD_NAME
     try:
@@ -159,7 +159,7 @@ def create_repository(repository: str, token: str | bool | None = None, private:
 
 
 def upload(
-    folder: str | PathLike,
+    folder: str | PathLike[str],
     repository: str,
     token: str | bool | None = None,
     *,

@@ -79,7 +79,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any
     ) -> DiamondMapPipeline:
         """Loads a supported diffusers pipeline or a Diamond Map, or the embedded model if none is named.
 
@@ -116,7 +116,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return pipe
 
     @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> DiamondMapPipeline:
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> DiamondMapPipeline:
         """Loads a supported pipeline from one checkpoint file.
 
         Args:
@@ -152,7 +154,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             )
         return cls(pipeline.pipeline, **{**{name: getattr(pipeline, name) for name in OPTIONS}, **kwargs})
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the stock pipeline, loadable by stock diffusers, and beside it this model's defaults and Diamond Map.
 
         The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged. In place of a

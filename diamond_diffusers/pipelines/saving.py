@@ -81,7 +81,7 @@ def save_model(
     family: Family,
     defaults: Mapping[str, Any],
     base_defaults: Mapping[str, Any],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     license: str | None = None,
     sample_prompt: str | None = None,
@@ -220,7 +220,7 @@ def _grid(images: Sequence[Image.Image]) -> Image.Image:
     return functional.to_pil_image(make_grid(tensors, nrow=GRID_COLUMNS, pad_value=255))
 
 
-def write_defaults(folder: str | os.PathLike, family: str, defaults: Mapping[str, Any]) -> None:
+def write_defaults(folder: str | os.PathLike[str], family: str, defaults: Mapping[str, Any]) -> None:
     """Writes call defaults beside a saved stock pipeline.
 
     Raises:
