@@ -84,7 +84,9 @@ class Sample:
         return {"mean_value": values.mean(1), "best_value": values.amax(1)}
 
 
-def plain_sample(law: Law, transition: Transition, noise: Tensor, levels: Sequence[float], random: RandomSource Sample:
+def plain_sample(
+    law: Law, transition: Transition, noise: Tensor, levels: Sequence[float], random: RandomSource
+) -> Sample:
     """Plain samples of the noises `[N, ...]`, equally many consecutive ones of each image.
 
     Args:
