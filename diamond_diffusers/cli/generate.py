@@ -170,7 +170,7 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} is {value}, but alignment {request.name!r} does not use it; drop {flag}")
     budget = given["max_network_evaluations"]
-    if budget is not None and method.grows in request.options:
+    if budget is not None and method.grows is not None and method.grows in request.options:
         flag, _ = request.flags.get(method.grows, (f"-o {method.grows}", None))
         raise ValueError(
             f"{flag} is {request.options[method.grows]}, which --max-network-evaluations {budget} would replace; drop "

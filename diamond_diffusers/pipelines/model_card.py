@@ -14,7 +14,7 @@ from typing import Any
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
 from ..files.staging import UNFINISHED
@@ -141,7 +141,7 @@ def card_of_map(folder: str | PathLike[str]) -> set[str]:
     """The names of a Diamond Map's card and its samples, where a folder has them; other cards are not ours."""
     file = Path(folder) / CARD_NAME
     try:
-        tags = ModelCard(file.read_text(encoding="utf-8")).data.tags if file.is_file() else None
+        tags = ModelCard(file.read_text(encoding="utf-8")).data.get("tags") if file.is_file() else None
     except Exception:
         # What others wrote need not be a card.
         return set()
@@ -170,8 +170,8 @@ def upload(
     """Uploads a folder, or those of its files that are named."""
     return HfApi(token=token).upload_folder(
         repo_id=repository,
-        folder_path=folder,
-        allow_patterns=files and list(files),
+        folder_path=Path(folder),
+        allow_patterns=None if files is None else list(files),
         # What a save left behind whose process was killed.
         ignore_patterns=[f"*{UNFINISHED}*"],
         commit_message=commit_message,

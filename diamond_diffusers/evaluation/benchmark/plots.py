@@ -138,8 +138,8 @@ def trace_figure(
             axes.fill_between(where, centre - half, centre + half, color=style["color"], alpha=0.12, linewidth=0)
         axes.set_xlabel("share of the steps that are done")
         axes.set_ylabel(TRACES[name])
-    handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(list(handles.values()), list(handles.keys()), loc="outside right center", fontsize="small")
     return figure
 
 
@@ -186,7 +186,7 @@ def png(figure: Figure) -> bytes:
 
 def method_styles(summaries: Sequence[Summary]) -> dict[str, Style]:
     """A line of its own for each method's name, the same in all figures of a comparison."""
-    palette = colormaps["tab20"].colors
+    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
     # The even ones are strong, the odd ones pale.
     ordered = [*palette[::2], *palette[1::2]]
     styles = [{"color": colour, "linestyle": kind} for kind in LINE_STYLES for colour in ordered]

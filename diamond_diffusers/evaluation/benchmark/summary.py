@@ -68,7 +68,7 @@ def summarise(
         folder: of the images.
         clip: in whose space diversity is measured; None for no diversity.
     """
-    diversity = {}
+    diversity: dict[str, Estimate | None] = {}
     for method in plan.methods if clip is not None else ():
         paths: dict[int, list[Path]] = {}
         for record in records[method.label]:
