@@ -185,7 +185,9 @@ def _print_rewards(drawn: SideBySide) -> None:
         table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
     if drawn.plain.rewards is not None and len(drawn.prompts) > 1:
         table.add_section()
-        table.add_row("mean", "", *(f"{out.rewards.mean():.3f}" for out in drawn.outputs.values()))
+        table.add_row(
+            "mean", "", *(f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None)
+        )
     console = Console()
     console.print(table)
     for name, out in drawn.outputs.items():

@@ -88,7 +88,7 @@ def _list_new_names(ctx: typer.Context) -> None:
     for command in ctx.command.commands.values():
         for parameter in command.params:
             if parameter.name in lists:
-                parameter.help = lists[parameter.name]()
+                parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
 for command in (generate, rewards, score, benchmark, redraw, models):

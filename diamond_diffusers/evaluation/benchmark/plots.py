@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def cost_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
         figures["score_against_cost"] = _against_cost(summaries, "share of right images", lambda summary: summary.score)
     for name in summaries[0].held_out_rewards:
         figures[f"held_out_{_file_name(name)}_against_cost"] = _against_cost(
-            summaries, f"held out: {name}", lambda summary, name=name: summary.held_out_rewards[name]
+            summaries, f"held out: {name}", partial(_held_out, name)
         )
     return figures
 
@@ -79,11 +80,20 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
     return figure
 
 
+def _right_share(summary: Summary) -> float:
+    assert summary.score is not None, "where one row has a judge, all have"
+    return 100 * summary.score.mean
+
+
+def _held_out(name: str, summary: Summary) -> Estimate:
+    return summary.held_out_rewards[name]
+
+
 def overview_figure(summaries: Sequence[Summary]) -> Figure:
     """The judge's score, where there is a judge, and the reward: a row a method, best ones first, a column a budget."""
     panels: list[Panel] = [("reward", "{:.1f}", lambda summary: summary.reward.mean)]
     if summaries[0].score is not None:
-        panels.insert(0, ("right images, %", "{:.0f}", lambda summary: 100 * summary.score.mean))
+        panels.insert(0, ("right images, %", "{:.0f}", _right_share))
     budgets = list(dict.fromkeys(summary.budget for summary in summaries))
     cells = {(summary.method.name, summary.budget): summary for summary in summaries}
 
