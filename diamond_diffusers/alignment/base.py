@@ -74,6 +74,12 @@ class Method(ABC):
             random: draws of the run.
         """
 
+    @property
+    def moves(self) -> Transition:
+        """How particles move, of a method that is resolved."""
+        assert self.transition is not None, "`resolve` fills in the transition, and comes before the first step"
+        return self.transition
+
     def check(self, reward: Reward | None) -> None:
         """Raises a `ValueError` where the method cannot work with this reward; called before any expensive work."""
         if self.needs_reward and reward is None:

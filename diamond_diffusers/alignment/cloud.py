@@ -31,3 +31,9 @@ class Cloud:
     final: Evaluation | None = None
     values: Tensor | None = None
     figures: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def estimates(self) -> LookAhead:
+        """`ahead`, where it has been made."""
+        assert self.ahead is not None, "a step makes the estimates at its particles before it uses them"
+        return self.ahead

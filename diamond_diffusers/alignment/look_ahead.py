@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -73,19 +73,20 @@ class LookAhead:
         """`kappa^2 grad_y V`, `[N, ...]`, where the gradient was asked for."""
         if self.terms is None:
             return None
+        assert self.coefficient is not None, "it comes with the terms"
         total = self.terms.sum(1)
         return expand(self.coefficient, total) * total
 
     def rows(self, index: Tensor) -> LookAhead:
         """The estimates of the particles `index`."""
-        estimates = (getattr(self, field.name) for field in fields(self))
-        return LookAhead(*(None if estimate is None else estimate[index] for estimate in estimates))
+        made = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: estimate[index] for name, estimate in made.items() if estimate is not None})
 
     @classmethod
     def joined(cls, parts: Sequence[LookAhead]) -> LookAhead:
         """The estimates of consecutive parts of a cloud."""
-        estimates = ([getattr(part, field.name) for part in parts] for field in fields(cls))
-        return cls(*(None if of_parts[0] is None else torch.cat(of_parts) for of_parts in estimates))
+        made = [field.name for field in fields(cls) if getattr(parts[0], field.name) is not None]
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in made})
 
     def figures(self, num_particles: int) -> dict[str, Tensor]:
         """What the trace records of `num_particles` particles an image, each `[B]`."""
@@ -192,7 +193,11 @@ class _Rows:
             terms = isotropic_gradient(values, samples).unsqueeze(1)
             coefficient = isotropic_coefficient(self.noise_to_signal)
         else:
-            terms = self.terms(x, known, rewards, log_weights) if splits else pathwise_gradient(values, x).unsqueeze(1)
+            if splits:
+                assert known is not None, "`draw` was asked for it"
+                terms = self.terms(x, known, rewards, log_weights)
+            else:
+                terms = pathwise_gradient(values, x).unsqueeze(1)
             coefficient = pathwise_coefficient(self.noise_to_signal)
         drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
         return LookAhead(known, values.detach(), terms, coefficient.to(x.device).expand(len(x)), drift, **kept)

@@ -81,7 +81,7 @@ class LookAheadSearch(Method):
         elif per_image == self.num_particles:
             return replace(cloud, x=x, ahead=None, figures={})
         else:
-            needed = self.transition.needs_prediction(rows.network)
+            needed = self.moves.needs_prediction(rows.network)
             ahead = look_ahead(law, self.posterior, x, interval.end, random.aside, with_prediction=needed)
         kept = highest(ahead.values.unflatten(0, (-1, per_image)), self.num_particles)
         return replace(
@@ -96,7 +96,7 @@ class LookAheadSearch(Method):
     def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:
         """What the model predicts at rows `[N, ...]`, where the transition needs it."""
         network = law.rows(x).network
-        return network.predict(x, noise_to_signal) if self.transition.needs_prediction(network) else None
+        return network.predict(x, noise_to_signal) if self.moves.needs_prediction(network) else None
 
 
 def highest(values: Tensor, count: int) -> Tensor:

@@ -59,7 +59,7 @@ class NoiseAscent(NoiseRounds):
     transition: Transition | None = None
     num_particles: int = 1
 
-    grows = "num_iterations"
+    grows: str | None = "num_iterations"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +83,7 @@ class NoiseAscent(NoiseRounds):
     def rounds(
         self, law: Law, x: Tensor, levels: Sequence[float], random: RandomSource
     ) -> Iterator[tuple[Sample, Sample]]:
-        sampler = NoiseSampler(law, self.transition, levels, random, self.num_particles)
+        sampler = NoiseSampler(law, self.moves, levels, random, self.num_particles)
         noise, best = x.detach().clone(), None
         optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
         for iteration in range(self.num_iterations):
@@ -91,7 +91,7 @@ class NoiseAscent(NoiseRounds):
             sample, gradient = (sampler(noise), None) if is_last else self.sample_and_gradient(sampler, noise)
             best = sample if best is None else best.improved_by(sample, law.reward_scale)
             yield sample, best
-            if not is_last:
+            if gradient is not None:
                 noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
                 optimizer.step()
 
@@ -133,7 +133,8 @@ class NoiseSampler:
     @differentiable_attention()
     def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
         """The samples, and the gradients of `reward_scale * reward` in the noises, `[N, ...]`."""
-        samples, gradients = [], []
+        samples: list[Sample] = []
+        gradients: list[Tensor] = []
         # The graph of one part is all that memory must hold.
         for rows, index in self._parts(noise):
             rows = rows.detach().requires_grad_()
@@ -157,10 +158,11 @@ class NoiseSampler:
         return plain_sample(law, self.transition, noise, self.levels, _Repeated(self, particles))
 
 
-class _Repeated:
+class _Repeated(RandomSource):
     """A source of the driving noise of some particles, each time from the first step."""
 
     def __init__(self, sampler: NoiseSampler, particles: Tensor) -> None:
+        super().__init__(None, sampler.law.num_images)
         self.sampler, self.particles, self.step = sampler, particles, 0
 
     def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:

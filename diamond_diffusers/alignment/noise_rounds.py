@@ -98,5 +98,6 @@ def plain_sample(
     """
     result = NoAlignment(transition, len(noise) // law.num_images).run(law, noise, levels, random)
     terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
+    assert result.rewards is not None and result.images is not None, "searches of noises need a reward"
     evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
     return Sample(result.latents.flatten(0, 1), evaluation)

@@ -45,7 +45,7 @@ class NoiseSearch(NoiseRounds):
     transition: Transition | None = None
     num_particles: int = 1
 
-    grows = "num_candidates"
+    grows: str | None = "num_candidates"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,13 +74,13 @@ class NoiseSearch(NoiseRounds):
             if best is None:
                 noise[:, 0] = pivot
             noise = noise.flatten(0, 1)
-            sample = plain_sample(law, self.transition, noise[:, 0], levels, _Draws(noise))
+            sample = plain_sample(law, self.moves, noise[:, 0], levels, _Draws(noise, law.num_images))
             pivot, best = self._best(law.reward_scale, pivot, best, noise, sample)
             yield sample, best
 
     def plain_noise(self, x: Tensor, levels: Sequence[float], random: RandomSource) -> Tensor:
         """The noise of plain sampling from `x`, `[B P, S, ...]`."""
-        num_draws = sum(self.transition.draws_noise(interval) for interval in intervals(levels))
+        num_draws = sum(self.moves.draws_noise(interval) for interval in intervals(levels))
         return torch.stack([x, *(random.normal(self.num_particles, x.shape[1:]).to(x) for _ in range(num_draws))], 1)
 
     def _best(
@@ -96,10 +96,11 @@ class NoiseSearch(NoiseRounds):
         return where_rows(better, noise[rows], pivot), best.improved_by(found, reward_scale)
 
 
-class _Draws:
+class _Draws(RandomSource):
     """The draws of given noises `[N, S, ...]`, step after step."""
 
-    def __init__(self, noise: Tensor) -> None:
+    def __init__(self, noise: Tensor, num_images: int) -> None:
+        super().__init__(None, num_images)
         self.steps = iter(noise[:, 1:].unbind(1))
 
     def normal(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:

@@ -21,6 +21,8 @@ from .look_ahead import LookAhead
 SANA_SPRINT_DEVIATION = 0.5
 """`sigma_data` of SANA-Sprint: its latents are scaled by it."""
 
+NO_GRADIENT = "a guide asks for the gradient before it scales it"
+
 ShiftOfGradient = Callable[[LookAhead, float, float], Tensor]
 """Maps estimates of `N` particles, their level and the largest coefficient to the shift at strength 1, `[N, ...]`."""
 
@@ -58,9 +60,9 @@ def scaling(
 @scaling("exact")
 def exact(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """`kappa^2 grad_y V`, for which the tilted law is sampled."""
-    if noise_to_signal <= max_coefficient:
-        return ahead.shift
-    return max_coefficient / noise_to_signal * ahead.shift
+    shift = ahead.shift
+    assert shift is not None, NO_GRADIENT
+    return shift if noise_to_signal <= max_coefficient else max_coefficient / noise_to_signal * shift
 
 
 @scaling("norm", takes_terms=True)
@@ -70,6 +72,7 @@ def norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Te
     Its authors' code has norms in place of root-mean-squares, so that its factor is `guidance_strength` times the
     square root of the number of latents. At pure noise the shift is zero unless the coefficient is limited.
     """
+    assert ahead.terms is not None, NO_GRADIENT
     coefficient = min(noise_to_signal, max_coefficient)
     if math.isinf(coefficient):
         return torch.zeros_like(ahead.terms[:, 0])
@@ -85,6 +88,7 @@ def sana_sprint_norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: 
     `b grad_x V` from `dx / ds`. There `b = sigma_d^2 (sin^3 s / cos s + sin s cos s) = sigma_d^2 tan s`; theirs has a
     minus, which makes it `-sigma_d^2 tan s cos 2 s`. A change `-c` of `dx / ds` moves the denoised sample by `c sin s`.
     """
+    assert ahead.terms is not None, NO_GRADIENT
     angle = math.atan(noise_to_signal)
     coefficient = -(SANA_SPRINT_DEVIATION**2) * noise_to_signal * math.cos(2 * angle)
     coefficient = min(coefficient, max_coefficient)
@@ -96,6 +100,7 @@ def sana_sprint_norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: 
 @scaling("auto", has_coefficient=False)
 def auto(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """The change of the velocity gets the size of the velocity (FMRG, arXiv 2604.27147)."""
+    assert ahead.terms is not None and ahead.drift is not None, NO_GRADIENT
     total = ahead.terms.sum(1)
     return expand(ahead.drift, total) * of_unit_size(total)
 

@@ -170,7 +170,7 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} is {value}, but alignment {request.name!r} does not use it; drop {flag}")
     budget = given["max_network_evaluations"]
-    if budget is not None and method.grows in request.options:
+    if budget is not None and method.grows is not None and method.grows in request.options:
         flag, _ = request.flags.get(method.grows, (f"-o {method.grows}", None))
         raise ValueError(
             f"{flag} is {request.options[method.grows]}, which --max-network-evaluations {budget} would replace; drop "
@@ -185,7 +185,9 @@ def _print_rewards(drawn: SideBySide) -> None:
         table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
     if drawn.plain.rewards is not None and len(drawn.prompts) > 1:
         table.add_section()
-        table.add_row("mean", "", *(f"{out.rewards.mean():.3f}" for out in drawn.outputs.values()))
+        table.add_row(
+            "mean", "", *(f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None)
+        )
     console = Console()
     console.print(table)
     for name, out in drawn.outputs.items():

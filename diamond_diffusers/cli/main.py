@@ -25,7 +25,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 class ExplainingGroup(TyperGroup):
     """Shows an error in the user's input, or a want of memory, as one sentence."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except (*USER_ERRORS, RuntimeError, MemoryError) as error:
@@ -84,10 +84,11 @@ def root(ctx: typer.Context, extensions: Extensions = None, show_version: Versio
 def _list_new_names(ctx: typer.Context) -> None:
     """Writes the help of options that list names anew."""
     lists = {"alignment": help_of_alignment, "posterior": help_of_posterior}
+    assert isinstance(ctx.command, TyperGroup), "the program is a group of commands"
     for command in ctx.command.commands.values():
         for parameter in command.params:
             if parameter.name in lists:
-                parameter.help = lists[parameter.name]()
+                parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
 for command in (generate, rewards, score, benchmark, redraw, models):

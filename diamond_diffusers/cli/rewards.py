@@ -22,7 +22,8 @@ def rewards() -> None:
         except ImportError as error:
             rows.append((name, "–", "–", "–", f"no: {error}", "–"))
             continue
-        gradient = {True: "yes", False: "no"}.get(getattr(reward, "differentiable", None), "found on use")
+        differentiable: bool | None = getattr(reward, "differentiable", None)
+        gradient = "found on use" if differentiable is None else "yes" if differentiable else "no"
         licence, size = getattr(reward, "licence", "–"), getattr(reward, "size", "–")
         rows.append((name, gradient, licence, size, availability(reward), first_sentence(reward)))
     console = Console()

@@ -66,7 +66,8 @@ def score(
 
 def _reads_prompts(expression: str) -> bool:
     """Whether a term of the expression does, known before any is loaded."""
-    from ..rewards.expressions import parse_expression, registered_reward
+    from ..rewards import registered_reward
+    from ..rewards.expressions import parse_expression
 
     registered = [registered_reward(name) for _, name in parse_expression(expression)]
     return any(getattr(reward, "reads_prompts", True) for reward in registered)

@@ -64,8 +64,15 @@ def _block_parts(block: Block, columns: int, width: int) -> list[Image.Image]:
     return parts + [_row(row, width) for row in rows]
 
 
+def default_font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "with a size it is one that scales"
+    return font
+
+
 def _title(text: str, width: int) -> Image.Image:
-    font = ImageFont.load_default(TITLE_SIZE)
+    font = default_font(TITLE_SIZE)
     lines = wrap(text, font, width - 2 * GAP)
     part = Image.new("RGB", (width, GAP + len(lines) * (TITLE_SIZE + 6)), PAPER)
     ImageDraw.Draw(part).multiline_text((GAP, GAP), "\n".join(lines), fill=INK, font=font, spacing=6)
@@ -73,7 +80,7 @@ def _title(text: str, width: int) -> Image.Image:
 
 
 def _row(tiles: Sequence[Tile], width: int) -> Image.Image:
-    font = ImageFont.load_default(FONT_SIZE)
+    font = default_font(FONT_SIZE)
     captions = [wrap(tile.caption, font, TILE_SIDE) for tile in tiles]
     images = [enlarge(tile.image.convert("RGB")) for tile in tiles]
     tallest = max(image.height for image in images)

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.levels import GaussianPath, Level, as_level
 from ..core.model import Conditions
@@ -25,7 +25,12 @@ from .schedules import is_variance_exploding, samples_few_steps, stock_levels, s
 class PosteriorMap(Protocol):
     """A Diamond Map around the network of a family's model."""
 
-    guidance: Mapping[str, Any]
+    guidance: dict[str, Any]
+    training_facts: dict[str, Any]
+
+    @property
+    def conditioning(self) -> nn.Module:
+        """Its layers beside the network."""
 
     def __call__(
         self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
@@ -34,6 +39,15 @@ class PosteriorMap(Protocol):
 
     def away(self) -> AbstractContextManager[None]:
         """Takes the map out of the network for a while."""
+
+    def remove(self) -> None:
+        """Takes the map out of the network for good."""
+
+    def take_out(self) -> dict[str, Tensor] | None:
+        """As `remove`; returns what `put_back` takes."""
+
+    def put_back(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Puts what was taken out into the network again."""
 
 
 class Family(LoopTensors, SampledModel):

@@ -70,7 +70,7 @@ class DiamondMap(nn.Module):
         condition_on_observation: bool = False,
     ) -> None:
         super().__init__()
-        self.guidance: dict[str, float] = {}
+        self.guidance: dict[str, Any] = {}
         self.training_facts: dict[str, Any] = {}
         self.base_model: str | None = None
         self.base_revision: str | None = None

@@ -135,7 +135,8 @@ def render(scenes: Sequence[Scene], size: int = IMAGE_SIZE) -> Tensor:
         rows = torch.tensor([i for i, _ in chosen])
         place = torch.tensor([[thing.x, thing.y, thing.radius] for _, thing in chosen])
         colour = torch.tensor([PALETTE[thing.colour] for _, thing in chosen])
-        alpha = coverage(shape, *place.unbind(1), size)[:, None]
+        x, y, radius = place.unbind(1)
+        alpha = coverage(shape, x, y, radius, size)[:, None]
         backgrounds = torch.tensor([scenes[i].background for i, _ in chosen])
         # Objects do not overlap, so each adds its own difference from the background.
         images.index_add_(0, rows, alpha * (colour - backgrounds)[:, :, None, None])
@@ -180,12 +181,12 @@ def sample_scene(caption: Caption, rng: random.Random) -> Scene:
         radii = [min(max(common * rng.uniform(0.9, 1.1), low), high) for _ in kinds]
         centres = _place(rng, radii, caption.relation)
     level = rng.uniform(0.82, 1.0)
-    background = tuple(min(max(level + rng.uniform(-0.04, 0.04), 0.0), 1.0) for _ in range(3))
+    red, green, blue = (min(max(level + rng.uniform(-0.04, 0.04), 0.0), 1.0) for _ in range(3))
     objects = tuple(
         SceneObject(shape, colour, x, y, radius)
         for (shape, colour), (x, y), radius in zip(kinds, centres, radii, strict=True)
     )
-    return Scene(objects, background)
+    return Scene(objects, (red, green, blue))
 
 
 def sample_world(rng: random.Random, count: int, with_single_objects: bool = True) -> tuple[list[Caption], list[Scene]]:

@@ -22,7 +22,7 @@ class AdapterMethods:
     defaults: dict[str, Any]
     _base_defaults: dict[str, Any]
 
-    def load_diamond_map(self, source: str | os.PathLike, **hub: Any) -> None:
+    def load_diamond_map(self, source: str | os.PathLike[str], **hub: Any) -> None:
         """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
 
         Its defaults go before this model's for as long as it is loaded. The base stays what it is, bit for bit, and
@@ -67,7 +67,7 @@ class AdapterMethods:
             self.defaults = self._base_defaults
 
     def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, Tensor], **kwargs: Any
+        self, pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | dict[str, Tensor], **kwargs: Any
     ) -> None:
         """Loads a LoRA as the stock pipeline does; also FLUX's two-time LoRA, which makes it a flow map.
 

@@ -56,7 +56,7 @@ class StockAttributes:
         elif name == "few_step":
             self.family.few_step = checked_few_step(self.family, value)
         elif name == "score_model":
-            wrapped = value if value is None or isinstance(value, StockAttributes) else type(self)(value)
+            wrapped = value if value is None or isinstance(value, StockAttributes) else type(self)(value)  # type: ignore[call-arg]
             self.__dict__["_score_model"] = wrapped
             self.family.score_model = wrapped and wrapped.family
         elif name == "preview_vae":
@@ -64,7 +64,7 @@ class StockAttributes:
         else:
             setattr(self.pipeline, name, value)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type[DiffusionPipeline]:
         """The stock pipeline's, by which `AutoPipelineForText2Image.from_pipe` and its like know what it is.
 
@@ -72,7 +72,7 @@ class StockAttributes:
         """
         return type(self.__dict__["pipeline"]) if "pipeline" in self.__dict__ else type(self)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Pickle refuses objects whose two classes differ, unless they say how they are made.
         return object.__new__, (type(self),), self.__dict__
 

@@ -128,7 +128,8 @@ class Call:
     @property
     def scores(self) -> ScoreModel | None:
         """The score model and its own encoding of the prompts; None where the model has none."""
-        return self.score_call and ScoreModel(self.score_call.family, self.score_call.conditions)
+        call = self.score_call
+        return None if call is None else ScoreModel(call.family, call.conditions)
 
     def with_score_model(self, family: Family, defaults: Mapping[str, Any]) -> Call:
         """This call with a score model, which encodes the same prompts by itself.
@@ -153,6 +154,7 @@ class Call:
         That has the empty negative prompt; whether `negative_prompt_embeds` are its embedding cannot be told.
         """
         remedy = "or align with look-aheads of the base (GlassPosterior)"
+        assert self.family.posterior_map is not None, "a method that uses the map was resolved with it"
         for name, baked in self.family.posterior_map.guidance.items():
             if self.arguments.get(name) != baked:
                 raise ValueError(

@@ -125,6 +125,7 @@ class StepEnd:
 
     def _changed(self, index: int, timestep: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Calls the user's callback; those tensors that it changed in place or returned anew."""
+        assert self.callback is not None, "only a user's callback is shown tensors"
         shown = {name: tensors[name] for name in self.names}
         before = {name: _copied(tensor) for name, tensor in shown.items()}
         try:

@@ -40,7 +40,7 @@ class FoundMap:
         config: as of `read_map_config`.
     """
 
-    source: str | Path
+    source: str | os.PathLike[str]
     hub: dict[str, Any]
     config: dict[str, Any]
 
@@ -67,7 +67,7 @@ class FoundMap:
         return base
 
 
-def find_map(model: str | Path, hub: Mapping[str, Any]) -> FoundMap | None:
+def find_map(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> FoundMap | None:
     """The Diamond Map of a folder or Hub repository: the map alone, or beside its base in `diamond_map/`."""
     for subfolder in (None, MAP_FOLDER):
         options = {**hub, "subfolder": subfolder}
@@ -95,13 +95,13 @@ def read_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
     return {**read_base_defaults(model, **hub), **found.config["defaults"]}
 
 
-def read_base_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
+def read_base_defaults(model: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     """Those of a model without its Diamond Map."""
     config = _declared(model, subfolder=MAP_FOLDER, **hub) or {}
     return config.get("base_defaults", config.get("defaults", {}))
 
 
-def _declared(model: str | Path, **options: Any) -> dict[str, Any] | None:
+def _declared(model: str | os.PathLike[str], **options: Any) -> dict[str, Any] | None:
     """What a model declares; None where it declares nothing."""
     try:
         return read_config(model, **options)
@@ -114,7 +114,7 @@ def _declared(model: str | Path, **options: Any) -> dict[str, Any] | None:
     return None
 
 
-def check_class(model: str | Path, **hub: Any) -> str:
+def check_class(model: str | os.PathLike[str], **hub: Any) -> str:
     """The name of a pipeline's class, once it is known to be supported.
 
     Args:
@@ -136,7 +136,7 @@ def check_class(model: str | Path, **hub: Any) -> str:
     return name
 
 
-def single_file_class(checkpoint: str | os.PathLike, options: Mapping[str, Any]) -> type[DiffusionPipeline]:
+def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, Any]) -> type[DiffusionPipeline]:
     """The stock pipeline class that loads a checkpoint file.
 
     Args:

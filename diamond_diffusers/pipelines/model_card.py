@@ -14,7 +14,7 @@ from typing import Any
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
 from ..files.staging import UNFINISHED
@@ -65,7 +65,7 @@ _MAP_AND_BASE = (
 
 
 def write_model_card(
-    folder: str | PathLike,
+    folder: str | PathLike[str],
     repository: str,
     license: str | None = None,
     prompt: str | None = None,
@@ -137,11 +137,11 @@ def check_card(license: str | None, prompt: str | None) -> None:
         raise ValueError(f"license is {license!r}; give a licence as the Hub names it, such as 'apache-2.0'")
 
 
-def card_of_map(folder: str | PathLike) -> set[str]:
+def card_of_map(folder: str | PathLike[str]) -> set[str]:
     """The names of a Diamond Map's card and its samples, where a folder has them; other cards are not ours."""
     file = Path(folder) / CARD_NAME
     try:
-        tags = ModelCard(file.read_text(encoding="utf-8")).data.tags if file.is_file() else None
+        tags = ModelCard(file.read_text(encoding="utf-8")).data.get("tags") if file.is_file() else None
     except Exception:
         # What others wrote need not be a card.
         return set()
@@ -159,7 +159,7 @@ def create_repository(repository: str, token: str | bool | None = None, private:
 
 
 def upload(
-    folder: str | PathLike,
+    folder: str | PathLike[str],
     repository: str,
     token: str | bool | None = None,
     *,
@@ -170,8 +170,8 @@ def upload(
     """Uploads a folder, or those of its files that are named."""
     return HfApi(token=token).upload_folder(
         repo_id=repository,
-        folder_path=folder,
-        allow_patterns=files and list(files),
+        folder_path=Path(folder),
+        allow_patterns=None if files is None else list(files),
         # What a save left behind whose process was killed.
         ignore_patterns=[f"*{UNFINISHED}*"],
         commit_message=commit_message,

@@ -15,6 +15,7 @@ from ..alignment.random_source import RandomSource
 from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
+from ..families.base import Family
 
 
 @dataclass
@@ -63,6 +64,7 @@ def make_output(
 ) -> DiamondMapPipelineOutput:
     """The chosen particles of a run as images of the wanted type, with what is known of them."""
     family = law.model
+    assert isinstance(family, Family), "a call samples the model of a pipeline"
     chosen = result.select(selection, random).to(result.latents.device)
     rows = torch.arange(len(chosen), device=chosen.device)[:, None]
 

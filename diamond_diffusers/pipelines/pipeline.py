@@ -73,13 +73,13 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 "pipeline is a DiamondMapPipeline already; use it as it is, or take DiamondMapPipeline.from_pipe(pipe)"
             )
         super().__init__(pipeline, family_of(pipeline), defaults or {})
-        self.few_step = few_step
-        self.score_model = score_model
-        self.preview_vae = preview_vae
+        self.few_step = few_step  # type: ignore[misc, assignment]
+        self.score_model = score_model  # type: ignore[misc]
+        self.preview_vae = preview_vae  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any
     ) -> DiamondMapPipeline:
         """Loads a supported diffusers pipeline or a Diamond Map, or the embedded model if none is named.
 
@@ -102,7 +102,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
         check_class(model, **hub)
-        saved = diamond_map and read_diamond_map(diamond_map.source, **diamond_map.hub)
+        saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = own.pop("defaults", None) or {}
         defaults = {**read_base_defaults(model, **hub), **given}
@@ -116,7 +116,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return pipe
 
     @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> DiamondMapPipeline:
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> DiamondMapPipeline:
         """Loads a supported pipeline from one checkpoint file.
 
         Args:
@@ -152,7 +154,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             )
         return cls(pipeline.pipeline, **{**{name: getattr(pipeline, name) for name in OPTIONS}, **kwargs})
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the stock pipeline, loadable by stock diffusers, and beside it this model's defaults and Diamond Map.
 
         The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged. In place of a
@@ -178,7 +180,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         """
         with tempfile.TemporaryDirectory() as folder:
             kwargs = {**kwargs, "push_to_hub": True, "repo_id": repo_id}
-            return save_model(self.family, self.defaults, self._base_defaults, folder, **kwargs)
+            uploaded = save_model(self.family, self.defaults, self._base_defaults, folder, **kwargs)
+        assert uploaded is not None, "it was told to upload"
+        return uploaded
 
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
@@ -256,7 +260,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return_dict: bool = True,
         callback_on_step_end: UserCallback | None = None,
         **kwargs: Any,
-    ) -> DiamondMapPipelineOutput | tuple:
+    ) -> DiamondMapPipelineOutput | tuple[Any, ...]:
         """Draws images that follow the prompts and obey the reward.
 
         Args:

@@ -22,6 +22,7 @@ from ..families.base import Family
 from ..families.two_time import TwoTimeEmbedder
 from ..files.output import writing
 from ..files.staging import Stage, check_folder, staged
+from ..maps.diamond_map import DiamondMap
 from ..maps.map_config import CONFIG_NAME, declare_defaults
 from ..maps.storage import MAP_FILES, save_diamond_map
 from ..schedulers import DiamondMapScheduler
@@ -81,7 +82,7 @@ def save_model(
     family: Family,
     defaults: Mapping[str, Any],
     base_defaults: Mapping[str, Any],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     license: str | None = None,
     sample_prompt: str | None = None,
@@ -134,6 +135,7 @@ def save_model(
     with writing(folder), staged(folder) as stage:
         _write_base(pipeline, stage, Path(folder), stock)
         if diamond_map is not None:
+            assert isinstance(diamond_map, DiamondMap), "no other kind is loaded into a pipeline"
             save_diamond_map(
                 stage.path / MAP_FOLDER,
                 diamond_map,
@@ -147,8 +149,12 @@ def save_model(
             stage.obsolete |= {f"{MAP_FOLDER}/{name}" for name in MAP_FILES} | card_of_map(folder)
             write_defaults(stage.path, family.name, defaults)
             if push_to_hub:
+                assert card_of_stock is not None, "it was made before the upload, which it is for"
                 card_of_stock.save(stage.path / CARD_NAME)
-    return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr) if push_to_hub else None
+    if not push_to_hub:
+        return None
+    assert repo_id is not None, "the repository was made"
+    return upload(folder, repo_id, token, commit_message=commit_message, create_pr=create_pr)
 
 
 def _write_base(pipeline: DiffusionPipeline, stage: Stage, folder: Path, options: Mapping[str, Any]) -> None:
@@ -220,7 +226,7 @@ def _grid(images: Sequence[Image.Image]) -> Image.Image:
     return functional.to_pil_image(make_grid(tensors, nrow=GRID_COLUMNS, pad_value=255))
 
 
-def write_defaults(folder: str | os.PathLike, family: str, defaults: Mapping[str, Any]) -> None:
+def write_defaults(folder: str | os.PathLike[str], family: str, defaults: Mapping[str, Any]) -> None:
     """Writes call defaults beside a saved stock pipeline.
 
     Raises:

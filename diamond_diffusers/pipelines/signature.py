@@ -29,7 +29,7 @@ class StockCall:
         def call(*args: Any, **kwargs: Any) -> Any:
             return self.function(owner, *args, **kwargs)
 
-        call.__signature__ = merged_signature(self.function, owner.family)
+        call.__signature__ = merged_signature(self.function, owner.family)  # type: ignore[attr-defined]
         return call
 
 

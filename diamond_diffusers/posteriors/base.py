@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +27,19 @@ class PosteriorSamples:
 
     samples: Tensor
     log_weights: Tensor
+
+
+@dataclass(frozen=True)
+class GradientTerms:
+    """What the gradient of the value has besides that of the rewards, for each of `K` copies of `N` observations.
+
+    Attributes:
+        log_likelihoods: `log N(y; z_k, kappa^2 I)` up to a constant, `[N, K]`, with a graph to the observations.
+        score_differences: `grad_x log p_kappa'(x'_k) - grad_x log p_kappa(x)`, `[N, K, ...]`, without a graph.
+    """
+
+    log_likelihoods: Tensor
+    score_differences: Tensor
 
 
 class PosteriorSampler(Sampler, ABC):
@@ -68,6 +82,35 @@ class PosteriorSampler(Sampler, ABC):
             predicted: `network.predict(x, noise_to_signal)`; None where `needs_prediction` says that it is not needed.
             noise: standard normal `[N K, ...]`.
         """
+
+    def gradient_terms(
+        self,
+        x: Tensor,
+        noise_to_signal: Level,
+        largest: float,
+        noise: Tensor,
+        aim: Callable[[Tensor, Level], Tensor],
+        aimed: Tensor,
+    ) -> GradientTerms:
+        """The terms of the value's gradient besides that of the rewards, where `has_gradient_terms` says so.
+
+        Args:
+            x, noise_to_signal, noise: as of `sample`; a level below infinity.
+            largest: level of the model.
+            aim: the clean sample to which the velocity at an observation points.
+            aimed: `aim(x, noise_to_signal)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gradient_terms, which has_gradient_terms asks for")
+
+    def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
+        """Log-proportions `[N, K]` in which look-aheads enter these terms, up to a constant: those of their weights.
+
+        Args:
+            log_weights: of the look-aheads, `[N, K]`.
+            rewards: their scaled rewards, `[N, K]`.
+            reward_scale: what these are scaled by; not 0.
+        """
+        return log_weights + rewards
 
 
 def equally_weighted(rows: Tensor, num_samples: int) -> PosteriorSamples:

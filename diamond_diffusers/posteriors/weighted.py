@@ -27,7 +27,7 @@ from ..core.model import Model
 from ..core.network import Network
 from ..core.tensors import expand, repeat_each, row_dot
 from . import POSTERIORS
-from .base import PosteriorSampler, PosteriorSamples
+from .base import GradientTerms, PosteriorSampler, PosteriorSamples
 
 DATA_VARIANCE = 0.25
 """Of the Gaussian data for which the default renoising draws from the exact posterior."""
@@ -120,19 +120,6 @@ def mixed_level_trapezoid(
 LOG_DENSITIES: dict[str, LogDensity] = {"consistent": line_integral, "paper": mixed_level_trapezoid}
 EVEN_WEIGHTS = ("reward_softmax", "equal")
 WEIGHTS = (*LOG_DENSITIES, "likelihood", *EVEN_WEIGHTS)
-
-
-@dataclass(frozen=True)
-class GradientTerms:
-    """What the gradient of the value has besides that of the rewards, for each of `K` copies of `N` observations.
-
-    Attributes:
-        log_likelihoods: `log N(y; z_k, kappa^2 I)` up to a constant, `[N, K]`, with a graph to the observations.
-        score_differences: `grad_x log p_kappa'(x'_k) - grad_x log p_kappa(x)`, `[N, K, ...]`, without a graph.
-    """
-
-    log_likelihoods: Tensor
-    score_differences: Tensor
 
 
 @POSTERIORS.register("weighted")

@@ -31,7 +31,7 @@ def check_optimizer(options: OptimizerOptions) -> None:
 
 def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -> Optimizer:
     """The optimiser that the options name."""
-    shared = {
+    shared: dict[str, Any] = {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),
         "weight_decay": options.adam_weight_decay,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..files.foreign import one_line
 from ..files.output import prepare_folder
@@ -33,7 +33,15 @@ def prepare_output(options: OutputOptions, logging_options: LoggingOptions) -> N
         raise TrainingError(str(error)) from error
 
 
-def origin(options: Options) -> dict[str, str | None]:
+class Origin(TypedDict):
+    """Of a map, as `declare_map` and `save_diamond_map` take it."""
+
+    base_model: str | None
+    base_revision: str | None
+    license: str | None
+
+
+def origin(options: Options) -> Origin:
     """What the map is a map of, and its licence."""
     return {
         "base_model": options.model.pretrained_model_name_or_path,

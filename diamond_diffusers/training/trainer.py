@@ -89,6 +89,7 @@ class Trainer:
         self._build_map()
         self._build_optimizer()
         if state:
+            assert checkpoint is not None, "the state is that of a checkpoint"
             self._restore(checkpoint, state)
 
     def _build_map(self) -> None:
@@ -340,6 +341,7 @@ class Trainer:
         if accelerator.is_main_process:
             self._save(weights, prompt, samples)
             if options.output.push_to_hub:
+                assert self.repository is not None, "it was made before training"
                 push(options.output, self.repository)
         accelerator.wait_for_everyone()
 

@@ -28,7 +28,7 @@ class BeamSearch(LookAheadSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.transition is not None and not self.transition.is_stochastic:
+        if self.transition is not None and not self.moves.is_stochastic:
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so the branches of a particle would be the "
                 "same; take GlassTransition() or AncestralTransition(), or alignment 'path_search'"
@@ -42,9 +42,9 @@ class BeamSearch(LookAheadSearch):
         interval: Interval,
         random: RandomSource,
     ) -> Tensor:
-        is_random = self.transition.tilt_gain(interval) != 0
+        is_random = self.moves.tilt_gain(interval) != 0
         count = self.branching if is_random else 1
         rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
-        noise = driving_noise(random, self.transition, rows, per_image, interval)
+        noise = driving_noise(random, self.moves, rows, per_image, interval)
         predicted = None if predicted is None else predicted.repeat_interleave(count, 0)
-        return self.transition.step(law.rows(rows).network, rows, interval, predicted, noise)
+        return self.moves.step(law.rows(rows).network, rows, interval, predicted, noise)

@@ -51,7 +51,7 @@ class GuidedCloud(Cloud):
 
     def seen(self, samples: Tensor, values: Tensor) -> GuidedCloud:
         """This cloud after clean samples `[B P, K, ...]` of scaled rewards `[B P, K]` were looked at."""
-        if self.best is not None:
+        if self.best is not None and self.best_values is not None:
             samples = torch.cat([self.best.unsqueeze(1), samples], 1)
             values = torch.cat([self.best_values.unsqueeze(1), values], 1)
         index = values.argmax(1)
@@ -60,10 +60,11 @@ class GuidedCloud(Cloud):
 
     def particles(self, index: Tensor) -> GuidedCloud:
         """The particles `[B n]` of the cloud, n of each image, equally weighted."""
-        kept = {} if self.best is None else {"best": self.best[index], "best_values": self.best_values[index]}
+        best = None if self.best is None else self.best[index]
+        best_values = None if self.best_values is None else self.best_values[index]
         weights = self.log_weights.new_zeros(len(self.log_weights), len(index) // len(self.log_weights))
         values = None if self.values is None else self.values.flatten()[index].reshape(weights.shape)
-        return replace(self, x=self.x[index], log_weights=weights, values=values, **kept)
+        return replace(self, x=self.x[index], log_weights=weights, values=values, best=best, best_values=best_values)
 
 
 @METHODS.register("guidance")
@@ -139,7 +140,7 @@ class Guidance(Method):
             )
 
     @property
-    def needs_reward_gradient(self) -> bool:
+    def needs_reward_gradient(self) -> bool:  # type: ignore[override]
         return self.guide.needs_reward_gradient
 
     def check(self, reward: Reward | None) -> None:
@@ -187,38 +188,44 @@ class Guidance(Method):
             return [step for step in steps if step < num_steps + count]
         return steps[: math.ceil(count * num_steps) if count < 1 else int(count)]
 
-    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> GuidedCloud:
+        assert isinstance(cloud, GuidedCloud), "`start` makes one"
         rows, count = law.rows(cloud.x), len(cloud.x) // law.num_images
         network = rows.network
         if self._jumps(law, interval.start):
             return replace(cloud, x=self._jump(network, cloud.x, interval), ahead=None, figures={})
-        needs_prediction = self.transition.needs_prediction(network)
-        predicted, shift, figures = None, None, {}
+        needs_prediction = self.moves.needs_prediction(network)
+        predicted: Tensor | None = None
+        shift: Tensor | None = None
+        figures: dict[str, Tensor] = {}
         if self._guides(law, interval.start):
             ahead, shift, figures = self._guided(law, cloud.x, interval, random, needs_prediction)
             predicted, cloud = ahead.predicted, replace(cloud, values=ahead.values.unflatten(0, (-1, count)))
             if self.keeps_best:
+                assert ahead.samples is not None and ahead.rewards is not None, "`_guided` asks for both"
                 cloud = cloud.seen(ahead.samples, ahead.rewards)
         elif needs_prediction:
             predicted = network.predict(cloud.x, interval.start)
         if self.keeps_best and predicted is not None and not network.predicts_mean and law.is_tilted:
             cloud = cloud.seen(predicted.unsqueeze(1), rows.tilt(predicted, interval.start).unsqueeze(1))
         if shift is not None and self._aims_by_itself:
+            assert predicted is not None, "`_guided` asks to what the step aims"
             return replace(cloud, x=ode_step(cloud.x, predicted + shift, interval.start, interval.end), figures=figures)
-        noise = driving_noise(random, self.transition, cloud.x, count, interval)
-        if self.transition.uses_prediction:
+        noise = driving_noise(random, self.moves, cloud.x, count, interval)
+        if self.moves.uses_prediction:
             predicted = predicted if needs_prediction else network.denoise(cloud.x, interval.start)
+            assert predicted is not None, "it was needed, so that it was made"
             predicted = predicted if shift is None else predicted + shift
         elif shift is not None:
             # The shift enters through the noise, whose mean moves the step's as much.
-            noise = noise + self.transition.tilt_gain(interval) * shift
+            noise = noise + self.moves.tilt_gain(interval) * shift
         tilted = self._tilted(network, law, random)
-        return replace(cloud, x=self.transition.step(tilted, cloud.x, interval, predicted, noise), figures=figures)
+        return replace(cloud, x=self.moves.step(tilted, cloud.x, interval, predicted, noise), figures=figures)
 
     @property
     def _aims_by_itself(self) -> bool:
         """Whether steps follow a velocity that is not what the model predicts: the chord of a flow map."""
-        return not self.transition.uses_prediction and not self.transition.is_stochastic
+        return not self.moves.uses_prediction and not self.moves.is_stochastic
 
     def _jumps(self, law: Law, noise_to_signal: float) -> bool:
         """Whether guidance has ended and the rest is one jump."""
@@ -228,6 +235,7 @@ class Guidance(Method):
         """Along the flow map in `num_jump_steps` evaluations."""
         path = RectifiedFlowPath()
         start, end = path.time(interval.start), path.time(interval.end)
+        assert self.num_jump_steps is not None, "`_jumps` has looked"
         times = torch.linspace(0, 1, self.num_jump_steps + 1, dtype=torch.float64)
         levels = [path.noise_to_signal(torch.lerp(start, end, share)) for share in times]
         for level, next_level in pairwise(levels):
@@ -235,8 +243,9 @@ class Guidance(Method):
         return x
 
     def between_steps(
-        self, law: Law, cloud: GuidedCloud, num_steps: int, noise_to_signal: float, random: RandomSource
+        self, law: Law, cloud: Cloud, num_steps: int, noise_to_signal: float, random: RandomSource
     ) -> GuidedCloud:
+        assert isinstance(cloud, GuidedCloud), "`start` makes one"
         if num_steps != self.num_warm_up_steps or self.num_particles == 1 or not law.is_tilted:
             return cloud
         ahead = look_ahead(law, self.posterior, cloud.x, noise_to_signal, random.aside, with_prediction=False)
@@ -246,7 +255,8 @@ class Guidance(Method):
         cloud = super().start(law, x, num_steps)
         return GuidedCloud(cloud.x, cloud.log_weights, cloud.log_evidence)
 
-    def finish(self, law: Law, cloud: GuidedCloud, trace: Trace) -> AlignmentResult:
+    def finish(self, law: Law, cloud: Cloud, trace: Trace) -> AlignmentResult:
+        assert isinstance(cloud, GuidedCloud), "`start` makes one"
         if cloud.best is None:
             return super().finish(law, cloud, trace)
         last, best = (Sample(z, law.rows(z).evaluate(z)) for z in (cloud.x, cloud.best))
@@ -263,7 +273,7 @@ class Guidance(Method):
         """Estimates at particles, with what the step aims at where it uses that, its shift, and its figures."""
 
         def aim(network: Network, x: Tensor, level: Level) -> Tensor:
-            return self.transition.aim(network, x, level, interval.end)
+            return self.moves.aim(network, x, level, interval.end)
 
         count, level = len(x) // law.num_images, interval.start
         needs_aim = self._aims_by_itself or needs_prediction

@@ -23,12 +23,12 @@ class NoiseOptimization(NoiseAscent):
     """
 
     @property
-    def needs_reward_gradient(self) -> bool:
+    def needs_reward_gradient(self) -> bool:  # type: ignore[override]
         return self.num_iterations > 1
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
-        if self.needs_reward_gradient and not reward.differentiable:
+        if self.needs_reward_gradient and reward is not None and not reward.differentiable:
             raise ValueError(
                 f"reward {reward.name!r} has no gradient, which alignment 'noise_optimization' ascends; "
                 "use alignment 'noise_evolution', 'smc' or 'best_of_n'"

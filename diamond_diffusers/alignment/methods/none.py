@@ -28,15 +28,15 @@ class NoAlignment(Method):
     num_particles: int = 1
 
     needs_reward = False
-    grows = None
+    grows: str | None = None
 
     def default_transition(self, model: SampledModel) -> Transition:
         return model.stock_transition()
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
         network = law.rows(cloud.x).network
-        noise = driving_noise(random, self.transition, cloud.x, self.num_particles, interval)
-        needs_prediction = self.transition.needs_prediction(network)
+        noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
+        needs_prediction = self.moves.needs_prediction(network)
         predicted = network.predict(cloud.x, interval.start) if needs_prediction else None
-        x = self.transition.step(network, cloud.x, interval, predicted, noise)
+        x = self.moves.step(network, cloud.x, interval, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)

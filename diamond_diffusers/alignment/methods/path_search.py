@@ -66,9 +66,9 @@ class PathSearch(LookAheadSearch):
         interval: Interval,
         random: RandomSource,
     ) -> Tensor:
-        noise = driving_noise(random, self.transition, x, self.num_particles, interval)
+        noise = driving_noise(random, self.moves, x, self.num_particles, interval)
         network = law.rows(x).network
-        onward = self.transition.step(network, x, interval, predicted, noise)
+        onward = self.moves.step(network, x, interval, predicted, noise)
         others, start = self.branching - 1, interval.start
         levels = self.detour(start, network.max_noise_to_signal)
         if others == 0 or start > self.max_noise_to_signal or levels[0] <= start:
@@ -78,8 +78,8 @@ class PathSearch(LookAheadSearch):
         network = law.rows(rows).network
         rows = renoise(rows, start, levels[0], random.aside.normal(per_image, shape))
         for back in intervals([*levels, interval.end]):
-            noise = driving_noise(random.aside, self.transition, rows, per_image, back)
-            rows = self.transition.step(network, rows, back, self.predicted(law, rows, back.start), noise)
+            noise = driving_noise(random.aside, self.moves, rows, per_image, back)
+            rows = self.moves.step(network, rows, back, self.predicted(law, rows, back.start), noise)
         branches = [part.unflatten(0, (len(x), -1)) for part in (onward, rows)]
         return torch.cat(branches, 1).flatten(0, 1)
 

@@ -73,12 +73,12 @@ class PosteriorResampling(Method):
             )
 
     @property
-    def needs_reward_gradient(self) -> bool:
+    def needs_reward_gradient(self) -> bool:  # type: ignore[override]
         return self.guide is not None and self.guide.needs_reward_gradient
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
-        if self.guide is not None:
+        if self.guide is not None and reward is not None:
             self.guide.check_reward(reward)
 
     def resolve(self, model: SampledModel) -> Self:
@@ -94,6 +94,7 @@ class PosteriorResampling(Method):
             ahead = guide.look_ahead(*drawn, with_prediction=False, with_samples=True)
         else:
             ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=law.is_tilted)
+        assert ahead.samples is not None and ahead.tilted_log_weights is not None, "both were asked for"
         chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
         z = ahead.samples[torch.arange(len(cloud.x)), chosen]
         if guide is not None:

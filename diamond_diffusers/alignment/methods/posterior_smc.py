@@ -14,6 +14,7 @@ from ...posteriors.diamond import DiamondPosterior
 from ...transitions.base import Transition
 from ...transitions.glass import GlassTransition
 from ...transitions.sampled_model import SampledModel
+from ..cloud import Cloud
 from ..law import Law
 from ..look_ahead import look_ahead
 from ..random_source import RandomSource
@@ -94,14 +95,17 @@ class PosteriorSMC(SMC):
         cloud = super().start(law, x, num_steps)
         return LookAheadCloud(**vars(cloud), unweighed=x.new_zeros(len(x), 0))
 
-    def replace_particles(self, cloud: LookAheadCloud, x: Tensor) -> LookAheadCloud:
+    def replace_particles(self, cloud: Cloud, x: Tensor) -> LookAheadCloud:
         # Nothing that an old particle has seen counts for the new one.
-        return replace(super().replace_particles(cloud, x), unweighed=cloud.unweighed[:, :0])
+        replaced = super().replace_particles(cloud, x)
+        assert isinstance(replaced, LookAheadCloud), "`start` makes one"
+        return replace(replaced, unweighed=replaced.unweighed[:, :0])
 
     def _with_estimates(
-        self, law: Law, cloud: LookAheadCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
+        self, law: Law, cloud: PathCloud, noise_to_signal: float, random: RandomSource, is_valued: bool
     ) -> LookAheadCloud:
         """Draws the look-aheads of a step, and values particles by all since they were weighed last."""
+        assert isinstance(cloud, LookAheadCloud), "`start` makes one"
         drawn = (law, self.posterior, cloud.x, noise_to_signal, random)
         if self.guide is not None and self._guides_at(law, noise_to_signal):
             ahead = self.guide.look_ahead(*drawn, with_prediction=False, with_samples=True)
@@ -117,5 +121,7 @@ class PosteriorSMC(SMC):
         return replace(cloud, ahead=replace(ahead, values=values), unweighed=seen[:, :0])
 
     def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
-        z = cloud.ahead.samples[:, 0]
-        return noised_sample(cloud.x, z, noise, interval, interval.correlation(self.transition.correlation))
+        samples, transition = cloud.estimates.samples, self.moves
+        assert samples is not None, "the look-aheads of every step are asked for"
+        assert isinstance(transition, GlassTransition), "no other kind passes `__post_init__`"
+        return noised_sample(cloud.x, samples[:, 0], noise, interval, interval.correlation(transition.correlation))

@@ -171,12 +171,12 @@ class SMC(Method):
         return transition.is_stochastic
 
     @property
-    def needs_reward_gradient(self) -> bool:
+    def needs_reward_gradient(self) -> bool:  # type: ignore[override]
         return self.guide is not None and self.guide.needs_reward_gradient
 
     def check(self, reward: Reward | None) -> None:
         super().check(reward)
-        if self.guide is not None:
+        if self.guide is not None and reward is not None:
             self.guide.check_reward(reward)
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> PathCloud:
@@ -191,7 +191,8 @@ class SMC(Method):
             valuations=valuations(self.num_valuations, num_steps),
         )
 
-    def step(self, law: Law, cloud: PathCloud, interval: Interval, random: RandomSource) -> PathCloud:
+    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> PathCloud:
+        assert isinstance(cloud, PathCloud), "`start` makes one"
         if cloud.ahead is None:
             # At the first level, or where a caller replaced the particles.
             cloud = self._weigh(self._look_ahead(law, cloud, interval.start, random))
@@ -201,14 +202,19 @@ class SMC(Method):
         cloud = self._weigh(self._look_ahead(law, cloud, interval.end, random))
         return self._resample(cloud, random)
 
-    def replace_particles(self, cloud: PathCloud, x: Tensor) -> PathCloud:
+    def replace_particles(self, cloud: Cloud, x: Tensor) -> PathCloud:
         """The new particles take over the paths, in which their own values will stand for the old ones."""
+        assert isinstance(cloud, PathCloud), "`start` makes one"
         values = cloud.path_values[..., :-1] if cloud.is_valued else cloud.path_values
-        return replace(super().replace_particles(cloud, x), path_values=values, is_valued=False)
+        replaced = super().replace_particles(cloud, x)
+        assert isinstance(replaced, PathCloud), "it is the same cloud with other particles"
+        return replace(replaced, path_values=values, is_valued=False)
 
-    def finish(self, law: Law, cloud: PathCloud, trace: Trace) -> AlignmentResult:
+    def finish(self, law: Law, cloud: Cloud, trace: Trace) -> AlignmentResult:
         """The last factor makes the product of potentials `exp(r(z))`, wherever the run has ended."""
+        assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
+        assert result.rewards is not None, "`check` has seen to it that there is a reward"
         log_weights = cloud.log_offset + self._per_image(law.reward_scale * result.rewards.to(cloud.x.device))
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
@@ -236,7 +242,7 @@ class SMC(Method):
     ) -> PathCloud:
         """Look-aheads are drawn where weights or proposals ask for them."""
         x, network = cloud.x, law.rows(cloud.x).network
-        with_prediction = self.transition.needs_prediction(network)
+        with_prediction = self.moves.needs_prediction(network)
         drawn = (law, self.posterior, x, noise_to_signal, random)
         if self.guide is not None and self._guides_at(law, noise_to_signal):
             ahead = self.guide.look_ahead(*drawn, with_prediction=with_prediction)
@@ -260,7 +266,7 @@ class SMC(Method):
         """Weighs the particles by the values of their paths, of which those of `cloud.ahead` are the last."""
         if not cloud.is_valued:
             return cloud
-        values = self._per_image(cloud.ahead.values)
+        values = self._per_image(cloud.estimates.values)
         path_values = torch.cat([cloud.path_values, values[..., None]], 2)
         log_potentials = POTENTIALS.get(self.potential)(path_values)
         inverse_temperature = cloud.inverse_temperature
@@ -299,7 +305,7 @@ class SMC(Method):
     def _recorded(self, cloud: PathCloud) -> PathCloud:
         """The cloud with what the trace records of it."""
         figures = {
-            **cloud.ahead.figures(self.num_particles),
+            **cloud.estimates.figures(self.num_particles),
             "effective_sample_size": effective_sample_size(cloud.log_weights),
             "log_evidence": cloud.log_evidence + _log_mean(cloud.log_weights),
         }
@@ -320,15 +326,15 @@ class SMC(Method):
     def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
         """The particles at the next level, from their driving noise."""
         network = law.rows(cloud.x).network
-        return self.transition.step(network, cloud.x, interval, cloud.ahead.predicted, noise)
+        return self.moves.step(network, cloud.x, interval, cloud.estimates.predicted, noise)
 
     def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | float]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without a guide."""
-        noise = driving_noise(random, self.transition, cloud.x, self.num_particles, interval)
-        gain = self.transition.tilt_gain(interval)
-        if self.guide is None or cloud.ahead.shift is None or gain == 0:
+        noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
+        gain = self.moves.tilt_gain(interval)
+        if self.guide is None or cloud.estimates.shift is None or gain == 0:
             return noise, 0.0
-        mu = gain * self.guide.shift(cloud.ahead, interval.start)
+        mu = gain * self.guide.shift(cloud.estimates, interval.start)
         scale = cloud.inverse_temperature
         if self.tempering is not None:
             scale = self.tempering.proposal_inverse_temperature(cloud.num_moves, scale)
@@ -350,11 +356,12 @@ class SMC(Method):
             ancestors[image] = RESAMPLING_SCHEMES.get(self.resampling)(weights, random.of_image(image))
         ancestors = ancestors.to(cloud.x.device)
         rows = (ancestors + self.num_particles * torch.arange(len(size), device=cloud.x.device)[:, None]).flatten()
+        assert cloud.values is not None, "a valued cloud has values"
         log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
         return replace(
             cloud,
             x=cloud.x[rows],
-            ahead=cloud.ahead.rows(rows),
+            ahead=cloud.estimates.rows(rows),
             values=cloud.values.flatten()[rows].reshape(cloud.values.shape),
             path_values=cloud.path_values.flatten(0, 1)[rows].reshape(cloud.path_values.shape),
             log_weights=torch.where(poor[:, None], 0.0, cloud.log_weights),

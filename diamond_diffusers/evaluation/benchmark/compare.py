@@ -190,6 +190,7 @@ def draw_batch(
     with torch.no_grad():
         held_out = {reward.name: reward(out.images.float(), texts).tolist() for reward in setup.held_out_rewards}
     share, traces, machine = _share(out.cost, len(keys)), _traces(out, len(keys)), machine_facts(setup.pipe)
+    assert out.rewards is not None, "a comparison has a reward"
     for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
         image = to_pil_image(images[row])
         record = Record(

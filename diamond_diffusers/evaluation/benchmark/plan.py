@@ -146,6 +146,7 @@ def _check_usable(alignment: Method, call: Call, reward: Reward) -> None:
 
 def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> SizedMethod:
     """The largest method of a recipe whose `equivalent_evaluations` an image are within the budget."""
+    assert isinstance(recipe.alignment, Method), "the recipe is that of one model, for which its method was made"
     method = SizedMethod(name, recipe.alignment, recipe.num_inference_steps or default_steps)
     for what in recipe.growth_of(recipe.alignment):
         method = _grown(method, what, budget, cost_of)

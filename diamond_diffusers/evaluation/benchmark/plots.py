@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def cost_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
         figures["score_against_cost"] = _against_cost(summaries, "share of right images", lambda summary: summary.score)
     for name in summaries[0].held_out_rewards:
         figures[f"held_out_{_file_name(name)}_against_cost"] = _against_cost(
-            summaries, f"held out: {name}", lambda summary, name=name: summary.held_out_rewards[name]
+            summaries, f"held out: {name}", partial(_held_out, name)
         )
     return figures
 
@@ -79,11 +80,20 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
     return figure
 
 
+def _right_share(summary: Summary) -> float:
+    assert summary.score is not None, "where one row has a judge, all have"
+    return 100 * summary.score.mean
+
+
+def _held_out(name: str, summary: Summary) -> Estimate:
+    return summary.held_out_rewards[name]
+
+
 def overview_figure(summaries: Sequence[Summary]) -> Figure:
     """The judge's score, where there is a judge, and the reward: a row a method, best ones first, a column a budget."""
     panels: list[Panel] = [("reward", "{:.1f}", lambda summary: summary.reward.mean)]
     if summaries[0].score is not None:
-        panels.insert(0, ("right images, %", "{:.0f}", lambda summary: 100 * summary.score.mean))
+        panels.insert(0, ("right images, %", "{:.0f}", _right_share))
     budgets = list(dict.fromkeys(summary.budget for summary in summaries))
     cells = {(summary.method.name, summary.budget): summary for summary in summaries}
 
@@ -138,8 +148,8 @@ def trace_figure(
             axes.fill_between(where, centre - half, centre + half, color=style["color"], alpha=0.12, linewidth=0)
         axes.set_xlabel("share of the steps that are done")
         axes.set_ylabel(TRACES[name])
-    handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(list(handles.values()), list(handles.keys()), loc="outside right center", fontsize="small")
     return figure
 
 
@@ -186,7 +196,7 @@ def png(figure: Figure) -> bytes:
 
 def method_styles(summaries: Sequence[Summary]) -> dict[str, Style]:
     """A line of its own for each method's name, the same in all figures of a comparison."""
-    palette = colormaps["tab20"].colors
+    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
     # The even ones are strong, the odd ones pale.
     ordered = [*palette[::2], *palette[1::2]]
     styles = [{"color": colour, "linestyle": kind} for kind in LINE_STYLES for colour in ordered]

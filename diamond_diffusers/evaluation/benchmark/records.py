@@ -26,7 +26,7 @@ AGAIN = "delete it with the .json file beside it, and run the benchmark again"
 class Key(NamedTuple):
     """Which image: that of a prompt, by its index, and which of the prompt's images."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     image: int
 
     @property

@@ -68,8 +68,10 @@ def summarise(
         folder: of the images.
         clip: in whose space diversity is measured; None for no diversity.
     """
-    diversity = {}
-    for method in plan.methods if clip is not None else ():
+    diversity: dict[str, Estimate | None] = {}
+    for method in plan.methods:
+        if clip is None:
+            break
         paths: dict[int, list[Path]] = {}
         for record in records[method.label]:
             paths.setdefault(record.index, []).append(image_path(method_folder(folder, method), record.key))
@@ -96,7 +98,7 @@ def _summarise(
     right = per_prompt(own, "is_right") if is_judged else []
     by_prompt = {record.index: record.category for record in own}
     costs = [record.cost.as_dict() for record in own]
-    peaks = [record.peak_bytes for record in own]
+    known = [record.peak_bytes for record in own if record.peak_bytes is not None]
     return Summary(
         budget=budget,
         method=method,
@@ -115,7 +117,7 @@ def _summarise(
         },
         diversity=diversity,
         cost={key: sum(cost[key] for cost in costs) / len(costs) for key in costs[0]},
-        peak_bytes=None if None in peaks else max(peaks),
+        peak_bytes=max(known) if len(known) == len(own) else None,
     )
 
 
@@ -130,13 +132,13 @@ def per_prompt(records: Sequence[Record], name: str) -> list[float]:
 
 
 def _per_prompt(records: Sequence[Record], values: Sequence[float]) -> list[float]:
-    return list(means_by_group(values, [record.index for record in records]).values())
+    return list(means_by_group(values, [str(record.index) for record in records]).values())
 
 
 def _share(records: Sequence[Record], right: Sequence[float]) -> Estimate:
     """Of right images; several of one prompt are not independent, so that the prompts' shares are resampled then."""
     if len(right) == len(records):
-        return proportion([record.is_right for record in records])
+        return proportion([bool(record.is_right) for record in records])
     return mean(right)
 
 

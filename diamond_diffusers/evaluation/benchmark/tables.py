@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -50,7 +51,7 @@ def rich_table(table: TextTable) -> Table:
     # Words and intervals under each other keep the table within 80 columns.
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for position, header in enumerate(table.header):
-        justify = "left" if position == 0 or header == "reason" else "right"
+        justify: Literal["left", "right"] = "left" if position == 0 or header == "reason" else "right"
         drawn.add_column(header.replace(" ", "\n"), justify=justify, overflow="fold", no_wrap=position == 0)
     for row in table.rows:
         drawn.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))

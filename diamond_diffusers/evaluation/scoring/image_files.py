@@ -112,7 +112,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             # Cameras put small previews beside an image.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise ValueError(f"it has {image.n_frames} frames")
+                raise ValueError(f"it has {image.n_frames} frames")  # type: ignore[attr-defined]
             yield image
     except UNDECODABLE as error:
         reason = why_undecodable(error)

@@ -72,7 +72,8 @@ def paired_difference(
         raise ValueError(
             f"first holds {len(first)} and second {len(second)} numbers; give as many of both, and at least one"
         )
-    return mean(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), seed, num_resamples)
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return mean(differences.tolist(), seed, num_resamples)
 
 
 def means_by_group(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:

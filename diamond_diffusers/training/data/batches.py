@@ -48,7 +48,7 @@ class Order:
             yield items
 
 
-class _Prepared(Dataset):
+class _Prepared(Dataset[Any]):
     """Rows by `(index, position)`; all randomness of an item follows from the seed and its position."""
 
     def __init__(self, rows: CaptionedImages, prepare: Any, seed: int) -> None:
@@ -63,7 +63,7 @@ class _Prepared(Dataset):
             return error
 
 
-class _Streamed(IterableDataset):
+class _Streamed(IterableDataset[Any]):
     """The part of a streamed dataset that a process sees, from an item on."""
 
     def __init__(self, rows: HubDataset, prepare: Any, order: Order, first_item: int) -> None:
@@ -87,7 +87,7 @@ def _not_empty(rows: Iterator[Captioned], name: str) -> Iterator[Captioned]:
 
 def batches_from(
     rows: Any, prepare: Any, order: Order, first_batch: int, num_workers: int, streaming: bool
-) -> Iterator:
+) -> Iterator[Any]:
     """Endless batches of prepared rows, from a batch on: lists of what `prepare` returns."""
     if streaming:
         streamed = _Streamed(rows, prepare, order, first_batch * order.batch_size)

@@ -62,6 +62,7 @@ def load_dataset(options: DataOptions, cache_dir: str | None, seed: int) -> HubD
     Raises:
         TrainingError: it cannot be loaded, or has no such split.
     """
+    assert options.dataset_name is not None, "the data is a dataset by name"
     try:
         import datasets
     except ImportError as error:

@@ -37,11 +37,11 @@ class CaptionedImages(Protocol):
     def __getitem__(self, index: int) -> Captioned: ...
 
 
-class FirstRows(Subset):
+class FirstRows(Subset[Captioned]):
     """The first rows of a dataset."""
 
     def __init__(self, rows: CaptionedImages, count: int) -> None:
-        super().__init__(rows, range(min(count, len(rows))))
+        super().__init__(rows, range(min(count, len(rows))))  # type: ignore[arg-type]
         self.fingerprint = rows.fingerprint
 
 

@@ -32,7 +32,7 @@ def open_source(
     order: Callable[[int], Order],
     first_batch: int,
     barrier: Callable[[], None],
-    evaluate: Callable | None = None,
+    evaluate: Callable[..., Any] | None = None,
 ) -> Source:
     """The batches of rows, from a batch on: clean latents, or trajectories of the teacher's inner flow.
 
@@ -86,7 +86,7 @@ def image_source(batches: Iterator[list[tuple[Tensor, str]]], teacher: Teacher) 
         images, captions = zip(*batch, strict=True)
 
         def draw(images: Sequence[Tensor] = images, captions: Sequence[str] = captions) -> Any:
-            mean, deviation = teacher.family.encode_images(torch.stack(images))
+            mean, deviation = teacher.family.encode_images(torch.stack(list(images)))
             return (mean + deviation * torch.randn_like(mean)).float(), teacher.features(captions)
 
         yield draw
@@ -107,7 +107,7 @@ def _caption(row: Captioned, rng: random.Random) -> str:
     return choose_caption(row, rng)
 
 
-def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable) -> Source:
+def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable[..., Any]) -> Source:
     """Runs the teacher's inner flow from the clean latents of a source.
 
     Args:
@@ -115,7 +115,7 @@ def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable) -> S
     """
     for draw_latents in source:
 
-        def draw(draw_latents: Callable = draw_latents) -> Any:
+        def draw(draw_latents: Callable[..., Any] = draw_latents) -> Any:
             z, features = draw_latents()
             with torch.no_grad():
                 drawn = evaluate(lambda _: Trajectories.draw(teacher.family, z, teacher.conditions(features)))

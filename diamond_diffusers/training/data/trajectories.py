@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.glass import inner_states
-from ...core.levels import add_noise
+from ...core.levels import Level, add_noise
 from ...core.model import Conditions
 from ..levels import draw_levels
 
@@ -45,7 +45,7 @@ class Trajectories:
         x = add_noise(z, torch.randn_like(z), levels)
         index = torch.arange(len(z))
 
-        def denoise(rows: Tensor, level: Tensor) -> Tensor:
+        def denoise(rows: Tensor, level: Level) -> Tensor:
             return family.predict(rows, level, conditions.rows(index.repeat_interleave(len(rows) // len(z))))
 
         noise = torch.randn_like(z.repeat_interleave(PAIR, 0))

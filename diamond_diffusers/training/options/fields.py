@@ -80,7 +80,7 @@ def options_of(record: type) -> list[Option]:
     return [_read(described, hints[described.name]) for described in fields(record)]
 
 
-def _read(described: Field, hint: Any) -> Option:
+def _read(described: Field[Any], hint: Any) -> Option:
     metadata = dict(described.metadata)
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))

@@ -117,6 +117,8 @@ def _import_file(file: Path) -> None:
     # Not by the name of the file alone, which may be that of a module.
     name = f"imported_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--import {file} is no Python file; give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
