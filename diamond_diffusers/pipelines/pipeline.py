@@ -63,6 +63,12 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
     Raises:
         TypeError: the pipeline's class is not supported.
         ValueError: `few_step` names an adapter that is not loaded.
+
+    Example:
+        >>> pipe = DiamondMapPipeline.from_pretrained()
+        >>> out = pipe("a red star", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+        >>> out.images[0].size
+        (64, 64)
     """
 
     __signature__ = SignatureOfCall()

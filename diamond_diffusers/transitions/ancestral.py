@@ -22,6 +22,9 @@ class AncestralTransition(Transition):
 
     Args:
         eta: share in `[0, 1]` of the DDPM noise that is fresh.
+
+    Example:
+        >>> pipe("a red star", alignment=BestOfN(2, transition=AncestralTransition()), num_inference_steps=2)
     """
 
     eta: float = 1.0

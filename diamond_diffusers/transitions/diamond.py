@@ -24,6 +24,9 @@ class DiamondTransition(InnerFlowTransition):
         num_map_steps: evaluations of a step.
         correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
             which the chain is Markov.
+
+    Example:
+        >>> pipe("a red star", alignment=BestOfN(2, transition=DiamondTransition()), num_inference_steps=2)
     """
 
     num_map_steps: int = 1

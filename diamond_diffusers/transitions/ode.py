@@ -16,7 +16,11 @@ from .base import Transition
 @TRANSITIONS.register("ode")
 @dataclass(frozen=True)
 class ODETransition(Transition):
-    """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise."""
+    """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise.
+
+    Example:
+        >>> pipe("a red star", alignment=BestOfN(2, transition=ODETransition()), num_inference_steps=2)
+    """
 
     def step(
         self,

@@ -16,7 +16,11 @@ from .base import Transition
 @TRANSITIONS.register("renoise")
 @dataclass(frozen=True)
 class RenoiseTransition(Transition):
-    """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample."""
+    """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample.
+
+    Example:
+        >>> pipe("a red star", alignment=BestOfN(2, transition=RenoiseTransition()), num_inference_steps=2)
+    """
 
     def step(
         self,
