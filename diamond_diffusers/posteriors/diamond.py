@@ -28,7 +28,7 @@ class DiamondPosterior(PosteriorSampler):
         num_map_steps: evaluations of each; 1 is what the map is distilled for.
 
     Example:
-        >>> pipe("a red star", alignment=PosteriorResampling(DiamondPosterior(num_samples=2)), num_inference_steps=2)
+        >>> pipe("a red star", alignment=PosteriorResampling(posterior=DiamondPosterior(2)), num_inference_steps=2)
     """
 
     num_samples: int = 4

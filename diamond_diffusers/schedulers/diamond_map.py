@@ -70,7 +70,7 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
         ValueError: an option is out of range or not supported.
 
     Example:
-        >>> scheduler = DiamondMapScheduler.from_pipe(pipe)
+        >>> scheduler = DiamondMapScheduler.from_config(pipe.scheduler.config)
     """
 
     instead = "DiamondMapPipeline with DiamondTransition()"

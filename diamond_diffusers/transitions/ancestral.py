@@ -24,7 +24,8 @@ class AncestralTransition(Transition):
         eta: share in `[0, 1]` of the DDPM noise that is fresh.
 
     Example:
-        >>> pipe("a red star", alignment=BestOfN(2, transition=AncestralTransition()), num_inference_steps=2)
+        >>> method = BestOfN(num_particles=2, transition=AncestralTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     eta: float = 1.0

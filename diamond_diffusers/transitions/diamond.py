@@ -26,7 +26,8 @@ class DiamondTransition(InnerFlowTransition):
             which the chain is Markov.
 
     Example:
-        >>> pipe("a red star", alignment=BestOfN(2, transition=DiamondTransition()), num_inference_steps=2)
+        >>> method = BestOfN(num_particles=2, transition=DiamondTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     num_map_steps: int = 1

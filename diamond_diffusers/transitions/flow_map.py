@@ -21,7 +21,8 @@ class FlowMapTransition(Transition):
     """Follows a flow map from level to level (arXiv 2506.14603), a model's own or its Diamond Map's; no noise.
 
     Example:
-        >>> pipe("a red star", alignment=BestOfN(2, transition=FlowMapTransition()), num_inference_steps=2)
+        >>> method = BestOfN(num_particles=2, transition=FlowMapTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     uses_prediction = False

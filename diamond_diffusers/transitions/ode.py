@@ -19,7 +19,8 @@ class ODETransition(Transition):
     """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise.
 
     Example:
-        >>> pipe("a red star", alignment=BestOfN(2, transition=ODETransition()), num_inference_steps=2)
+        >>> method = BestOfN(num_particles=2, transition=ODETransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     def step(

@@ -19,7 +19,8 @@ class RenoiseTransition(Transition):
     """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample.
 
     Example:
-        >>> pipe("a red star", alignment=BestOfN(2, transition=RenoiseTransition()), num_inference_steps=2)
+        >>> method = BestOfN(num_particles=2, transition=RenoiseTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     def step(

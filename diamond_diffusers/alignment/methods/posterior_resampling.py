@@ -52,7 +52,7 @@ class PosteriorResampling(Method):
             rewards to be among the look-aheads.
 
     Example:
-        >>> method = PosteriorResampling(DiamondPosterior(num_samples=2), guide=Guide())
+        >>> method = PosteriorResampling(posterior=DiamondPosterior(num_samples=2), guide=Guide())
         >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 

@@ -18,7 +18,7 @@ class RandomSearch(NoiseSearch):
     Options and what is kept: see `NoiseSearch`.
 
     Example:
-        >>> pipe("a red star", alignment=RandomSearch(2), num_inference_steps=2)
+        >>> pipe("a red star", alignment=RandomSearch(num_candidates=2), num_inference_steps=2)
     """
 
     def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
