@@ -1,4 +1,4 @@
-"""Python blocks of README.md and docs/ compile and define or import what they use; examples of public classes run."""
+"""Python blocks and links of the pages stand, and the examples of public classes run."""
 
 import ast
 import doctest
@@ -31,6 +31,19 @@ def test_python_blocks_of_a_page_stand_on_their_own(page):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("diamond_diffusers"):
             module = import_module(node.module)
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page):
+    for file, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), file
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 PUBLIC = {name: getattr(diamond_diffusers, name) for name in diamond_diffusers.__all__}
