@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .schedulers.ddpm import GlassDDPMScheduler
     from .schedulers.diamond_map import DiamondMapScheduler
     from .schedulers.flow_match import GlassFlowMatchScheduler
+    from .training.losses import register_loss
     from .transitions import register_transition
     from .transitions.ancestral import AncestralTransition
     from .transitions.base import Transition
@@ -90,6 +91,7 @@ _MODULES = {
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
     "available_rewards": "rewards.registry",
     "register_family": "families.registry",
+    "register_loss": "training.losses",
     "register_method": "alignment.methods",
     "register_posterior": "posteriors",
     "register_preset": "alignment.presets",
@@ -137,6 +139,7 @@ __all__ = [
     "ZeroOrderSearch",
     "available_rewards",
     "register_family",
+    "register_loss",
     "register_method",
     "register_posterior",
     "register_preset",

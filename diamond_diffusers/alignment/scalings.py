@@ -69,7 +69,7 @@ def exact(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> T
 def norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """Each term of the gradient at root-mean-square 1, then the coefficient: the recipe of the Weighted Diamond Map.
 
-    Its authors' code has norms in place of root-mean-squares, so that its factor is `guidance_strength` times the
+    Its authors' code has norms in place of root-mean-squares, so that its factor is `strength` times the
     square root of the number of latents. At pure noise the shift is zero unless the coefficient is limited.
     """
     assert ahead.terms is not None, NO_GRADIENT

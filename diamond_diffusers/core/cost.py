@@ -15,6 +15,10 @@ class Cost:
         decodes: latents brought to images.
         reward_calls: images scored.
         seconds: wall-clock time of the sampling loop, rewards and decoding included.
+
+    Example:
+        >>> Cost(network_evaluations=24).network_evaluations
+        24
     """
 
     network_evaluations: int = 0

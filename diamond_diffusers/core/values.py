@@ -1,7 +1,7 @@
 """The value function `V(y, kappa) = log E[exp(r(z)) | y]` and its gradients, from look-ahead samples.
 
 Gradients are given as the shift that they make to the denoiser, `kappa^2 grad_y V`, which is how guidance uses them:
-`D_r = D + guidance_strength * shift` is the denoiser of the reward-tilted law at strength 1, and the shift stays finite
+`D_r = D + strength * shift` is the denoiser of the reward-tilted law at strength 1, and the shift stays finite
 where `y` does not. A gradient that is taken by differentiation comes apart from the coefficient which makes it a shift,
 since its direction is of use where the coefficient is not: at pure noise.
 """

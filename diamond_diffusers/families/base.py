@@ -61,6 +61,7 @@ class Family(LoopTensors, SampledModel):
 
     Attributes:
         name: of the family, in a saved model's configuration.
+        pipeline_class: of its pipelines where that is none of diffusers, so that they are loaded by name; else None.
         network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
         arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.
@@ -74,6 +75,7 @@ class Family(LoopTensors, SampledModel):
     """
 
     name: str
+    pipeline_class: ClassVar[type[Any] | None] = None
     network_name: ClassVar[str] = "transformer"
     refused_arguments: ClassVar[dict[str, str]] = {}
     arguments_with_none: ClassVar[tuple[str, ...]] = ()

@@ -136,6 +136,11 @@ def check_class(model: str | os.PathLike[str], **hub: Any) -> str:
     return name
 
 
+def loader_of(pipeline_class: str) -> type[DiffusionPipeline]:
+    """The class whose `from_pretrained` loads pipelines of a supported class: diffusers knows its own by name."""
+    return check_supported(pipeline_class).pipeline_class or DiffusionPipeline
+
+
 def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, Any]) -> type[DiffusionPipeline]:
     """The stock pipeline class that loads a checkpoint file.
 
@@ -152,7 +157,7 @@ def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, 
         keys = load_single_file_checkpoint(str(checkpoint), **hub)
         config = fetch_diffusers_config(keys)["pretrained_model_name_or_path"]
     name = check_class(config, **hub)
-    loader = getattr(diffusers, name)
+    loader = check_supported(name).pipeline_class or getattr(diffusers, name)
     if not hasattr(loader, "from_single_file"):
         raise TypeError(f"stock diffusers cannot load {name} from a single file; save it as a folder first")
     return loader

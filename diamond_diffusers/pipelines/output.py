@@ -41,6 +41,11 @@ class DiamondMapPipelineOutput(BaseOutput):
         alignment: the method that ran, with what was left open filled in and the count that a budget has set.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
+
+    Example:
+        >>> out = pipe(["a red star", "a blue ring"], alignment="best_of_n", num_inference_steps=2)
+        >>> len(out.images), len(out.rewards), out.cost.network_evaluations > 0
+        (2, 2, True)
     """
 
     images: Any

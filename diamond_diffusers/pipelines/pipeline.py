@@ -22,7 +22,15 @@ from .adapters import AdapterMethods
 from .attributes import StockAttributes
 from .call import Call, prepare
 from .callbacks import UserCallback
-from .loading import HUB_OPTIONS, check_class, embedded_model, find_map, read_base_defaults, single_file_class
+from .loading import (
+    HUB_OPTIONS,
+    check_class,
+    embedded_model,
+    find_map,
+    loader_of,
+    read_base_defaults,
+    single_file_class,
+)
 from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions
 from .saving import save_model
@@ -55,6 +63,12 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
     Raises:
         TypeError: the pipeline's class is not supported.
         ValueError: `few_step` names an adapter that is not loaded.
+
+    Example:
+        >>> pipe = DiamondMapPipeline.from_pretrained()
+        >>> out = pipe("a red star", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+        >>> out.images[0].size
+        (64, 64)
     """
 
     __signature__ = SignatureOfCall()
@@ -101,12 +115,12 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             # The revision is that of the map; its base names its own.
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
-        check_class(model, **hub)
+        loader = loader_of(check_class(model, **hub))
         saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = own.pop("defaults", None) or {}
         defaults = {**read_base_defaults(model, **hub), **given}
-        pipe = cls(DiffusionPipeline.from_pretrained(model, **kwargs), defaults, **own)
+        pipe = cls(loader.from_pretrained(model, **kwargs), defaults, **own)
         if model == embedded_model():
             # Its convolutions, small ones on a CPU, are twice as fast so.
             pipe.pipeline.vae.to(memory_format=torch.channels_last)

@@ -52,6 +52,10 @@ class PosteriorSampler(Sampler, ABC):
         uses_prediction: whether it needs `predicted` of an ordinary model.
         differentiates_predicted: whether gradients of the samples go through `predicted`.
         has_gradient_terms: whether it tells the terms of the value's gradient apart, as `WeightedPosterior` does.
+
+    Example:
+        >>> GlassPosterior(num_samples=4).num_samples, DenoiserPoint().draws_noise
+        (4, False)
     """
 
     # Every sampler is a dataclass, though its base is none: `replace` and `fields` take it.

@@ -18,6 +18,9 @@ class DenoiserPoint(PosteriorSampler):
     """The predicted clean sample as the only one: free, and inconsistent (DPS, arXiv 2209.14687; FK steering).
 
     That is the posterior mean, and of a few-step model the end of its flow map (arXiv 2511.22688).
+
+    Example:
+        >>> SMC(num_particles=8, posterior=DenoiserPoint())
     """
 
     num_samples: int = 1

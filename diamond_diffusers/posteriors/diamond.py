@@ -26,6 +26,9 @@ class DiamondPosterior(PosteriorSampler):
     Args:
         num_samples: look-aheads K of each observation.
         num_map_steps: evaluations of each; 1 is what the map is distilled for.
+
+    Example:
+        >>> pipe("a red star", alignment=PosteriorResampling(posterior=DiamondPosterior(2)), num_inference_steps=2)
     """
 
     num_samples: int = 4

@@ -25,6 +25,9 @@ class FlowMapPoint(PosteriorSampler):
 
     Args:
         num_steps: evaluations from the observation down to clean data; at least 2 for an ordinary model.
+
+    Example:
+        >>> pipe("a red star", alignment=Guidance(FlowMapPoint()), num_inference_steps=2)
     """
 
     num_steps: int = 1

@@ -26,6 +26,9 @@ class GlassPosterior(PosteriorSampler):
             the spread of the posterior where there is little noise; where there is much, they are far from its law.
         num_samples: samples of each observation.
         solver: `euler`, `multistep` or `exponential`.
+
+    Example:
+        >>> Guidance(GlassPosterior(num_samples=4), Guide("tilted_mean"))
     """
 
     num_inner_steps: int = 4

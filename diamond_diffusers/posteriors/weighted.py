@@ -157,6 +157,9 @@ class WeightedPosterior(PosteriorSampler):
         weight_temperature: divides the log-weights; 1 is exact, more evens them out.
         num_map_steps: steps of the map from `kappa'` to clean data; at least 2 for an ordinary model without a Diamond
             Map, whose ODE is integrated.
+
+    Example:
+        >>> pipe("a red star", alignment=Guidance(WeightedPosterior(num_samples=2)), num_inference_steps=2)
     """
 
     num_samples: int = 4

@@ -55,6 +55,12 @@ class Reward(ABC):
             is in the local cache.
         requires: importable packages that are needed beyond this one's own dependencies. A class whose packages need
             help for that has a static method `import_package`, which takes the name of one.
+
+    Example:
+        >>> from diamond_diffusers.rewards import as_reward
+        >>> reward = as_reward("2*brightness") + as_reward(lambda images, prompts: images[:, 0].mean((1, 2)))
+        >>> reward(torch.ones(1, 3, 8, 8), ["a red star"])
+        tensor([3.])
     """
 
     differentiable: bool = True

@@ -32,6 +32,11 @@ class GlassDDPMScheduler(GlassSchedulerMixin, DDIMScheduler):
 
     Raises:
         ValueError: an option is out of range or not supported.
+
+    Example:
+        >>> from diffusers import DDPMScheduler
+        >>> scheduler = GlassDDPMScheduler.from_config(DDPMScheduler().config)
+        >>> scheduler.set_timesteps(4)
     """
 
     # diffusers names this module in a saved model_index.json, and loads from it once it is imported.

@@ -68,6 +68,9 @@ class DiamondMapScheduler(FlowOptionsMixin, FlowMapEulerDiscreteScheduler, FlowM
 
     Raises:
         ValueError: an option is out of range or not supported.
+
+    Example:
+        >>> scheduler = DiamondMapScheduler.from_config(pipe.scheduler.config)
     """
 
     instead = "DiamondMapPipeline with DiamondTransition()"

@@ -30,6 +30,10 @@ class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowOptionsMixin, FlowMatchEu
 
     Raises:
         ValueError: an option is out of range or not supported.
+
+    Example:
+        >>> scheduler = GlassFlowMatchScheduler.from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4, mu=1.0)
     """
 
     # diffusers names this module in a saved model_index.json, and loads from it once it is imported.

@@ -22,6 +22,10 @@ class AncestralTransition(Transition):
 
     Args:
         eta: share in `[0, 1]` of the DDPM noise that is fresh.
+
+    Example:
+        >>> method = BestOfN(num_particles=2, transition=AncestralTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     eta: float = 1.0

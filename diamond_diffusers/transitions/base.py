@@ -17,6 +17,10 @@ class Transition(Sampler, ABC):
 
     Attributes:
         uses_prediction: whether a step depends on the denoised sample that it starts from.
+
+    Example:
+        >>> NoAlignment(transition=AncestralTransition()).transition.is_stochastic
+        True
     """
 
     uses_prediction: bool = True

@@ -24,6 +24,10 @@ class DiamondTransition(InnerFlowTransition):
         num_map_steps: evaluations of a step.
         correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
             which the chain is Markov.
+
+    Example:
+        >>> method = BestOfN(num_particles=2, transition=DiamondTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     num_map_steps: int = 1

@@ -18,7 +18,12 @@ from .base import Transition
 @TRANSITIONS.register("flow_map")
 @dataclass(frozen=True)
 class FlowMapTransition(Transition):
-    """Follows a flow map from level to level (arXiv 2506.14603), a model's own or its Diamond Map's; no noise."""
+    """Follows a flow map from level to level (arXiv 2506.14603), a model's own or its Diamond Map's; no noise.
+
+    Example:
+        >>> method = BestOfN(num_particles=2, transition=FlowMapTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
+    """
 
     uses_prediction = False
     follows_flow_map = True

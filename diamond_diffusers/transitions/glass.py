@@ -25,6 +25,9 @@ class GlassTransition(InnerFlowTransition):
         correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
             which the chain is Markov.
         solver: `euler`, `multistep` or `exponential`.
+
+    Example:
+        >>> SMC(num_particles=8, transition=GlassTransition(num_inner_steps=2))
     """
 
     num_inner_steps: int = 1

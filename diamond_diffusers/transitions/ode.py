@@ -16,7 +16,12 @@ from .base import Transition
 @TRANSITIONS.register("ode")
 @dataclass(frozen=True)
 class ODETransition(Transition):
-    """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise."""
+    """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise.
+
+    Example:
+        >>> method = BestOfN(num_particles=2, transition=ODETransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
+    """
 
     def step(
         self,

@@ -16,7 +16,12 @@ from .base import Transition
 @TRANSITIONS.register("renoise")
 @dataclass(frozen=True)
 class RenoiseTransition(Transition):
-    """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample."""
+    """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample.
+
+    Example:
+        >>> method = BestOfN(num_particles=2, transition=RenoiseTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
+    """
 
     def step(
         self,

@@ -24,6 +24,9 @@ class BeamSearch(LookAheadSearch):
 
     The transition is stochastic; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a few-step
     one. How branches compete, further options, and what a `reward_scale` of 0 returns: see `LookAheadSearch`.
+
+    Example:
+        >>> pipe("a red star", alignment=BeamSearch(num_particles=1, branching=2), num_inference_steps=2)
     """
 
     def __post_init__(self) -> None:

@@ -15,6 +15,11 @@ class BestOfN(NoAlignment):
 
     The first is the plain sample itself, which a `reward_scale` of 0 returns. All are drawn at once; see `RandomSearch`
     for rounds.
+
+    Example:
+        >>> out = pipe("a red star", alignment=BestOfN(num_particles=2), num_inference_steps=2)
+        >>> out.rewards.shape
+        torch.Size([1])
     """
 
     num_particles: int = 4

@@ -109,7 +109,7 @@ class Guidance(Method):
         ValueError: an option is out of range.
 
     Example:
-        >>> pipe("two red apples", alignment=Guidance(guide=Guide("pathwise")), reward="clip", reward_scale=100.0)
+        >>> pipe("a red star", reward="miniature", alignment=Guidance(guide=Guide("pathwise")), num_inference_steps=2)
     """
 
     posterior: PosteriorSampler = field(default_factory=DenoiserPoint)

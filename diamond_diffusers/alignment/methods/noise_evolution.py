@@ -29,6 +29,9 @@ class NoiseEvolution(NoiseAscent):
     Args:
         num_perturbations: antithetic pairs of each iteration.
         perturbation: share in (0, 1) of fresh noise in them.
+
+    Example:
+        >>> pipe("a red star", alignment=NoiseEvolution(num_iterations=1), num_inference_steps=2)
     """
 
     num_perturbations: int = 8

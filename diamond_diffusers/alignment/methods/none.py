@@ -22,6 +22,9 @@ class NoAlignment(Method):
     Args:
         transition: how particles move; None for how the stock pipeline moves them.
         num_particles: plain samples of each image.
+
+    Example:
+        >>> pipe("a red star", alignment=NoAlignment(transition=AncestralTransition()), num_inference_steps=2)
     """
 
     transition: Transition | None = None

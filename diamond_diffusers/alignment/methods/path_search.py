@@ -41,6 +41,9 @@ class PathSearch(LookAheadSearch):
         max_noise_to_signal: above this level, where look-aheads say little, particles do not branch.
         forward_step: rise of the time, in (0, 1); it ends at pure noise, or at the highest level of the model.
         num_backward_steps: network evaluations of the way back to the level from which a branch rose.
+
+    Example:
+        >>> pipe("a red star", alignment=PathSearch(1, branching=2, num_backward_steps=1), num_inference_steps=2)
     """
 
     max_noise_to_signal: float = 3.0

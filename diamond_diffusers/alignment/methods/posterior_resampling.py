@@ -50,6 +50,10 @@ class PosteriorResampling(Method):
         guide: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
             shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
             rewards to be among the look-aheads.
+
+    Example:
+        >>> method = PosteriorResampling(posterior=DiamondPosterior(num_samples=2), guide=Guide())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     num_particles: int = 1

@@ -65,6 +65,10 @@ class PosteriorSMC(SMC):
         posterior: draws equally weighted look-aheads, of which each has the law of the posterior.
         transition: a `GlassTransition` of one inner step, which says how the noises before and after a step correlate;
             None for `GlassTransition()`.
+
+    Example:
+        >>> method = PosteriorSMC(num_particles=2, posterior=DiamondPosterior(num_samples=1))
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
     posterior: PosteriorSampler = field(default_factory=lambda: DiamondPosterior(1))

@@ -115,6 +115,12 @@ class SMC(Method):
             steps: 4 for after 20, 40, 60 and 80 % of them. None for after every step but the last, which suits values
             without noise (`DenoiserPoint`) and tempering; 0 for the end alone. At other steps no look-aheads are drawn.
         default_selection: which particle is returned if the call does not say: `sample`, `heaviest`, `best` or `all`.
+
+    Example:
+        >>> method = SMC(num_particles=2, transition=GlassTransition(num_inner_steps=2))
+        >>> out = pipe("a red star", alignment=method, num_inference_steps=2)
+        >>> len(out.images), out.log_evidence.shape
+        (1, torch.Size([1]))
     """
 
     num_particles: int = 4

@@ -21,6 +21,9 @@ class ZeroOrderSearch(NoiseSearch):
 
     Args:
         step_size: share of fresh noise, in (0, 1].
+
+    Example:
+        >>> pipe("a red star", alignment=ZeroOrderSearch(), max_network_evaluations=12, num_inference_steps=2)
     """
 
     step_size: float = 0.8

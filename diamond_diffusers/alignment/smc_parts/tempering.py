@@ -56,6 +56,9 @@ class AdaptiveTempering(Tempering):
     Args:
         effective_sample_size: share of P to which the effective sample size may fall, in (0, 1). Choose it no higher
             than the resampling threshold: then particles are resampled wherever it is reached, and gain room to rise.
+
+    Example:
+        >>> SMC(num_particles=8, num_valuations=None, tempering=AdaptiveTempering(effective_sample_size=0.5))
     """
 
     effective_sample_size: float = 0.5
@@ -89,6 +92,9 @@ class ScheduledTempering(Tempering):
     Args:
         gamma: rate, positive. 1 is reached after `log 2 / log(1 + gamma)` moves: 87 for the default, which DAS uses
             with 100 steps; take `2 ** (1 / K) - 1` to reach it after K.
+
+    Example:
+        >>> SMC(num_particles=8, num_valuations=None, tempering=ScheduledTempering(gamma=0.008))
     """
 
     gamma: float = 0.008
