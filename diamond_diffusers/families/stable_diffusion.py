@@ -93,7 +93,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
     def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
         """What the stock pipeline's `encode_prompt` returns."""
         options = {
-            "device": self.pipeline._execution_device,
+            "device": self.device,
             "do_classifier_free_guidance": self.pipeline.do_classifier_free_guidance,
             "lora_scale": (arguments["cross_attention_kwargs"] or {}).get("scale"),
         }
@@ -120,12 +120,12 @@ class StableDiffusionFamily(DiscreteTimeFamily):
         for index, rows in enumerate(embeds or self._image_embeds(image, is_guided)):
             name = f"ip_adapter_image_embeds[{index}]"
             positive[f"{_IMAGES}{index}"], negative[f"{_IMAGES}{index}"] = image_prompt_rows(
-                name, rows.to(self.pipeline._execution_device), count, is_guided
+                name, rows.to(self.device), count, is_guided
             )
 
     def _image_embeds(self, image: Any, is_guided: bool) -> list[Tensor]:
         """Embeddings of the images of each adapter, one row for all prompts, after a negative one under guidance."""
-        device = self.pipeline._execution_device
+        device = self.device
         return self.pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, is_guided)
 
     def lora_keys(self, source: str | PathLike | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
