@@ -206,7 +206,7 @@ def png_header(width, height):
         (("{folder}", "--format", "json"), "--format is 'json'; choose table or csv"),
         (("{folder}", "--device", "magic"), "--device is 'magic', which is not usable here"),
         (("{folder}", "--dtype", "int8"), "--dtype is 'int8'; choose auto"),
-        (("{folder}", "--reward", "magic"), "There is no reward named 'magic'"),
+        (("{folder}", "--reward", "magic"), "reward is 'magic'; choose one of"),
         (("{folder}", "--reward", "similarity"), "The reward 'similarity' needs references"),
     ],
 )
