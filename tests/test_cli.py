@@ -211,7 +211,7 @@ def test_options_describe_an_alignment(name, options, expected):
         (("--posterior", "magic"), "--posterior is 'magic'; choose one of denoiser, flow_map, glass"),
         (("--posterior", "diamond", "--num-inner-steps", 2), "--num-inner-steps is 2, but --posterior diamond"),
         (("--alignment", "guidance", "--gradient", "magic"), "gradient is 'magic'; choose one of pathwise"),
-        (("--reward", "magic"), "There is no reward named 'magic'"),
+        (("--reward", "magic"), "reward is 'magic'; choose one of"),
         (("--reward", "redness +"), "The reward expression 'redness +' has the end where"),
         (("--device", "magic"), "--device is 'magic', which is not usable here"),
         (("--device", "meta"), "--device is 'meta', which is not usable here"),
