@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from .transitions.ode import ODETransition
     from .transitions.renoise import RenoiseTransition
 
-__version__ = version("diamond-diffusers")
+__version__: str
 
 _MODULES = {
     "SMC": "alignment.methods.smc",
@@ -151,6 +150,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name == "__version__":
+        # Reading a package's metadata takes longer than everything else here.
+        return import_module("importlib.metadata").version("diamond-diffusers")
     if name == "SchedulerMixin":
         # Of a module that a saved pipeline names, diffusers asks for the base class of schedulers too.
         return import_module("diffusers").SchedulerMixin

@@ -16,7 +16,7 @@ from ..core.model import Conditions
 from ..core.tensors import to_unit_range, where_rows
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
-from .compat import adapters_disabled, alone_with
+from .compat import adapters_disabled, alone_with, execution_device
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
@@ -119,6 +119,11 @@ class Family(LoopTensors, SampledModel):
         """What the checkpoint may be called: the folders that it was loaded from, those of the Hub's cache included."""
         folders = str(self.pipeline.config.get("_name_or_path", "")).lower().replace("\\", "/").split("/")
         return {folder.rsplit("--", 1)[-1] for folder in folders}
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the pipeline computes, also while its components are offloaded."""
+        return execution_device(self.pipeline)
 
     @property
     def has_flow_map(self) -> bool:

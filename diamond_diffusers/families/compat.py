@@ -1,4 +1,7 @@
-"""Every private attribute of diffusers and peft that this package relies on."""
+"""The private attributes of diffusers, accelerate and peft that this package relies on, each in one function.
+
+The private methods of one stock pipeline, such as how it packs latents, are called in the file of its family alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.utils.torch_utils import unwrap_module
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -35,13 +39,26 @@ def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     active = [layer.active_adapters for layer in layers]
     for layer, adapters in zip(layers, active, strict=True):
-        # set_adapter would also set requires_grad.
-        layer._active_adapter = [name for name in adapters if name not in names]
+        activate_adapters(layer, [name for name in adapters if name not in names], layer.disable_adapters)
     try:
         yield
     finally:
         for layer, adapters in zip(layers, active, strict=True):
-            layer._active_adapter = adapters
+            activate_adapters(layer, adapters, layer.disable_adapters)
+
+
+def activate_adapters(layer: BaseTunerLayer, names: Sequence[str], disabled: bool = False) -> None:
+    """Activates exactly these adapters of a layer, or keeps them for later where the layer is disabled.
+
+    peft's own `set_adapter` would also set `requires_grad`, which `torch.func` forbids inside its transforms, and its
+    `enable_adapters` would set it for every adapter.
+    """
+    layer._active_adapter, layer._disable_adapters = list(names), disabled
+
+
+def execution_device(pipeline: Any) -> torch.device:
+    """The device on which a stock pipeline computes: `pipeline.device` is the CPU while components are offloaded."""
+    return pipeline._execution_device
 
 
 def offloads_layers(module: nn.Module) -> bool:

@@ -49,9 +49,7 @@ class DiscreteTimeFamily(Family):
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
         names = ("timesteps", "sigmas", "original_inference_steps")
         options = {name: arguments[name] for name in names if arguments.get(name) is not None}
-        retrieve_timesteps(
-            self.pipeline.scheduler, arguments["num_inference_steps"], self.pipeline._execution_device, **options
-        )
+        retrieve_timesteps(self.pipeline.scheduler, arguments["num_inference_steps"], self.device, **options)
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         """Outside the trained levels the network is asked at their ends.

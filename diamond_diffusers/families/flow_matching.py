@@ -30,9 +30,7 @@ class FlowMatchingFamily(Family):
             )
         options = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
         options |= self.schedule_options(arguments, conditions)
-        retrieve_timesteps(
-            self.pipeline.scheduler, arguments["num_inference_steps"], self.pipeline._execution_device, **options
-        )
+        retrieve_timesteps(self.pipeline.scheduler, arguments["num_inference_steps"], self.device, **options)
 
     def schedule_options(self, arguments: Mapping[str, Any], conditions: Conditions) -> dict[str, Any]:
         """Keywords of the scheduler's `set_timesteps` that the stock pipeline adds (`mu`, default `sigmas`)."""

@@ -144,7 +144,7 @@ class FluxFamily(PackedFamily):
             prompt_2=arguments[f"{prefix}prompt_2"],
             prompt_embeds=arguments[f"{prefix}prompt_embeds"],
             pooled_prompt_embeds=arguments[f"{prefix}pooled_prompt_embeds"],
-            device=self.pipeline._execution_device,
+            device=self.device,
             max_sequence_length=arguments["max_sequence_length"],
             lora_scale=attention_options.get("scale"),
         )

@@ -52,7 +52,7 @@ class Lumina2Family(FlowMatchingFamily):
         guided = self.pipeline.do_classifier_free_guidance
         overrides = {
             "do_classifier_free_guidance": guided,
-            "device": self.pipeline._execution_device,
+            "device": self.device,
         }
         embeds, mask, negative_embeds, negative_mask = call_stock(self.pipeline.encode_prompt, {**each, **overrides})
         features = masked_features(embeds, mask, num_images)

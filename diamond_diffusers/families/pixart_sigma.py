@@ -41,7 +41,7 @@ class PixArtSigmaFamily(BinnedFamily, DiscreteTimeFamily):
         each = one_row_each(arguments)
         call_stock(pipeline.check_inputs, {**each, **sizes})
         is_guided = arguments["guidance_scale"] > 1
-        overrides = {"do_classifier_free_guidance": is_guided, "device": pipeline._execution_device}
+        overrides = {"do_classifier_free_guidance": is_guided, "device": self.device}
         embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**each, **overrides})
         num_images = arguments["num_images_per_prompt"]
         features, negative_features = masked_features(embeds, mask, num_images), None

@@ -67,7 +67,7 @@ class QwenImageFamily(PackedFamily):
             prompt=arguments[f"{prefix}prompt"],
             prompt_embeds=arguments[f"{prefix}prompt_embeds"],
             prompt_embeds_mask=arguments[f"{prefix}prompt_embeds_mask"],
-            device=self.pipeline._execution_device,
+            device=self.device,
             max_sequence_length=arguments["max_sequence_length"],
         )
         return {"encoder_hidden_states": embeds} | ({} if mask is None else {_MASK: mask})

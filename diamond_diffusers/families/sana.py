@@ -45,7 +45,7 @@ class SanaFamily(BinnedFamily, FlowMatchingFamily):
         self.remember(arguments, "guidance_scale", "attention_kwargs")
         overrides = {
             "do_classifier_free_guidance": pipeline.do_classifier_free_guidance,
-            "device": pipeline._execution_device,
+            "device": self.device,
             "lora_scale": (arguments["attention_kwargs"] or {}).get("scale"),
         }
         embeds, mask, negative_embeds, negative_mask = call_stock(pipeline.encode_prompt, {**each, **overrides})

@@ -53,7 +53,7 @@ class SanaSprintFamily(BinnedFamily):
         call_stock(pipeline.check_inputs, {**each, **sizes})
         self.remember(arguments, "guidance_scale", "attention_kwargs")
         overrides = {
-            "device": pipeline._execution_device,
+            "device": self.device,
             "lora_scale": (arguments["attention_kwargs"] or {}).get("scale"),
         }
         embeds, mask = call_stock(pipeline.encode_prompt, {**each, **overrides})
@@ -79,7 +79,7 @@ class SanaSprintFamily(BinnedFamily):
         self.pipeline.scheduler.set_timesteps(
             arguments["num_inference_steps"],
             timesteps=arguments["timesteps"],
-            device=self.pipeline._execution_device,
+            device=self.device,
             max_timesteps=arguments["max_timesteps"],
             intermediate_timesteps=arguments["intermediate_timesteps"],
         )

@@ -98,7 +98,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
     def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """What the stock pipeline's `encode_prompt` returns."""
         options = {
-            "device": self.pipeline._execution_device,
+            "device": self.device,
             "do_classifier_free_guidance": self.pipeline.do_classifier_free_guidance,
             "lora_scale": (arguments["cross_attention_kwargs"] or {}).get("scale"),
         }
@@ -124,16 +124,14 @@ class StableDiffusionFamily(DiscreteTimeFamily):
         is_guided = self.pipeline.do_classifier_free_guidance
         for index, rows in enumerate(embeds or self._image_embeds(image, is_guided)):
             name = f"ip_adapter_image_embeds[{index}]"
-            image_rows, negative_rows = image_prompt_rows(
-                name, rows.to(self.pipeline._execution_device), count, is_guided
-            )
+            image_rows, negative_rows = image_prompt_rows(name, rows.to(self.device), count, is_guided)
             positive[f"{_IMAGES}{index}"] = image_rows
             if negative_rows is not None:
                 negative[f"{_IMAGES}{index}"] = negative_rows
 
     def _image_embeds(self, image: Any, is_guided: bool) -> list[Tensor]:
         """Embeddings of the images of each adapter, one row for all prompts, after a negative one under guidance."""
-        device = self.pipeline._execution_device
+        device = self.device
         return self.pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, is_guided)
 
     def lora_keys(self, source: str | PathLike[str] | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:

@@ -66,7 +66,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
         guided = self.pipeline.do_classifier_free_guidance
         overrides = {
             "do_classifier_free_guidance": guided,
-            "device": self.pipeline._execution_device,
+            "device": self.device,
             "lora_scale": (each["joint_attention_kwargs"] or {}).get("scale"),
         }
         embeds, negative_embeds, pooled, negative_pooled = call_stock(
@@ -88,7 +88,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
         if embeds is None and not pipeline.is_ip_adapter_active:
             return
         guided = pipeline.do_classifier_free_guidance
-        device, count = pipeline._execution_device, len(features["encoder_hidden_states"])
+        device, count = self.device, len(features["encoder_hidden_states"])
         name = "ip_adapter_image" if embeds is None else _IMAGE_EMBEDS
         if embeds is None:
             embeds = pipeline.prepare_ip_adapter_image_embeds(image, None, device, 1, guided)

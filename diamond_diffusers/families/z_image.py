@@ -81,7 +81,7 @@ class ZImageFamily(FlowMatchingFamily):
             do_classifier_free_guidance=guided,
             prompt_embeds=embeds,
             negative_prompt_embeds=negative_embeds,
-            device=self.pipeline._execution_device,
+            device=self.device,
             max_sequence_length=arguments["max_sequence_length"],
         )
 

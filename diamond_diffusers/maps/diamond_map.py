@@ -27,7 +27,7 @@ from ..core.levels import Level, as_level
 from ..core.model import Conditions
 from ..core.tensors import where_rows
 from ..families.base import Family
-from ..families.compat import adapters_disabled, alone_with, offloads_layers
+from ..families.compat import activate_adapters, adapters_disabled, alone_with, offloads_layers
 from ..families.two_time import TwoTimeEmbedder
 from .conditioning import SITES, MapConditioning, Sites
 
@@ -109,9 +109,9 @@ class DiamondMap(nn.Module):
             for parameter in network.parameters():
                 parameter.requires_grad_(id(parameter) in trained)
             for layer in _tuned_layers(network):
-                layer._active_adapter = []
+                activate_adapters(layer, [], layer.disable_adapters)
             for layer, active, disabled in at_rest:
-                layer._active_adapter, layer._disable_adapters = active, disabled
+                activate_adapters(layer, active, disabled)
         # Not submodules either.
         self.__dict__["_adapted"] = _layers_with_map(network)
         for layer in self._adapted:
@@ -231,16 +231,15 @@ class DiamondMap(nn.Module):
             raise RuntimeError("the Diamond Map was unloaded, perhaps with all LoRAs of its network; load it again")
         if any(layer.merged for layer in self._adapted):
             raise RuntimeError("LoRAs are fused into the network's weights, which hides the Diamond Map; unfuse them")
-        at_rest = [(layer._active_adapter, layer._disable_adapters) for layer in self._adapted]
+        at_rest = [(layer.active_adapters, layer.disable_adapters) for layer in self._adapted]
         try:
             for layer in self._adapted:
-                # set_adapter would also set requires_grad, which torch.func forbids inside its transforms.
                 others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != ADAPTER]
-                layer._active_adapter, layer._disable_adapters = [*others, ADAPTER], False
+                activate_adapters(layer, [*others, ADAPTER])
             yield
         finally:
             for layer, (active, disabled) in zip(self._adapted, at_rest, strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
+                activate_adapters(layer, active, disabled)
 
     def mean_denoiser(
         self, xbar: Tensor, s: Level, r: Tensor | float, x: Tensor, noise_to_signal: Level, conditions: Conditions

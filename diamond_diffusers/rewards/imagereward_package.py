@@ -14,7 +14,7 @@ from .base import Reward
 from .errors import first_line
 from .hub import check_hub_options, download
 from .imagereward import ImageReward
-from .imagereward.network import check_layout
+from .imagereward.checkpoint import check_layout
 from .imagereward.official import import_official
 from .registry import register_reward
 

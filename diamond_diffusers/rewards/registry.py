@@ -69,12 +69,12 @@ def register_reward(name: str, aliases: Sequence[str] = ()) -> Callable[[T], T]:
             belongs to another reward.
 
     Example:
-        >>> @register_reward("warmth", aliases=["warm-colours"])
-        ... def warmth(images, prompts):
-        ...     return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
         >>> from diamond_diffusers.rewards import as_reward
-        >>> as_reward("2*warm-colours").name
-        '2*warmth'
+        >>> @register_reward("contrast_ratio", aliases=["contrast-ratio"])
+        ... def contrast_ratio(images, prompts):
+        ...     return images.std((1, 2, 3))
+        >>> as_reward("2*contrast-ratio").name
+        '2*contrast_ratio'
     """
     return REWARDS.register(name, aliases)
 

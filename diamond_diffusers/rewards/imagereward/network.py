@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from ..errors import first_line
+from .checkpoint import check_layout
 
 # The published network: ViT-L/16 and BERT-base with cross-attention. transformers' own BLIP defaults differ in the
 # vision layer norm's eps (1e-5) and in the number of text heads (8).
@@ -109,41 +107,6 @@ def build_network(
     positions = torch.arange(text_config.max_position_embeddings)
     network.text.embeddings.position_ids = positions.expand(1, -1)
     return network.eval().requires_grad_(False)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pt` file that holds nothing but tensors.
-
-    Raises:
-        ValueError: the file cannot be read so.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"'{path}' cannot be read as a file of tensors ({first_line(error)})") from error
-    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise ValueError(f"'{path}' holds something other than named tensors")
-    return weights
-
-
-def check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Checks that a checkpoint has the tensors that are expected, and no others.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.
-    """
-    missing = [name for name in expected if name not in weights]
-    unexpected = [name for name in weights if name not in expected]
-    misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name]]
-    for names, fault in ((missing, "lacks"), (unexpected, "has the unexpected")):
-        if names:
-            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-            raise ValueError(f"the checkpoint {fault} tensor '{names[0]}'{others}")
-    if misshapen:
-        name = misshapen[0]
-        raise ValueError(f"tensor '{name}' has shape {list(weights[name].shape)}, not {list(expected[name])}")
 
 
 def _published_name(name: str) -> str:

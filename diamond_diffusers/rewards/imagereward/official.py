@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import modeling_utils, pytorch_utils
+
+if TYPE_CHECKING:
+    import transformers
 
 ROOT = f"{__name__}.ImageReward"
 # `modeling_utils` of earlier releases has them. The second is gone for good; only the pruning of heads calls it.
@@ -54,6 +55,9 @@ def _add_package(name: str, folders: Iterable[str]) -> None:
 @contextmanager
 def earlier_transformers() -> Iterator[None]:
     """Offers the names that transformers has moved, and undoes this and the silence that the package imposes."""
+    import transformers
+    from transformers import modeling_utils, pytorch_utils
+
     absent = [name for name in MOVED_NAMES if not hasattr(modeling_utils, name)]
     verbosity = transformers.logging.get_verbosity()
     with warnings.catch_warnings():

@@ -5,26 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
 from ...core.tensors import at_least_float32
 from ..base import Reward
 from ..checkpointing import checkpoint_layers
 from ..errors import first_line
-from ..hub import check_hub_options, download
+from ..hub import check_hub_options
 from ..preprocessing import ImagePreprocessing
 from ..registry import register_reward
-from .network import TEXT_CONFIG, VISION_CONFIG, build_network, read_weights
+from .checkpoint import find_checkpoint, read_weights
+
+if TYPE_CHECKING:
+    from transformers import BlipTextConfig, BlipVisionConfig
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 35
-LOCAL_NAMES = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
 OWN_HUB_OPTIONS = ("revision", "subfolder")
 
 
@@ -42,8 +42,8 @@ class ImageReward(Reward):
             the published layout, or a folder with `ImageReward.safetensors`, `model.safetensors` or `ImageReward.pt`.
         name: under which the scores are reported.
         tokenizer: name or folder of the uncased BERT tokenizer.
-        vision_config: of a checkpoint whose image tower is not the published one.
-        text_config: of a checkpoint whose text tower is not the published one.
+        vision_config: of the checkpoint's image tower, where it is not the published one.
+        text_config: of the checkpoint's text tower, where it is not the published one.
         gradient_checkpointing: recomputes each layer in the backward pass instead of storing its activations.
         max_batch_size: the most images of one call of the model; None for all at once.
         device: of the model; images are moved to it.
@@ -69,14 +69,18 @@ class ImageReward(Reward):
         *,
         name: str = "imagereward",
         tokenizer: str | PathLike[str] = "google-bert/bert-base-uncased",
-        vision_config: BlipVisionConfig = VISION_CONFIG,
-        text_config: BlipTextConfig = TEXT_CONFIG,
+        vision_config: BlipVisionConfig | None = None,
+        text_config: BlipTextConfig | None = None,
         gradient_checkpointing: bool = False,
         max_batch_size: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **hub_options: Any,
     ) -> None:
+        # It loads transformers' BLIP.
+        from .network import TEXT_CONFIG, VISION_CONFIG, build_network
+
+        vision_config, text_config = vision_config or VISION_CONFIG, text_config or TEXT_CONFIG
         self.name = name
         self.max_batch_size = max_batch_size
         check_hub_options(name, hub_options)
@@ -125,6 +129,8 @@ class ImageReward(Reward):
             ) from error
 
     def _prepare(self, tokenizer: str | PathLike[str], image_size: int, hub_options: dict[str, Any]) -> None:
+        from transformers import BertTokenizer
+
         self.preprocessing = ImagePreprocessing(size=[image_size], crop_size=[image_size, image_size])
         shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
         try:
@@ -154,23 +160,3 @@ class ImageReward(Reward):
                 logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
                 self._has_warned_of_truncation = True
                 return
-
-
-def find_checkpoint(name: str, checkpoint: str | PathLike[str], hub_options: dict[str, Any]) -> Path:
-    """The file of a checkpoint given as a file, a folder or a repository on the Hub, from which it is downloaded.
-
-    Raises:
-        OSError: there is no such file.
-    """
-    path = Path(checkpoint)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        found = [path / local for local in LOCAL_NAMES if (path / local).is_file()]
-        if found:
-            return found[0]
-        raise OSError(
-            f"Reward '{name}' got checkpoint='{checkpoint}', a folder without {' or '.join(LOCAL_NAMES)}; "
-            "put the checkpoint there, or give its file."
-        )
-    return download(name, str(checkpoint), "ImageReward.pt", hub_options)

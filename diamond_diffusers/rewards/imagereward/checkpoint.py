@@ -1,0 +1,72 @@
+"""ImageReward's checkpoint: where its file is, and whether it holds the tensors that are expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import first_line
+from ..hub import download
+
+LOCAL_NAMES = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
+
+
+def find_checkpoint(name: str, checkpoint: str | PathLike[str], hub_options: dict[str, Any]) -> Path:
+    """The file of a checkpoint given as a file, a folder or a repository on the Hub, from which it is downloaded.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = [path / local for local in LOCAL_NAMES if (path / local).is_file()]
+        if found:
+            return found[0]
+        raise OSError(
+            f"Reward '{name}' got checkpoint='{checkpoint}', a folder without {' or '.join(LOCAL_NAMES)}; "
+            "put the checkpoint there, or give its file."
+        )
+    return download(name, str(checkpoint), "ImageReward.pt", hub_options)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a `.pt` file that holds nothing but tensors.
+
+    Raises:
+        ValueError: the file cannot be read so.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"'{path}' cannot be read as a file of tensors ({first_line(error)})") from error
+    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        raise ValueError(f"'{path}' holds something other than named tensors")
+    return weights
+
+
+def check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Checks that a checkpoint has the tensors that are expected, and no others.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.
+    """
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name]]
+    for names, fault in ((missing, "lacks"), (unexpected, "has the unexpected")):
+        if names:
+            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            raise ValueError(f"the checkpoint {fault} tensor '{names[0]}'{others}")
+    if misshapen:
+        name = misshapen[0]
+        raise ValueError(f"tensor '{name}' has shape {list(weights[name].shape)}, not {list(expected[name])}")
