@@ -94,7 +94,7 @@ class Call:
     @property
     def device(self) -> torch.device:
         """Where the images are made."""
-        return self.family.pipeline._execution_device
+        return self.family.device
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ def validation_images(
         latents_shape: of one image.
         seed: of the noise, which all rows share.
     """
-    device = teacher.family.pipeline._execution_device
+    device = teacher.family.device
     generator = torch.Generator().manual_seed(seed)
     x, noise = (torch.randn(count, *latents_shape, generator=generator).to(device) for _ in range(2))
     conditions = teacher.conditions(teacher.features([prompt] * count))

@@ -148,6 +148,6 @@ def cached_trajectories(batches: Iterator[list[dict[str, Tensor]]], teacher: Tea
 
 
 def _stacked(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Iterator[dict[str, Tensor]]:
-    device = teacher.family.pipeline._execution_device
+    device = teacher.family.device
     for batch in batches:
         yield {name: torch.stack([row[name] for row in batch]).to(device) for name in batch[0]}
