@@ -56,7 +56,7 @@ class Method(ABC):
     needs_reward: bool = True
     needs_reward_gradient: bool = False
     default_selection: str = "sample"
-    grows: str | None = "num_particles"
+    grows: ClassVar[str | None] = "num_particles"
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)

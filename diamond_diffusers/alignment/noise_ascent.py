@@ -59,7 +59,7 @@ class NoiseAscent(NoiseRounds):
     transition: Transition | None = None
     num_particles: int = 1
 
-    grows: str | None = "num_iterations"
+    grows = "num_iterations"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ class NoiseSearch(NoiseRounds):
     transition: Transition | None = None
     num_particles: int = 1
 
-    grows: str | None = "num_candidates"
+    grows = "num_candidates"
 
     def __post_init__(self) -> None:
         super().__post_init__()

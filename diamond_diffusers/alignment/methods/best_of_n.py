@@ -26,4 +26,4 @@ class BestOfN(NoAlignment):
 
     needs_reward = True
     default_selection = "best"
-    grows: str | None = "num_particles"
+    grows = "num_particles"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.interval import Interval
 from ...transitions.base import Transition
@@ -31,7 +32,7 @@ class NoAlignment(Method):
     num_particles: int = 1
 
     needs_reward = False
-    grows: str | None = None
+    grows: ClassVar[str | None] = None
 
     def default_transition(self, model: SampledModel) -> Transition:
         return model.stock_transition()
