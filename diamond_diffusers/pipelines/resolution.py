@@ -47,7 +47,7 @@ def resolve_reward(
         if reward not in named:
             named[reward] = as_reward(reward)
         reward = named[reward]
-    return as_reward(reward).to(device=pipeline._execution_device)
+    return as_reward(reward).to(device=family.device)
 
 
 def resolve_method(

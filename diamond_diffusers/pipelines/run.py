@@ -169,7 +169,10 @@ class Run(Iterator[Progress]):
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _own_gradients(), self._call.active():
-                output_type, result = self._options.output_type, progress.result()
+                # As within the run: torch chooses other kernels for weights that require gradients.
+                with frozen(self._modules):
+                    result = progress.result()
+                output_type = self._options.output_type
                 self._output = make_output(progress.law, self._method, result, selection, self._random, output_type)
             self.close()
             self._call.family.pipeline.maybe_free_model_hooks()
