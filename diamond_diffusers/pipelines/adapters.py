@@ -50,7 +50,7 @@ class AdapterMethods:
         former = self.family.posterior_map
         former_weights = None if former is None else former.take_out()
         try:
-            self.family.posterior_map = saved.around(self.family, self.device)
+            self.family.posterior_map = saved.around(self.family, self.family.device)
         except BaseException:
             if former is not None:
                 former.put_back(former_weights)
