@@ -357,4 +357,5 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
     assert "three red circles" in output
     record = json.loads((tmp_path / "record.json").read_text())
     assert (record["settings"]["model"], record["settings"]["reward"]) == ("embedded", "miniature")
-    assert Image.open(tmp_path / "aligned_000.png").size == (64, 64)
+    with Image.open(tmp_path / "aligned_000.png") as image:
+        assert image.size == (64, 64)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import launch_command_parser
-from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from diamond_diffusers.maps.storage import read_map_config
-
-from .processes import in_child
 
 ROOT = Path(__file__).parents[2]
 MACHINE = "--cpu --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no"
@@ -40,22 +34,6 @@ def check(output: Path) -> None:
 
 
 def test_it_is_launched_by_accelerate(launched, tmp_path):
-    """With the command and the environment that accelerate makes, but in a child that has imported all already."""
-    command, environment = prepare_simple_launcher_cmd_env(launch_command_parser().parse_args(launched))
-    assert command[1:3] == ["-m", TRAINER]
-
-    def child() -> None:
-        os.environ.update(environment)
-        sys.argv = ["distill", *command[3:]]
-        sys.modules.pop(TRAINER, None)
-        runpy.run_module(TRAINER, run_name="__main__")
-
-    assert in_child(child) == 0
-    check(tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_it_is_launched_in_an_interpreter_of_its_own(launched, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", *launched]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
