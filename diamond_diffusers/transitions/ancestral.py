@@ -38,14 +38,7 @@ class AncestralTransition(Transition):
         """Standard deviation of the fresh noise in `y' = x' / alpha'`."""
         return self.eta * interval.end * math.sqrt(1 - (interval.end / interval.start) ** 2)
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         # It uses the prediction.
         assert predicted is not None
         fresh = self._fresh_noise(interval)

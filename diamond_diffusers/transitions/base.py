@@ -34,14 +34,7 @@ class Transition(Sampler, ABC):
         return network.predict(x, noise_to_signal)
 
     @abstractmethod
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         """Moves particles one level on.
 
         Args:

@@ -40,14 +40,7 @@ class DiamondTransition(InnerFlowTransition):
         super().__post_init__()
         check_map_steps("num_map_steps", self.num_map_steps)
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         correlation = interval.correlation(self.correlation)
         early_stop = EarlyStop(interval, correlation)
         if early_stop.stays:

@@ -41,14 +41,7 @@ class FlowMapTransition(Transition):
         next_x = network.flow_map(x, noise_to_signal, next_noise_to_signal)
         return ode_target(x, next_x, noise_to_signal, next_noise_to_signal)
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         return network.flow_map(x, interval.start, interval.end)
 
     def tilt_gain(self, interval: Interval) -> float:

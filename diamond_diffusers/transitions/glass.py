@@ -45,14 +45,7 @@ class GlassTransition(InnerFlowTransition):
         # It starts from the posterior mean.
         return network.predicts_mean
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         return sample_transition(
             network.denoise,
             x,

@@ -23,14 +23,7 @@ class ODETransition(Transition):
         >>> pipe("a red star", alignment=method, num_inference_steps=2)
     """
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         # It uses the prediction.
         assert predicted is not None
         return ode_step(x, predicted, interval.start, interval.end)

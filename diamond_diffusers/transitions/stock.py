@@ -33,14 +33,7 @@ class StockTransition(Transition):
     clip: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     keeps_noise: bool = False
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         # It uses the prediction.
         assert predicted is not None
         clipped = predicted if self.clip is None else self.clip(predicted)

@@ -34,14 +34,7 @@ class ExactTransition(InnerFlowTransition):
 
     uses_prediction = False
 
-    def step(
-        self,
-        network: Network,
-        x: Tensor,
-        interval: Interval,
-        predicted: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         correlation = interval.correlation(self.correlation)
         law = self.mixture.transition(x.flatten(1), interval.start, interval.end, correlation)
         moved = _drawn(law, noise.double().flatten(1))
