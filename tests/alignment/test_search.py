@@ -1,6 +1,7 @@
 """Searches against closed forms, their gain and their cost, and what a reward scale of 0 returns."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -188,6 +189,22 @@ def test_path_search_climbs_as_a_chain_of_pivots_does(highest):
                 pivot.improve(branches, math.sqrt(1 - kept))
         means[branches] = deviation * DIRECTION.norm() * pivot.mean
     assert [is_mean(rewards, mean) for mean in means.values()] == [True, False, False]
+
+
+def test_only_the_end_of_the_run_is_called_the_last_step():
+    """The way back of a detour ends with a step like any other."""
+    steps = []
+
+    @dataclass(frozen=True)
+    class Watched(ODETransition):
+        def step(self, network, x, interval, predicted, noise):
+            steps.append(interval)
+            return super().step(network, x, interval, predicted, noise)
+
+    run(PathSearch(1, 2, transition=Watched()), make_law(MIXTURE, LINEAR), COARSE_LEVELS)
+    detours = [step for step in steps if step.start not in COARSE_LEVELS]
+    assert detours and not any(step.is_last for step in detours)
+    assert all(step.is_last == (step.end == COARSE_LEVELS[-1]) for step in steps)
 
 
 def test_a_rare_optimum_is_found():
