@@ -13,7 +13,7 @@ from ...core.interval import Interval
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward
-from ...transitions.glass import GlassTransition
+from ...transitions.inner_flow import check_correlation
 from ...transitions.sampled_model import SampledModel
 from ..base import Method, check_part
 from ..cloud import Cloud
@@ -66,8 +66,7 @@ class PosteriorResampling(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_part("guide", self.guide, Guide, "Guide()")
-        # It knows what a correlation may be.
-        GlassTransition(correlation=self.correlation)
+        check_correlation(self.correlation)
         if self.guide is not None:
             self.guide.check_comparable(self.posterior)
         elif self.posterior.num_samples < 2:
