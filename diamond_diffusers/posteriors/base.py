@@ -118,5 +118,6 @@ class PosteriorSampler(Sampler, ABC):
 
 
 def equally_weighted(rows: Tensor, num_samples: int) -> PosteriorSamples:
+    """Samples of equal weight from rows `[N K, ...]`, K consecutive ones of each observation."""
     samples = rows.unflatten(0, (-1, num_samples))
     return PosteriorSamples(samples, torch.zeros(samples.shape[:2], device=rows.device, dtype=rows.dtype))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
-from ..core.flow_map import check_is_map, check_map_steps, flow_to_data
+from ..core.flow_map import check_is_map, flow_to_data
 from ..core.levels import Denoiser, Level, as_level, predicted_noise, signal_and_noise
 from ..core.model import Model
 from ..core.network import Network
@@ -175,7 +175,7 @@ class WeightedPosterior(PosteriorSampler):
     without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
 
     def __post_init__(self) -> None:
-        check_counts(num_samples=self.num_samples)
+        check_counts(num_samples=self.num_samples, num_map_steps=self.num_map_steps)
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
         if self.weights not in WEIGHTS:
@@ -194,7 +194,6 @@ class WeightedPosterior(PosteriorSampler):
                 f"weight_temperature is {self.weight_temperature}, but weights={self.weights!r} has no weights to "
                 "even out; lower reward_scale instead"
             )
-        check_map_steps("num_map_steps", self.num_map_steps)
 
     # Other samplers declare these three by values of their class; here they follow from `weights`.
     @property
