@@ -19,6 +19,7 @@ from ..core.values import (
     isotropic_gradient,
     pathwise_coefficient,
     pathwise_gradient,
+    tilted_log_weights,
     tilted_mean_shift,
     value,
 )
@@ -180,7 +181,7 @@ class _Rows:
         known = None if predicted is None else predicted.detach()
         kept = {"effective_sample_size": sizes}
         if with_samples:
-            tilted = (drawn.log_weights + rewards).detach()
+            tilted = tilted_log_weights(rewards.detach(), log_weights)
             kept |= {"samples": drawn.samples.detach(), "rewards": rewards.detach(), "tilted_log_weights": tilted}
         if gradient is None:
             return LookAhead(known, values.detach(), **kept)
