@@ -1,7 +1,7 @@
 """Searches against closed forms, their gain and their cost, and what a reward scale of 0 returns."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,10 +23,11 @@ from diamond_diffusers import (
     RenoiseTransition,
     ZeroOrderSearch,
 )
+from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 
 from ..core.exact_transition import ExactTransition
-from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, standard_error
+from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, at_rows, law_of, make_law, make_map_law
 from .runs import COARSE_LEVELS, ENDED, falling_levels, run
 
@@ -189,6 +190,16 @@ def test_path_search_climbs_as_a_chain_of_pivots_does(highest):
                 pivot.improve(branches, math.sqrt(1 - kept))
         means[branches] = deviation * DIRECTION.norm() * pivot.mean
     assert [is_mean(rewards, mean) for mean in means.values()] == [True, False, False]
+
+
+def test_rounds_are_compared_under_one_law():
+    law = make_law(MIXTURE, LINEAR)
+    random = RandomSource(seeded(0), 1)
+    stages = RandomSearch(num_candidates=4, round_size=2).iterate(law, random.normal(1, (3,)), LEVELS, random)
+    progress = next(stages)
+    progress.law = replace(law, reward_scale=2.0)
+    with pytest.raises(ValueError, match=r"progress\.law was replaced"):
+        next(stages)
 
 
 def test_only_the_end_of_the_run_is_called_the_last_step():
