@@ -249,14 +249,7 @@ class WeightedPosterior(PosteriorSampler):
     def gradient_terms(
         self, x: Tensor, noise_to_signal: Level, largest: float, noise: Tensor, aim: Denoiser, aimed: Tensor
     ) -> GradientTerms:
-        """The likelihoods and scores at the copies that `sample` makes of `x` with the same noise.
-
-        Args:
-            x, noise_to_signal, noise: as of `sample`; a level below infinity.
-            largest: level of the model.
-            aim: the clean sample to which the velocity at an observation points.
-            aimed: `aim(x, noise_to_signal)`.
-        """
+        """The likelihoods and scores at the copies that `sample` makes of `x` with the same noise."""
         kappa, count = as_level(noise_to_signal), len(noise) // len(x)
         level, keep, spread = self.renoising(kappa, largest)
         levels = repeat_each(level, count)
@@ -272,13 +265,7 @@ class WeightedPosterior(PosteriorSampler):
         return GradientTerms(log_likelihoods.unflatten(0, (-1, count)), differences)
 
     def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
-        """Log-proportions `[N, K]`, up to a constant, in which look-aheads enter the terms of the gradient.
-
-        Args:
-            log_weights: of the look-aheads, `[N, K]`.
-            rewards: their scaled rewards, `[N, K]`.
-            reward_scale: what these are scaled by; not 0.
-        """
+        """Those of the weights; of even weights the softmax of the unscaled reward, or equal ones."""
         if self.weights == "equal":
             return torch.zeros_like(rewards)
         return rewards / abs(reward_scale) if self.weights == "reward_softmax" else log_weights + rewards

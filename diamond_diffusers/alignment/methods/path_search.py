@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise, starmap
 
@@ -101,4 +102,4 @@ def _time(noise_to_signal: float) -> float:
 
 
 def _level(time: float) -> float:
-    return float("inf") if time >= 1 else time / (1 - time)
+    return math.inf if time >= 1 else time / (1 - time)

@@ -37,8 +37,8 @@ class PosteriorResampling(Method):
 
     As K grows `z` is a sample of the tilted posterior and the particle follows the reward-tilted law exactly, without a
     gradient and without weights. A step costs the evaluations of its look-aheads alone: with a Diamond Map, K of them.
-    For finite K the law is tilted less where few look-aheads score high. With a `reward_scale` of 0 the first is taken
-    always, which is plain sampling in steps of this kind.
+    For finite K the law is tilted less where few look-aheads score high. With a `reward_scale` of 0 equally weighted
+    look-aheads are not compared: the first is taken, which is plain sampling in steps of this kind.
 
     Args:
         num_particles: independent particles of each image, of which the best is returned.
