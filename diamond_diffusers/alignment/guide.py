@@ -78,6 +78,7 @@ class Guide:
 
     @property
     def needs_reward_gradient(self) -> bool:
+        """Whether the gradient differentiates the reward."""
         return self.gradient in REWARD_GRADIENTS
 
     def check_reward(self, reward: Reward) -> None:

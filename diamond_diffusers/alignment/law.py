@@ -157,12 +157,12 @@ class LawAtRows:
         predicts_mean = model.predicts_mean and law.score_model is None
         inner_map = diamond_map if model.has_diamond_map else None
         return Network(
-            predict,
-            (predict if predicts_mean else denoise) if scores.model.has_denoiser else None,
-            flow_map if model.has_flow_map else inner_map and flow_map_of(inner_map),
-            predicts_mean,
-            min(model.max_noise_to_signal, scores.model.max_noise_to_signal),
-            inner_map,
+            predictor=predict,
+            denoiser=(predict if predicts_mean else denoise) if scores.model.has_denoiser else None,
+            map=flow_map if model.has_flow_map else inner_map and flow_map_of(inner_map),
+            predicts_mean=predicts_mean,
+            max_noise_to_signal=min(model.max_noise_to_signal, scores.model.max_noise_to_signal),
+            inner_map=inner_map,
         )
 
     def _evaluated(

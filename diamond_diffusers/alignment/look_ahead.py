@@ -19,6 +19,7 @@ from ..core.values import (
     isotropic_gradient,
     pathwise_coefficient,
     pathwise_gradient,
+    tilted_log_weights,
     tilted_mean_shift,
     value,
 )
@@ -105,6 +106,7 @@ def look_ahead(
     noise_to_signal: float,
     random: RandomSource,
     gradient: str | None = None,
+    *,
     with_prediction: bool = True,
     with_terms: bool = False,
     with_samples: bool = False,
@@ -130,8 +132,14 @@ def look_ahead(
         noise = x.new_zeros(num_samples * len(x), *x.shape[1:])
 
     def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
-        rows = _Rows(LawAtRows(law, owners), posterior, x, noise_to_signal, noise, aim)
-        return rows.estimate(gradient, with_prediction, with_terms, with_samples, with_values)
+        particles = _Particles(LawAtRows(law, owners), posterior, x, noise_to_signal, noise, aim)
+        return particles.estimate(
+            gradient,
+            with_prediction=with_prediction,
+            with_terms=with_terms,
+            with_samples=with_samples,
+            with_values=with_values,
+        )
 
     if gradient not in REWARD_GRADIENTS:
         return estimate(x, owners, noise)
@@ -143,11 +151,11 @@ def look_ahead(
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Particles:
     """Particles whose look-aheads are drawn at once.
 
     Attributes:
-        law: at the particles.
+        rows: the law at the particles.
         posterior: draws the look-aheads.
         x: particles `[N, ...]`.
         noise_to_signal: their level.
@@ -155,7 +163,7 @@ class _Rows:
         aim: of the step, where that is not what the model predicts.
     """
 
-    law: LawAtRows
+    rows: LawAtRows
     posterior: PosteriorSampler
     x: Tensor
     noise_to_signal: float
@@ -163,8 +171,9 @@ class _Rows:
     aim: Aim | None
 
     def estimate(
-        self, gradient: str | None, with_prediction: bool, with_terms: bool, with_samples: bool, with_values: bool
+        self, gradient: str | None, *, with_prediction: bool, with_terms: bool, with_samples: bool, with_values: bool
     ) -> LookAhead:
+        """The estimates; arguments as of `look_ahead`."""
         through_network = gradient in NETWORK_GRADIENTS
         # Pure noise tells nothing by its likelihood or its score.
         splits = with_terms and self.posterior.has_gradient_terms and self.noise_to_signal < torch.inf
@@ -180,7 +189,7 @@ class _Rows:
         known = None if predicted is None else predicted.detach()
         kept = {"effective_sample_size": sizes}
         if with_samples:
-            tilted = (drawn.log_weights + rewards).detach()
+            tilted = tilted_log_weights(rewards.detach(), log_weights)
             kept |= {"samples": drawn.samples.detach(), "rewards": rewards.detach(), "tilted_log_weights": tilted}
         if gradient is None:
             return LookAhead(known, values.detach(), **kept)
@@ -204,7 +213,7 @@ class _Rows:
 
     def draw(self, x: Tensor, with_prediction: bool) -> tuple[Tensor | None, PosteriorSamples]:
         """To what the step aims, where that is needed, and the look-aheads."""
-        network = self.law.network
+        network = self.rows.network
         is_needed = self.posterior.needs_prediction(network)
         predicted = None
         if is_needed or (with_prediction and self.aim is None):
@@ -219,10 +228,11 @@ class _Rows:
 
     def rewards(self, samples: Tensor) -> Tensor:
         """Scaled rewards `[N, K]` of the look-aheads `[N, K, ...]`."""
-        rewards = self.law.tilt(samples.flatten(0, 1), self.noise_to_signal)
+        rewards = self.rows.tilt(samples.flatten(0, 1), self.noise_to_signal)
         return rewards.unflatten(0, (len(samples), -1))
 
     def hybrid_shift(self, x: Tensor, values: Tensor, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
+        """The shift of the denoised samples, `[N, ...]`, that joins the pathwise one and the tilted mean."""
         gradient = pathwise_gradient(values, x)
         pathwise = expand(pathwise_coefficient(self.noise_to_signal), gradient) * gradient
         samples, rewards, log_weights = (part.detach() for part in (drawn.samples, rewards, drawn.log_weights))
@@ -238,8 +248,8 @@ class _Rows:
 
         One graph is traversed before the other is built, so that memory holds one.
         """
-        network, posterior = self.law.network, self.posterior
-        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.law.law.reward_scale), 1)
+        network, posterior = self.rows.network, self.posterior
+        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.rows.law.reward_scale), 1)
         proportions = proportions.detach()
         of_rewards = pathwise_gradient((proportions * rewards).sum(1), x)
         aim = network.predict if self.aim is None else partial(self.aim, network)

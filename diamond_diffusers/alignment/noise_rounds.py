@@ -22,7 +22,8 @@ from .trace import Trace, TraceStep
 class NoiseRounds(NoAlignment):
     """Samples noises in rounds, and keeps the sample of the highest reward.
 
-    A run stands still after each round, where its particles are the best clean latents so far. They cannot be replaced.
+    A run stands still after each round, where its particles are the best clean latents so far. Neither they nor the law
+    can be replaced there, since every round samples the law that the first one did.
 
     Subclasses say which noises a round samples.
     """
@@ -47,14 +48,20 @@ class NoiseRounds(NoAlignment):
             cloud = self.start(law, best.latents, 0)
             values = (law.reward_scale * best.evaluation.total).reshape(cloud.log_weights.shape)
             cloud = replace(cloud, final=best.evaluation, values=values)
-            yield Progress(
+            progress = Progress(
                 self, law, cloud, trace, index, num_stages, len(levels) - 2, levels[-1], True, sample.latents
             )
+            yield progress
+            if progress.law is not law:
+                raise ValueError(
+                    f"progress.law was replaced, but the rounds of {type(self).__name__} are compared under one law; "
+                    "begin another run"
+                )
 
     def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
         raise ValueError(
-            "callback_on_step_end returned other latents, which no noise is known to lead to; let it return "
-            f"none with {type(self).__name__}"
+            "callback_on_step_end returned other latents, which no noise is known to lead to, or changed an option, "
+            f"under which the rounds of {type(self).__name__} would not compare; let it change nothing"
         )
 
 

@@ -39,7 +39,8 @@ class Progress:
 
     Attributes:
         method: that runs.
-        law: that it samples; a caller may put another one in its place, which counts from the next step on.
+        law: that it samples; a caller may put another one in its place, which counts from the next step on. Methods
+            that work in rounds refuse another one.
         cloud: the particles.
         trace: figures of each step so far.
         index: number of the step or round, from 0.

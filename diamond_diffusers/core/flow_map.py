@@ -8,12 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_counts
 from .glass import inner_times
 from .levels import Denoiser, Level, RectifiedFlowPath, as_level, ode_step, signal_and_noise
 from .model import Model
 from .network import FlowMap, InnerFlowMap, Network
-from .tensors import expand
+from .tensors import expand, repeat_each, where_rows
 
 _GRID_POWER = 1.5
 
@@ -52,7 +51,7 @@ def flow_map_of(diamond_map: InnerFlowMap) -> FlowMap:
         # What stands for the pure noise has no weight; this has the size of noise and is no draw.
         mapped = diamond_map(path.from_bounded(x, s), s, r, x, math.inf)
         # Scales of the path do not cancel to the bit.
-        return where_equal(s, r, x, path.to_bounded(mapped, r))
+        return where_rows(s == r, x, path.to_bounded(mapped, r))
 
     return flow_map
 
@@ -74,19 +73,10 @@ def map_inner_flow(
         `xbar` at `stop`, `[N K, ...]`, differentiable in `x`.
     """
     count = len(noise) // len(x)
-    rows, level = x.repeat_interleave(count, 0), as_level(noise_to_signal)
-    if level.ndim > 0:
-        level = level.repeat_interleave(count)
-    xbar = noise
+    rows, level, xbar = repeat_each(x, count), repeat_each(as_level(noise_to_signal), count), noise
     for s, r in pairwise(inner_times(num_map_steps, level, stop)):
         xbar = network.diamond_map(xbar, s, r, rows, level)
     return xbar
-
-
-def where_equal(s: Tensor, r: Tensor, x: Tensor, mapped: Tensor) -> Tensor:
-    """`x` in rows that a map leaves where they are, else `mapped`; times of shape `[]` or `[N]`."""
-    stays = (s == r).to(x.device)
-    return torch.where(stays.reshape(-1, *[1] * (x.ndim - 1)), x, mapped)
 
 
 def integrate_ode(
@@ -128,18 +118,19 @@ def _mean_angle(level: Tensor, next_level: Tensor) -> Tensor:
     return torch.where(next_level > 0, moment / (1 / next_level - 1 / level), 0.0)
 
 
-def check_map_steps(argument: str, num_steps: int) -> None:
-    """Raises a `ValueError` for fewer than one step; `argument` is the name by which the caller knows them."""
-    check_counts(**{argument: num_steps})
-
-
 def has_map_to_data(model: Model) -> bool:
     """Whether a flow map can be evaluated: the model's own, or that of its Diamond Map."""
     return model.has_flow_map or model.has_diamond_map
 
 
 def check_is_map(argument: str, num_steps: int, model: Model) -> None:
-    """Raises a `ValueError` where the map would take one step of a model that is none."""
+    """Raises a `ValueError` for a single step along the path of a model that has no flow map.
+
+    Args:
+        argument: by which the caller knows the number of steps.
+        num_steps: along the path from an observation to clean data.
+        model: to be followed.
+    """
     if num_steps == 1 and not has_map_to_data(model):
         raise ValueError(
             f"{argument} is 1, but this {model.name} model is not a few-step flow map, and one step of its ODE ends "

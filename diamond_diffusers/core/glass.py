@@ -20,7 +20,7 @@ from torch import Tensor
 from .checks import check_counts
 from .interval import Interval
 from .levels import Denoiser, Level, as_level, fuse, signal_and_noise
-from .tensors import expand, working_dtype
+from .tensors import expand, repeat_each, working_dtype
 
 InnerSolver = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor]
 """Maps `(a, a_next, D_i, (a_previous, D_previous) or None)` to the denoised sample that carries `xbar` to `a_next`.
@@ -84,48 +84,6 @@ def check_inner_options(num_inner_steps: int, solver: str) -> None:
         raise ValueError(f"solver is {solver!r}; choose one of {', '.join(INNER_SOLVERS)}")
 
 
-def inner_flow(
-    denoise: Denoiser,
-    x: Tensor,
-    noise_to_signal: Level,
-    noise: Tensor,
-    *,
-    num_inner_steps: int,
-    stop: float = 0.0,
-    solver: str = "exponential",
-    denoised: Tensor | None = None,
-) -> Tensor:
-    """Runs the inner flow from noise at `s = 1` down to `stop`.
-
-    At `s = 1` the statistic is the observation itself, so that all samples of one observation share that evaluation:
-    K samples of each of N observations cost `N (1 + K (num_inner_steps - 1))` evaluations.
-
-    Args:
-        denoise: the denoiser; called with rows repeated K times each after the first evaluation.
-        x: observations `[N, ...]` in the bounded coordinate.
-        noise_to_signal: their level.
-        noise: standard normal `[N K, ...]`, K consecutive rows for each observation.
-        num_inner_steps: number of steps, at `inner_times`, at least 1.
-        stop: last inner time, in `[0, 1)`.
-        solver: a name in `INNER_SOLVERS`; each spends one evaluation a step.
-        denoised: `D(x, noise_to_signal)`, where it is known already.
-
-    Returns:
-        `xbar` at `stop`, `[N K, ...]`; with `stop = 0` these are samples of `p(z | x)`.
-    """
-    *_, end = inner_states(
-        denoise,
-        x,
-        noise_to_signal,
-        noise,
-        num_inner_steps=num_inner_steps,
-        stop=stop,
-        solver=solver,
-        denoised=denoised,
-    )
-    return end
-
-
 def inner_states(
     denoise: Denoiser,
     x: Tensor,
@@ -137,15 +95,31 @@ def inner_states(
     solver: str = "exponential",
     denoised: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """The states of `inner_flow` at all its times: the noise first, and what that returns last."""
+    """Runs the inner flow from noise at `s = 1` down to `stop`, and yields its state at each of `inner_times`.
+
+    At `s = 1` the statistic is the observation itself, so that all samples of one observation share that evaluation:
+    K samples of each of N observations cost `N (1 + K (num_inner_steps - 1))` evaluations.
+
+    Args:
+        denoise: the denoiser; called with rows repeated K times each after the first evaluation.
+        x: observations `[N, ...]` in the bounded coordinate.
+        noise_to_signal: their level.
+        noise: standard normal `[N K, ...]`, K consecutive rows for each observation.
+        num_inner_steps: number of steps, at least 1.
+        stop: last inner time, in `[0, 1)`.
+        solver: a name in `INNER_SOLVERS`; each spends one evaluation a step.
+        denoised: `D(x, noise_to_signal)`, where it is known already.
+
+    Yields:
+        `xbar`, `[N K, ...]`: first the noise, and last the state at `stop`; with `stop = 0` these are samples of
+        `p(z | x)`.
+    """
     check_inner_options(num_inner_steps, solver)
-    samples_per_row = noise.shape[0] // x.shape[0]
     if denoised is None:
         denoised = denoise(x, noise_to_signal)
-    rows, row_level = x.repeat_interleave(samples_per_row, 0), as_level(noise_to_signal)
-    if row_level.ndim > 0:
-        row_level = row_level.repeat_interleave(samples_per_row)
-    current, previous = denoised.to(working_dtype(x)).repeat_interleave(samples_per_row, 0), None
+    count = len(noise) // len(x)
+    rows, row_level = repeat_each(x, count), repeat_each(as_level(noise_to_signal), count)
+    current, previous = repeat_each(denoised.to(working_dtype(x)), count), None
     xbar = noise.to(working_dtype(x))
     yield xbar
     for i, (s, s_next) in enumerate(pairwise(inner_times(num_inner_steps, row_level, stop))):
@@ -244,7 +218,7 @@ def sample_posterior(
     solver: str = "exponential",
     denoised: Tensor | None = None,
 ) -> Tensor:
-    """Samples `[N K, ...]` of `p(z | x)`, exact as `num_inner_steps` grows; arguments as of `inner_flow`.
+    """Samples `[N K, ...]` of `p(z | x)`, exact as `num_inner_steps` grows; arguments as of `inner_states`.
 
     Raises:
         ValueError: more than one sample a row with one inner step, which makes all of them the denoiser point.
@@ -254,9 +228,10 @@ def sample_posterior(
             "num_inner_steps is 1, which makes all posterior samples the denoiser point; "
             "take num_samples=1 or num_inner_steps >= 2"
         )
-    return inner_flow(
+    *_, samples = inner_states(
         denoise, x, noise_to_signal, noise, num_inner_steps=num_inner_steps, solver=solver, denoised=denoised
     )
+    return samples
 
 
 @dataclass(frozen=True)
@@ -320,7 +295,7 @@ def sample_transition(
         interval: from the level `kappa_t` of `x` to the level `kappa_u <= kappa_t` of the result.
         correlation: `rho` in `[0, 1]` between the noises of `x_t` and `x_u`; `kappa_u / kappa_t` makes the chain
             Markov (DDPM).
-        noise: standard normal of the shape of `x`; other arguments as of `inner_flow`.
+        noise: standard normal of the shape of `x`; other arguments as of `inner_states`.
 
     Returns:
         `x_u` in the bounded coordinate, `[N, ...]`. With one inner step this is the DDIM step of matching eta. `x`
@@ -332,7 +307,7 @@ def sample_transition(
     early_stop = EarlyStop(interval, correlation)
     if early_stop.stays:
         return x.to(working_dtype(x))
-    xbar = inner_flow(
+    *_, xbar = inner_states(
         denoise,
         x,
         interval.start,

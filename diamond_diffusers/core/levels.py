@@ -6,7 +6,7 @@ keeps `x` in the bounded, variance-preserving coordinate
 
     x = (z + kappa eps) / sqrt(1 + kappa^2)
 
-which is `z` at `kappa = 0` and pure noise at `kappa = inf`; a family converts to its family's own scale with
+which is `z` at `kappa = 0` and pure noise at `kappa = inf`; a family converts it to its own scale with a
 `GaussianPath`. Levels are floats, or float64 tensors of shape `[B]` for one level a row; coefficients are computed in
 float64 and states in float32 or better.
 """
@@ -104,7 +104,15 @@ def ode_target(x: Tensor, next_x: Tensor, noise_to_signal: Level, next_noise_to_
 
 
 def interpolate_timesteps(noise_to_signal: Tensor, table: Tensor) -> Tensor:
-    """The inverse of `interpolate_levels`; levels outside the table give its ends."""
+    """Fractional training timesteps at which a noise schedule has these levels, log-linear between its timesteps.
+
+    Args:
+        noise_to_signal: levels of any shape; those outside of the table give its ends.
+        table: rising noise-to-signal ratios of the training timesteps, `[n]`.
+
+    Returns:
+        Timesteps in `[0, n - 1]`, float64 on the CPU, of the shape of the levels.
+    """
     level = noise_to_signal.double().cpu().clamp(table[0], table[-1])
     above = torch.searchsorted(table, level.contiguous()).clamp(1, len(table) - 1)
     low, high = table[above - 1].log(), table[above].log()

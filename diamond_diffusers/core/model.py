@@ -44,7 +44,7 @@ class Model(ABC):
     What it has is told by properties, which a subclass may override with values of its class.
 
     Attributes:
-        name: of the model family.
+        name: name of the model family.
     """
 
     name: str = "model"
@@ -129,7 +129,7 @@ class Sampler:
     without_denoiser: str = ""
 
     def uses_diamond_map(self, model: Model) -> bool:
-        """Whether it evaluates the model's Diamond Map, be it as the flow map that the model has of no other kind."""
+        """Whether it evaluates the model's Diamond Map: as such, or as the flow map of a model that has no other."""
         is_flow_map = model.has_diamond_map and not model.has_flow_map
         return self.needs_diamond_map or (self.follows_flow_map and is_flow_map)
 

@@ -34,7 +34,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def where_rows(marked: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
-    """Of two predictions `[N, ...]`, the chosen one in the rows that are marked `[N]`."""
+    """Rows `[N, ...]`: the chosen ones where they are marked, `[N]` or `[]` for all alike, and the others elsewhere."""
     return torch.where(marked.to(chosen.device).reshape(-1, *[1] * (chosen.ndim - 1)), chosen, otherwise)
 
 

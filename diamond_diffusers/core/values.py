@@ -8,6 +8,8 @@ since its direction is of use where the coefficient is not: at pure noise.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,25 @@ from .tensors import expand
 def value(rewards: Tensor, log_weights: Tensor) -> Tensor:
     """`V` of `N` observations from the (scaled) rewards `[N, K]` and log-weights `[N, K]` of their look-aheads.
 
-    The estimate is consistent in K; its bias falls as 1 / K.
+    The estimate is consistent in K; its bias falls as 1 / K. Where all rewards are `-inf` it is `-inf`, without a
+    gradient.
     """
-    return torch.logsumexp(log_weights + rewards, 1) - torch.logsumexp(log_weights, 1)
+    values = torch.logsumexp(tilted_log_weights(rewards, log_weights), 1) - torch.logsumexp(log_weights, 1)
+    return torch.where(_is_impossible(rewards), -math.inf, values)
+
+
+def tilted_log_weights(rewards: Tensor, log_weights: Tensor) -> Tensor:
+    """Unnormalised log-weights `[N, K]` of look-aheads in the tilted posterior; arguments as of `value`.
+
+    Where all rewards of an observation are `-inf`, which tells none of its look-aheads from another, they are those of
+    the posterior.
+    """
+    return log_weights + torch.where(_is_impossible(rewards).unsqueeze(1), 0.0, rewards)
+
+
+def _is_impossible(rewards: Tensor) -> Tensor:
+    """Whether all scaled rewards of an observation are `-inf`, `[N]`."""
+    return torch.isneginf(rewards).all(1)
 
 
 def tilted_mean_shift(samples: Tensor, rewards: Tensor, log_weights: Tensor) -> Tensor:
@@ -36,7 +54,7 @@ def tilted_mean_shift(samples: Tensor, rewards: Tensor, log_weights: Tensor) -> 
     Returns:
         `[N, ...]`.
     """
-    difference = torch.softmax(log_weights + rewards, 1) - torch.softmax(log_weights, 1)
+    difference = torch.softmax(tilted_log_weights(rewards, log_weights), 1) - torch.softmax(log_weights, 1)
     return torch.einsum("nk,nk...->n...", difference.to(samples.dtype), samples)
 
 
@@ -127,7 +145,7 @@ def hybrid_shift(
         `[N, ...]`.
     """
     weights = torch.softmax(log_weights, 1)
-    changes = torch.softmax(log_weights + rewards, 1) - weights
+    changes = torch.softmax(tilted_log_weights(rewards, log_weights), 1) - weights
     mean = torch.einsum("nk,nk...->n...", weights.to(samples.dtype), samples)
     squares = (samples - mean.unsqueeze(1)).flatten(2).square().sum(2)
     # Of weighted samples; one that has all the weight tells no variance.

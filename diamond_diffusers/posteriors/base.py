@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core.levels import Level
+from ..core.levels import Denoiser, Level
 from ..core.model import Sampler
 from ..core.network import Network
 
@@ -93,21 +92,23 @@ class PosteriorSampler(Sampler, ABC):
         noise_to_signal: Level,
         largest: float,
         noise: Tensor,
-        aim: Callable[[Tensor, Level], Tensor],
+        aim: Denoiser,
         aimed: Tensor,
     ) -> GradientTerms:
         """The terms of the value's gradient besides that of the rewards, where `has_gradient_terms` says so.
 
         Args:
             x, noise_to_signal, noise: as of `sample`; a level below infinity.
-            largest: level of the model.
+            largest: the highest level of the model, to which copies are renoised at most.
             aim: the clean sample to which the velocity at an observation points.
             aimed: `aim(x, noise_to_signal)`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient_terms, which has_gradient_terms asks for")
 
     def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
-        """Log-proportions `[N, K]` in which look-aheads enter these terms, up to a constant: those of their weights.
+        """Log-proportions `[N, K]`, up to a constant, in which `gradient_terms` are averaged over the look-aheads.
+
+        By default they are those of the tilted posterior.
 
         Args:
             log_weights: of the look-aheads, `[N, K]`.
@@ -118,5 +119,6 @@ class PosteriorSampler(Sampler, ABC):
 
 
 def equally_weighted(rows: Tensor, num_samples: int) -> PosteriorSamples:
+    """Samples of equal weight from rows `[N K, ...]`, K consecutive ones of each observation."""
     samples = rows.unflatten(0, (-1, num_samples))
     return PosteriorSamples(samples, torch.zeros(samples.shape[:2], device=rows.device, dtype=rows.dtype))

@@ -15,21 +15,18 @@ from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 @POSTERIORS.register("denoiser")
 @dataclass(frozen=True)
 class DenoiserPoint(PosteriorSampler):
-    """The predicted clean sample as the only one: free, and inconsistent (DPS, arXiv 2209.14687; FK steering).
+    """Takes what the model predicts as the only look-ahead (DPS, arXiv 2209.14687; FK steering, arXiv 2501.06848).
 
-    That is the posterior mean, and of a few-step model the end of its flow map (arXiv 2511.22688).
+    It costs nothing, since a step needs the prediction anyway. Of an ordinary model that is the posterior mean, whose
+    reward stands for the value and differs from it; of a few-step model it is the end of the flow map (arXiv
+    2511.22688).
 
     Example:
         >>> SMC(num_particles=8, posterior=DenoiserPoint())
     """
 
-    num_samples: int = 1
-
+    num_samples = 1
     draws_noise = False
-
-    def __post_init__(self) -> None:
-        if self.num_samples != 1:
-            raise ValueError(f"num_samples is {self.num_samples}; the denoiser point is a single sample, leave it at 1")
 
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor

@@ -1,18 +1,17 @@
-"""Look-aheads and transitions of a Posterior Diamond Map: one evaluation each (arXiv 2602.05993)."""
+"""Look-aheads of a Posterior Diamond Map: one evaluation each (arXiv 2602.05993)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
-from ..core.flow_map import check_map_steps, map_inner_flow
+from ..core.flow_map import map_inner_flow
 from ..core.levels import Level
 from ..core.network import Network
 from . import POSTERIORS
-from .base import PosteriorSampler, PosteriorSamples
+from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 
 
 @POSTERIORS.register("diamond")
@@ -39,13 +38,10 @@ class DiamondPosterior(PosteriorSampler):
     differentiates_predicted = False
 
     def __post_init__(self) -> None:
-        check_map_steps("num_map_steps", self.num_map_steps)
-        check_counts(num_samples=self.num_samples)
+        check_counts(num_samples=self.num_samples, num_map_steps=self.num_map_steps)
 
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
-        samples = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps).unflatten(
-            0, (-1, self.num_samples)
-        )
-        return PosteriorSamples(samples, torch.zeros(samples.shape[:2], device=x.device, dtype=samples.dtype))
+        samples = map_inner_flow(network, x, noise_to_signal, noise, self.num_map_steps)
+        return equally_weighted(samples, self.num_samples)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.flow_map import check_is_map, check_map_steps, flow_to_data
+from ..core.checks import check_counts
+from ..core.flow_map import check_is_map, flow_to_data
 from ..core.levels import Level
 from ..core.model import Model
 from ..core.network import Network
@@ -17,11 +18,12 @@ from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 @POSTERIORS.register("flow_map")
 @dataclass(frozen=True)
 class FlowMapPoint(PosteriorSampler):
-    """The end of the flow map as the only sample (FMTT, arXiv 2511.22688): a typical one, but not a random one.
+    """Takes the end of the flow map as the only look-ahead (FMTT, arXiv 2511.22688): a typical sample, no random one.
 
-    Free where the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end; else it costs
-    `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what that predicts. A
-    Diamond Map makes an ordinary model a flow map (`flow_map_of`), whose evaluations have their guidance baked in.
+    It costs nothing where the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end.
+    Else it costs `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what
+    plain sampling predicts. A Diamond Map makes an ordinary model a flow map (`flow_map_of`), whose evaluations have
+    their guidance baked in.
 
     Args:
         num_steps: evaluations from the observation down to clean data; at least 2 for an ordinary model.
@@ -37,7 +39,7 @@ class FlowMapPoint(PosteriorSampler):
     follows_flow_map = True
 
     def __post_init__(self) -> None:
-        check_map_steps("num_steps", self.num_steps)
+        check_counts(num_steps=self.num_steps)
 
     def check(self, model: Model) -> None:
         super().check(model)

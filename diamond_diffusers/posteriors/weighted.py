@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
-from ..core.flow_map import check_is_map, check_map_steps, flow_to_data
+from ..core.flow_map import check_is_map, flow_to_data
 from ..core.levels import Denoiser, Level, as_level, predicted_noise, signal_and_noise
 from ..core.model import Model
 from ..core.network import Network
@@ -175,7 +175,7 @@ class WeightedPosterior(PosteriorSampler):
     without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
 
     def __post_init__(self) -> None:
-        check_counts(num_samples=self.num_samples)
+        check_counts(num_samples=self.num_samples, num_map_steps=self.num_map_steps)
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
         if self.weights not in WEIGHTS:
@@ -194,7 +194,6 @@ class WeightedPosterior(PosteriorSampler):
                 f"weight_temperature is {self.weight_temperature}, but weights={self.weights!r} has no weights to "
                 "even out; lower reward_scale instead"
             )
-        check_map_steps("num_map_steps", self.num_map_steps)
 
     # Other samplers declare these three by values of their class; here they follow from `weights`.
     @property
@@ -250,14 +249,7 @@ class WeightedPosterior(PosteriorSampler):
     def gradient_terms(
         self, x: Tensor, noise_to_signal: Level, largest: float, noise: Tensor, aim: Denoiser, aimed: Tensor
     ) -> GradientTerms:
-        """The likelihoods and scores at the copies that `sample` makes of `x` with the same noise.
-
-        Args:
-            x, noise_to_signal, noise: as of `sample`; a level below infinity.
-            largest: level of the model.
-            aim: the clean sample to which the velocity at an observation points.
-            aimed: `aim(x, noise_to_signal)`.
-        """
+        """The likelihoods and scores at the copies that `sample` makes of `x` with the same noise."""
         kappa, count = as_level(noise_to_signal), len(noise) // len(x)
         level, keep, spread = self.renoising(kappa, largest)
         levels = repeat_each(level, count)
@@ -273,13 +265,7 @@ class WeightedPosterior(PosteriorSampler):
         return GradientTerms(log_likelihoods.unflatten(0, (-1, count)), differences)
 
     def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
-        """Log-proportions `[N, K]`, up to a constant, in which look-aheads enter the terms of the gradient.
-
-        Args:
-            log_weights: of the look-aheads, `[N, K]`.
-            rewards: their scaled rewards, `[N, K]`.
-            reward_scale: what these are scaled by; not 0.
-        """
+        """Those of the weights; of even weights the softmax of the unscaled reward, or equal ones."""
         if self.weights == "equal":
             return torch.zeros_like(rewards)
         return rewards / abs(reward_scale) if self.weights == "reward_softmax" else log_weights + rewards

@@ -57,11 +57,15 @@ class Transition(Sampler, ABC):
         `tilt_gain * d` does. It is 0 where the step does not depend on the driving noise.
         """
 
+    def is_random(self, interval: Interval) -> bool:
+        """Whether a step depends on its driving noise; to be overridden where it does although `tilt_gain` is 0."""
+        return self.tilt_gain(interval) != 0
+
     def draws_noise(self, interval: Interval) -> bool:
         """Whether driving noise is drawn for a step; where not, `noise` is zero."""
-        return self.tilt_gain(interval) != 0
+        return self.is_random(interval)
 
     @property
     def is_stochastic(self) -> bool:
         """Whether steps between positive levels depend on their driving noise."""
-        return self.tilt_gain(Interval(2.0, 1.0)) != 0
+        return self.is_random(Interval(2.0, 1.0))

@@ -27,3 +27,7 @@ class DASTransition(AncestralTransition):
         (alpha, _), (next_alpha, _) = signal_and_noise(interval.start), signal_and_noise(interval.end)
         fresh = self._fresh_noise(interval)
         return float(next_alpha / alpha) * fresh / interval.start**2
+
+    def is_random(self, interval: Interval) -> bool:
+        # From pure noise too, where there is no gradient to tilt by.
+        return self._fresh_noise(interval) > 0

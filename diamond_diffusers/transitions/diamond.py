@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.flow_map import check_map_steps, map_inner_flow
+from ..core.checks import check_counts
+from ..core.flow_map import map_inner_flow
 from ..core.glass import EarlyStop
 from ..core.interval import Interval
 from ..core.network import Network
@@ -38,7 +39,7 @@ class DiamondTransition(InnerFlowTransition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_map_steps("num_map_steps", self.num_map_steps)
+        check_counts(num_map_steps=self.num_map_steps)
 
     def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         correlation = interval.correlation(self.correlation)

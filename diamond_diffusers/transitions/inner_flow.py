@@ -20,10 +20,7 @@ class InnerFlowTransition(Transition):
     correlation: float | str
 
     def __post_init__(self) -> None:
-        if self.correlation != "ddpm" and not (
-            isinstance(self.correlation, int | float) and 0 <= self.correlation <= 1
-        ):
-            raise ValueError(f"correlation is {self.correlation!r}; give 'ddpm' or a number between 0 and 1")
+        check_correlation(self.correlation)
 
     def tilt_gain(self, interval: Interval) -> float:
         correlation = interval.correlation(self.correlation)
@@ -35,3 +32,9 @@ class InnerFlowTransition(Transition):
             # kappa / sqrt(1 + kappa^2) for data of unit variance.
             return math.sqrt(1 + interval.start**-2)
         return (1 - correlation * interval.end / interval.start) / fresh
+
+
+def check_correlation(correlation: float | str) -> None:
+    """Raises a `ValueError` for what is neither "ddpm" nor a number in `[0, 1]`."""
+    if correlation != "ddpm" and not (isinstance(correlation, int | float) and 0 <= correlation <= 1):
+        raise ValueError(f"correlation is {correlation!r}; give 'ddpm' or a number between 0 and 1")

@@ -45,6 +45,9 @@ class StockTransition(Transition):
     def tilt_gain(self, interval: Interval) -> float:
         return self.transition.tilt_gain(interval)
 
+    def is_random(self, interval: Interval) -> bool:
+        return self.transition.is_random(interval)
+
     def draws_noise(self, interval: Interval) -> bool:
         if self.draws_above is None:
             return self.transition.draws_noise(interval)

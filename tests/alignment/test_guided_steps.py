@@ -165,6 +165,39 @@ def test_the_best_sample_seen_is_returned(sign):
     torch.testing.assert_close(sign * unkept.rewards[0, 0], last)
 
 
+def test_particles_that_a_caller_replaced_leave_what_the_former_had_seen():
+    """So that the end obeys the caller, though a better sample was seen before."""
+    guidance = Guidance(
+        WeightedPosterior(4, weights="equal"),
+        Guide("pathwise", strength=-2.0, max_shift=None),
+        transition=ODETransition(),
+        keeps_best=True,
+    )
+    law = make_map_law(MIXTURE, QuadraticReward({"": (0.9, -0.7, 0.6)}), num_steps=4)
+    end = torch.tensor([[-1.0, 1.0, -1.0]])
+    result = run(guidance, law, on_step=lambda index, x: end if index == STEPS - 1 else None)
+    assert torch.equal(result.latents[0], end)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_steps", "expected"), [(0.55, 100, 55), (0.07, 100, 7), (0.5, 5, 3), (0.01, 5, 1)]
+)
+def test_a_share_of_the_steps_is_rounded_up_to_whole_ones(share, num_steps, expected):
+    levels = falling_levels(num_steps)
+    planned, _ = Guidance(num_guided_steps=share).planned(make_law(MIXTURE, LINEAR), levels)
+    assert sum(planned.guide.acts_at(level) for level in levels[:-1]) == expected
+
+
+def test_guidance_that_never_begins_does_not_jump():
+    """No level of the run is one of the guide's: the particles visit them all, as without a guide."""
+    guide = Guide("isotropic", max_noise_to_signal=1e6, min_noise_to_signal=1e5)
+    guidance = Guidance(guide=guide, transition=FlowMapTransition(), num_jump_steps=3)
+    law, plain = make_map_law(MIXTURE, LINEAR), make_map_law(MIXTURE, LINEAR)
+    latents = run(guidance, law).latents
+    assert torch.equal(latents, run(NoAlignment(transition=FlowMapTransition()), plain).latents)
+    assert law.cost.network_evaluations == plain.cost.network_evaluations
+
+
 COURSES = {
     "warm-up and jump": replace(POINT, num_particles=3, num_warm_up_steps=2, num_guided_steps=3, num_jump_steps=2),
     "best seen": Guidance(

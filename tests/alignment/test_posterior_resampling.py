@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.miniature.grammar import held_out_captions
 
 from ..core.mixture import GaussianMixture, energy_distance, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, law_of, make_law, unconditional
+from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, law_of, make_law, unconditional
 from ..core.test_diamond import DiamondMixture, tilted_law
 from .runs import COARSE_LEVELS, falling_levels, run
 
@@ -157,6 +158,14 @@ def test_the_choice_has_the_law_of_the_weights():
     frequency = torch.bincount(chosen, minlength=4) / count
     assert ((frequency - weights).abs() < 4 * (weights * (1 - weights) / count).sqrt()).all()
     assert not choose(torch.zeros(50, 4), RandomSource(seeded(0), 50)).any()
+
+
+def test_look_aheads_of_which_none_is_possible_are_all_alike():
+    """A scaled score below all floats is `-inf`: the particle moves as without a reward."""
+    law = make_law(MIXTURE, QuadraticReward({"": (0.0, 0.0, 0.0)}), num_images=3, reward_scale=10.0)
+    law.reward.score = lambda images, prompts: torch.full((len(images),), torch.finfo(torch.float32).min)
+    moved, plain = (run(PosteriorResampling(2), each) for each in (law, replace(law, reward_scale=0.0)))
+    assert torch.equal(moved.latents, plain.latents)
 
 
 def test_what_cannot_be_chosen_from_is_refused():

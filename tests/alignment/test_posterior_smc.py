@@ -179,6 +179,17 @@ def test_no_transition_is_the_default_one():
     assert PosteriorSMC(transition=None).resolve(tilted_law().model) == PosteriorSMC()
 
 
+def test_a_denoiser_is_not_needed():
+    """Look-aheads of the map move the particles: a model without a posterior mean has all that it takes."""
+
+    class MapAlone(DiamondMixture):
+        has_denoiser = False
+        predicts_mean = False
+
+    law = law_of(MapAlone(MIXTURE), unconditional(2), [""] * 2, LINEAR)
+    assert torch.equal(run(PosteriorSMC(4), law).latents, run(PosteriorSMC(4), tilted_law(2)).latents)
+
+
 def test_a_diamond_map_is_needed():
     with pytest.raises(ValueError, match="Diamond Map"):
         PosteriorSMC().resolve(make_law(MIXTURE, LINEAR).model)

@@ -104,7 +104,7 @@ def test_the_three_terms_of_weighted_look_aheads_are_scaled_each_for_itself(weig
         WeightedPosterior(4, weights=weights), Guide("pathwise", strength=0.4, max_shift=None, scaling="norm")
     )
     random = RandomSource(seeded(2), 1, dtype=torch.float64)
-    ahead = look_ahead(law, guidance.posterior, x, kappa, random, "pathwise", False, with_terms=True)
+    ahead = look_ahead(law, guidance.posterior, x, kappa, random, "pathwise", with_prediction=False, with_terms=True)
     assert ahead.terms.shape == (6, 3, 3)
     assert ahead.terms.flatten(2).norm(dim=2).min() > 1e-3
     units = [term / root_mean_square(term)[:, None] for term in ahead.terms.unbind(1)]
@@ -163,7 +163,7 @@ def test_terms_cost_an_evaluation_and_a_backward_pass_of_each_look_ahead():
         x = observations(1.0).float()
         # As in a pipeline's call.
         with torch.no_grad():
-            look_ahead(law, posterior, x, 1.0, RandomSource(seeded(2), 1), "pathwise", True, with_terms)
+            look_ahead(law, posterior, x, 1.0, RandomSource(seeded(2), 1), "pathwise", with_terms=with_terms)
         return law.cost
 
     for posterior, evaluations in ((WeightedPosterior(4), 10), (WeightedPosterior(4, weights="equal"), 5)):

@@ -1,6 +1,7 @@
 """Searches against closed forms, their gain and their cost, and what a reward scale of 0 returns."""
 
 import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -22,10 +23,11 @@ from diamond_diffusers import (
     RenoiseTransition,
     ZeroOrderSearch,
 )
+from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 
 from ..core.exact_transition import ExactTransition
-from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, standard_error
+from ..core.mixture import GaussianMixture, make_gaussian, make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, MixtureModel, QuadraticReward, at_rows, law_of, make_law, make_map_law
 from .runs import COARSE_LEVELS, ENDED, falling_levels, run
 
@@ -188,6 +190,32 @@ def test_path_search_climbs_as_a_chain_of_pivots_does(highest):
                 pivot.improve(branches, math.sqrt(1 - kept))
         means[branches] = deviation * DIRECTION.norm() * pivot.mean
     assert [is_mean(rewards, mean) for mean in means.values()] == [True, False, False]
+
+
+def test_rounds_are_compared_under_one_law():
+    law = make_law(MIXTURE, LINEAR)
+    random = RandomSource(seeded(0), 1)
+    stages = RandomSearch(num_candidates=4, round_size=2).iterate(law, random.normal(1, (3,)), LEVELS, random)
+    progress = next(stages)
+    progress.law = replace(law, reward_scale=2.0)
+    with pytest.raises(ValueError, match=r"progress\.law was replaced"):
+        next(stages)
+
+
+def test_only_the_end_of_the_run_is_called_the_last_step():
+    """The way back of a detour ends with a step like any other."""
+    steps = []
+
+    @dataclass(frozen=True)
+    class Watched(ODETransition):
+        def step(self, network, x, interval, predicted, noise):
+            steps.append(interval)
+            return super().step(network, x, interval, predicted, noise)
+
+    run(PathSearch(1, 2, transition=Watched()), make_law(MIXTURE, LINEAR), COARSE_LEVELS)
+    detours = [step for step in steps if step.start not in COARSE_LEVELS]
+    assert detours and not any(step.is_last for step in detours)
+    assert all(step.is_last == (step.end == COARSE_LEVELS[-1]) for step in steps)
 
 
 def test_a_rare_optimum_is_found():

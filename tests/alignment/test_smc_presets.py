@@ -21,6 +21,7 @@ from diamond_diffusers.alignment.presets.das import DASTransition, das
 from diamond_diffusers.alignment.presets.fk_steering import fk_steering
 from diamond_diffusers.alignment.presets.glass_fk import glass_fk
 from diamond_diffusers.alignment.presets.posterior_diamond_map_smc import posterior_diamond_map_smc
+from diamond_diffusers.alignment.random_source import RandomSource, driving_noise
 from diamond_diffusers.alignment.smc_parts import resampling
 from diamond_diffusers.alignment.smc_parts.resampling import RESAMPLING_SCHEMES
 from diamond_diffusers.core.interval import Interval
@@ -235,4 +236,16 @@ def test_das_steps_as_ddpm_does():
     assert DASTransition().tilt_gain(Interval(2.0, 1.0)) < 0.9 * AncestralTransition().tilt_gain(Interval(2.0, 1.0))
     ratio = DASTransition().tilt_gain(Interval(2.0, 1.999)) / AncestralTransition().tilt_gain(Interval(2.0, 1.999))
     assert abs(ratio - 1) < 0.01
-    assert DASTransition().tilt_gain(Interval(math.inf, 2.0)) == 0
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_das_draws_its_noise_at_pure_noise_too(eta):
+    """There is no gradient to tilt by, but the step keeps its spread: the next state has the variance 1."""
+    transition, interval = DASTransition(eta), Interval(math.inf, 2.0)
+    assert transition.tilt_gain(interval) == 0
+    x = torch.randn(4000, 3, generator=seeded(1))
+    noise = driving_noise(RandomSource(seeded(2), 1), transition, x, len(x), interval)
+    moved = transition.step(None, x, interval, torch.zeros_like(x), noise)
+    sigma = 2.0 / math.sqrt(5.0)
+    # The relative error of a deviation of 12000 numbers is 0.65 %.
+    assert abs(moved.std().item() / sigma - 1) < 0.026

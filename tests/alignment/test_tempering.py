@@ -170,6 +170,7 @@ def test_weights_telescope_through_replacements(potential):
         (AdaptiveTempering, {"effective_sample_size": 0.0}, r"effective_sample_size is 0\.0"),
         (AdaptiveTempering, {"effective_sample_size": 8}, "effective_sample_size is 8; give a share"),
         (ScheduledTempering, {"gamma": 0.0}, r"gamma is 0\.0"),
+        (ScheduledTempering, {"gamma": math.nan}, "gamma is nan"),
     ],
 )
 def test_unusable_temperings_are_refused(tempering, options, message):

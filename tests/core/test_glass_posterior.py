@@ -7,11 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diamond_diffusers import AncestralTransition, DenoiserPoint, GlassPosterior
+from diamond_diffusers import AncestralTransition, DenoiserPoint, FlowMapPoint, GlassPosterior
 from diamond_diffusers.core.glass import INNER_SOLVERS, sample_posterior
 from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
+from diamond_diffusers.core.serial import with_options
 
 from .mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
 from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureModel
@@ -183,9 +184,11 @@ def test_unusable_options_are_refused(options, message):
         GlassPosterior(**options)
 
 
-def test_the_denoiser_point_is_one_sample():
-    with pytest.raises(ValueError, match="num_samples is 2"):
-        DenoiserPoint(num_samples=2)
+@pytest.mark.parametrize(("name", "point"), [("denoiser", DenoiserPoint()), ("flow_map", FlowMapPoint())])
+def test_a_point_is_one_sample(name, point):
+    assert point.num_samples == 1
+    with pytest.raises(ValueError, match=f"posterior '{name}' has no option 'num_samples'"):
+        with_options(point, {"num_samples": 2})
 
 
 def test_observations_may_have_levels_of_their_own():

@@ -6,7 +6,7 @@ from functools import cache, partial
 import pytest
 import torch
 
-from diamond_diffusers.core.glass import EarlyStop, inner_angle, inner_flow, inner_time, inner_times, sample_posterior
+from diamond_diffusers.core.glass import EarlyStop, inner_angle, inner_states, inner_time, inner_times, sample_posterior
 from diamond_diffusers.core.interval import Interval
 
 from .mixture import (
@@ -44,7 +44,8 @@ def drawn(name, level, num_inner_steps, solver, next_level=None, correlation=0.0
     stop = 0.0 if next_level is None else EarlyStop(Interval(level, next_level), correlation).stop
     noise = torch.randn(OBSERVATIONS * SAMPLES, x.shape[1], generator=seeded(6), dtype=torch.float64)
     options = {"num_inner_steps": num_inner_steps, "solver": solver, "stop": stop}
-    states = inner_flow(denoiser_of(mixture), x, level, noise, **options).unflatten(0, (OBSERVATIONS, SAMPLES))
+    *_, states = inner_states(denoiser_of(mixture), x, level, noise, **options)
+    states = states.unflatten(0, (OBSERVATIONS, SAMPLES))
     law = mixture.posterior(x, level)
     stop = torch.tensor(stop, dtype=torch.float64)
     return states, law.affine(1 - stop, torch.zeros(x.shape[1], dtype=torch.float64), stop**2)
@@ -132,7 +133,7 @@ def test_the_default_solver_is_exact_for_standard_normal_data_in_two_steps(level
     mean = law.posterior(x, level).mean
     _, sigma = coefficients(level)
     for stop in (0.0, 0.05, 0.4):
-        end = inner_flow(denoiser_of(law), x, level, noise, num_inner_steps=num_inner_steps, stop=stop)
+        *_, end = inner_states(denoiser_of(law), x, level, noise, num_inner_steps=num_inner_steps, stop=stop)
         gain = sigma if stop == 0 else stop / torch.sin(inner_angle(stop, level))
         error = (end - (1 - stop) * mean) / gain - noise
         assert error.abs().max() < (1e-9 if num_inner_steps == 2 else 0.07 * noise.abs().max())

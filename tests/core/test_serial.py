@@ -260,7 +260,11 @@ def test_texts_are_read_as_the_types_say(options, expected):
             "alignment 'smc' has no option 'num_particle', did you mean 'num_particles'; its options "
             "are num_particles, posterior, transition",
         ),
-        ({"posterior.num_sampels": 4}, "posterior 'denoiser' has no option 'num_sampels', did you mean 'num_samples'"),
+        (
+            {"posterior": "glass", "posterior.num_sampels": 4},
+            "posterior 'glass' has no option 'num_sampels', did you mean 'num_samples'",
+        ),
+        ({"posterior.num_samples": 4}, "posterior 'denoiser' has no option 'num_samples'; it has none"),
         ({"": 4}, "alignment 'smc' has no option ''; its options are"),
         ({"posterior": "glas"}, "posterior is 'glas'; choose one of denoiser, diamond, flow_map, glass, weighted"),
         ({"posterior": 3}, "posterior is 3; give one of denoiser, diamond"),

@@ -13,6 +13,7 @@ from diamond_diffusers.core.values import (
     hybrid_shift,
     isotropic_coefficient,
     isotropic_gradient,
+    tilted_log_weights,
     tilted_mean_shift,
     value,
 )
@@ -68,6 +69,24 @@ def test_the_bias_of_the_value_falls_as_one_over_the_samples(reward, level):
         tolerance = 4 * num_samples * standard_error(error).item() + 8 * constant / num_samples
         assert -num_samples * error.mean().item() == pytest.approx(constant, abs=tolerance)
     assert tolerance < 0.2 * constant
+
+
+def test_look_aheads_of_which_none_is_possible_say_nothing():
+    """Their value is `-inf`, and no gradient is made of it."""
+    rewards = torch.tensor([[-math.inf] * 3, [0.3, -math.inf, -0.2]], requires_grad=True)
+    log_weights = torch.tensor([[0.1, -0.5, 0.2], [0.0, 0.4, -1.0]], requires_grad=True)
+    samples = torch.randn(2, 3, 4, generator=seeded(1))
+    values = value(rewards, log_weights)
+    assert values[0] == -math.inf and values[1].isfinite()
+    gradients = torch.autograd.grad(values, [rewards, log_weights], torch.ones(2))
+    assert all((gradient[0] == 0).all() and gradient.isfinite().all() for gradient in gradients)
+    rewards, log_weights = rewards.detach(), log_weights.detach()
+    shift = tilted_mean_shift(samples, rewards, log_weights)
+    assert (shift[0] == 0).all() and shift[1].isfinite().all() and (shift[1] != 0).all()
+    hybrid = hybrid_shift(torch.zeros(2, 4), shift, samples, rewards, log_weights, 1.0)
+    assert (hybrid[0] == 0).all() and hybrid.isfinite().all()
+    tilted = tilted_log_weights(rewards, log_weights)
+    assert torch.equal(tilted[0], log_weights[0]) and torch.equal(tilted[1], log_weights[1] + rewards[1])
 
 
 def test_weights_of_look_aheads_count_as_repetitions():

@@ -31,7 +31,7 @@ def test_json_is_strict_and_complete(tmp_path):
         raise AssertionError(constant)
 
     read = json.loads((tmp_path / "a" / "b.json").read_text(), parse_constant=refuse)
-    assert read["alignment"]["posterior"] == {"name": "denoiser", "num_samples": 1}
+    assert read["alignment"]["posterior"] == {"name": "denoiser"}
     assert read["alignment"]["max_noise_to_signal"] == "inf"
     assert (read["x"], read["y"], read["3"]) == ([1.0, 1.0], ["nan", "-inf"], None)
 

@@ -45,8 +45,7 @@ class BeamSearch(LookAheadSearch):
         interval: Interval,
         random: RandomSource,
     ) -> Tensor:
-        is_random = self.moves.tilt_gain(interval) != 0
-        count = self.branching if is_random else 1
+        count = self.branching if self.moves.is_random(interval) else 1
         rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
         noise = driving_noise(random, self.moves, rows, per_image, interval)
         predicted = None if predicted is None else predicted.repeat_interleave(count, 0)

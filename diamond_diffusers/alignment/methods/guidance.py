@@ -175,9 +175,12 @@ class Guidance(Method):
             end = math.nextafter(levels[guided[-1] + 1], math.inf)
             guide = replace(guide, min_noise_to_signal=max(guide.min_noise_to_signal, end))
         method = self if guide is self.guide else replace(self, guide=guide)
-        if self.num_jump_steps is None or not guided or guided[-1] + 2 >= len(levels):
+        if self.num_jump_steps is None:
             return method, levels
-        return method, [*levels[: guided[-1] + 2], levels[-1]]
+        if not guided:
+            # Guidance that never begins does not end in a jump.
+            return replace(method, num_jump_steps=None), levels
+        return method, [*levels[: guided[-1] + 2], levels[-1]] if guided[-1] + 2 < len(levels) else levels
 
     def _chosen(self, steps: list[int], num_steps: int) -> list[int]:
         """Which of the steps at levels of guidance are guided, of a run of so many steps."""
@@ -186,7 +189,8 @@ class Guidance(Method):
             return steps
         if count < 0:
             return [step for step in steps if step < num_steps + count]
-        return steps[: math.ceil(count * num_steps) if count < 1 else int(count)]
+        # Shares of whole steps are not raised by their rounding: 0.55 of 100 steps are 55.
+        return steps[: math.ceil(round(count * num_steps, 6)) if count < 1 else int(count)]
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> GuidedCloud:
         assert isinstance(cloud, GuidedCloud), "`start` makes one"
@@ -254,6 +258,12 @@ class Guidance(Method):
     def start(self, law: Law, x: Tensor, num_steps: int) -> GuidedCloud:
         cloud = super().start(law, x, num_steps)
         return GuidedCloud(cloud.x, cloud.log_weights, cloud.log_evidence)
+
+    def replace_particles(self, cloud: Cloud, x: Tensor) -> GuidedCloud:
+        # The best sample was seen from the old particle, and has nothing of what a caller changed.
+        replaced = super().replace_particles(cloud, x)
+        assert isinstance(replaced, GuidedCloud), "`start` makes one"
+        return replace(replaced, best=None, best_values=None)
 
     def finish(self, law: Law, cloud: Cloud, trace: Trace) -> AlignmentResult:
         assert isinstance(cloud, GuidedCloud), "`start` makes one"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 
 import torch
 from torch import Tensor
 
 from ...core.checks import check_counts
-from ...core.interval import Interval, intervals
+from ...core.interval import Interval
 from ...core.levels import renoise
 from ...transitions.base import Transition
 from ...transitions.sampled_model import SampledModel
@@ -80,7 +82,7 @@ class PathSearch(LookAheadSearch):
         rows = x.repeat_interleave(others, 0)
         network = law.rows(rows).network
         rows = renoise(rows, start, levels[0], random.aside.normal(per_image, shape))
-        for back in intervals([*levels, interval.end]):
+        for back in [*starmap(Interval, pairwise(levels)), interval]:
             noise = driving_noise(random.aside, self.moves, rows, per_image, back)
             rows = self.moves.step(network, rows, back, self.predicted(law, rows, back.start), noise)
         branches = [part.unflatten(0, (len(x), -1)) for part in (onward, rows)]
@@ -100,4 +102,4 @@ def _time(noise_to_signal: float) -> float:
 
 
 def _level(time: float) -> float:
-    return float("inf") if time >= 1 else time / (1 - time)
+    return math.inf if time >= 1 else time / (1 - time)

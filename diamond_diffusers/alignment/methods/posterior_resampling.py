@@ -13,7 +13,7 @@ from ...core.interval import Interval
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward
-from ...transitions.glass import GlassTransition
+from ...transitions.inner_flow import check_correlation
 from ...transitions.sampled_model import SampledModel
 from ..base import Method, check_part
 from ..cloud import Cloud
@@ -37,8 +37,8 @@ class PosteriorResampling(Method):
 
     As K grows `z` is a sample of the tilted posterior and the particle follows the reward-tilted law exactly, without a
     gradient and without weights. A step costs the evaluations of its look-aheads alone: with a Diamond Map, K of them.
-    For finite K the law is tilted less where few look-aheads score high. With a `reward_scale` of 0 the first is taken
-    always, which is plain sampling in steps of this kind.
+    For finite K the law is tilted less where few look-aheads score high. With a `reward_scale` of 0 equally weighted
+    look-aheads are not compared: the first is taken, which is plain sampling in steps of this kind.
 
     Args:
         num_particles: independent particles of each image, of which the best is returned.
@@ -66,8 +66,7 @@ class PosteriorResampling(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_part("guide", self.guide, Guide, "Guide()")
-        # It knows what a correlation may be.
-        GlassTransition(correlation=self.correlation)
+        check_correlation(self.correlation)
         if self.guide is not None:
             self.guide.check_comparable(self.posterior)
         elif self.posterior.num_samples < 2:

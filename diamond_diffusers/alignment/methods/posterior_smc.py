@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -92,8 +93,10 @@ class PosteriorSMC(SMC):
         # Look-aheads differ even where no noise is added to them: at full correlation.
         return self.posterior.draws_noise or super()._parts_copies(transition)
 
-    def default_transition(self, model: SampledModel) -> Transition:
-        return GlassTransition()
+    def resolve(self, model: SampledModel) -> Self:
+        # Look-aheads are what moves the particles: the transition, which says how noises correlate, evaluates nothing.
+        self.posterior.check(model)
+        return self if self.transition is not None else replace(self, transition=GlassTransition())
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> LookAheadCloud:
         cloud = super().start(law, x, num_steps)

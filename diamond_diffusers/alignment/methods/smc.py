@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.interval import Interval
-from ...core.tensors import expand
+from ...core.tensors import expand, row_dot
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
@@ -347,7 +347,7 @@ class SMC(Method):
         scale = scale.to(mu).repeat_interleave(self.num_particles)
         mu = mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
         noise = noise + mu
-        return noise, (mu * (mu / 2 - noise)).flatten(1).double().sum(1).unflatten(0, (-1, self.num_particles))
+        return noise, row_dot(mu, mu / 2 - noise).unflatten(0, (-1, self.num_particles))
 
     def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""

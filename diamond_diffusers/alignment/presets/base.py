@@ -11,7 +11,10 @@ ODE_MAP_STEPS = 4
 
 
 def follows_flow_map(model: Model | None) -> bool:
-    """Whether a flow map leads from level to level; that of a few-step model does, along its Euler steps, anyway."""
+    """Whether particles are to follow a flow map from level to level.
+
+    It is of no use on a few-step model, whose map leads where its Euler steps lead.
+    """
     return model is not None and has_map_to_data(model) and model.predicts_mean
 
 
@@ -21,4 +24,5 @@ def map_steps(model: Model | None) -> int:
 
 
 def flow_map_point(model: Model | None) -> FlowMapPoint:
+    """The look-ahead along the flow map, in as many evaluations as this model needs."""
     return FlowMapPoint(map_steps(model))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core.registry import Registry
 
 ResamplingScheme = Callable[[Tensor, torch.Generator | None], Tensor]
+"""Maps normalised weights `[P]` (float64, CPU) and the generator to draw from to ancestor indices `[P]`."""
 RESAMPLING_SCHEMES: Registry[ResamplingScheme] = Registry("resampling", "resampling_schemes")
 
 

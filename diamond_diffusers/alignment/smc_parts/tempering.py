@@ -100,7 +100,7 @@ class ScheduledTempering(Tempering):
     gamma: float = 0.008
 
     def __post_init__(self) -> None:
-        if self.gamma <= 0:
+        if not self.gamma > 0:
             raise ValueError(f"gamma is {self.gamma}; it must be positive")
 
     def inverse_temperature(self, step: int, previous: Tensor, log_offsets: Tensor, log_potentials: Tensor) -> Tensor:
