@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..weight_files import read_weights
 from .base import CLIPBasedReward
 
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
@@ -90,11 +89,8 @@ class CLIPHeadReward(CLIPBasedReward):
 
     def _read_head(self, name: str, head: str | PathLike[str] | None) -> dict[str, Tensor]:
         try:
-            path = self._download_head() if head is None else Path(head)
-            if path.suffix == ".safetensors":
-                return load_file(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
+            return read_weights(self._download_head() if head is None else Path(head))
+        except (OSError, RuntimeError, ValueError) as error:
             raise OSError(
                 f"Reward '{name}' cannot load head='{head or self.url}' ({' '.join(str(error).split())[:300]}); "
                 "give head=..., a local file of the published weights."
