@@ -68,7 +68,9 @@ def test_a_family_that_does_not_import_is_listed_too(monkeypatch):
 
 def test_the_progress_bar_is_as_it_was_afterwards(tiny_pipe):
     tiny_pipe.set_progress_bar_config(disable=True, desc="mine")
-    draw_side_by_side(tiny_pipe, ["a star"], BestOfN(2), as_reward(redness), arguments={"num_inference_steps": 1})
+    draw_side_by_side(
+        tiny_pipe, ["a star"], BestOfN(num_particles=2), as_reward(redness), arguments={"num_inference_steps": 1}
+    )
     assert tiny_pipe.pipeline._progress_bar_config == {"disable": True, "desc": "mine"}
 
 
