@@ -104,7 +104,7 @@ def test_a_method_and_its_parts_are_used_by_name(folder, imported, tiny_folder, 
 
 def test_names_are_compared_and_redrawn(folder, imported, tiny_folder):
     files = imported("my_method", "my_preset", "my_posterior", "my_transition", "my_cell", "my_reward")
-    names = ["nudge", "strong_guidance", "churned_smc"]
+    names = ["nudge", "strong_guidance", "churned_smc", "gaussian_resampling", "wide_churned_smc"]
     out = folder / "out"
     model = ("--model", tiny_folder, "--reward", "warmth", "--num-inference-steps", 2)
     command = ("benchmark", *model, "--methods", ",".join(["plain", *names]), "--num-prompts", 1, "--budgets", 24)

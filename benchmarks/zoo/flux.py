@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
 
-from .autoencoder import build_tiny_vae
+from .parts import build_tiny_vae, finished
 
 
 def build_tiny_flux(guidance_embeds: bool = False) -> FluxPipeline:
@@ -46,8 +46,4 @@ def build_tiny_flux(guidance_embeds: bool = False) -> FluxPipeline:
     )
     vae = build_tiny_vae(0.06, 1.5)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
-    for model in (vae, text_encoder, text_encoder_2, transformer):
-        model.eval()
-    pipeline = FluxPipeline(scheduler, vae, text_encoder, first, text_encoder_2, second, transformer)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return finished(FluxPipeline(scheduler, vae, text_encoder, first, text_encoder_2, second, transformer))

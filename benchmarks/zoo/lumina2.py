@@ -8,7 +8,7 @@ from transformers import Gemma2Config, Gemma2Model
 
 from diamond_diffusers.miniature.tokenizer import t5_tokenizer
 
-from .autoencoder import build_tiny_vae
+from .parts import build_tiny_vae, finished
 
 
 def build_tiny_lumina2() -> Lumina2Pipeline:
@@ -47,9 +47,5 @@ def build_tiny_lumina2() -> Lumina2Pipeline:
     # At its initial scale the embedding makes all prompts alike.
     torch.nn.init.normal_(text_encoder.embed_tokens.weight)
     vae = build_tiny_vae(0.1159, 0.3611, (4, 4, 8, 8))
-    for model in (vae, text_encoder, transformer):
-        model.eval()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
-    pipeline = Lumina2Pipeline(transformer, scheduler, vae, text_encoder, tokenizer)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return finished(Lumina2Pipeline(transformer, scheduler, vae, text_encoder, tokenizer))

@@ -9,6 +9,8 @@ from transformers import T5Config, T5EncoderModel
 
 from diamond_diffusers.miniature.tokenizer import t5_tokenizer
 
+from .parts import finished
+
 LATENTS_SHAPE = (4, 4, 4)
 BETAS = {"beta_start": 0.0001, "beta_end": 0.006}
 """Milder than PixArt's: a random network's noise, divided by the real alpha of 0.006, would give latents of 1000."""
@@ -43,9 +45,5 @@ def build_tiny_pixart_sigma() -> PixArtSigmaPipeline:
     )
     # The stock initialisation leaves the output near zero, which would hide mistakes.
     nn.init.normal_(transformer.proj_out.weight, std=0.5)
-    for model in (text_encoder, transformer, vae):
-        model.eval()
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="trailing")
-    pipeline = PixArtSigmaPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return finished(PixArtSigmaPipeline(tokenizer, text_encoder, vae, transformer, scheduler))

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from diamond_diffusers.miniature.grammar import vocabulary
 
+from .parts import finished
+
 PAD, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 
 
@@ -77,9 +79,5 @@ def build_tiny_qwen_image() -> QwenImagePipeline:
         latents_mean=[0.3, -0.2, 0.1, 0.0],
         latents_std=[1.5, 0.8, 1.2, 2.0],
     )
-    for model in (vae, text_encoder, transformer):
-        model.eval()
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9, shift_terminal=0.02)
-    pipeline = QwenImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return finished(QwenImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer))

@@ -16,6 +16,8 @@ from transformers import Gemma2Config, Gemma2Model
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer
 
+from .parts import finished
+
 LATENTS_SHAPE = (4, 8, 8)
 
 
@@ -77,10 +79,7 @@ def _build(pipeline_class: type, scheduler: nn.Module, guidance_embeds: bool) ->
         downsample_block_type="conv",
         scaling_factor=0.41407,
     )
-    for model in (text_encoder, transformer, vae):
-        model.eval()
     pipeline = pipeline_class(tokenizer, text_encoder, vae, transformer, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
     # Stock diffusers cannot offload it piece by piece either: accelerate loses the scaled embedding's weight.
     pipeline._exclude_from_cpu_offload = ["text_encoder"]
-    return pipeline
+    return finished(pipeline)

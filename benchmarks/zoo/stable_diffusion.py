@@ -32,6 +32,8 @@ from transformers import (
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer
 
+from .parts import finished
+
 LATENTS_SHAPE = (4, 8, 8)
 IMAGE_EMBED_SIZE = 12
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -91,14 +93,6 @@ def build_tiny_sdxl(**vae_options: Any) -> StableDiffusionXLPipeline:
             add_watermarker=False,
         )
     )
-
-
-def finished(pipeline: Any) -> Any:
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            component.eval()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def zero_terminal_snr(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:

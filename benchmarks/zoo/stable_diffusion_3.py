@@ -20,7 +20,7 @@ from transformers import (
 
 from diamond_diffusers.miniature.tokenizer import clip_tokenizer, t5_tokenizer
 
-from .autoencoder import build_tiny_vae
+from .parts import build_tiny_vae, finished
 
 
 def build_tiny_stable_diffusion_3(version: str = "3.5", dynamic_shifting: bool = False) -> StableDiffusion3Pipeline:
@@ -58,21 +58,19 @@ def build_tiny_stable_diffusion_3(version: str = "3.5", dynamic_shifting: bool =
     first, second = CLIPTextModelWithProjection(clip_config), CLIPTextModelWithProjection(clip_config)
     third = T5EncoderModel(T5Config(vocab_size=len(t5_tokens), d_model=64, d_ff=37, d_kv=8, num_layers=1, num_heads=4))
     vae = build_tiny_vae(0.0609, 1.5305)
-    for model in (vae, first, second, third, transformer):
-        model.eval()
-    pipeline = StableDiffusion3Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shifting),
-        vae=vae,
-        text_encoder=first,
-        tokenizer=clip_tokens,
-        text_encoder_2=second,
-        tokenizer_2=clip_tokenizer(),
-        text_encoder_3=third,
-        tokenizer_3=t5_tokens,
-        transformer=transformer,
+    return finished(
+        StableDiffusion3Pipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shifting),
+            vae=vae,
+            text_encoder=first,
+            tokenizer=clip_tokens,
+            text_encoder_2=second,
+            tokenizer_2=clip_tokenizer(),
+            text_encoder_3=third,
+            tokenizer_3=t5_tokens,
+            transformer=transformer,
+        )
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def add_tiny_ip_adapter(pipeline: StableDiffusion3Pipeline) -> None:

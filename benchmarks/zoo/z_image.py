@@ -8,7 +8,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from diamond_diffusers.miniature.tokenizer import t5_tokenizer
 
-from .autoencoder import build_tiny_vae
+from .parts import build_tiny_vae, finished
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
@@ -51,9 +51,5 @@ def build_tiny_z_image() -> ZImagePipeline:
     # At its initial scale the embedding makes all prompts alike.
     torch.nn.init.normal_(text_encoder.embed_tokens.weight)
     vae = build_tiny_vae(0.1159, 0.3611)
-    for model in (vae, text_encoder, transformer):
-        model.eval()
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipeline = ZImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return finished(ZImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer))

@@ -15,13 +15,10 @@ from .loading import DType, ModelName, RewardExpression, RewardScale, load_model
 from .options import (
     MAX_COUNT,
     Device,
-    GuidanceScale,
-    NegativePrompt,
     ParticleBatchSize,
-    Pixels,
-    TrueCfgScale,
     positive_numbers,
 )
+from .records import StockArguments, takes_records
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -30,6 +27,8 @@ if TYPE_CHECKING:
     from ..evaluation.benchmark.plan import Plan
     from ..evaluation.benchmark.prompts import Prompt, Suite
     from ..evaluation.benchmark.records import Record
+    from ..evaluation.benchmark.report import Comparison
+    from ..rewards import Reward
     from ..rewards.clip import CLIPBasedReward
 
 Budgets = Annotated[
@@ -73,7 +72,9 @@ RecordFile = Annotated[
 Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 
 
+@takes_records
 def benchmark(
+    *,
     budgets: Budgets = "120",
     methods: Methods = None,
     prompts: Prompts = None,
@@ -87,11 +88,7 @@ def benchmark(
     held_out_reward: HeldOut = None,
     diversity_clip: DiversityCLIP = None,
     num_inference_steps: NumSteps = None,
-    guidance_scale: GuidanceScale = None,
-    true_cfg_scale: TrueCfgScale = None,
-    negative_prompt: NegativePrompt = None,
-    height: Pixels = None,
-    width: Pixels = None,
+    stock: StockArguments,
     particle_batch_size: ParticleBatchSize = None,
     export: Export = None,
     dtype: DType = "auto",
@@ -101,16 +98,13 @@ def benchmark(
     """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
     from accelerate import PartialState
 
-    from ..evaluation.benchmark.compare import Setup, check_held_out, check_seed
+    from ..evaluation.benchmark.compare import Setup, check_seed
     from ..evaluation.benchmark.exports import check_export
-    from ..evaluation.benchmark.exports import export as export_images
     from ..evaluation.benchmark.plan import check_request, plan_methods
     from ..evaluation.benchmark.prompts import miniature_suite, read_prompts
     from ..evaluation.benchmark.recipes import all_recipes
-    from ..evaluation.benchmark.report import Comparison, write_report
+    from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
-    from ..evaluation.benchmark.tables import rich_table
-    from ..rewards import as_reward
 
     for name in export or ():
         check_export(name)
@@ -122,54 +116,49 @@ def benchmark(
     suite = miniature_suite() if prompts is None else read_prompts(prompts)
     chosen = suite.first(num_prompts)
     defaults = model_defaults(model)
-    scored_by = named_reward(reward, defaults)
-    if scored_by is None:
-        raise ValueError("--reward is not given, and the model has no reward of its own; name one")
-    held_out = [as_reward(expression) for expression in held_out_reward or ()]
-    check_held_out(held_out, scored_by)
+    followed, held_out = _rewards(reward, held_out_reward or (), defaults)
     clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
     # A share takes as long as its images.
     processes = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
     pipe = load_model(model, dtype, device, output)
     pipe.set_progress_bar_config(disable=True)
-    scored_by.to(device=pipe.device)
-    given = {
-        "guidance_scale": guidance_scale,
-        "true_cfg_scale": true_cfg_scale,
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+    followed.to(device=pipe.device)
     setup = Setup(
         pipe=pipe,
         model=model or "embedded",
         suite=suite,
-        reward=scored_by,
+        reward=followed,
         reward_scale=defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
         held_out_rewards=held_out,
         seed=seed,
         num_images_per_prompt=num_images_per_prompt,
         batch_size=batch_size,
         particle_batch_size=particle_batch_size,
-        arguments=given,
+        arguments=stock.given(),
     )
-    plan = plan_methods(names, sizes, pipe, scored_by, given | steps, recipes)
+    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes)
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
-    if not processes.is_main_process:
-        return
-    summaries = summarise(plan, records, output, clip)
-    comparison = Comparison({"budgets": sizes, **setup.settings()}, plan, records, summaries)
-    write_report(comparison, output)
-    for name in export or ():
-        export_images(name, plan, records, chosen, output)
-    console = Console()
-    for table in comparison.tables():
-        console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
-        console.print(rich_table(table), end="\n\n")
-    console.print(f"Results, pictures and report.html are in {output}", soft_wrap=True, highlight=False)
+    if processes.is_main_process:
+        summaries = summarise(plan, records, output, clip)
+        comparison = Comparison({"budgets": sizes, **setup.settings()}, plan, records, summaries)
+        _report(comparison, chosen, export or (), output)
+
+
+def _rewards(
+    expression: str | None, held_out_expressions: Sequence[str], defaults: dict[str, Any]
+) -> tuple[Reward, list[Reward]]:
+    """The reward that alignment follows, which may be the model's own, and those that it does not."""
+    from ..evaluation.benchmark.compare import check_held_out
+    from ..rewards import as_reward
+
+    followed = named_reward(expression, defaults)
+    if followed is None:
+        raise ValueError("--reward is not given, and the model has no reward of its own; name one")
+    held_out = [as_reward(each) for each in held_out_expressions]
+    check_held_out(held_out, followed)
+    return followed, held_out
 
 
 def _compared(
@@ -189,6 +178,22 @@ def _compared(
             progress.advance(methods, done == total)
 
         return compare(setup, plan.methods, prompts, output, on_batch, processes)
+
+
+def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence[str], output: Path) -> None:
+    """Writes what came of a comparison, copies its images where they are asked for, and prints its tables."""
+    from ..evaluation.benchmark.exports import export
+    from ..evaluation.benchmark.report import write_report
+    from ..evaluation.benchmark.tables import rich_table
+
+    write_report(comparison, output)
+    for name in exports:
+        export(name, comparison.plan, comparison.records, prompts, output)
+    console = Console()
+    for table in comparison.tables():
+        console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(rich_table(table), end="\n\n")
+    console.print(f"Results, pictures and report.html are in {output}", soft_wrap=True, highlight=False)
 
 
 def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device: Device = "auto") -> None:

@@ -19,14 +19,11 @@ from .options import (
     MAX_NUMBER,
     MAX_SEED,
     Device,
-    GuidanceScale,
-    NegativePrompt,
     ParticleBatchSize,
-    Pixels,
-    TrueCfgScale,
     checked_texts,
     text_table,
 )
+from .records import StockArguments, takes_records
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
@@ -84,8 +81,10 @@ PromptTexts = Annotated[
 ]
 
 
+@takes_records
 def generate(
     prompts: PromptTexts,
+    *,
     model: ModelName = None,
     alignment: AlignmentName = None,
     option: MethodOptions = None,
@@ -100,11 +99,7 @@ def generate(
     num_lookaheads: NumLookaheads = None,
     gradient: Gradient = None,
     guidance_strength: GuidanceStrength = None,
-    guidance_scale: GuidanceScale = None,
-    true_cfg_scale: TrueCfgScale = None,
-    negative_prompt: NegativePrompt = None,
-    height: Pixels = None,
-    width: Pixels = None,
+    stock: StockArguments,
     max_network_evaluations: MaxNetworkEvaluations = None,
     particle_batch_size: ParticleBatchSize = None,
     dtype: DType = "auto",
@@ -137,14 +132,6 @@ def generate(
         )
     method.check(scored_by)
     pipe = load_model(model, dtype, device, output)
-    arguments = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "true_cfg_scale": true_cfg_scale,
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-    }
     drawn = draw_side_by_side(
         pipe,
         prompts,
@@ -154,7 +141,7 @@ def generate(
         num_images,
         reward_scale,
         particle_batch_size,
-        arguments,
+        {"num_inference_steps": num_inference_steps, **stock.given()},
         max_network_evaluations,
     )
     save(drawn, output, {"model": model or "embedded"})

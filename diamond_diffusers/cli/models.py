@@ -12,11 +12,16 @@ from .options import first_sentence, text_table
 
 def models() -> None:
     """Lists the model families, and the embedded model."""
-    from ..families.registry import supported_pipelines
+    from ..families import FAMILIES
     from ..pipelines.loading import embedded_model, read_defaults
 
     table = text_table("diffusers pipeline", "family", "what")
-    for name, family in supported_pipelines().items():
+    for name in FAMILIES.names():
+        try:
+            family = FAMILIES.get(name)
+        except ImportError as error:
+            table.add_row(name, "–", escape(f"not usable here: {error}"))
+            continue
         table.add_row(name, family.name, escape(first_sentence(inspect.getmodule(family))))
     console = Console()
     console.print(table)

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Options, checks and tables that all commands use."""
 
 from __future__ import annotations
 
@@ -33,12 +33,6 @@ def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
 
 
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
-GuidanceScale = Annotated[float | None, typer.Option(help="The model's prompt guidance (embedded in FLUX.1-dev).")]
-TrueCfgScale = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance.")]
-NegativePrompt = Annotated[
-    str | None, typer.Option(callback=checked_texts, help="What classifier-free guidance leads away from.")
-]
-Pixels = Annotated[int | None, typer.Option(min=1, max=MAX_PIXELS, help="In pixels; by default the model's own.")]
 ParticleBatchSize = Annotated[
     int | None,
     typer.Option(min=1, max=MAX_COUNT, help="Rows of one network call, where memory is short; by default all at once."),

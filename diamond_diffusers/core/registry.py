@@ -122,6 +122,10 @@ class Registry(Generic[T]):
         """The sorted names of all entries; imports none of them."""
         return sorted({*self._entries, *self._own_modules, *self._entry_points})
 
+    def added_names(self) -> list[str]:
+        """The sorted names that this package does not bring: those of users' files and of other packages."""
+        return [name for name in self.names() if name not in self._own_modules]
+
     def name_of(self, entry: Any) -> str | None:
         """The name under which an object is registered, or offered by an entry point; None where it is neither."""
         registered = (name for name, known in self._entries.items() if known is entry)

@@ -16,6 +16,7 @@ from PIL.Image import Image
 
 from ..alignment.base import Method
 from ..alignment.methods.none import NoAlignment
+from ..families.compat import progress_bar
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..rewards import Reward
@@ -82,9 +83,9 @@ def draw_side_by_side(
     common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
 
     def draw(method: Method, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
-        pipe.set_progress_bar_config(desc=name)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
-        return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)
+        with progress_bar(pipe.pipeline, desc=name):
+            return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)
 
     # First the call that can be refused.
     aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None

@@ -61,6 +61,17 @@ def execution_device(pipeline: Any) -> torch.device:
     return pipeline._execution_device
 
 
+@contextmanager
+def progress_bar(pipeline: Any, **options: Any) -> Iterator[None]:
+    """Gives the progress bar of a stock pipeline further options for a while, such as `disable=True`."""
+    former = dict(getattr(pipeline, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(**{**former, **options})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**former)
+
+
 def offloads_layers(module: nn.Module) -> bool:
     """Whether parts of a module are moved on and off the device: sequential offloading, or that of groups of layers."""
     return _is_group_offload_enabled(module) or any(

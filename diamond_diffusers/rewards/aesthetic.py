@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
-from typing import Any
 
 from torch import Tensor, nn
 
-from .clip.head import CLIP_CHECKPOINT, CLIPHeadReward
+from .clip.head import CLIPHeadReward
 from .registry import register_reward
 
 
@@ -41,34 +39,16 @@ class AestheticMLP(nn.Module):
 class AestheticReward(CLIPHeadReward):
     """The improved aesthetic predictor: mean human rating, about 1 to 10, of the image alone; prompts are not read.
 
-    Args:
-        head: see `CLIPHeadReward`.
-        checkpoint: OpenAI's ViT-L/14.
-        name: under which the scores are reported.
-        options: see `CLIPReward`.
-
-    Raises:
-        OSError, ValueError: as `CLIPHeadReward`.
+    Arguments and errors are those of `CLIPHeadReward`.
 
     Source: Schuhmann 2022, github.com/christophschuhmann/improved-aesthetic-predictor.
     """
 
     licence = "Apache-2.0"
     source = "github.com/christophschuhmann/improved-aesthetic-predictor"
-    size = "1.7 GB"
-    hub_files = ((CLIP_CHECKPOINT, "model.safetensors"),)
+    default_name = "aesthetic"
     url = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac+logos+ava1-l14-linearMSE.pth"
     sha256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
-
-    def __init__(
-        self,
-        head: str | PathLike[str] | None = None,
-        checkpoint: str | PathLike[str] = CLIP_CHECKPOINT,
-        *,
-        name: str = "aesthetic",
-        **options: Any,
-    ) -> None:
-        super().__init__(head, checkpoint, name=name, **options)
 
     def build_head(self, weights: Mapping[str, Tensor]) -> AestheticMLP:
         """See `CLIPHeadReward`."""

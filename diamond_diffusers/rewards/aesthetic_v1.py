@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
-from typing import Any
 
 from torch import Tensor, nn
 
-from .clip.head import CLIP_CHECKPOINT, CLIPHeadReward
+from .clip.head import CLIPHeadReward
 from .registry import register_reward
 
 
@@ -16,34 +14,16 @@ from .registry import register_reward
 class AestheticV1Reward(CLIPHeadReward):
     """LAION's first aesthetic predictor: mean human rating, about 0 to 10, of the image alone; prompts are not read.
 
-    Args:
-        head: see `CLIPHeadReward`.
-        checkpoint: the CLIP of that head: for the published one OpenAI's ViT-L/14.
-        name: under which the scores are reported.
-        options: see `CLIPReward`.
-
-    Raises:
-        OSError, ValueError: as `CLIPHeadReward`.
+    Arguments and errors are those of `CLIPHeadReward`.
 
     Source: LAION 2022, github.com/LAION-AI/aesthetic-predictor.
     """
 
     licence = "MIT"
     source = "github.com/LAION-AI/aesthetic-predictor"
-    size = "1.7 GB"
-    hub_files = ((CLIP_CHECKPOINT, "model.safetensors"),)
+    default_name = "aesthetic_v1"
     url = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
     sha256 = "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"
-
-    def __init__(
-        self,
-        head: str | PathLike[str] | None = None,
-        checkpoint: str | PathLike[str] = CLIP_CHECKPOINT,
-        *,
-        name: str = "aesthetic_v1",
-        **options: Any,
-    ) -> None:
-        super().__init__(head, checkpoint, name=name, **options)
 
     def build_head(self, weights: Mapping[str, Tensor]) -> nn.Linear:
         """See `CLIPHeadReward`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -48,14 +48,31 @@ class PlacedReward(CompositeReward):
         total = _ScoreAgainBackwards.apply(self, prompts, context, output.total, images, context.get("latents"))
         return RewardOutput(total, output.terms)
 
+    def probe(
+        self,
+        device: torch.device | str = "cpu",
+        image_size: tuple[int, int] = (64, 64),
+        prompt: str = "a photo",
+        needs_gradient: bool = False,
+        **context: Tensor | float,
+    ) -> None:
+        """Probes the reward within where it scores, whatever the device of the run is. See `Reward.probe`."""
+        with self._at_work():
+            self.rewards[0].probe(self.device, image_size, prompt, needs_gradient, **self._moved(context))
+
     def _evaluate(self, images: Tensor, prompts: Sequence[str], context: dict[str, Any]) -> RewardOutput:
-        moved = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in context.items()}
-        output = self.rewards[0].evaluate(images.to(self.device), prompts, **moved)
+        output = self.rewards[0].evaluate(images.to(self.device), prompts, **self._moved(context))
         terms = {name: term.to(images.device) for name, term in output.terms.items()}
         return RewardOutput(output.total.to(images.device), terms)
 
+    def _moved(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in context.items()}
+
     @contextmanager
     def _at_work(self) -> Iterator[None]:
+        if self.rest_device is None:
+            yield
+            return
         self.rewards[0].to(self.device)
         try:
             yield

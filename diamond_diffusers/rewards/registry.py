@@ -39,6 +39,7 @@ REWARDS: Registry[Registered] = Registry(
         "registry",
         "shared_features",
         "transformed",
+        "weight_files",
     ),
     aliases={
         "aesthetic-v1": "aesthetic_v1",

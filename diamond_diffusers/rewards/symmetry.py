@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..core.tensors import at_least_float32
 from .formulas import Formula
 from .registry import register_reward
 
@@ -25,4 +26,5 @@ class Symmetry(Formula):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Symmetries `[B]`, -1 to 0, of images `[B, 3, H, W]` in [0, 1]."""
+        images = at_least_float32(images)
         return -(images - images.flip(-1)).abs().mean((1, 2, 3))

@@ -49,7 +49,10 @@ class StandardisedReward(TransformedReward):
     def __init__(self, reward: Reward, mean: float, standard_deviation: float) -> None:
         if not math.isfinite(mean):
             raise ValueError(f"mean={mean} of reward '{reward.name}' is not finite; give a finite number.")
-        _check_positive("standard_deviation", standard_deviation, reward)
+        if not (math.isfinite(standard_deviation) and standard_deviation > 0):
+            raise ValueError(
+                f"standard_deviation={standard_deviation} of reward '{reward.name}' is not a positive number; give one."
+            )
         super().__init__(reward, f"standardised({reward.name})")
         self.mean = mean
         self.standard_deviation = standard_deviation
@@ -96,8 +99,3 @@ class ClippedReward(TransformedReward):
     def transform(self, scores: Tensor) -> Tensor:
         """`min(max(scores, lowest), highest)`."""
         return scores.clamp(self.lowest, self.highest)
-
-
-def _check_positive(argument: str, value: float, reward: Reward) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{argument}={value} of reward '{reward.name}' is not a positive number; give one.")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.model import Conditions
 from ..families.base import Family
+from ..families.compat import progress_bar
 from ..pipelines.call import prepare
 from .errors import TrainingError
 
@@ -126,15 +127,11 @@ class Teacher:
     def sample(self, captions: Sequence[str], num_inference_steps: int, generator: torch.Generator) -> Tensor:
         """Clean latents `[N, ...]` of captions, drawn by the stock pipeline with the teacher's guidance."""
         pipeline = self.family.pipeline
-        shown = dict(getattr(pipeline, "_progress_bar_config", {}))
-        pipeline.set_progress_bar_config(disable=True)
-        try:
-            call = {**self.call, **self.guidance, "prompt": list(captions)}
-            if "negative_prompt" in call:
-                call["negative_prompt"] = [call["negative_prompt"]] * len(captions)
+        call = {**self.call, **self.guidance, "prompt": list(captions)}
+        if "negative_prompt" in call:
+            call["negative_prompt"] = [call["negative_prompt"]] * len(captions)
+        with progress_bar(pipeline, disable=True):
             latents = pipeline(
                 **call, num_inference_steps=num_inference_steps, generator=generator, output_type="latent"
             ).images
-        finally:
-            pipeline._progress_bar_config = shown
         return latents.float()

@@ -21,6 +21,7 @@ from diamond_diffusers.cli import generate as module
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
+from diamond_diffusers.families import FAMILIES
 from diamond_diffusers.rewards import REWARDS, as_reward, available_rewards
 
 from ..conftest import redness, save_tiny_model
@@ -51,6 +52,26 @@ def test_rewards_and_models_are_listed():
     listed = succeed("rewards")
     assert all(name in listed for name in available_rewards())
     assert "FluxPipeline" in succeed("models")
+
+
+def test_a_family_that_does_not_import_is_listed_too(monkeypatch):
+    def get(name):
+        if name == "FluxPipeline":
+            raise ImportError("family 'FluxPipeline' is broken")
+        return get_family(name)
+
+    get_family = FAMILIES.get
+    monkeypatch.setattr(FAMILIES, "get", get)
+    listed = succeed("models")
+    assert "not usable here: family 'FluxPipeline' is broken" in listed and "SanaPipeline" in listed
+
+
+def test_the_progress_bar_is_as_it_was_afterwards(tiny_pipe):
+    tiny_pipe.set_progress_bar_config(disable=True, desc="mine")
+    draw_side_by_side(
+        tiny_pipe, ["a star"], BestOfN(num_particles=2), as_reward(redness), arguments={"num_inference_steps": 1}
+    )
+    assert tiny_pipe.pipeline._progress_bar_config == {"disable": True, "desc": "mine"}
 
 
 def test_generate_writes_images_sheet_trace_and_record(generate, tmp_path):

@@ -4,7 +4,9 @@ import pytest
 
 from diamond_diffusers import (
     SMC,
+    AncestralTransition,
     BestOfN,
+    DenoiserPoint,
     DiamondTransition,
     FlowMapPoint,
     GlassPosterior,
@@ -12,6 +14,7 @@ from diamond_diffusers import (
     Guide,
     Method,
     NoAlignment,
+    ODETransition,
     RandomSearch,
     WeightedPosterior,
 )
@@ -22,7 +25,9 @@ from diamond_diffusers.evaluation.benchmark.compare import Setup, compare
 from diamond_diffusers.evaluation.benchmark.plan import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
 from diamond_diffusers.evaluation.benchmark.recipes import Recipe, all_recipes
+from diamond_diffusers.posteriors import POSTERIORS
 from diamond_diffusers.rewards import CallableReward
+from diamond_diffusers.transitions import TRANSITIONS
 
 from ..conftest import redness
 
@@ -99,6 +104,50 @@ def test_what_is_registered_is_compared_by_its_name(own_names, tiny_pipe):
     assert (fixed.alignment.num_particles, fixed.evaluations) == (4, 24)
     assert (search.alignment.num_candidates, search.evaluations) == (8, 48)
     assert "'needy' needs the option 'option', which has no default" in plan.left_out[0].reason
+
+
+@pytest.fixture
+def own_parts(monkeypatch):
+    """Posterior samplers and transitions under names of their own, some of which need an option or share a name."""
+
+    @dataclass(frozen=True)
+    class Fine(GlassPosterior):
+        num_inner_steps: int = 6
+
+    @dataclass(frozen=True)
+    class Point(DenoiserPoint):
+        pass
+
+    @dataclass(frozen=True)
+    class Step(AncestralTransition):
+        pass
+
+    @dataclass(frozen=True)
+    class NeedyStep(ODETransition):
+        option: int
+
+    posteriors = {"fine": Fine, "own_point": Point, "both": Fine}
+    monkeypatch.setattr(POSTERIORS, "_entries", {**POSTERIORS._entries, **posteriors})
+    transitions = {"step": Step, "needy_step": NeedyStep, "both": Step}
+    monkeypatch.setattr(TRANSITIONS, "_entries", {**TRANSITIONS._entries, **transitions})
+    monkeypatch.setattr(PRESETS, "_entries", {**PRESETS._entries, "step_smc": lambda model=None, **options: SMC()})
+    return Fine, Point, Step
+
+
+def test_parts_of_a_users_own_are_columns_of_the_grid(own_parts, tiny_pipe):
+    fine, point, step = own_parts
+    recipes = all_recipes()
+    methods = ("beam_search", "smc", "guidance", "guided_smc")
+    several = ("resampling", "posterior_smc", "guided_posterior_smc")
+    columns = {"fine": (*methods, *several), "both": (*methods, *several), "own_point": methods, "step": methods}
+    assert recipes.keys() - RECIPES.keys() == {f"{name}_{cell}" for name, cells in columns.items() for cell in cells}
+    # A preset comes before the cell of its name.
+    names = ["fine_resampling", "own_point_smc", "step_guidance", "both_smc", "step_smc"]
+    found = [method.alignment for method in plan_methods(names, [200], tiny_pipe, REWARD).methods]
+    assert [type(each.posterior) for each in found] == [fine, point, DenoiserPoint, fine, type(SMC().posterior)]
+    assert found[0].posterior.num_samples == 2
+    assert [type(each.transition) for each in found[2:4]] == [step, step]
+    assert found[4].transition is None
 
 
 def test_registered_methods_of_the_grid_are_not_compared_twice():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diamond_diffusers import (
@@ -69,6 +70,17 @@ def test_every_pixel_is_the_same(setup, tiny_pipe, tmp_path, alignment):
         again = redraw(read_recorded(path), tiny_pipe, REWARD)
         assert again.is_same and again.changes == {}
         assert (np.asarray(again.image) == np.asarray(Image.open(path.with_suffix(".png")))).all()
+
+
+def test_the_number_of_threads_is_that_of_the_record_for_a_while(setup, tiny_pipe, tmp_path):
+    method = SizedMethod("any", NoAlignment(), 2)
+    compare(setup, [method], setup.suite.first(1), tmp_path)
+    path = method_folder(tmp_path, method) / "0000_0.json"
+    stored = json.loads(path.read_text())
+    stored["record"]["machine"]["num_threads"] = former = torch.get_num_threads() + 1
+    path.write_text(json.dumps(stored))
+    assert redraw(read_recorded(path), tiny_pipe, REWARD).changes == {}
+    assert torch.get_num_threads() == former - 1
 
 
 def test_differences_are_told(setup, tiny_pipe, tmp_path):

@@ -187,6 +187,18 @@ class TestHeads:
         with pytest.raises(OSError, match=r"'aesthetic_v1' cannot load head='.*module.pth' .*; give head="):
             AestheticV1Reward(tmp_path / "module.pth", checkpoints["clip_l14"])
 
+    @pytest.mark.parametrize("name", ["head.safetensors", "head.pth"])
+    @pytest.mark.parametrize("content", [b"", b"no weights"])
+    def test_damaged_files_are_named(self, checkpoints, tmp_path, name, content):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OSError, match=rf"'aesthetic_v1' cannot load head='.*{name}' .*; give head="):
+            AestheticV1Reward(tmp_path / name, checkpoints["clip_l14"])
+
+    def test_a_file_of_something_else_is_named(self, checkpoints, tmp_path):
+        torch.save(torch.ones(1, 768), tmp_path / "head.pth")
+        with pytest.raises(OSError, match=r"cannot load head=.*holds something other than named tensors"):
+            AestheticV1Reward(tmp_path / "head.pth", checkpoints["clip_l14"])
+
     def test_other_heads(self, checkpoints, tmp_path):
         with pytest.raises(ValueError, match=r"of another architecture .*layers.0.weight.*; give the published head"):
             AestheticReward(checkpoints["vit_l_14"], checkpoints["clip_l14"])

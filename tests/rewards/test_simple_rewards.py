@@ -84,6 +84,12 @@ def test_gradients_are_finite_also_for_a_grey_image(pictures, name, dtype):
     assert gradient.isfinite().all() and gradient[0].abs().max() > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_that_of_the_pixels_alone(pictures, name):
+    rounded = pictures.bfloat16()
+    torch.testing.assert_close(score(name, rounded), score(name, rounded.float()), rtol=0, atol=0)
+
+
 def test_jpeg_size_is_refused_where_gradients_are_needed():
     with pytest.raises(ValueError, match="'jpeg_size' gives no gradients to the pixels; choose an alignment"):
         as_reward("jpeg_size").probe(needs_gradient=True)

@@ -164,6 +164,22 @@ class TestPlaced:
         total.probe(needs_gradient=True)
         torch.testing.assert_close(slopes(total, images), torch.full((4,), 30.0))
 
+    @pytest.mark.parametrize("rest_device", [None, "cpu"])
+    def test_is_probed_where_it_scores(self, rest_device):
+        reward, seen = Tracked(), []
+
+        def score(images, prompts):
+            seen.append(str(images.device))
+            return images.mean((1, 2, 3))
+
+        reward.score = score
+        placed = PlacedReward(reward, "cpu:0", rest_device)
+        reward.log.clear()
+        # The device of a run, on which nothing could be scored.
+        placed.probe("meta", needs_gradient=True)
+        assert seen == ["cpu"]
+        assert reward.log == ([] if rest_device is None else ["cpu:0", "cpu"])
+
     def test_leaves_after_an_error(self, images):
         reward = Tracked()
         placed = PlacedReward(reward, "cpu:0", rest_device="cpu")

@@ -7,9 +7,10 @@ settings made for the comparison: a recipe is a method, a number of steps, and w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ...alignment.base import Method
 from ...alignment.guide import Guide
@@ -30,17 +31,22 @@ from ...alignment.named import as_method
 from ...alignment.presets import PRESETS
 from ...alignment.presets.base import map_steps
 from ...core.model import Model
+from ...core.registry import Registry
+from ...posteriors import POSTERIORS
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...posteriors.diamond import DiamondPosterior
 from ...posteriors.flow_map import FlowMapPoint
 from ...posteriors.glass import GlassPosterior
 from ...posteriors.weighted import WeightedPosterior
+from ...transitions import TRANSITIONS
 from ...transitions.base import Transition
 from ...transitions.diamond import DiamondTransition
 from ...transitions.flow_map import FlowMapTransition
 
 STEPS = "num_inference_steps"
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,39 @@ def look_aheads(model: Model | None = None) -> dict[str, LookAheads]:
     }
 
 
+def own_look_aheads() -> dict[str, LookAheads]:
+    """A column for each posterior sampler and each transition of a user's own, under its name.
+
+    A posterior sampler comes with the model's transition, and a transition with the denoiser's point, unless there is
+    one of each under the same name. What cannot be made without options is no column; a preset can compare it.
+    """
+    posteriors, transitions = _added(POSTERIORS), _added(TRANSITIONS)
+    columns = {}
+    for name in sorted({*posteriors, *transitions}):
+        posterior = posteriors.get(name, DenoiserPoint())
+        columns[name] = LookAheads(posterior, _several(posterior), transitions.get(name))
+    return columns
+
+
+def _added(registry: Registry[type[Part]]) -> dict[str, Part]:
+    """The parts that users have added to a registry, with their defaults; without those of an option that has none."""
+    made = {}
+    for name in registry.added_names():
+        with suppress(TypeError):
+            made[name] = registry.get(name)()
+    return made
+
+
+def _several(posterior: PosteriorSampler) -> PosteriorSampler | None:
+    """The same posterior sampler with at least two look-aheads; None for one that refuses, as a point does."""
+    if posterior.num_samples > 1:
+        return posterior
+    try:
+        return replace(posterior, num_samples=2)
+    except (TypeError, ValueError):
+        return None
+
+
 def cells_of(ahead: LookAheads) -> dict[str, Method]:
     """Every method that looks ahead, each with these look-aheads."""
     options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
@@ -145,8 +184,18 @@ RECIPES: dict[str, Recipe] = {
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """`RECIPES`, every registered preset, and every registered method of which `RECIPES` holds no other settings."""
+    """All that can be compared: `RECIPES`, and what is registered beside it.
+
+    That is every preset, every method of which `RECIPES` holds no other settings, and the grid's columns of a user's
+    own parts; a preset or a method that has the name of such a cell comes before it.
+    """
     compared = {type(recipe.alignment_for(None)) for recipe in RECIPES.values()}
     methods = [name for name in METHODS.names() if METHODS.get(name) not in compared]
     registered = [name for name in (*PRESETS.names(), *methods) if name not in RECIPES]
-    return RECIPES | {name: Recipe(partial(as_method, name)) for name in registered}
+    own_cells = {
+        f"{column}_{method}": Recipe(cell)
+        for column, ahead in own_look_aheads().items()
+        for method, cell in cells_of(ahead).items()
+    }
+    named = RECIPES | {name: Recipe(partial(as_method, name)) for name in registered}
+    return named | {name: recipe for name, recipe in own_cells.items() if name not in named}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
@@ -159,14 +160,24 @@ def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redr
     for name, value in found.items():
         if value != settings[name]:
             raise ValueError(f"{name} is {value!r}, but the image was drawn with {settings[name]!r}; take that model")
-    # Sums are split among threads, so that their last bits depend on the number.
-    torch.set_num_threads(record.machine["num_threads"])
     scale, arguments = settings["reward_scale"], settings["arguments"]
-    out = draw(pipe, reward, scale, recorded.method, record.batch, arguments)
+    with _threads(record.machine["num_threads"]):
+        out = draw(pipe, reward, scale, recorded.method, record.batch, arguments)
+        now = plain(machine_facts(pipe))
     image = to_pil_image(out.images[record.row].float().cpu())
-    now = plain(machine_facts(pipe))
     changes = {name: (then, now.get(name)) for name, then in record.machine.items() if then != now.get(name)}
     return Redrawn(image, pixel_hash(image) == record.pixels, changes)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Has torch use so many threads: sums are split among them, so that their last bits depend on the number."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def _check_arguments(arguments: Mapping[str, Any], pipe: DiamondMapPipeline) -> None:

@@ -17,7 +17,7 @@ from .records import Record, image_path
 from .summary import Summary
 from .tables import TextTable, markdown, text_tables
 
-TITLE = "Method methods at equal cost"
+TITLE = "Alignment methods at equal cost"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..weight_files import read_weights
 from .base import CLIPBasedReward
 
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
@@ -28,26 +27,35 @@ class CLIPHeadReward(CLIPBasedReward):
     Args:
         head: a local file with the head's weights, in safetensors or in torch's format (read with
             `weights_only=True`); None for the published ones, which are downloaded once and checked by their hash.
-        checkpoint: the CLIP that the head was trained on, in any form that `CLIPReward` takes.
-        name: under which the scores are reported.
+        checkpoint: the CLIP that the head was trained on, in any form that `CLIPReward` takes; for the published heads
+            OpenAI's ViT-L/14.
+        name: under which the scores are reported; None for that of the reward.
         options: see `CLIPReward`.
+
+    Attributes:
+        default_name: of the reward.
+        url, sha256: of the published head.
 
     Raises:
         OSError, ValueError: as `CLIPReward`; and the head cannot be found, or is of another architecture.
     """
 
     reads_prompts = False
+    size = "1.7 GB"
+    hub_files = ((CLIP_CHECKPOINT, "model.safetensors"),)
+    default_name: ClassVar[str]
     url: ClassVar[str]
     sha256: ClassVar[str]
 
     def __init__(
         self,
-        head: str | PathLike[str] | None,
-        checkpoint: str | PathLike[str],
+        head: str | PathLike[str] | None = None,
+        checkpoint: str | PathLike[str] = CLIP_CHECKPOINT,
         *,
-        name: str,
+        name: str | None = None,
         **options: Any,
     ) -> None:
+        name = name or self.default_name
         weights = self._read_head(name, head)
         super().__init__(checkpoint, name=name, **options)
         self.head = self.build_head(weights)
@@ -90,11 +98,8 @@ class CLIPHeadReward(CLIPBasedReward):
 
     def _read_head(self, name: str, head: str | PathLike[str] | None) -> dict[str, Tensor]:
         try:
-            path = self._download_head() if head is None else Path(head)
-            if path.suffix == ".safetensors":
-                return load_file(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
+            return read_weights(self._download_head() if head is None else Path(head))
+        except (OSError, RuntimeError, ValueError) as error:
             raise OSError(
                 f"Reward '{name}' cannot load head='{head or self.url}' ({' '.join(str(error).split())[:300]}); "
                 "give head=..., a local file of the published weights."

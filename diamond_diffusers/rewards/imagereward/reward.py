@@ -17,7 +17,8 @@ from ..errors import first_line
 from ..hub import check_hub_options
 from ..preprocessing import ImagePreprocessing
 from ..registry import register_reward
-from .checkpoint import find_checkpoint, read_weights
+from ..weight_files import read_weights
+from .checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
     from transformers import BlipTextConfig, BlipVisionConfig

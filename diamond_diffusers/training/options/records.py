@@ -128,7 +128,7 @@ class LossOptions:
     def taken_by(self, loss: type) -> dict[str, float]:
         """Those of these options that a class of losses has fields for."""
         known = {described.name for described in fields(loss)}
-        return {name: getattr(self, name) for name in _LOSS_FIELDS if name in known}
+        return {name: value for name, value in vars(self).items() if name in known - {"name", "modules"}}
 
     def build(self) -> DistillationLoss:
         """The loss, whose file is imported here.
@@ -138,9 +138,6 @@ class LossOptions:
         """
         loss = LOSSES.get(self.name, "--loss")
         return loss(**self.taken_by(loss))
-
-
-_LOSS_FIELDS = ("diagonal_fraction", "regression_weight", "adaptive_weight_power")
 
 
 @dataclass(frozen=True)
