@@ -21,8 +21,8 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
         model: on which the settings of a published method may depend.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: the name or an option is unknown, or the method refuses an option.
+        TypeError: it is none of these, or a published method's function returns none.
+        ValueError: the name or an option is unknown, the name is that of two, or the method refuses an option.
     """
     if isinstance(alignment, Method):
         return alignment
@@ -33,10 +33,18 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
             "its name and options"
         )
     name, options = form[NAME], {option: value for option, value in form.items() if option != NAME}
+    if name in METHODS and name in PRESETS:
+        raise ValueError(f"alignment is {name!r}, the name of both a method and a preset; rename the one that is yours")
     # A dotted name is that of a class, which is refused with the remedy.
     if name in METHODS or "." in name:
         return from_dict(METHODS, form, "alignment")
     if name in PRESETS:
-        return with_options(PRESETS.get(name)(model), options)
+        method = PRESETS.get(name)(model)
+        if not isinstance(method, Method):
+            raise TypeError(f"the preset {name!r} returned {method!r}; it has to return a method, such as SMC()")
+        return with_options(method, options)
     names = ", ".join((*METHODS.names(), *PRESETS.names()))
-    raise ValueError(f"alignment is {name!r}; choose one of {names} or give an object")
+    raise ValueError(
+        f"alignment is {name!r}; choose one of {names}, give an object, or import the file of yours that registers it "
+        "(--import on the command line)"
+    )

@@ -77,8 +77,11 @@ class Registry(Generic[T]):
             aliases: other spellings of the name, which may hold dashes and dots within.
 
         Raises:
+            TypeError: the decorator is used without a name, or on what is no class of the registry's base.
             ValueError: the name is no identifier, an alias is malformed, or one of them belongs to another entry.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"the {self.kind} name is {name!r}; decorate with the name in parentheses and quotes")
         if not name.isidentifier():
             raise ValueError(f"the {self.kind} name {name!r} is no identifier; use letters, digits and underscores")
         for alias in aliases:
@@ -92,6 +95,9 @@ class Registry(Generic[T]):
             for word in (name, *aliases):
                 if (owner := self._owner(word)) is not None and not _is_defined_in(entry, owner):
                     raise ValueError(f"the {self.kind} name {word!r} belongs to {owner}; choose another name")
+            if self.base is not None and self.base not in bases_of(entry):
+                base = self.base.partition(":")[2]
+                raise TypeError(f"the {self.kind} {name!r} is {entry!r}; give a class that derives from {base}")
             self._entries[name] = entry  # type: ignore[assignment]
             self.aliases.update(dict.fromkeys(aliases, name))
             return entry
@@ -115,7 +121,10 @@ class Registry(Generic[T]):
         if own not in self._entries and (point := self._entry_points.get(own)) is not None:
             self._entries[own] = self._load(point)
         if own not in self._entries:
-            raise ValueError(f"{argument or self.kind} is {name!r}; choose one of {', '.join(self.names())}")
+            raise ValueError(
+                f"{argument or self.kind} is {name!r}; choose one of {', '.join(self.names())}, or import the file of "
+                "yours that registers it (--import on the command line)"
+            )
         return self._entries[own]
 
     def names(self) -> list[str]:
@@ -169,6 +178,11 @@ class Registry(Generic[T]):
     @cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+
+def bases_of(entry: Any) -> list[str]:
+    """A class and its bases, each as "module:class"; none of what is no class."""
+    return [f"{each.__module__}:{each.__qualname__}" for each in getattr(entry, "__mro__", ())]
 
 
 def _is_defined_in(entry: Any, owner: str) -> bool:

@@ -27,7 +27,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .registry import REGISTRIES, Registry
+from .registry import REGISTRIES, Registry, bases_of
 
 Part = TypeVar("Part")
 
@@ -130,7 +130,7 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def registry_of(cls: type) -> Registry[Any] | None:
     """The registry whose entries a class belongs to; None where it belongs to none."""
-    bases = {f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__}
+    bases = bases_of(cls)
     return next((registry for registry in REGISTRIES if registry.base in bases), None)
 
 

@@ -34,3 +34,15 @@ def test_options_change_a_published_method():
 def test_what_is_no_method_gets_one_sentence(alignment, error, message):
     with pytest.raises(error, match=re.escape(message)):
         as_method(alignment)
+
+
+def test_a_name_of_a_method_and_of_a_preset_is_refused(monkeypatch):
+    monkeypatch.setitem(PRESETS._entries, "smc", lambda model=None, **options: BestOfN())
+    with pytest.raises(ValueError, match=r"alignment is 'smc', the name of both a method and a preset; rename"):
+        as_method("smc")
+
+
+def test_a_preset_that_returns_no_method_is_refused(monkeypatch):
+    monkeypatch.setitem(PRESETS._entries, "wrong", lambda model=None, **options: "smc")
+    with pytest.raises(TypeError, match=r"the preset 'wrong' returned 'smc'; it has to return a method"):
+        as_method("wrong")

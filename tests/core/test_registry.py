@@ -86,10 +86,26 @@ class TestDecorator:
         with pytest.raises(ValueError, match=r"the shape alias 'a--b' is malformed; use letters"):
             shapes.register("a", aliases=["a--b"])
 
+    def test_a_decorator_without_a_name_is_refused(self, shapes):
+        with pytest.raises(TypeError, match=r"the shape name is <class .*>; decorate with the name in parentheses"):
+
+            @shapes.register
+            class Square: ...
+
+    @pytest.mark.parametrize("entry", [lambda: None, type("Stranger", (), {})])
+    def test_what_is_no_class_of_the_kind_is_refused(self, entry):
+        with pytest.raises(
+            TypeError, match=r"the transition 'stranger' is .*; give a class that derives from Transition"
+        ):
+            TRANSITIONS.register("stranger")(entry)
+        assert "stranger" not in TRANSITIONS
+
     def test_an_unknown_name_is_refused_with_the_known_ones(self, shapes):
-        with pytest.raises(ValueError, match=r"^shape is 'square'; choose one of circle$"):
+        with pytest.raises(
+            ValueError, match=r"^shape is 'square'; choose one of circle, or import .* registers it \(--import"
+        ):
             shapes.get("square")
-        with pytest.raises(ValueError, match=r"^outline is 'square'; choose one of circle$"):
+        with pytest.raises(ValueError, match=r"^outline is 'square'; choose one of circle, or import"):
             shapes.get("square", argument="outline")
 
 
