@@ -1,22 +1,33 @@
+"""Fixtures of all tests.
+
+What takes seconds to import is imported where it is used: the process that hands the tests out to the workers loads
+this file before it starts them.
+"""
+
+import gc
 import os
 
 import pytest
-import torch
-from torch.backends import cuda
-
-from benchmarks.zoo.flux import build_tiny_flux
-from diamond_diffusers import DiamondMapPipeline
-from diamond_diffusers.rewards import REWARDS
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Every core has a worker of its own.
-    torch.set_num_threads(1)
 
 DEFAULTS = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "true_cfg_scale": 2.0}
 
 
+def pytest_collection_finish():
+    """What the tests import is there to stay: a million objects that no collection of garbage has to look at again."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        # Every core has a worker of its own.
+        torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+
+
 def save_tiny_model(folder, **defaults):
     """A random FLUX under classifier-free guidance, saved with its defaults."""
+    from benchmarks.zoo.flux import build_tiny_flux
+    from diamond_diffusers import DiamondMapPipeline
+
     DiamondMapPipeline(
         build_tiny_flux(guidance_embeds=False), {**DEFAULTS, "negative_prompt": "", **defaults}
     ).save_pretrained(folder)
@@ -31,18 +42,24 @@ def redness(images, prompts):
 @pytest.fixture
 def redness_reward(monkeypatch):
     """The reward's name in expressions."""
+    from diamond_diffusers.rewards import REWARDS
+
     monkeypatch.setitem(REWARDS._entries, "redness", redness)
     return "redness"
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
+    import torch
+
     with torch.random.fork_rng():
         return save_tiny_model(tmp_path_factory.mktemp("tiny_flux"))
 
 
 @pytest.fixture
 def tiny_pipe(tiny_folder):
+    from diamond_diffusers import DiamondMapPipeline
+
     pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -51,6 +68,8 @@ def tiny_pipe(tiny_folder):
 @pytest.fixture
 def cudnn_attention():
     """Torch may choose cuDNN's attention, as by default; returns what asks it whether it still may."""
+    from torch.backends import cuda
+
     before = cuda.cudnn_sdp_enabled()
     cuda.enable_cudnn_sdp(True)
     yield cuda.cudnn_sdp_enabled

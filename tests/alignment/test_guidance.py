@@ -1,4 +1,4 @@
-"""Guidance: the flow of the tilted denoiser samples the tilted law, and every family's network terms agree with it."""
+"""Guidance: what its steps cost, which are guided and by how much; the shift is each network's known correction."""
 
 import math
 from dataclasses import replace
@@ -25,9 +25,8 @@ from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.glass import EarlyStop, inner_times, query_level
 from diamond_diffusers.core.interval import Interval
 
-from ..core.mixture import coefficients, energy_distance, make_gaussian, make_mixture, seeded
+from ..core.mixture import coefficients, make_gaussian, make_mixture, seeded
 from ..core.mixture_model import (
-    FAMILIES,
     FAMILIES_AT_PURE_NOISE,
     LINEAR,
     QUADRATIC,
@@ -41,111 +40,11 @@ from ..core.mixture_model import (
     unconditional,
 )
 from ..core.test_diamond import DiamondMixture
-from .runs import COARSE_LEVELS, falling_levels, run
+from .runs import COARSE_LEVELS, run
 from .test_weighted_look_aheads import assert_same, run_images
 
 MIXTURE = make_mixture(3)
 GAUSSIAN = make_gaussian()
-PARTICLES = 600
-
-
-def exactly_distributed(law, count):
-    """Draws `[count, d]` whose own mean and covariance are those of a single normal."""
-    draws = torch.randn(3, count, generator=seeded(1), dtype=torch.float64)
-    draws = draws - draws.mean(1, keepdim=True)
-    white = torch.linalg.solve(torch.linalg.cholesky(draws.cov()), draws)
-    return law.mean + (torch.linalg.cholesky(law.covariance) @ white).T
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_denoiser_point_samples_the_tilted_law_of_a_gaussian_and_a_linear_reward(family):
-    """Its gradient is exact there. All maps are affine, so moments carry over without Monte-Carlo error."""
-    law = make_law(GAUSSIAN, LINEAR, family, reward_scale=1.5)
-    tilted, _ = LINEAR.tilt(GAUSSIAN, scale=1.5)
-    x = exactly_distributed(tilted.observation(20.0), 50)
-    errors = []
-    for num_steps in (20, 40):
-        result = run(
-            Guidance(guide=Guide("pathwise", max_shift=None), transition=ODETransition(), num_particles=50),
-            law,
-            falling_levels(num_steps, 20.0),
-            x=x,
-        )
-        z = result.latents[0]
-        torch.testing.assert_close(z.mean(0), tilted.mean, atol=1e-6, rtol=0)
-        errors.append((z.T.cov() - tilted.covariance).abs().max())
-    # First order in the step.
-    assert errors[1] < 0.55 * errors[0] < 0.03
-
-
-def test_the_tilted_mean_moves_a_gaussian_by_as_much():
-    law = make_law(GAUSSIAN, LINEAR, reward_scale=1.5)
-    tilted, _ = LINEAR.tilt(GAUSSIAN, scale=1.5)
-    x = exactly_distributed(tilted.observation(20.0), 100)
-    guidance = Guidance(
-        GlassPosterior(16, 64, "multistep"),
-        Guide("tilted_mean", max_shift=None),
-        transition=ODETransition(),
-        num_particles=100,
-    )
-    z = run(guidance, law, falling_levels(15, 20.0), x=x).latents[0]
-    # A finite cloud of look-aheads sees a little less than the whole shift.
-    moved, exact = z.mean(0) - GAUSSIAN.mean, tilted.mean - GAUSSIAN.mean
-    torch.testing.assert_close(moved, exact, atol=0.05 * exact.norm().item(), rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("transition", "num_steps"),
-    [(ODETransition(), 20), (AncestralTransition(), 40), (GlassTransition(4), 6), (GlassTransition(8, 0.5), 5)],
-    ids=str,
-)
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
-def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
-    """Transitions of several inner steps are guided in each: few long steps do as well as many short ones."""
-    posterior = GlassPosterior(8 if gradient == "tilted_mean" else 4, 16, "multistep")
-    guidance = Guidance(posterior, Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES)
-    assert_has_the_tilted_law(guidance, make_law(MIXTURE, LINEAR), falling_levels(num_steps, 20.0))
-
-
-@pytest.mark.parametrize("num_corrections", [1, 3])
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
-def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, num_corrections):
-    guidance = Guidance(
-        GlassPosterior(6, 16),
-        Guide(gradient, max_shift=None),
-        transition=ODETransition(),
-        num_particles=PARTICLES,
-        num_corrections=num_corrections,
-    )
-    assert_has_the_tilted_law(guidance, make_law(MIXTURE, QUADRATIC), falling_levels(12, 20.0))
-
-
-@pytest.mark.parametrize(
-    ("transition", "num_steps"), [(ODETransition(), 12), (GlassTransition(4), 5), (DiamondTransition(), 40)], ids=str
-)
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
-def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, transition, num_steps):
-    family = DiamondMixture(MIXTURE)
-    family.max_step = 0.2
-    law = law_of(family, unconditional(), [""], LINEAR)
-    guidance = Guidance(
-        DiamondPosterior(8), Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES
-    )
-    assert_has_the_tilted_law(guidance, law, falling_levels(num_steps, 20.0))
-
-
-def assert_has_the_tilted_law(guidance, law, levels):
-    """Of particles that start in the tilted law of the first level."""
-    tilted, _ = law.reward.tilt(MIXTURE)
-    x = tilted.observation(levels[0]).sample(PARTICLES, seeded(3)).float()
-    exact = tilted.sample(PARTICLES, seeded(4)).float()
-    again = tilted.sample(20 * PARTICLES, seeded(5)).reshape(20, PARTICLES, 3).float()
-    # Four standard deviations of the distance of equal laws, and a twentieth of the distance to the plain law for the
-    # finite steps and look-aheads.
-    plain = energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact)
-    tolerance = 4 * energy_distance(again, exact).std() + plain / 20
-    result = run(guidance, law, levels, x=x)
-    assert energy_distance(result.latents[0], exact) < tolerance < plain / 6
 
 
 def test_look_aheads_of_a_diamond_map_cost_one_evaluation_each():
@@ -232,19 +131,6 @@ def test_queries_within_a_transition_are_guided_by_their_own_level():
     guided = sum(level <= 1.5 for level in levels)
     assert guided == 1 and levels[-1] < 1.5 < levels[-2]
     assert law.cost.decodes == guided + 1 and law.cost.network_evaluations == 3
-
-
-def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
-    tilted, _ = LINEAR.tilt(MIXTURE)
-    guidance = Guidance(
-        GlassPosterior(8, 16, "multistep"),
-        Guide("tilted_mean", max_shift=None),
-        transition=ODETransition(),
-        num_particles=PARTICLES,
-    )
-    z = run(guidance, make_law(MIXTURE, LINEAR, "v_prediction"), falling_levels(20)).latents[0]
-    exact = tilted.sample(PARTICLES, seeded(4)).float()
-    assert energy_distance(z, exact) < energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact) / 8
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import LINEAR, QUADRATIC, QuadraticReward, at_rows, make_law, make_map_law
 from ..families.test_flux_flow_map import two_time_lora
 from .runs import COARSE_LEVELS, falling_levels, run
-from .test_guidance import assert_has_the_tilted_law
+from .test_guided_laws import assert_has_the_tilted_law
 from .test_weighted_look_aheads import assert_same, run_images
 
 MIXTURE = make_mixture(3)

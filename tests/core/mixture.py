@@ -83,24 +83,24 @@ class GaussianMixture:
         """The mean `[N, d]` of `given` alone, as a network returns it, at a fraction of its price.
 
         In the eigenbasis of each covariance, whose axes of all components stand side by side, everything but the choice
-        of the component is a product of numbers.
+        of the component is a product of numbers. Rows come last, over which torch is vectorised.
         """
         variances, basis, means = self._axes
-        alpha, sigma = torch.as_tensor(alpha).unsqueeze(-1), torch.as_tensor(sigma).unsqueeze(-1)
+        alpha, sigma = torch.as_tensor(alpha), torch.as_tensor(sigma)
         total = alpha**2 * variances + sigma**2
-        residual = x.double() @ basis - alpha * means
+        residual = basis.mT @ x.double().mT - alpha * means
         scaled = residual / total
-        distance = (residual * scaled + total.log()).unflatten(-1, self.means.shape).sum(-1)
-        weights = torch.softmax(self.log_weights - distance / 2, -1)
-        moved = (alpha * variances * scaled).unflatten(-1, self.means.shape) * weights.unsqueeze(-1)
-        return weights @ self.means + moved.flatten(-2) @ basis.mT
+        distance = (residual * scaled + total.log()).unflatten(0, self.means.shape).sum(1)
+        weights = torch.softmax(self.log_weights.unsqueeze(-1) - distance / 2, 0)
+        moved = (alpha * variances * scaled).unflatten(0, self.means.shape) * weights.unsqueeze(1)
+        return (self.means.mT @ weights + basis @ moved.flatten(0, 1)).mT
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Variances `[C d]`, directions `[d, C d]` and coordinates of the means `[C d]` of all components' axes."""
+        """Variances `[C d, 1]`, directions `[d, C d]` and the means' coordinates `[C d, 1]` of all components' axes."""
         variances, basis = torch.linalg.eigh(self.covariances)
         means = torch.einsum("cij,ci->cj", basis, self.means)
-        return variances.flatten(), basis.movedim(1, 0).flatten(1), means.flatten()
+        return variances.reshape(-1, 1), basis.movedim(1, 0).flatten(1), means.reshape(-1, 1)
 
     def transition(self, x: Tensor, kappa: float, next_kappa: float, correlation: float) -> GaussianMixture:
         """The law of `x_u = alpha_u z + sigma_u eps'` given `x_t = alpha_t z + sigma_t eps`, correlating the noises.

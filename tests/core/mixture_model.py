@@ -184,7 +184,8 @@ class QuadraticReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         self.calls += len(prompts)
         z = PIXEL_RANGE * (images[:, 0, 0].double() - 0.5)
-        linear = torch.stack([self.linear[prompt] for prompt in prompts])
+        rows = {prompt: row for row, prompt in enumerate(self.linear)}
+        linear = torch.stack([*self.linear.values()])[[rows[prompt] for prompt in prompts]]
         return (linear * z).sum(1) - self.quadratic / 2 * z.square().sum(1)
 
     def tilt(self, law: GaussianMixture, prompt: str = "", scale: float = 1.0) -> tuple[GaussianMixture, Tensor]:

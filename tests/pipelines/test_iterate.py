@@ -1,5 +1,9 @@
 """A call that is stepped: it is the call itself, shows where it stands, and can be ended within a step."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias
+
 import pytest
 import torch
 from PIL.Image import Image
@@ -7,6 +11,7 @@ from PIL.Image import Image
 from diamond_diffusers import SMC, DiamondMapPipeline, NoiseEvolution, NoiseOptimization, RandomSearch, ZeroOrderSearch
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
+from diamond_diffusers.pipelines.output import DiamondMapPipelineOutput
 
 PROMPTS = ["three red circles", "a blue star"]
 OTHERS = {
@@ -17,6 +22,7 @@ OTHERS = {
 }
 """Rounds of which the defaults have too many for a test."""
 NAMES = (*METHODS.names(), "fmrg", "posterior_diamond_map")
+Whole: TypeAlias = Callable[[str], DiamondMapPipelineOutput]
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +43,26 @@ def call(name: str) -> dict:
     }
 
 
+@pytest.fixture(scope="module")
+def whole(pipe: DiamondMapPipeline) -> Whole:
+    """The call of each name, made once."""
+    return cache(lambda name: pipe(**call(name)))
+
+
 def trained(pipe: DiamondMapPipeline) -> list[bool]:
     return [weight.requires_grad for weight in pipe.transformer.parameters()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stepped_to_its_end_it_is_the_call(pipe: DiamondMapPipeline, name: str) -> None:
-    whole = pipe(**call(name))
+def test_stepped_to_its_end_it_is_the_call(pipe: DiamondMapPipeline, whole: Whole, name: str) -> None:
+    expected = whole(name)
     with pipe.iterate(**call(name)) as run:
         stages = [(progress.index, progress.is_final, progress.num_stages) for progress in run]
     stepped = run.output()
-    assert torch.equal(stepped.images, whole.images) and torch.equal(stepped.rewards, whole.rewards)
+    assert torch.equal(stepped.images, expected.images) and torch.equal(stepped.rewards, expected.rewards)
     assert [index for index, _, _ in stages] == list(range(stages[0][2]))
     assert stages[-1][1]
-    costs = [{**out.cost.as_dict(), "seconds": 0} for out in (stepped, whole)]
+    costs = [{**out.cost.as_dict(), "seconds": 0} for out in (stepped, expected)]
     assert costs[0] == costs[1]
 
 
@@ -75,18 +87,18 @@ def test_it_shows_where_it_stands(pipe: DiamondMapPipeline, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_closed_run_has_the_best_images_so_far(pipe: DiamondMapPipeline, name: str) -> None:
-    before, whole = trained(pipe), pipe(**call(name))
+def test_a_closed_run_has_the_best_images_so_far(pipe: DiamondMapPipeline, whole: Whole, name: str) -> None:
+    before, expected = trained(pipe), whole(name)
     with pipe.iterate(**call(name)) as run:
         progress = next(run)
     assert trained(pipe) == before
     with pytest.raises(StopIteration):
         next(run)
     out = run.output()
-    assert out is run.output() and out.images.shape == whole.images.shape
+    assert out is run.output() and out.images.shape == expected.images.shape
     assert out.images.isfinite().all() and torch.equal(out.rewards, out.rewards.float())
     # Of one stage, and what it takes to look ahead from there once.
-    assert out.cost.network_evaluations <= whole.cost.network_evaluations
+    assert out.cost.network_evaluations <= expected.cost.network_evaluations
     torch.testing.assert_close(out.rewards, progress.result().rewards.amax(1), atol=1e-5, rtol=1e-5)
 
 
@@ -138,9 +150,9 @@ def test_an_error_within_a_step_closes_the_run(pipe: DiamondMapPipeline) -> None
     assert pipe(**call("none")).images.isfinite().all()
 
 
-def test_two_runs_of_one_pipeline_take_turns(pipe: DiamondMapPipeline) -> None:
+def test_two_runs_of_one_pipeline_take_turns(pipe: DiamondMapPipeline, whole: Whole) -> None:
     """The state of a run is its own."""
-    wanted = [pipe(**call(name)).images for name in ("smc", "guidance")]
+    wanted = [whole(name).images for name in ("smc", "guidance")]
     first, second = pipe.iterate(**call("smc")), pipe.iterate(**call("guidance"))
     for _ in zip(first, second, strict=True):
         pass
