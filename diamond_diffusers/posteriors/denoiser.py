@@ -15,9 +15,10 @@ from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 @POSTERIORS.register("denoiser")
 @dataclass(frozen=True)
 class DenoiserPoint(PosteriorSampler):
-    """The predicted clean sample as the only one: free, and inconsistent (DPS, arXiv 2209.14687; FK steering).
+    """The model's prediction as the only look-ahead, as in DPS (arXiv 2209.14687) and FK steering.
 
-    That is the posterior mean, and of a few-step model the end of its flow map (arXiv 2511.22688).
+    The prediction is the posterior mean, or for a few-step model the end of its flow map (arXiv 2511.22688). It costs
+    no evaluation of its own, but the values that it gives are not consistent.
 
     Example:
         >>> SMC(num_particles=8, posterior=DenoiserPoint())
