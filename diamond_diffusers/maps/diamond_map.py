@@ -94,7 +94,7 @@ class DiamondMap(nn.Module):
         self._inject()
 
     def _inject(self) -> None:
-        """Puts the adapter into the network, without changing which adapters are active and which weights are trained."""
+        """Puts the adapter into the network, without changing which adapters are active or which weights train."""
         network = self.network
         at_rest = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _tuned_layers(network)]
         trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
@@ -222,7 +222,7 @@ class DiamondMap(nn.Module):
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Context in which the map's adapter is active, beside the other active ones; yields the network.
+        """Context in which the map's adapter is active in the network, beside the other active ones.
 
         Raises:
             RuntimeError: the adapter is no longer in the network, or other LoRAs are fused into its weights.
@@ -315,7 +315,7 @@ def block_linear_layers(network: nn.Module) -> list[str]:
 
 
 class _FixedScaling(dict[str, float]):
-    """Scales of a layer's adapters, with a fixed one for the map: a call that scales its LoRAs does not mean the map."""
+    """Scales of a layer's adapters, with a fixed one for the map, which a call that scales its LoRAs does not mean."""
 
     def __setitem__(self, name: str, scale: float) -> None:
         if name != ADAPTER or name not in self:

@@ -13,10 +13,10 @@ from .registry import register_reward
 
 
 class AestheticMLP(nn.Module):
-    """The published head of version 2: a multilayer perceptron without activations, and dropout in training only.
+    """The published head of version 2: a multilayer perceptron without activations, with dropout in training only.
 
     Args:
-        width: of the features.
+        width: width of the features.
     """
 
     def __init__(self, width: int) -> None:
@@ -39,12 +39,12 @@ class AestheticMLP(nn.Module):
 
 @register_reward("aesthetic")
 class AestheticReward(CLIPHeadReward):
-    """The improved aesthetic predictor: mean human rating, about 1 to 10, of the image alone; prompts are not read.
+    """The improved aesthetic predictor: the mean human rating of the image, about 1 to 10. Prompts are not read.
 
     Args:
         head: see `CLIPHeadReward`.
         checkpoint: OpenAI's ViT-L/14.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         options: see `CLIPReward`.
 
     Raises:

@@ -14,12 +14,12 @@ from .registry import register_reward
 
 @register_reward("aesthetic_v1")
 class AestheticV1Reward(CLIPHeadReward):
-    """LAION's first aesthetic predictor: mean human rating, about 0 to 10, of the image alone; prompts are not read.
+    """LAION's first aesthetic predictor: the mean human rating of the image, about 0 to 10. Prompts are not read.
 
     Args:
         head: see `CLIPHeadReward`.
-        checkpoint: the CLIP of that head: for the published one OpenAI's ViT-L/14.
-        name: under which the scores are reported.
+        checkpoint: the CLIP that the head was trained on; for the published head OpenAI's ViT-L/14.
+        name: name under which the scores are reported.
         options: see `CLIPReward`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""ImageReward's checkpoint: where its file is, and whether it holds the tensors that are expected."""
+"""Finds and checks ImageReward's checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of a `.pt` file that holds nothing but tensors.
 
     Raises:
-        ValueError: the file cannot be read so.
+        ValueError: the file cannot be read in this way.
     """
     try:
         if path.suffix == ".safetensors":
@@ -55,7 +55,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Checks that a checkpoint has the tensors that are expected, and no others.
+    """Checks that a checkpoint has exactly the expected tensors.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.
