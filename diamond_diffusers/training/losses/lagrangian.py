@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_loss("lagrangian")
 class Lagrangian(StepLoss):
-    """`r^2 | d/dr X_{s -> r} - u(X_{s -> r}, r) |^2`, the derivative by forward-mode differentiation.
+    """The residual `r^2 | d/dr X_{s -> r} - u(X_{s -> r}, r) |^2`, with the derivative taken in forward mode.
 
     Attention needs a kernel with a forward-mode rule: `squared_residuals` is called inside
     `sdpa_kernel(SDPBackend.MATH)`.
@@ -33,5 +33,6 @@ class Lagrangian(StepLoss):
 
         # Not autograd's forward_ad: there the rule of softmax works in place and has no backward pass.
         with tangents_like_outputs(diamond_map.network):
-            mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))  # type: ignore[misc]
+            mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))  # type:
+            ignore[misc]
         return lagrangian_residual(diamond_map, batch, mapped, derivative)
