@@ -151,7 +151,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
 
 
 def _ordinary(value: Any) -> Any:
-    """An argument with inference tensors copied to ordinary ones, since torch does not differentiate with the former."""
+    """An argument with inference tensors copied to ordinary ones, since torch cannot differentiate with them."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, list | tuple):

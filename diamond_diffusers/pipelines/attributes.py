@@ -56,8 +56,8 @@ class StockAttributes:
         elif name == "few_step":
             self.family.few_step = checked_few_step(self.family, value)
         elif name == "score_model":
-            wrapped = value if value is None or isinstance(value, StockAttributes) else type(self)(value)  # type:
-            ignore[call-arg] self.__dict__["_score_model"] = wrapped
+            wrapped = value if value is None or isinstance(value, StockAttributes) else type(self)(value)  # type: ignore[call-arg]
+            self.__dict__["_score_model"] = wrapped
             self.family.score_model = wrapped and wrapped.family
         elif name == "preview_vae":
             self.family.preview_vae = value

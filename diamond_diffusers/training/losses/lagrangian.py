@@ -33,6 +33,5 @@ class Lagrangian(StepLoss):
 
         # Not autograd's forward_ad: there the rule of softmax works in place and has no backward pass.
         with tangents_like_outputs(diamond_map.network):
-            mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))  # type:
-            ignore[misc]
+            mapped, derivative = torch.func.jvp(mapped_to, (batch.r,), (torch.ones_like(batch.r),))  # type: ignore[misc]
         return lagrangian_residual(diamond_map, batch, mapped, derivative)
