@@ -27,7 +27,7 @@ def check_image_path(path: Path) -> None:
         new("RGB", (1, 1)).save(io.BytesIO(), _format_of(path))
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
-            f"output is '{path}', whose suffix is that of no image in colour; name a file such as again.png"
+            f"output is '{path}', whose suffix names no format of colour images; name a file such as again.png"
         ) from error
 
 

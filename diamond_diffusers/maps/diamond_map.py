@@ -329,7 +329,7 @@ def check_can_be_adapted(network: nn.Module) -> None:
         raise ValueError(f"LoRAs are fused into the weights of the {name}; unfuse_lora() before the Diamond Map")
     if offloads_layers(network):
         raise ValueError(
-            f"the layers of the {name} are offloaded one by one or in groups, and what is added to them would not be; "
+            f"the layers of the {name} are offloaded one by one or in groups, but layers added to them would not be; "
             "load the Diamond Map first, then offload"
         )
 

@@ -182,7 +182,7 @@ class StepEnd:
         if isinstance(self.alignment, NoiseRounds):
             raise ValueError(
                 f"callback_on_step_end changed {names[0]}, but {type(self.alignment).__name__} calls back once a "
-                "round, whose samples would not compare with those before; leave it, or take another alignment"
+                "round, whose samples would no longer be comparable; leave it, or take another alignment"
             )
         if self.alignment.uses_diamond_map(self.family):
             raise ValueError(

@@ -168,7 +168,7 @@ def _refuse_map_alone(folder: Path) -> None:
     """Refuses a folder whose Diamond Map, with a base elsewhere, would be loaded in place of the model saved there."""
     if (folder / CONFIG_NAME).exists():
         raise ValueError(
-            f"save_directory is '{folder}', which holds a Diamond Map alone that would be loaded in place of this "
+            f"save_directory is '{folder}', which holds a Diamond Map alone, which would be loaded in place of this "
             "model; name another folder"
         )
 

@@ -185,7 +185,7 @@ class WeightedPosterior(PosteriorSampler):
             raise ValueError(f"quadrature is {self.quadrature!r}; choose one of {', '.join(QUADRATURES)}")
         if self.quadrature != "trapezoid" and self.weights != "consistent":
             raise ValueError(
-                f"quadrature is {self.quadrature!r}, but weights={self.weights!r} integrates nothing by it; "
+                f"quadrature is {self.quadrature!r}, but weights={self.weights!r} does not integrate; "
                 "take weights='consistent' or leave quadrature out"
             )
         if not self.weight_temperature > 0:

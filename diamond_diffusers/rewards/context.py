@@ -85,7 +85,7 @@ def select_context(
     for key, is_required in wanted.items():
         if is_required and key not in available:
             raise ValueError(
-                f"Reward '{name}' wants `{key}`, which this call does not give; pass {key}=..., or give the parameter "
+                f"Reward '{name}' needs `{key}`, but this call has none; pass {key}=..., or give the parameter "
                 "a default."
             )
     return {key: available[key] for key in wanted if key in available}

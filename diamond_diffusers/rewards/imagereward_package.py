@@ -101,7 +101,7 @@ def _import_package(name: str) -> ModuleType:
         return import_official()
     except Exception as error:
         raise ImportError(
-            f"Reward '{name}' needs the package 'image-reward', which does not import here ({first_line(error)}): "
+            f"Reward '{name}' needs the package 'image-reward', which cannot be imported ({first_line(error)}): "
             'run `pip install "diamond-diffusers[image-reward]"` and `pip install --no-deps image-reward==1.5`, or '
             "take reward 'imagereward', which computes the same score without it."
         ) from error

@@ -86,7 +86,7 @@ def _load_lpips(name: str, network: str, backbone: str | PathLike[str] | None) -
         lpips = importlib.import_module("lpips")
     except ImportError as error:
         raise ImportError(
-            f"Reward '{name}' needs the package 'lpips', which does not import here ({first_line(error)}); "
+            f"Reward '{name}' needs the package 'lpips', which cannot be imported ({first_line(error)}); "
             "install it with `pip install diamond-diffusers[lpips]`."
         ) from error
     with warnings.catch_warnings():

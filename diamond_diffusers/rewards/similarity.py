@@ -124,7 +124,7 @@ def _pooled(model: nn.Module, pixels: Tensor) -> Tensor:
     pooled = getattr(project(pixel_values=pixels), "pooler_output", None)
     if pooled is None:
         raise ValueError(
-            f"The checkpoint of a {type(model).__name__} gives no pooled feature of an image; give one of a model that "
+            f"The checkpoint of a {type(model).__name__} returns no pooled image feature; give one of a model that "
             "does, such as DINOv2, CLIP or SigLIP."
         )
     return pooled

@@ -152,7 +152,7 @@ class Checkpoints:
         if newest and _step_of(newest[0]) > step:
             raise TrainingError(
                 f"--output_dir {self.folder} holds {newest[0].name} already, and this run starts at step {step}; give "
-                "--resume_from_checkpoint latest, name another --output_dir, or delete what is ahead"
+                "--resume_from_checkpoint latest, name another --output_dir, or delete the later checkpoints"
             )
 
     def complete(self) -> list[Path]:

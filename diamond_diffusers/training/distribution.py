@@ -64,7 +64,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
         raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
     if kind == DistributedType.FSDP and options.preparation.cache_trajectories:
         raise TrainingError(
-            "a model sharded by FSDP cannot draw trajectories to keep, since processes have different numbers of rows; "
+            "a model sharded by FSDP cannot draw trajectories to cache, as processes have different numbers of rows; "
             "drop --cache_trajectories, or take DDP"
         )
     if kind == DistributedType.FSDP:
@@ -73,7 +73,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
     if kind == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
         if plugin.zero_stage == 3:
-            raise TrainingError("DeepSpeed's ZeRO stage 3 takes weights apart that the map reads; take stage 1 or 2")
+            raise TrainingError("stage 3 of DeepSpeed's ZeRO splits weights that the map reads; choose stage 1 or 2")
         # It would read them from a data loader, and there is none.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.updates.train_batch_size
         plugin.deepspeed_config["gradient_accumulation_steps"] = options.updates.gradient_accumulation_steps

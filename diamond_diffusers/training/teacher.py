@@ -39,7 +39,7 @@ class Teacher:
     ) -> None:
         if family.is_few_step:
             raise TrainingError(
-                f"this {family.name} model is a few-step one, which gives no posterior mean to learn from; "
+                f"this {family.name} model is a few-step one, which has no posterior mean to learn from; "
                 "name its base model"
             )
         self.family, self.defaults = family, dict(defaults)

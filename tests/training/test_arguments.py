@@ -138,7 +138,7 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
         (b"rank: 5\nrank: 6", "is no YAML: 'rank' comes twice"),
         (b"rank: [", "is no YAML: while parsing"),
         (b"rank: " + b"[" * 600, "is no YAML"),
-        (b"rank: [[1]]", "sets rank to what is neither a value nor a list of values"),
+        (b"rank: [[1]]", "sets rank to something other than a value or a list of values"),
         (b"lora_layers: {a: 1}", "sets lora_layers to what is neither"),
         (b"- rank", "is no mapping of option names to values"),
         (b"1: 2", "sets '1', which is no option"),

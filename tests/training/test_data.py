@@ -196,7 +196,7 @@ def test_every_mistake_is_named(images, hub_folder, tmp_path):
     with pytest.raises(TrainingError, match=r"has no split 'train'; set --dataset_split to one of test"):
         load_captioned(given("--dataset_name", tmp_path / "splits"))
     (images / "a.png").write_bytes(b"no image")
-    with pytest.raises(TrainingError, match=r"the image of a.png does not decode .*; remove or replace it"):
+    with pytest.raises(TrainingError, match=r"the image of a.png cannot be decoded .*; remove or replace it"):
         open_image(Captioned(images / "a.png", "", "a.png"))
     for captions in (None, [], [None]):
         with pytest.raises(TrainingError, match=rf"the caption of row 3 is {re.escape(str(captions))}"):
@@ -285,5 +285,5 @@ def test_images_of_any_mode_look_as_they_are_shown(tmp_path, monkeypatch):
     assert opened(PILImage.new("LA", (4, 4), (10, 0))) == (255, 255, 255)
     assert opened(PILImage.new("RGBA", (4, 4), (10, 200, 30, 255))) == (10, 200, 30)
     monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(TrainingError, match="the image of image does not decode"):
+    with pytest.raises(TrainingError, match="the image of image cannot be decoded"):
         opened(picture(0))

@@ -133,7 +133,7 @@ def test_what_cannot_be_distributed_is_refused(options):
     accelerator = sharding_accelerator()
     with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
         Trainer(options("--teacher_samples"), accelerator)
-    with pytest.raises(TrainingError, match="cannot draw trajectories to keep"):
+    with pytest.raises(TrainingError, match="cannot draw trajectories to cache"):
         Trainer(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
     accelerator.state.fsdp_plugin.fsdp_version = 1
     with pytest.raises(TrainingError, match="set fsdp_version: 2"):

@@ -71,7 +71,7 @@ class Setup:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_seed(self.seed)
         if any(not 0 <= prompt.index <= MAX_INDEX for prompt in self.suite.prompts):
-            raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within")
+            raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within this range")
         check_held_out(self.held_out_rewards, self.reward)
 
     def keys(self, prompts: Sequence[Prompt]) -> list[Key]:

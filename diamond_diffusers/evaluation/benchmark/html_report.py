@@ -43,7 +43,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class Grid:
-    """The first prompts as drawn by every method of a budget, with one column for each prompt."""
+    """The first prompts as drawn by every method of a budget, with one column for each method."""
 
     budget: int
     names: list[str]

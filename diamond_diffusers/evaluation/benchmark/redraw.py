@@ -105,7 +105,7 @@ def read_recorded(path: Path) -> Recorded:
         alignment = from_dict(METHODS, form, "alignment")
     except (TypeError, ValueError) as error:
         raise ForeignFileError(
-            f"settings.alignment of '{path}' is of no method that is known here ({error}); take the version and the "
+            f"settings.alignment of '{path}' names no method that is known here ({error}); take the version and the "
             "--import that it was drawn with"
         ) from error
     if to_dict(alignment) != form:

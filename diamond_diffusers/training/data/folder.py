@@ -48,7 +48,7 @@ class ImageFolder:
             fitted(row[caption_column], str | list[str], f"{caption_column} in {place}", remedy)
             # Not the method of the path, which raises an error for a name that no file can have.
             if not os.path.isfile(folder / row["file_name"]):
-                raise TrainingError(f"{place} names {shown(row['file_name'])}, which is not there; remove the line")
+                raise TrainingError(f"{place} names {shown(row['file_name'])}, which does not exist; remove the line")
         return [Captioned(folder / row["file_name"], row[caption_column], row["file_name"]) for _, row in table]
 
     @staticmethod

@@ -69,7 +69,7 @@ def open_image(row: Captioned) -> Image.Image:
         return _opaque(ImageOps.exif_transpose(image))
     except UNDECODABLE as error:
         reason = why_undecodable(error)
-        raise TrainingError(f"the image of {row.name} does not decode ({reason}); remove or replace it") from error
+        raise TrainingError(f"the image of {row.name} cannot be decoded ({reason}); remove or replace it") from error
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -57,7 +57,7 @@ def _text(file: Path, name: object, value: object) -> str | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     if not isinstance(value, str | None):
-        raise ConfigError(f"--config {file} sets {name} to what is neither a value nor a list of values")
+        raise ConfigError(f"--config {file} sets {name} to something other than a value or a list of values")
     return value
 
 
