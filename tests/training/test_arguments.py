@@ -139,7 +139,7 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
         (b"rank: [", "is no YAML: while parsing"),
         (b"rank: " + b"[" * 600, "is no YAML"),
         (b"rank: [[1]]", "sets rank to something other than a value or a list of values"),
-        (b"lora_layers: {a: 1}", "sets lora_layers to what is neither"),
+        (b"lora_layers: {a: 1}", "sets lora_layers to something other than a value"),
         (b"- rank", "is no mapping of option names to values"),
         (b"1: 2", "sets '1', which is no option"),
         (b"rank: !!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),

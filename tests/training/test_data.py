@@ -208,9 +208,9 @@ def test_every_mistake_is_named(images, hub_folder, tmp_path):
     [
         ('{"file_name": "a.png", "text": null}', "line 1 of .* has no caption in column 'text'"),
         ('{"file_name": "a.png", "text": ""}', "all captions of .* are empty"),
-        ('{"file_name": "z.png", "text": "x"}', "line 1 of .* names 'z.png', which is not there"),
-        (f'{{"file_name": "{"z" * 5000}", "text": "x"}}', r"line 1 of .* names 'z{56}\.\.\., which is not there"),
-        (r'{"file_name": "a\nb", "text": "x"}', r"line 1 of .* names 'a\\nb', which is not there"),
+        ('{"file_name": "z.png", "text": "x"}', "line 1 of .* names 'z.png', which does not exist"),
+        (f'{{"file_name": "{"z" * 5000}", "text": "x"}}', r"line 1 of .* names 'z{56}\.\.\., which does not exist"),
+        (r'{"file_name": "a\nb", "text": "x"}', r"line 1 of .* names 'a\\nb', which does not exist"),
         ('{"file_name": "a.png", "text": "x"}\n{"file', "line 2 of .* is no JSON .*; write one row a line"),
         ('["a.png"]', "line 1 of .* is a list in place of an object; write one row a line"),
         ('{"file_name": 7, "text": "x"}', "file_name in line 1 of .* is 7 in place of a text; write file names"),

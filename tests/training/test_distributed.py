@@ -140,7 +140,7 @@ def test_what_cannot_be_distributed_is_refused(options):
         Trainer(options(), accelerator)
     accelerator.state.distributed_type = DistributedType.DEEPSPEED
     accelerator.state.deepspeed_plugins = SimpleNamespace(zero_stage=3, selected=True)
-    with pytest.raises(TrainingError, match="take stage 1 or 2"):
+    with pytest.raises(TrainingError, match="choose stage 1 or 2"):
         Trainer(options(), accelerator)
 
 
