@@ -19,7 +19,7 @@ from ..files.output import whole_file
 
 
 def check_image_path(path: Path) -> None:
-    """Raises a `ValueError` where the suffix names no format that images are saved in, or a folder is in the way."""
+    """Raises a `ValueError` if the suffix names no format of images, or if the path is that of a folder."""
     if path.is_dir():
         raise ValueError(f"output is '{path}', which is a folder; name a file such as again.png")
     try:
@@ -27,7 +27,7 @@ def check_image_path(path: Path) -> None:
         new("RGB", (1, 1)).save(io.BytesIO(), _format_of(path))
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
-            f"output is '{path}', whose suffix is that of no image in colour; name a file such as again.png"
+            f"output is '{path}', whose suffix names no format of colour images; name a file such as again.png"
         ) from error
 
 
@@ -60,10 +60,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value.
+    """A value in a form that JSON can hold.
 
     Methods and their parts take their serial form, other dataclasses become objects with their `type`, and infinities
-    the texts `inf`.
+    become the texts `inf` and `-inf`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if registry_of(type(value)) is not None:

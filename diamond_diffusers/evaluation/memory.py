@@ -15,11 +15,11 @@ _FORGET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass
 class PeakMemory:
-    """What is known once the work is done.
+    """The result of `peak_memory`, set when the work is done.
 
     Attributes:
-        bytes: what torch had allocated on a GPU at most, weights included, or the largest resident set of the process
-            on a CPU; None on a system that does not tell.
+        bytes: the most memory that torch had allocated on a GPU, weights included, or on a CPU the largest resident
+            set of the process; None on a system that does not report it.
     """
 
     bytes: int | None = None
@@ -27,7 +27,7 @@ class PeakMemory:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measures what the work within holds at most."""
+    """Context that measures the most memory that the work inside of it has held."""
     peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -20,7 +20,7 @@ PAPER = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Tile:
-    """An image with a caption under it, and a frame of some colour where one is given."""
+    """An image with a caption under it, and a coloured frame if a colour is given."""
 
     image: Image.Image
     caption: str

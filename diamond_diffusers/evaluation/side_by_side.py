@@ -29,14 +29,14 @@ PACKAGES = ("diamond-diffusers", "diffusers", "torch", "transformers")
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What was drawn, image after image: all of the first prompt, then all of the second.
+    """The plain and the aligned images, image after image: all of the first prompt, then all of the second.
 
     Attributes:
-        prompts: one an image.
-        seeds: one an image.
-        plain: without alignment.
-        aligned: with it; None where no alignment was asked for.
-        settings: everything that the images depend on.
+        prompts: the prompt of each image.
+        seeds: the seed of each image.
+        plain: the output without alignment.
+        aligned: the output with alignment; None if the method is `none`.
+        settings: everything on which the images depend.
     """
 
     prompts: list[str]
@@ -63,11 +63,11 @@ def draw_side_by_side(
     arguments: Mapping[str, Any] | None = None,
     max_network_evaluations: int | None = None,
 ) -> SideBySide:
-    """Draws `num_images` images of each prompt plainly and aligned; image `i` of them all has the seed `seed + i`.
+    """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
     Args:
-        arguments: of the stock pipeline's `__call__`; None stands for the model's default.
-        max_network_evaluations: of an aligned image.
+        arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
+        max_network_evaluations: budget of an aligned image.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -112,10 +112,10 @@ def draw_side_by_side(
 def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes every image, `contact_sheet.png`, `trace.png` where there is a trace, and `record.json`.
 
-    Those of a run before this in the same folder are removed, so that none stays beside a record that knows it not.
+    The files of an earlier run in the same folder are removed, so that no image stays beside a record without it.
 
     Args:
-        settings: further ones for the record.
+        settings: further settings for the record.
     """
     _remove_recorded(folder)
     for name, out in drawn.outputs.items():
@@ -128,7 +128,7 @@ def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _remove_recorded(folder: Path) -> None:
-    """Removes what an earlier run has left in a folder that holds its record; other files stay."""
+    """Removes the files of an earlier run from a folder that holds its record; other files stay."""
     if not (folder / RECORD).exists():
         return
     images = re.compile(r"(plain|aligned)_\d{3,}\.png")
@@ -161,7 +161,7 @@ def _trace_picture(out: DiamondMapPipelineOutput) -> bytes:
 
 
 def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, and what came of them."""
+    """All settings and the results."""
     images = []
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
         runs = {name: _image_facts(out, name, i) for name, out in drawn.outputs.items()}

@@ -1,4 +1,4 @@
-"""Model families: one file each, which says how a stock pipeline's network, latents and prompts are used."""
+"""Model families: one file each, which adapts a stock pipeline's network, latents and prompts to this package."""
 
 from .registry import FAMILIES, register_family
 

@@ -1,4 +1,4 @@
-"""What every model family owes the rest of the package."""
+"""The base class of model families."""
 
 from __future__ import annotations
 
@@ -30,45 +30,46 @@ class PosteriorMap(Protocol):
 
     @property
     def conditioning(self) -> nn.Module:
-        """Its layers beside the network."""
+        """The map's layers beside the network."""
 
     def __call__(
         self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
-        """As of `Model.diamond_map`."""
+        """Evaluates the map; see `Model.diamond_map`."""
 
     def away(self) -> AbstractContextManager[None]:
-        """Takes the map out of the network for a while."""
+        """Context in which the network is without the map."""
 
     def remove(self) -> None:
-        """Takes the map out of the network for good."""
+        """Takes the map out of the network; it cannot be used again."""
 
     def take_out(self) -> dict[str, Tensor] | None:
-        """As `remove`; returns what `put_back` takes."""
+        """Removes the map as `remove` does; returns the pieces that `put_back` takes."""
 
     def put_back(self, weights: Mapping[str, Tensor] | None) -> None:
-        """Puts what was taken out into the network again."""
+        """Puts the pieces from `take_out` into the network again."""
 
 
 class Family(LoopTensors, SampledModel):
-    """A model family: reads a stock diffusers pipeline of its class.
+    """A model family: the adapter that makes stock diffusers pipelines of one class models of this package.
 
-    A family is one file that subclasses `FlowMatchingFamily` or `DiscreteTimeFamily` (or this) and is registered
-    with `register_family`.
+    A family is one file, whose class derives from `FlowMatchingFamily` or `DiscreteTimeFamily` (or from this class) and
+    is registered with `register_family`.
 
     Args:
         pipeline: the stock pipeline; read, never changed.
 
     Attributes:
-        name: of the family, in a saved model's configuration.
-        pipeline_class: of its pipelines where that is none of diffusers, so that they are loaded by name; else None.
+        name: name of the family, in a saved model's configuration.
+        pipeline_class: class of its pipelines if that is no class of diffusers, so that they are loaded by name; else
+            None.
         network_name: the component of the pipeline that predicts.
         refused_arguments: keywords of the stock `__call__` that the family does not support, with the reason.
         arguments_with_none: keywords of the stock `__call__` for which None is not the default but a value of its own.
-        few_step_checkpoints: names of published few-step checkpoints, for where their configuration does not tell.
-        latents_dtype: of the initial latents; None for the dtype of the prompt's features.
-        few_step: whether the checkpoint is a few-step model, or the names of the LoRA adapters that make it one; None
-            to tell by its configuration, by how its scheduler samples, and by its name, in this order.
+        few_step_checkpoints: names of published few-step checkpoints whose configuration does not show it.
+        latents_dtype: dtype of the initial latents; None for that of the prompt's features.
+        few_step: whether the checkpoint is a few-step model, or the names of the LoRA adapters that make it one. None
+            decides by its configuration, by how its scheduler samples, and by its name, in this order.
         preview_vae: a smaller decoder of the same latents (`AutoencoderTiny`) for look-aheads.
         score_model: another model of the same latents that gives the posterior mean in place of this one.
         posterior_map: the Diamond Map around this model's network.
@@ -101,7 +102,7 @@ class Family(LoopTensors, SampledModel):
 
     @property
     def is_few_step(self) -> bool:
-        """Whether the model as loaded is a few-step one: a flow map, not a denoiser."""
+        """Whether the loaded model is a few-step one: a flow map, not a denoiser."""
         if self.few_step is not None:
             return bool(self.few_step)
         configured = self.is_configured_few_step
@@ -111,12 +112,12 @@ class Family(LoopTensors, SampledModel):
 
     @property
     def is_configured_few_step(self) -> bool | None:
-        """What the configuration of the checkpoint says of it, whatever it is called; None where it does not say."""
+        """Whether the checkpoint is a few-step one by its configuration, not its name; None if that does not tell."""
         return self.pipeline.config.get("is_distilled")
 
     @property
     def checkpoint_names(self) -> set[str]:
-        """What the checkpoint may be called: the folders that it was loaded from, those of the Hub's cache included."""
+        """Possible names of the checkpoint: the folders that it was loaded from, those of the Hub's cache included."""
         folders = str(self.pipeline.config.get("_name_or_path", "")).lower().replace("\\", "/").split("/")
         return {folder.rsplit("--", 1)[-1] for folder in folders}
 
@@ -153,8 +154,8 @@ class Family(LoopTensors, SampledModel):
 
         Raises:
             AttributeError: stock diffusers has no LoRA loader for the pipeline.
-            ValueError: the LoRA is for modules that the network does not have, which stock diffusers would ignore, or
-                as of `read_lora`.
+            ValueError: the LoRA is for modules that the network does not have, which stock diffusers would ignore; or
+                as in `read_lora`.
         """
         if not hasattr(self.pipeline, "load_lora_weights"):
             raise AttributeError(
@@ -180,18 +181,18 @@ class Family(LoopTensors, SampledModel):
             self.few_step = None
 
     def lora_keys(self, source: str | PathLike[str] | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
-        """The names of a LoRA's weights; errors as of `read_lora`."""
+        """The names of a LoRA's weights; errors as in `read_lora`."""
         reading = {name: value for name, value in options.items() if name != "adapter_name"}
         return list(read_lora(self.pipeline, dict(source) if isinstance(source, dict) else source, **reading))
 
     @contextmanager
     def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Surrounds a call, from before its arguments are checked: reads those that decide how the model samples.
+        """Context of a whole call, entered before its arguments are checked, with the settings that they ask for.
 
-        Whatever else the stock `__call__` changes in its pipeline for as long as it lasts belongs here too.
+        Other changes that the stock `__call__` makes to its pipeline while it runs belong here too.
 
         Args:
-            arguments: as of `encode`.
+            arguments: as in `encode`.
         """
         yield
 
@@ -210,7 +211,7 @@ class Family(LoopTensors, SampledModel):
         """
 
     def remember(self, arguments: Mapping[str, Any], *names: str) -> None:
-        """Keeps arguments where the stock `__call__` does: its pipeline's methods and properties read them there."""
+        """Keeps arguments where the stock `__call__` does, since methods and properties of its pipeline read them."""
         for name in names:
             setattr(self.pipeline, f"_{name}", arguments[name])
 
@@ -232,7 +233,7 @@ class Family(LoopTensors, SampledModel):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The stock pipeline's initial latents `[num_rows, ...]`, scaled as by it: drawn, or made of given noise."""
+        """The stock pipeline's initial latents `[num_rows, ...]` in its own scale, drawn or made of given noise."""
         features = conditions.features["encoder_hidden_states"]
         prepared = self.pipeline.prepare_latents(
             num_rows,
@@ -261,13 +262,13 @@ class Family(LoopTensors, SampledModel):
         """The stock timestep of a level, `[]` or `[B]`, float64."""
 
     def from_stock(self, latents: Tensor, noise_to_signal: float) -> Tensor:
-        """Latents as in the stock loop, brought to the bounded coordinate."""
+        """Latents of the stock loop, converted to the bounded coordinate."""
         if is_variance_exploding(self.pipeline.scheduler):
             return latents / (1 + noise_to_signal**2) ** 0.5
         return self.path.to_bounded(latents, self.path.time(noise_to_signal))
 
     def to_stock(self, x: Tensor, noise_to_signal: float) -> Tensor:
-        """Observations in the bounded coordinate, as the stock loop has them."""
+        """Observations in the bounded coordinate, converted to latents of the stock loop."""
         if is_variance_exploding(self.pipeline.scheduler):
             return x * (1 + noise_to_signal**2) ** 0.5
         return self.path.from_bounded(x, self.path.time(noise_to_signal))
@@ -276,16 +277,16 @@ class Family(LoopTensors, SampledModel):
     def network(
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
     ) -> Tensor:
-        """What the network predicts.
+        """The prediction of the network.
 
         Args:
             latents: `[N, ...]` in the scale of `path` and the dtype of the network.
             noise_to_signal: `[N]` float64, on the CPU.
-            features: of the prompts, or of the negative prompts, `N` rows.
-            shared: what the conditions share.
+            features: features of the prompts, or of the negative prompts, `N` rows.
+            shared: the conditions' values that all rows share.
 
-        Returns:
-            `[N, ...]`, in the sense of `path`.
+            Returns:
+                The prediction `[N, ...]`, of the kind that belongs to `path`.
         """
 
     def guide(self, positive: Tensor, negative: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
@@ -293,7 +294,7 @@ class Family(LoopTensors, SampledModel):
         return negative + conditions.classifier_free_guidance_scale * (positive - negative)
 
     def is_guided(self, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        """At which levels, `[]` or `[N]`, there is classifier-free guidance: at all, unless the family truncates it."""
+        """Whether there is classifier-free guidance at levels `[]` or `[N]`; some families truncate it."""
         return torch.ones_like(as_level(noise_to_signal), dtype=torch.bool)
 
     def evaluations_per_row(self, noise_to_signal: Level, conditions: Conditions) -> int:
@@ -301,7 +302,7 @@ class Family(LoopTensors, SampledModel):
         return 2 if is_guided else 1
 
     def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
-        """The network's prediction under the family's guidance rule; arguments as of `network`."""
+        """The network's prediction under the family's guidance rule; arguments as in `network`."""
         if self.evaluations_per_row(noise_to_signal, conditions) == 1:
             return self.network(latents, noise_to_signal, conditions.features, conditions.shared)
         positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
@@ -311,7 +312,7 @@ class Family(LoopTensors, SampledModel):
     def both_predictions(
         self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions
     ) -> tuple[Tensor, Tensor]:
-        """The network's predictions for the prompts and for the negative prompts; arguments as of `network`.
+        """The network's predictions for the prompts and for the negative prompts; arguments as in `network`.
 
         Raises:
             ValueError: the conditions have no negative prompts.
@@ -351,7 +352,7 @@ class Family(LoopTensors, SampledModel):
         return self.preview_vae if preview and self.preview_vae is not None else self.pipeline.vae
 
     def decode_latents(self, latents: Tensor, preview: bool = False) -> Tensor:
-        """What the autoencoder makes of unpacked latents `[N, C, h, w]`: images of about [-1, 1] in its dtype."""
+        """Decodes unpacked latents `[N, C, h, w]` to images of about [-1, 1], in the autoencoder's dtype."""
         vae = self.decoder(preview)
         latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
         return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
@@ -361,7 +362,7 @@ class Family(LoopTensors, SampledModel):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and deviations of the latents of images, of which `decode` makes these images again.
+        """Means and deviations of the latents of images; `decode` is the inverse.
 
         Args:
             images: `[N, 3, H, W]` in [-1, 1].
@@ -381,11 +382,11 @@ class Family(LoopTensors, SampledModel):
         return self.packed((mean - shift) * scale), self.packed(deviation * scale)
 
     def packed(self, latents: Tensor) -> Tensor:
-        """Latents of the autoencoder, `[N, C, h, w]`, in the family's form."""
+        """The autoencoder's latents `[N, C, h, w]` in the family's form."""
         return latents
 
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
-        """What the stock pipeline does to decoded images `[N, 3, H, W]` in [0, 1] before it returns them.
+        """Treats decoded images `[N, 3, H, W]` in [0, 1] as the stock pipeline does before it returns them.
 
         Returns:
             The images, and for each whether a safety checker blacked it out; None where there is no checker.

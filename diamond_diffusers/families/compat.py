@@ -24,10 +24,11 @@ _network_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionar
 
 
 def alone_with(network: nn.Module) -> threading.RLock:
-    """What one thread holds while it evaluates a network, or reads what its pipeline keeps of a call.
+    """A lock that one thread holds while it evaluates a network, or reads the state that its pipeline keeps of a call.
 
-    Others might change its adapters and hooks, its pipeline's arguments or the timesteps of its scheduler meanwhile.
-    Calls of one pipeline in several threads thus take turns, and give what they give alone, up to rounding.
+    Otherwise other threads might change its adapters and hooks, its pipeline's arguments or the timesteps of its
+    scheduler meanwhile. Calls of one pipeline in several threads take turns, and return what they would alone, up to
+    rounding.
     """
     with _lock:
         return _network_locks.setdefault(unwrap_module(network), threading.RLock())
@@ -35,7 +36,7 @@ def alone_with(network: nn.Module) -> threading.RLock:
 
 @contextmanager
 def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
-    """Evaluates a model without some of its LoRA adapters, and leaves the others, with their weights, active."""
+    """Context in which a model is without some of its LoRA adapters; the others stay active, with their weights."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     active = [layer.active_adapters for layer in layers]
     for layer, adapters in zip(layers, active, strict=True):

@@ -1,4 +1,4 @@
-"""What families trained on discrete variance-preserving steps share (Stable Diffusion, SDXL, PixArt)."""
+"""The base class of families trained on discrete variance-preserving steps (Stable Diffusion, SDXL, PixArt)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .schedules import check_discrete_time, check_unclipped, stock_transition, t
 
 
 class DiscreteTimeFamily(Family):
-    """Noise levels are those of the training steps; between them `log kappa` is interpolated, never rounded."""
+    """A family whose noise levels are those of training steps; between them `log kappa` is interpolated."""
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -52,9 +52,9 @@ class DiscreteTimeFamily(Family):
         retrieve_timesteps(self.pipeline.scheduler, arguments["num_inference_steps"], self.device, **options)
 
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        """Outside the trained levels the network is asked at their ends.
+        """Predicts at any level; outside of the trained levels the network is evaluated at the nearest of them.
 
-        Above, pure noise is taken as the noisiest trained level, as stock pipelines take it. Below, the predicted
+        Pure noise is taken as the noisiest trained level, as in stock pipelines. Below the trained levels the predicted
         noise is kept: `D = y - kappa eps_hat`.
         """
         kappa = as_level(noise_to_signal)
@@ -72,7 +72,7 @@ class DiscreteTimeFamily(Family):
         return stock_transition(self.pipeline.scheduler, self._eta)
 
     def stochastic_transition(self) -> Transition:
-        """The stock one where `eta` asks for its noise."""
+        """The stock transition if `eta` asks for its noise, else the default."""
         if self._eta > 0 and (stock := self.stock_transition()).is_stochastic:
             return stock
         return super().stochastic_transition()

@@ -1,4 +1,4 @@
-"""What families of rectified flow share (SD3, FLUX, SANA, Qwen-Image, Lumina 2, Z-Image)."""
+"""The base class of families of rectified flow (SD3, FLUX, SANA, Qwen-Image, Lumina 2, Z-Image)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import Family
 
 
 class FlowMatchingFamily(Family):
-    """Noise levels are those of `x_t = (1 - t) z + t eps`, with `t` in thousandths as the stock timestep."""
+    """A family whose noise levels are those of `x_t = (1 - t) z + t eps`; the stock timestep is `t` in thousandths."""
 
     path = RectifiedFlowPath()
 
@@ -37,7 +37,7 @@ class FlowMatchingFamily(Family):
         return {}
 
     def shifted_schedule(self, arguments: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
-        """What FLUX's pipeline and those modelled on it add: `mu`, and evenly spaced `sigmas` where none are given."""
+        """The options in FLUX's pipeline and its like: `mu`, and evenly spaced `sigmas` if none are given."""
         options: dict[str, Any] = {"mu": self.dynamic_shift(num_tokens)}
         if arguments["sigmas"] is None and not self.pipeline.scheduler.config.get("use_flow_sigmas"):
             count = arguments["num_inference_steps"]
@@ -48,8 +48,8 @@ class FlowMatchingFamily(Family):
         """`mu` of the timestep shift that grows with the number of image tokens.
 
         Args:
-            num_tokens: of one image.
-            max_shift: of the stock pipeline, for schedulers that declare none.
+            num_tokens: number of tokens of one image.
+            max_shift: the stock pipeline's own, for schedulers that declare none.
         """
         config = self.pipeline.scheduler.config
         return calculate_shift(

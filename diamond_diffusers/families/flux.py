@@ -48,7 +48,7 @@ class FluxFamily(PackedFamily):
     )
 
     def load_lora_weights(self, source: str | PathLike[str] | dict[str, Tensor], **options: Any) -> None:
-        """Loads a LoRA; one that tells the network two times makes it a flow map and needs its embedder first."""
+        """Loads a LoRA. A LoRA of two times makes the network a flow map, and needs an embedder of two times first."""
         transformer = self.pipeline.transformer
         embedder = transformer.time_text_embed
         is_two_time = any("time_text_embed.second_embedder." in key for key in self.lora_keys(source, options))

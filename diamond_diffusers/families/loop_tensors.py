@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LoopTensors:
-    """What a family says of them.
+    """The part of a family that shows its prompts' tensors to callbacks.
 
     Attributes:
         loop_tensors: the features that stock callbacks know, by their stock names; those of the negative prompts have
@@ -26,10 +26,10 @@ class LoopTensors:
     joins_negative: ClassVar[bool] = False
 
     def shown_tensors(self, conditions: Conditions) -> dict[str, Any]:
-        """What callbacks may ask for beside the latents, by name, as the stock loop holds it; None where there is none.
+        """The tensors, by name, that callbacks may ask for beside the latents, as the stock loop holds them, or None.
 
         Args:
-            conditions: of the step to come.
+            conditions: conditions of the next step.
         """
         features, negative = conditions.features, conditions.negative_features
         shown: dict[str, Any] = {}
@@ -43,10 +43,10 @@ class LoopTensors:
         return shown
 
     def with_changed(self, conditions: Conditions, changed: Mapping[str, Any]) -> Conditions:
-        """The conditions with tensors that a callback has changed, where the stock loop reads them again.
+        """The conditions with the tensors that a callback has changed, if the stock loop reads these again.
 
         Raises:
-            ValueError: a tensor has another number of rows than there are images.
+            ValueError: the number of rows of a tensor is not that of the images.
         """
         features, negative = dict(conditions.features), conditions.negative_features
         negative = negative and dict(negative)

@@ -1,4 +1,4 @@
-"""LoRA files, which others wrote, as stock diffusers reads them."""
+"""Reads LoRA files as stock diffusers does; the files are not trusted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def read_lora(
     """The weights of a LoRA.
 
     Args:
-        source, **options: of the stock `lora_state_dict`.
+        source, **options: arguments of the stock `lora_state_dict`.
 
-    Raises:
-        ValueError: its file declares no JSON, or a rank that its weights do not have: the stock pipeline would take
-            memory for that rank.
+        Raises:
+            ValueError: the file's declaration is no JSON, or declares a rank that the weights do not have, for which
+                the stock pipeline would take memory.
     """
     name = "given" if isinstance(source, dict) else str(source)
     try:
@@ -50,7 +50,7 @@ def read_lora(
 
 
 def _declared_ranks(metadata: Mapping[str, Any]) -> list[Any]:
-    """Of all components, and of layers that have a rank of their own."""
+    """The declared ranks of all components, and of layers that have a rank of their own."""
     ranks = []
     for key, value in metadata.items():
         kind = key.rpartition(".")[2]

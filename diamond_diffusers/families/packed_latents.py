@@ -1,4 +1,4 @@
-"""What families share whose stock pipelines pack latents into tokens (FLUX, Qwen-Image)."""
+"""The base class of families whose stock pipelines pack latents into tokens (FLUX, Qwen-Image)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .stock_call import repeat_rows
 
 
 class PackedFamily(FlowMatchingFamily):
-    """Latents are packed, `[N, tokens, channels]`, as everywhere in these pipelines.
+    """A family with packed latents `[N, tokens, channels]`, as everywhere in these pipelines.
 
-    Classifier-free guidance is what they call true: off unless `true_cfg_scale` is above 1 and a negative prompt given.
+    Classifier-free guidance is what the pipelines call true guidance. It is off unless `true_cfg_scale` is above 1 and
+    a negative prompt is given.
     """
 
     @property
@@ -40,7 +41,7 @@ class PackedFamily(FlowMatchingFamily):
 
     @abstractmethod
     def encode_prompt(self, arguments: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Features of the prompts, or with the prefix `negative_` of the negative ones, one row each."""
+        """Features of the prompts (with the prefix `negative_`, of the negative prompts), one row each."""
 
     def both_features(
         self, each: Mapping[str, Any], num_images_per_prompt: int
@@ -48,8 +49,8 @@ class PackedFamily(FlowMatchingFamily):
         """Features of the images by their prompts and, under guidance, by their negative prompts.
 
         Args:
-            each: of `one_row_each`.
-            num_images_per_prompt: rows of each prompt.
+            each: the arguments, as from `one_row_each`.
+            num_images_per_prompt: number of rows of each prompt.
         """
         features = repeat_rows(self.encode_prompt(each, ""), num_images_per_prompt)
         if each["true_cfg_scale"] <= 1 or not has_negative(each):
@@ -69,7 +70,7 @@ class PackedFamily(FlowMatchingFamily):
         return self.pipeline._pack_latents(latents, *latents.shape)
 
     def unpacked(self, z: Tensor, shared: Mapping[str, Any]) -> Tensor:
-        """Latents as the autoencoder takes them."""
+        """Latents in the form of the autoencoder."""
         return self.pipeline._unpack_latents(z, shared["height"], shared["width"], self.pipeline.vae_scale_factor)
 
 

@@ -36,8 +36,8 @@ FAMILIES: Registry[type[Family]] = Registry(
 def register_family(*pipeline_classes: str) -> Callable[[T], T]:
     """Makes the decorated family known for stock pipelines of the named classes, and returns it unchanged.
 
-    Other packages need no call: they name the family's class as an entry point of the group
-    `diamond_diffusers.families`, called as the pipeline class.
+    Installed packages do not call this function: they declare the family's class as an entry point of the group
+    `diamond_diffusers.families`, named like the pipeline class.
 
     Args:
         pipeline_classes: names of classes, such as "MyPipeline".
@@ -69,7 +69,7 @@ def check_supported(pipeline_class: str) -> type[Family]:
     """The family class of a stock pipeline class, whose file alone is imported.
 
     Raises:
-        TypeError: none is registered for exactly this class; a subclass may sample differently.
+        TypeError: no family is registered for exactly this class; a subclass may sample differently.
     """
     if pipeline_class not in FAMILIES:
         raise TypeError(
@@ -83,7 +83,7 @@ def family_of(pipeline: Any) -> Family:
     """The family of a loaded stock pipeline.
 
     Raises:
-        TypeError: as of `check_supported`; also where a class of another origin has the name of one of diffusers.
+        TypeError: as in `check_supported`; or a class of another origin has the name of one of diffusers.
     """
     import diffusers
 

@@ -1,4 +1,4 @@
-"""What families share whose stock pipelines sample at the nearest trained size (SANA, SANA-Sprint, PixArt)."""
+"""The base class of families whose stock pipelines sample at the nearest trained size (SANA, SANA-Sprint, PixArt)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Family
 
 
 class BinnedFamily(Family):
-    """Samples at the trained size of the nearest aspect ratio; decoded images are resized and cropped as asked for.
+    """A family that samples at the trained size of the nearest aspect ratio, and resizes and crops the decoded images.
 
-    Conditions share `height` and `width` of the sampled image in pixels, and `resized_to`, width and height of the
-    returned one; None without bins.
+    The conditions share `height` and `width` of the sampled image in pixels, and `resized_to`, which is width and
+    height of the returned image, or None without bins.
 
     Attributes:
         resolution_bins: for each `sample_size` of the network, heights and widths by aspect ratio.
@@ -32,7 +32,7 @@ class BinnedFamily(Family):
         """Sizes that the conditions share.
 
         Raises:
-            ValueError: `use_resolution_binning` with a network for whose `sample_size` there are no bins.
+            ValueError: `use_resolution_binning` is set, but there are no bins for the network's `sample_size`.
         """
         height, width = self.image_size(arguments)
         sample_size = self.network_module.config.sample_size

@@ -57,10 +57,10 @@ class SanaFamily(BinnedFamily, FlowMatchingFamily):
         return Conditions(features, negative_features, arguments["guidance_scale"], shared)
 
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
-        """As the stock pipeline does.
+        """Sets the timesteps as the stock pipeline does.
 
         Raises:
-            ValueError: custom `timesteps` that the scheduler does not keep beside their own levels: it shifts those.
+            ValueError: custom `timesteps` are given, but the scheduler would shift their levels.
         """
         super().set_timesteps(arguments, conditions)
         scheduler = self.pipeline.scheduler

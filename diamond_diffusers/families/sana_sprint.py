@@ -28,7 +28,7 @@ class SanaSprintFamily(BinnedFamily):
         F = ((1 - 2 s) x + q^2 v) / q,    z = cos t x_t - sin t F
 
     As `cos t = (1 - s) / q` and `sin t = s / q`, this is `z = x - s v`: the network is one of rectified flow at time
-    `s`, where `kappa = s / (1 - s)` is `tan t` again. So here its path is that of rectified flow.
+    `s`, where `kappa = s / (1 - s)` is `tan t` again. The path of this family is therefore that of rectified flow.
     """
 
     name = "sana_sprint"
@@ -85,9 +85,9 @@ class SanaSprintFamily(BinnedFamily):
         )
 
     def levels(self, arguments: Mapping[str, Any], conditions: Conditions) -> list[float]:
-        """`tan t`; the default first time, 1.57080, exceeds pi / 2 and is pure noise.
+        """The levels `tan t`; the default first time, 1.57080, exceeds pi / 2 and is pure noise.
 
-        The stock pipeline returns what its last evaluation predicts, whatever the last time is.
+        The stock pipeline returns the prediction of its last evaluation, whatever the last time is.
         """
         self.set_timesteps(arguments, conditions)
         times = self.pipeline.scheduler.timesteps.tolist()

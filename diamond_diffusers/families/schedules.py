@@ -1,4 +1,4 @@
-"""What stock schedulers say of noise levels and of how their pipelines sample."""
+"""Reads noise levels and first-order steps from stock schedulers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check_discrete_time(scheduler: Any) -> None:
 
 
 def check_unclipped(scheduler: Any) -> None:
-    """Raises a `ValueError` where the scheduler clips its predictions, which aligned samples could not be."""
+    """Raises a `ValueError` if the scheduler clips its predictions, since aligned samples cannot be clipped."""
     if clipping(scheduler) is None:
         return
     name = type(scheduler).__name__
@@ -103,9 +103,9 @@ def interpolate_levels(timesteps: Tensor, table: Tensor) -> Tensor:
 def stock_levels(scheduler: Any) -> list[float]:
     """The falling noise-to-signal ratios of a scheduler whose timesteps are set, the final one included.
 
-    Higher-order schedulers visit a level several times; here it comes once. `DDIMScheduler` leads to another level than
-    its next timestep's where timesteps are spaced by `linspace`, or by `trailing` and their number does not divide that
-    of the training steps; here steps lead to the next timestep's.
+    Higher-order schedulers visit a level several times; here each level comes once. Steps lead to the level of the next
+    timestep. `DDIMScheduler` itself leads to another level if timesteps are spaced by `linspace`, or by `trailing` with
+    a number that does not divide that of the training steps.
     """
     if is_flow(scheduler):
         sigma = scheduler.sigmas.double().cpu()
@@ -125,14 +125,14 @@ def stock_levels(scheduler: Any) -> list[float]:
 
 
 def level_interval(levels: Sequence[float], steps: Sequence[int]) -> tuple[float, float]:
-    """The levels `low < kappa <= high` that consecutive steps of a run leave from and pass; empty without steps.
+    """The interval of levels `low < kappa <= high` from which consecutive steps of a run start; empty without steps.
 
-    Rules that a stock pipeline writes for steps by their index become rules for noise levels in this way; what holds
-    for the first step holds above it.
+    It turns a stock pipeline's rule for steps by index into a rule for noise levels. A rule for the first step also
+    holds at higher levels.
 
     Args:
-        levels: of the run, the final one included.
-        steps: consecutive indices.
+        levels: noise levels of the run, the final one included.
+        steps: consecutive indices of steps.
     """
     if not steps:
         return float("inf"), float("inf")
@@ -140,14 +140,14 @@ def level_interval(levels: Sequence[float], steps: Sequence[int]) -> tuple[float
 
 
 def within(noise_to_signal: Level, interval: tuple[float, float]) -> Tensor:
-    """Which levels lie in an interval of `level_interval`."""
+    """Whether levels lie in an interval from `level_interval`."""
     low, high = interval
     level = as_level(noise_to_signal)
     return (low < level) & (level <= high)
 
 
 def _final_level(scheduler: Any) -> Tensor:
-    """Where the last step of a scheduler without sigmas ends: not at zero for Stable Diffusion's DDIM."""
+    """The final level of a scheduler without sigmas, which is not zero for Stable Diffusion's DDIM."""
     if isinstance(scheduler, TCDScheduler):
         return training_levels(scheduler)[:1]
     if isinstance(scheduler, _CONSISTENCY) or not hasattr(scheduler, "final_alpha_cumprod"):
@@ -176,7 +176,7 @@ def stock_transition(scheduler: Any, eta: float = 0.0) -> Transition:
     """The first-order step of a scheduler; for those of higher order, the step that they refine.
 
     Args:
-        eta: of `DDIMScheduler` and `TCDScheduler`; other schedulers ignore it, as their pipelines do.
+        eta: option of `DDIMScheduler` and `TCDScheduler`; other schedulers ignore it, as their pipelines do.
 
     Raises:
         ValueError: a DDPM scheduler adds noise of another variance than the posterior's.
@@ -219,7 +219,7 @@ def _check_variance(scheduler: Any) -> None:
 
 
 def clipping(scheduler: Any) -> Callable[[Tensor], Tensor] | None:
-    """What the scheduler does to predicted clean samples `[N, ...]`: clips or thresholds them, or nothing."""
+    """The scheduler's clipping or thresholding of predicted clean samples `[N, ...]`; None if it does neither."""
     config = scheduler.config
     # TCD declares both, and does neither.
     if isinstance(scheduler, TCDScheduler):

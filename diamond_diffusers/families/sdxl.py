@@ -22,7 +22,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
     """Reads a `StableDiffusionXLPipeline`.
 
     With `negative_original_size` and `negative_target_size` the stock pipeline gives some rows of a batch the sizes of
-    others; here every row of a batch has those that it has alone.
+    others. Here every row has the sizes that it would have alone.
     """
 
     name = "sdxl"

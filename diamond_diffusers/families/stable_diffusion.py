@@ -82,7 +82,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
     def prompt_features(
         self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Features of the prompts and of the negative prompts, one row each; the latter lack some without guidance."""
+        """Features of the prompts and of the negative prompts, one row each; without guidance the latter lack some."""
         embeds: Tensor
         negative_embeds: Tensor | None
         embeds, negative_embeds = self.encode_prompt(arguments)
@@ -96,7 +96,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
         ).to(embeds)
 
     def encode_prompt(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What the stock pipeline's `encode_prompt` returns."""
+        """The result of the stock pipeline's `encode_prompt`."""
         options = {
             "device": self.device,
             "do_classifier_free_guidance": self.pipeline.do_classifier_free_guidance,
@@ -108,7 +108,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
     def _add_image_features(
         self, arguments: Mapping[str, Any], positive: dict[str, Tensor], negative: dict[str, Tensor]
     ) -> None:
-        """Adds what IP-Adapters are given, one feature for each adapter, to features with a row for each prompt."""
+        """Adds the image features of IP-Adapters, one for each adapter, to features with a row for each prompt."""
         given = [name for name in ("ip_adapter_image", "ip_adapter_image_embeds") if arguments[name] is not None]
         if not given:
             return

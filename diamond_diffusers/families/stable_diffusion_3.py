@@ -149,7 +149,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
         return evaluations + 1 if is_skipped else evaluations
 
     def guided_prediction(self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions) -> Tensor:
-        """Classifier-free guidance, and skip-layer guidance away from what the network says without some layers."""
+        """Classifier-free guidance, and skip-layer guidance away from the prediction without some layers."""
         if self.evaluations_per_row(noise_to_signal, conditions) < 3:
             return super().guided_prediction(latents, noise_to_signal, conditions)
         positive, negative = self.both_predictions(latents, noise_to_signal, conditions)

@@ -14,7 +14,7 @@ _PROMPTS = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_embeds|_embeds_mask|_a
 
 
 def call_stock(method: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """Calls a method of a stock pipeline with those of the given arguments that it takes."""
+    """Calls a method of a stock pipeline with the given arguments that it takes, and leaves out the others."""
     return method(**{name: given[name] for name in inspect.signature(method).parameters if name in given})
 
 
@@ -23,7 +23,7 @@ def num_prompts(arguments: Mapping[str, Any]) -> int:
 
     Raises:
         TypeError: the prompt is neither a text nor a list.
-        ValueError: there is none.
+        ValueError: there is no prompt.
     """
     prompt = arguments["prompt"]
     if not (prompt is None or isinstance(prompt, str | list)):
@@ -41,12 +41,12 @@ def num_prompts(arguments: Mapping[str, Any]) -> int:
 def one_row_each(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments under which the stock `encode_prompt` makes one row of each prompt and of each negative prompt.
 
-    Check and encode these, and repeat with `repeat_rows`. For several images a prompt, some stock pipelines order masks
-    unlike embeddings (SANA, Lumina 2, Qwen-Image), or leave embeddings that they are given as they are (FLUX, SD3), so
-    that an image would have the conditions of another.
+    Check and encode these arguments, and repeat the rows with `repeat_rows`. With several images a prompt, some stock
+    pipelines order masks and embeddings differently (SANA, Lumina 2, Qwen-Image), or do not repeat given embeddings
+    (FLUX, SD3), so that an image would have the conditions of another.
 
     Args:
-        arguments: of the stock `__call__`; a second or negative prompt may be one for all.
+        arguments: arguments of the stock `__call__`; a second or negative prompt may be one for all.
 
     Raises:
         ValueError: texts, embeddings or masks are neither one for each prompt nor one for all.
@@ -68,12 +68,12 @@ def one_row_each(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def repeat_rows(features: Mapping[str, Tensor], num_images_per_prompt: int) -> dict[str, Tensor]:
-    """Features with a row for each prompt, given one for each image: consecutive ones of each prompt."""
+    """Repeats features with one row for each prompt to one row for each image; images of one prompt are consecutive."""
     return {name: feature.repeat_interleave(num_images_per_prompt, 0) for name, feature in features.items()}
 
 
 def without_none(features: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The features that there are: without classifier-free guidance stock pipelines give None for negative prompts."""
+    """The features that are not None; without guidance stock pipelines give None for those of negative prompts."""
     return {name: feature for name, feature in features.items() if feature is not None}
 
 
@@ -97,6 +97,6 @@ def image_prompt_rows(name: str, embeds: Tensor, count: int, is_guided: bool) ->
 
 
 def masked_features(embeds: Tensor, attention_mask: Tensor, num_images_per_prompt: int) -> dict[str, Tensor]:
-    """An encoding of prompts with its mask, one row each, given a row for each image."""
+    """An encoding of prompts and its mask, with one row for each prompt, repeated to one row for each image."""
     features = {"encoder_hidden_states": embeds, "encoder_attention_mask": attention_mask}
     return repeat_rows(features, num_images_per_prompt)

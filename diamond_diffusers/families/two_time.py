@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class TwoTimeEmbedder(nn.Module):
-    """A time embedder that also takes pairs of times: the mean of an embedding of each, by embedders of their own.
+    """A time embedder that also takes pairs of times; it embeds each by an embedder of its own, and takes the mean.
 
-    A flow map from `t` to `t'` is told both. Before training, the embedding of `(t, t)` is that of `t`.
+    A flow map from `t` to `t'` needs both times. Before training, the embedding of `(t, t)` is that of `t`.
 
     Args:
         original_embedder: embeds `(timestep [N], ...)`; its copy becomes `second_embedder`.

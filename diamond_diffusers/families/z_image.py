@@ -22,8 +22,8 @@ class ZImageFamily(FlowMatchingFamily):
     """Reads a `ZImagePipeline`.
 
     Its network takes lists of latents and of prompt embeddings of any length, the time `1 - t`, and predicts `z - eps`.
-    `cfg_truncation` is a rule for times as it stands: guidance ends where `1 - t` exceeds it, and with it the second
-    evaluation.
+    `cfg_truncation` is a rule for times already: guidance, and with it the second evaluation, ends where `1 - t`
+    exceeds it.
     """
 
     name = "z_image"
@@ -140,5 +140,5 @@ class ZImageFamily(FlowMatchingFamily):
 
 
 def _norm(predictions: Tensor) -> Tensor:
-    """Of each row `[N, ...]`, shaped to divide the rows."""
+    """The norm of each row `[N, ...]`, shaped to divide the rows."""
     return torch.linalg.vector_norm(predictions, dim=list(range(1, predictions.ndim)), keepdim=True)

@@ -1,4 +1,4 @@
-"""What a Diamond Map tells an unmodified diffusers network beyond its own inputs, through zero-initialised layers."""
+"""Layers that carry the additional inputs of a Diamond Map into an unmodified diffusers network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sites:
     """Where a family's network takes in its latents and its time.
 
     Attributes:
-        latents: module that embeds the latents; the embedded inner state, and observation, is added to its output.
+        latents: module that embeds the latents; the embedded inner state (and observation) is added to its output.
         time: module that embeds the time, with output `[N, width]`; the embedded times are added to it.
     """
 
@@ -45,7 +45,7 @@ class TimesEmbedding(nn.Module):
     greater than all others.
 
     Args:
-        width: of the network's time embedding.
+        width: width of the network's time embedding.
     """
 
     frequencies: Tensor
@@ -60,7 +60,7 @@ class TimesEmbedding(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, times: Tensor) -> Tensor:
-        """`[N, width]` of times `[N, 3]`, whose angles are in float32 whatever the precision of the layers."""
+        """Embeddings `[N, width]` of times `[N, 3]`; angles are in float32, whatever the precision of the layers."""
         angles = (times[..., None].float() * self.frequencies.float()).flatten(1)
         features = torch.cat([angles.sin(), angles.cos()], 1).to(self.hidden.weight.dtype)
         return self.output(nn.functional.silu(self.hidden(features)))
@@ -69,11 +69,11 @@ class TimesEmbedding(nn.Module):
 class MapConditioning(nn.Module):
     """The layers that make a denoiser a Diamond Map: they carry the inner state and the times into the network.
 
-    At initialisation they add zero, so that the network is what it was.
+    At initialisation they add zero, so that the network computes what it did without them.
 
     Args:
         network: the unmodified diffusers model.
-        sites: where it is conditioned.
+        sites: the modules to whose outputs the layers add.
         condition_on_observation: whether the observation is carried in too.
     """
 
@@ -94,8 +94,8 @@ class MapConditioning(nn.Module):
         """Conditions every evaluation of a network inside the context.
 
         Args:
-            inner_state: `xbar_s` in the form and of the number of rows of the network's latents.
-            observation: `x_t` in the bounded coordinate, of the same form; read where the map has a layer for it.
+            inner_state: `xbar_s`, in the shape of the network's latents.
+            observation: `x_t` in the bounded coordinate, of the same shape; ignored if the map has no layer for it.
             times: outer time and inner times `(s, r)`, `[N, 3]`, each in [0, 1].
         """
 
@@ -136,7 +136,7 @@ def _base_layer(layer: nn.Module) -> nn.Module:
 
 
 def _zero_copy(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """A layer of the same form that gives zero."""
+    """A layer of the same form that returns zero."""
     copy: nn.Linear | nn.Conv2d
     if isinstance(layer, nn.Linear):
         copy = nn.Linear(layer.in_features, layer.out_features)

@@ -4,9 +4,9 @@ Source: Holderrieth et al., arXiv 2602.05993. A Diamond Map is a flow map of the
 
     X_{s -> r}(xbar_s; x_t, t) = (r / s) xbar_s + (1 - r / s) D_th(xbar_s, s, r; x_t, t),      0 <= r < s <= 1
 
-parametrised by its mean denoiser `D_th`: the base network at the sufficient statistic `(S, kappa*)` of `x_t` and
-`xbar_s`, told `xbar_s` itself (and `x_t`, where that is wanted), the outer time and `(s, r)` through zero-initialised
-layers, and adapted by LoRA.
+parametrised by its mean denoiser `D_th`. That is the base network, adapted by LoRA, at the sufficient statistic
+`(S, kappa*)` of `x_t` and `xbar_s`. Zero-initialised layers tell it `xbar_s` itself (and `x_t`, if wanted), the outer
+time and `(s, r)`.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ ADAPTER = "diamond_map"
 class DiamondMap(nn.Module):
     """A family's network with the adapter and the conditioning of a Posterior Diamond Map.
 
-    The network's own weights are never changed. The adapter is active in evaluations of the map alone, where it adds to
-    the other LoRAs that are active then; at rest the network is the base.
+    The network's own weights are never changed. The adapter is active only while the map is evaluated, beside the other
+    LoRAs that are active then; otherwise the network is the base.
 
     Args:
         family: an ordinary model of a family in `SITES`.
-        rank: of the LoRA.
+        rank: rank of the LoRA.
         lora_alpha: scale of the LoRA, which multiplies by `lora_alpha / rank`; None for the rank.
         lora_layers: names or name endings of the modules that are adapted; None for every linear layer in a block.
-        condition_on_observation: whether the network is told `x_t` itself too, beside the statistic that holds it.
+        condition_on_observation: whether the network is told `x_t` itself too, beside the statistic that contains it.
 
     Attributes:
-        guidance: arguments of a call that are baked in, with the values that they had in distillation.
-        training_facts: what is known of the distillation.
-        base_model, base_revision: where the base of a saved map is.
-        license: of a saved map, as the Hub names it.
+        guidance: the call arguments that are baked in, with their values in distillation.
+        training_facts: facts about the distillation, for readers of the model card.
+        base_model, base_revision: repository or folder, and revision, of a saved map's base.
+        license: licence of a saved map, by its name on the Hub.
 
     Raises:
         ValueError: the family has no known sites, or the network has a Diamond Map already, is a flow map of two times,
@@ -94,7 +94,7 @@ class DiamondMap(nn.Module):
         self._inject()
 
     def _inject(self) -> None:
-        """Puts the adapter into the network, and leaves all else as it is: what is active, and what is trained."""
+        """Puts the adapter into the network, without changing which adapters are active or which weights train."""
         network = self.network
         at_rest = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _tuned_layers(network)]
         trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
@@ -119,7 +119,7 @@ class DiamondMap(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The family's network, as it was before it was compiled."""
+        """The family's network, without the wrapper of `torch.compile`."""
         return unwrap_module(self.family.network_module)
 
     @property
@@ -129,7 +129,7 @@ class DiamondMap(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Of the LoRA."""
+        """Rank of the LoRA."""
         return self.config.r
 
     @property
@@ -148,7 +148,7 @@ class DiamondMap(nn.Module):
         return {name: weight for name, weight in self.network.named_parameters() if f".{ADAPTER}." in name}
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What distillation trains."""
+        """The parameters that distillation trains."""
         return list(self.weights().values())
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -189,10 +189,10 @@ class DiamondMap(nn.Module):
                 del network.peft_config
 
     def take_out(self) -> dict[str, Tensor] | None:
-        """As `remove`; returns what `put_back` takes.
+        """Removes the map as `remove` does; returns the pieces that `put_back` takes.
 
         Raises:
-            ValueError: its layers are offloaded one by one or in groups; it is still there then.
+            ValueError: its layers are offloaded one by one or in groups; the map then stays.
         """
         attached = self.is_attached
         if attached and offloads_layers(self.network):
@@ -213,7 +213,7 @@ class DiamondMap(nn.Module):
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """The network without the map, for what takes out all of its adapters; afterwards the map is there again."""
+        """Context in which the network is without the map, for methods that remove all adapters."""
         weights = self.take_out()
         try:
             yield
@@ -222,7 +222,7 @@ class DiamondMap(nn.Module):
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """The network with the map's adapter, beside the others that are active.
+        """Context in which the map's adapter is active in the network, beside the other active ones.
 
         Raises:
             RuntimeError: the adapter is no longer in the network, or other LoRAs are fused into its weights.
@@ -315,7 +315,7 @@ def block_linear_layers(network: nn.Module) -> list[str]:
 
 
 class _FixedScaling(dict[str, float]):
-    """Scales of a layer's adapters, where that of the map stays: a call that scales its LoRAs does not mean the map."""
+    """Scales of a layer's adapters, with a fixed one for the map, which a call that scales its LoRAs does not mean."""
 
     def __setitem__(self, name: str, scale: float) -> None:
         if name != ADAPTER or name not in self:
@@ -323,19 +323,19 @@ class _FixedScaling(dict[str, float]):
 
 
 def check_can_be_adapted(network: nn.Module) -> None:
-    """Raises a `ValueError` where a network has what would make a Diamond Map wrong, or be spoilt by it."""
+    """Raises a `ValueError` if a Diamond Map would be wrong in this network, or would break something in it."""
     name = type(network).__name__
     if any(layer.merged for layer in _tuned_layers(network)):
         raise ValueError(f"LoRAs are fused into the weights of the {name}; unfuse_lora() before the Diamond Map")
     if offloads_layers(network):
         raise ValueError(
-            f"the layers of the {name} are offloaded one by one or in groups, and what is added to them would not be; "
+            f"the layers of the {name} are offloaded one by one or in groups, but layers added to them would not be; "
             "load the Diamond Map first, then offload"
         )
 
 
 def _peft_configs(network: nn.Module) -> dict[str, LoraConfig]:
-    """Those of the adapters in a network, by name."""
+    """The peft configurations of the adapters in a network, by name."""
     return getattr(network, "peft_config", {})
 
 

@@ -1,4 +1,4 @@
-"""What a saved model declares: defaults of its calls and, where it has one, its Diamond Map. Files of others."""
+"""The declaration of a saved model, which is not trusted: its call defaults and its Diamond Map, if it has one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _MAY_BE_MISSING_OF_A_MAP = {**_MAY_BE_MISSING, "license": None, "condition_on_ob
 
 
 def read_config(source: str | PathLike[str], **hub: Any) -> dict[str, Any]:
-    """What a folder or Hub repository declares of a model: defaults of its calls, and its Diamond Map if it has one.
+    """Reads the declaration of a model: its call defaults, and its Diamond Map if it has one.
 
     Args:
         source: folder or Hub repository.
@@ -83,7 +83,7 @@ def read_config(source: str | PathLike[str], **hub: Any) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such declaration.
         ValueError: there is no such folder or repository, or the declaration cannot be read, is not of a version that
-            this package reads, or holds what it should not.
+            this package reads, or holds values that it must not.
     """
     file = find_file(source, CONFIG_NAME, **hub)
     config = read_json(file, REMEDY)
@@ -96,7 +96,7 @@ def read_map_config(source: str | PathLike[str], **hub: Any) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no map.
-        ValueError: there are defaults alone, or as of `read_config`.
+        ValueError: the declaration has no map, only defaults; or as for `read_config`.
     """
     config = read_config(source, **hub)
     if "base_config" not in config:
@@ -105,10 +105,10 @@ def read_map_config(source: str | PathLike[str], **hub: Any) -> dict[str, Any]:
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """A declaration as its file holds it.
+    """The text of a declaration's file.
 
     Raises:
-        TypeError: it holds an object that JSON has not.
+        TypeError: it holds an object that JSON cannot represent.
         ValueError: `read_config` would refuse it.
     """
     text = json.dumps(_plain(config, ""), indent=2) + "\n"
@@ -137,7 +137,7 @@ def declare_map(
     """The declaration of a map of a model; errors as of `config_text`.
 
     Args:
-        defaults, base_defaults: of calls with the map, and without it; None where the base is elsewhere.
+        defaults, base_defaults: defaults of calls with the map and without it; None if the base is saved elsewhere.
         base_model, base_revision, license, training, condition_on_observation: as of `save_diamond_map`.
     """
     config = {
@@ -218,7 +218,7 @@ def find_file(
 
 
 def _check_declaration(config: Any, name: str, remedy: str) -> None:
-    """Raises a `ForeignFileError` where a declaration is not one."""
+    """Raises a `ForeignFileError` if the content is not a valid declaration."""
     version = fitted(config, dict[str, Any], name, remedy).get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise ForeignFileError(
@@ -259,11 +259,11 @@ def _check_defaults(defaults: Mapping[str, Any], name: str, remedy: str) -> None
 
 
 def _plain(value: Any, place: str, depth: int = 0) -> Any:
-    """A value as dictionaries, lists, and what JSON can hold.
+    """A value as dictionaries, lists and the other values that JSON can hold.
 
     Raises:
         TypeError: there is another object in it.
-        ValueError: it has no end, or holds a number that is not finite.
+        ValueError: it contains itself, or holds a number that is not finite.
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"{place[:60]}... is nested deeper than {MAX_DEPTH} levels, and cannot be saved; leave it out")
@@ -284,7 +284,7 @@ def _plain(value: Any, place: str, depth: int = 0) -> Any:
 
 
 def _shapes(family: Family) -> dict[str, Any]:
-    """The settings of a network from which the shapes of its weights follow, as JSON has them."""
+    """The settings of a network that determine the shapes of its weights, as JSON values."""
     network = unwrap_module(family.network_module)
     settings = {
         name: value
@@ -295,6 +295,6 @@ def _shapes(family: Family) -> dict[str, Any]:
 
 
 def _path(family: Family) -> dict[str, Any]:
-    """What the network predicts, and along which path."""
+    """The kind of prediction of the network, and its path."""
     path = family.path
     return {"path": type(path).__name__, "prediction_type": getattr(path, "prediction_type", "velocity")}

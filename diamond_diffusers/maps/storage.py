@@ -50,19 +50,19 @@ def save_diamond_map(
     """Writes a map, without its base, whole or not at all.
 
     Args:
-        folder: is created; files of a map in it are replaced.
+        folder: the target, which is created; files of an earlier map in it are replaced.
         defaults: values for arguments of a call that are not given; they hold the guidance that is baked in.
         training: facts about the distillation, for its reader.
-        base_model: Hub repository or folder of the base, or `miniature`; None for what a loaded map says, else for
-            where the base was loaded from.
-        base_revision: of the base on the Hub.
-        base_defaults: defaults of the base alone, where it is saved beside the map.
-        license: as the Hub names it; None for what a loaded map says.
-        weights: in place of the map's own, named as by `DiamondMap.weights`.
+        base_model: Hub repository or folder of the base, or `miniature`. None takes it from the loaded map, or else
+            from where the base was loaded.
+        base_revision: revision of the base on the Hub.
+        base_defaults: defaults of the base alone, if it is saved beside the map.
+        license: name of the licence on the Hub; None for that of the loaded map.
+        weights: weights to save in place of the map's own, named as by `DiamondMap.weights`.
 
     Raises:
-        TypeError, ValueError: the defaults or facts hold what cannot be saved, or a weight is not finite; raised before
-            anything is written.
+        TypeError, ValueError: the defaults or facts hold a value that cannot be saved, or a weight is not finite;
+            raised before anything is written.
     """
     family = diamond_map.family
     if base_model is None and diamond_map.base_model is not None:
@@ -107,14 +107,14 @@ class Adapter:
 
 @dataclass(frozen=True)
 class SavedMap:
-    """What the files of a map hold, which belong together.
+    """The contents of a map's files, after the check that they belong together.
 
     Attributes:
-        source: where they are.
-        config: as of `read_map_config`.
+        source: folder or Hub repository of the files.
+        config: the configuration, as from `read_map_config`.
         network_name: the component that the LoRA is for.
-        adapter: what is declared of the LoRA.
-        weights: of the map, named as by `DiamondMap.weights`.
+        adapter: the declaration of the LoRA.
+        weights: weights of the map, named as by `DiamondMap.weights`.
     """
 
     source: str | PathLike[str]
@@ -124,11 +124,11 @@ class SavedMap:
     weights: dict[str, Tensor]
 
     def around(self, family: Family, device: torch.device | None = None) -> DiamondMap:
-        """The map on a loaded base, whose random state it leaves alone; on any error the base is as it was.
+        """Puts the map on a loaded base, without touching the global random state; on any error the base is as it was.
 
         Args:
             family: an ordinary model of the shapes that the map was distilled from.
-            device: of the conditioning layers; None for the CPU.
+            device: device of the conditioning layers; None for the CPU.
 
         Raises:
             ValueError: the weights do not fit, or the network cannot carry a map.
@@ -152,10 +152,10 @@ class SavedMap:
         return diamond_map
 
     def check_fits(self, family: Family) -> None:
-        """Checks, without memory for them, that a network has a place for each of the weights.
+        """Checks that a network has a place for each of the weights, without allocating memory for them.
 
         Raises:
-            ValueError: it has not, or LoRAs are fused into its weights, or its layers are offloaded.
+            ValueError: a weight does not fit, LoRAs are fused into the network's weights, or its layers are offloaded.
         """
         network, sites = unwrap_module(family.network_module), sites_of(family)
         check_base(family, self.config)
@@ -182,7 +182,7 @@ def read_diamond_map(source: str | PathLike[str], family: Family | None = None, 
 
     Args:
         source: folder or Hub repository.
-        family: for which the map has to be, where it is known already.
+        family: the family that the map has to be for; None if the base is not loaded yet.
         **hub: as of `read_config`.
 
     Raises:
@@ -214,7 +214,7 @@ def load_diamond_map(family: Family, source: str | PathLike[str], **hub: Any) ->
 
 
 def _read_adapter(metadata: Mapping[str, str], network: str, name: str) -> Adapter:
-    """What a LoRA file declares of the LoRA of a network."""
+    """The declaration of a network's LoRA in a LoRA file."""
     written = parse_json(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"), f"the metadata of {name}", REMEDY)
     written = fitted(written, dict[str, Any], f"the metadata of {name}", REMEDY)
     declared = {key.removeprefix(f"{network}."): value for key, value in written.items()}
@@ -246,7 +246,7 @@ def _check_rank(adapter: Adapter, weights: Mapping[str, Tensor], name: str) -> N
 
 
 def _widths(layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The shapes of the halves of a layer's LoRA, but for its rank; None where the layer is not linear."""
+    """The shapes of the two halves of a layer's LoRA, without the rank; None if the layer is no linear map."""
     layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     if isinstance(layer, nn.Linear):
         return (layer.in_features,), (layer.out_features,)

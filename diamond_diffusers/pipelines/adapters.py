@@ -1,4 +1,4 @@
-"""What is loaded into the network of a pipeline: Diamond Maps and LoRAs."""
+"""Methods that load Diamond Maps and LoRAs into the network of a pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .loading import HUB_OPTIONS, find_map
 
 
 class AdapterMethods:
-    """Those methods of `DiamondMapPipeline`."""
+    """The methods of `DiamondMapPipeline` that load and remove Diamond Maps and LoRAs."""
 
     pipeline: DiffusionPipeline
     family: Family
@@ -25,9 +25,9 @@ class AdapterMethods:
     def load_diamond_map(self, source: str | os.PathLike[str], **hub: Any) -> None:
         """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
 
-        Its defaults go before this model's for as long as it is loaded. The base stays what it is, bit for bit, and
-        ordinary LoRAs add to both. A map that is there already gives way; where the new one is refused, the model is
-        what it was.
+        While the map is loaded, its call defaults take precedence over those of the base. The base stays what it is,
+        bit for bit, and ordinary LoRAs act on both. A map that was loaded before is replaced; if the new one is
+        refused, the model stays as it was.
 
         Args:
             source: folder or Hub repository of the map, alone or beside its base.
@@ -36,7 +36,7 @@ class AdapterMethods:
         Raises:
             FileNotFoundError: there is no map.
             TypeError: an argument is unknown.
-            ValueError: the map is for another base, its files are damaged or hold what they should not, or the network
+            ValueError: the map is for another base, its files are damaged or hold invalid values, or the network
                 has fused LoRAs, a two-time LoRA, or layers that are offloaded.
         """
         for name in hub.keys() - {"subfolder", *HUB_OPTIONS}:
@@ -45,7 +45,7 @@ class AdapterMethods:
         self._adopt(read_diamond_map(source, self.family, **(hub if found is None else found.hub)))
 
     def _adopt(self, saved: SavedMap) -> None:
-        """Puts a map in the place of the former one, which stays where the new one does not fit or fails."""
+        """Replaces the former map by a new one; if the new one does not fit or fails, the former one stays."""
         saved.check_fits(self.family)
         former = self.family.posterior_map
         former_weights = None if former is None else former.take_out()
@@ -60,7 +60,7 @@ class AdapterMethods:
         self.defaults = {**self._base_defaults, **saved.config["defaults"]}
 
     def unload_diamond_map(self) -> None:
-        """Takes the Diamond Map away, if there is one; base and defaults are then as before it was loaded."""
+        """Removes the Diamond Map, if there is one; the base and the call defaults are then as before it was loaded."""
         if self.family.posterior_map is not None:
             self.family.posterior_map.remove()
             self.family.posterior_map = None
@@ -73,7 +73,7 @@ class AdapterMethods:
 
         Args:
             pretrained_model_name_or_path_or_dict: folder, file, Hub repository, or weights.
-            **kwargs: of the stock method (`adapter_name`, `weight_name`, ...).
+            **kwargs: options of the stock method (`adapter_name`, `weight_name`, ...).
 
         Raises:
             AttributeError: stock diffusers has no LoRA loader for the pipeline.
@@ -93,7 +93,7 @@ class AdapterMethods:
         """Activates LoRAs as the stock pipeline does; a Diamond Map is active by itself, where it is evaluated.
 
         Raises:
-            ValueError: the Diamond Map is named.
+            ValueError: the names include the Diamond Map.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if self.family.has_diamond_map and ADAPTER in names:

@@ -1,4 +1,4 @@
-"""The keywords of a stock `__call__`, with everything that was left out filled in."""
+"""The keywords of a stock `__call__`, with the defaults filled in."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 class StockArguments(Mapping[str, Any]):
     """Every keyword of one stock pipeline's `__call__` with its value, read-only.
 
-    Families read it as a mapping, since each stock pipeline has keywords of its own. What all stock pipelines have is
-    also an attribute.
+    Families read it as a mapping, since each stock pipeline has keywords of its own. The keywords that all stock
+    pipelines have are also attributes.
 
     Args:
-        values: a value for every keyword of the stock `__call__`, but `self`.
+        values: a value for every keyword of the stock `__call__`, except `self`.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ class StockArguments(Mapping[str, Any]):
 
     @property
     def prompt(self) -> str | list[str] | None:
-        """One or several texts; None where they are given as embeddings."""
+        """The prompt: one or several texts; None if the prompts are given as embeddings."""
         return self["prompt"]
 
     @property
@@ -68,7 +68,7 @@ class StockArguments(Mapping[str, Any]):
 
     @property
     def generator(self) -> torch.Generator | Sequence[torch.Generator] | None:
-        """One for all images, or one for each; None for torch's global one."""
+        """One generator for all images, or one for each; None for torch's global one."""
         return self.get("generator")
 
     @property
@@ -82,7 +82,7 @@ class StockArguments(Mapping[str, Any]):
         return self.get("callback_on_step_end_tensor_inputs", ["latents"])
 
     def check(self) -> None:
-        """Checks what no stock pipeline checks: that counts are counts, and that noise only decreases.
+        """Makes the checks that stock pipelines omit: that counts are positive numbers, and that noise only decreases.
 
         Raises:
             TypeError: the prompt is neither a text nor a list.
@@ -102,13 +102,13 @@ class StockArguments(Mapping[str, Any]):
                 )
 
     def reward_texts(self, reward_prompt: str | list[str] | None) -> list[str]:
-        """The prompt that the reward reads for each image; empty texts where none is known.
+        """The text that the reward reads for each image; empty if the prompt is not known as text.
 
         Args:
-            reward_prompt: replaces the prompts.
+            reward_prompt: texts that replace the prompts.
 
         Raises:
-            ValueError: as many `reward_prompt` as there are prompts are needed.
+            ValueError: the number of `reward_prompt` is not that of the prompts.
         """
         texts = reward_prompt if reward_prompt is not None else self.prompt
         count = num_prompts(self)
@@ -151,7 +151,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
 
 
 def _ordinary(value: Any) -> Any:
-    """An argument without inference tensors, with which nothing could be differentiated."""
+    """An argument with inference tensors copied to ordinary ones, since torch cannot differentiate with them."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The attributes of a wrapped pipeline: a few of its own, and all others those of the stock pipeline."""
+"""The attributes of a wrapped pipeline: a few are its own, and all others are delegated to the stock pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StockAttributes:
 
     Args:
         pipeline: the stock pipeline; it cannot be replaced later.
-        family: what reads it; it cannot be replaced later.
+        family: the family that reads the pipeline; it cannot be replaced later.
         defaults: values for arguments of a call that are not given.
 
     Attributes:
@@ -66,9 +66,9 @@ class StockAttributes:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[DiffusionPipeline]:
-        """The stock pipeline's, by which `AutoPipelineForText2Image.from_pipe` and its like know what it is.
+        """The stock pipeline's class, by which `AutoPipelineForText2Image.from_pipe` and its like recognise it.
 
-        So `isinstance` finds both classes, and `type` this one.
+        So `isinstance` is true of both classes, while `type` returns `DiamondMapPipeline`.
         """
         return type(self.__dict__["pipeline"]) if "pipeline" in self.__dict__ else type(self)
 

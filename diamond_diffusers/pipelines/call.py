@@ -1,4 +1,4 @@
-"""A call of a model: its arguments, and what the model makes of them before it samples."""
+"""A prepared call of a model: its arguments, its encoded prompts and its noise levels."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def prepare(
     defaults: Mapping[str, Any],
     reward_prompt: str | list[str] | None = None,
 ) -> Call:
-    """Resolves and checks the arguments of a call; `DiamondMapPipeline.prepare` is this for its own model.
+    """Resolves and checks the arguments of a call. `DiamondMapPipeline.prepare` does this for its own model.
 
     Args:
         family: the model.
-        given: keywords of the stock `__call__`; None stands for one that is not given.
-        defaults: the model's own values for those that are not given; other names in it are passed over.
-        reward_prompt: what the reward reads, where it is not the prompt.
+        given: keywords of the stock `__call__`; None counts as not given.
+        defaults: the model's own values for keywords that are not given; other names in it are ignored.
+        reward_prompt: text that the reward reads instead of the prompt.
 
     Raises:
         TypeError: a keyword is unknown or refused.
@@ -60,15 +60,15 @@ def prepare(
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A prepared call: made by `DiamondMapPipeline.prepare`, read by whatever samples, scores or learns from the model.
+    """A prepared call of a model, as `DiamondMapPipeline.prepare` returns it. Use it in a sampling loop of your own.
 
-    Its arguments are checked when it is made. Its prompts are encoded once, when `conditions` or `levels` first ask for
-    them, so that everything else that can be refused is refused before.
+    The arguments are checked when the call is prepared. The prompts are encoded once, when `conditions` or `levels`
+    first need them, so that wrong arguments are refused before that work.
 
     Attributes:
         family: the model.
         arguments: every keyword of the stock `__call__`, resolved.
-        texts: what the reward reads, a text for each of the `B` images; empty where there is none.
+        texts: texts that the reward reads, one for each of the `B` images; empty if they are not known.
         score_call: the same prompts as a call of the score model; None where the model has none.
 
     Example:
@@ -93,12 +93,12 @@ class Call:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are made."""
+        """The device on which the images are made."""
         return self.family.device
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Context in which the model is as this call samples and decodes it, such as with a float32 VAE.
+        """Context in which the model is set up to sample and decode for this call, for instance with a float32 VAE.
 
         It may be entered within itself.
         """
@@ -112,10 +112,10 @@ class Call:
             return self.family.encode(self.arguments)
 
     def levels(self, num_inference_steps: int | None = None) -> list[float]:
-        """Falling noise-to-signal ratios of a run of so many steps, first to last, computed once.
+        """Falling noise-to-signal ratios of a run, from first to last, computed once.
 
         Args:
-            num_inference_steps: None for that of the call.
+            num_inference_steps: number of steps of the run; None for that of the call.
         """
         steps = self.arguments.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps not in self._levels:
@@ -136,7 +136,7 @@ class Call:
 
         Args:
             family: the score model.
-            defaults: its own, as of `prepare`.
+            defaults: the score model's own defaults, as in `prepare`.
 
         Raises:
             ValueError: the prompts are not given as text.
@@ -149,9 +149,9 @@ class Call:
         return replace(self, score_call=prepare(family, given, defaults))
 
     def check_baked_guidance(self) -> None:
-        """Raises a `ValueError` where the guidance asked for is not the one that the Diamond Map was distilled with.
+        """Raises a `ValueError` if the call asks for other guidance than the Diamond Map was distilled with.
 
-        That has the empty negative prompt; whether `negative_prompt_embeds` are its embedding cannot be told.
+        The map was distilled with the empty negative prompt; whether `negative_prompt_embeds` embed it cannot be told.
         """
         remedy = "or align with look-aheads of the base (GlassPosterior)"
         assert self.family.posterior_map is not None, "a method that uses the map was resolved with it"
@@ -174,10 +174,10 @@ def starting_particles(call: Call, method: Method, level: float, random: RandomS
     """Particles `[B P, ...]` in the bounded coordinate; the first of each image starts where the stock pipeline would.
 
     Args:
-        call: whose `latents` they are made of, if it has any.
-        method: has `P` particles an image.
-        level: the first of the run.
-        random: draws them otherwise.
+        call: the call; particles are made of its `latents`, if it has any.
+        method: the method, which has `P` particles for each image.
+        level: first noise level of the run.
+        random: source of the noise, if the call has no `latents`.
 
     Raises:
         TypeError: `latents` is no tensor.
@@ -203,7 +203,7 @@ def starting_particles(call: Call, method: Method, level: float, random: RandomS
 
 
 def _given_rows(call: Call, method: Method) -> Tensor:
-    """The `latents` of a call, a row for each particle."""
+    """The `latents` of a call, with one row for each particle."""
     latents, count, particles = call.arguments.latents, call.num_images, method.num_particles
     if not isinstance(latents, Tensor):
         raise TypeError(f"latents is a {type(latents).__name__}; give a tensor with a row for each image")

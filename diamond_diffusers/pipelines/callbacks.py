@@ -23,7 +23,7 @@ UserCallback = Callable[..., dict[str, Any] | None]
 def check_callback(
     family: Family, alignment: Method, callback: UserCallback | None, names: Sequence[str]
 ) -> tuple[str, ...]:
-    """The tensors that a callback of the stock `__call__` is given.
+    """Checks a callback of the stock `__call__`, and returns the names of the tensors that it is given.
 
     Args:
         callback: `callback_on_step_end`; those of diffusers name their tensors themselves.
@@ -31,7 +31,7 @@ def check_callback(
 
     Raises:
         TypeError: the callback cannot be called, or the names are no list.
-        ValueError: a tensor is not shown here, or the callback counts steps where there are rounds.
+        ValueError: a tensor is not available to callbacks, or the callback counts steps but the method has rounds.
     """
     if callback is not None and not callable(callback):
         raise TypeError(f"callback_on_step_end is {callback!r}; give a function of (pipe, step, timestep, tensors)")
@@ -56,19 +56,19 @@ def check_callback(
 
 
 class StepEnd:
-    """What a run calls after each step: moves the progress bar, and hands the user's callback what stock loops do.
+    """Called by a run after each step: moves the progress bar and calls the user's callback as stock loops do.
 
-    What it changes counts from the next step on: latents, also in place, tensors of the prompts, `_guidance_scale`, and
-    the options that the stock loop reads at each step; a score model keeps its own. Estimates that were made ahead are
-    made again.
+    A callback may change latents, tensors of the prompts, `_guidance_scale` and the options that the stock loop reads
+    at each step. Changes count from the next step on, also if they are made in place; a score model keeps its own
+    values. Estimates that were made ahead are made again.
 
     Args:
-        pipe: the `DiamondMapPipeline`, which the callback gets first.
+        pipe: the `DiamondMapPipeline`, the callback's first argument.
         alignment: the method that runs.
-        levels: of the run.
-        progress_bar: of the stock pipeline.
+        levels: noise levels of the run.
+        progress_bar: progress bar of the stock pipeline.
         callback: `callback_on_step_end` of the stock `__call__`.
-        names: of the tensors that it is given.
+        names: names of the tensors that the callback is given.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StepEnd:
         self.negative_features: dict[str, Tensor] | None = None
 
     def __call__(self, progress: Progress) -> bool:
-        """What the callback changes, it changes in the progress; returns whether it ends the run."""
+        """Calls the callback and applies its changes to the progress; returns whether it ends the run."""
         self.progress_bar.update()
         if self.callback is None:
             return False
@@ -124,7 +124,7 @@ class StepEnd:
         return False
 
     def _changed(self, index: int, timestep: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Calls the user's callback; those tensors that it changed in place or returned anew."""
+        """Calls the user's callback; returns the tensors that it changed in place or returned."""
         assert self.callback is not None, "only a user's callback is shown tensors"
         shown = {name: tensors[name] for name in self.names}
         before = {name: _copied(tensor) for name, tensor in shown.items()}
@@ -149,7 +149,7 @@ class StepEnd:
         }
 
     def _options(self, conditions: Conditions) -> dict[str, Any]:
-        """What the stock loop reads in its pipeline at each step."""
+        """The options that the stock loop reads from its pipeline at each step."""
         # An embedded guidance scale is read once.
         names = {name for name in conditions.shared if name != "guidance_scale"}
         if hasattr(type(self.family.pipeline), "do_classifier_free_guidance"):
@@ -157,10 +157,10 @@ class StepEnd:
         return {name: getattr(self.family.pipeline, f"_{name}", None) for name in names}
 
     def _with_options(self, conditions: Conditions, options: Mapping[str, Any]) -> Conditions:
-        """The conditions under options that have been set anew.
+        """The conditions with options that a callback has set.
 
         Raises:
-            ValueError: guidance is turned on in a run that began without.
+            ValueError: guidance is turned on in a run that began without it.
         """
         shared = {name: value for name, value in options.items() if name in conditions.shared}
         conditions = dataclasses.replace(conditions, shared={**conditions.shared, **shared})
@@ -182,7 +182,7 @@ class StepEnd:
         if isinstance(self.alignment, NoiseRounds):
             raise ValueError(
                 f"callback_on_step_end changed {names[0]}, but {type(self.alignment).__name__} calls back once a "
-                "round, whose samples would not compare with those before; leave it, or take another alignment"
+                "round, whose samples would no longer be comparable; leave it, or take another alignment"
             )
         if self.alignment.uses_diamond_map(self.family):
             raise ValueError(
@@ -196,7 +196,7 @@ def _differs(value: Any, before: Any) -> bool:
 
 
 def _copied(tensor: Any) -> Any:
-    """Of a tensor, or of a list of them."""
+    """A copy of a tensor, or of a list of tensors."""
     if isinstance(tensor, list):
         return [part.clone() for part in tensor]
     return None if tensor is None else tensor.clone()

@@ -1,4 +1,4 @@
-"""Where models and their defaults come from, and where they are saved."""
+"""Finds models, their Diamond Maps and their call defaults in folders, checkpoint files and Hub repositories."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class FoundMap:
     """A Diamond Map that a model's folder or repository holds.
 
     Attributes:
-        source, hub: what `read_diamond_map` takes.
-        config: as of `read_map_config`.
+        source, hub: arguments for `read_diamond_map`.
+        config: the map's configuration, as from `read_map_config`.
     """
 
     source: str | os.PathLike[str]
@@ -46,15 +46,15 @@ class FoundMap:
 
     @property
     def is_alone(self) -> bool:
-        """Whether the base is elsewhere."""
+        """Whether the map is saved without its base."""
         return self.hub["subfolder"] is None
 
     @property
     def base(self) -> str | Path:
-        """Where the base of a map alone is.
+        """Folder or Hub repository of the base, for a map that is saved without it.
 
         Raises:
-            ValueError: the map does not say, or its folder is gone.
+            ValueError: the map does not name its base, or the base's folder is gone.
         """
         base = self.config["base_model"]
         if base == EMBEDDED_MODEL:
@@ -68,7 +68,7 @@ class FoundMap:
 
 
 def find_map(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> FoundMap | None:
-    """The Diamond Map of a folder or Hub repository: the map alone, or beside its base in `diamond_map/`."""
+    """The Diamond Map of a folder or Hub repository: the map alone, or the one in `diamond_map/` beside its base."""
     for subfolder in (None, MAP_FOLDER):
         options = {**hub, "subfolder": subfolder}
         config = _declared(model, **options)
@@ -96,13 +96,13 @@ def read_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
 
 
 def read_base_defaults(model: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
-    """Those of a model without its Diamond Map."""
+    """The call defaults of a model without its Diamond Map."""
     config = _declared(model, subfolder=MAP_FOLDER, **hub) or {}
     return config.get("base_defaults", config.get("defaults", {}))
 
 
 def _declared(model: str | os.PathLike[str], **options: Any) -> dict[str, Any] | None:
-    """What a model declares; None where it declares nothing."""
+    """The declaration of a model; None if it has none."""
     try:
         return read_config(model, **options)
     except LocalEntryNotFoundError:
@@ -115,15 +115,15 @@ def _declared(model: str | os.PathLike[str], **options: Any) -> dict[str, Any] |
 
 
 def check_class(model: str | os.PathLike[str], **hub: Any) -> str:
-    """The name of a pipeline's class, once it is known to be supported.
+    """Checks that a pipeline's class is supported, and returns its name.
 
     Args:
         model: folder or Hub repository.
 
     Raises:
-        TypeError: it is not supported.
+        TypeError: the class is not supported.
         ValueError: the configuration of the pipeline does not name one.
-        OSError: there is none, or it cannot be read.
+        OSError: the configuration does not exist, or cannot be read.
     """
     try:
         name = DiffusionPipeline.load_config(model, **hub)["_class_name"]
@@ -146,7 +146,8 @@ def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, 
 
     Args:
         checkpoint: a file, or its address on the Hub.
-        options: of the stock `from_single_file`; `config` is read where given, else the checkpoint's keys.
+        options: options of the stock `from_single_file`. The class is found from `config` if given, else from the
+            checkpoint's keys.
 
     Raises:
         TypeError: the class is not supported, or has no `from_single_file`.

@@ -1,4 +1,4 @@
-"""Model cards, and the way to the Hub."""
+"""Writes model cards, and uploads models to the Hub."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def write_model_card(
     """Writes `README.md`, and the samples beside it, into the folder of a saved map.
 
     Args:
-        folder: of the map alone, or of a pipeline with the map beside it.
-        repository: from which the snippet loads.
-        license: as the Hub names it; None for what the map says, else `other`.
-        prompt: of the samples and of the snippet.
+        folder: folder of the map alone, or of a pipeline with the map beside it.
+        repository: name of the repository from which the card's snippet loads.
+        license: name of the licence on the Hub; None for the map's own, or else `other`.
+        prompt: prompt of the samples and of the snippet.
         samples: a grid of images.
-        caption: of the grid.
+        caption: caption of the grid.
 
     Raises:
         FileNotFoundError: there is no map in the folder.
@@ -124,10 +124,10 @@ def write_model_card(
 
 
 def check_card(license: str | None, prompt: str | None) -> None:
-    """Checks what a user gives for a card.
+    """Checks the values that a user gives for a card.
 
     Raises:
-        TypeError: it is no text.
+        TypeError: a value is no text.
         ValueError: the licence is not in one printable line.
     """
     for name, value in (("license", license), ("sample_prompt", prompt)):
@@ -138,7 +138,7 @@ def check_card(license: str | None, prompt: str | None) -> None:
 
 
 def card_of_map(folder: str | PathLike[str]) -> set[str]:
-    """The names of a Diamond Map's card and its samples, where a folder has them; other cards are not ours."""
+    """The names of the files of a Diamond Map's card in a folder; empty if this package did not write the card."""
     file = Path(folder) / CARD_NAME
     try:
         tags = ModelCard(file.read_text(encoding="utf-8")).data.get("tags") if file.is_file() else None
@@ -167,7 +167,7 @@ def upload(
     commit_message: str | None = None,
     create_pr: bool | None = None,
 ) -> CommitInfo:
-    """Uploads a folder, or those of its files that are named."""
+    """Uploads a folder, or only the named ones of its files."""
     return HfApi(token=token).upload_folder(
         repo_id=repository,
         folder_path=Path(folder),
@@ -180,7 +180,7 @@ def upload(
 
 
 def _reward_lines(defaults: Mapping[str, Any]) -> str:
-    """A reward for the snippet, where the model has none of its own."""
+    """The lines of the snippet that name a reward, if the model has none of its own."""
     return "" if defaults.get("reward") else 'reward="clip",\n    reward_scale=100.0,\n    '
 
 
@@ -196,19 +196,19 @@ def _is_repository(name: str | None) -> bool:
 
 
 def _markdown(text: str) -> str:
-    """A text as a part of a line of Markdown, or of a cell of a table, that reads as it is: nothing in it is markup."""
+    """A text escaped for a line of Markdown or a cell of a table, so that nothing in it is read as markup."""
     line = " ".join(text.split())
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
     return re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", html.escape(line, quote=False))
 
 
 def _paragraph(text: str) -> str:
-    """As `_markdown`, for a whole line, which is then no heading, list or rule."""
+    """A text escaped as by `_markdown` for a whole line, so that it is no heading, list or rule either."""
     return re.sub(r"^(\d*)([-+=#.)])", r"\1\\\2", _markdown(text))
 
 
 def _quoted(text: str) -> str:
-    """As Python writes it, in double quotes; it neither ends the block of code that it is in nor hides what follows."""
+    """A text as a Python literal in double quotes, which can neither end the block of code nor hide what follows."""
     written = json.dumps(text, ensure_ascii=False)
     written = "".join(character if character.isprintable() else f"\\U{ord(character):08x}" for character in written)
     return written.replace("```", r"\x60\x60\x60")

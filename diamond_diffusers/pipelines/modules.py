@@ -1,4 +1,4 @@
-"""What a call asks of networks, decoders and encoders, and how it leaves them."""
+"""Prepares and checks networks, decoders and encoders for a call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..families.compat import offloads_layers
 
 @contextmanager
 def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Context in which gradients reach latents, but no weights.
+    """Context in which weights need no gradient, so that gradients reach latents alone.
 
-    Weights would make the autograd graphs hold every layer's input for their sake.
+    Otherwise the autograd graphs would hold the input of every layer for the gradients of its weights.
     """
     # By name, since offloading replaces the weights themselves.
     trained = [
@@ -77,7 +77,7 @@ def refuse_cache(family: Family) -> None:
 
 
 def checked_few_step(family: Family, few_step: bool | str | Sequence[str] | None) -> bool | tuple[str, ...] | None:
-    """`few_step` as a family keeps it.
+    """Checks `few_step`, and returns it in the form that a family keeps.
 
     Raises:
         ValueError: it names an adapter that is not loaded.

@@ -1,4 +1,4 @@
-"""What a call of `DiamondMapPipeline` returns."""
+"""The output of a call of `DiamondMapPipeline`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..families.base import Family
 
 @dataclass
 class DiamondMapPipelineOutput(BaseOutput):
-    """Images and what is known of them; `n` is their number.
+    """The output of a call: `n` images, their rewards, and figures of the run.
 
-    As every output of diffusers it is also a dictionary, and a tuple under `out[0]` and `out.to_tuple()`, of what is
-    not None.
+    Like every output of diffusers it is also a dictionary, and a tuple under `out[0]` and `out.to_tuple()`. Fields that
+    are None are left out there.
 
     Attributes:
-        images: PIL images, an array or a tensor, by `output_type`; image after image, and with
+        images: PIL images, an array or a tensor, depending on `output_type`; image after image, and with
             `final_selection="all"` particle after particle of each.
         rewards: unscaled rewards `[n]`; None without a reward.
         reward_terms: each term of the reward before weighting, `[n]`.
@@ -37,8 +37,8 @@ class DiamondMapPipelineOutput(BaseOutput):
             mixture under a strong tilt) or those of a distilled map. For the model's own law take
             `GlassTransition(num_inner_steps=4)` or more.
         trace: figures of each step; `trace.plot()` draws them.
-        cost: what the whole call has cost.
-        alignment: the method that ran, with what was left open filled in and the count that a budget has set.
+        cost: the cost of the whole call.
+        alignment: the method that has run, with the model's choices filled in and the count that a budget has set.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
 
@@ -67,7 +67,7 @@ def make_output(
     random: RandomSource,
     output_type: str,
 ) -> DiamondMapPipelineOutput:
-    """The chosen particles of a run as images of the wanted type, with what is known of them."""
+    """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
     assert isinstance(family, Family), "a call samples the model of a pipeline"
     chosen = result.select(selection, random).to(result.latents.device)

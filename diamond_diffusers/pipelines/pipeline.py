@@ -40,20 +40,22 @@ OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
 
 class DiamondMapPipeline(AdapterMethods, StockAttributes):
-    """Owns one stock pipeline, to which every attribute that is not defined here is delegated.
+    """A stock diffusers pipeline whose samples obey a reward.
 
-    So `components`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, `set_progress_bar_config` and the
-    rest act on the stock pipeline and mean what they mean there.
+    It owns one stock pipeline, to which every attribute that is not defined here is delegated: `components`,
+    `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, `set_progress_bar_config` and the rest act on the
+    stock pipeline and mean what they mean there.
 
     Args:
         pipeline: a loaded stock pipeline of a supported class.
         defaults: values for arguments of a call that are not given (`height`, `num_inference_steps`, `alignment`,
             `reward`, ...).
-        few_step: True where the checkpoint is a few-step model (a flow map), or the name or names of the LoRA adapters
-            that make it one: then the map is the model with them and the denoiser the model without; None to tell by
-            the checkpoint's configuration, its scheduler and its name, in this order.
-        score_model: a stock or wrapped pipeline of an ordinary model of the same latents, which gives the posterior
-            mean where a few-step model has none.
+        few_step: True if the checkpoint is a few-step model (a flow map), False if not. The name or names of LoRA
+            adapters, if these make the model a flow map: the map is then the model with them, and the denoiser the
+            model without them. None decides by the checkpoint's configuration, its scheduler and its name, in this
+            order.
+        score_model: a stock or wrapped pipeline of an ordinary model with the same latents. It gives the posterior mean
+            to a few-step model, which has none.
         preview_vae: a small decoder of the same latents (`AutoencoderTiny`) for look-aheads; final images are decoded
             in full.
 
@@ -100,13 +102,13 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         Args:
             pretrained_model_name_or_path: folder or Hub repository of a pipeline, of a Diamond Map, which names its
                 base, or of both; None for the embedded miniature.
-            **kwargs: of this class (`defaults`, which go before those that are declared, `few_step`, `score_model`,
-                `preview_vae`) and of `DiffusionPipeline.from_pretrained` (`dtype`, `revision`, `variant`, `token`,
-                `cache_dir`, `device_map`, `quantization_config`, components, ...).
+            **kwargs: arguments of this class (`defaults`, which override those that the model declares, `few_step`,
+                `score_model`, `preview_vae`) and of `DiffusionPipeline.from_pretrained` (`dtype`, `revision`,
+                `variant`, `token`, `cache_dir`, `device_map`, `quantization_config`, components, ...).
 
         Raises:
             TypeError: the pipeline's class is not supported; raised before its weights are loaded.
-            ValueError: a Diamond Map is damaged, or holds what it should not; raised before weights are loaded.
+            ValueError: a Diamond Map is damaged or holds invalid values; raised before weights are loaded.
         """
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
@@ -137,8 +139,8 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
 
         Args:
             pretrained_model_link_or_path: a file, or its address on the Hub.
-            **kwargs: of this class and of the stock pipeline's `from_single_file`; `config` names the folder or
-                repository of the pipeline's configuration and is found from the checkpoint's keys if not given.
+            **kwargs: arguments of this class and of the stock pipeline's `from_single_file`. `config` names the folder
+                or repository of the pipeline's configuration; if not given, it is found from the checkpoint's keys.
 
         Raises:
             TypeError: the pipeline's class is not supported, or stock diffusers cannot load it from a single file.
@@ -152,12 +154,13 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         """Wraps a loaded stock pipeline; its components, dtype, hooks and scheduler stay as they are.
 
         Args:
-            pipeline: of a supported class; or one that is wrapped, which hands on its own of the following.
-            **kwargs: of this class (`defaults`, `few_step`, `score_model`, `preview_vae`).
+            pipeline: a stock pipeline of a supported class, or a `DiamondMapPipeline`, whose own values of the
+                following arguments are then the defaults.
+            **kwargs: arguments of this class (`defaults`, `few_step`, `score_model`, `preview_vae`).
 
         Raises:
             TypeError: the pipeline's class is not supported.
-            ValueError: a Diamond Map is loaded in the pipeline, which two cannot share.
+            ValueError: a Diamond Map is loaded in the pipeline, which two wrappers cannot share.
         """
         if not isinstance(pipeline, DiamondMapPipeline):
             return cls(pipeline, **kwargs)
@@ -169,28 +172,28 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return cls(pipeline.pipeline, **{**{name: getattr(pipeline, name) for name in OPTIONS}, **kwargs})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves the stock pipeline, loadable by stock diffusers, and beside it this model's defaults and Diamond Map.
+        """Saves the stock pipeline in diffusers' format, and beside it the call defaults and the Diamond Map.
 
         The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged. In place of a
-        `DiamondMapScheduler` its stock scheduler is saved. A Diamond Map comes with a model card, which replaces one
-        that is there.
+        `DiamondMapScheduler` its stock scheduler is saved. With a Diamond Map a model card is written, which replaces
+        one that is there.
 
         Args:
-            save_directory: is created.
-            **kwargs: of the card (`license`, `sample_images`, `sample_prompt`) and of the stock method
+            save_directory: target folder, which is created.
+            **kwargs: options of the card (`license`, `sample_images`, `sample_prompt`) and of the stock method
                 (`safe_serialization`, `variant`, `max_shard_size`, `push_to_hub`, `repo_id`, `private`, `token`, ...).
 
         Raises:
-            TypeError, ValueError: an argument is unknown or of no use; raised before anything is written.
+            TypeError, ValueError: an argument is unknown or would have no effect; raised before anything is written.
         """
         save_model(self.family, self.defaults, self._base_defaults, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Uploads what `save_pretrained` saves; without a Diamond Map, with the model card that stock diffusers gives.
+        """Uploads the files that `save_pretrained` writes; without a Diamond Map, the card is that of stock diffusers.
 
         Args:
-            repo_id: is made if it does not exist.
-            **kwargs: as of `save_pretrained`.
+            repo_id: repository on the Hub, which is created if it does not exist.
+            **kwargs: as for `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as folder:
             kwargs = {**kwargs, "push_to_hub": True, "repo_id": repo_id}
@@ -216,19 +219,20 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         reward_prompt: str | list[str] | None = None,
         **kwargs: Any,
     ) -> Call:
-        """Resolves and checks the arguments of a call and, when they are first needed, encodes its prompts.
+        """Resolves and checks the arguments of a call, for a sampling loop of your own.
 
-        Use it for a sampling loop of your own, which then starts from what a call of this object starts from.
+        The prompts are encoded when they are first needed. The result holds everything that a call of this object
+        starts from.
 
         Args:
             prompt: one or several texts.
-            reward_prompt: what a reward reads, where it is not the prompt.
+            reward_prompt: text that a reward reads instead of the prompt.
             **kwargs: every other argument of the stock `__call__`; those that are not given take the model's default,
-                then the stock one. What the stock call does with its images (`output_type`, ...) changes nothing here.
+                or else the stock one. Arguments about the output (`output_type`, ...) have no effect here.
 
         Returns:
-            A `Call`: its `arguments`, `conditions`, `levels(...)` and `texts`. Hold it with `call.active()` for as long
-            as the model is sampled or decoded.
+            A `Call` with `arguments`, `conditions`, `levels(...)` and `texts`. Sample and decode the model inside of
+            `with call.active():`.
 
         Raises:
             TypeError: an argument is unknown or refused.
@@ -281,27 +285,27 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             prompt: one or several texts.
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
                 None for the model's own, if it has one.
-            alignment: a `Method` or its name; None for the model's own, else `smc` with a reward and `none`
-                without. One of the model's own that differentiates the reward gives way to SMC where the reward cannot
-                be differentiated.
-            reward_scale: multiplies the reward in the tilted law `p(z) exp(reward_scale * reward)`.
-            max_network_evaluations: what an image may cost, a backward pass counting 2: in place of the method's own
-                count of particles, candidates or iterations, which becomes the largest within it.
+            alignment: a `Method`, its name or its serial form. None takes the model's own method, or else `smc` with a
+                reward and `none` without. If the model's own method differentiates the reward, but the reward cannot be
+                differentiated, SMC takes its place.
+            reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`.
+            max_network_evaluations: budget of network evaluations for each image; a backward pass counts 2. The
+                method's count of particles, candidates or iterations is set to the largest within this budget.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
-            particle_batch_size: rows of one network, decoder or reward call; None for all at once. A last chunk is
-                filled up, so that an image is the same, bit for bit, whatever else is in the batch, from the same
-                embeddings: text encoders may round several prompts differently from one.
-            gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass
-                instead of holding what they computed; None for only where components are offloaded.
+            particle_batch_size: number of rows of one network, decoder or reward call; None for all at once. The last
+                chunk is filled up, so that from the same embeddings an image is the same, bit for bit, whatever else is
+                in the batch. (Text encoders may round several prompts differently from one.)
+            gradient_checkpointing: whether the backward pass evaluates network, decoder and reward again instead of
+                holding what they computed. None does so only where components are offloaded.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
-                whose processes make this call together: each evaluates its share of the particles and returns what one
-                process would. All must give the same arguments and generators of the same seeds.
-            reward_prompt: what the reward reads, where it is not the prompt.
+                whose processes make this call together. Each evaluates its share of the particles, and all return what
+                one process would return. All must pass the same arguments, and generators of the same seeds.
+            reward_prompt: text that the reward reads instead of the prompt.
             negative_prompt, height, width, num_inference_steps, num_images_per_prompt, output_type, return_dict:
                 as of the stock pipeline.
-            generator: one, or one for each image; image `i` depends on generator `i` alone. With alignment off they,
-                or torch's global one, are left as the stock pipeline leaves them.
+            generator: one generator, or one for each image; image `i` depends on generator `i` alone. With alignment
+                off the generators, or torch's global one, end in the same state as after the stock pipeline.
             latents: starting noise in the stock pipeline's own form, a row for each image or each particle.
             callback_on_step_end: called as by the stock pipeline, with this object first, and with the latents of all
                 particles. It may change latents and the other tensors of `callback_on_step_end_tensor_inputs`, in place
@@ -345,15 +349,15 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return output if return_dict else (output.images, output.rewards)
 
     def iterate(self, prompt: str | list[str] | None = None, **kwargs: Any) -> Run:
-        """Starts a call that is stepped: `for progress in pipe.iterate(...)`; `pipe(...)` is that loop run to its end.
+        """Starts a call that you step through with `for progress in pipe.iterate(...)`.
 
-        After every step, or round of a search, a `Progress` tells particles, values, weights, effective sample size and
-        cost so far, and draws previews on request. Closing the run ends it within a step; `run.output()` then holds the
-        best images so far.
+        A call `pipe(...)` is this loop, run to its end. After every step, or round of a search, a `Progress` gives the
+        particles, values, weights, effective sample size and cost so far, and draws previews on request. Closing the
+        run ends it within a step, and `run.output()` then returns the best images so far.
 
         Args:
             prompt: one or several texts.
-            **kwargs: everything else that a call takes, but for `return_dict`.
+            **kwargs: every other argument of a call, except `return_dict`.
 
         Raises:
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
@@ -374,7 +378,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return Run(self, call, options, self.defaults, self._named_rewards, self._modules())
 
     def _modules(self) -> list[nn.Module]:
-        """Everything with weights that a call evaluates, but for the reward."""
+        """Every module that a call evaluates, except the reward."""
         own = [*self.pipeline.components.values(), self.preview_vae]
         scoring = [] if self.score_model is None else self.score_model._modules()
         return [module for module in own if isinstance(module, nn.Module)] + scoring

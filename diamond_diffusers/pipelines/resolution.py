@@ -1,4 +1,4 @@
-"""Which reward, which method and which of its particles a call means."""
+"""Resolves the reward, the method and the final selection of a call."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def resolve_reward(
     """The reward of a call, on the model's device: as given, else the model's own, if it has one.
 
     Args:
-        named: rewards that were loaded by name before; one that is named for the first time is added.
+        named: rewards that were loaded by name before; a reward that is named for the first time is added.
 
     Raises:
-        ValueError: there is none, but the alignment needs one.
+        ValueError: the method needs a reward, but there is none.
     """
     pipeline = family.pipeline
     if reward is None:
@@ -53,10 +53,11 @@ def resolve_reward(
 def resolve_method(
     alignment: Method | str | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
 ) -> Method:
-    """The method of a call, with what it leaves open filled in for the model.
+    """The method of a call, with the choices filled in that it leaves to the model.
 
-    As given, else the model's own, else SMC with a reward and none without. A model's own that differentiates the
-    reward gives way, for rewards without derivative, to posterior SMC where there is a Diamond Map, else to SMC.
+    This is the given method, else the model's own, else `smc` with a reward and `none` without. If the model's own
+    method differentiates the reward, but the reward has no gradient, posterior SMC takes its place with a Diamond Map,
+    and SMC without one.
 
     Raises:
         ValueError: it cannot work with this reward, this model, or these arguments of the call.
@@ -85,10 +86,10 @@ def _own_method(reward: Reward | None, family: Family, defaults: Mapping[str, An
 
 
 def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str]) -> str:
-    """`final_selection`, once it is known to be possible.
+    """Checks that `final_selection` is possible, and returns it.
 
     Raises:
-        ValueError: it is unknown, or there is nothing to compare particles by.
+        ValueError: it is unknown, or there is no reward to compare particles by.
     """
     if selection not in FINAL_SELECTIONS:
         raise ValueError(f"final_selection is {selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}")
@@ -96,7 +97,7 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
     if reward is not None and reward.reads_prompts and not any(texts):
         raise ValueError(
-            "the reward reads the prompt, but there is no text in it; give one, or reward_prompt=..., or wrap a "
+            "the reward reads the prompt, but the call has no prompt text; give one, or reward_prompt=..., or wrap a "
             "function that reads none in CallableReward(function, reads_prompts=False)"
         )
     return selection
@@ -105,8 +106,8 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
 def try_reward(reward: Reward | None, call: Call, method: Method, latents: Tensor | None = None) -> None:
     """Tries the reward on one random image of the size of the run, so that a broken one fails before the work.
 
-    To be called twice: before the prompts are encoded, and once latents are known. A reward is tried at the first
-    opportunity, or at the second if it cannot do without the latents.
+    Call it twice: before the prompts are encoded, and once latents are known. A reward is tried in the first call, or
+    in the second if it needs the latents.
 
     Args:
         latents: of one image, `[1, ...]`; None where they are not known yet.

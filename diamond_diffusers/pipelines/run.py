@@ -1,4 +1,4 @@
-"""A call on its way: started, stepped, closed, and read at any time."""
+"""A call that runs step by step, and can be ended early."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .resolution import checked_selection, resolve_method, resolve_reward, try_r
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a call is told beside the arguments of the stock pipeline; each as of `DiamondMapPipeline.__call__`."""
+    """The options of a call besides the stock pipeline's arguments; see `DiamondMapPipeline.__call__`."""
 
     reward: RewardLike | None = None
     alignment: Method | str | None = None
@@ -48,17 +48,17 @@ class RunOptions:
 class Run(Iterator[Progress]):
     """A call on its way, which is stepped by iterating over it and ended early by closing it.
 
-    `DiamondMapPipeline.iterate` starts one; calling the pipeline is running one to its end. While it is open, the model
-    is as the call samples it and its weights are frozen, so close a run that is not iterated to its end: leave its
-    `with` block, or call `close()`.
+    `DiamondMapPipeline.iterate` starts a run; a call of the pipeline is a run that goes to its end. While a run is
+    open, the model is set up for the call and its weights are frozen. So close a run that you do not iterate to its
+    end: leave its `with` block, or call `close()`.
 
     Args:
         pipe: the pipeline, which callbacks are given.
-        call: prepared by it.
-        options: of the call.
-        defaults: of the pipeline, for options that are not given.
-        named_rewards: of the pipeline, those that were loaded by name; others are added.
-        modules: everything with weights that the run evaluates, but for the reward.
+        call: the call, as prepared by the pipeline.
+        options: options of the call.
+        defaults: defaults of the pipeline, for options that are not given.
+        named_rewards: the rewards that the pipeline has loaded by name; new ones are added.
+        modules: every module that the run evaluates, except the reward.
 
     Raises:
         TypeError, ValueError: an option does not fit the model, the reward or the other arguments; raised before any
@@ -153,15 +153,15 @@ class Run(Iterator[Progress]):
         self.close()
 
     def close(self) -> None:
-        """Ends the run where it is; the model is then as before it."""
+        """Ends the run where it is, and leaves the model as it was before the run."""
         self._stages.close()
         self._open.close()
 
     def output(self) -> DiamondMapPipelineOutput:
-        """Ends the run and returns what it has come to.
+        """Ends the run and returns its output.
 
-        Before its end these are the clean look-aheads of its particles, of which the best is chosen unless
-        `final_selection` was given. A run that has not been stepped takes its first step.
+        If the run has not reached its end, the images are clean look-aheads of its particles, of which the best is
+        chosen unless `final_selection` was given. A run that has not been stepped takes its first step.
         """
         if self._output is None:
             progress = next(self) if self._latest is None else self._latest
@@ -181,7 +181,7 @@ class Run(Iterator[Progress]):
 
 @contextmanager
 def _own_gradients() -> Iterator[None]:
-    """Whatever mode the caller is in: only what methods differentiate has a graph."""
+    """Context in which only methods build graphs, whatever gradient or inference mode the caller is in."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -189,7 +189,7 @@ def _own_gradients() -> Iterator[None]:
 def _checked_shards(
     state: DistributedState | None, call: Call, method: Method, random: RandomSource
 ) -> ParticleShards | None:
-    """The processes that make a call together, once it is known that they all make the same one."""
+    """Checks that all processes make the same call, and returns them."""
     shards = ParticleShards.of(state)
     if shards is not None:
         shards.check_same(

@@ -1,4 +1,4 @@
-"""Saving a model: the weights of the base alone, what goes beside them, and the way to the Hub."""
+"""Saves a model, with the weights of the base alone, and uploads it to the Hub."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WEIGHTS = (
 
 @contextmanager
 def clean_weights(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Takes adapters and wrappers out of a pipeline's networks, and puts them back."""
+    """Context in which a pipeline's networks are without their adapters and wrappers."""
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
@@ -62,7 +62,7 @@ def clean_weights(pipeline: DiffusionPipeline) -> Iterator[None]:
 
 @contextmanager
 def stock_scheduler(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Takes a `DiamondMapScheduler` out of a pipeline, for the stock one of its levels, and puts it back."""
+    """Context in which a pipeline's `DiamondMapScheduler` is replaced by the stock scheduler of the same levels."""
     scheduler = pipeline.scheduler
     if isinstance(scheduler, DiamondMapScheduler):
         pipeline.scheduler = scheduler.stock_scheduler()
@@ -95,24 +95,24 @@ def save_model(
     create_pr: bool | None = None,
     **stock: Any,
 ) -> CommitInfo | None:
-    """Saves a stock pipeline with the weights of its base, and beside it the defaults, and the map with its card.
+    """Saves a stock pipeline with the weights of its base, and beside it the defaults and the map with its card.
 
     Args:
-        defaults: of calls.
-        base_defaults: of calls without the Diamond Map.
-        folder: is created, or keeps its other files; a model or Diamond Map that was saved there before is replaced
-            when the new one is complete.
-        license, sample_prompt, sample_images: of the card of the Diamond Map.
+        defaults: call defaults.
+        base_defaults: call defaults without the Diamond Map.
+        folder: target folder, which is created or keeps its other files. A model or Diamond Map that was saved there
+            before is replaced when the new one is complete.
+        license, sample_prompt, sample_images: contents of the Diamond Map's card.
         push_to_hub: whether the folder is then uploaded.
-        repo_id, private, token, commit_message, create_pr: of the upload.
-        **stock: of the stock `save_pretrained`.
+        repo_id, private, token, commit_message, create_pr: options of the upload.
+        **stock: options of the stock `save_pretrained`.
 
     Returns:
         The commit on the Hub, if there is one.
 
     Raises:
-        TypeError, ValueError: an argument is unknown or of no use, a default cannot be saved, or LoRAs are fused into
-            the weights; raised before anything is written.
+        TypeError, ValueError: an argument is unknown or without effect, a default cannot be saved, or LoRAs are fused
+            into the weights; raised before anything is written.
         UnwritableError: something cannot be written; the folder is then as it was.
     """
     pipeline, diamond_map = family.pipeline, family.posterior_map
@@ -168,15 +168,15 @@ def _refuse_map_alone(folder: Path) -> None:
     """Refuses a folder whose Diamond Map, with a base elsewhere, would be loaded in place of the model saved there."""
     if (folder / CONFIG_NAME).exists():
         raise ValueError(
-            f"save_directory is '{folder}', which holds a Diamond Map alone that would be loaded in place of this "
+            f"save_directory is '{folder}', which holds a Diamond Map alone, which would be loaded in place of this "
             "model; name another folder"
         )
 
 
 def _former_weights(new: Path, folder: Path) -> set[str]:
-    """Files of a folder that would be read in place of, or along with, the weights that a new one has.
+    """Weight files of an earlier save that would be read in place of the new ones, or along with them.
 
-    Those are weights of the same component and variant in another format or another number of files.
+    These are weights of the same component and variant in another format or another number of files.
     """
     written = {(file.parent.relative_to(new), _variant_of(file)) for file in new.rglob("*")}
     return {
@@ -189,13 +189,13 @@ def _former_weights(new: Path, folder: Path) -> set[str]:
 
 
 def _variant_of(file: Path) -> str | None:
-    """The variant of the weights in a file, empty where they have none; None where there are no weights in it."""
+    """The variant of the weights in a file, empty if they have none; None if the file holds no weights."""
     found = next(filter(None, (pattern.fullmatch(file.name) for pattern in _WEIGHTS)), None)
     return None if found is None else found["variant"]
 
 
 def _check_stock(pipeline: DiffusionPipeline, options: Mapping[str, Any]) -> None:
-    """Refuses what the stock method would take and forget."""
+    """Refuses arguments that the stock method would accept and ignore."""
     for name in options.keys() - inspect.signature(pipeline.save_pretrained).parameters.keys():
         raise TypeError(f"save_pretrained has no argument {name!r}; leave it out")
 
@@ -218,7 +218,7 @@ def _refuse(options: Mapping[str, Any], reason: str) -> None:
 
 
 def _grid(images: Sequence[Image.Image]) -> Image.Image:
-    """One picture of several of one size."""
+    """One image made of several images of one size."""
     images = [] if isinstance(images, Image.Image) else list(images)
     if not all(isinstance(image, Image.Image) for image in images) or len({image.size for image in images}) != 1:
         raise TypeError("sample_images must be a list of PIL images of one size; give the .images of a call's output")
@@ -230,7 +230,7 @@ def write_defaults(folder: str | os.PathLike[str], family: str, defaults: Mappin
     """Writes call defaults beside a saved stock pipeline.
 
     Raises:
-        TypeError, ValueError: the defaults hold what cannot be saved; raised before anything is written.
+        TypeError, ValueError: the defaults hold a value that cannot be saved; raised before anything is written.
     """
     declaration = declare_defaults(family, defaults)
     with staged(Path(folder) / MAP_FOLDER) as stage:

@@ -1,4 +1,4 @@
-"""A call whose signature shows the keywords that it hands on to the stock pipeline."""
+"""A call whose signature shows the keywords that it passes on to the stock pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .arguments import NEGATIVE_PROMPTS
 
 
 class StockCall:
-    """Makes a method show, in `inspect.signature` and `help` of an object's, the stock keywords beside its own.
+    """Makes a method of an object show the stock keywords beside its own in `inspect.signature` and `help`.
 
     Args:
         function: a method that takes the stock keywords as `**kwargs`, of a class with a `family`.
@@ -34,7 +34,7 @@ class StockCall:
 
 
 class SignatureOfCall:
-    """The `__signature__` of an object that is called: that of its `__call__`; a class has none of this kind."""
+    """The `__signature__` of an object, which is that of its `__call__`; a class keeps its own."""
 
     def __get__(self, owner: Any, kind: type | None = None) -> inspect.Signature:
         if owner is None:

@@ -1,4 +1,4 @@
-"""Posterior samplers, which look ahead to clean samples: one file each, called as its entry."""
+"""Posterior samplers, which draw look-aheads: one file each, named like its registered name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posterior samplers: look-ahead samples of the clean `z` given a noisy observation of it."""
+"""Posterior samplers: they draw look-aheads, that is, samples of the clean `z` given a noisy observation of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PosteriorSamples:
 
 @dataclass(frozen=True)
 class GradientTerms:
-    """What the gradient of the value has besides that of the rewards, for each of `K` copies of `N` observations.
+    """The terms of the value's gradient besides that of the rewards, for each of `K` copies of `N` observations.
 
     Attributes:
         log_likelihoods: `log N(y; z_k, kappa^2 I)` up to a constant, `[N, K]`, with a graph to the observations.
@@ -42,15 +42,16 @@ class GradientTerms:
 
 
 class PosteriorSampler(Sampler, ABC):
-    """Draws look-ahead samples.
+    """Draws look-aheads: samples of the clean latent given an observation.
 
     Attributes:
         num_samples: number K of samples of one observation.
-        is_weighted: whether they differ in weight, so that their effective sample size says something.
-        draws_noise: whether the samples depend on `noise`; where not, none is drawn, and it is zero.
-        uses_prediction: whether it needs `predicted` of an ordinary model.
+        is_weighted: whether the samples differ in weight, so that their effective sample size is of interest.
+        draws_noise: whether the samples depend on `noise`; if not, none is drawn, and `noise` is zero.
+        uses_prediction: whether the sampler needs `predicted` of an ordinary model.
         differentiates_predicted: whether gradients of the samples go through `predicted`.
-        has_gradient_terms: whether it tells the terms of the value's gradient apart, as `WeightedPosterior` does.
+        has_gradient_terms: whether the sampler separates the terms of the value's gradient, as `WeightedPosterior`
+            does.
 
     Example:
         >>> GlassPosterior(num_samples=4).num_samples, DenoiserPoint().draws_noise
@@ -68,7 +69,7 @@ class PosteriorSampler(Sampler, ABC):
     has_gradient_terms: bool = False
 
     def needs_prediction(self, network: Network) -> bool:
-        """Whether it needs `predicted` of this network, which is None where nothing else needs it either."""
+        """Whether `sample` needs `predicted` of this network; if nothing needs it, `predicted` is None."""
         return self.uses_prediction
 
     @abstractmethod
@@ -95,7 +96,7 @@ class PosteriorSampler(Sampler, ABC):
         aim: Denoiser,
         aimed: Tensor,
     ) -> GradientTerms:
-        """The terms of the value's gradient besides that of the rewards, where `has_gradient_terms` says so.
+        """The terms of the value's gradient besides that of the rewards; only if `has_gradient_terms`.
 
         Args:
             x, noise_to_signal, noise: as of `sample`; a level below infinity.

@@ -15,11 +15,10 @@ from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 @POSTERIORS.register("denoiser")
 @dataclass(frozen=True)
 class DenoiserPoint(PosteriorSampler):
-    """Takes what the model predicts as the only look-ahead (DPS, arXiv 2209.14687; FK steering, arXiv 2501.06848).
+    """The model's prediction as the only look-ahead, as in DPS (arXiv 2209.14687) and FK steering.
 
-    It costs nothing, since a step needs the prediction anyway. Of an ordinary model that is the posterior mean, whose
-    reward stands for the value and differs from it; of a few-step model it is the end of the flow map (arXiv
-    2511.22688).
+    The prediction is the posterior mean, or for a few-step model the end of its flow map (arXiv 2511.22688). It costs
+    no evaluation of its own, but the values that it gives are not consistent.
 
     Example:
         >>> SMC(num_particles=8, posterior=DenoiserPoint())

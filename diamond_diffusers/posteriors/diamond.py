@@ -1,4 +1,4 @@
-"""Look-aheads of a Posterior Diamond Map: one evaluation each (arXiv 2602.05993)."""
+"""Look-aheads of a Posterior Diamond Map, with one evaluation each (arXiv 2602.05993)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DiamondPosterior(PosteriorSampler):
     classifier-free guidance.
 
     Args:
-        num_samples: look-aheads K of each observation.
-        num_map_steps: evaluations of each; 1 is what the map is distilled for.
+        num_samples: number K of look-aheads of each observation.
+        num_map_steps: number of evaluations of each look-ahead; maps are distilled for 1.
 
     Example:
         >>> pipe("a red star", alignment=PosteriorResampling(posterior=DiamondPosterior(2)), num_inference_steps=2)

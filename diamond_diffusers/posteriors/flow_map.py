@@ -18,15 +18,14 @@ from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 @POSTERIORS.register("flow_map")
 @dataclass(frozen=True)
 class FlowMapPoint(PosteriorSampler):
-    """Takes the end of the flow map as the only look-ahead (FMTT, arXiv 2511.22688): a typical sample, no random one.
+    """The end of the flow map as the only look-ahead (FMTT, arXiv 2511.22688): a typical sample, but not a random one.
 
-    It costs nothing where the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end.
-    Else it costs `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond what
-    plain sampling predicts. A Diamond Map makes an ordinary model a flow map (`flow_map_of`), whose evaluations have
-    their guidance baked in.
+    It is free if the model is a few-step map and `num_steps` is 1, since plain sampling predicts that end. Otherwise it
+    costs `num_steps` evaluations of the map, or `num_steps - 1` of the ODE of an ordinary model, beyond the prediction.
+    A Diamond Map makes an ordinary model a flow map too (`flow_map_of`), with its guidance baked in.
 
     Args:
-        num_steps: evaluations from the observation down to clean data; at least 2 for an ordinary model.
+        num_steps: number of evaluations from the observation down to clean data; at least 2 for an ordinary model.
 
     Example:
         >>> pipe("a red star", alignment=Guidance(FlowMapPoint()), num_inference_steps=2)
@@ -46,7 +45,7 @@ class FlowMapPoint(PosteriorSampler):
         check_is_map("num_steps", self.num_steps, model)
 
     def predicts_end(self, network: Network) -> bool:
-        """Whether it is what the model predicts anyway."""
+        """Whether the end of the flow map is the prediction that the model makes anyway."""
         return self.num_steps == 1 and not network.predicts_mean
 
     def needs_prediction(self, network: Network) -> bool:

@@ -1,4 +1,4 @@
-"""Look-aheads of the inner GLASS flow."""
+"""Look-aheads drawn by the inner GLASS flow."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from .base import PosteriorSampler, PosteriorSamples, equally_weighted
 @POSTERIORS.register("glass")
 @dataclass(frozen=True)
 class GlassPosterior(PosteriorSampler):
-    """Samples of the inner GLASS flow (arXiv 2509.25170), exact as `num_inner_steps` grows.
+    """Posterior samples of an ordinary denoiser by the inner GLASS flow (arXiv 2509.25170).
 
-    One observation costs `num_samples * (num_inner_steps - 1)` evaluations beyond its denoised sample.
+    They are exact as `num_inner_steps` grows. One observation costs `num_samples * (num_inner_steps - 1)` evaluations
+    beyond its denoised sample.
 
     Args:
-        num_inner_steps: steps of the inner flow; at least 2 where `num_samples > 1`. With the default solver two have
-            the spread of the posterior where there is little noise; where there is much, they are far from its law.
-        num_samples: samples of each observation.
-        solver: `euler`, `multistep` or `exponential`.
+        num_inner_steps: number of steps of the inner flow; at least 2 if `num_samples > 1`. With the default solver,
+            two steps have the spread of the posterior at low noise, but are far from its law at high noise.
+        num_samples: number of samples of each observation.
+        solver: solver of the inner flow: `euler`, `multistep` or `exponential`.
 
     Example:
         >>> Guidance(GlassPosterior(num_samples=4), Guide("tilted_mean"))

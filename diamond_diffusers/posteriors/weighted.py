@@ -1,6 +1,6 @@
-"""The Weighted Diamond Map: posterior samples out of any flow map, by renoising, mapping and weighting.
+"""The Weighted Diamond Map: posterior samples from any flow map, by renoising, mapping and weighting.
 
-Of an observation `y` at the level `kappa`, with `kappa' > kappa` and `k = 1..K`::
+For an observation `y` at the level `kappa`, with `kappa' > kappa` and `k = 1..K`::
 
     y'_k    = y + sqrt(kappa'^2 - kappa^2) eps_k
     z_k     = X(y'_k, kappa' -> 0)
@@ -44,14 +44,14 @@ class Renoised:
     """`N` observations and `K` consecutive renoised copies `x = centre + spread * noise` of each, without a graph.
 
     Attributes:
-        observed, observed_level, observed_predicted: the observations `[N, ...]`, their level, and what the model as
-            loaded predicts there, if that is known.
+        observed, observed_level, observed_predicted: the observations `[N, ...]`, their level, and the loaded model's
+            prediction there, if it is known.
         centre: `y` of the observations at the level of the copies, `[N, ...]` in the bounded coordinate.
         x: the copies `[N K, ...]`.
         noise: `eps`, `[N K, ...]`.
-        spread: of the noise in `x`, one for all rows or one for each copy.
-        level: of `centre`, one or `[N]`.
-        denoised: `E[z | x]` of the copies, where it is known already.
+        spread: factor of the noise in `x`, one for all rows or one for each copy.
+        level: noise level of `centre` and of the copies, one or `[N]`.
+        denoised: `E[z | x]` of the copies, if it is known already.
     """
 
     observed: Tensor
@@ -125,38 +125,39 @@ WEIGHTS = (*LOG_DENSITIES, "likelihood", *EVEN_WEIGHTS)
 @POSTERIORS.register("weighted")
 @dataclass(frozen=True)
 class WeightedPosterior(PosteriorSampler):
-    """Weighted samples of any flow map: the Weighted Diamond Map, which needs no training.
+    """Weighted posterior samples from any flow map, without training: the Weighted Diamond Map.
 
-    An observation costs `K num_map_steps` evaluations beyond its predicted sample; `consistent` adds `K + 1` (and K for
-    Simpson's rule), `paper` K and the posterior mean at the observation. An ordinary model's first step of its ODE
-    serves its scores, which saves K; with a Diamond Map it has a flow map of one step (`flow_map_of`). Differentiating
-    the value that these samples give is the pathwise gradient::
+    Use it with few-step models, or with a Diamond Map, which is a flow map of one step too (`flow_map_of`). An
+    observation costs `K num_map_steps` evaluations beyond its predicted sample. The weights `consistent` add `K + 1`
+    (and K more with Simpson's rule), and `paper` adds K and the posterior mean at the observation. For an ordinary
+    model, the first step of its ODE serves its scores too, which saves K. The derivative of the value that these
+    samples give is the pathwise gradient::
 
         sum_k softmax(log w + r)_k grad_y [r(z_k) + log w_k] - sum_k softmax(log w)_k grad_y log w_k
 
     with `grad_y log p_kappa'(y'_k) = score(y'_k, kappa')`, not the derivative of the quadrature. The last sum estimates
-    `grad_y log p_kappa(y)` from the same samples, which varies less than taking it from the denoiser.
+    `grad_y log p_kappa(y)` from the same samples, which varies less than an estimate by the denoiser.
 
     Weights collapse in high dimension: the trace records `look_ahead_effective_sample_size`.
 
-    `Guidance(scaling="norm")` takes three terms of that gradient apart, as the authors' code does: those of the
-    rewards, of the likelihoods and of the scores, each a mean over the look-aheads in the proportions
-    `log_proportions`. Likelihoods and scores are there those of what the velocity at `y'_k` points to (the model's
-    own, be it a posterior mean or not), which costs K more evaluations and backward passes.
+    `Guide(scaling="norm")` separates three terms of that gradient, as the authors' code does: those of the rewards, of
+    the likelihoods and of the scores. Each is a mean over the look-aheads in the proportions `log_proportions`. Its
+    likelihoods and scores are computed from the clean sample to which the velocity at `y'_k` points (that of the model
+    itself, whether it is a posterior mean or not), which costs K more evaluations and backward passes.
 
     Args:
-        num_samples: look-aheads K of each observation.
+        num_samples: number K of look-aheads of each observation.
         snr_factor: `kappa'^2 / kappa^2`, above 1. None for `2 + 4 kappa^2`, with which Gaussian data of variance 1/4
             have equal weights, and which tends to fresh noise as `kappa` grows.
-        weights: `consistent` is exact as K grows, but for the quadrature; it needs the posterior mean. `paper` has the
-            paper's mixed-level trapezoid, which is not consistent. `likelihood` is `log N(y; z_k, kappa^2 I)` alone;
-            `reward_softmax` and `equal` weigh all alike, so that the reward alone tilts: heuristics that need no
-            posterior mean. The last two differ in the terms of the gradient, which are averaged by the softmax of the
-            unscaled reward, or evenly.
-        quadrature: of `consistent`: `trapezoid`, or `simpson` with a further evaluation at the middle.
-        weight_temperature: divides the log-weights; 1 is exact, more evens them out.
-        num_map_steps: steps of the map from `kappa'` to clean data; at least 2 for an ordinary model without a Diamond
-            Map, whose ODE is integrated.
+        weights: `consistent` is exact as K grows, except for the quadrature, and needs the posterior mean. `paper` has
+            the paper's mixed-level trapezoid, which is not consistent. The others are heuristics that need no posterior
+            mean: `likelihood` is `log N(y; z_k, kappa^2 I)` alone; `reward_softmax` and `equal` weigh all look-aheads
+            alike, so that the reward alone tilts. These two differ in the terms of the gradient, which they average by
+            the softmax of the unscaled reward, or evenly.
+        quadrature: rule of `consistent`: `trapezoid`, or `simpson` with a further evaluation at the middle.
+        weight_temperature: divisor of the log-weights; 1 is exact, larger values even the weights out.
+        num_map_steps: number of steps of the map from `kappa'` to clean data; at least 2 for an ordinary model without
+            a Diamond Map, whose ODE is integrated.
 
     Example:
         >>> pipe("a red star", alignment=Guidance(WeightedPosterior(num_samples=2)), num_inference_steps=2)
@@ -184,7 +185,7 @@ class WeightedPosterior(PosteriorSampler):
             raise ValueError(f"quadrature is {self.quadrature!r}; choose one of {', '.join(QUADRATURES)}")
         if self.quadrature != "trapezoid" and self.weights != "consistent":
             raise ValueError(
-                f"quadrature is {self.quadrature!r}, but weights={self.weights!r} integrates nothing by it; "
+                f"quadrature is {self.quadrature!r}, but weights={self.weights!r} does not integrate; "
                 "take weights='consistent' or leave quadrature out"
             )
         if not self.weight_temperature > 0:
@@ -285,11 +286,11 @@ class WeightedPosterior(PosteriorSampler):
     def renoising(self, kappa: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor]:
         """The level `kappa'`, and `keep` and `spread` in the bounded `x' = keep x + spread eps`.
 
-        For data `N(0, v I)` and any `kappa'` the `y'` whose map is a posterior sample is normal with the mean
+        For data `N(0, v I)` and any `kappa'`, the `y'` whose map is a posterior sample is normal with the mean
         `sqrt(v (v + kappa'^2)) / (v + kappa^2) y` and the variance `kappa^2 (v + kappa'^2) / (v + kappa^2)`. That is
-        plain renoising for `kappa'^2 = kappa^2 (2 + kappa^2 / v)`, and fresh noise at `kappa = inf`. It is drawn from
-        too where a given `snr_factor` would exceed the largest level of the model: renoising to a level at or below
-        that of the observation would draw K times the same, and the weights hold for any normal `y'`.
+        plain renoising for `kappa'^2 = kappa^2 (2 + kappa^2 / v)`, and fresh noise at `kappa = inf`. This law is also
+        used if a given `snr_factor` would exceed the largest level of the model: renoising to a level at or below
+        that of the observation would draw K equal copies, and the weights are right for any normal `y'`.
         """
         variance, factor = DATA_VARIANCE, self.snr_factor
         wanted = kappa * torch.sqrt(as_level(2 + kappa**2 / variance if factor is None else factor))
@@ -306,6 +307,6 @@ class WeightedPosterior(PosteriorSampler):
 
 
 def _rectified_flow(kappa: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale from the bounded coordinate to `x_t` of rectified flow, and its time."""
+    """The factor from the bounded coordinate to `x_t` of rectified flow, and its time."""
     alpha, sigma = signal_and_noise(kappa)
     return 1 / (alpha + sigma), sigma / (alpha + sigma)

@@ -11,10 +11,10 @@ from .registry import register_reward
 
 
 class AestheticMLP(nn.Module):
-    """The published head of version 2: a multilayer perceptron without activations, and dropout in training only.
+    """The published head of version 2: a multilayer perceptron without activations, with dropout in training only.
 
     Args:
-        width: of the features.
+        width: width of the features.
     """
 
     def __init__(self, width: int) -> None:
@@ -37,7 +37,7 @@ class AestheticMLP(nn.Module):
 
 @register_reward("aesthetic")
 class AestheticReward(CLIPHeadReward):
-    """The improved aesthetic predictor: mean human rating, about 1 to 10, of the image alone; prompts are not read.
+    """The improved aesthetic predictor: the mean human rating of the image, about 1 to 10. Prompts are not read.
 
     Arguments and errors are those of `CLIPHeadReward`.
 

@@ -12,7 +12,7 @@ from .registry import register_reward
 
 @register_reward("aesthetic_v1")
 class AestheticV1Reward(CLIPHeadReward):
-    """LAION's first aesthetic predictor: mean human rating, about 0 to 10, of the image alone; prompts are not read.
+    """LAION's first aesthetic predictor: the mean human rating of the image, about 0 to 10. Prompts are not read.
 
     Arguments and errors are those of `CLIPHeadReward`.
 

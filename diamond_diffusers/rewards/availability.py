@@ -10,10 +10,10 @@ from .registry import Registered, required_arguments
 
 
 def availability(registered: Registered) -> str:
-    """What stands between a registered reward and its first score, or "yes"; loads no weights.
+    """What a registered reward still needs before its first score, or "yes" if nothing. Loads no weights.
 
     Args:
-        registered: as `registered_reward` returns it.
+        registered: the class or function that `registered_reward` returns.
     """
     import_package = getattr(registered, "import_package", importlib.import_module)
     for package in getattr(registered, "requires", ()):

@@ -1,4 +1,4 @@
-"""What a reward is, and how rewards add up.
+"""The base class of rewards, and their sums.
 
 A reward maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to `B` scores, higher is better. Rewards are values of a
 small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total.
@@ -33,8 +33,8 @@ class RewardOutput:
 
     Attributes:
         total: `[B]`, float32, on the images' device; carries the graph to the images where they require gradients.
-        terms: the scores `[B]` of every reward by name, before weights and transforms, float32, for reports: without
-            a graph.
+        terms: the scores `[B]` of every reward by name, before weights and transforms, float32, without a graph; for
+            reports.
     """
 
     total: Tensor
@@ -42,19 +42,19 @@ class RewardOutput:
 
 
 class Reward(ABC):
-    """Scores images against prompts; subclasses say how in `score`.
+    """A function of images and prompts that returns one score for each image. Subclasses define `score`.
 
     Attributes:
         differentiable: whether the scores carry gradients to the pixels.
         reads_prompts: whether the scores depend on the prompts.
-        max_batch_size: the most images of one call of `score`; None for all at once.
-        licence: of the weights.
+        max_batch_size: the largest number of images in one call of `score`; None for all at once.
+        licence: licence of the weights.
         source: the publication or the project that the score comes from.
-        size: of what is downloaded on first use, such as "1.7 GB".
+        size: size of the download on first use, such as "1.7 GB".
         hub_files: the repositories on the Hub that are needed on first use, each with one file that tells whether it
             is in the local cache.
-        requires: importable packages that are needed beyond this one's own dependencies. A class whose packages need
-            help for that has a static method `import_package`, which takes the name of one.
+        requires: packages that have to be importable, beyond this package's own dependencies. If such a package cannot
+            be imported by its name alone, the class has a static method `import_package`, which takes that name.
 
     Example:
         >>> from diamond_diffusers.rewards import as_reward
@@ -76,12 +76,12 @@ class Reward(ABC):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """One score per image, higher is better.
 
-        A subclass that needs more names it as further parameters: `latents`, `noise_to_signal`, `pil_images`; see
-        `context.py` for their forms. One with a default value is not required to be there.
+        A subclass that needs more than images and prompts names further parameters: `latents`, `noise_to_signal` or
+        `pil_images`; see `context.py` for their forms. A parameter with a default value is optional.
 
         Args:
             images: `[B, 3, H, W]` in [0, 1], of any floating dtype, size and device.
-            prompts: `B` of them; the same prompt often comes many times.
+            prompts: `B` prompts; the same prompt often occurs many times.
 
         Returns:
             `[B]` finite numbers.
@@ -89,7 +89,7 @@ class Reward(ABC):
 
     @cached_property
     def name(self) -> str:
-        """Under which scores and errors are reported; the class's name where a subclass gives no other."""
+        """The name under which scores and errors are reported; by default that of the class."""
         return type(self).__name__
 
     @property
@@ -102,8 +102,8 @@ class Reward(ABC):
 
         Args:
             images: `[B, 3, H, W]` in [0, 1], of any floating dtype, size and device.
-            prompts: `B` of them.
-            context: `latents` `[B, ...]` and `noise_to_signal` (a number or `[B]`), where the caller knows them.
+            prompts: `B` prompts.
+            context: `latents` `[B, ...]` and `noise_to_signal` (a number or `[B]`), if the caller knows them.
 
         Raises:
             TypeError: `images` is not a floating tensor, `prompts` is no list of strings, the context has another name,
@@ -162,14 +162,14 @@ class Reward(ABC):
         """Scores one random image, so that a broken reward fails before the expensive work.
 
         Args:
-            device: where the images of the run will be.
+            device: device of the images of the run.
             image_size: height and width.
-            prompt: any.
+            prompt: any prompt.
             needs_gradient: whether the run differentiates the reward.
-            context: as in `evaluate`, of one row; the level is 0 where it is not given.
+            context: as in `evaluate`, with one row; the level is 0 if not given.
 
         Raises:
-            TypeError, ValueError: as in `evaluate`; and where a gradient is needed, but missing or not finite.
+            TypeError, ValueError: as in `evaluate`; or a gradient is needed, but missing or not finite.
         """
         context = {"noise_to_signal": 0.0, **context}
         with torch.inference_mode(False), torch.set_grad_enabled(needs_gradient), differentiable_attention():
@@ -193,7 +193,7 @@ class Reward(ABC):
 
     @classmethod
     def missing_downloads(cls) -> list[str]:
-        """What is still to be downloaded before the reward can be made with its default arguments."""
+        """The downloads that are still missing before the reward can be made with its default arguments."""
         return [repository for repository, file in cls.hub_files if not is_cached(repository, file)]
 
     def _tracks(self, *inputs: Tensor | float) -> bool:
@@ -238,10 +238,10 @@ class Reward(ABC):
 
 
 class CompositeReward(Reward):
-    """A reward that is made of others; subclasses say how in `evaluate`.
+    """A reward that is made of other rewards. Subclasses define `evaluate`.
 
-    It is differentiable where every part is: the gradient of some of the parts would be that of another reward.
-    What other rewards declare by values follows from the parts here.
+    It is differentiable if every part is: the gradient of some of the parts would be that of another reward. All other
+    declarations follow from the parts, too.
     """
 
     def __init__(self, rewards: Sequence[Reward], name: str) -> None:
@@ -256,17 +256,17 @@ class CompositeReward(Reward):
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether every part is."""
+        """Whether every part is differentiable."""
         return all(reward.differentiable for reward in self.rewards)
 
     @property
     def reads_prompts(self) -> bool:  # type: ignore[override]
-        """Whether any part does."""
+        """Whether any part reads prompts."""
         return any(reward.reads_prompts for reward in self.rewards)
 
     @property
     def wanted_context(self) -> dict[str, bool]:
-        """What any part wants."""
+        """The context that any of the parts wants."""
         wanted: dict[str, bool] = {}
         for reward in self.rewards:
             for key, is_required in reward.wanted_context.items():
@@ -297,10 +297,10 @@ class CompositeReward(Reward):
 
 
 class WeightedSum(CompositeReward):
-    """`sum_i weight_i * reward_i`, made by arithmetic on rewards.
+    """The sum `sum_i weight_i * reward_i`, made by arithmetic on rewards.
 
     Args:
-        terms: at least one pair of a finite weight and a reward. Where two rewards share a name, the scores of the
+        terms: at least one pair of a finite weight and a reward. If two rewards share a name, the scores of the
             second are reported with the suffix `_2`, and so on.
 
     Raises:

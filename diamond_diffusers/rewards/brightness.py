@@ -15,7 +15,7 @@ class Brightness(Formula):
     """Mean luminance of the image, 0 (black) to 1 (white).
 
     Args:
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
     """
 
     source = "luminance of ITU-R BT.601"

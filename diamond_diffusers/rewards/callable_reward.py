@@ -21,13 +21,13 @@ class CallableReward(Reward):
     """Any callable `(images, prompts) -> scores` as a reward.
 
     Args:
-        function: maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to a tensor `[B]` or to `B` numbers. Where it
-            names `latents`, `noise_to_signal` or `pil_images` as further parameters, it gets them; see `context.py`.
-        name: by default the function's own.
+        function: maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to a tensor `[B]` or to `B` numbers. It is also
+            given `latents`, `noise_to_signal` or `pil_images` if it names such parameters; see `context.py`.
+        name: name of the reward; by default that of the function.
         differentiable: whether the scores carry gradients to the pixels. By default this is tried on one random image:
-            by `probe` on the run's device, or when the answer is first needed, on the CPU.
-        max_batch_size: the most images of one call; None for all at once.
-        reads_prompts: whether the scores depend on the prompts, without which a run is then refused.
+            by `probe` on the run's device, or on the CPU when the answer is first needed.
+        max_batch_size: the largest number of images in one call; None for all at once.
+        reads_prompts: whether the scores depend on the prompts. If so, a run without prompts is refused.
 
     Raises:
         TypeError: `function` cannot be called with images and prompts.
@@ -54,7 +54,8 @@ class CallableReward(Reward):
         """Whether gradients reach the pixels, as given or as found on a random image.
 
         Raises:
-            ValueError: it was not given, and the function needs latents, for which a random image is no substitute.
+            ValueError: `differentiable` was not given, and the function needs latents, so that a random image cannot
+                tell.
         """
         if self._differentiable is None:
             if self.wanted_context.get("latents"):
@@ -88,7 +89,7 @@ class CallableReward(Reward):
         needs_gradient: bool = False,
         **context: Tensor | float,
     ) -> None:
-        """Finds out whether the callable is differentiable where that was not given, then `Reward.probe`."""
+        """Finds out whether the callable is differentiable, unless that was given, and then calls `Reward.probe`."""
         if self._differentiable is None:
             image = random_image(device, image_size)
             given = check_context(self.name, image, {"noise_to_signal": 0.0, **context})

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Has every transformer layer recompute its activations in the backward pass, also in evaluation mode.
+    """Makes every transformer layer recompute its activations in the backward pass, also in evaluation mode.
 
     transformers checkpoints only layers in training mode. The mode of the layer alone is changed, not that of the
     modules within it, so dropout stays off; a later `model.eval()` or `model.train()` undoes it.

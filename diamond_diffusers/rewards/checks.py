@@ -41,7 +41,7 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
 
 
 def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
-    """Checks what `score` of the reward `name` returned.
+    """Checks the scores that `score` of the reward `name` returned.
 
     Raises:
         TypeError: `scores` is no tensor.
@@ -65,13 +65,13 @@ def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
 
 
 def refuses_inference_tensors(error: RuntimeError) -> bool:
-    """Whether torch raised it because a tensor made under `torch.inference_mode()` cannot be differentiated through."""
+    """Whether torch raised this error because it cannot differentiate through a tensor of `torch.inference_mode()`."""
     return "Inference tensors cannot be saved for backward" in str(error)
 
 
 @contextmanager
 def naming_inference_tensors(name: str) -> Iterator[None]:
-    """Says in a `ValueError` that the reward `name` holds inference tensors, where it is differentiated."""
+    """Context that turns torch's error about inference tensors into a `ValueError` that names the reward `name`."""
     try:
         yield
     except RuntimeError as error:

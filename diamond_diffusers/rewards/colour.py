@@ -19,7 +19,7 @@ class Colour(Formula):
     This is the published measure for pixels in [0, 255], divided by 255.
 
     Args:
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
 
     Source: Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", metric M3.
     """

@@ -1,4 +1,4 @@
-"""What a reward can ask for beside images and prompts, by naming it as a parameter of its `score`."""
+"""The context that a reward may ask for beside images and prompts, by naming it as a parameter of its `score`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTEXT_NAMES = (*GIVEN_NAMES, "pil_images")
 
 
 def wanted_context(function: Callable[..., Any]) -> dict[str, bool]:
-    """The context that a scoring function names in its signature, and whether it cannot do without."""
+    """The context that a scoring function names in its signature, and whether each entry is required."""
     signature = _signature(function)
     parameters = {} if signature is None else signature.parameters
     return {name: parameters[name].default is inspect.Parameter.empty for name in CONTEXT_NAMES if name in parameters}
@@ -30,7 +30,7 @@ def check_signature(name: str, function: Callable[..., Any]) -> None:
     """Checks that the scoring function of the reward `name` takes images, prompts and the context that it names.
 
     Raises:
-        TypeError: it does not, or cannot be called at all.
+        TypeError: the function does not take them, or is not callable.
     """
     if not callable(function):
         raise TypeError(f"Reward '{name}' is {function!r}; give a callable (images, prompts) -> scores.")
@@ -51,7 +51,7 @@ def check_context(name: str, images: Tensor, context: Mapping[str, Any]) -> dict
 
     Raises:
         TypeError: a name is unknown.
-        ValueError: a tensor has another number of rows than there are images.
+        ValueError: the number of rows of a tensor is not that of the images.
     """
     checked = {}
     for key, value in context.items():
@@ -74,7 +74,7 @@ def select_context(
     """The part of the context that the reward `name` wants, with the PIL images if it wants those.
 
     Raises:
-        ValueError: something that it cannot do without was not given.
+        ValueError: a required entry was not given.
     """
     available: dict[str, Any] = dict(context)
     if "pil_images" in wanted:
@@ -85,14 +85,14 @@ def select_context(
     for key, is_required in wanted.items():
         if is_required and key not in available:
             raise ValueError(
-                f"Reward '{name}' wants `{key}`, which this call does not give; pass {key}=..., or give the parameter "
+                f"Reward '{name}' needs `{key}`, but this call has none; pass {key}=..., or give the parameter "
                 "a default."
             )
     return {key: available[key] for key in wanted if key in available}
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """None where it is written in another language than Python."""
+    """The signature of a function; None if it is not written in Python."""
     try:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):

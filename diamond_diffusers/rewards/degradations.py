@@ -1,7 +1,7 @@
-"""Degradations `A` of inverse problems `y = A x + noise`: what a camera, a file format or a gap does to an image.
+"""Degradations `A` of inverse problems `y = A x + noise`, such as blur, gaps and compression.
 
-Each is a callable from images `[B, 3, H, W]` in [0, 1] to what is left of them, and passes gradients. The linear ones
-also know their adjoint.
+Each degradation is a callable that maps images `[B, 3, H, W]` in [0, 1] to a measurement, and passes gradients. Linear
+degradations also have an adjoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .preprocessing import images_from_pil, images_to_pil
 
 
 class LinearOperator(ABC):
-    """A linear map of images; subclasses say which in `__call__`."""
+    """A linear map of images. Subclasses define it in `__call__`."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ class MotionBlur(Blur):
     """Blurs along a straight line, as when the camera moves at constant speed while the shutter is open.
 
     Args:
-        length: of the line, in pixels.
-        angle: of the line in degrees, counted anticlockwise from the horizontal.
+        length: length of the line, in pixels.
+        angle: angle of the line in degrees, counted anticlockwise from the horizontal.
 
     Raises:
         ValueError: `length` is not positive.

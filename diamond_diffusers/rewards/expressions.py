@@ -1,4 +1,4 @@
-"""Reads a reward in any of its forms, and the small expressions that combine rewards by name."""
+"""Reads rewards in any of their forms, among them expressions that combine rewards by name."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def _instantiate(name: str, registered: Registered) -> Reward:
 def parse_expression(expression: str) -> list[tuple[float, str]]:
     """Reads `[sign] [number *] name {sign [number *] name}` into pairs of a weight and a name.
 
-    A known alias with dashes or dots is read as a whole; `a-b` is a difference where it is no alias.
+    A known alias with dashes or dots is read as a whole; `a-b` is a difference unless it is an alias.
 
     Raises:
-        ValueError: with the place where reading stopped.
+        ValueError: the text is no such expression; the error names the place where reading stopped.
     """
     tokens = list(_tokens(expression))
     terms: list[tuple[float, str]] = []

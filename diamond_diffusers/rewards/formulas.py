@@ -1,4 +1,4 @@
-"""What the rewards that are formulas have in common: they need no weights and no downloads."""
+"""The base class of rewards that are formulas, and need no weights and no downloads."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def check_jpeg_quality(quality: int) -> None:
-    """Raises ValueError where `quality` is not one of JPEG's."""
+    """Raises a `ValueError` if `quality` is no quality of JPEG."""
     if not 1 <= quality <= 95:
         raise ValueError(f"quality={quality} is no JPEG quality; give 1 to 95.")

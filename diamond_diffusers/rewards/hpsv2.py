@@ -25,11 +25,11 @@ class HPSv2Reward(CLIPReward):
             or any checkpoint that `CLIPReward` takes.
         preprocessing: `"pad"` as in the official package, which resizes the longer side to 224 and pads with black, or
             `"crop"`, which resizes the shorter side and crops the centre, as CLIP does.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         options: see `CLIPReward`.
 
     Raises:
-        OSError, ValueError: as `CLIPReward`; and `preprocessing` is neither.
+        OSError, ValueError: as `CLIPReward`; or `preprocessing` is neither `"pad"` nor `"crop"`.
 
     Source: Wu et al. 2023, "Human Preference Score v2".
     """

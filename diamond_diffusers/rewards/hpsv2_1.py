@@ -11,7 +11,7 @@ from .registry import register_reward
 
 @register_reward("hpsv2_1")
 class HPSv21Reward(HPSv2Reward):
-    """Cosine of version 2.1, which was trained on cleaner choices; otherwise as `HPSv2Reward`."""
+    """Cosine of a CLIP of version 2.1, which was trained on cleaner choices; everything else is as in `HPSv2Reward`."""
 
     file_name = "HPS_v2.1_compressed.pt"
     hub_files = ((REPOSITORY, file_name),)

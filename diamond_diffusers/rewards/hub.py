@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub: what is asked for, what is here already, and one sentence where it cannot be had."""
+"""Files from the Hugging Face Hub: options, the local cache, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "s
 
 
 def check_hub_options(name: str, options: Mapping[str, Any]) -> None:
-    """Checks the further arguments of the reward `name`, which go to `from_pretrained` or to the Hub.
+    """Checks the further arguments of the reward `name`, which are passed to `from_pretrained` or to the Hub.
 
     Raises:
-        TypeError: one is none of `HUB_OPTIONS`.
+        TypeError: an argument is not in `HUB_OPTIONS`.
     """
     for option, value in options.items():
         if option not in HUB_OPTIONS:
@@ -28,10 +28,10 @@ def check_hub_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def download(name: str, repository: str, file: str, options: Mapping[str, Any]) -> Path:
-    """A file of a repository, for the reward `name`: from the local cache, or downloaded.
+    """A file of a repository for the reward `name`, from the local cache or downloaded.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: the file is not in the cache and cannot be downloaded.
     """
     try:
         return Path(hf_hub_download(repository, file, **options))

@@ -20,7 +20,7 @@ from .registry import register_reward
 
 
 class PackageNetwork(nn.Module):
-    """The package's model behind the call of `ImageRewardNetwork`."""
+    """The package's model with the interface of `ImageRewardNetwork`."""
 
     model: Any
 
@@ -36,14 +36,14 @@ class PackageNetwork(nn.Module):
 
 @register_reward("imagereward_package")
 class PackageImageReward(ImageReward):
-    """The score of `imagereward`, computed by the network of the `image-reward` package instead of this one's.
+    """The score of `imagereward`, computed by the network of the `image-reward` package.
 
-    Images and prompts are prepared by this package. Take `imagereward` unless you want to check one against the other:
-    it is the same function, needs no further package, and has the options for less memory.
+    Use it to check `imagereward`, which is the same function, needs no further package, and has options to save memory.
+    Images and prompts are preprocessed by this package.
 
     Args:
         checkpoint: as in `ImageReward`.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         tokenizer: name or folder of the uncased BERT tokenizer.
         med_config: the file with the text tower's configuration; by default the published one, from the Hub.
         max_batch_size: as in `ImageReward`.
@@ -51,7 +51,7 @@ class PackageImageReward(ImageReward):
         hub_options: as in `ImageReward`.
 
     Raises:
-        ImportError: the package or what it needs is not installed, or does not import.
+        ImportError: the package or one of its dependencies is not installed, or cannot be imported.
         OSError: the checkpoint, the configuration or the tokenizer cannot be found or read.
         TypeError: an option is unknown.
         ValueError: the checkpoint is of another architecture; the first tensor at fault is named.
@@ -81,7 +81,7 @@ class PackageImageReward(ImageReward):
 
     @staticmethod
     def import_package(name: str) -> ModuleType:
-        """The network of the one package in `requires`, which does not import by its name alone."""
+        """Imports the network of the package in `requires`, which cannot be imported by its name alone."""
         return import_official()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -101,7 +101,7 @@ def _import_package(name: str) -> ModuleType:
         return import_official()
     except Exception as error:
         raise ImportError(
-            f"Reward '{name}' needs the package 'image-reward', which does not import here ({first_line(error)}): "
+            f"Reward '{name}' needs the package 'image-reward', which cannot be imported ({first_line(error)}): "
             'run `pip install "diamond-diffusers[image-reward]"` and `pip install --no-deps image-reward==1.5`, or '
             "take reward 'imagereward', which computes the same score without it."
         ) from error

@@ -13,19 +13,19 @@ from .registry import register_reward
 
 @register_reward("inverse_problem")
 class InverseProblem(Reward):
-    """`-|A x - y|^2 / (2 sigma^2)`: the log-likelihood of the measurement `y = A x + sigma * noise`, up to a constant.
+    """The log-likelihood `-|A x - y|^2 / (2 sigma^2)` of a measurement `y = A x + sigma * noise`, up to a constant.
 
-    With `reward_scale` 1 the tilted law is then the posterior of the image given the measurement, the model being the
+    With `reward_scale` 1 the tilted law is then the posterior of the image given the measurement, with the model as the
     prior. The squared norm is the sum over all channels and pixels of the measurement.
 
     Args:
-        operator: `A`: a degradation of `diamond_diffusers.rewards.degradations`, or any callable that maps images
-            `[B, 3, H, W]` in [0, 1] to `[B, ...]`.
-        measurement: `y`, of the shape of one image's degradation, or with a leading dimension of 1; the same for all
-            images and prompts.
-        noise_std: `sigma`, in units of the measurement.
+        operator: the map `A`: a degradation of `diamond_diffusers.rewards.degradations`, or any callable that maps
+            images `[B, 3, H, W]` in [0, 1] to `[B, ...]`.
+        measurement: the measurement `y`, in the shape of one degraded image, or with a leading dimension of 1; the
+            same for all images and prompts.
+        noise_std: the deviation `sigma`, in units of the measurement.
         differentiable: whether gradients pass through the operator.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
 
     Raises:
         ValueError: `noise_std` is not positive.

@@ -17,8 +17,8 @@ class JPEGSize(Formula):
     """Size of the image as a JPEG file in units of 1000 bytes; a negative weight asks for compressible images.
 
     Args:
-        quality: of the JPEG, 1 to 95.
-        name: under which the scores are reported.
+        quality: quality of the JPEG file, 1 to 95.
+        name: name under which the scores are reported.
 
     Raises:
         ValueError: `quality` is out of range.

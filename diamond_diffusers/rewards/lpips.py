@@ -21,16 +21,16 @@ from .registry import register_reward
 
 @register_reward("lpips")
 class LPIPSReward(Reward):
-    """Minus the LPIPS distance to the reference image, averaged over the references where there are several.
+    """Minus the LPIPS distance to a reference image, or the average over several references.
 
-    References are resized to the images' size. Needs the package `lpips`.
+    References are resized to the images' size. The reward needs the package `lpips`.
 
     Args:
         references: a tensor `[3, H, W]` or `[R, 3, H, W]` in [0, 1], a PIL image, or several of one size.
-        network: whose features are compared.
-        backbone: a local file with torchvision's ImageNet weights of the network; by default torchvision's cache,
-            into which they are downloaded where they are missing.
-        name: under which the scores are reported.
+        network: the network whose features are compared.
+        backbone: a local file with torchvision's ImageNet weights of the network; by default they are taken from
+            torchvision's cache, or downloaded into it.
+        name: name under which the scores are reported.
         max_batch_size: the most images of one call of the network; None for all at once.
         device: of the network.
 
@@ -86,7 +86,7 @@ def _load_lpips(name: str, network: str, backbone: str | PathLike[str] | None) -
         lpips = importlib.import_module("lpips")
     except ImportError as error:
         raise ImportError(
-            f"Reward '{name}' needs the package 'lpips', which does not import here ({first_line(error)}); "
+            f"Reward '{name}' needs the package 'lpips', which cannot be imported ({first_line(error)}); "
             "install it with `pip install diamond-diffusers[lpips]`."
         ) from error
     with warnings.catch_warnings():

@@ -12,10 +12,10 @@ from .registry import register_reward
 
 @register_reward("miniature")
 class MiniatureReward(CLIPReward):
-    """`exp(logit_scale) * cosine` of the CLIP that comes with the package; nothing is downloaded.
+    """The reward of the embedded model: `exp(logit_scale) * cosine` of the CLIP that comes with the package.
 
-    The training's own temperature is kept, so that the difference of two captions' scores of an image is their
-    log-likelihood ratio, and `exp(reward)` tilts a sampler by that likelihood with no further scale.
+    The scale is that of the CLIP's training. So the difference between the scores of two captions for an image is their
+    log-likelihood ratio, and `exp(reward)` tilts a sampler by that likelihood without a further scale.
 
     Args:
         device: of the model; images are moved to it.

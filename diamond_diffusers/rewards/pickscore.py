@@ -14,13 +14,13 @@ OFFICIAL_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 @register_reward("pickscore")
 class PickScoreReward(CLIPReward):
-    """`logit_scale * cosine` of the published CLIP, about 15 to 25: differences are log-odds of being preferred.
+    """PickScore, `logit_scale * cosine` of its CLIP: about 15 to 25, with differences that are log-odds of preference.
 
     Args:
         checkpoint: the published one, or another in its layout, by name or as a folder.
-        processor: the image processor and the tokenizer; by default the published ones, or the checkpoint's own where
-            that is not the published one.
-        name: under which the scores are reported.
+        processor: name or folder of the image processor and the tokenizer; by default the published ones for the
+            published checkpoint, and the checkpoint's own for another one.
+        name: name under which the scores are reported.
         scale: `"logit_scale"` for the checkpoint's own, about 100, or a number: 1 is the cosine.
         options: see `CLIPReward`.
 

@@ -1,4 +1,4 @@
-"""A reward on a device of its own, where it can also be only while it scores."""
+"""A reward on a device of its own, either always or only while it scores."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from .base import CompositeReward, Reward, RewardOutput
 
 
 class PlacedReward(CompositeReward):
-    """Scores on one device, whichever device the images are on.
+    """A reward that scores on one device, whichever device the images are on.
 
-    With `rest_device` the reward is on `device` only while it scores, and again while its gradient is computed: the
-    scores are then computed once more in the backward pass, and nothing is stored between the passes.
+    Use it to keep a large reward on another GPU, or off the GPU between steps. With `rest_device` the reward is on
+    `device` only while it scores, and again while its gradient is computed: the scores are then computed once more in
+    the backward pass, and nothing is stored between the passes.
 
     Args:
-        reward: the reward within; `to` moves it no more, except to another dtype.
-        device: where it scores.
-        rest_device: where it is between calls, such as "cpu"; None to stay.
+        reward: the reward to place; from then on `to` changes its dtype, but does not move it.
+        device: the device on which it scores.
+        rest_device: the device on which it is between calls, such as "cpu"; None for `device`.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class PlacedReward(CompositeReward):
 
 
 class _ScoreAgainBackwards(torch.autograd.Function):
-    """The identity of scores that were computed without a graph; their graph is built in the backward pass."""
+    """Returns scores that were computed without a graph unchanged; their graph is built in the backward pass."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""From images of any size to a vision model's pixels, on tensors, so that gradients pass.
+"""Preprocessing of images of any size for vision models, on tensors, so that gradients pass.
 
 Vision models were trained and published with preprocessing on 8-bit PIL images. `resize_like_pil` repeats PIL's
 resampling to the last bit, since a plain antialiased resize moves scores by several percent where images have hard
@@ -33,14 +33,15 @@ class ImagePreprocessing:
     """Resize, centre crop, normalise, as the official pipelines do on PIL images.
 
     Attributes:
-        size: `[edge]` resizes the shorter edge to `edge` and truncates the longer one to whole pixels,
-            `[height, width]` both, None neither. A size that an image has already costs no resampling.
-        crop_size: `[height, width]` of the central part that is kept, padded with black where it is larger; or None.
-        mean: per channel, of images in [0, 1].
-        std: per channel.
+        size: `[edge]` resizes the shorter edge to `edge` and truncates the longer one to whole pixels;
+            `[height, width]` resizes both; None resizes neither. Images that have the size already are not resampled.
+        crop_size: `[height, width]` of the central part that is kept, padded with black if it is larger than the image;
+            None keeps all.
+        mean: mean of each channel, for images in [0, 1].
+        std: standard deviation of each channel.
         interpolation: bicubic or bilinear, always antialiased.
-        crop_rounding: of the crop's corner, where an odd number of pixels is cut: `round` as in torchvision, `int` as
-            in transformers.
+        crop_rounding: rounding of the crop's corner if an odd number of pixels is cut: `round` as in torchvision, `int`
+            as in transformers.
     """
 
     size: Sequence[int] | None
@@ -101,7 +102,7 @@ class ImagePreprocessing:
 
 @dataclass(frozen=True)
 class LongestSidePadding:
-    """HPSv2's own preprocessing: the longer side is resized to `edge`, the rest is black; then normalisation.
+    """HPSv2's own preprocessing: resizes the longer side to `edge`, pads the rest with black, and normalises.
 
     Resampling is antialiased bicubic in floating point, without rounding or clamping, as in hpsv2 1.2.0 with
     torchvision 0.17 or newer (Wu et al. 2023, arXiv:2306.09341).
@@ -123,9 +124,9 @@ class LongestSidePadding:
 
 
 def resize_like_pil(images: Tensor, size: tuple[int, int], interpolation: Resampling = Resampling.BICUBIC) -> Tensor:
-    """Resamples with PIL's antialiased filter: for 8-bit images the result is that of Pillow up to 12, bit for bit.
+    """Resamples with PIL's antialiased filter; for 8-bit images the result is that of Pillow up to 12, bit for bit.
 
-    Pillow 13 differs by a rounding where the height shrinks by more than twice as many pixels as the width: there it
+    Pillow 13 differs by a rounding if the height shrinks by more than twice as many pixels as the width, since it then
     resamples rows first.
 
     Images are rounded to 8 bits, as if they had been saved; then columns are resampled, then rows, and each time

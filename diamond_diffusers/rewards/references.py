@@ -1,4 +1,4 @@
-"""Reference images, to which rewards compare the images."""
+"""Reference images, with which rewards compare images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def read_references(name: str, references: References) -> Tensor:
     """Reference images `[R, 3, H, W]` in [0, 1] from any of their forms.
 
     Raises:
-        TypeError: they are none of these.
-        ValueError: there is none, or their shape or range is wrong.
+        TypeError: they have none of these forms.
+        ValueError: there is no image, or the shape or range is wrong.
     """
     if not isinstance(references, Tensor):
         pictures = [references] if isinstance(references, Image) else list(references)

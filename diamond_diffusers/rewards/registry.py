@@ -58,12 +58,12 @@ def register_reward(name: str, aliases: Sequence[str] = ()) -> Callable[[T], T]:
     """Registers the decorated object as the reward `name`, and returns it unchanged.
 
     A class is instantiated without arguments when the name is used; a function `(images, prompts) -> scores` is the
-    reward itself. Other packages need no call: they name such an object as an entry point of the group
-    `diamond_diffusers.rewards`.
+    reward itself. Installed packages do not call this function: they declare such an object as an entry point of the
+    group `diamond_diffusers.rewards`.
 
     Args:
         name: an identifier.
-        aliases: other spellings of the whole name, which may hold dashes and dots, such as "hps-v2.1".
+        aliases: other spellings of the whole name, which may contain dashes and dots, such as "hps-v2.1".
 
     Raises:
         ValueError: `name` is no identifier, an alias could not be told from a number or an operator, or one of them
@@ -89,7 +89,7 @@ def registered_reward(name: str) -> Registered:
     """The class or function registered as `name`: a class tells its licence and source without being instantiated.
 
     Args:
-        name: or one of its aliases.
+        name: the name, or one of its aliases.
 
     Raises:
         ValueError: no reward has this name.
@@ -99,7 +99,7 @@ def registered_reward(name: str) -> Registered:
 
 
 def required_arguments(registered: Registered) -> list[str]:
-    """The arguments without which a registered class cannot be instantiated, so that no expression can name it."""
+    """The required arguments of a registered class; with any, expressions cannot name the reward."""
     if not isinstance(registered, type):
         return []
     kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

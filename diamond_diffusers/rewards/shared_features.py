@@ -1,4 +1,4 @@
-"""Features that several terms of one sum look at, computed once."""
+"""Features that several terms of one sum use, computed once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _memory: ContextVar[dict[Hashable, tuple[Any, ...]] | None] = ContextVar("featur
 
 @contextmanager
 def one_evaluation() -> Iterator[None]:
-    """Within, `features_of` computes equal features once; they are forgotten at the end.
+    """Context in which `features_of` computes equal features once; they are forgotten at the end.
 
-    Only for scores whose graphs are traversed together: the terms share one graph.
+    Use it only for scores whose graphs are traversed together, since the terms share one graph.
     """
     if _memory.get() is not None:
         yield
@@ -30,11 +30,11 @@ def one_evaluation() -> Iterator[None]:
 
 
 def features_of(images: Tensor, compute: Callable[[Tensor], Tensor], *owners: object) -> Tensor:
-    """`compute(images)`, or what it was before in the same evaluation for the same memory, owners and kind of graph.
+    """`compute(images)`, or its earlier result in the same evaluation for the same memory, owners and kind of graph.
 
     Args:
         images: any tensor.
-        compute: a function of the images and the owners alone.
+        compute: a function that depends on the images and the owners alone.
         owners: the objects that define `compute`, such as a model and its preprocessing.
     """
     memory = _memory.get()

@@ -17,7 +17,7 @@ class Sharpness(Formula):
     It counts single pixels, so compare images of one size, and expect noise to score high.
 
     Args:
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
 
     Source: Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy".
     """

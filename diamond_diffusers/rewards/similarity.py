@@ -21,17 +21,17 @@ from .registry import register_reward
 
 @register_reward("similarity")
 class SimilarityReward(Reward):
-    """Cosine of a vision model's features of the image and the reference, averaged over several references.
+    """Cosine between a vision model's features of the image and of a reference, or its average over several references.
 
     Args:
         references: a tensor `[3, H, W]` or `[R, 3, H, W]` in [0, 1], a PIL image, or several of one size.
-        checkpoint: of a transformers vision model such as DINOv2, DINOv3, CLIP or SigLIP: a name on the Hub or a
-            local folder.
-        name: under which the scores are reported.
+        checkpoint: a transformers vision model such as DINOv2, DINOv3, CLIP or SigLIP, by name on the Hub or as a local
+            folder.
+        name: name under which the scores are reported.
         gradient_checkpointing: recomputes each layer in the backward pass instead of storing its activations.
-        max_batch_size: the most images of one call of the model; None for all at once.
-        device: of the model.
-        dtype: of the model; cosines are in float32.
+        max_batch_size: the largest number of images in one call of the model; None for all at once.
+        device: device of the model.
+        dtype: dtype of the model; cosines are in float32.
         hub_options: forwarded to `from_pretrained`, see `CLIPReward`.
 
     Raises:
@@ -115,16 +115,16 @@ def _load_vision_model(
 
 
 def _pooled(model: nn.Module, pixels: Tensor) -> Tensor:
-    """One feature vector an image: the model's pooled output, projected where it was trained against texts.
+    """One feature vector for each image: the model's pooled output, projected if it was trained with texts.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has no pooled output.
     """
     project = getattr(model, "get_image_features", model)
     pooled = getattr(project(pixel_values=pixels), "pooler_output", None)
     if pooled is None:
         raise ValueError(
-            f"The checkpoint of a {type(model).__name__} gives no pooled feature of an image; give one of a model that "
+            f"The checkpoint of a {type(model).__name__} returns no pooled image feature; give one of a model that "
             "does, such as DINOv2, CLIP or SigLIP."
         )
     return pooled

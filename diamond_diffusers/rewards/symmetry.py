@@ -13,10 +13,10 @@ from .registry import register_reward
 
 @register_reward("symmetry")
 class Symmetry(Formula):
-    """Minus the mean absolute difference of the image and its mirror image: 0 where left and right are alike.
+    """Minus the mean absolute difference between the image and its mirror image: 0 if left and right are alike.
 
     Args:
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
     """
 
     source = "mean absolute difference"

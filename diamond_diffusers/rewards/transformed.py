@@ -1,4 +1,4 @@
-"""Rewards on another scale: standardised or clipped. They report the scores of the reward within."""
+"""Rewards on another scale, standardised or clipped. They also report the scores of the original reward."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .base import CompositeReward, Reward, RewardOutput
 
 
 class TransformedReward(CompositeReward):
-    """A function of another reward's score; subclasses say which in `transform`.
+    """A function of another reward's score. Subclasses define it in `transform`.
 
     Args:
-        reward: the reward within.
-        name: of the transformed reward.
+        reward: the reward to transform.
+        name: name of the transformed reward.
     """
 
     def __init__(self, reward: Reward, name: str) -> None:
@@ -29,18 +29,18 @@ class TransformedReward(CompositeReward):
         """Maps scores `[B]` to scores `[B]`, differentiably."""
 
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
-        """The transformed total, and the scores of the reward within. See `Reward.evaluate`."""
+        """The transformed total, and the scores of the original reward. See `Reward.evaluate`."""
         output = self.rewards[0].evaluate(images, prompts, **context)
         return RewardOutput(self.transform(output.total), output.terms)
 
 
 class StandardisedReward(TransformedReward):
-    """`(score - mean) / standard_deviation`, so that rewards of different scales can be added.
+    """A standardised reward, `(score - mean) / standard_deviation`. Use it to add rewards of different scales.
 
     Args:
-        reward: the reward within.
-        mean: of its scores.
-        standard_deviation: of its scores, positive.
+        reward: the reward to standardise.
+        mean: mean of its scores.
+        standard_deviation: standard deviation of its scores, positive.
 
     Raises:
         ValueError: `mean` is not finite, or `standard_deviation` not a positive number.
@@ -76,10 +76,10 @@ class StandardisedReward(TransformedReward):
 
 
 class ClippedReward(TransformedReward):
-    """The score, kept within bounds, so that no image is worth more than `highest`; there the gradient is zero.
+    """A reward kept within bounds, so that no image scores above `highest`. Outside of the bounds the gradient is zero.
 
     Args:
-        reward: the reward within.
+        reward: the reward to clip.
         lowest: bound from below.
         highest: bound from above.
 

@@ -24,22 +24,22 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 @register_reward("vqascore")
 class VQAScoreReward(Reward):
-    """Probability that the model's answer to "Does this figure show the prompt?" starts with "Yes".
+    """Probability that a vision-language model's answer to "Does this figure show the prompt?" starts with "Yes".
 
-    Any transformers image-text-to-text model that answers at once (an "instruct", not a "thinking" model) will do.
-    Scores are differentiable to the pixels where the model's image processor works on tensors, as those of Qwen2.5-VL,
-    Qwen3-VL and most others do; the attribute `differentiable` tells. The scores themselves are those of 8-bit images
-    in the stock processor; the gradient passes its rounding as if it were not there.
+    The model may be any transformers image-text-to-text model that answers at once (an "instruct", not a "thinking"
+    model). Scores are differentiable to the pixels if the model's image processor works on tensors, as those of
+    Qwen2.5-VL, Qwen3-VL and most others do; the attribute `differentiable` tells. The scores are those of 8-bit images
+    in the stock processor, and the gradient passes its rounding as if it were not there.
 
     Args:
         checkpoint: a name on the Hub or a local folder, with weights in safetensors and a chat template.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         question: a text with `{}` in the prompt's place.
         answer: one token of the model's vocabulary.
-        gradient_checkpointing: recomputes each layer in the backward pass instead of storing its activations.
-        max_batch_size: the most images of one call of the model; None for all at once.
-        device: of the model; images are moved to it.
-        dtype: of the model; by default the checkpoint's own. Probabilities are in float32.
+        gradient_checkpointing: whether the backward pass recomputes each layer instead of storing its activations.
+        max_batch_size: the largest number of images in one call of the model; None for all at once.
+        device: device of the model; images are moved to it.
+        dtype: dtype of the model; by default the checkpoint's own. Probabilities are in float32.
         hub_options: forwarded to `from_pretrained`, see `CLIPReward`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The base model, and the layers of it that a map adapts."""
+"""Loads the base model, and finds the layers of it that a map adapts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_base(options: ModelOptions, dtype: torch.dtype) -> DiamondMapPipeline:
-    """The base model, without the Diamond Map that it may come with; its autoencoder is in float32.
+    """The base model, without its Diamond Map if it comes with one; its autoencoder is in float32.
 
     Raises:
         TrainingError: it cannot be loaded.
@@ -42,7 +42,7 @@ def load_base(options: ModelOptions, dtype: torch.dtype) -> DiamondMapPipeline:
 
 
 def lora_layers(options: MapOptions, network: nn.Module) -> list[str] | None:
-    """Names or name endings of the modules that the options adapt; None for those of `DiamondMap`.
+    """Names or name endings of the modules to adapt, from the options; None for the default of `DiamondMap`.
 
     Raises:
         TrainingError: the network has no module of such a name.

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoints of a run, each of which is complete or absent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Average(TypedDict):
 # Not what accelerate's save_state writes: that holds the frozen base too, reads what is not accelerate's own as pickles
 # of anything, and needs the base to be loaded, before which the options of a checkpoint are compared here.
 class RunState(TypedDict):
-    """What the trainer keeps in every checkpoint, beside the state of the optimiser."""
+    """The state of a run in every checkpoint, beside the state of the optimiser."""
 
     options: dict[str, str]
     weights: dict[str, Tensor]
@@ -47,7 +47,7 @@ class RunState(TypedDict):
 
 
 def decisive_options(options: Options, accelerator: Accelerator) -> dict[str, str]:
-    """What makes a run the one that a checkpoint is of, as text: its options but for those that may change."""
+    """The options that a resumed run may not change, as text: they decide whether a checkpoint belongs to the run."""
     decisive = {option.flag: str(value) for option, value in options.values() if not option.may_change}
     machine = {name: str(getattr(accelerator, name)) for name in ("mixed_precision", "num_processes")}
     return {**decisive, **machine}
@@ -56,18 +56,18 @@ def decisive_options(options: Options, accelerator: Accelerator) -> dict[str, st
 class Checkpoints:
     """The checkpoints of a run, `checkpoint-<step>` in its output folder.
 
-    A checkpoint is written under another name and renamed when it is complete; one that is deleted is renamed first.
-    One that was about to be replaced when the run died is put back by the next.
+    A checkpoint is written under another name and renamed when it is complete; before it is deleted it is renamed, too.
+    If a run dies while it replaces a checkpoint, the next run puts the old one back.
 
     Args:
-        folder: of the run.
-        total_limit: how many are kept; None for all.
-        process_index, num_processes: of this process.
-        one_state: whether the state of the first process is that of all, else each process writes its own.
+        folder: output folder of the run.
+        total_limit: number of checkpoints to keep; None for all.
+        process_index, num_processes: index of this process, and number of all.
+        one_state: whether the first process writes the state for all; else each process writes its own.
         barrier: waits for all processes.
 
     Raises:
-        UnwritableError: the folder cannot be made, or what an earlier run left in it cannot be put in order.
+        UnwritableError: the folder cannot be made, or the remains of an earlier run in it cannot be put in order.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Checkpoints:
         barrier()
 
     def _put_in_order(self) -> None:
-        """Finishes what a run that died had begun."""
+        """Finishes the renamings and deletions that a killed run had begun."""
         for path in list(self.folder.iterdir()):
             final = path.with_suffix("")
             if path.suffix == _REPLACED and _NAME.fullmatch(final.name):
@@ -109,7 +109,7 @@ class Checkpoints:
             write_more: writes further files of all processes into the folder that it is given.
 
         Raises:
-            UnwritableError: it cannot be written; the checkpoints that are there stay.
+            UnwritableError: the checkpoint cannot be written; the existing ones stay.
         """
         final = self.folder / f"checkpoint-{step}"
         partial = final.with_name(final.name + _PARTIAL)
@@ -137,22 +137,22 @@ class Checkpoints:
         self.barrier()
 
     def _keep(self, newest: Path, count: int) -> None:
-        """Deletes all but so many checkpoints: the one that was written last, and those of the highest steps."""
+        """Deletes all checkpoints but so many: those kept are the last written one and those of the highest steps."""
         others = [checkpoint for checkpoint in self.complete() if checkpoint != newest]
         for checkpoint in others[: max(len(others) - (count - 1), 0)]:
             self._delete(checkpoint)
 
     def check_none_is_ahead(self, step: int) -> None:
-        """Of a run that starts from a step: what is ahead belongs to another.
+        """Checks that there is no checkpoint beyond the step from which a run starts: it would be another run's.
 
         Raises:
-            TrainingError: there is one.
+            TrainingError: there is such a checkpoint.
         """
         newest = self.complete()[-1:]
         if newest and _step_of(newest[0]) > step:
             raise TrainingError(
                 f"--output_dir {self.folder} holds {newest[0].name} already, and this run starts at step {step}; give "
-                "--resume_from_checkpoint latest, name another --output_dir, or delete what is ahead"
+                "--resume_from_checkpoint latest, name another --output_dir, or delete the later checkpoints"
             )
 
     def complete(self) -> list[Path]:
@@ -161,10 +161,10 @@ class Checkpoints:
         return sorted(found, key=_step_of)
 
     def find(self, name: str) -> Path | None:
-        """The checkpoint of a name, a path or `latest`; None where there is no latest.
+        """The checkpoint of a name or a path, or for `latest` the latest one; None if there is no latest.
 
         Raises:
-            TrainingError: it does not exist.
+            TrainingError: the named checkpoint does not exist.
         """
         if name == "latest":
             complete = self.complete()
@@ -179,8 +179,8 @@ class Checkpoints:
         """The state of this process.
 
         Raises:
-            TrainingError: it was written by another number of processes with states of their own, or cannot be read, or
-                holds no such state.
+            TrainingError: the checkpoint holds states of another number of processes, cannot be read, or holds no
+                state.
         """
         num_states = len(list(checkpoint.glob("state-*.pt")))
         if num_states != self.num_states:
@@ -202,7 +202,7 @@ class Checkpoints:
         """Checks that a state is a `RunState`, and compares the options that decide a run with those of this one.
 
         Raises:
-            ForeignFileError: it is none.
+            ForeignFileError: it is no `RunState`.
             TrainingError: an option differs.
         """
         then = fitted(state, RunState, f"the state in '{checkpoint}'", ANOTHER)["options"]

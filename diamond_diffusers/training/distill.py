@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: distils, saves, and pushes what its options name."""
+    """The command: distils a map, saves it, and pushes it if the options say so."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = parse_options(arguments)
     # These imports take seconds, which a page of help or a mistyped option should not.

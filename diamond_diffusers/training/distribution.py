@@ -1,4 +1,4 @@
-"""How a run is distributed and logged."""
+"""Sets up how a run is distributed and logged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_trackers(options: LoggingOptions) -> None:
     """Checks that the packages of the trackers are installed.
 
     Raises:
-        TrainingError: one is not.
+        TrainingError: a package is not installed.
     """
     for name in options.trackers:
         # accelerate would leave it out.
@@ -30,7 +30,7 @@ _TRACKERS_INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wand
 
 
 def make_accelerator(options: Options) -> Accelerator:
-    """What distributes a run and logs it."""
+    """The accelerator that distributes a run and logs it."""
     folder = options.output.output_dir
     return Accelerator(
         gradient_accumulation_steps=options.updates.gradient_accumulation_steps,
@@ -43,11 +43,11 @@ def make_accelerator(options: Options) -> Accelerator:
 
 
 def prepare_distribution(accelerator: Accelerator, options: Options, loss: DistillationLoss) -> None:
-    """Refuses ways to distribute that cannot train a map, and tells FSDP its precision and DeepSpeed the batch.
+    """Refuses ways to distribute that cannot train a map, and sets the precision of FSDP and the batch of DeepSpeed.
 
     Raises:
-        TrainingError: forward-mode differentiation meets unused parameters; weights are sharded in a way that mixes
-            trained and frozen ones; or a sharded model would have to draw samples.
+        TrainingError: a loss in forward mode is combined with a search for unused parameters; weights are sharded in a
+            way that mixes trained and frozen ones; or a sharded model would have to draw samples.
     """
     kind, handler = accelerator.distributed_type, accelerator.ddp_handler
     if loss.needs_forward_mode and handler is not None and handler.find_unused_parameters:
@@ -64,7 +64,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
         raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
     if kind == DistributedType.FSDP and options.preparation.cache_trajectories:
         raise TrainingError(
-            "a model sharded by FSDP cannot draw trajectories to keep, since processes have different numbers of rows; "
+            "a model sharded by FSDP cannot draw trajectories to cache, as processes have different numbers of rows; "
             "drop --cache_trajectories, or take DDP"
         )
     if kind == DistributedType.FSDP:
@@ -73,7 +73,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
     if kind == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
         if plugin.zero_stage == 3:
-            raise TrainingError("DeepSpeed's ZeRO stage 3 takes weights apart that the map reads; take stage 1 or 2")
+            raise TrainingError("stage 3 of DeepSpeed's ZeRO splits weights that the map reads; choose stage 1 or 2")
         # It would read them from a data loader, and there is none.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.updates.train_batch_size
         plugin.deepspeed_config["gradient_accumulation_steps"] = options.updates.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""At which outer noise levels a map is distilled, and how much each counts."""
+"""The outer noise levels at which a map is distilled, and their weights."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def per_posterior_variance(noise_to_signal: Tensor) -> Tensor:
     """`1 + 1 / kappa^2`, the inverse variance of a clean sample given an observation, were the data standard normal.
 
     In units of that variance, the narrow posteriors of low levels count like the others (as in arXiv 2206.00364). The
-    lowest levels are held back, whose rows would decide every update.
+    weights of the lowest levels are limited, since their rows would otherwise decide every update.
     """
     return 1 + 1 / (noise_to_signal**2 + SMALLEST_WEIGHTED_LEVEL**2)

@@ -1,4 +1,4 @@
-"""The distilled module: what is handed to `accelerate`."""
+"""The distilled module, which is passed to `accelerate`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 class DistilledModule(nn.Module):
     """A map with its network, so that every evaluation goes through one module and can be distributed.
 
-    What is trained is in float32, whatever the precision of the base: in half precision, updates would be rounded away.
+    Trained weights are in float32, whatever the precision of the base: half precision would round their updates away.
 
     Args:
-        diamond_map: with its family.
+        diamond_map: the map, with its family.
     """
 
     def __init__(self, diamond_map: DiamondMap) -> None:
@@ -30,5 +30,5 @@ class DistilledModule(nn.Module):
         self.network = diamond_map.family.network_module
 
     def forward(self, function: Callable[[DiamondMap], Result]) -> Result:
-        """`function(diamond_map)`. Tensors are not among the arguments, where sharding would cast them."""
+        """Returns `function(diamond_map)`. Tensors are not passed as arguments, since sharding would cast them."""
         return function(self.diamond_map)

@@ -21,7 +21,7 @@ def check_optimizer(options: OptimizerOptions) -> None:
     """Checks that the package of the optimiser is installed.
 
     Raises:
-        TrainingError: it is not.
+        TrainingError: the package is not installed.
     """
     if options.optimizer == "prodigy" and importlib.util.find_spec("prodigyopt") is None:
         raise TrainingError("--optimizer prodigy needs the package prodigyopt; install it with pip install prodigyopt")

@@ -1,4 +1,4 @@
-"""What a trained map says of itself, and its way to the Hub."""
+"""The facts that a trained map declares, and its upload to the Hub."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_output(options: OutputOptions, logging_options: LoggingOptions) -> None:
-    """Creates the folders that are written to, before there is anything to lose.
+    """Creates the output folders before training, so that nothing is lost if they cannot be written to.
 
     Raises:
-        TrainingError: one cannot be written to.
+        TrainingError: a folder cannot be written to.
     """
     try:
         prepare_folder(options.output_dir, "--output_dir")
@@ -34,7 +34,7 @@ def prepare_output(options: OutputOptions, logging_options: LoggingOptions) -> N
 
 
 class Origin(TypedDict):
-    """Of a map, as `declare_map` and `save_diamond_map` take it."""
+    """The base and the licence of a map, in the form that `declare_map` and `save_diamond_map` take."""
 
     base_model: str | None
     base_revision: str | None
@@ -42,7 +42,7 @@ class Origin(TypedDict):
 
 
 def origin(options: Options) -> Origin:
-    """What the map is a map of, and its licence."""
+    """The base of the map, and its licence."""
     return {
         "base_model": options.model.pretrained_model_name_or_path,
         "base_revision": options.model.revision,
@@ -53,12 +53,12 @@ def origin(options: Options) -> Origin:
 def facts(
     options: Options, loss: DistillationLoss, steps: int, resolution: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """What the reader of the map's card wants to know of its training.
+    """Facts about the training, for the reader of the map's card.
 
     Args:
-        loss: whose own options are told.
-        steps: updates of the weights.
-        resolution: of the images.
+        loss: the loss; its own options are among the facts.
+        steps: number of updates of the weights.
+        resolution: resolution of the images.
     """
     data, updates = options.data, options.updates
     # The name of a folder need not be text.
@@ -77,10 +77,10 @@ def facts(
 
 
 def make_repository(options: OutputOptions) -> str:
-    """The full name of the map's repository on the Hub, which is made before there is anything to lose.
+    """Creates the map's repository on the Hub, before training, and returns its full name.
 
     Raises:
-        TrainingError: it cannot be made.
+        TrainingError: the repository cannot be created.
     """
     name = options.hub_model_id or options.output_dir.resolve().name
     try:
@@ -96,7 +96,7 @@ def push(options: OutputOptions, repository: str) -> None:
     """Uploads the finished map.
 
     Raises:
-        TrainingError: it cannot be uploaded.
+        TrainingError: the map cannot be uploaded.
     """
     folder = options.output_dir
     try:
@@ -111,5 +111,5 @@ def push(options: OutputOptions, repository: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What the Hub says, in one line."""
+    """The Hub's error message, in one line."""
     return " ".join(str(error).split())

@@ -20,11 +20,11 @@ class Teacher:
     """A base model with classifier-free guidance.
 
     Args:
-        family: of an ordinary model, with text encoders and an autoencoder.
+        family: an ordinary model with text encoders and an autoencoder.
         defaults: the model's own values for arguments of a call.
-        resolution: of its square images, in pixels.
-        guidance_scale: of the teacher.
-        max_sequence_length: of prompts; None for the model's own.
+        resolution: side of its square images, in pixels.
+        guidance_scale: guidance scale of the teacher.
+        max_sequence_length: largest number of tokens of a prompt; None for the model's own.
 
     Raises:
         TrainingError: the model is a few-step one, or has no images of that size.
@@ -40,7 +40,7 @@ class Teacher:
     ) -> None:
         if family.is_few_step:
             raise TrainingError(
-                f"this {family.name} model is a few-step one, which gives no posterior mean to learn from; "
+                f"this {family.name} model is a few-step one, which has no posterior mean to learn from; "
                 "name its base model"
             )
         self.family, self.defaults = family, dict(defaults)
@@ -79,12 +79,12 @@ class Teacher:
             )
 
     def _known(self, **arguments: Any) -> dict[str, Any]:
-        """Those arguments that the stock call takes."""
+        """The arguments among these that the stock call takes."""
         taken = inspect.signature(type(self.family.pipeline).__call__).parameters
         return {name: value for name, value in arguments.items() if name in taken and value is not None}
 
     def _guidance(self, scale: float) -> dict[str, Any]:
-        """The arguments of the stock call that guide it: one where guidance is embedded, else classifier-free."""
+        """The stock call's arguments of guidance: an embedded scale, or those of classifier-free guidance."""
         known = self._known(true_cfg_scale=scale, guidance_scale=scale, negative_prompt="")
         if "true_cfg_scale" not in known:
             # The stock pipeline encodes its own unconditional: SDXL has zeros, which an empty text is not.
@@ -108,7 +108,7 @@ class Teacher:
         return prepare(self.family, given, self.defaults).conditions
 
     def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """What the network is told of each caption, one row each."""
+        """The features of captions for the network, one row for each caption."""
         unguided = {name: 1.0 for name in self.guidance if name.endswith("_scale")}
         return self._encode(captions, unguided).features
 

@@ -49,12 +49,12 @@ MINIATURE_PROMPT = "a red star left of a blue ring"
 class Trainer:
     """A run of the trainer.
 
-    All randomness of a batch follows from the seed, its number and its process, so that a resumed run continues as an
-    unbroken one would.
+    All randomness of a batch follows from the seed, the number of the batch and its process, so that a resumed run
+    continues as an unbroken one would.
 
     Args:
-        options: as of `parse_options`.
-        accelerator: in place of the one that the options describe.
+        options: options of the run, as from `parse_options`.
+        accelerator: accelerator to use in place of the one that the options describe.
 
     Raises:
         TrainingError: the run cannot start.
@@ -160,7 +160,7 @@ class Trainer:
             accelerator.end_training()
 
     def _open_source(self) -> Source:
-        """The batches that follow those of the steps that are done."""
+        """The batches that follow those of the completed steps."""
         updates, accelerator = self.options.updates, self.accelerator
         order = partial(
             Order,
@@ -237,7 +237,7 @@ class Trainer:
             )
 
     def _check_weights(self) -> None:
-        """What the last update did to them, no loss has seen; called by all processes."""
+        """Checks the weights after the last update, which no loss has seen; called by all processes."""
         self._check(
             "sum of the weights", torch.stack([full(weight.detach()).sum() for weight in self.parameters]).sum()
         )
@@ -329,7 +329,7 @@ class Trainer:
         return grid
 
     def _finish(self) -> None:
-        """Saves the averaged map with its card, and pushes it where that is asked for."""
+        """Saves the averaged map with its card, and pushes it if the options say so."""
         options, accelerator = self.options, self.accelerator
         self._check_weights()
         prompt = options.validation.validation_prompt
@@ -346,7 +346,7 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
-        """Writes the map and its card, which take the place of those that are there when they are complete."""
+        """Writes the map and its card; when they are complete, they replace the former ones."""
         options = self.options
         with writing(options.output.output_dir), staged(options.output.output_dir) as stage:
             save_diamond_map(
@@ -367,5 +367,5 @@ class Trainer:
 
 
 def full(weight: Tensor) -> Tensor:
-    """A weight in one piece, where it is sharded; called by all processes."""
+    """A weight in one piece, even if it is sharded; called by all processes."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

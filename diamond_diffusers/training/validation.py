@@ -1,4 +1,4 @@
-"""What the map draws while it is trained."""
+"""Images that the map draws while it is trained."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROWS = {"one evaluation": 1, "four evaluations": 4}
 def validation_images(
     diamond_map: DiamondMap, teacher: Teacher, prompt: str, latents_shape: tuple[int, ...], count: int, seed: int
 ) -> Tensor:
-    """Images `[rows, count, 3, H, W]` in [0, 1] that the map draws of a prompt in few evaluations, by `ROWS`.
+    """Images `[rows, count, 3, H, W]` in [0, 1] of a prompt that the map draws in few evaluations; see `ROWS`.
 
     Args:
-        latents_shape: of one image.
-        seed: of the noise, which all rows share.
+        latents_shape: shape of the latents of one image.
+        seed: seed of the noise, which all rows share.
     """
     device = teacher.family.device
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Transitions, which move particles from one noise level to the next: one file each, called as its entry."""
+"""Transitions, which move particles from one noise level to the next: one file each, named like its registered name."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .base import Transition
 @TRANSITIONS.register("ancestral")
 @dataclass(frozen=True)
 class AncestralTransition(Transition):
-    """Gaussian step around the denoised sample (DDIM with eta, arXiv 2010.02502); `eta=1` is DDPM.
+    """A Gaussian step around the denoised sample (DDIM with eta, arXiv 2010.02502); `eta=1` is DDPM.
 
     Args:
         eta: share in `[0, 1]` of the DDPM noise that is fresh.
@@ -58,7 +58,7 @@ class AncestralTransition(Transition):
 
 
 def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:
-    """`alpha' (D + kept eps)` with `eps` the noise that the predicted sample leaves in `x`."""
+    """`alpha' (D + kept eps)`, where `eps` is the noise that the predicted sample leaves in `x`."""
     alpha_next, _ = signal_and_noise(kappa_next)
     at_kept = ode_step(x, predicted, kappa, kept)
     alpha_kept, _ = signal_and_noise(kept)

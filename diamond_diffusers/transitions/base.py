@@ -13,7 +13,7 @@ from ..core.network import Network
 
 
 class Transition(Sampler, ABC):
-    """A map of a particle, its predicted clean sample and driving noise to the particle at the next level.
+    """Moves a particle from one noise level to the next, given its predicted clean sample and driving noise.
 
     Attributes:
         uses_prediction: whether a step depends on the denoised sample that it starts from.
@@ -26,23 +26,23 @@ class Transition(Sampler, ABC):
     uses_prediction: bool = True
 
     def needs_prediction(self, network: Network) -> bool:
-        """Whether a step needs `predicted` of this network; where not, plain sampling does without it."""
+        """Whether a step needs `predicted` of this network; if not, plain sampling does not compute it."""
         return self.uses_prediction
 
     def aim(self, network: Network, x: Tensor, noise_to_signal: Level, next_noise_to_signal: float) -> Tensor:
-        """The clean sample to which the step's velocity at `x` points, `[N, ...]`: what the model predicts there."""
+        """The clean sample `[N, ...]` to which the step's velocity at `x` points; by default the model's prediction."""
         return network.predict(x, noise_to_signal)
 
     @abstractmethod
     def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
-        """Moves particles one level on.
+        """Moves particles to the next noise level.
 
         Args:
             network: the model, for transitions that take more than one evaluation.
             x: particles `[N, ...]` in the bounded coordinate.
-            interval: from the level of `x` down to the one to reach.
-            predicted: what the model as loaded predicts at `x`: `network.predict(x, interval.start)`, perhaps tilted;
-                None where it is not needed.
+            interval: from the level of `x` down to the next one.
+            predicted: the loaded model's prediction at `x`, `network.predict(x, interval.start)`, perhaps tilted; None
+                if it is not needed.
             noise: driving noise, standard normal of the shape of `x`; the step is a deterministic map of it.
 
         Returns:
@@ -51,10 +51,10 @@ class Transition(Sampler, ABC):
 
     @abstractmethod
     def tilt_gain(self, interval: Interval) -> float:
-        """The mean of the driving noise that a unit shift of the denoised sample is worth.
+        """The factor between a shift of the denoised sample and the mean of the driving noise that has the same effect.
 
         A shift `d` of the denoised sample moves the mean of a stochastic step as much as driving noise of mean
-        `tilt_gain * d` does. It is 0 where the step does not depend on the driving noise.
+        `tilt_gain * d` does. The factor is 0 if the step does not depend on the driving noise.
         """
 
     def is_random(self, interval: Interval) -> bool:
@@ -62,7 +62,7 @@ class Transition(Sampler, ABC):
         return self.tilt_gain(interval) != 0
 
     def draws_noise(self, interval: Interval) -> bool:
-        """Whether driving noise is drawn for a step; where not, `noise` is zero."""
+        """Whether driving noise is drawn for a step; if not, `noise` is zero."""
         return self.is_random(interval)
 
     @property

@@ -14,11 +14,11 @@ from .ancestral import AncestralTransition
 @TRANSITIONS.register("das")
 @dataclass(frozen=True)
 class DASTransition(AncestralTransition):
-    """The ancestral step, whose noise DAS tilts by the gradient at the present state in place of that at the next.
+    """The ancestral step of DAS, whose noise is tilted by the gradient at the present state instead of the next one.
 
-    In the coordinate `x = y / sqrt(1 + kappa^2)` of variance-preserving models the mean of the step moves by its
-    variance times `grad_x V`, `(alpha' / alpha) (kappa' / kappa)^2` times what the shift of the denoised sample would
-    move it by; equal as steps shrink.
+    In the coordinate `x = y / sqrt(1 + kappa^2)` of variance-preserving models, the mean of the step moves by its
+    variance times `grad_x V`. That is `(alpha' / alpha) (kappa' / kappa)^2` times the effect of shifting the denoised
+    sample; the two are equal as steps shrink.
     """
 
     def tilt_gain(self, interval: Interval) -> float:

@@ -19,12 +19,12 @@ from .inner_flow import InnerFlowTransition
 @TRANSITIONS.register("diamond")
 @dataclass(frozen=True)
 class DiamondTransition(InnerFlowTransition):
-    """Early-stopped Diamond Map: a stochastic transition of `num_map_steps` evaluations.
+    """A stochastic step by a Diamond Map whose inner flow is stopped early.
 
     Args:
-        num_map_steps: evaluations of a step.
-        correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
-            which the chain is Markov.
+        num_map_steps: number of evaluations of a step.
+        correlation: correlation `rho` in `[0, 1]` between the noises before and after the step; `"ddpm"` is
+            `kappa_next / kappa`, for which the chain is Markov.
 
     Example:
         >>> method = BestOfN(num_particles=2, transition=DiamondTransition())

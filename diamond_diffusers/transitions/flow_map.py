@@ -18,7 +18,7 @@ from .base import Transition
 @TRANSITIONS.register("flow_map")
 @dataclass(frozen=True)
 class FlowMapTransition(Transition):
-    """Follows a flow map from level to level (arXiv 2506.14603), a model's own or its Diamond Map's; no noise.
+    """A noiseless step along the flow map of the model, or of its Diamond Map (arXiv 2506.14603).
 
     Example:
         >>> method = BestOfN(num_particles=2, transition=FlowMapTransition())

@@ -16,15 +16,16 @@ from .inner_flow import InnerFlowTransition
 @TRANSITIONS.register("glass")
 @dataclass(frozen=True)
 class GlassTransition(InnerFlowTransition):
-    """Early-stopped inner GLASS flow (arXiv 2509.25170), exact for its correlation as `num_inner_steps` grows.
+    """A stochastic step by an inner GLASS flow that is stopped early (arXiv 2509.25170).
 
-    A step costs `num_inner_steps` evaluations, the denoised sample at its start included.
+    It is exact for its correlation as `num_inner_steps` grows. A step costs `num_inner_steps` evaluations, including
+    that of the denoised sample at its start.
 
     Args:
-        num_inner_steps: steps of the inner flow.
-        correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
-            which the chain is Markov.
-        solver: `euler`, `multistep` or `exponential`.
+        num_inner_steps: number of steps of the inner flow.
+        correlation: correlation `rho` in `[0, 1]` between the noises before and after the step; `"ddpm"` is
+            `kappa_next / kappa`, for which the chain is Markov.
+        solver: solver of the inner flow: `euler`, `multistep` or `exponential`.
 
     Example:
         >>> SMC(num_particles=8, transition=GlassTransition(num_inner_steps=2))

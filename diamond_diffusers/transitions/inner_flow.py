@@ -10,11 +10,11 @@ from .base import Transition
 
 
 class InnerFlowTransition(Transition):
-    """An inner flow that is stopped early.
+    """A step by an inner flow that is stopped early.
 
     Attributes:
-        correlation: `rho` in `[0, 1]` between the noises before and after; `"ddpm"` is `kappa_next / kappa`, for
-            which the chain is Markov.
+        correlation: correlation `rho` in `[0, 1]` between the noises before and after the step; `"ddpm"` is
+            `kappa_next / kappa`, for which the chain is Markov.
     """
 
     correlation: float | str

@@ -16,7 +16,7 @@ from .base import Transition
 @TRANSITIONS.register("ode")
 @dataclass(frozen=True)
 class ODETransition(Transition):
-    """Euler step of the probability-flow ODE (DDIM, and rectified flow's Euler step); no noise.
+    """A noiseless Euler step of the probability-flow ODE: DDIM, or the Euler step of rectified flow.
 
     Example:
         >>> method = BestOfN(num_particles=2, transition=ODETransition())

@@ -1,4 +1,4 @@
-"""Noise anew what the model predicts."""
+"""Steps that noise the predicted sample afresh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Transition
 @TRANSITIONS.register("renoise")
 @dataclass(frozen=True)
 class RenoiseTransition(Transition):
-    """Takes the predicted sample as clean and noises it afresh: how consistency models and SCM sample.
+    """A step that takes the predicted sample as clean and noises it afresh, as consistency models and SCM sample.
 
     Example:
         >>> method = BestOfN(num_particles=2, transition=RenoiseTransition())

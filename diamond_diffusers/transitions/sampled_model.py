@@ -1,4 +1,4 @@
-"""A model that says how it is sampled."""
+"""The interface of a model that declares its own transitions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .renoise import RenoiseTransition
 
 
 class SampledModel(Model):
-    """A pretrained model that says how its particles move where the caller does not: what methods run on."""
+    """A pretrained model with default transitions, which methods use if the caller names none."""
 
     def stock_transition(self) -> Transition:
-        """How the model samples without alignment."""
+        """The transition of the stock pipeline, by which the model samples without alignment."""
         return ODETransition()
 
     def stochastic_transition(self) -> Transition:
-        """How its particles move where copies of one must part."""
+        """A random transition, for methods in which copies of a particle must part."""
         return GlassTransition() if self.predicts_mean else RenoiseTransition()

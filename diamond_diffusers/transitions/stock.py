@@ -18,13 +18,13 @@ from .base import Transition
 @TRANSITIONS.register("stock")
 @dataclass(frozen=True)
 class StockTransition(Transition):
-    """The step of a stock scheduler, and what that does beside.
+    """The step of a stock scheduler, with the noise that it draws and the clipping that it does.
 
     Args:
         transition: the step itself.
-        draws_above: noise is drawn for steps that leave a level above it, be it used or not, so that the generators of
-            a call are left as the stock pipeline leaves them; None to draw what is used.
-        clip: of predicted clean samples `[N, ...]`; None to take them as they are.
+        draws_above: level above which a step draws noise, whether it uses the noise or not, so that the generators of a
+            call end in the same state as after the stock pipeline. None to draw only noise that is used.
+        clip: function that clips predicted clean samples `[N, ...]`; None to take them as they are.
         keeps_noise: whether the noise stays that of the unclipped sample, as in DDIM.
     """
 

@@ -19,7 +19,8 @@ from .ancestral import AncestralTransition
 class TrajectoryTransition(AncestralTransition):
     """Strategic stochastic sampling of trajectory consistency models (TCD, arXiv 2402.19159).
 
-    Follows the trajectory past the next level to the training step `(1 - eta)` times its own, and renoises from there.
+    A step follows the trajectory past the next level, to the training step `(1 - eta)` times that of the next level,
+    and renoises from there.
 
     Args:
         eta: the paper's gamma, in `[0, 1]`.

@@ -21,7 +21,7 @@ SOME = ["guidance", "posterior_smc", "posterior_resampling", "posterior_diamond_
 @pytest.fixture(scope="module")
 def gains():
     """Of some methods, by name, over the same plain images."""
-    return {gain.method: gain for gain in measure(SOME, steps=[6], count=8)}
+    return {gain.method: gain for gain in measure(SOME, steps=[6], count=12)}
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -79,7 +79,9 @@ def test_an_image_cannot_take_the_place_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.xbm", "a.hdf", "a.svg"])
 def test_what_holds_no_image_in_colour_is_refused_before_it_is_drawn(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"{name}', whose suffix is that of no image in colour; name a file such as"):
+    with pytest.raises(
+        ValueError, match=rf"{name}', whose suffix names no format of colour images; name a file such as"
+    ):
         check_image_path(tmp_path / name)
     for suffix in ("png", "JPG", "webp", "tiff", "gif"):
         check_image_path(tmp_path / f"a.{suffix}")

@@ -102,8 +102,8 @@ def test_differences_are_told(setup, tiny_pipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "alchemy"}, "of no method that is known here .alignment is 'alchemy'; choose one of"),
-        ({"luck": 1}, "of no method that is known here .alignment 'best_of_n' has no option 'luck'"),
+        ({"name": "alchemy"}, "names no method that is known here .alignment is 'alchemy'; choose one of"),
+        ({"luck": 1}, "names no method that is known here .alignment 'best_of_n' has no option 'luck'"),
     ],
 )
 def test_methods_of_other_versions_are_refused(setup, tmp_path, change, message):
@@ -160,7 +160,7 @@ def changed(text, place, value):
         ("settings.alignment.num_particles", 10**12, "^alignment.num_particles is above 10000 in '.*.json', which no"),
         ("settings.alignment.num_particles", "many", "num_particles is 'many'; give a whole number"),
         ("settings.alignment.num_particles", True, "num_particles is True; give a whole number"),
-        ("settings.alignment.num_particles", -3, "settings.alignment of '.*.json' is of no method .*-3"),
+        ("settings.alignment.num_particles", -3, "settings.alignment of '.*.json' names no method .*-3"),
         ("settings.alignment.name", ["smc"], r"alignment is \['smc'\]; choose one of"),
         ("settings.alignment.name", "glass", "alignment is 'glass'; choose one of"),
         (

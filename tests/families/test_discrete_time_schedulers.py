@@ -115,17 +115,17 @@ def test_first_order_steps_are_those_of_the_stock_pipeline(
     pipe: DiamondMapPipeline, scheduler: type, options: dict, call: dict, prediction_type: str
 ) -> None:
     pipe.scheduler = scheduler(**SCHEDULE, **options, prediction_type=prediction_type)
-    for output_type, in_a_row in (("latent", 2), ("pt", 1)):
+    for output_type in ("latent", "pt"):
         call = {**CALL, **call, "output_type": output_type}
-        stock, ours = (images_of_calls(one, in_a_row, generators(), **call) for one in (pipe.pipeline, pipe))
+        stock, ours = (two_calls(one, generators(), **call) for one in (pipe.pipeline, pipe))
         # Of latents as large as those of a random model of the noise: 16.
         torch.testing.assert_close(ours, stock, atol=1e-5 * stock.std().item(), rtol=1e-5)
         assert stock.std() > 0.05
 
 
-def images_of_calls(pipe: Any, in_a_row: int, generator: Any, **call: Any) -> Tensor:
-    """The second shows what the first has drawn."""
-    return torch.cat([pipe(list(PROMPTS), generator=generator, **call).images for _ in range(in_a_row)])
+def two_calls(pipe: Any, generator: Any, **call: Any) -> Tensor:
+    """In a row: the second shows what the first has drawn."""
+    return torch.cat([pipe(list(PROMPTS), generator=generator, **call).images for _ in range(2)])
 
 
 def test_stochastic_schedulers_of_higher_order_take_the_stochastic_step_that_they_refine() -> None:

@@ -168,7 +168,7 @@ def test_embeddings_do_for_rewards_that_read_no_prompt(pipe: DiamondMapPipeline)
     image_only = CallableReward(brightness, reads_prompts=False)
     for reward in ("jpeg_size", image_only, 2 * image_only + image_only):
         assert pipe(reward=reward, alignment="smc", **call).rewards.isfinite().all()
-    message = r"the reward reads the prompt, but there is no text in it; .* reads_prompts=False"
+    message = r"the reward reads the prompt, but the call has no prompt text; .* reads_prompts=False"
     for reward in (brightness, image_only + CallableReward(brightness, name="reader")):
         with pytest.raises(ValueError, match=message):
             pipe(reward=reward, **call)

@@ -225,7 +225,7 @@ def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: 
         ({"reward_scale": float("nan"), "reward": brightness}, "reward_scale is nan"),
         ({"reward_scale": "10", "reward": brightness}, "reward_scale is '10'"),
         ({"prompt": [], "reward": brightness}, "prompt is an empty list"),
-        ({"prompt": "", "reward": brightness}, "there is no text in it"),
+        ({"prompt": "", "reward": brightness}, "the call has no prompt text"),
         ({"prompt": 5}, "prompt is a int"),
         ({"generator": 0}, "generator is or holds 0"),
         ({"alignment": ["smc"], "reward": brightness}, r"alignment is \['smc'\]; give a method"),

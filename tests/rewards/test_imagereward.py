@@ -262,7 +262,7 @@ class TestWithoutThePackage:
 
     def test_is_asked_for(self, monkeypatch):
         monkeypatch.setattr(official, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match=r"does not import here \(No module .*: run `pip install .* take reward"):
+        with pytest.raises(ImportError, match=r"cannot be imported \(No module .*: run `pip install .* take reward"):
             PackageImageReward(FOLDER)
         assert availability(PackageImageReward).startswith("no: package ImageReward does not import (No module")
 

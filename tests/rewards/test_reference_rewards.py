@@ -121,7 +121,7 @@ class TestSimilarity:
         reward = SimilarityReward(pictures[0], dino_folder)
         reward.model = type("Unpooled", (torch.nn.Linear,), {"forward": lambda self, pixel_values: ()})(1, 1)
         reward.model.device, reward.model.dtype = torch.device("cpu"), torch.float32
-        with pytest.raises(ValueError, match="checkpoint of a Unpooled gives no pooled feature"):
+        with pytest.raises(ValueError, match="checkpoint of a Unpooled returns no pooled image feature"):
             reward(pictures, [""] * 3)
 
     def test_what_cannot_be_loaded(self, pictures, dino_folder, tmp_path):

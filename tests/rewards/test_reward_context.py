@@ -124,9 +124,7 @@ class TestWhatIsGiven:
 
 class TestErrors:
     def test_missing(self):
-        with pytest.raises(
-            ValueError, match=r"'latent_norm' wants `latents`, which this call does not give; pass latents"
-        ):
+        with pytest.raises(ValueError, match=r"'latent_norm' needs `latents`, but this call has none; pass latents"):
             latent_reward()(batch()[0], PROMPTS)
 
     def test_unknown(self):
@@ -178,7 +176,7 @@ class TestProbe:
             ValueError, match=r"needs latents, so that it cannot be tried on a random image; say whether"
         ):
             _ = reward.differentiable
-        with pytest.raises(ValueError, match=r"wants `latents`"):
+        with pytest.raises(ValueError, match=r"needs `latents`"):
             reward.probe()
         reward = as_reward(patient)
         reward.probe(latents=torch.zeros(1, 4, 2, 2), needs_gradient=True)

@@ -196,7 +196,7 @@ def test_every_mistake_is_named(images, hub_folder, tmp_path):
     with pytest.raises(TrainingError, match=r"has no split 'train'; set --dataset_split to one of test"):
         load_captioned(given("--dataset_name", tmp_path / "splits"))
     (images / "a.png").write_bytes(b"no image")
-    with pytest.raises(TrainingError, match=r"the image of a.png does not decode .*; remove or replace it"):
+    with pytest.raises(TrainingError, match=r"the image of a.png cannot be decoded .*; remove or replace it"):
         open_image(Captioned(images / "a.png", "", "a.png"))
     for captions in (None, [], [None]):
         with pytest.raises(TrainingError, match=rf"the caption of row 3 is {re.escape(str(captions))}"):
@@ -208,9 +208,9 @@ def test_every_mistake_is_named(images, hub_folder, tmp_path):
     [
         ('{"file_name": "a.png", "text": null}', "line 1 of .* has no caption in column 'text'"),
         ('{"file_name": "a.png", "text": ""}', "all captions of .* are empty"),
-        ('{"file_name": "z.png", "text": "x"}', "line 1 of .* names 'z.png', which is not there"),
-        (f'{{"file_name": "{"z" * 5000}", "text": "x"}}', r"line 1 of .* names 'z{56}\.\.\., which is not there"),
-        (r'{"file_name": "a\nb", "text": "x"}', r"line 1 of .* names 'a\\nb', which is not there"),
+        ('{"file_name": "z.png", "text": "x"}', "line 1 of .* names 'z.png', which does not exist"),
+        (f'{{"file_name": "{"z" * 5000}", "text": "x"}}', r"line 1 of .* names 'z{56}\.\.\., which does not exist"),
+        (r'{"file_name": "a\nb", "text": "x"}', r"line 1 of .* names 'a\\nb', which does not exist"),
         ('{"file_name": "a.png", "text": "x"}\n{"file', "line 2 of .* is no JSON .*; write one row a line"),
         ('["a.png"]', "line 1 of .* is a list in place of an object; write one row a line"),
         ('{"file_name": 7, "text": "x"}', "file_name in line 1 of .* is 7 in place of a text; write file names"),
@@ -285,5 +285,5 @@ def test_images_of_any_mode_look_as_they_are_shown(tmp_path, monkeypatch):
     assert opened(PILImage.new("LA", (4, 4), (10, 0))) == (255, 255, 255)
     assert opened(PILImage.new("RGBA", (4, 4), (10, 200, 30, 255))) == (10, 200, 30)
     monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(TrainingError, match="the image of image does not decode"):
+    with pytest.raises(TrainingError, match="the image of image cannot be decoded"):
         opened(picture(0))

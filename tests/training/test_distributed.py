@@ -133,14 +133,14 @@ def test_what_cannot_be_distributed_is_refused(options):
     accelerator = sharding_accelerator()
     with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
         Trainer(options("--teacher_samples"), accelerator)
-    with pytest.raises(TrainingError, match="cannot draw trajectories to keep"):
+    with pytest.raises(TrainingError, match="cannot draw trajectories to cache"):
         Trainer(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
     accelerator.state.fsdp_plugin.fsdp_version = 1
     with pytest.raises(TrainingError, match="set fsdp_version: 2"):
         Trainer(options(), accelerator)
     accelerator.state.distributed_type = DistributedType.DEEPSPEED
     accelerator.state.deepspeed_plugins = SimpleNamespace(zero_stage=3, selected=True)
-    with pytest.raises(TrainingError, match="take stage 1 or 2"):
+    with pytest.raises(TrainingError, match="choose stage 1 or 2"):
         Trainer(options(), accelerator)
 
 

@@ -1,4 +1,4 @@
-"""Draws the same prompts from the same seeds with every method, and keeps what came of it."""
+"""Draws the same prompts from the same seeds with every method, and keeps the images and their records."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ MAX_INDEX = 999_999
 
 @dataclass(frozen=True)
 class Setup:
-    """What all methods share.
+    """The settings that all methods of a comparison share.
 
     Attributes:
         pipe: the model.
-        model: its name, for the record.
+        model: name of the model, for the record.
         suite: the prompts.
-        reward: what alignment follows.
-        reward_scale: multiplies it in the tilted law.
-        held_out_rewards: what images are scored by as well, and no method ever sees.
-        seed: of the run, up to 999; image `j` of prompt `i` is drawn from the seed `1_000_000 * (seed + 1000 * j) + i`
-            by every method.
-        num_images_per_prompt: each a draw of its own.
-        batch_size: images of one call.
-        particle_batch_size: rows of one network call; None for all at once.
-        arguments: of the stock pipeline's `__call__`, where they are not the model's defaults.
+        reward: the reward that the methods follow.
+        reward_scale: factor of the reward in the tilted law.
+        held_out_rewards: further rewards by which images are scored, and which no method ever sees.
+        seed: seed of the run, up to 999; every method draws image `j` of prompt `i` from the seed
+            `1_000_000 * (seed + 1000 * j) + i`.
+        num_images_per_prompt: number of images of each prompt, each a draw of its own.
+        batch_size: number of images in one call.
+        particle_batch_size: number of rows of one network call; None for all at once.
+        arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
     """
 
     pipe: DiamondMapPipeline
@@ -71,11 +71,11 @@ class Setup:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_seed(self.seed)
         if any(not 0 <= prompt.index <= MAX_INDEX for prompt in self.suite.prompts):
-            raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within")
+            raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within this range")
         check_held_out(self.held_out_rewards, self.reward)
 
     def keys(self, prompts: Sequence[Prompt]) -> list[Key]:
-        """All images of some prompts."""
+        """The keys of all images of some prompts."""
         return [Key(prompt.index, image) for prompt in prompts for image in range(self.num_images_per_prompt)]
 
     def seed_of(self, key: Key) -> int:
@@ -83,7 +83,7 @@ class Setup:
         return 1_000_000 * (self.seed + 1000 * key.image) + key.index
 
     def settings(self) -> dict[str, Any]:
-        """Whatever the results depend on, the method aside."""
+        """Everything that the results depend on, except the method."""
         texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
         return {
             "model": self.model,
@@ -108,7 +108,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_held_out(held_out_rewards: Sequence[Reward], reward: Reward) -> None:
-    """Raises a `ValueError` where a held-out reward is followed, or comes twice."""
+    """Raises a `ValueError` if a held-out reward is also followed by the methods, or named twice."""
     names = [held_out.name for held_out in held_out_rewards]
     followed = _names(reward)
     for position, held_out in enumerate(held_out_rewards):
@@ -119,12 +119,12 @@ def check_held_out(held_out_rewards: Sequence[Reward], reward: Reward) -> None:
 
 
 def _names(reward: Reward) -> set[str]:
-    """Of a reward and of all rewards that it is made of."""
+    """The names of a reward and of all rewards that it is made of."""
     return {reward.name}.union(*(_names(part) for part in getattr(reward, "rewards", ())))
 
 
 def method_folder(folder: Path, method: SizedMethod) -> Path:
-    """Where the images and records of a method lie."""
+    """The folder of the images and records of a method."""
     return folder / "images" / method.label
 
 
@@ -136,13 +136,13 @@ def compare(
     on_batch: OnBatch | None = None,
     processes: PartialState | None = None,
 ) -> dict[str, list[Record]]:
-    """Draws every prompt with every method; what `folder` holds already is not drawn again.
+    """Draws every prompt with every method; images that `folder` holds already are not drawn again.
 
     Args:
-        processes: the processes among which the images are shared, each of which makes this call; None for this alone.
+        processes: the processes that share the images, each of which makes this call; None for this process alone.
 
     Returns:
-        For the label of each method its records, in the order of the prompts.
+        The records by the label of their method, in the order of the prompts.
 
     Raises:
         ValueError: the folder holds results of other settings, or a held-out reward fails; nothing is drawn then.
@@ -237,7 +237,7 @@ def draw(
 
 
 def machine_facts(pipe: DiamondMapPipeline) -> dict[str, Any]:
-    """What the last bits of an image depend on beside its settings."""
+    """The facts on which the last bits of an image depend beside its settings."""
     on_gpu = pipe.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(pipe.device) if on_gpu else platform.machine(),

@@ -1,4 +1,4 @@
-"""A comparison's images in the folders that the programs of other benchmarks read."""
+"""Copies a comparison's images to folders that the programs of other benchmarks read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def export(
     """Copies the images of every method to `exports/<name>/<method>/` of the comparison's folder.
 
     Args:
-        name: of a format in `EXPORTS`.
-        records: of each method of the plan.
-        prompts: those of the records.
-        folder: of the comparison.
+        name: name of a format in `EXPORTS`.
+        records: the records of each method of the plan.
+        prompts: the prompts of the records.
+        folder: folder of the comparison.
 
     Raises:
         ValueError: the format is unknown.
@@ -42,7 +42,7 @@ def check_export(name: str) -> None:
 
 
 def _geneval(prompt: Prompt, record: Record, image: Path, target: Path) -> None:
-    """A folder a prompt with its line of `evaluation_metadata.jsonl` and its samples (arXiv 2310.11513)."""
+    """One folder for each prompt, with its line of `evaluation_metadata.jsonl` and its samples (arXiv 2310.11513)."""
     folder = target / f"{record.index:05d}"
     metadata = prompt.metadata or {"tag": prompt.category, "prompt": prompt.text}
     write_bytes(folder / "metadata.jsonl", (json.dumps(dict(metadata)) + "\n").encode())

@@ -30,7 +30,7 @@ class ShownImage:
 
     Attributes:
         verdict: "right" or "wrong" where a judge has decided, else empty.
-        what: it shows.
+        what: what the image shows.
         source: the image itself, as a data URL.
         reward: as text.
     """
@@ -43,7 +43,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class Grid:
-    """The first prompts as drawn by every method of a budget: a column each."""
+    """The first prompts as drawn by every method of a budget, with one column for each method."""
 
     budget: int
     names: list[str]
@@ -62,10 +62,10 @@ def html_report(
     """The report.
 
     Args:
-        settings: what all methods share.
-        figures: PNG files by what they show.
-        records: of each method of the plan.
-        folder: of the images.
+        settings: the settings that all methods share.
+        figures: PNG files by their titles.
+        records: the records of each method of the plan.
+        folder: folder of the images.
     """
     loader = PackageLoader(__package__, "")
     # Prompts and reasons are texts of others, whose signs must not become part of the page.

@@ -28,7 +28,7 @@ class SizedMethod:
     """A method of a definite cost.
 
     Attributes:
-        evaluations: what an image costs, as `Cost.equivalent_evaluations`; None where that is not known.
+        evaluations: cost of an image, as `Cost.equivalent_evaluations`; None if it is not known.
     """
 
     name: str
@@ -38,11 +38,11 @@ class SizedMethod:
 
     @property
     def label(self) -> str:
-        """Under which its images are kept: two budgets that allow the same method share them."""
+        """The name under which its images are kept; two budgets that allow the same method share the images."""
         return self.name if self.evaluations is None else f"{self.name}_{self.evaluations}"
 
     def resized(self, what: str, size: int) -> SizedMethod:
-        """The method with another number of steps, or of what its alignment has under that name."""
+        """The method with another value of `num_inference_steps`, or of the field of its alignment with that name."""
         if what == STEPS:
             return replace(self, num_inference_steps=size)
         return replace(self, alignment=replace(self.alignment, **{what: size}))
@@ -53,7 +53,7 @@ CostOf = Callable[[SizedMethod], Cost]
 
 @dataclass(frozen=True)
 class Entry:
-    """A method that is the largest within a budget."""
+    """A budget, and the largest method of a recipe within it."""
 
     budget: int
     method: SizedMethod
@@ -70,7 +70,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, budget after budget, and what is not."""
+    """The methods that are compared, budget after budget, and those that are left out."""
 
     entries: list[Entry]
     left_out: list[LeftOut]
@@ -93,13 +93,13 @@ def plan_methods(
     arguments: Mapping[str, Any] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
 ) -> Plan:
-    """The named methods at each budget, each as dear as possible without exceeding it.
+    """The named methods at each budget, each as large as possible without exceeding it.
 
     Args:
-        budgets: network evaluations an image; one under classifier-free guidance counts 2, its backward pass 4.
-        reward: what the methods follow.
-        arguments: of the stock pipeline's `__call__`, where they are not the model's defaults.
-        recipes: among which the names are; None for all.
+        budgets: network evaluations for each image; one under classifier-free guidance counts 2, its backward pass 4.
+        reward: the reward that the methods follow.
+        arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
+        recipes: the recipes by name; None for all.
 
     Raises:
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
@@ -127,7 +127,7 @@ def plan_methods(
 
 
 def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping[str, Recipe]) -> None:
-    """Raises a `ValueError` where a name or a budget comes twice or is unknown; known without a model."""
+    """Raises a `ValueError` if a name or a budget comes twice or is unknown; this check needs no model."""
     for position, name in enumerate(names):
         if name not in recipes:
             raise ValueError(f"methods names {name!r}; choose among {', '.join(recipes)}")
@@ -145,7 +145,7 @@ def _check_usable(alignment: Method, call: Call, reward: Reward) -> None:
 
 
 def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> SizedMethod:
-    """The largest method of a recipe whose `equivalent_evaluations` an image are within the budget."""
+    """The largest method of a recipe whose `equivalent_evaluations` for an image are within the budget."""
     assert isinstance(recipe.alignment, Method), "the recipe is that of one model, for which its method was made"
     method = SizedMethod(name, recipe.alignment, recipe.num_inference_steps or default_steps)
     for what in recipe.growth_of(recipe.alignment):

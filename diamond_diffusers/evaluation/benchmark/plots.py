@@ -1,4 +1,4 @@
-"""The comparison in pictures: what methods reach against what they cost, their traces, and what they draw."""
+"""The pictures of a comparison: figures of quality against cost, traces, and example images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRACES = {
 
 
 def cost_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
-    """By file name: the judge's score, the reward and every held-out reward against network evaluations."""
+    """Figures by file name: the judge's score, the reward and every held-out reward against network evaluations."""
     figures = {"reward_against_cost": _against_cost(summaries, "reward", lambda summary: summary.reward)}
     if summaries[0].score is not None:
         figures["score_against_cost"] = _against_cost(summaries, "share of right images", lambda summary: summary.score)
@@ -54,7 +54,7 @@ def cost_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
 
 
 def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable[[Summary], Estimate | None]) -> Figure:
-    """One line with its confidence band a method."""
+    """Draws a line with its confidence band for each method."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, style in method_styles(summaries).items():
@@ -90,7 +90,7 @@ def _held_out(name: str, summary: Summary) -> Estimate:
 
 
 def overview_figure(summaries: Sequence[Summary]) -> Figure:
-    """The judge's score, where there is a judge, and the reward: a row a method, best ones first, a column a budget."""
+    """The judge's score, if there is a judge, and the reward: one row for each method, best ones first, by budget."""
     panels: list[Panel] = [("reward", "{:.1f}", lambda summary: summary.reward.mean)]
     if summaries[0].score is not None:
         panels.insert(0, ("right images, %", "{:.0f}", _right_share))
@@ -123,11 +123,11 @@ def overview_figure(summaries: Sequence[Summary]) -> Figure:
 def trace_figure(
     methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], styles: Mapping[str, Style]
 ) -> Figure | None:
-    """The figures of each step, as means over images with 95 % bands; None where no method has recorded any.
+    """The figures of each step, as means over images with 95 % bands; None if no method has recorded any.
 
     Args:
-        records: of each method's label.
-        styles: of each method's name.
+        records: the records of each method, by label.
+        styles: the line style of each method, by name.
     """
     names = [name for name in TRACES if any(_recorded(records[method.label], name) for method in methods)]
     if not names:
@@ -177,7 +177,7 @@ def example_sheet(methods: Sequence[SizedMethod], records: Mapping[str, Sequence
 
 
 def example_keys(records: Sequence[Record]) -> list[Key]:
-    """The images that are shown of every method."""
+    """The keys of the images that are shown of every method."""
     return [record.key for record in records if record.image == 0][:NUM_EXAMPLES]
 
 

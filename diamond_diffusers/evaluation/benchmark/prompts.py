@@ -22,9 +22,9 @@ class Prompt:
     """One text to draw.
 
     Attributes:
-        index: its number in the file that it comes from; seeds and the names of images depend on it.
-        category: a part of the benchmark.
-        metadata: what the file says of it beyond this.
+        index: number of the prompt in its file; seeds and the names of images depend on it.
+        category: the part of the benchmark to which the prompt belongs.
+        metadata: the further fields of the prompt in its file.
     """
 
     index: int
@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """The prompts of a comparison, in an order of which every beginning is a fair sample.
+    """The prompts of a comparison, in an order whose first `n` are a fair sample for every `n`.
 
     Attributes:
         is_judged: whether the judge of the miniature world decides on the images.

@@ -1,7 +1,8 @@
 """The compared methods, and how each spends a budget.
 
-Registered methods and presets are compared under their own names. `RECIPES` is the table of what is compared with
-settings made for the comparison: a recipe is a method, a number of steps, and what grows with the budget.
+Registered methods and presets are compared under their own names. The table `RECIPES` holds the methods whose settings
+were made for the comparison. A recipe is a method, a number of steps, and the names of the numbers that grow with the
+budget.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ class Recipe:
     """How a method spends a budget.
 
     Attributes:
-        alignment: the method, or what makes it for a model; what grows is replaced.
-        num_inference_steps: None for the model's own number.
-        grows: what is raised to spend the budget, in this order: `num_inference_steps`, or any number that the
-            alignment has under that name. By default (None) what the method says of itself (`Method.grows`, such as
-            particles) at the given number of steps, then steps with what is left; if one particle at that number is
-            too dear already, fewer steps are taken. A method that does not grow is compared as it is.
+        alignment: the method, or a function that makes it for a model; the numbers that grow are replaced.
+        num_inference_steps: number of steps; None for the model's own.
+        grows: names of the numbers that are raised to spend the budget, in this order: `num_inference_steps`, or any
+            number of the method. By default (None) this is the number that `Method.grows` names (such as particles) at
+            the given number of steps, and then the steps. If one particle at that number of steps exceeds the budget,
+            fewer steps are taken. A method that does not grow is compared as it is.
     """
 
     alignment: Method | Callable[[Model | None], Method]
@@ -71,7 +72,7 @@ class Recipe:
         return self.alignment if isinstance(self.alignment, Method) else self.alignment(model)
 
     def growth_of(self, alignment: Method) -> tuple[str, ...]:
-        """What is raised of a method to spend the budget."""
+        """The names of a method's numbers that are raised to spend the budget."""
         if self.grows is not None:
             return self.grows
         return () if alignment.grows is None else (alignment.grows, STEPS)
@@ -79,12 +80,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LookAheads:
-    """A column of the grid: a posterior sampler, and how particles move with it.
+    """A column of the grid: a posterior sampler, and the transition that goes with it.
 
     Attributes:
-        posterior: of methods that look ahead once a particle, or as often as its weights need.
-        several: of those that choose among look-aheads; None for a point, of which there is one.
-        transition: None for the model's own.
+        posterior: posterior sampler of methods that draw one look-ahead a particle, or as many as its weights need.
+        several: posterior sampler of methods that choose among look-aheads; None for a point, of which there is one.
+        transition: the transition; None for the model's own.
     """
 
     posterior: PosteriorSampler
@@ -93,7 +94,7 @@ class LookAheads:
 
 
 def look_aheads(model: Model | None = None) -> dict[str, LookAheads]:
-    """The columns of the grid on a model, whose ODE takes several steps in place of a flow map's one."""
+    """The columns of the grid on a model; without a flow map, several steps of its ODE take the map's place."""
     weighted = WeightedPosterior(2, num_map_steps=map_steps(model))
     return {
         "point": LookAheads(DenoiserPoint()),
@@ -138,7 +139,7 @@ def _several(posterior: PosteriorSampler) -> PosteriorSampler | None:
 
 
 def cells_of(ahead: LookAheads) -> dict[str, Method]:
-    """Every method that looks ahead, each with these look-aheads."""
+    """The cells of a column: every method that looks ahead, with these look-aheads."""
     options: dict[str, Any] = {"posterior": ahead.posterior, "transition": ahead.transition}
     inner = Guide()
     cells: dict[str, Method] = {

@@ -1,4 +1,4 @@
-"""What a comparison keeps on disk: beside each image one record, with every setting that the image depends on."""
+"""The files of a comparison: each image, and beside it a record of every setting on which it depends."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ AGAIN = "delete it with the .json file beside it, and run the benchmark again"
 
 
 class Key(NamedTuple):
-    """Which image: that of a prompt, by its index, and which of the prompt's images."""
+    """Identifies an image: the index of its prompt, and its number among the prompt's images."""
 
     index: int  # type: ignore[assignment]
     image: int
 
     @property
     def stem(self) -> str:
-        """The name of its files."""
+        """The name of the image's files, without suffix."""
         return f"{self.index:04d}_{self.image}"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What was drawn together: on most devices the last bits of an image depend on it.
+    """The images that were drawn together: on most devices the last bits of an image depend on its batch.
 
     Attributes:
-        prompts, seeds: of each image of the batch.
-        particle_batch_size: rows of one network call.
+        prompts, seeds: prompt and seed of each image of the batch.
+        particle_batch_size: number of rows of one network call.
     """
 
     prompts: list[str]
@@ -54,18 +54,18 @@ class Record:
     """One drawn image.
 
     Attributes:
-        index: of its prompt.
-        image: which of the prompt's images it is.
-        seed: of its generator.
-        reward: what alignment followed, unscaled.
-        reward_terms: each term of it.
-        held_out_rewards: what no method has seen.
+        index: index of its prompt.
+        image: number of the image among those of the prompt.
+        seed: seed of its generator.
+        reward: the reward that the method followed, unscaled.
+        reward_terms: each term of this reward.
+        held_out_rewards: scores by the rewards that no method sees.
         is_right: the judge's verdict, where there is a judge.
         cost: its share of the cost of its batch.
         peak_bytes: the most memory that its batch held; None where that is not known.
         trace: the figures of each step of this image.
         pixels: hash of the 8-bit pixels.
-        batch: what it was drawn with, where it is the row `row`.
+        batch: the batch in which it was drawn, as the row `row`.
         machine: device, threads and versions of the libraries.
     """
 
@@ -92,7 +92,7 @@ class Record:
 
 
 class Stored(TypedDict):
-    """What is in the file of a record."""
+    """The contents of a record's file."""
 
     settings: dict[str, Any]
     record: Record
@@ -102,8 +102,8 @@ class RecordFolder:
     """The images and records of one method; a record is written after its image, so that a killed run resumes.
 
     Args:
-        folder: of both; what is there is read.
-        settings: of the method's run.
+        folder: folder of the images and records; existing records are read.
+        settings: settings of the method's run.
 
     Raises:
         ValueError: the folder holds a record of other settings.
@@ -116,7 +116,7 @@ class RecordFolder:
         self.read()
 
     def read(self) -> None:
-        """Reads what other processes have added."""
+        """Reads the records that other processes have added."""
         known = {f"{key.stem}.json" for key in self._records}
         for path in sorted(self.folder.glob("*.json")):
             if path.name not in known:
@@ -138,7 +138,7 @@ class RecordFolder:
                 )
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:
-        """Which of the images have no record yet."""
+        """The keys of the images that have no record yet."""
         return [key for key in keys if key not in self._records]
 
     def of(self, keys: Sequence[Key]) -> list[Record]:
@@ -153,7 +153,7 @@ class RecordFolder:
 
 
 def image_path(folder: Path, key: Key) -> Path:
-    """Where an image of a method lies."""
+    """The path of an image of a method."""
     return folder / f"{key.stem}.png"
 
 
@@ -161,7 +161,7 @@ def read_record(path: Path, remedy: str = IS_RECORD) -> tuple[dict[str, Any], Re
     """The settings and the record of an image.
 
     Args:
-        remedy: what the user should do where the file is refused.
+        remedy: advice for the user if the file is refused.
 
     Raises:
         ForeignFileError: the file is no such record, or cannot be read.
@@ -176,7 +176,7 @@ def pixel_hash(image: Image) -> str:
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:
-    """A short hash of a few numbers of every weight: results of other weights must not be mixed with these."""
+    """A short hash of a few numbers of every weight, by which results of different weights are told apart."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():

@@ -37,7 +37,7 @@ class Redrawn:
 
     Attributes:
         is_same: whether its pixels are those of the record, bit for bit.
-        changes: what of the machine differs from the record's, by name: then and now.
+        changes: facts of the machine that differ from the record's, by name: then and now.
     """
 
     image: Image
@@ -50,8 +50,8 @@ class Recorded:
     """An image's record, read back.
 
     Attributes:
-        settings: of its run, as JSON holds them.
-        method: that drew it.
+        settings: settings of the image's run, as JSON values.
+        method: the method that drew the image.
     """
 
     record: Record
@@ -65,7 +65,7 @@ class Recorded:
 
 
 class RunSettings(TypedDict):
-    """Those settings of a run that an image is drawn again from."""
+    """The settings of a run from which an image is drawn again."""
 
     model: str
     model_weights: str
@@ -81,7 +81,7 @@ class RunSettings(TypedDict):
 
 
 class Machine(TypedDict):
-    """Those facts of a machine that an image is drawn again with."""
+    """The facts of a machine that are used to draw an image again."""
 
     num_threads: int
 
@@ -90,7 +90,7 @@ def read_recorded(path: Path) -> Recorded:
     """The record of an image.
 
     Args:
-        path: of the `.json` file beside the image.
+        path: path of the `.json` file beside the image.
 
     Raises:
         ForeignFileError: the file is no such record, its sizes or counts are out of bounds, or its method is none of
@@ -106,7 +106,7 @@ def read_recorded(path: Path) -> Recorded:
         alignment = from_dict(METHODS, form, "alignment")
     except (TypeError, ValueError) as error:
         raise ForeignFileError(
-            f"settings.alignment of '{path}' is of no method that is known here ({error}); take the version and the "
+            f"settings.alignment of '{path}' names no method that is known here ({error}); take the version and the "
             "--import that it was drawn with"
         ) from error
     if to_dict(alignment) != form:
@@ -118,7 +118,7 @@ def read_recorded(path: Path) -> Recorded:
 
 
 def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
-    """What of a record would not be drawn on any machine, as the beginning of a sentence."""
+    """A value in a record that is out of the bounds of any benchmark, as the beginning of a sentence."""
     drawn = {name: settings[name] for name in ("alignment", "arguments", "num_inference_steps")}
     batch, threads = record.batch, record.machine["num_threads"]
     for place, number in whole_numbers(drawn):
@@ -142,13 +142,13 @@ def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
 
 
 def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redrawn:
-    """Draws the batch that an image was drawn in, and picks the image.
+    """Draws the batch of an image again, and picks the image.
 
     Args:
-        pipe, reward: those that the record names.
+        pipe, reward: the model and the reward that the record names.
 
     Raises:
-        ValueError: they have other weights than the record's, or the model does not take its arguments.
+        ValueError: their weights are not those of the record, or the model does not take the record's arguments.
     """
     record, settings = recorded.record, recorded.settings
     _check_arguments(settings["arguments"], pipe)
@@ -181,7 +181,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _check_arguments(arguments: Mapping[str, Any], pipe: DiamondMapPipeline) -> None:
-    """Raises a `ValueError` for one that the stock pipeline does not have, or takes another type for."""
+    """Raises a `ForeignFileError` for an argument that the stock pipeline does not have, or takes another type for."""
     remedy = "take the record as it was written"
     ours = set(inspect.signature(DiamondMapPipeline.__call__).parameters) - {"height", "width", "negative_prompt"}
     stock = get_type_hints(type(pipe.family.pipeline).__call__)

@@ -22,12 +22,12 @@ TITLE = "Alignment methods at equal cost"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, and what came of it.
+    """A comparison and its results.
 
     Attributes:
-        settings: what all methods share.
+        settings: the settings that all methods share.
         plan: the methods.
-        records: of each method's label.
+        records: the records of each method, by label.
         summaries: the rows of the table.
     """
 
@@ -69,7 +69,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _image_rows(comparison: Comparison, folder: Path) -> list[dict[str, Any]]:
-    """One for every image."""
+    """One row for every image."""
     rows = []
     for method in comparison.plan.methods:
         for record in comparison.records[method.label]:

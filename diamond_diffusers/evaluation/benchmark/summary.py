@@ -20,16 +20,16 @@ class Summary:
     """One row of the table; intervals are over prompts.
 
     Attributes:
-        budget: of an image.
-        method: the largest within it.
-        num_prompts, num_images: on which the row rests.
-        score: share of images that the judge finds right; None where there is no judge.
-        scores: the same by category.
-        reward: what alignment followed, unscaled.
-        held_out_rewards: what no method has seen.
-        differences: of the score, or of the reward where there is no judge, to each reference method at this budget.
-        diversity: mean distance of two images of one prompt in CLIP space; None where each has one image.
-        cost: mean of an image; `equivalent_evaluations` is what the budget limits.
+        budget: budget of network evaluations for each image.
+        method: the largest method within the budget.
+        num_prompts, num_images: numbers of prompts and of images from which the row is computed.
+        score: share of images that the judge finds right; None if there is no judge.
+        scores: this share by category.
+        reward: the reward that the method followed, unscaled.
+        held_out_rewards: scores by the rewards that no method sees.
+        differences: differences in score (in reward, if there is no judge) to each reference method at this budget.
+        diversity: mean distance of two images of one prompt in CLIP space; None if each prompt has one image.
+        cost: mean cost of an image; the budget limits its `equivalent_evaluations`.
         peak_bytes: the most memory that a batch held; None where that is not known.
     """
 
@@ -64,9 +64,9 @@ def summarise(
     """The table's rows, budget after budget.
 
     Args:
-        records: of each method of the plan, over the same images.
-        folder: of the images.
-        clip: in whose space diversity is measured; None for no diversity.
+        records: the records of each method of the plan, over the same images.
+        folder: folder of the images.
+        clip: the CLIP in whose space diversity is measured; None to leave diversity out.
     """
     diversity: dict[str, Estimate | None] = {}
     for method in plan.methods:
@@ -122,7 +122,7 @@ def _summarise(
 
 
 def method_names(summaries: Sequence[Summary]) -> list[str]:
-    """Of all rows, in the order of the largest budget, within which most methods fit."""
+    """The names of the methods of all rows, in the order of the largest budget, within which most methods fit."""
     return list(dict.fromkeys(row.method.name for row in sorted(summaries, key=lambda row: -row.budget)))
 
 
@@ -136,7 +136,7 @@ def _per_prompt(records: Sequence[Record], values: Sequence[float]) -> list[floa
 
 
 def _share(records: Sequence[Record], right: Sequence[float]) -> Estimate:
-    """Of right images; several of one prompt are not independent, so that the prompts' shares are resampled then."""
+    """The share of right images. Images of one prompt are not independent, so that prompts are resampled then."""
     if len(right) == len(records):
         return proportion([bool(record.is_right) for record in records])
     return mean(right)

@@ -73,12 +73,12 @@ def _markdown_cell(text: str) -> str:
 
 
 def aim(summary: Summary) -> tuple[Estimate, Callable[[Estimate | None, str], str]]:
-    """What methods are compared by, and how it is written: the judge's score, or the reward where there is none."""
+    """The figure by which methods are compared, with its format: the judge's score, or the reward without a judge."""
     return (summary.reward, _number) if summary.score is None else (summary.score, _percent)
 
 
 def _overview(summaries: Sequence[Summary]) -> TextTable:
-    """A row a method, a column a budget."""
+    """A table with one row for each method and one column for each budget."""
     budgets = list(dict.fromkeys(summary.budget for summary in summaries))
     cells = {(summary.method.name, summary.budget): summary for summary in summaries}
     what = "Mean reward" if summaries[0].score is None else "Right images, %"
@@ -130,7 +130,7 @@ def _quality_title(rows: Sequence[Summary]) -> str:
 
 
 def _quality(rows: Sequence[Summary]) -> list[Column]:
-    """The judge's scores, where there is a judge, and diversity, where it was measured."""
+    """The judge's scores, if there is a judge, and diversity, if it was measured."""
     found = dict.fromkeys(category for row in rows for category in row.scores)
     ordered = [*(name for name in CATEGORIES if name in found), *(name for name in found if name not in CATEGORIES)]
     columns = [_category(name) for name in ordered]

@@ -1,1 +1,1 @@
-"""Figures of images: their rewards, how far apart they are, and means with intervals."""
+"""Figures of images: their rewards, their diversity, and means with intervals."""

@@ -1,4 +1,4 @@
-"""How far apart the images of one prompt are."""
+"""The diversity of the images of one prompt."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def diversities(
     """`mean_pairwise_distance` of the images of each prompt, in the space of a CLIP.
 
     Args:
-        images: the files of each prompt's images, all of one size; prompts with a single image are passed over.
-        batch_size: images of one call of the CLIP.
-        remedy: what the user should do where an image is damaged.
+        images: the files of each prompt's images, all of one size; prompts with a single image are left out.
+        batch_size: number of images in one call of the CLIP.
+        remedy: advice for the user if an image is damaged.
 
     Raises:
         ForeignFileError: a file cannot be read as an image.

@@ -28,8 +28,8 @@ class Scores:
     """The scores of one image.
 
     Attributes:
-        terms: of every reward in the expression, by name.
-        total: of the expression.
+        terms: the score of every reward in the expression, by name.
+        total: the score of the expression.
     """
 
     terms: dict[str, float]
@@ -37,7 +37,7 @@ class Scores:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and the images directly within the given folders, by name, without overviews of `generate`.
+    """The given files, and the images directly inside of the given folders, by name, without overviews of `generate`.
 
     Raises:
         ValueError: a path does not exist, or a folder holds no image.
@@ -63,11 +63,11 @@ def score_files(
     """Scores of image files in their order.
 
     Args:
-        reward: on its device.
-        paths: of the images.
-        prompts: one for each image.
-        batches: the rows of `paths` that are scored at once, each of images of one size.
-        device: where images are put.
+        reward: the reward, on its device.
+        paths: paths of the images.
+        prompts: one prompt for each image.
+        batches: the rows of `paths` that are scored together; the images of a batch have one size.
+        device: device of the images.
 
     Raises:
         ValueError: a file cannot be read as an image.

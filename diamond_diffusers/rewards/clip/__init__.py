@@ -1,4 +1,4 @@
-"""The reward `clip`, and what all rewards share that look at images through a CLIP."""
+"""The reward `clip`, and the code that all rewards with a CLIP share."""
 
 from .base import CLIPBasedReward
 from .reward import CLIPReward

@@ -1,4 +1,4 @@
-"""What the rewards that look through a CLIP have in common."""
+"""The base class of rewards that use a CLIP."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .tower import CLIPTower, Preprocessing
 
 
 class CLIPBasedReward(Reward):
-    """A reward that looks at images through a CLIP, which it shares with the others that use the same checkpoint.
+    """A reward that uses a CLIP, which it shares with all rewards that use the same checkpoint.
 
     Images of any size are preprocessed on tensors as the checkpoint's own code does on PIL images, and scores are
     differentiable to the pixels.
 
     Args:
         checkpoint: see `CLIPReward`.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         processor: see `CLIPReward`.
         gradient_checkpointing: see `CLIPReward`.
-        max_batch_size: the most images of one call of the towers; None for all at once.
-        device: of the model; images are moved to it.
-        dtype: of the two towers.
+        max_batch_size: the largest number of images in one call of the towers; None for all at once.
+        device: device of the model; images are moved to it.
+        dtype: dtype of the two towers.
         hub_options: see `CLIPReward`.
     """
 
@@ -58,7 +58,7 @@ class CLIPBasedReward(Reward):
         return self.tower.image_features(images, self.preprocessing)
 
     def shared_image_features(self, images: Tensor) -> Tensor:
-        """`image_features`, computed once for all terms of a sum that see images through the same tower."""
+        """`image_features`, computed once for all terms of a sum that use the same tower."""
         return features_of(images, self.image_features, self.tower, self.preprocessing)
 
     def compile(self, **options: Any) -> Self:

@@ -19,9 +19,9 @@ CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
 
 
 class CLIPHeadReward(CLIPBasedReward):
-    """A small network on the unit image features of a CLIP; prompts are not read. Subclasses say which network.
+    """A reward by a small network on the unit image features of a CLIP, which subclasses define. Prompts are not read.
 
-    The head stays in float32 where the tower is narrower; ratings then deviate by up to 2e-3 (float16) and 2e-2
+    The head stays in float32 if the tower is in half precision; ratings then deviate by up to 2e-3 (float16) and 2e-2
     (bfloat16).
 
     Args:
@@ -29,7 +29,7 @@ class CLIPHeadReward(CLIPBasedReward):
             `weights_only=True`); None for the published ones, which are downloaded once and checked by their hash.
         checkpoint: the CLIP that the head was trained on, in any form that `CLIPReward` takes; for the published heads
             OpenAI's ViT-L/14.
-        name: under which the scores are reported; None for that of the reward.
+        name: name under which the scores are reported; None for that of the reward.
         options: see `CLIPReward`.
 
     Attributes:
@@ -37,7 +37,7 @@ class CLIPHeadReward(CLIPBasedReward):
         url, sha256: of the published head.
 
     Raises:
-        OSError, ValueError: as `CLIPReward`; and the head cannot be found, or is of another architecture.
+        OSError, ValueError: as `CLIPReward`; or the head cannot be found, or is of another architecture.
     """
 
     reads_prompts = False
@@ -70,7 +70,7 @@ class CLIPHeadReward(CLIPBasedReward):
 
     @abstractmethod
     def build_head(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The network that these weights belong to, with any values; maps features `[B, D]` to `[B, 1]`."""
+        """A network of the architecture of these weights, with any values, which maps features `[B, D]` to `[B, 1]`."""
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Ratings `[B]`, about 1 to 10, of images `[B, 3, H, W]` in [0, 1]."""
@@ -107,7 +107,7 @@ class CLIPHeadReward(CLIPBasedReward):
 
     @classmethod
     def missing_downloads(cls) -> list[str]:
-        """See `Reward`; the head counts too."""
+        """See `Reward`; the weights of the head count too."""
         path = cls._head_path()
         return super().missing_downloads() + ([] if path.exists() else [path.name])
 

@@ -91,21 +91,21 @@ def load_clip(
     dtype: torch.dtype,
     hub_options: dict[str, Any],
 ) -> CLIPTower:
-    """The tower of a checkpoint, shared with all rewards that use it at the same place; see `CLIPReward`.
+    """The tower of a checkpoint, shared with all rewards that use it on the same device and in the same dtype.
 
     Args:
-        name: of the reward, for messages.
+        name: name of the reward, for messages.
         checkpoint: as in `CLIPReward`.
-        processor: where transformers finds the image processor and the tokenizer; None for the checkpoint itself.
-        device: of the model.
-        dtype: of the model.
-        hub_options: some of `hub.HUB_OPTIONS`, forwarded to `from_pretrained`; the processor gets them without
-            `revision` and `subfolder` where it is not the checkpoint's own.
+        processor: name or folder of the image processor and the tokenizer; None for the checkpoint itself.
+        device: device of the model.
+        dtype: dtype of the model.
+        hub_options: some of `hub.HUB_OPTIONS`, forwarded to `from_pretrained`. If the processor is not the
+            checkpoint's own, it is loaded without `revision` and `subfolder`.
 
     Raises:
         OSError: the checkpoint cannot be found or read.
         TypeError: an option is unknown.
-        ValueError: it is of another architecture, or lacks weights.
+        ValueError: the checkpoint is of another architecture, or lacks weights.
     """
     check_hub_options(name, hub_options)
     text = str(checkpoint)

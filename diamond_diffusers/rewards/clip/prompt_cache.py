@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class PromptCache:
-    """Has each distinct prompt encoded once and remembers those used last.
+    """Encodes each distinct prompt once, and remembers the prompts used last.
 
     Args:
-        capacity: how many prompts are remembered between calls.
+        capacity: number of prompts that are remembered between calls.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -24,7 +24,7 @@ class PromptCache:
         """The features `[B, ...]` of `B` prompts, without a graph; repeated prompts cost nothing.
 
         Args:
-            prompts: `B` of them.
+            prompts: `B` prompts.
             encode: maps N prompts to features `[N, ...]`; always the same function.
         """
         distinct = list(dict.fromkeys(prompts))

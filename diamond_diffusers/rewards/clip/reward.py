@@ -14,26 +14,26 @@ from .base import CLIPBasedReward
 
 @register_reward("clip")
 class CLIPReward(CLIPBasedReward):
-    """`scale` times the cosine of a CLIP's image and text features.
+    """CLIP similarity: `scale` times the cosine of a CLIP's image and text features.
 
-    Each distinct prompt is encoded once. open_clip mends broken characters and entities in texts first, as OpenAI's own
-    code does; transformers takes texts as they are. In float16 and bfloat16 only the two towers are in that precision;
-    cosines then deviate by up to 1e-3 and 1e-2.
+    Each distinct prompt is encoded once. open_clip first mends broken characters and entities in texts, as OpenAI's own
+    code does; transformers takes texts as they are. With `dtype` float16 or bfloat16 only the two towers are in that
+    precision; cosines then deviate by up to 1e-3 (float16) and 1e-2 (bfloat16).
 
     Args:
         checkpoint: a transformers CLIP or SigLIP, by name on the Hub or as a local folder, with weights in
             safetensors; or an open_clip model: `open_clip:<architecture>/<pretrained tag or file>`,
             `hf-hub:<repository>` or `local-dir:<folder>`.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         scale: a number (1 is the cosine, 100 the CLIPScore convention), or `"logit_scale"` for the checkpoint's own,
             with which differences of scores are the log-likelihood ratios that CLIP was trained on.
         prompt_template: a text with `{}` in the prompt's place, such as `"a photo of {}"`.
-        options: of every reward that uses a CLIP.
-            `processor`: where transformers finds the image processor and the tokenizer, if not in the checkpoint.
-            `gradient_checkpointing`: the layers recompute their activations in the backward pass; it holds for all
-            rewards that share the tower.
-            `max_batch_size`: the most images of one call of the towers.
-            `device` and `dtype`: of the two towers; images are moved there.
+        options: options of every reward that uses a CLIP.
+            `processor`: name or folder of the image processor and the tokenizer, if they are not in the checkpoint.
+            `gradient_checkpointing`: whether the layers recompute their activations in the backward pass; this holds
+            for all rewards that share the tower.
+            `max_batch_size`: the largest number of images in one call of the towers.
+            `device` and `dtype`: those of the two towers; images are moved there.
             Forwarded to `from_pretrained`: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
             `force_download`.
 

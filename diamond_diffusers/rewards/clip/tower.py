@@ -26,17 +26,17 @@ Preprocessing = Callable[[Tensor], Tensor]
 
 
 class CLIPTower(ABC):
-    """A frozen CLIP; subclasses run one library's model.
+    """A frozen CLIP. Each subclass runs the models of one library.
 
     Args:
-        model: that of the library, with a parameter `logit_scale`.
+        model: the library's model, with a parameter `logit_scale`.
         preprocessing: maps images to the pixels that the model was trained on.
-        tokenizer: that of the model's library.
-        max_tokens: of one text.
-        checkpoint: for messages.
+        tokenizer: the library's tokenizer.
+        max_tokens: largest number of tokens of a text.
+        checkpoint: name of the checkpoint, for messages.
 
     Attributes:
-        logit_scale: the factor of cosines with which the model was trained.
+        logit_scale: factor of cosines with which the model was trained.
         users: the rewards that hold this tower.
     """
 
@@ -66,7 +66,7 @@ class CLIPTower(ABC):
 
     @abstractmethod
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """How many tokens each text has before it is cut."""
+        """The number of tokens of each text before it is cut."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class CLIPTower(ABC):
 
     @abstractmethod
     def checkpoint_layers(self) -> None:
-        """Has every layer recompute its activations in the backward pass."""
+        """Makes every layer recompute its activations in the backward pass."""
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +97,7 @@ class CLIPTower(ABC):
         return self._text_features(texts, self._encode_texts)
 
     def on(self, device: torch.device | str | None, dtype: torch.dtype | None) -> CLIPTower:
-        """The tower at another place: itself, moved, where nobody else uses it; else one that is there, or a copy."""
+        """The tower on a device and in a dtype: this one, moved, if it is not shared; else another one, or a copy."""
         # `shared_tower`, which makes all towers, has placed it.
         assert self._key is not None
         source, device, dtype = self._key[0], device or self.device, dtype or self.dtype
@@ -155,20 +155,20 @@ _towers: WeakValueDictionary[TowerKey, CLIPTower] = WeakValueDictionary()
 def shared_tower(
     source: Hashable, load: Callable[[], CLIPTower], device: torch.device | str, dtype: torch.dtype
 ) -> CLIPTower:
-    """The tower of a source, device and dtype: the one in use where there is one, else a new one.
+    """The tower of a source, device and dtype: one that is in use, or else a new one.
 
     Args:
-        source: whatever the weights depend on.
-        load: makes the tower.
-        device: of the model.
-        dtype: of the model.
+        source: everything that the weights depend on.
+        load: makes a new tower.
+        device: device of the model.
+        dtype: dtype of the model.
     """
     key = _key(source, device, dtype)
     return _towers[key] if key in _towers else load()._move(key)
 
 
 def files_of(checkpoint: str | PathLike[str]) -> Hashable:
-    """A checkpoint's name and, where it is on disk, its files' times: one that was written again is another."""
+    """A checkpoint's name and the times of its files on disk: a checkpoint that was written again counts as new."""
     path = Path(checkpoint)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return str(checkpoint), *((file.name, file.stat().st_mtime_ns) for file in files)

@@ -1,4 +1,4 @@
-"""ImageReward's checkpoint: where its file is, and whether it holds the tensors that are expected."""
+"""Finds and checks ImageReward's checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_checkpoint(name: str, checkpoint: str | PathLike[str], hub_options: dic
 
 
 def check_layout(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Checks that a checkpoint has the tensors that are expected, and no others.
+    """Checks that a checkpoint has exactly the expected tensors.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.

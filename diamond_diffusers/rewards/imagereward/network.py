@@ -49,11 +49,11 @@ _PUBLISHED_NAMES = (
 
 
 class ImageRewardNetwork(nn.Module):
-    """Pixels and token ids to standardised scores.
+    """ImageReward's network, which maps pixels and token ids to standardised scores.
 
     Args:
-        vision_config: of the image tower.
-        text_config: of the text tower, which attends to the image tower's patches in every layer.
+        vision_config: configuration of the image tower.
+        text_config: configuration of the text tower, which attends to the image tower's patches in every layer.
 
     Source: Xu et al. 2023, "ImageReward", arXiv:2304.05977, section 3; the BLIP towers are Li et al. 2022,
     arXiv:2201.12086.

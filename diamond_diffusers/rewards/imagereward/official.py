@@ -1,4 +1,4 @@
-"""The network of the `image-reward` package, imported beside a transformers that it was not written for."""
+"""Imports the network of the `image-reward` package beside a newer transformers than it was written for."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MOVED_NAMES = ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", 
 
 
 def import_official() -> ModuleType:
-    """The package's module with its network, whose `ImageReward` takes a `med_config` file.
+    """The package's module with its network, whose class `ImageReward` takes a `med_config` file.
 
-    The package's files are run under a name inside this module, and only those that the network consists of. So the
-    package's trainer and its other scores need not import, and `import ImageReward` does what it would do anyway.
-    The network comes without a tokenizer, for which the package would always ask the Hub.
+    Only the files of the network are run, under a name inside this module. So the package's trainer and its other
+    scores need not be importable, and `import ImageReward` does what it would do anyway. The network comes without a
+    tokenizer, which the package would always request from the Hub.
 
     Raises:
         ImportError: the package or `fairscale` is not installed, or something else is not as the package expects.
@@ -47,14 +47,14 @@ def import_official() -> ModuleType:
 
 
 def _add_package(name: str, folders: Iterable[str]) -> None:
-    """Stands for a package whose own `__init__.py` would import everything."""
+    """Registers an empty package in place of one whose `__init__.py` would import everything."""
     package = sys.modules.setdefault(name, ModuleType(name))
     package.__path__ = list(folders)
 
 
 @contextmanager
 def earlier_transformers() -> Iterator[None]:
-    """Offers the names that transformers has moved, and undoes this and the silence that the package imposes."""
+    """Context with the names that transformers has moved; its end undoes this and the package's changes of logging."""
     import transformers
     from transformers import modeling_utils, pytorch_utils
 
@@ -72,7 +72,7 @@ def earlier_transformers() -> Iterator[None]:
 
 
 def _complete(model_class: Any) -> None:
-    """Gives the package's models what they inherited from transformers 4, as far as the network uses it."""
+    """Adds the members that the package's models inherited from transformers 4, as far as the network uses them."""
     model_class.all_tied_weights_keys = {}
     model_class.get_head_mask = lambda self, head_mask, num_layers: [None] * num_layers
     model_class.invert_attention_mask = _invert_attention_mask

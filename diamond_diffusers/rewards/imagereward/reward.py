@@ -31,24 +31,25 @@ OWN_HUB_OPTIONS = ("revision", "subfolder")
 
 @register_reward("imagereward")
 class ImageReward(Reward):
-    """Human preference for the image given the prompt, standardised: zero mean and unit deviation on its own data.
+    """Human preference for the image given the prompt, standardised to zero mean and unit deviation on its own data.
 
-    Runs the published checkpoint on transformers' BLIP modules. Images of any size are preprocessed on tensors as the
-    official code does on PIL images, and scores are differentiable to the pixels. The text tower looks at the image
-    from its first layer on, so prompts have no features to cache. In float16 and bfloat16 the two towers are in that
-    precision, the head stays in float32, and scores deviate by up to 0.05 and 0.01 on a small copy of the network.
+    It runs the published checkpoint on transformers' BLIP modules. Images of any size are preprocessed on tensors as
+    the official code does on PIL images, and scores are differentiable to the pixels. The text tower sees the image
+    from its first layer on, so that no features of prompts can be cached. With `dtype` bfloat16 or float16 the two
+    towers are in that precision and the head stays in float32; scores then deviate by up to 0.05 (bfloat16) and 0.01
+    (float16) on a small copy of the network.
 
     Args:
         checkpoint: a repository on the Hub that holds `ImageReward.pt`, or a local `.pt` or `.safetensors` file in
             the published layout, or a folder with `ImageReward.safetensors`, `model.safetensors` or `ImageReward.pt`.
-        name: under which the scores are reported.
+        name: name under which the scores are reported.
         tokenizer: name or folder of the uncased BERT tokenizer.
-        vision_config: of the checkpoint's image tower, where it is not the published one.
-        text_config: of the checkpoint's text tower, where it is not the published one.
-        gradient_checkpointing: recomputes each layer in the backward pass instead of storing its activations.
-        max_batch_size: the most images of one call of the model; None for all at once.
-        device: of the model; images are moved to it.
-        dtype: of the two towers.
+        vision_config: configuration of the checkpoint's image tower, if it is not the published one.
+        text_config: configuration of the checkpoint's text tower, if it is not the published one.
+        gradient_checkpointing: whether the backward pass recomputes each layer instead of storing its activations.
+        max_batch_size: the largest number of images in one call of the model; None for all at once.
+        device: device of the model; images are moved to it.
+        dtype: dtype of the two towers.
         hub_options: forwarded to the Hub, see `CLIPReward`; the tokenizer gets all but `revision` and `subfolder`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What a run is trained on: captioned images, and the clean latents or trajectories that become of them."""
+"""The data of a run: captioned images, and the clean latents or trajectories that are made of them."""

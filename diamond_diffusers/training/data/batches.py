@@ -1,4 +1,4 @@
-"""Which rows of a dataset come in which batch, whatever was interrupted."""
+"""Decides which rows of a dataset come in which batch, so that a resumed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .rows import Captioned, CaptionedImages
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows a process sees in which batch: every epoch a new permutation, the same at every start.
+    """The order in which a process sees the rows: a new permutation for every epoch, the same at every start.
 
     Args:
-        num_rows: of the dataset.
-        batch_size: of one process.
-        process_index, num_processes: of this process.
-        seed: of the permutations.
+        num_rows: number of rows of the dataset.
+        batch_size: batch size of one process.
+        process_index, num_processes: index of this process, and number of all.
+        seed: seed of the permutations.
     """
 
     num_rows: int
@@ -64,7 +64,7 @@ class _Prepared(Dataset[Any]):
 
 
 class _Streamed(IterableDataset[Any]):
-    """The part of a streamed dataset that a process sees, from an item on."""
+    """The part of a streamed dataset that a process sees, starting at an item."""
 
     def __init__(self, rows: HubDataset, prepare: Any, order: Order, first_item: int) -> None:
         self.rows, self.prepare, self.order, self.first_item = rows, prepare, order, first_item
@@ -88,7 +88,7 @@ def _not_empty(rows: Iterator[Captioned], name: str) -> Iterator[Captioned]:
 def batches_from(
     rows: Any, prepare: Any, order: Order, first_batch: int, num_workers: int, streaming: bool
 ) -> Iterator[Any]:
-    """Endless batches of prepared rows, from a batch on: lists of what `prepare` returns."""
+    """Endless batches of prepared rows, starting at a batch: lists of the results of `prepare`."""
     if streaming:
         streamed = _Streamed(rows, prepare, order, first_batch * order.batch_size)
         return iter(DataLoader(streamed, batch_size=order.batch_size, collate_fn=list))

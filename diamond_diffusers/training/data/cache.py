@@ -1,4 +1,4 @@
-"""What is computed once of each row of a dataset, and kept in files."""
+"""Latents and trajectories that are computed once for each row of a dataset, and kept in files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Encoder = Callable[[Sequence[int]], dict[str, Tensor]]
 
 
 def latent_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Encoder:
-    """Latents as the autoencoder's law, and features of captions."""
+    """Encodes rows as means and deviations of the autoencoder's latents, and as features of captions."""
 
     def encode(indices: Sequence[int]) -> dict[str, Tensor]:
         images, captions = zip(*[prepare(rows[i], random.Random(i)) for i in indices], strict=True)
@@ -44,7 +44,7 @@ def latent_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Encoder
 
 
 def trajectory_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Encoder:
-    """An observation of each row with trajectories of the inner flow, and features of captions."""
+    """Encodes rows as an observation with trajectories of the inner flow, and as features of captions."""
     encode_latents = latent_encoder(rows, prepare, teacher)
 
     def encode(indices: Sequence[int]) -> dict[str, Tensor]:
@@ -62,11 +62,11 @@ def trajectory_encoder(rows: Any, prepare: Preparation, teacher: Teacher) -> Enc
 
 
 class RowCache:
-    """What is computed once of each row of a dataset, in a folder, one file a row.
+    """A folder with one file for each row of a dataset, which holds what was computed for the row.
 
     Args:
-        folder: where they are; what another run left there under another identity is not used.
-        identity: what they depend on.
+        folder: the folder of the files; files of another identity are not used.
+        identity: a digest of everything that the files depend on.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -78,9 +78,9 @@ class RowCache:
     def fill(
         self, num_rows: int, encode: Encoder, process_index: int = 0, num_processes: int = 1, batch_size: int = 16
     ) -> None:
-        """Encodes this process's share of the rows, but for those that are there already.
+        """Encodes this process's share of the rows, except those that are there already.
 
-        Rows come in the same chunks every time, since what is random of them may depend on their chunk.
+        Rows come in the same chunks every time, since their randomness may depend on the chunk.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class RowCache:
 
 
 def identity(options: Options, rows: Any, teacher: Teacher) -> str:
-    """A digest of the options and the data that what is encoded depends on."""
+    """A digest of the options and the data on which the encoded rows depend."""
     names = (
         "pretrained_model_name_or_path revision variant mixed_precision max_sequence_length dataset_name "
         "dataset_config_name dataset_split train_data_dir image_column caption_column center_crop cache_trajectories"

@@ -19,8 +19,8 @@ class ImageFolder:
     """A folder of images whose captions are in `metadata.jsonl`, `metadata.csv` or a `.txt` beside each image.
 
     Args:
-        folder: metadata name an image in `file_name`, relative to it.
-        caption_column: of the metadata.
+        folder: the folder; the metadata name each image in `file_name`, relative to it.
+        caption_column: column of the metadata that holds the captions.
 
     Raises:
         ForeignFileError: the metadata or a caption cannot be read.
@@ -48,7 +48,7 @@ class ImageFolder:
             fitted(row[caption_column], str | list[str], f"{caption_column} in {place}", remedy)
             # Not the method of the path, which raises an error for a name that no file can have.
             if not os.path.isfile(folder / row["file_name"]):
-                raise TrainingError(f"{place} names {shown(row['file_name'])}, which is not there; remove the line")
+                raise TrainingError(f"{place} names {shown(row['file_name'])}, which does not exist; remove the line")
         return [Captioned(folder / row["file_name"], row[caption_column], row["file_name"]) for _, row in table]
 
     @staticmethod
@@ -65,7 +65,7 @@ class ImageFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Changes where a file or a caption does."""
+        """A text that changes if a file or a caption changes."""
         files = [(row.name, row.image.stat(), row.captions) for row in self.rows]
         return str([(name, status.st_size, status.st_mtime_ns, captions) for name, status, captions in files])
 
@@ -77,7 +77,7 @@ class ImageFolder:
 
 
 def _read_table(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of `metadata.csv` or `metadata.jsonl`, each with the place that it is from."""
+    """Rows of `metadata.csv` or `metadata.jsonl`, each with its place in the file."""
     if file.suffix == ".csv":
         return list(read_csv(file)[1])
     remedy = "write one row a line, as a JSON object"

@@ -17,8 +17,8 @@ class HubDataset:
     """A dataset of `datasets`, local or from the Hub.
 
     Args:
-        dataset: loaded, with a length or streaming.
-        image_column, caption_column: of its rows.
+        dataset: a loaded dataset, with a length or streaming.
+        image_column, caption_column: names of its columns.
 
     Raises:
         TrainingError: it lacks a column.
@@ -45,7 +45,7 @@ class HubDataset:
         return self._row(self.dataset[index], index)
 
     def stream(self, epoch: int) -> Iterator[Captioned]:
-        """The rows of an epoch in its order."""
+        """The rows of an epoch, in the order of the epoch."""
         self.dataset.set_epoch(epoch)
         for index, row in enumerate(self.dataset):
             yield self._row(row, index)
@@ -57,10 +57,10 @@ class HubDataset:
 
 
 def load_dataset(options: DataOptions, cache_dir: str | None, seed: int) -> HubDataset:
-    """The dataset that options name, from the disk or from the Hub; a streamed one is shuffled by the seed.
+    """The dataset that the options name, from the disk or from the Hub; a streamed one is shuffled by the seed.
 
     Raises:
-        TrainingError: it cannot be loaded, or has no such split.
+        TrainingError: the dataset cannot be loaded, or has no such split.
     """
     assert options.dataset_name is not None, "the data is a dataset by name"
     try:

@@ -21,10 +21,10 @@ MAX_ASPECT_RATIO = 100
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images become tensors.
+    """Turns images into tensors.
 
     Args:
-        resolution: of the square images.
+        resolution: side of the square images, in pixels.
         center_crop, random_flip: as the options of these names.
     """
 
@@ -33,10 +33,10 @@ class Preparation:
     random_flip: bool = False
 
     def __call__(self, row: Captioned, rng: random.Random) -> tuple[Tensor, str]:
-        """`[3, resolution, resolution]` in [-1, 1], and a caption.
+        """An image `[3, resolution, resolution]` in [-1, 1], and a caption.
 
         Raises:
-            TrainingError: the image does not decode, or is a stripe; or there is no caption.
+            TrainingError: the image cannot be decoded, or is a stripe; or there is no caption.
         """
         image = open_image(row)
         longer, shorter = max(image.size), min(image.size)
@@ -58,7 +58,7 @@ def open_image(row: Captioned) -> Image.Image:
     """The image of a row, in RGB, upright, on white where it is transparent.
 
     Raises:
-        TrainingError: it does not decode.
+        TrainingError: the image cannot be decoded.
     """
     image = row.image
     try:
@@ -69,7 +69,7 @@ def open_image(row: Captioned) -> Image.Image:
         return _opaque(ImageOps.exif_transpose(image))
     except UNDECODABLE as error:
         reason = why_undecodable(error)
-        raise TrainingError(f"the image of {row.name} does not decode ({reason}); remove or replace it") from error
+        raise TrainingError(f"the image of {row.name} cannot be decoded ({reason}); remove or replace it") from error
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -86,7 +86,7 @@ def choose_caption(row: Captioned, rng: random.Random) -> str:
     """The caption of a row, or one of its captions.
 
     Raises:
-        TrainingError: it has none.
+        TrainingError: the row has no caption.
     """
     if isinstance(row.captions, str):
         return row.captions

@@ -1,4 +1,4 @@
-"""The rows that options name."""
+"""Loads the rows that the options name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def load_rows(options: DataOptions, cache_dir: str | None = None, seed: int = 0) -> Any:
-    """The prompts or the captioned images that options name; arguments as of `load_captioned`.
+    """The prompts or the captioned images that the options name; arguments as for `load_captioned`.
 
     Raises:
-        ForeignFileError: a file of them cannot be read.
-        TrainingError: there are none.
+        ForeignFileError: one of their files cannot be read.
+        TrainingError: there are no rows.
     """
     if options.prompts_file is not None:
         return [Captioned(None, prompt, prompt) for prompt in read_prompts(options.prompts_file)]
@@ -31,11 +31,11 @@ def load_rows(options: DataOptions, cache_dir: str | None = None, seed: int = 0)
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty.
+    """The prompts of a file: its lines that are not empty.
 
     Raises:
-        ForeignFileError: it cannot be read.
-        TrainingError: there are none.
+        ForeignFileError: the file cannot be read.
+        TrainingError: the file has no prompts.
     """
     prompts = [line.strip() for _, line in read_lines(file)]
     if not prompts:
@@ -44,16 +44,16 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def load_captioned(options: DataOptions, cache_dir: str | None = None, seed: int = 0) -> CaptionedImages | HubDataset:
-    """The dataset that options name.
+    """The dataset or folder that the options name.
 
     Args:
-        options: of a dataset or a folder.
-        cache_dir: for downloads.
-        seed: shuffles a streamed dataset.
+        options: options of a dataset or a folder.
+        cache_dir: folder for downloads.
+        seed: seed by which a streamed dataset is shuffled.
 
     Raises:
         ForeignFileError: a file of the folder cannot be read.
-        TrainingError: it cannot be read, or lacks rows or captions.
+        TrainingError: the dataset cannot be read, or lacks rows or captions.
     """
     if options.train_data_dir is not None:
         rows: Any = ImageFolder(options.train_data_dir, options.caption_column)

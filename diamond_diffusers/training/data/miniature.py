@@ -14,8 +14,8 @@ class MiniatureWorld:
     """Scenes of the miniature's world, rendered when they are asked for.
 
     Args:
-        num_scenes: the number of different ones.
-        seed: of the world.
+        num_scenes: number of different scenes.
+        seed: seed of the world.
     """
 
     def __init__(self, num_scenes: int = 65536, seed: int = 0) -> None:

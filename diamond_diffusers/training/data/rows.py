@@ -16,9 +16,9 @@ class Captioned:
     """A captioned image.
 
     Attributes:
-        image: the image; a file; or what `datasets` holds, `{"bytes": ..., "path": ...}`.
-        captions: one, or several to choose from.
-        name: tells the user which one it is.
+        image: the image, a file, or the form of `datasets`, `{"bytes": ..., "path": ...}`.
+        captions: one caption, or several to choose from.
+        name: name of the row, for messages.
     """
 
     image: Any
@@ -27,7 +27,7 @@ class Captioned:
 
 
 class CaptionedImages(Protocol):
-    """Rows that can be told by number."""
+    """Rows that are read by their number."""
 
     fingerprint: str
     """Changes where the rows do."""
@@ -56,7 +56,7 @@ def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str) -
 
 
 def check_values(row_name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
-    """Raises a `TrainingError` for an image or a caption that a row has none of."""
+    """Raises a `TrainingError` if a row has no image or no caption."""
     for kind, column in (("image", image), ("caption", caption)):
         if row[column] is None:
             raise TrainingError(f"{row_name} has no {kind} in column {column!r}; give it one, or remove the row")

@@ -34,15 +34,15 @@ def open_source(
     barrier: Callable[[], None],
     evaluate: Callable[..., Any] | None = None,
 ) -> Source:
-    """The batches of rows, from a batch on: clean latents, or trajectories of the teacher's inner flow.
+    """The batches of rows, starting at a batch: clean latents, or trajectories of the teacher's inner flow.
 
     Args:
-        options: of the whole run, since what is kept in files depends on many of them.
-        rows: of `load_rows`.
-        order: of a dataset of so many rows.
+        options: options of the whole run, since cached files depend on many of them.
+        rows: the rows, as from `load_rows`.
+        order: the order of the rows.
         barrier: waits for all processes.
-        evaluate: the `DistilledModule`, through which a network has to be evaluated that is distributed, where
-            trajectories are learnt from; None for latents.
+        evaluate: the `DistilledModule`, through which a distributed network has to be evaluated; needed for
+            trajectories, None for latents.
     """
     cached = options.preparation.cache_trajectories
     source = _open_rows(options, rows, teacher, order, first_batch, barrier)
@@ -57,7 +57,7 @@ def _open_rows(
     first_batch: int,
     barrier: Callable[[], None],
 ) -> Source:
-    """The batches of clean latents of rows, or of trajectories where they are kept."""
+    """The batches of clean latents of rows, or of trajectories if these are cached."""
     streaming, preparation = options.data.streaming, options.preparation
     row_order = order(0 if streaming else len(rows))
     open_batches = partial(
@@ -81,7 +81,7 @@ def _open_rows(
 
 
 def image_source(batches: Iterator[list[tuple[Tensor, str]]], teacher: Teacher) -> Source:
-    """Encodes images and captions as they come."""
+    """Encodes images and captions batch by batch."""
     for batch in batches:
         images, captions = zip(*batch, strict=True)
 
@@ -111,7 +111,7 @@ def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable[..., 
     """Runs the teacher's inner flow from the clean latents of a source.
 
     Args:
-        evaluate: the `DistilledModule`, through which a network has to be evaluated that is distributed.
+        evaluate: the `DistilledModule`, through which a distributed network has to be evaluated.
     """
     for draw_latents in source:
 
@@ -125,7 +125,7 @@ def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable[..., 
 
 
 def cached_latents(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
-    """Reads what `latent_encoder` encoded."""
+    """Reads the latents that `latent_encoder` has encoded."""
     for features in _stacked(batches, teacher):
 
         def draw(features: dict[str, Tensor] = features) -> Any:
@@ -136,7 +136,7 @@ def cached_latents(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher)
 
 
 def cached_trajectories(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
-    """Reads what `trajectory_encoder` drew."""
+    """Reads the trajectories that `trajectory_encoder` has drawn."""
     for features in _stacked(batches, teacher):
 
         def draw(features: dict[str, Tensor] = features) -> Any:

@@ -1,4 +1,4 @@
-"""Whole trajectories of the teacher's inner flow, which can be kept and learnt from many times."""
+"""Whole trajectories of the teacher's inner flow, which can be cached and used many times."""
 
 from __future__ import annotations
 

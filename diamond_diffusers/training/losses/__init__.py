@@ -1,4 +1,4 @@
-"""Losses that the trainer can minimise: one file each, called as its entry, or a user's own.
+"""Losses that the trainer can minimise: those of this folder, with one file each, or a user's own.
 
 Nothing heavy is imported here, so that the command line can name the losses.
 """
@@ -24,14 +24,14 @@ LOSSES: Registry[type[DistillationLoss]] = Registry(
 def register_loss(name: str) -> Callable[[T], T]:
     """Makes the decorated class the loss that `--loss name` takes, and returns it unchanged.
 
-    The trainer has to import the file first, by `--import file.py`; a package names the class as an entry point of the
-    group `diamond_diffusers.losses` in place of both.
+    The trainer has to import the file first, by `--import file.py`. An installed package needs neither: it declares the
+    class as an entry point of the group `diamond_diffusers.losses`.
 
     Args:
         name: an identifier.
 
     Raises:
-        TypeError: what is decorated is no subclass of `DistillationLoss`.
+        TypeError: the decorated object is no subclass of `DistillationLoss`.
         ValueError: the name is no identifier, or belongs to another loss.
 
     Example:

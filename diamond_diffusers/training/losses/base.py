@@ -1,4 +1,4 @@
-"""What a loss is, and what it says of its needs."""
+"""The base class of distillation losses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DistillationLoss(ABC):
-    """What the trainer minimises. Derive from `StepLoss` for a loss of pairs of inner times.
+    """The function that the trainer minimises. Derive from `StepLoss` for a loss of pairs of inner times.
 
-    Fields of a loss that are named like an option of the trainer, such as `diagonal_fraction`, are set by it.
+    The trainer sets fields of a loss that are named like one of its options, such as `diagonal_fraction`.
 
     Attributes:
-        needs_forward_mode: whether the network is differentiated in forward mode. Then neither checkpointed gradients
-            nor a search for unused parameters is allowed, which have no rule for it.
+        needs_forward_mode: whether the network is differentiated in forward mode. Checkpointed gradients and a search
+            for unused parameters are then refused, since they have no rule for it.
         needs_trajectories: whether the loss learns from trajectories of the teacher's inner flow, instead of from clean
             latents.
     """
@@ -37,9 +37,9 @@ class DistillationLoss(ABC):
         """The loss of a batch, and its parts to log, all of them scalars.
 
         Args:
-            diamond_map: that is trained.
-            data: clean latents `[N, ...]`, or `Trajectories` of `N` observations where the loss needs those.
-            conditions: of the `N` rows; negative prompts and guidance scale are the teacher's.
-            batch_number: counts all batches of the run. What decides how often the network is evaluated must follow
-                from it alone, since all processes have to evaluate the network alike.
+            diamond_map: the map that is trained.
+            data: clean latents `[N, ...]`, or `Trajectories` of `N` observations if the loss needs those.
+            conditions: conditions of the `N` rows; negative prompts and guidance scale are the teacher's.
+            batch_number: number of the batch in the run. The number of evaluations of the network may depend on this
+                number alone, since all processes have to evaluate the network equally often.
         """

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @register_loss("eulerian")
 @dataclass(frozen=True)
 class Eulerian(StepLoss):
-    """`| D_{s -> r} - D_{s -> m -> r} |^2` where the teacher leads to `m` and the map goes on.
+    """The residual `| D_{s -> r} - D_{s -> m -> r} |^2`, where the teacher leads to `m` and the map from there to `r`.
 
     Args:
-        step: share of the way to `r` that the teacher takes, by Heun's method.
+        step: share of the way to `r` for which the teacher leads, by Heun's method.
     """
 
     step: float = 0.5

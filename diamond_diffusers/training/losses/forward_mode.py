@@ -13,10 +13,10 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @contextmanager
 def tangents_like_outputs(network: nn.Module) -> Iterator[None]:
-    """Gives what normalisation layers of a network return a tangent of its own dtype.
+    """Gives the outputs of a network's normalisation layers tangents of the outputs' own dtype.
 
-    They keep their statistics in float32 where their input is in half precision, always on a GPU, and torch's
-    forward-mode rules hand that dtype on to the tangent alone: the next matrix product then fails.
+    For an input in half precision these layers keep their statistics in float32, always so on a GPU. Torch's
+    forward-mode rules then give the tangent that dtype, but not the output, and the next matrix product fails.
     """
 
     def cast(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_loss("lagrangian")
 class Lagrangian(StepLoss):
-    """`r^2 | d/dr X_{s -> r} - u(X_{s -> r}, r) |^2`, the derivative by forward-mode differentiation.
+    """The residual `r^2 | d/dr X_{s -> r} - u(X_{s -> r}, r) |^2`, with the derivative taken in forward mode.
 
     Attention needs a kernel with a forward-mode rule: `squared_residuals` is called inside
     `sdpa_kernel(SDPBackend.MATH)`.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @register_loss("progressive")
 class Progressive(StepLoss):
-    """`| D_{s -> r} - D_{s -> m -> r} |^2` with `m` half-way: two short steps of the map teach it a long one."""
+    """The residual `| D_{s -> r} - D_{s -> m -> r} |^2` with `m` half-way: two steps of the map teach it a long one."""
 
     def squared_residuals(self, diamond_map: DiamondMap, batch: Batch) -> Tensor:
         middle = between(batch, 0.5)

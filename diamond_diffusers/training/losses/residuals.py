@@ -1,4 +1,4 @@
-"""Rows to distil on, and what the residuals of the losses are made of (arXiv 2602.05993, section 4).
+"""Batches for losses of inner times, and the parts of their residuals (arXiv 2602.05993, section 4).
 
 A Posterior Diamond Map is distilled from the GLASS flow of its own base. The teacher's inner velocity is
 `u(xbar, s) = (xbar - D_teacher(S, kappa*)) / s`, with the base's guidance folded in. Every residual below is multiplied
@@ -27,7 +27,7 @@ SMALLEST_TIME = 0.01
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to distil on.
+    """The rows of a batch that learn inner steps or velocities.
 
     Attributes:
         x: observations `[N, ...]` in the bounded coordinate.
@@ -35,7 +35,7 @@ class Batch:
         xbar: inner states `[N, ...]`, `(1 - s) z + s eps`.
         s: their inner times in (0, 1], `[N]` float64.
         r: inner times to map to, `0 <= r <= s`, `[N]` float64.
-        conditions: of the rows; negative prompts and guidance scale are the teacher's.
+        conditions: conditions of the rows; negative prompts and guidance scale are the teacher's.
     """
 
     x: Tensor
@@ -47,7 +47,7 @@ class Batch:
 
     @classmethod
     def draw(cls, z: Tensor, noise_to_signal: Tensor, s: Tensor, r: Tensor, conditions: Conditions) -> Batch:
-        """Observes clean samples `z [N, ...]` twice: at the outer level and along the inner path."""
+        """Noises clean samples `z [N, ...]` twice: to the outer level, and to the inner time."""
         x = add_noise(z, torch.randn_like(z), noise_to_signal)
         inner = expand(s, z)
         return cls(x, noise_to_signal, (1 - inner) * z + inner * torch.randn_like(z), s, r, conditions)
@@ -80,7 +80,7 @@ def lagrangian_residual(diamond_map: DiamondMap, batch: Batch, mapped: Tensor, d
 
 
 def joined_residual(diamond_map: DiamondMap, batch: Batch, middle: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """`| D_{s -> r} - D |^2` where `D` takes `xbar_s` to `r` as `first` to the middle and then `second` do."""
+    """`| D_{s -> r} - D |^2`, where `D` leads from `xbar_s` to `r` as `first` (up to `middle`) and then `second` do."""
     s, r = batch.s, batch.r
     # (1 - r/s) D = (r/m) (1 - m/s) D_1 + (1 - r/m) D_2.
     share = r * (s - middle) / (middle * (s - r)).clamp(min=1e-12)

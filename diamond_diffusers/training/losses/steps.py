@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepLoss(DistillationLoss):
-    """The loss of a batch of which some rows learn the velocity, and the others learn steps from `s` to `r`.
+    """A loss by which some rows of a batch learn the velocity, and the others learn steps from `s` to `r`.
 
-    A subclass says by which residual the steps are learnt, and is called for the rows that learn them.
+    A subclass defines the residual of the steps in `squared_residuals`, which is called for the rows that learn steps.
 
     Args:
         diagonal_fraction: share of the rows that learn the velocity; fractions of a row add up over batches.
-        adaptive_weight_power: `p` of the rows' weights `1 / sg(loss + 0.01)^p` (arXiv 2505.13447).
+        adaptive_weight_power: exponent `p` of the rows' weights `1 / sg(loss + 0.01)^p` (arXiv 2505.13447).
     """
 
     diagonal_fraction: float = 0.75
@@ -66,7 +66,7 @@ class StepLoss(DistillationLoss):
         return (weights * squares).mean(), {name: part.detach().mean() for name, part in parts.items()}
 
     def _rows_before(self, batch_number: int, count: int) -> int:
-        """Rows of earlier batches that learn the velocity."""
+        """The number of rows of earlier batches that learn the velocity."""
         return math.floor(self.diagonal_fraction * count * batch_number + 1e-6)
 
     @property
@@ -77,7 +77,7 @@ class StepLoss(DistillationLoss):
 def draw_inner_times(noise_to_signal: Tensor) -> tuple[Tensor, Tensor]:
     """Inner times `(s, r)` of steps at outer levels `[N]`: `[N]` float64, `0 <= r <= s <= 1`.
 
-    They are uniform in `inner_angle`; on about half of the rows `s` is 1, where the map is used.
+    They are uniform in `inner_angle`. On about half of the rows `s` is 1, from which the map is used.
     """
     count = len(noise_to_signal)
     angle = math.pi / 2 * torch.rand(count, dtype=torch.float64)
@@ -88,7 +88,7 @@ def draw_inner_times(noise_to_signal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_diagonal_times(noise_to_signal: Tensor) -> Tensor:
-    """Inner times `s` of the rows that learn the velocity, as above; a quarter of them are 1."""
+    """Inner times `s` of the rows that learn the velocity, drawn like those of steps; a quarter of them are 1."""
     count = len(noise_to_signal)
     angle = math.pi / 2 * torch.rand(count, dtype=torch.float64)
     s = inner_time(angle, noise_to_signal).clamp(min=SMALLEST_TIME)

@@ -29,19 +29,21 @@ FROM_NOISE_SHARE = 0.3
 @register_loss("trajectories")
 @dataclass(frozen=True)
 class TrajectoryLoss(DistillationLoss):
-    """The map leads from a state of a trajectory to a later one, and its one-step samples have the teacher's law.
+    """Learns to lead from a state of a trajectory to a later one, and to draw one-step samples of the teacher's law.
 
-    From a state in between that is a regression of `D_th`. From noise, where a network cannot follow every trajectory,
-    a regression gives the mean of those that it cannot tell apart, hence too narrow a law. There an energy score is
-    minimised, which is least for the law itself (Gneiting & Raftery, 2007; for diffusion models arXiv 2502.02483)::
+    From a state in between, the loss is a regression of `D_th`. From noise a network cannot follow every trajectory,
+    and a regression would give the mean of those that it cannot tell apart, hence too narrow a law. There an energy
+    score is minimised, which is least for the right law itself (Gneiting & Raftery, 2007; for diffusion models arXiv
+    2502.02483)::
 
         (|D_1 - z_2| + |D_2 - z_1|) / 2 - |D_1 - D_2| / 2
 
-    with the samples `z_1, z_2` and the map's `D_1, D_2` of the same two noises: each is compared with the one of the
-    other noise, of which it is independent.
+    with the teacher's samples `z_1, z_2` and the map's `D_1, D_2` from the same two noises. Each is compared with the
+    one from the other noise, of which it is independent.
 
     Args:
-        regression_weight: of the regression beside the energy score; it speeds up the beginning, and narrows the law.
+        regression_weight: weight of the regression beside the energy score. The regression speeds up the beginning, but
+            narrows the law.
     """
 
     needs_trajectories: ClassVar[bool] = True
@@ -51,7 +53,7 @@ class TrajectoryLoss(DistillationLoss):
     def __call__(
         self, diamond_map: DiamondMap, data: Trajectories, conditions: Conditions, batch_number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of trajectories under conditions of their `N` observations, and its parts to log."""
+        """The loss of trajectories under the conditions of their `N` observations, and its parts to log."""
         count = len(data.x)
         start, end = draw_places(count, data.states.shape[2] - 1)
         times, rows = inner_times(data.states.shape[2] - 1, data.noise_to_signal), torch.arange(count)
@@ -86,7 +88,7 @@ def draw_places(count: int, num_inner_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def energy_score(drawn: Tensor, true: Tensor) -> Tensor:
-    """`[N]` of pairs of samples `[N, 2, ...]`, those of one place from the same noise."""
+    """Energy scores `[N]` of pairs of samples `[N, 2, ...]`; those at the same place of a pair have the same noise."""
     across = (_distance(drawn[:, 0], true[:, 1]) + _distance(drawn[:, 1], true[:, 0])) / 2
     return across - _distance(drawn[:, 0], drawn[:, 1]) / 2
 

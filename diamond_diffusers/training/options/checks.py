@@ -1,4 +1,4 @@
-"""What is wrong with the options of a run, each as one sentence that names the option and the remedy."""
+"""Finds wrong options of a run; each fault is one sentence that names the option and the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRACKERS = ("tensorboard", "wandb", "none")
 
 
 def problems(options: Options) -> Iterator[str]:
-    """Everything that is wrong, the cheapest to know first: the last checks import the loss."""
+    """All faults of the options; cheap checks come first, since the last ones import the loss."""
     yield from _wrong_values(options)
     if options.model.pretrained_model_name_or_path is None:
         yield "--pretrained_model_name_or_path is missing; name a base model"
@@ -26,7 +26,7 @@ def problems(options: Options) -> Iterator[str]:
 
 
 def _wrong_values(options: Options) -> Iterator[str]:
-    """What is wrong with each value by itself."""
+    """The faults of each value by itself."""
     for option, value in options.values():
         if option.kind in (int, float) and value is not None:
             if (wrong := wrong_number(value, option.check)) is not None:
@@ -118,7 +118,7 @@ def _without_effect(options: Options) -> Iterator[str]:
 
 
 def _loss(options: Options) -> Iterator[str]:
-    """What the chosen loss cannot be used with, or does not use."""
+    """Options that the chosen loss cannot be used with, or does not use."""
     name, loss = options.loss.name, LOSSES.get(options.loss.name, "--loss")
     if options.machine.gradient_checkpointing and loss.needs_forward_mode:
         yield (

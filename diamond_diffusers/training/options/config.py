@@ -1,4 +1,4 @@
-"""Options in a YAML file, whose values mean what they are as text."""
+"""Reads options from a YAML file, with their values as text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SWITCHES = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false",
 
 
 class ConfigError(ValueError):
-    """A file of options cannot be used; the message says why, in one sentence."""
+    """A file of options cannot be used. The message says why, in one sentence."""
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Reads what is written as text, so that 0123 and 1e-4 are what the command line would have; and null as None."""
+    """Reads values as text, so that 0123 and 1e-4 mean the same as on the command line; null is read as None."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
@@ -40,7 +40,7 @@ def read_config(file: Path) -> dict[str, str | None]:
     """The options that a file sets, as text; lists are joined by commas.
 
     Raises:
-        ConfigError: it is no mapping of names to values or lists of values.
+        ConfigError: the file is no mapping of names to values or lists of values.
     """
     try:
         settings = yaml.load(read_text(file), _TextLoader) or {}
@@ -57,15 +57,15 @@ def _text(file: Path, name: object, value: object) -> str | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     if not isinstance(value, str | None):
-        raise ConfigError(f"--config {file} sets {name} to what is neither a value nor a list of values")
+        raise ConfigError(f"--config {file} sets {name} to something other than a value or a list of values")
     return value
 
 
 def as_defaults(file: Path, settings: Mapping[str, str | None], options: Sequence[Option]) -> dict[str, Setting]:
-    """Settings of a file as defaults of a parser, by names of its results, which converts text itself.
+    """Settings of a file as defaults of a parser, which converts the texts itself; by the names of its results.
 
     Raises:
-        ConfigError: one is no option, or has a value that its option cannot have.
+        ConfigError: a setting is no option, or its value is not one that the option can have.
     """
     by_flag, defaults = {option.flag: option for option in options}, {}
     for name, value in settings.items():

@@ -1,4 +1,4 @@
-"""Fields of the option records: what a command line has to know of each beside its type and its default."""
+"""Fields of the option records, with the help and the checks that a command line needs beside type and default."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class Option:
     """One option of the command line, as `options_of` reads it from a record.
 
     Attributes:
-        name: of the field.
-        flag: the option is spelled `--flag`, which is `name` unless the field says otherwise.
-        kind: `bool`, `int`, `float`, `str` or `Path`.
-        default: where it is not given.
-        help: what the help page says.
-        check: of a number.
+        name: name of the field.
+        flag: spelling on the command line, `--flag`; that is `name` unless the field says otherwise.
+        kind: type: `bool`, `int`, `float`, `str` or `Path`.
+        default: value if the option is not given.
+        help: text of the help page.
+        check: check of a number.
         may_change: whether a resumed run may have another value; all other options decide what a run is.
-        names_data: whether it names the data, so that the command line's replaces that of a file.
-        choices: what it may be; called when the command line is read, since a user's file may add some.
-        convert: makes the value of text, in place of `kind`.
+        names_data: whether the option names the data; the command line's choice of data then replaces that of a file.
+        choices: allowed values; a function that is called when the command line is read, since a user's file may add
+            some.
+        convert: function from text to the value, in place of `kind`.
     """
 
     name: str
@@ -98,14 +99,14 @@ def _read(described: Field[Any], hint: Any) -> Option:
 
 
 def wrong_number(value: float, check: Check | None) -> str | None:
-    """What is wrong with the value of an option that is a number; every one has to be finite."""
+    """The fault in the value of an option that is a number; all numbers have to be finite."""
     if not math.isfinite(value):
         return f"is {value}; it must be a finite number"
     return None if check is None else check(value)
 
 
 def at_least(least: float, most: float = math.inf) -> Check:
-    """Checks that a number is neither below the least nor above the most, which for whole numbers has a default."""
+    """Checks that a number is not below `least` nor above `most`, which has a default for whole numbers."""
 
     def check(value: float) -> str | None:
         highest = LARGEST_INTEGER if isinstance(value, int) and most == math.inf else most

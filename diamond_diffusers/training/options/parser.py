@@ -22,8 +22,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     """The options of a run, checked.
 
     Args:
-        arguments: as on the command line; None for those of this process. Options of a file named by `--config` count
-            where the command line does not give them.
+        arguments: arguments of the command line; None for those of this process. Options of the file that `--config`
+            names count where the command line does not give them.
 
     Raises:
         SystemExit: an option is unknown, out of range, or cannot be used with another.
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _early_parser(options: Sequence[Option]) -> argparse.ArgumentParser:
-    """Reads what decides how all options are read: the file of options, the imports, and which data are named."""
+    """Reads the options that decide how all others are read: the file of options, the imports, and the data named."""
     parser = argparse.ArgumentParser(prog=_PROGRAM, allow_abbrev=False, add_help=False)
     _add_config(parser)
     for option in options:
@@ -100,7 +100,7 @@ def import_modules(names: str | None) -> None:
     """Imports Python files and modules, whose names are separated by commas.
 
     Raises:
-        ConfigError: there is none of such a name. What goes wrong inside of one keeps its traceback.
+        ConfigError: a file or module does not exist. Errors inside of a file or module keep their traceback.
     """
     for name in filter(None, (name.strip() for name in (names or "").split(","))):
         if name.endswith(".py"):
@@ -125,7 +125,7 @@ def _import_file(file: Path) -> None:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults that say something."""
+    """Shows defaults in the help, unless they say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)

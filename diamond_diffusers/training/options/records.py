@@ -60,7 +60,7 @@ class DataOptions:
 
     @property
     def has_images(self) -> bool:
-        """Whether a dataset or a folder is named."""
+        """Whether the options name a dataset or a folder."""
         return self.dataset_name is not None or self.train_data_dir is not None
 
     @property
@@ -105,7 +105,7 @@ class TeacherOptions:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is minimised. All options but the first two are fields of the losses that use them."""
+    """The loss that is minimised. All options except the first two are fields of the losses that use them."""
 
     name: str = option("lagrangian", "Loss that the map learns its steps by.", flag="loss", choices=LOSSES.names)
     modules: str | None = option(
@@ -126,12 +126,12 @@ class LossOptions:
     )
 
     def taken_by(self, loss: type) -> dict[str, float]:
-        """Those of these options that a class of losses has fields for."""
+        """The options among these for which a class of losses has fields."""
         known = {described.name for described in fields(loss)}
         return {name: value for name, value in vars(self).items() if name in known - {"name", "modules"}}
 
     def build(self) -> DistillationLoss:
-        """The loss, whose file is imported here.
+        """Makes the loss, and imports its file.
 
         Raises:
             ValueError: there is no loss of that name.
@@ -213,7 +213,7 @@ class UpdateOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """What it runs on."""
+    """The machine that a run uses."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Precision of the base; by default as accelerate is configured."
@@ -227,7 +227,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Checkpoints, and what a run is resumed from."""
+    """Checkpoints, and resuming from them."""
 
     checkpointing_steps: int = option(
         500, "Updates from one checkpoint to the next.", check=at_least(1), may_change=True
@@ -260,7 +260,7 @@ class LoggingOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Images that show how far the map is."""
+    """Images that show the progress of the map."""
 
     validation_prompt: str | None = option(
         None, "Prompt that is drawn while training and for the model card.", may_change=True
@@ -322,7 +322,7 @@ class Options:
                 yield described, getattr(record, described.name)
 
     def by_flag(self) -> dict[str, Any]:
-        """The values by the names that the command line has for them."""
+        """The values by their names on the command line."""
         return {described.flag: value for described, value in self.values()}
 
 
