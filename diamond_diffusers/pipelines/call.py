@@ -55,7 +55,7 @@ def prepare(
     with torch.inference_mode(False):
         arguments = resolve_arguments(family, given, defaults)
     arguments.check()
-    return Call(family, arguments, tuple(arguments.reward_texts(reward_prompt)))
+    return Call(family.for_call(arguments), arguments, tuple(arguments.reward_texts(reward_prompt)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Call:
     them, so that everything else that can be refused is refused before.
 
     Attributes:
-        family: the model.
+        family: the model, with a state of its own for this call.
         arguments: every keyword of the stock `__call__`, resolved.
         texts: what the reward reads, a text for each of the `B` images; empty where there is none.
         score_call: the same prompts as a call of the score model; None where the model has none.
@@ -102,7 +102,7 @@ class Call:
 
         It may be entered within itself.
         """
-        with self.family.calling(self.arguments):
+        with self.family.calling():
             yield
 
     @cached_property
@@ -119,10 +119,8 @@ class Call:
         """
         steps = self.arguments.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps not in self._levels:
-            # Under one lock with the encoding: the scheduler is set up by what that leaves in the stock pipeline.
-            with self.active(), alone_with(self.family.network_module):
-                arguments = StockArguments({**self.arguments, "num_inference_steps": steps})
-                self._levels[steps] = tuple(self.family.levels(arguments, self.conditions))
+            arguments = StockArguments({**self.arguments, "num_inference_steps": steps})
+            self._levels[steps] = tuple(self.family.levels(arguments, self.conditions))
         return list(self._levels[steps])
 
     @property
