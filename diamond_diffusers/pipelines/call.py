@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.law import ScoreModel
@@ -20,7 +20,7 @@ from ..core.tensors import working_dtype
 from ..families.base import Family
 from ..families.compat import alone_with
 from .arguments import NEGATIVE_PROMPTS, StockArguments, resolve_arguments
-from .modules import refuse_cache
+from .modules import frozen, refuse_cache
 
 _SHARED_WITH_SCORE_MODEL = (
     "prompt",
@@ -92,17 +92,28 @@ class Call:
         return len(self.texts)
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """Everything with weights that the call evaluates, but for the reward."""
+        scoring = self.family.score_model
+        candidates: list[object] = [*self.family.pipeline.components.values(), self.family.preview_vae]
+        if scoring is not None:
+            candidates += [*scoring.pipeline.components.values(), scoring.preview_vae]
+        return [module for module in candidates if isinstance(module, nn.Module)]
+
+    @property
     def device(self) -> torch.device:
         """Where the images are made."""
         return self.family.device
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Context in which the model is as this call samples and decodes it, such as with a float32 VAE.
+        """Context in which the model is as this call samples and decodes it: with frozen weights, and a float32 VAE
+        where its own overflows.
 
-        It may be entered within itself.
+        It may be entered within itself, and by several calls at once. Whatever a call evaluates, it evaluates here: for
+        weights that require gradients torch chooses other kernels, which round differently, even under `no_grad`.
         """
-        with self.family.calling():
+        with self.family.calling(), frozen(self.modules):
             yield
 
     @cached_property

@@ -388,10 +388,4 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         interrupt_runs(self)
 
     def _run(self, call: Call, options: RunOptions) -> Run:
-        return Run(self, call, options, self.defaults, self._named_rewards, self._modules())
-
-    def _modules(self) -> list[nn.Module]:
-        """Everything with weights that a call evaluates, but for the reward."""
-        own = [*self.pipeline.components.values(), self.preview_vae]
-        scoring = [] if self.score_model is None else self.score_model._modules()
-        return [module for module in own if isinstance(module, nn.Module)] + scoring
+        return Run(self, call, options, self.defaults, self._named_rewards)

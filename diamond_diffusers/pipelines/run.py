@@ -10,7 +10,7 @@ from typing import Any, Self
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
@@ -25,7 +25,7 @@ from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback
-from .modules import check_differentiable, frozen, is_offloaded
+from .modules import check_differentiable, is_offloaded
 from .output import DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
@@ -75,7 +75,6 @@ class Run(Iterator[Progress]):
         options: of the call.
         defaults: of the pipeline, for options that are not given.
         named_rewards: of the pipeline, those that were loaded by name; others are added.
-        modules: everything with weights that the run evaluates, but for the reward.
 
     Raises:
         TypeError, ValueError: an option does not fit the model, the reward or the other arguments; raised before any
@@ -97,9 +96,8 @@ class Run(Iterator[Progress]):
         options: RunOptions,
         defaults: Mapping[str, Any],
         named_rewards: dict[str, Reward],
-        modules: Sequence[nn.Module],
     ) -> None:
-        self.pipe, self._call, self._options, self._modules = pipe, call, options, modules
+        self.pipe, self._call, self._options = pipe, call, options
         self._latest: Progress | None = None
         self._output: DiamondMapPipelineOutput | None = None
         self._interruption = threading.Event()
@@ -122,7 +120,7 @@ class Run(Iterator[Progress]):
         reward = resolve_reward(options.reward, options.alignment, family, defaults, named_rewards)
         method = resolve_method(options.alignment, reward, call, defaults)
         if method.needs_reward_gradient:
-            check_differentiable(self._modules)
+            check_differentiable(call.modules)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         self._selection = checked_selection(options.final_selection or method.default_selection, reward, call.texts)
         scale = defaults.get("reward_scale", 1.0) if options.reward_scale is None else options.reward_scale
@@ -151,7 +149,7 @@ class Run(Iterator[Progress]):
     ) -> Generator[Progress, None, None]:
         """The stages of the run, with the stock pipeline's progress bar and callback."""
         total = self._method.num_stages(law, levels)
-        with self._call.family.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules):
+        with self._call.family.pipeline.progress_bar(total=total) as progress_bar:
             on_step = StepEnd(
                 self.pipe,
                 self._call.family,
@@ -231,9 +229,7 @@ class Run(Iterator[Progress]):
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _own_gradients(), self._call.active():
-                # As within the run: torch chooses other kernels for weights that require gradients.
-                with frozen(self._modules):
-                    result = progress.result()
+                result = progress.result()
                 output_type = self._options.output_type
                 self._output = make_output(progress.law, self._method, result, selection, self._random, output_type)
             self.close()
