@@ -18,8 +18,9 @@ from ..rewards.base import Reward
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
 from .cloud import Cloud
+from .interruption import Interrupted
 from .law import Law
-from .progress import Progress, timed
+from .progress import InterruptedWithin, Progress, timed
 from .random_source import RandomSource
 from .result import AlignmentResult
 from .trace import Trace, TraceStep
@@ -135,9 +136,17 @@ class Method(ABC):
 
     def run(self, law: Law, x: Tensor, levels: Sequence[float], random: RandomSource) -> AlignmentResult:
         """The result of a run to its end; arguments as of `iterate`."""
-        for progress in self.iterate(law, x, levels, random):  # noqa: B007 - the last one counts
-            pass
-        return progress.result()
+        method = self.resolve(law.model)
+        progress = method.at_start(law, x, levels)
+        try:
+            for progress in method.iterate(law, x, levels, random):  # noqa: B007 - the last one counts
+                pass
+            return progress.result()
+        except InterruptedWithin:
+            raise
+        except Interrupted as interruption:
+            # Only a run within another is interrupted here; the other may have nothing better to show yet.
+            raise InterruptedWithin(progress) from interruption
 
     def stages(self, law: Law, x: Tensor, levels: Sequence[float], random: RandomSource) -> Iterator[Progress]:
         """The loop of `iterate`, of a method that is resolved."""
@@ -156,6 +165,11 @@ class Method(ABC):
             yield progress
             # Who looks on may have changed these.
             law, cloud = progress.law, progress.cloud
+
+    def at_start(self, law: Law, x: Tensor, levels: Sequence[float]) -> Progress:
+        """Where a run stands before its first stage; arguments as of `iterate`."""
+        num_stages = self.num_stages(law, levels)
+        return Progress(self, law, self.start(law, x, num_stages), Trace(), -1, num_stages, 0, levels[0], False, x)
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> Cloud:
         """The particles at the first level of a run of `num_steps`, equally weighted."""

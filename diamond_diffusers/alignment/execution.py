@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core.cost import Cost
+from .interruption import Interrupted, never
 from .processes import Chunk, ParticleShards
 
 Result = TypeVar("Result")
@@ -29,6 +30,8 @@ class Execution:
             of holding what they computed.
         shards: the processes over which chunks are spread; None where this one evaluates them all.
         cost: of everything that is evaluated so.
+        is_interrupted: asked before each chunk whether the run is to end here; processes that share a run are not
+            asked, since they have to end together.
 
     Raises:
         ValueError: `particle_batch_size` is below 1.
@@ -43,6 +46,7 @@ class Execution:
     gradient_checkpointing: bool = False
     shards: ParticleShards | None = None
     cost: Cost = field(default_factory=Cost)
+    is_interrupted: Callable[[], bool] = never
 
     def __post_init__(self) -> None:
         if self.particle_batch_size is not None and self.particle_batch_size < 1:
@@ -57,10 +61,19 @@ class Execution:
         return self.particle_batch_size * (self.shards.num_processes if self.shards is not None else 1)
 
     def over_chunks(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """Rows through a function of (index, kept, rows) of a chunk, which returns what is kept of it."""
+        """Rows through a function of (index, kept, rows) of a chunk, which returns what is kept of it.
+
+        Raises:
+            Interrupted: the run is to end here.
+        """
+
+        def evaluate_chunk(index: Tensor, kept: int, *rows: Tensor) -> Tensor:
+            if self.shards is None and self.is_interrupted():
+                raise Interrupted
+            return function(index, kept, *(row[index] for row in rows))
 
         def evaluate(chunks: Sequence[Chunk], *rows: Tensor) -> Tensor:
-            return torch.cat([function(index, kept, *(row[index] for row in rows)) for index, kept in chunks])
+            return torch.cat([evaluate_chunk(index, kept, *rows) for index, kept in chunks])
 
         chunks = self.chunks(rows[0])
         return evaluate(chunks, *rows) if self.shards is None else self.shards.evaluate(evaluate, chunks, *rows)

@@ -73,6 +73,12 @@ class ParticleShards:
                     "one batch together; give each of them the same arguments, and generators of the same seeds"
                 )
 
+    def any(self, is_true: bool) -> bool:
+        """Whether it is true in any of the processes, all of which must ask together."""
+        answers: list[bool] = [False] * self.num_processes
+        distributed.all_gather_object(answers, is_true, group=self.group)
+        return any(answers)
+
     def evaluate(self, function: ChunkFunction, chunks: Sequence[Chunk], *rows: Tensor) -> Tensor:
         """`function(chunks, *rows)`, of which each process evaluates its share; differentiable in the rows.
 

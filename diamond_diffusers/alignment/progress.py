@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.cost import Cost
 from .cloud import Cloud
+from .interruption import Interrupted
 from .law import Law
 from .random_source import RandomSource
 from .result import AlignmentResult
@@ -43,7 +44,7 @@ class Progress:
             that work in rounds refuse another one.
         cloud: the particles.
         trace: figures of each step so far.
-        index: number of the step or round, from 0.
+        index: number of the step or round, from 0; -1 before the first.
         num_stages: how many there are.
         level_index: of the level that the particles have come from, among those of the run.
         noise_to_signal: level that they have reached.
@@ -138,6 +139,10 @@ class Progress:
         self.law.cost.seconds += time.perf_counter() - started
         return result
 
+    def detached(self) -> Progress:
+        """Where the run stands, without the graph of particles that are differentiated."""
+        return replace(self, cloud=replace(self.cloud, x=self.cloud.x.detach(), ahead=None, final=None))
+
     def replace_particles(self, x: Tensor) -> None:
         """Goes on with other particles `[B P, ...]`; what was known of the former ones is forgotten.
 
@@ -147,10 +152,17 @@ class Progress:
         self.cloud = self.method.replace_particles(self.cloud, x)
         self.__dict__.pop("clean", None)
 
-    def end(self, x: Tensor) -> None:
-        """Takes these particles `[B P, ...]` as the clean end of the run, which is not to be stepped any further."""
-        self.replace_particles(x)
-        self.is_final = True
+
+class InterruptedWithin(Interrupted):
+    """Interrupted was a run that another one had begun, such as for a round of a search.
+
+    Attributes:
+        latest: where the innermost of them stood.
+    """
+
+    def __init__(self, latest: Progress) -> None:
+        super().__init__()
+        self.latest = latest
 
 
 def timed(stages: Iterator[Progress], cost: Cost) -> Iterator[Progress]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from torch.backends import cuda
 
-_lock = threading.Lock()
-_num_users = 0
-_was_enabled = True
+from .held import HeldChange
 
 
 @contextmanager
@@ -28,16 +26,14 @@ def differentiable_attention() -> Iterator[None]:
         >>> with differentiable_attention():
         ...     model(x).sum().backward()
     """
-    global _num_users, _was_enabled
-    with _lock:
-        if _num_users == 0:
-            _was_enabled = cuda.cudnn_sdp_enabled()
-            cuda.enable_cudnn_sdp(False)
-        _num_users += 1
-    try:
+    with _EXCLUDED.of(cuda):
         yield
-    finally:
-        with _lock:
-            _num_users -= 1
-            if _num_users == 0:
-                cuda.enable_cudnn_sdp(_was_enabled)
+
+
+def _exclude_cudnn(kernels: ModuleType) -> Callable[[], object]:
+    was_enabled = kernels.cudnn_sdp_enabled()
+    kernels.enable_cudnn_sdp(False)
+    return lambda: kernels.enable_cudnn_sdp(was_enabled)
+
+
+_EXCLUDED = HeldChange(_exclude_cudnn)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from os import PathLike
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -185,15 +186,26 @@ class Family(LoopTensors, SampledModel):
         reading = {name: value for name, value in options.items() if name != "adapter_name"}
         return list(read_lora(self.pipeline, dict(source) if isinstance(source, dict) else source, **reading))
 
-    @contextmanager
-    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Context of a whole call, entered before its arguments are checked, with the settings that they ask for.
+    def for_call(self, arguments: Mapping[str, Any]) -> Self:
+        """This model with a state of its own for one call; the components are shared.
 
-        Other changes that the stock `__call__` makes to its pipeline while it runs belong here too.
+        Whatever the stock `__call__` keeps in its pipeline or its scheduler is then kept in copies of them, so that
+        calls which overlap, in threads or in turns, do not see each other's.
 
         Args:
-            arguments: as in `encode`.
+            arguments: as of `encode`; those that decide how the model samples are read here.
+
+        Raises:
+            ValueError: the scheduler is not one that the model can be sampled with.
         """
+        own = copy(self)
+        own.pipeline = copy(self.pipeline)
+        own.pipeline.scheduler = copy(self.pipeline.scheduler)
+        return own
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Surrounds a call: what it changes in components belongs here, and has to bear calls that overlap."""
         yield
 
     def check_alignable(self) -> None:

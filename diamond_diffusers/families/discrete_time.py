@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
@@ -25,12 +24,11 @@ class DiscreteTimeFamily(Family):
         super().__init__(pipeline)
         self._eta = 0.0
 
-    @contextmanager
-    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+    def for_call(self, arguments: Mapping[str, Any]) -> Self:
         check_discrete_time(self.pipeline.scheduler)
-        self._eta = arguments.get("eta", 0.0)
-        with super().calling(arguments):
-            yield
+        own = super().for_call(arguments)
+        own._eta = arguments.get("eta", 0.0)
+        return own
 
     def check_alignable(self) -> None:
         check_unclipped(self.pipeline.scheduler)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.held import HeldChange
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range
 from .registry import register_family
@@ -44,20 +45,17 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         is_turbo = self.network_module.config.sample_size == 64 and spacing == "trailing"
         return True if is_turbo else super().is_configured_few_step
 
+    def for_call(self, arguments: Mapping[str, Any]) -> Self:
+        own = super().for_call(arguments)
+        own.pipeline._denoising_end = None
+        return own
+
     @contextmanager
-    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+    def calling(self) -> Iterator[None]:
         vae = self.pipeline.vae
-        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-        self.pipeline._denoising_end = None
-        with super().calling(arguments):
-            if overflows:
-                # Until the end of the call: a backward pass needs the weights that its forward pass had.
-                vae.to(torch.float32)
-            try:
-                yield
-            finally:
-                if overflows:
-                    vae.to(torch.float16)
+        # Until the end of the call: a backward pass needs the weights that its forward pass had.
+        with super().calling(), _UPCAST.of(vae) if vae.config.force_upcast else nullcontext():
+            yield
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         default = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
@@ -115,3 +113,14 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
     def lora_keys(self, source: str | PathLike[str] | dict[str, Tensor], options: Mapping[str, Any]) -> list[str]:
         # By it, weights named by the blocks of the original checkpoint are renamed.
         return super().lora_keys(source, {"unet_config": self.network_module.config, **options})
+
+
+def _upcast(vae: nn.Module) -> Callable[[], object]:
+    """Casts a decoder that overflows in float16 to float32."""
+    if vae.dtype != torch.float16:
+        return lambda: None
+    vae.to(torch.float32)
+    return lambda: vae.to(torch.float16)
+
+
+_UPCAST: HeldChange[nn.Module] = HeldChange(_upcast)

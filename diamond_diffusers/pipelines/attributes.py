@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 from diffusers import DiffusionPipeline
@@ -13,9 +15,14 @@ from .modules import checked_few_step
 
 _OWN = ("pipeline", "family", "defaults", "_base_defaults", "_named_rewards", "_score_model")
 
+_OF_CALLS: ContextVar[Mapping[int, DiffusionPipeline]] = ContextVar("stock pipelines of calls", default={})  # noqa: B039
+"""By the identity of their wrappers, the stock pipelines of the calls whose callbacks run in this thread."""
+
 
 class StockAttributes:
     """Reads and sets every attribute that is not defined here, or in a subclass, on the stock pipeline.
+
+    Within the callback of a call they are those of that call.
 
     Args:
         pipeline: the stock pipeline; it cannot be replaced later.
@@ -43,10 +50,23 @@ class StockAttributes:
     def preview_vae(self) -> nn.Module | None:
         return self.family.preview_vae
 
+    @contextmanager
+    def _shows(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """Context in which the attributes are those of the stock pipeline of a call."""
+        token = _OF_CALLS.set({**_OF_CALLS.get(), id(self): pipeline})
+        try:
+            yield
+        finally:
+            _OF_CALLS.reset(token)
+
+    @property
+    def _shown(self) -> DiffusionPipeline:
+        return _OF_CALLS.get().get(id(self), self.pipeline)
+
     def __getattr__(self, name: str) -> Any:
         if name in _OWN:
             raise AttributeError(name)
-        return getattr(self.pipeline, name)
+        return getattr(self._shown, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("pipeline", "family"):
@@ -62,7 +82,7 @@ class StockAttributes:
         elif name == "preview_vae":
             self.family.preview_vae = value
         else:
-            setattr(self.pipeline, name, value)
+            setattr(self._shown, name, value)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[DiffusionPipeline]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.law import ScoreModel
@@ -20,7 +20,7 @@ from ..core.tensors import working_dtype
 from ..families.base import Family
 from ..families.compat import alone_with
 from .arguments import NEGATIVE_PROMPTS, StockArguments, resolve_arguments
-from .modules import refuse_cache
+from .modules import frozen, refuse_cache
 
 _SHARED_WITH_SCORE_MODEL = (
     "prompt",
@@ -55,7 +55,7 @@ def prepare(
     with torch.inference_mode(False):
         arguments = resolve_arguments(family, given, defaults)
     arguments.check()
-    return Call(family, arguments, tuple(arguments.reward_texts(reward_prompt)))
+    return Call(family.for_call(arguments), arguments, tuple(arguments.reward_texts(reward_prompt)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Call:
     first need them, so that wrong arguments are refused before that work.
 
     Attributes:
-        family: the model.
+        family: the model, with a state of its own for this call.
         arguments: every keyword of the stock `__call__`, resolved.
         texts: texts that the reward reads, one for each of the `B` images; empty if they are not known.
         score_call: the same prompts as a call of the score model; None where the model has none.
@@ -92,17 +92,28 @@ class Call:
         return len(self.texts)
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """Everything with weights that the call evaluates, but for the reward."""
+        scoring = self.family.score_model
+        candidates: list[object] = [*self.family.pipeline.components.values(), self.family.preview_vae]
+        if scoring is not None:
+            candidates += [*scoring.pipeline.components.values(), scoring.preview_vae]
+        return [module for module in candidates if isinstance(module, nn.Module)]
+
+    @property
     def device(self) -> torch.device:
         """The device on which the images are made."""
         return self.family.device
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Context in which the model is set up to sample and decode for this call, for instance with a float32 VAE.
+        """Context in which the model is as this call samples and decodes it: with frozen weights, and a float32 VAE
+        where its own overflows.
 
-        It may be entered within itself.
+        It may be entered within itself, and by several calls at once. Whatever a call evaluates, it evaluates here: for
+        weights that require gradients torch chooses other kernels, which round differently, even under `no_grad`.
         """
-        with self.family.calling(self.arguments):
+        with self.family.calling(), frozen(self.modules):
             yield
 
     @cached_property
@@ -119,10 +130,8 @@ class Call:
         """
         steps = self.arguments.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps not in self._levels:
-            # Under one lock with the encoding: the scheduler is set up by what that leaves in the stock pipeline.
-            with self.active(), alone_with(self.family.network_module):
-                arguments = StockArguments({**self.arguments, "num_inference_steps": steps})
-                self._levels[steps] = tuple(self.family.levels(arguments, self.conditions))
+            arguments = StockArguments({**self.arguments, "num_inference_steps": steps})
+            self._levels[steps] = tuple(self.family.levels(arguments, self.conditions))
         return list(self._levels[steps])
 
     @property

@@ -16,6 +16,7 @@ from ..alignment.noise_rounds import NoiseRounds
 from ..alignment.progress import Progress
 from ..core.model import Conditions
 from ..families.base import Family
+from .attributes import StockAttributes
 
 UserCallback = Callable[..., dict[str, Any] | None]
 
@@ -63,7 +64,8 @@ class StepEnd:
     values. Estimates that were made ahead are made again.
 
     Args:
-        pipe: the `DiamondMapPipeline`, the callback's first argument.
+        pipe: the `DiamondMapPipeline`, the callback's first argument, which shows it the attributes of this call.
+        family: the model of this call.
         alignment: the method that runs.
         levels: noise levels of the run.
         progress_bar: progress bar of the stock pipeline.
@@ -73,25 +75,25 @@ class StepEnd:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: StockAttributes,
+        family: Family,
         alignment: Method,
         levels: list[float],
         progress_bar: Any,
         callback: UserCallback | None,
         names: Sequence[str],
     ) -> None:
-        self.pipe, self.alignment = pipe, alignment
-        self.family: Family = pipe.family
+        self.pipe, self.family, self.alignment = pipe, family, alignment
         self.levels, self.progress_bar = levels, progress_bar
         self.callback, self.names = callback, names
         # Of a run whose callback has turned guidance off, for when it is turned on again.
         self.negative_features: dict[str, Tensor] | None = None
 
-    def __call__(self, progress: Progress) -> bool:
-        """Calls the callback and applies its changes to the progress; returns whether it ends the run."""
+    def __call__(self, progress: Progress) -> None:
+        """Calls the callback and applies its changes to the progress."""
         self.progress_bar.update()
         if self.callback is None:
-            return False
+            return
         x, step, conditions = progress.drawn, progress.level_index, progress.law.conditions
         level = self.levels[step + 1]
         latents = self.family.to_stock(x, level)
@@ -105,12 +107,6 @@ class StepEnd:
                 f"callback_on_step_end returned latents of shape {list(replaced.shape)}; leave it at "
                 f"{list(latents.shape)}"
             )
-        # Not every stock pipeline has the property that reads this.
-        if self.family.pipeline._interrupt:
-            if not isinstance(self.alignment, NoiseRounds):
-                # Stock pipelines decode what they have, as it is.
-                progress.end(self.family.from_stock((latents if replaced is None else replaced).to(x), 0.0))
-            return True
         now = self._options(conditions)
         set_anew = {name: value for name, value in now.items() if _differs(value, options[name])}
         if changed or set_anew:
@@ -118,10 +114,9 @@ class StepEnd:
             conditions = self.family.with_changed(conditions, changed) if changed else conditions
             progress.law = dataclasses.replace(progress.law, conditions=self._with_options(conditions, set_anew))
         elif replaced is None:
-            return False
+            return
         # Estimates that were made ahead are made again.
         progress.replace_particles(x if replaced is None else self.family.from_stock(replaced.to(x), level))
-        return False
 
     def _changed(self, index: int, timestep: Tensor, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Calls the user's callback; returns the tensors that it changed in place or returned."""
@@ -129,7 +124,8 @@ class StepEnd:
         shown = {name: tensors[name] for name in self.names}
         before = {name: _copied(tensor) for name, tensor in shown.items()}
         try:
-            returned = self.callback(self.pipe, index, timestep, dict(shown))
+            with self.pipe._shows(self.family.pipeline):
+                returned = self.callback(self.pipe, index, timestep, dict(shown))
         except StopIteration as error:
             # A loop around the call would take it for its own end.
             raise RuntimeError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ..core.held import HeldChange
 from ..families.base import Family
 from ..families.compat import offloads_layers
 
@@ -18,21 +20,30 @@ def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Otherwise the autograd graphs would hold the input of every layer for the gradients of its weights.
     """
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_FROZEN.of(module))
+        yield
+
+
+def _freeze(module: nn.Module) -> Callable[[], object]:
     # By name, since offloading replaces the weights themselves.
     trained = [
         (layer, name)
-        for module in modules
         for layer in module.modules()
         for name, weight in layer.named_parameters(recurse=False)
         if weight.requires_grad and not weight.is_inference()
     ]
-    try:
+
+    def require_gradients(requires: bool) -> None:
         for layer, name in trained:
-            getattr(layer, name).requires_grad_(False)
-        yield
-    finally:
-        for layer, name in trained:
-            getattr(layer, name).requires_grad_(True)
+            getattr(layer, name).requires_grad_(requires)
+
+    require_gradients(False)
+    return partial(require_gradients, True)
+
+
+_FROZEN: HeldChange[nn.Module] = HeldChange(_freeze)
 
 
 def is_offloaded(pipeline: DiffusionPipeline) -> bool:

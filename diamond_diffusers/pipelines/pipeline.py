@@ -32,7 +32,7 @@ from .loading import (
     single_file_class,
 )
 from .output import DiamondMapPipelineOutput
-from .run import Run, RunOptions
+from .run import Run, RunOptions, interrupt_runs
 from .saving import save_model
 from .signature import SignatureOfCall, StockCall
 
@@ -309,7 +309,8 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             latents: starting noise in the stock pipeline's own form, a row for each image or each particle.
             callback_on_step_end: called as by the stock pipeline, with this object first, and with the latents of all
                 particles. It may change latents and the other tensors of `callback_on_step_end_tensor_inputs`, in place
-                or by returning others, set `_guidance_scale`, or end the run by setting `_interrupt`.
+                or by returning others, set `_guidance_scale`, or end the run by setting `_interrupt`. The call then
+                returns clean look-aheads, where stock pipelines decode latents that are still noisy.
             **kwargs: every other argument of the stock `__call__`; one that cannot be honoured is refused by name.
 
         Returns:
@@ -374,11 +375,22 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         options = RunOptions(**{name: kwargs.pop(name) for name in own})
         return self._run(self.prepare(prompt, **kwargs), options)
 
-    def _run(self, call: Call, options: RunOptions) -> Run:
-        return Run(self, call, options, self.defaults, self._named_rewards, self._modules())
+    def interrupt(self) -> None:
+        """Ends every call of this object that is on its way, within a step; another thread has to call it.
 
-    def _modules(self) -> list[nn.Module]:
-        """Every module that a call evaluates, except the reward."""
-        own = [*self.pipeline.components.values(), self.preview_vae]
-        scoring = [] if self.score_model is None else self.score_model._modules()
-        return [module for module in own if isinstance(module, nn.Module)] + scoring
+        Such a call returns its best images so far: the clean look-aheads of its particles, with trace and cost.
+        Setting `_interrupt` does the same, as in stock pipelines: within a callback for the call of that callback.
+
+        Example:
+            >>> import threading
+            >>> pipe = DiamondMapPipeline.from_pretrained()
+            >>> timer = threading.Timer(0.5, pipe.interrupt)
+            >>> timer.start()
+            >>> out = pipe("three red circles", alignment="smc", num_inference_steps=1000)
+            >>> len(out.trace.steps) < 1000
+            True
+        """
+        interrupt_runs(self)
+
+    def _run(self, call: Call, options: RunOptions) -> Run:
+        return Run(self, call, options, self.defaults, self._named_rewards)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
 from ..alignment.execution import Execution
+from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
-from ..alignment.progress import Progress
+from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
 from ..core.checks import check_counts
 from ..rewards import Reward, RewardLike
+from .attributes import StockAttributes
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback
-from .modules import check_differentiable, frozen, is_offloaded
+from .modules import check_differentiable, is_offloaded
 from .output import DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
@@ -45,12 +49,25 @@ class RunOptions:
         check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
 
 
+_open_runs: WeakSet[Run] = WeakSet()
+_lock = threading.Lock()
+
+
+def interrupt_runs(pipe: StockAttributes) -> None:
+    """Interrupts every run of a pipeline that is on its way, in whichever thread."""
+    with _lock:
+        runs = [run for run in _open_runs if run.pipe is pipe]
+    for run in runs:
+        run.interrupt()
+
+
 class Run(Iterator[Progress]):
     """A call on its way, which is stepped by iterating over it and ended early by closing it.
 
     `DiamondMapPipeline.iterate` starts a run; a call of the pipeline is a run that goes to its end. While a run is
     open, the model is set up for the call and its weights are frozen. So close a run that you do not iterate to its
-    end: leave its `with` block, or call `close()`.
+    end: leave its `with` block, or call `close()`. Runs of one pipeline may be open together, in threads or in turns;
+    another thread may end one with `interrupt()`.
 
     Args:
         pipe: the pipeline, which callbacks are given.
@@ -58,7 +75,6 @@ class Run(Iterator[Progress]):
         options: options of the call.
         defaults: defaults of the pipeline, for options that are not given.
         named_rewards: the rewards that the pipeline has loaded by name; new ones are added.
-        modules: every module that the run evaluates, except the reward.
 
     Raises:
         TypeError, ValueError: an option does not fit the model, the reward or the other arguments; raised before any
@@ -75,18 +91,25 @@ class Run(Iterator[Progress]):
 
     def __init__(
         self,
-        pipe: object,
+        pipe: StockAttributes,
         call: Call,
         options: RunOptions,
         defaults: Mapping[str, Any],
         named_rewards: dict[str, Reward],
-        modules: Sequence[nn.Module],
     ) -> None:
-        self._pipe, self._call, self._options, self._modules = pipe, call, options, modules
+        self.pipe, self._call, self._options = pipe, call, options
         self._latest: Progress | None = None
         self._output: DiamondMapPipelineOutput | None = None
+        self._interruption = threading.Event()
+        self._is_ending = False
+        call.family.pipeline._interrupt = False
+        with _lock:
+            if not any(run.pipe is pipe for run in _open_runs):
+                pipe.pipeline._interrupt = False
+            _open_runs.add(self)
         self._open = ExitStack()
         with _own_gradients(), self._open:
+            self._open.callback(self._forget)
             self._open.enter_context(call.active())
             self._prepare(defaults, named_rewards)
             # Open for as long as the run is; closed here where anything is refused.
@@ -97,7 +120,7 @@ class Run(Iterator[Progress]):
         reward = resolve_reward(options.reward, options.alignment, family, defaults, named_rewards)
         method = resolve_method(options.alignment, reward, call, defaults)
         if method.needs_reward_gradient:
-            check_differentiable(self._modules)
+            check_differentiable(call.modules)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         self._selection = checked_selection(options.final_selection or method.default_selection, reward, call.texts)
         scale = defaults.get("reward_scale", 1.0) if options.reward_scale is None else options.reward_scale
@@ -106,19 +129,19 @@ class Run(Iterator[Progress]):
         shards = _checked_shards(options.distributed_state, call, method, self._random)
         try_reward(reward, call, method)
 
-        family.pipeline._interrupt = False
         levels = call.levels()
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
             checkpointing = is_offloaded(family.pipeline)
-        execution = Execution(options.particle_batch_size, checkpointing, shards)
+        execution = Execution(options.particle_batch_size, checkpointing, shards, is_interrupted=self._is_to_end)
         law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
         x = starting_particles(call, method, levels[0], self._random)
         try_reward(reward, call, method, latents=x[:1])
         family.pipeline._num_timesteps = len(levels) - 1
-        self._method = method
+        self._method, self._shards = method, shards
+        self._start = method.at_start(law, x, levels)
         self._stages = self._stepped(law, x, levels, watched)
 
     def _stepped(
@@ -126,25 +149,61 @@ class Run(Iterator[Progress]):
     ) -> Generator[Progress, None, None]:
         """The stages of the run, with the stock pipeline's progress bar and callback."""
         total = self._method.num_stages(law, levels)
-        with self._call.family.pipeline.progress_bar(total=total) as progress_bar, frozen(self._modules):
+        with self._call.family.pipeline.progress_bar(total=total) as progress_bar:
             on_step = StepEnd(
-                self._pipe, self._method, levels, progress_bar, self._options.callback_on_step_end, watched
+                self.pipe,
+                self._call.family,
+                self._method,
+                levels,
+                progress_bar,
+                self._options.callback_on_step_end,
+                watched,
             )
             for progress in self._method.iterate(law, x, levels, self._random):
                 self._latest = progress
-                is_over = on_step(progress)
+                on_step(progress)
                 yield progress
-                if is_over:
-                    return
 
     def __next__(self) -> Progress:
         try:
             with _own_gradients():
+                self._check_interruption()
                 return next(self._stages)
+        except Interrupted as interruption:
+            if self._latest is None and isinstance(interruption, InterruptedWithin):
+                within = interruption.latest.detached()
+                # Some rounds sample the particles of several images as images of their own.
+                self._latest = within if within.law.num_images == self._call.num_images else None
+            self.close()
+            raise StopIteration from None
         except BaseException:
             # The end of the run, too.
             self.close()
             raise
+
+    def interrupt(self) -> None:
+        """Ends the run before its next evaluation; any thread may call it.
+
+        Iterating over the run then comes to an end, and a call of the pipeline returns: with the best clean look-aheads
+        so far, as of `output`.
+        """
+        self._interruption.set()
+
+    def _is_to_end(self) -> bool:
+        stock = (self._call.family.pipeline, self.pipe.pipeline)
+        is_interrupted = self._interruption.is_set() or any(pipeline._interrupt for pipeline in stock)
+        return is_interrupted and not self._is_ending
+
+    def _check_interruption(self) -> None:
+        is_to_end = self._is_to_end()
+        if self._shards is not None:
+            is_to_end = self._shards.any(is_to_end)
+        if is_to_end:
+            raise Interrupted
+
+    def _forget(self) -> None:
+        with _lock:
+            _open_runs.discard(self)
 
     def __enter__(self) -> Self:
         return self
@@ -161,21 +220,21 @@ class Run(Iterator[Progress]):
         """Ends the run and returns its output.
 
         If the run has not reached its end, the images are clean look-aheads of its particles, of which the best is
-        chosen unless `final_selection` was given. A run that has not been stepped takes its first step.
+        chosen unless `final_selection` was given. A run that has not been stepped takes its first step, unless it was
+        interrupted or closed.
         """
         if self._output is None:
-            progress = next(self) if self._latest is None else self._latest
+            progress = self._latest or next(self, self._start)
+            self._is_ending = True
             selection = self._selection
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _own_gradients(), self._call.active():
-                # As within the run: torch chooses other kernels for weights that require gradients.
-                with frozen(self._modules):
-                    result = progress.result()
+                result = progress.result()
                 output_type = self._options.output_type
                 self._output = make_output(progress.law, self._method, result, selection, self._random, output_type)
             self.close()
-            self._call.family.pipeline.maybe_free_model_hooks()
+            self.pipe.pipeline.maybe_free_model_hooks()
         return self._output
 
 

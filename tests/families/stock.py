@@ -116,22 +116,41 @@ class StockTests:
 
         return {"callback_on_step_end": record}
 
-    def test_callbacks_replace_latents_and_interrupt(self, pipe: DiamondMapPipeline) -> None:
-        def halve_and_stop(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
-            pipeline._interrupt = index == 1
+    def test_callbacks_replace_latents(self, pipe: DiamondMapPipeline) -> None:
+        def halve(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
             return {"latents": tensors["latents"] / 2}
 
         if "callback_on_step_end" in inspect.signature(pipe.pipeline.__call__).parameters:
-            self.assert_stock(pipe, callback_on_step_end=halve_and_stop, output_type="latent")
-            self.assert_stock(pipe, callback_on_step_end=halve_and_stop)
-        calls = []
+            self.assert_stock(pipe, callback_on_step_end=halve, output_type="latent")
+            self.assert_stock(pipe, callback_on_step_end=halve)
+        calls, num_steps = [], len(pipe.prepare(PROMPTS, **self.family.call).levels()) - 1
 
         def zero(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
             calls.append(index)
+            assert pipeline._num_timesteps == num_steps
             return {"latents": torch.zeros_like(tensors["latents"])}
 
         assert self.images(pipe, callback_on_step_end=zero, output_type="latent").abs().max() == 0
-        assert calls == list(range(pipe._num_timesteps))
+        assert calls == list(range(num_steps))
+
+    def test_an_interrupted_run_returns_clean_look_aheads(self, pipe: DiamondMapPipeline) -> None:
+        """Where stock pipelines return latents with the noise that is left in them."""
+        seen: list[Tensor] = []
+
+        def stop(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            seen.append(tensors["latents"])
+            pipeline._interrupt = True
+            return {}
+
+        options = {"generator": generators(), **self.family.call}
+        stopped = self.images(pipe, callback_on_step_end=stop, output_type="latent", **options)
+        assert len(seen) == 1
+        call = pipe.prepare(PROMPTS, **options)
+        level = call.levels()[1]
+        assert level > 0
+        with call.active(), torch.no_grad():
+            expected = call.family.predict(call.family.from_stock(seen[-1], level), level, call.conditions)
+        self.assert_same(stopped, expected)
 
     def test_every_stock_keyword_works_or_is_refused_by_name(self, pipe: DiamondMapPipeline) -> None:
         refused = pipe.family.refused_arguments

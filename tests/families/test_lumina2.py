@@ -56,23 +56,6 @@ LUMINA2 = TinyFamily(
 class TestLumina2(FamilyTests):
     family = LUMINA2
 
-    def test_callbacks_replace_latents_and_interrupt(self, pipe: DiamondMapPipeline) -> None:
-        """The stock loop does not ask whether it is interrupted; ours does."""
-        calls = []
-
-        def halve(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
-            return {"latents": tensors["latents"] / 2}
-
-        def stop(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
-            calls.append(tensors["latents"])
-            pipeline._interrupt = index == 1
-            return {}
-
-        self.assert_stock(pipe, callback_on_step_end=halve)
-        stopped = self.images(pipe, callback_on_step_end=stop, output_type="latent")
-        assert len(calls) == 2
-        self.assert_same(stopped, calls[-1])
-
     def test_a_compiled_network_is_compiled_once(self) -> None:
         """The stock network reads the lengths of its masks, which breaks its graph."""
         pipe = self.fresh()

@@ -110,14 +110,14 @@ class TestLatentConsistency(StockTests):
         apart=STABLE_DIFFUSION.apart,
     )
 
-    def test_callbacks_replace_latents_and_interrupt(self, pipe: DiamondMapPipeline) -> None:
-        """The stock pipeline cannot be interrupted."""
+    def test_callbacks_replace_latents(self, pipe: DiamondMapPipeline) -> None:
+        """The stock pipeline returns its last prediction, of which the callback sees nothing."""
 
-        def stop(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
-            pipeline._interrupt = index == 1
-            return {"latents": tensors["latents"] / 2}
+        def halve_first(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
+            return {"latents": tensors["latents"] / (2 if index == 0 else 1)}
 
-        assert len(pipe(PROMPTS, callback_on_step_end=stop, **CALL).trace.steps) == 2
+        halved = self.assert_stock(pipe, callback_on_step_end=halve_first)
+        assert (halved - self.images(pipe)).abs().max() > 1e-3
 
     def test_it_is_a_flow_map(self, pipe: DiamondMapPipeline) -> None:
         assert pipe.family.has_flow_map
@@ -352,5 +352,4 @@ def test_eta_decides_how_particles_move() -> None:
     assert not torch.equal(guided, images(alignment=Guidance()))
     # Other samplers make nothing of it.
     pipe.scheduler = EulerDiscreteScheduler(**SCHEDULE)
-    with pipe.family.calling({"eta": 0.7}):
-        assert pipe.family.stochastic_transition() == GlassTransition()
+    assert pipe.family.for_call({"eta": 0.7}).stochastic_transition() == GlassTransition()

@@ -130,12 +130,12 @@ def test_levels_are_computed_once_for_a_number_of_steps(
     pipe: DiamondMapPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = []
-    set_timesteps = pipe.family.set_timesteps
+    set_timesteps = type(pipe.family).set_timesteps
     monkeypatch.setattr(
-        pipe.family,
+        type(pipe.family),
         "set_timesteps",
-        lambda arguments, conditions: (
-            counts.append(arguments["num_inference_steps"]) or set_timesteps(arguments, conditions)
+        lambda family, arguments, conditions: (
+            counts.append(arguments["num_inference_steps"]) or set_timesteps(family, arguments, conditions)
         ),
     )
     call = pipe.prepare("a ring")
@@ -185,9 +185,10 @@ def test_an_active_call_holds_the_model_and_puts_it_back() -> None:
     noisy = DiamondMapPipeline.from_pipe(build_tiny_stable_diffusion())
     noisy.scheduler = DDIMScheduler.from_config(noisy.scheduler.config)
     assert not noisy.family.stock_transition().is_stochastic
-    with noisy.prepare("a ring", eta=1.0).active():
-        assert noisy.family.stock_transition().is_stochastic
-        assert noisy.family.stochastic_transition() == noisy.family.stock_transition()
+    model = noisy.prepare("a ring", eta=1.0).family
+    assert model.stock_transition().is_stochastic
+    assert model.stochastic_transition() == model.stock_transition()
+    assert not noisy.family.stock_transition().is_stochastic
 
 
 def test_stock_keywords_are_shown_and_examples_run(pipe: DiamondMapPipeline) -> None:
