@@ -39,6 +39,7 @@ class DiamondMapPipelineOutput(BaseOutput):
         trace: figures of each step; `trace.plot()` draws them.
         cost: the cost of the whole call.
         alignment: the method that has run, with the model's choices filled in and the count that a budget has set.
+        interrupted: whether the call was ended before its end, so that its images are clean look-aheads.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
 
@@ -56,6 +57,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     trace: Trace
     cost: Cost
     alignment: Method
+    interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
 
 
@@ -66,6 +68,7 @@ def make_output(
     selection: str,
     random: RandomSource,
     output_type: str,
+    interrupted: bool,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
@@ -94,5 +97,6 @@ def make_output(
         trace=result.trace,
         cost=law.cost,
         alignment=alignment,
+        interrupted=interrupted,
         nsfw_content_detected=flagged,
     )

@@ -152,3 +152,11 @@ def test_after_an_error_of_the_caller_a_run_has_its_best_images(pipe: DiamondMap
         for _ in run:
             pass
     assert len(run.output().images) == 2
+
+
+def test_a_run_that_is_closed_before_its_first_step_has_images(pipe: DiamondMapPipeline) -> None:
+    run = pipe.iterate(**call("smc"))
+    run.close()
+    out = run.output()
+    assert len(out.images) == 2 and out.interrupted
+    assert not pipe(**call("smc")).interrupted
