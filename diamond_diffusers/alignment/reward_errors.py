@@ -39,7 +39,7 @@ class RewardErrors:
         action: `raise` lets the reward's own exception through. `retry` calls the reward again after `RETRY_DELAYS`
             first, which suits rewards on a network. `skip` calls it again image by image, and goes on without those
             that fail: their reward is NaN and stands for a value of `-inf`, without a gradient.
-        raised: the last exception that was let through.
+        raised: the last exception of a reward, by which a run knows whose one is.
         num_skipped: how many scores are NaN.
 
     Raises:
@@ -93,11 +93,14 @@ class RewardErrors:
 
         def score_finite(*rows: Tensor) -> RewardOutput:
             # Where a graph is checkpointed, this is called once more on the way back.
-            output = self.retried(lambda: score(*rows), RETRY_DELAYS if self.action == "retry" else (), again)
-            if output.total.isnan().any():
-                raise ValueError(
-                    f"Reward '{reward.name}' gave NaN for {int(output.total.isnan().sum())} images; mend it"
-                )
+            try:
+                output = self.retried(lambda: score(*rows), RETRY_DELAYS if self.action == "retry" else (), again)
+                check_no_nan(reward, output)
+            except PASSED_ON:
+                raise
+            except Exception as error:
+                self.raised = error
+                raise
             return output
 
         outputs: list[RewardOutput | None]
@@ -107,7 +110,6 @@ class RewardErrors:
             raise
         except Exception as error:
             if self.action != "skip":
-                self.raised = error
                 raise
             failed = error
         # One image alone has just been tried.
@@ -136,6 +138,14 @@ class RewardErrors:
             except Exception:
                 outputs.append(None)
         return outputs
+
+
+def check_no_nan(reward: Reward, output: RewardOutput) -> None:
+    """Raises a `ValueError` for a NaN that has been made of finite scores: NaN stands for images without one."""
+    if output.total.isnan().any():
+        raise ValueError(
+            f"Reward '{reward.name}' makes NaN of the scores of its terms; mend its `transform`, or clip the scores"
+        )
 
 
 def _joined(reward: Reward, images: Tensor, outputs: list[RewardOutput | None]) -> RewardOutput:

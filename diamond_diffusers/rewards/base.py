@@ -22,7 +22,7 @@ from ..core.attention import differentiable_attention
 from .checks import check_batch, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
-from .returned_scores import read_scores
+from .returned_scores import is_one_number, read_scores
 from .shared_features import one_evaluation
 
 GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc' or guidance with gradient='tilted_mean'"
@@ -72,6 +72,7 @@ class Reward(ABC):
     size: str = "none"
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
+    _gave_one_number: bool = False
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -142,6 +143,7 @@ class Reward(ABC):
             rows = slice(start, start + size)
             extra = {key: value[rows] for key, value in selected.items()}
             returned = self.score(images[rows], prompts[rows], **extra)
+            self._gave_one_number = is_one_number(returned)
             scores.append(read_scores(self.name, returned, prompts[rows], images.device))
         return torch.cat(scores)
 
@@ -184,7 +186,7 @@ class Reward(ABC):
             images = random_image(device, image_size)
             if not needs_gradient:
                 self.evaluate(images, [prompt], **context)
-                return 1
+                return 1 + self._try_two(images, prompt, context)
             if not self.differentiable:
                 raise ValueError(
                     f"Reward '{self.name}' gives no gradients to the pixels; choose an alignment that needs none, "
@@ -198,7 +200,23 @@ class Reward(ABC):
                 f"Reward '{self.name}' declares itself differentiable, but gives {found} to the pixels of a random "
                 f"image; mend its `score`, or set `differentiable` to False."
             )
-        return 1
+        return 1 + self._try_two(images.detach(), prompt, context)
+
+    def _try_two(self, images: Tensor, prompt: str, context: Mapping[str, Tensor | float]) -> int:
+        """Scores two images at once where one has a number of no shape, which may be the mean of any batch.
+
+        Returns:
+            How many images were scored.
+        """
+        if not self._gave_one_number or self.max_batch_size == 1:
+            return 0
+        twice = {
+            key: torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
+            for key, value in context.items()
+        }
+        with torch.no_grad():
+            self.evaluate(torch.cat([images, images]), [prompt] * 2, **twice)
+        return 2
 
     @classmethod
     def missing_downloads(cls) -> list[str]:

@@ -79,9 +79,9 @@ class CallableReward(Reward):
         """The further parameters that the function names, and whether each is required."""
         return wanted_context(self.function)
 
-    def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        """The callable's scores `[B]`; see `returned_scores.read_scores`."""
-        return read_scores(self.name, self.function(images, prompts, **context), prompts, images.device)
+    def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> Any:
+        """What the callable returns, which `evaluate` reads as scores."""
+        return self.function(images, prompts, **context)
 
     def probe(
         self,
@@ -109,7 +109,7 @@ class CallableReward(Reward):
         with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             image = image.clone().requires_grad_()
             try:
-                scores = self.score(image, [prompt], **context)
+                scores = read_scores(self.name, self.score(image, [prompt], **context), [prompt], image.device)
             except RuntimeError as error:
                 # `.numpy()`, and with it every PIL-based score, refuses tensors that require gradients; an error of
                 # another origin comes back in the probe, which scores the image without them, or in the run.

@@ -50,6 +50,14 @@ def read_scores(name: str, returned: Any, prompts: Sequence[str], device: torch.
     return scores
 
 
+def is_one_number(returned: Any) -> bool:
+    """Whether a number without a shape was returned, be it with metadata."""
+    score = returned[0] if _is_pair(returned) and not isinstance(returned[1], Real) else returned
+    if isinstance(score, Tensor) or hasattr(score, "__array__"):
+        return getattr(score, "ndim", 1) == 0
+    return isinstance(score, Real)
+
+
 def _read(returned: Any, count: int) -> Tensor | None:
     """The scores `[B]` in what was returned; None where they are not plain to see."""
     named = _named(returned)
