@@ -228,6 +228,8 @@ class FamilyTests(CallTests):
             network.set_attention_backend("native")
             network.reset_attention_backend()
 
+    # Some seconds each: by default of one network with convolutions, and of FLUX with a Diamond Map.
+    @pytest.mark.slow
     def test_a_compiled_network_is_compiled_once(self) -> None:
         pipe = self.fresh()
         expected = self.images(pipe)
