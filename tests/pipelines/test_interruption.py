@@ -43,8 +43,13 @@ class Evaluations:
             handle.remove()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *((name, 1) for name in NAMES),
+        *((name, 4) for name in ("smc", "guidance", "random_search", "noise_optimization")),
+    ],
+)
 def test_it_is_heeded_before_the_next_evaluation(pipe: DiamondMapPipeline, name: str, at: int) -> None:
     """In chunks of one row a step has many evaluations; the look-aheads that are returned may cost one of each row."""
     before, evaluations = trained(pipe), Evaluations()
