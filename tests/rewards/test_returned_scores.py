@@ -223,13 +223,11 @@ def test_a_coroutine_is_refused_without_a_warning_of_python():
 
 
 @pytest.fixture
-def registered():
+def registered(monkeypatch):
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
     register_reward("pair_of_test")(lambda images, prompts: (images.mean((1, 2, 3)), {"seconds": 1.0}))
     register_reward("text_of_test")(lambda images, prompts: "good")
     register_reward("async_of_test")(remote)
-    yield
-    for name in ("pair_of_test", "text_of_test", "async_of_test"):
-        REWARDS._entries.pop(name, None)
 
 
 def test_rewards_by_name_and_in_expressions(registered):
@@ -262,3 +260,21 @@ class TestProbe:
         assert asked.differentiable
         assert asked.probe() == sum(seen) == 3
         assert asked.probe() == 1
+
+    def test_one_number_is_tried_on_two_images(self):
+        """The mean of a batch is no score of its images; how a list of one is squeezed is."""
+        seen = []
+
+        def average(images, prompts):
+            seen.append(len(images))
+            return images.mean()
+
+        with pytest.raises(
+            ValueError, match=r"'average' returned scores of shape \[\] for 2 images; .* max_batch_size"
+        ):
+            CallableReward(average, differentiable=True).probe()
+        seen.clear()
+        assert CallableReward(average, differentiable=True, max_batch_size=1).probe() == sum(seen) == 1
+        seen.clear()
+        squeezed = CallableReward(lambda images, prompts: seen.append(len(images)) or images.mean((1, 2, 3)).squeeze())
+        assert squeezed.probe(needs_gradient=True) == sum(seen) == 4
