@@ -105,7 +105,7 @@ class Run(Iterator[Progress]):
         self._latest: Progress | None = None
         self._output: DiamondMapPipelineOutput | None = None
         self._interruption = threading.Event()
-        self._is_ending = self._is_complete = False
+        self._is_stepping = self._is_complete = False
         call.family.pipeline._interrupt = False
         with _lock:
             if not any(run.pipe is pipe for run in _open_runs):
@@ -171,6 +171,7 @@ class Run(Iterator[Progress]):
                 yield progress
 
     def __next__(self) -> Progress:
+        self._is_stepping = True
         try:
             with _own_gradients():
                 self._check_interruption()
@@ -187,6 +188,8 @@ class Run(Iterator[Progress]):
             self._keep_best_images(error)
             self.close()
             raise
+        finally:
+            self._is_stepping = False
 
     def _keep_best_images(self, error: BaseException) -> None:
         """Hands the best images so far to an exception of the reward."""
@@ -206,7 +209,8 @@ class Run(Iterator[Progress]):
     def _is_to_end(self) -> bool:
         stock = (self._call.family.pipeline, self.pipe.pipeline)
         is_interrupted = self._interruption.is_set() or any(pipeline._interrupt for pipeline in stock)
-        return is_interrupted and not self._is_ending
+        # Not where the caller looks at a progress, or asks for the output.
+        return is_interrupted and self._is_stepping
 
     def _check_interruption(self) -> None:
         is_to_end = self._is_to_end()
@@ -239,7 +243,6 @@ class Run(Iterator[Progress]):
         """
         if self._output is None:
             progress = self._latest or next(self, self._start)
-            self._is_ending = True
             selection = self._selection
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"

@@ -136,7 +136,9 @@ def test_one_run_can_be_interrupted(pipe: DiamondMapPipeline) -> None:
     with pipe.iterate(**call("smc")) as run, pipe.iterate(**call("smc")) as other:
         next(run)
         next(other)
+        progress = next(run)
         run.interrupt()
+        assert len(progress.previews()) == len(progress.particles)
         assert list(run) == []
         assert len(list(other)) == 2
         assert len(run.output().images) == 2
