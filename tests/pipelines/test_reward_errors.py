@@ -21,6 +21,8 @@ from diamond_diffusers.rewards.transformed import TransformedReward
 from .test_iterate import NAMES, PROMPTS, call
 
 REWARDED = [name for name in NAMES if name != "none"]
+KINDS = ["smc", "guidance", "posterior_smc", "beam_search", "random_search", "noise_optimization"]
+"""One of each way to use a reward."""
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,7 @@ def test_images_that_fail_are_left_out(
     assert torch.equal(best.rewards.nan_to_num(nan=-math.inf), expected)
 
 
-@pytest.mark.parametrize("name", REWARDED)
+@pytest.mark.parametrize("name", KINDS)
 def test_where_all_images_fail_they_count_as_equal(
     pipe: DiamondMapPipeline, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,7 +285,7 @@ def spoil_gradient(output: Any) -> Any:
     return output
 
 
-@pytest.mark.parametrize("name", REWARDED)
+@pytest.mark.parametrize("name", KINDS)
 def test_nan_of_the_network_is_the_network_s(pipe: DiamondMapPipeline, name: str) -> None:
     judge = Judge()
     with (
@@ -295,7 +297,7 @@ def test_nan_of_the_network_is_the_network_s(pipe: DiamondMapPipeline, name: str
         run(pipe, name, judge, on_reward_error="skip")
 
 
-@pytest.mark.parametrize("name", REWARDED)
+@pytest.mark.parametrize("name", KINDS)
 def test_nan_of_the_decoder_is_the_decoder_s(pipe: DiamondMapPipeline, name: str) -> None:
     with (
         spoilt(pipe.vae.decoder, spoil_value),
