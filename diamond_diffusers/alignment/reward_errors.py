@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..core.memory_errors import want_of_memory
 from ..rewards.base import Reward, RewardOutput
 from ..rewards.errors import first_line
 from .execution import Execution
@@ -27,8 +28,9 @@ RETRY_DELAYS = (0.5, 1.0, 2.0)
 Result = TypeVar("Result")
 
 
-PASSED_ON = (Interrupted, MemoryError, torch.OutOfMemoryError, NotFiniteError)
-"""What is no failure of a reward, though it may be raised while one scores."""
+def is_of_reward(error: Exception) -> bool:
+    """Whether an exception raised while a reward scores is a failure of that reward."""
+    return not isinstance(error, Interrupted | NotFiniteError) and want_of_memory(error) is None
 
 
 @dataclass
@@ -65,9 +67,9 @@ class RewardErrors:
         for delay in delays:
             try:
                 return function()
-            except PASSED_ON:
-                raise
             except Exception as error:
+                if not is_of_reward(error):
+                    raise
                 logger.warning("The reward failed (%s), and is called again in %g s.", first_line(error), delay)
             time.sleep(delay)
             again()
@@ -96,20 +98,16 @@ class RewardErrors:
             try:
                 output = self.retried(lambda: score(*rows), RETRY_DELAYS if self.action == "retry" else (), again)
                 check_no_nan(reward, output)
-            except PASSED_ON:
-                raise
             except Exception as error:
-                self.raised = error
+                self.raised = error if is_of_reward(error) else None
                 raise
             return output
 
         outputs: list[RewardOutput | None]
         try:
             return execution.checkpointed(score_finite, *rows)
-        except PASSED_ON:
-            raise
         except Exception as error:
-            if self.action != "skip":
+            if self.action != "skip" or not is_of_reward(error):
                 raise
             failed = error
         # One image alone has just been tried.
@@ -133,9 +131,9 @@ class RewardErrors:
             execution.cost.reward_calls += 1
             try:
                 outputs.append(execution.checkpointed(score, *(part[row : row + 1] for part in rows)))
-            except PASSED_ON:
-                raise
-            except Exception:
+            except Exception as error:
+                if not is_of_reward(error):
+                    raise
                 outputs.append(None)
         return outputs
 

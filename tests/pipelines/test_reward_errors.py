@@ -166,6 +166,23 @@ def test_a_reward_that_never_answers_is_given_up(pipe: DiamondMapPipeline) -> No
     assert hasattr(caught.value, "best_images")
 
 
+@pytest.mark.parametrize("action", ["retry", "skip"])
+def test_a_want_of_memory_is_no_failure_of_the_reward(
+    pipe: DiamondMapPipeline, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Large(Judge):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            scores = super().__call__(images, prompts)
+            if len(self.sizes) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return scores
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run(pipe, "best_of_n", Large(), on_reward_error=action)
+    assert not hasattr(caught.value, "best_images")
+    assert not any("failed" in message for message in caplog.messages)
+
+
 def test_the_wait_is_ended_by_an_interruption(pipe: DiamondMapPipeline) -> None:
     def fails(number: int, images: Tensor) -> bool:
         if number == 3:
