@@ -81,7 +81,6 @@ def always(returned, **options):
         Plain(SCORES),
         Named(SCORES, {"seconds": 0.1}),
     ],
-    ids=repr,
 )
 def test_forms_of_the_same_scores(returned):
     total = always(returned)(images(), PROMPTS)
@@ -114,7 +113,6 @@ def test_truths(returned):
         {"score": 0.5},
         {"score": [0.5], "seconds": 3.0},
     ],
-    ids=repr,
 )
 def test_one_image_has_one_number(returned):
     assert always(returned)(images(1), ["one"]).tolist() == [0.5]
@@ -170,7 +168,6 @@ def test_the_graph_is_kept(form):
         ([0.5, numpy.nan, 1.0], ValueError, r"nan for image 1 \(prompt 'two'\); scores must be finite"),
         (torch.tensor([0.5, 1.0, 1e300], dtype=torch.float64), ValueError, r"inf for image 2 \(prompt 'three'\)"),
     ],
-    ids=repr,
 )  # fmt: skip
 def test_what_is_not_plain_is_refused(returned, error, message):
     with pytest.raises(error, match=f"^Reward 'always' returned {message}"):
