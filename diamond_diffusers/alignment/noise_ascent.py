@@ -16,6 +16,7 @@ from ..core.tensors import expand
 from ..transitions.base import Transition
 from .law import Evaluation, Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
+from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource
 from .scalings import limited
 
@@ -87,13 +88,22 @@ class NoiseAscent(NoiseRounds):
         noise, best = x.detach().clone(), None
         optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
         for iteration in range(self.num_iterations):
-            is_last = iteration == self.num_iterations - 1
-            sample, gradient = (sampler(noise), None) if is_last else self.sample_and_gradient(sampler, noise)
+            ascends = iteration < self.num_iterations - 1
+            sampled = partial(self._sampled, sampler, noise, ascends, len(sampler.driving))
+            sample, gradient = with_smaller_chunks(law.execution, sampled, random)
             best = sample if best is None else best.improved_by(sample, law.reward_scale)
             yield sample, best
             if gradient is not None:
                 noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
                 optimizer.step()
+
+    def _sampled(
+        self, sampler: NoiseSampler, noise: Tensor, ascends: bool, num_drawn: int
+    ) -> tuple[Sample, Tensor | None]:
+        """The samples and, where the noise is to ascend, the gradient; `num_drawn` steps' driving noise is known."""
+        # What was drawn in vain is drawn again.
+        del sampler.driving[num_drawn:]
+        return self.sample_and_gradient(sampler, noise) if ascends else (sampler(noise), None)
 
     def clipped(self, gradient: Tensor) -> Tensor:
         """Each row of `[N, ...]` brought to a norm of at most `max_gradient_norm`."""
