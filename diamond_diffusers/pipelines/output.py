@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.law import Law
+from ..alignment.out_of_memory import with_smaller_chunks
 from ..alignment.random_source import RandomSource
 from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
@@ -87,7 +89,8 @@ def make_output(
     if output_type == "latent":
         images = latents
     else:
-        images = law.rows(latents).decode(latents) if result.images is None else pick(result.images)
+        decode = partial(law.rows(latents).decode, latents)
+        images = with_smaller_chunks(law.execution, decode) if result.images is None else pick(result.images)
         if blacked_out is None:
             images, flagged = family.finish(images)
         else:

@@ -296,9 +296,11 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 method's count of particles, candidates or iterations is set to the largest within this budget.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
-            particle_batch_size: number of rows of one network, decoder or reward call; None for all at once. The last
-                chunk is filled up, so that from the same embeddings an image is the same, bit for bit, whatever else is
-                in the batch. (Text encoders may round several prompts differently from one.)
+            particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is
+                then evaluated by the calls that it would be evaluated by alone, so that from the same embeddings it is
+                the same, bit for bit, whatever else is in the batch. (Text encoders may round several prompts
+                differently from one.) None evaluates the rows of all images at once, which is faster where each has few
+                of them. Where memory runs out, a step is run again in chunks of half the rows, with a warning.
             gradient_checkpointing: whether the backward pass evaluates network, decoder and reward again instead of
                 holding what they computed. None does so only where components are offloaded.
             on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
@@ -324,6 +326,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
 
         Raises:
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
+            torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not hold a single row.
         """
         options = RunOptions(
             reward=reward,
