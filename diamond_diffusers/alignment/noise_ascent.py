@@ -14,6 +14,7 @@ from ..core.attention import differentiable_attention
 from ..core.checks import check_counts
 from ..core.tensors import expand
 from ..transitions.base import Transition
+from .faults import is_finite
 from .law import Evaluation, Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .out_of_memory import with_smaller_chunks
@@ -152,6 +153,11 @@ class NoiseSampler:
                 sample = self._sample(rows, index, groups)
                 objective = self.law.reward_scale * sample.evaluation.total.sum()
             gradients += torch.autograd.grad(objective, rows)
+            if not is_finite(gradients[-1]):
+                wrong = gradients[-1].flatten(1).isfinite().all(1).logical_not()
+                # Each row is an image of its own.
+                at_rows = self.law.of_images(index // self.num_particles).rows(sample.latents)
+                raise at_rows.fault_of_gradient(sample.latents, wrong, self.levels[0], preview=False)
             total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
             samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
         return _joined(samples), torch.cat(gradients)

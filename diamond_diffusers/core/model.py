@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .levels import Level, ode_step
 
@@ -73,6 +73,10 @@ class Model(ABC):
     def max_noise_to_signal(self) -> float:
         """The largest level that it was trained at."""
         return math.inf
+
+    def parts(self, preview: bool = False) -> tuple[nn.Module | None, nn.Module | None]:
+        """The network and the decoder, which errors name; None for what is no module."""
+        return None, None
 
     @abstractmethod
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:

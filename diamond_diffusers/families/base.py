@@ -366,6 +366,9 @@ class Family(LoopTensors, SampledModel):
         """The autoencoder that decodes."""
         return self.preview_vae if preview and self.preview_vae is not None else self.pipeline.vae
 
+    def parts(self, preview: bool = False) -> tuple[nn.Module, nn.Module]:
+        return self.network_module, self.decoder(preview)
+
     def decode_latents(self, latents: Tensor, preview: bool = False) -> Tensor:
         """Decodes unpacked latents `[N, C, h, w]` to images of about [-1, 1], in the autoencoder's dtype."""
         vae = self.decoder(preview)

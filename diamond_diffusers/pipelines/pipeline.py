@@ -267,6 +267,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         final_selection: str | None = None,
         particle_batch_size: int | None = None,
         gradient_checkpointing: bool | None = None,
+        on_reward_error: str = "raise",
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -302,6 +303,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 of them. Where memory runs out, a step is run again in chunks of half the rows, with a warning.
             gradient_checkpointing: whether the backward pass evaluates network, decoder and reward again instead of
                 holding what they computed. None does so only where components are offloaded.
+            on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
+                far as `best_images`; `retry` it up to 3 times first; or `skip` the images that fail, see
+                `docs/rewards.md`.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
                 whose processes make this call together. Each evaluates its share of the particles, and all return what
                 one process would return. All must pass the same arguments, and generators of the same seeds.
@@ -332,6 +336,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             final_selection=final_selection,
             particle_batch_size=particle_batch_size,
             gradient_checkpointing=gradient_checkpointing,
+            on_reward_error=on_reward_error,
             distributed_state=distributed_state,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
@@ -348,7 +353,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             latents=latents,
             **kwargs,
         )
-        with self._run(call, options) as run:
+        with Run(self, call, options, self.defaults, self._named_rewards) as run:
             for _ in run:
                 pass
             output = run.output()
@@ -379,7 +384,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         """
         own = {field.name for field in fields(RunOptions)} & kwargs.keys()
         options = RunOptions(**{name: kwargs.pop(name) for name in own})
-        return self._run(self.prepare(prompt, **kwargs), options)
+        return Run(self, self.prepare(prompt, **kwargs), options, self.defaults, self._named_rewards)
 
     def interrupt(self) -> None:
         """Ends every call of this object that is on its way, within a step; another thread has to call it.
@@ -397,6 +402,3 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             True
         """
         interrupt_runs(self)
-
-    def _run(self, call: Call, options: RunOptions) -> Run:
-        return Run(self, call, options, self.defaults, self._named_rewards)

@@ -20,9 +20,11 @@ from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
+from ..alignment.reward_errors import RewardErrors
 from ..core.checks import check_counts
 from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
+from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback
 from .modules import check_differentiable, is_offloaded
@@ -41,12 +43,14 @@ class RunOptions:
     final_selection: str | None = None
     particle_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
+    on_reward_error: str = "raise"
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
 
     def __post_init__(self) -> None:
         check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
+        RewardErrors(self.on_reward_error)
 
 
 _open_runs: WeakSet[Run] = WeakSet()
@@ -127,18 +131,19 @@ class Run(Iterator[Progress]):
         check_reward_scale(scale)
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
         shards = _checked_shards(options.distributed_state, call, method, self._random)
-        try_reward(reward, call, method)
+        self._reward_errors = errors = RewardErrors(options.on_reward_error)
+        num_tried = try_reward(reward, call, method, errors)
 
         levels = call.levels()
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
             checkpointing = is_offloaded(family.pipeline)
         execution = Execution(options.particle_batch_size, checkpointing, shards, is_interrupted=self._is_to_end)
-        law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution)
+        law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
         x = starting_particles(call, method, levels[0], self._random)
-        try_reward(reward, call, method, latents=x[:1])
+        execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards
         self._start = method.at_start(law, x, levels)
@@ -178,12 +183,20 @@ class Run(Iterator[Progress]):
                 self._latest = within if within.law.num_images == self._call.num_images else None
             self.close()
             raise StopIteration from None
-        except BaseException:
+        except BaseException as error:
             # The end of the run, too.
+            self._keep_best_images(error)
             self.close()
             raise
         finally:
             self._is_stepping = False
+
+    def _keep_best_images(self, error: BaseException) -> None:
+        """Hands the best images so far to an exception of the reward."""
+        if isinstance(error, Exception) and error is self._reward_errors.raised:
+            self._is_ending = True
+            with _own_gradients(), self._call.active():
+                keep_best_images(error, self._call.family, self._latest)
 
     def interrupt(self) -> None:
         """Ends the run before its next evaluation; any thread may call it.
@@ -234,7 +247,11 @@ class Run(Iterator[Progress]):
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _own_gradients(), self._call.active():
-                result = progress.result()
+                try:
+                    result = progress.result()
+                except Exception as error:
+                    self._keep_best_images(error)
+                    raise
                 self._output = make_output(
                     progress.law,
                     self._method,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.interval import Interval
 from ...core.tensors import expand, row_dot
+from ...core.values import scaled_rewards
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
@@ -221,7 +222,9 @@ class SMC(Method):
         assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
         assert result.rewards is not None, "`check` has seen to it that there is a reward"
-        log_weights = cloud.log_offset + self._per_image(law.reward_scale * result.rewards.to(cloud.x.device))
+        log_weights = cloud.log_offset + self._per_image(
+            scaled_rewards(result.rewards, law.reward_scale).to(cloud.x.device)
+        )
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
             result,
@@ -294,7 +297,7 @@ class SMC(Method):
     def _weigh_by_reward(self, law: Law, cloud: PathCloud) -> PathCloud:
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
-        ahead = LookAhead(None, law.reward_scale * final.total.to(cloud.x.device))
+        ahead = LookAhead(None, final.values(law.reward_scale).to(cloud.x.device))
         values = self._per_image(ahead.values)
         return self._recorded(
             replace(
