@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.checks import check_counts
 from ..core.interval import Interval, intervals
 from ..core.model import Model
+from ..core.typed import Typed
 from ..posteriors.base import PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions.base import Transition
@@ -26,7 +27,7 @@ from .result import AlignmentResult
 from .trace import Trace, TraceStep
 
 
-class Method(ABC):
+class Method(Typed, ABC):
     """A way to make samples obey a reward.
 
     Attributes:
@@ -61,8 +62,6 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
-        check_part("posterior", getattr(self, "posterior", None), PosteriorSampler, "GlassPosterior()")
-        check_part("transition", self.transition, Transition, "GlassTransition()")
 
     @abstractmethod
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
@@ -199,9 +198,3 @@ class Method(ABC):
             trace=trace,
             reward_scale=law.reward_scale,
         )
-
-
-def check_part(name: str, part: object, kind: type, example: str) -> None:
-    """Raises a `TypeError` for a part of a method that is given and is no object of its kind."""
-    if part is not None and not isinstance(part, kind):
-        raise TypeError(f"{name} is {part!r}; give an object, such as {example}")

@@ -23,7 +23,7 @@ from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
 from ...transitions.base import Transition
 from ...transitions.sampled_model import SampledModel
-from ..base import Method, check_part
+from ..base import Method
 from ..cloud import Cloud
 from ..guide import Guide
 from ..law import Law
@@ -126,7 +126,6 @@ class Guidance(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guide", self.guide, Guide, "Guide()")
         check_counts(
             num_corrections=self.num_corrections,
             num_jump_steps=self.num_jump_steps,
