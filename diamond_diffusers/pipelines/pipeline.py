@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -214,6 +214,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
     @StockCall
     def prepare(
         self,
+        /,
         prompt: str | list[str] | None = None,
         *,
         reward_prompt: str | list[str] | None = None,
@@ -256,6 +257,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
     @StockCall
     def __call__(
         self,
+        /,
         prompt: str | list[str] | None = None,
         *,
         reward: RewardLike | None = None,
@@ -278,7 +280,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return_dict: bool = True,
         callback_on_step_end: UserCallback | None = None,
         **kwargs: Any,
-    ) -> DiamondMapPipelineOutput | tuple[Any, ...]:
+    ) -> DiamondMapPipelineOutput:
         """Draws images that follow the prompts and obey the reward.
 
         Args:
@@ -347,7 +349,8 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             for _ in run:
                 pass
             output = run.output()
-        return output if return_dict else (output.images, output.rewards)
+        # Typed as what nearly every caller gets, since types cannot follow `return_dict` through the descriptor.
+        return output if return_dict else cast(DiamondMapPipelineOutput, (output.images, output.rewards))
 
     def iterate(self, prompt: str | list[str] | None = None, **kwargs: Any) -> Run:
         """Starts a call that you step through with `for progress in pipe.iterate(...)`.

@@ -101,7 +101,7 @@ class Run(Iterator[Progress]):
         self._latest: Progress | None = None
         self._output: DiamondMapPipelineOutput | None = None
         self._interruption = threading.Event()
-        self._is_ending = False
+        self._is_ending = self._is_complete = False
         call.family.pipeline._interrupt = False
         with _lock:
             if not any(run.pipe is pipe for run in _open_runs):
@@ -161,6 +161,7 @@ class Run(Iterator[Progress]):
             )
             for progress in self._method.iterate(law, x, levels, self._random):
                 self._latest = progress
+                self._is_complete = progress.index + 1 == progress.num_stages
                 on_step(progress)
                 yield progress
 
@@ -231,8 +232,15 @@ class Run(Iterator[Progress]):
                 selection = "best"
             with _own_gradients(), self._call.active():
                 result = progress.result()
-                output_type = self._options.output_type
-                self._output = make_output(progress.law, self._method, result, selection, self._random, output_type)
+                self._output = make_output(
+                    progress.law,
+                    self._method,
+                    result,
+                    selection,
+                    self._random,
+                    self._options.output_type,
+                    interrupted=not self._is_complete,
+                )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()
         return self._output
