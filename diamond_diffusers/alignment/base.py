@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
+from ..core.conversions import WrongTypeError, shown
 from ..core.interval import Interval, intervals
 from ..core.model import Model
+from ..core.network import Network
 from ..core.typed import Typed
 from ..posteriors.base import PosteriorSampler
 from ..rewards.base import Reward
@@ -80,6 +82,20 @@ class Method(Typed, ABC):
         assert self.transition is not None, "`resolve` fills in the transition, and comes before the first step"
         return self.transition
 
+    def moved(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
+        """Particles `[N, ...]` after a step of the transition, checked; arguments as of `Transition.step`.
+
+        Raises:
+            TypeError, ValueError: the transition returned something else than such particles.
+        """
+        moved = self.moves.step(network, x, interval, predicted, noise)
+        if not isinstance(moved, Tensor) or moved.shape != x.shape:
+            raise WrongTypeError(
+                f"the step of {type(self.moves).__name__} returned {shown(moved)}; return particles of shape "
+                f"{list(x.shape)}"
+            )
+        return moved
+
     def check(self, reward: Reward | None) -> None:
         """Raises a `ValueError` where the method cannot work with this reward; called before any expensive work."""
         if self.needs_reward and reward is None:
@@ -101,6 +117,11 @@ class Method(Typed, ABC):
             ValueError: the model lacks what the method asks of it.
         """
         transition = self.transition or self.default_transition(model)
+        if not isinstance(transition, Transition):
+            raise WrongTypeError(
+                f"default_transition of {type(self).__name__} returned {shown(transition)}; return a transition, such "
+                "as model.stock_transition()"
+            )
         transition.check(model)
         if isinstance(posterior := getattr(self, "posterior", None), PosteriorSampler):
             posterior.check(model)
@@ -153,7 +174,7 @@ class Method(Typed, ABC):
         steps, trace = intervals(visited), Trace()
         cloud = method.start(law, x, len(steps))
         for index, interval in enumerate(steps):
-            cloud = method.step(law, cloud, interval, random)
+            cloud = checked_cloud(method, method.step(law, cloud, interval, random), cloud)
             trace.steps.append(TraceStep(interval.start, **cloud.figures))
             if not interval.is_last:
                 cloud = method.between_steps(law, cloud, index + 1, interval.end, random)
@@ -198,3 +219,20 @@ class Method(Typed, ABC):
             trace=trace,
             reward_scale=law.reward_scale,
         )
+
+
+def checked_cloud(method: Method, cloud: Cloud, former: Cloud) -> Cloud:
+    """The cloud that the step of a method, perhaps of a user's own, has returned.
+
+    Raises:
+        WrongTypeError: it is none, or has other particles than as many of the same shape.
+    """
+    name = type(method).__name__
+    if not isinstance(cloud, Cloud):
+        raise WrongTypeError(f"the step of {name} returned {shown(cloud)}; return a Cloud, such as replace(cloud, x=x)")
+    if not isinstance(cloud.x, Tensor) or cloud.x.shape[1:] != former.x.shape[1:]:
+        raise WrongTypeError(
+            f"the step of {name} returned a cloud with {shown(cloud.x)} as x; leave each particle of shape "
+            f"{list(former.x.shape[1:])}"
+        )
+    return cloud

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from numbers import Integral
 
 from .conversions import shown
@@ -22,3 +23,9 @@ def check_finite(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not math.isfinite(number):
             raise ValueError(f"{name} is {number}; give a finite number")
+
+
+def check_choice(name: str, given: str, choices: Collection[str]) -> None:
+    """Raises a `ValueError` for a text that is none of several."""
+    if given not in choices:
+        raise ValueError(f"{name} is {shown(given)}; choose one of {', '.join(choices)}")

@@ -10,7 +10,7 @@ from functools import cache
 from numbers import Real
 from operator import index
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -44,7 +44,7 @@ class Values:
         (1, 2)
     """
 
-    words: dict[Any, str] = {
+    words: ClassVar[dict[Any, str]] = {
         bool: "True or False",
         int: "a whole number",
         float: "a number",
@@ -179,7 +179,7 @@ class Values:
         if math.isnan(number):
             raise _MisfitError
         # Whole numbers stay what they are, for those who show or count by them.
-        return value if type(value) is int else number
+        return value if isinstance(value, int) else number
 
 
 class Texts(Values):
@@ -193,7 +193,13 @@ class Texts(Values):
         (1, 2)
     """
 
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "none"}
+    words: ClassVar[dict[Any, str]] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        NoneType: "none",
+    }
 
     def is_none(self, value: Any) -> bool:
         return value is None or (isinstance(value, str) and value.lower() in NONE)

@@ -243,7 +243,7 @@ def fitted_option(values: Values, raw: Any, hint: Any, path: str, current: Any) 
     others = [member for member in members(hint) if member not in (kind, NoneType)]
     if others:
         try:
-            return values.fitted(raw, Union[tuple(others)], path)
+            return values.fitted(raw, Union[tuple(others)], path)  # noqa: UP007 - of as many as there are
         except WrongTypeError:
             pass
     return _part(values, raw, kind, path, current, f", or {values.words[NoneType]}" if is_optional else "")

@@ -60,7 +60,8 @@ def fit_fields(record: Any) -> None:
     """
     if not dataclasses.is_dataclass(record):
         return
-    hints = field_hints(type(record))
+    cls: Any = type(record)
+    hints = field_hints(cls)
     for field in dataclasses.fields(record):
         given = getattr(record, field.name, None)
         # A default is taken as it is, whatever its annotation says.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.conversions import Values
 from ..families.base import Family
 from ..families.stock_call import num_prompts
-from .argument_types import call_parameters, fitted_arguments
+from .argument_types import call_parameters, check_clip_skip, fitted_arguments
 from .misplaced import unknown_argument
 
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -95,7 +95,7 @@ class StockArguments(Mapping[str, Any]):
             Values().fitted(reward_prompt, str | list[str], "reward_prompt")
         texts = reward_prompt if reward_prompt is not None else self.prompt
         count = num_prompts(self)
-        texts = [texts] if isinstance(texts, str) else list(texts or [""] * count)
+        texts = [texts] if isinstance(texts, str) else list([""] * count if texts is None else texts)
         if len(texts) != count:
             raise ValueError(f"reward_prompt holds {len(texts)} texts for {count} prompts; give one for each prompt")
         return [text for text in texts for _ in range(self.num_images_per_prompt)]
@@ -110,7 +110,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
         TypeError: a keyword that the stock pipeline does not have, or that its family refuses, or of a wrong type.
         ValueError: there is no prompt, or an argument is out of range.
     """
-    kind = type(family.pipeline)
+    kind: Any = type(family.pipeline)
     name = kind.__name__
     stock = {key: parameter.default for key, parameter in call_parameters(kind).items()}
     passed = {key: value for key, value in given.items() if value is not None or key in family.arguments_with_none}
@@ -127,6 +127,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
     fitted = fitted_arguments(kind, {**declared, **passed})
     arguments = StockArguments({key: _ordinary(value) for key, value in {**stock, **fitted}.items()})
     num_prompts(arguments)
+    check_clip_skip(family.pipeline, arguments.get("clip_skip"))
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""Where an argument belongs that a call does not take: options of methods, of their parts, of rewards and of loaders."""
+"""Where an argument belongs that a call does not take: options of methods, their parts, rewards and loaders."""
 
 from __future__ import annotations
 

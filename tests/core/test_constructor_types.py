@@ -17,24 +17,14 @@ import pytest
 import torch
 
 from diamond_diffusers import (
-    SMC,
-    AdaptiveTempering,
-    AncestralTransition,
-    BestOfN,
-    DenoiserPoint,
     GlassPosterior,
-    GlassTransition,
-    Guidance,
     Guide,
     NoAlignment,
     ODETransition,
-    PosteriorSampler,
-    ScheduledTempering,
 )
 from diamond_diffusers.alignment.methods import METHODS
-from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.alignment.smc_parts.tempering import TEMPERINGS
-from diamond_diffusers.core.conversions import Values, WrongTypeError, field_hints
+from diamond_diffusers.core.conversions import Values, field_hints
 from diamond_diffusers.core.serial import from_dict, registry_of, to_dict
 from diamond_diffusers.posteriors import POSTERIORS
 from diamond_diffusers.transitions import TRANSITIONS

@@ -223,7 +223,7 @@ class Guidance(Method):
             # The shift enters through the noise, whose mean moves the step's as much.
             noise = noise + self.moves.tilt_gain(interval) * shift
         tilted = self._tilted(network, law, random)
-        return replace(cloud, x=self.moves.step(tilted, cloud.x, interval, predicted, noise), figures=figures)
+        return replace(cloud, x=self.moved(tilted, cloud.x, interval, predicted, noise), figures=figures)
 
     @property
     def _aims_by_itself(self) -> bool:

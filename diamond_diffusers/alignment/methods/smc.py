@@ -329,7 +329,7 @@ class SMC(Method):
     def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
         """The particles at the next level, from their driving noise."""
         network = law.rows(cloud.x).network
-        return self.moves.step(network, cloud.x, interval, cloud.estimates.predicted, noise)
+        return self.moved(network, cloud.x, interval, cloud.estimates.predicted, noise)
 
     def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | float]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without a guide."""
