@@ -71,6 +71,4 @@ def check_is_dataclass(method: Method) -> None:
     own = [] if "__dataclass_fields__" in vars(kind) else [name for name in inspect.get_annotations(kind)]
     own = [name for name in own if name not in known and not any(hasattr(base, name) for base in kind.__mro__[1:])]
     if not dataclasses.is_dataclass(method) or own:
-        raise TypeError(
-            f"alignment is {shown(method)}, whose class is no dataclass; decorate it: @dataclass(frozen=True)"
-        )
+        raise TypeError(f"alignment is {shown(method)}, whose class is no dataclass; decorate it with @dataclass")

@@ -61,7 +61,7 @@ def fitted_arguments(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             raise WrongTypeError(f"{name} is {shown(value)}; give images, or tensors of them")
         if isinstance(fitted[name], float):
             check_finite(**{name: fitted[name]})
-        if fitted[name] == [] and name.endswith("_embeds"):
+        if isinstance(fitted[name], list) and not fitted[name] and name.endswith("_embeds"):
             raise ValueError(f"{name} is an empty list; give embeddings, or leave it out")
         for tensor in fitted[name] if isinstance(fitted[name], list) else [fitted[name]]:
             if isinstance(tensor, Tensor):

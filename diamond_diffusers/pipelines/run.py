@@ -38,7 +38,8 @@ class RunOptions(Typed):
     """The options of a call besides the stock pipeline's arguments; see `DiamondMapPipeline.__call__`."""
 
     reward: RewardLike | None = None
-    alignment: Method | str | Mapping[str, Any] | None = None
+    # A preset's name may need the model, so that `as_method` looks at it later.
+    alignment: Any = None
     reward_scale: float | None = None
     max_network_evaluations: int | None = None
     final_selection: str | None = None

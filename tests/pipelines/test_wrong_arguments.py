@@ -122,3 +122,113 @@ def test_a_value_is_understood_or_refused_by_the_argument_s_name(pipe: DiamondMa
                 text = str(error)
                 assert re.search(rf"\b{name}\b|no_such_name|[Rr]eward", text), f"{case}: {text}"
                 assert "\n" not in text and len(text) < 600, f"{case}: {text}"
+
+
+def after_one(pipe: Any, step: int) -> None:
+    """A callback of too few arguments."""
+
+
+@pytest.mark.usefixtures("nothing_is_encoded")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; it must be a whole number of at least 1"),
+        ({"num_images_per_prompt": True}, "num_images_per_prompt is True; give a whole number"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; give a whole number"),
+        ({"height": -8}, "height is -8; it must be a whole number of at least 1"),
+        ({"width": math.nan}, "width is nan; give a whole number"),
+        ({"guidance_scale": "3"}, "guidance_scale is '3'; give a number"),
+        ({"output_type": "PIL"}, "output_type is 'PIL'; choose one of pil, np, pt, latent"),
+        ({"return_dict": "no"}, "return_dict is 'no'; give True or False"),
+        ({"reward_scale": "1"}, "reward_scale is '1'; give a number or None"),
+        ({"gradient_checkpointing": "yes"}, "gradient_checkpointing is 'yes'; give True or False or None"),
+        ({"final_selection": 3}, "final_selection is 3; give a text or None"),
+        ({"final_selection": ""}, "final_selection is ''; choose one of sample, heaviest, best, all"),
+        ({"particle_batch_size": 1.5}, "particle_batch_size is 1.5; give a whole number or None"),
+        ({"max_network_evaluations": math.nan}, "max_network_evaluations is nan; give a whole number or None"),
+        ({"alignment": SMC}, "alignment is the class SMC; give an instance, SMC()"),
+        ({"callback_on_step_end": "log"}, "callback_on_step_end is 'log'; give a function"),
+        ({"callback_on_step_end": after_one}, "give a function of (pipe, step, timestep, tensors)"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray; give a tensor"),
+        (
+            {"latents": torch.zeros(1, 4, 8, 8, dtype=torch.long)},
+            "latents is of torch.int64; give numbers of a floating",
+        ),
+        ({"latents": torch.full((1, 4, 8, 8), math.nan)}, "latents holds numbers that are not finite"),
+        ({"prompt": ["a star", 3]}, "prompt holds 3; give a text or a list of texts"),
+        ({"reward_prompt": []}, "reward_prompt holds 0 texts for 1 prompts"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(pipe: DiamondMapPipeline, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        pipe(**{"prompt": "a star", **CALL, **arguments})
+
+
+@pytest.mark.usefixtures("nothing_is_encoded")
+@pytest.mark.parametrize("name", ["sigmas", "timesteps"])
+@pytest.mark.parametrize("levels", [[], [0.1, 0.5], [0.5, -0.5], [math.inf, 0.5], "0.5,0.1", 3, {0.5}])
+def test_wrong_levels_are_refused(pipe: DiamondMapPipeline, name: str, levels: Any) -> None:
+    if name in call_parameters(type(pipe.pipeline)):
+        with pytest.raises((TypeError, ValueError), match=rf"^{name}"):
+            pipe("a star", **CALL, **{name: levels})
+
+
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("num_particles", r"an option of an alignment method; give alignment=SMC\(num_particles=...\)"),
+        ("branching", r"give alignment=BeamSearch\(branching=...\)"),
+        ("strength", r"give alignment=Guidance\(guide=Guide\(strength=...\)\)"),
+        ("num_inner_steps", r"give alignment=SMC\(posterior=GlassPosterior\(num_inner_steps=...\)\)"),
+        ("eta_max", "is no argument of DiamondMapPipeline or of the"),
+        ("gamma", r"give alignment=SMC\(tempering=ScheduledTempering\(gamma=...\)\)"),
+        ("few_step", r"an option of loading; give DiamondMapPipeline.from_pretrained\(..., few_step=...\)"),
+        ("torch_dtype", r"give DiamondMapPipeline.from_pretrained\(..., torch_dtype=...\)"),
+        ("num_inference_step", "did you mean 'num_inference_steps'"),
+    ],
+)
+def test_an_option_of_something_else_says_where_it_belongs(pipe: DiamondMapPipeline, option: str, place: str) -> None:
+    with pytest.raises(TypeError, match=place):
+        pipe("a star", **{option: 1})
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        (3, "defaults is 3; give a mapping"),
+        ({"rewrd": "brightness"}, "defaults holds 'rewrd', did you mean 'reward'"),
+        ({"height": -8}, "height is -8"),
+        ({"num_inference_steps": "4"}, "num_inference_steps is '4'; give a whole number"),
+        ({"reward_scale": math.nan}, "reward_scale is nan"),
+        ({"alignment": "smx"}, "alignment is 'smx'; choose one of"),
+        ({"alignment": {"name": "smc", "num_particles": "many"}}, "num_particles is 'many'"),
+    ],
+)
+def test_wrong_defaults_are_refused_at_once(pipe: DiamondMapPipeline, defaults: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        DiamondMapPipeline(pipe.pipeline, defaults)
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        DiamondMapPipeline.from_pretrained(defaults=defaults)
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        pipe.defaults = defaults
+
+
+def test_arguments_of_a_call_are_not_those_of_loading() -> None:
+    with pytest.raises(TypeError, match=r"'alignment' is an argument of a call; give pipe\(..., alignment=...\)"):
+        DiamondMapPipeline.from_pretrained(alignment="smc")
+    with pytest.raises(TypeError, match="pretrained_model_name_or_path is 3"):
+        DiamondMapPipeline.from_pretrained(3)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"zz": 1}, "callback_on_step_end returned 'zz'; with"),
+        ({"latents": 3}, "callback_on_step_end returned latents as 3; return a tensor"),
+        (3, "callback_on_step_end returned a int"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(pipe: DiamondMapPipeline, returned: Any, message: str) -> None:
+    if "callback_on_step_end" in call_parameters(type(pipe.pipeline)):
+        with pytest.raises((TypeError, ValueError), match=message):
+            pipe("a star", **CALL, callback_on_step_end=lambda *_: returned)
