@@ -81,6 +81,23 @@ def check_clip_skip(pipeline: DiffusionPipeline, clip_skip: int | None) -> None:
         raise ValueError(f"clip_skip is {shown(clip_skip)}; give a number of layers from 0 to {layers - 1}")
 
 
+def check_ranges(pipeline: DiffusionPipeline, is_flow: bool, arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for levels above pure noise, and for a share of noise that is none.
+
+    Args:
+        pipeline: the stock pipeline.
+        is_flow: whether its sigmas are times of rectified flow, which end at 1.
+        arguments: of the call, resolved.
+    """
+    last = getattr(getattr(pipeline.scheduler, "config", None), "num_train_timesteps", math.inf)
+    for name, highest in (("timesteps", last), ("sigmas", 1.0 if is_flow else math.inf)):
+        given = arguments.get(name)
+        if given is not None and given[0] > highest:
+            raise ValueError(f"{name} begins at {given[0]}; with this model noise is pure at {highest}, so begin there")
+    if not 0 <= (arguments.get("eta") or 0) <= 1:
+        raise ValueError(f"eta is {arguments['eta']}; it must lie between 0 (deterministic) and 1 (DDPM)")
+
+
 @cache
 def call_parameters(kind: Any) -> dict[str, inspect.Parameter]:
     """The keywords of the `__call__` of a stock pipeline."""

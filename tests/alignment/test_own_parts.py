@@ -17,7 +17,6 @@ from ..core.mixture import make_mixture
 from ..core.mixture_model import LINEAR, make_law
 from .runs import run
 
-
 MIXTURE = make_mixture(3)
 
 

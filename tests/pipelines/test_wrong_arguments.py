@@ -232,3 +232,20 @@ def test_what_a_callback_returns_is_checked(pipe: DiamondMapPipeline, returned: 
     if "callback_on_step_end" in call_parameters(type(pipe.pipeline)):
         with pytest.raises((TypeError, ValueError), match=message):
             pipe("a star", **CALL, callback_on_step_end=lambda *_: returned)
+
+
+@pytest.mark.usefixtures("nothing_is_encoded")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("timesteps", [5000, 10], "timesteps begins at 5000; with this model noise is pure at 1000"),
+        ("eta", -8, "eta is -8; it must lie between 0"),
+        ("clip_skip", -1, "clip_skip is -1; give a number of layers"),
+    ],
+)
+def test_values_beyond_what_a_model_has_are_refused(
+    pipe: DiamondMapPipeline, name: str, value: Any, message: str
+) -> None:
+    if name in call_parameters(type(pipe.pipeline)):
+        with pytest.raises(ValueError, match=message):
+            pipe("a star", **CALL, **{name: value})
