@@ -34,6 +34,8 @@ _CHECKED_ELSEWHERE = (
     "callback_on_step_end_tensor_inputs",
     *_LEVELS,
 )
+# The norm of guided predictions is limited to so many times that of the others.
+_WRONGLY_ANNOTATED = {"cfg_normalization": bool | float}
 _PLAIN = (bool, int, float, str, dict, NoneType)
 
 
@@ -114,7 +116,9 @@ def _checkable_hints(kind: Any) -> dict[str, Any]:
     found = {name: _checkable(hint) for name, hint in _hints(kind).items()}
     texts = {name: str | list[str] | tuple[str, ...] for name in call_parameters(kind) if _TEXTS.fullmatch(name)}
     return {
-        name: hint for name, hint in {**found, **texts}.items() if hint is not None and name not in _CHECKED_ELSEWHERE
+        name: hint
+        for name, hint in {**found, **texts, **_WRONGLY_ANNOTATED}.items()
+        if hint is not None and name not in _CHECKED_ELSEWHERE
     }
 
 

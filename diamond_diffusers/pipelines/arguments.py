@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.conversions import Values
-from ..core.levels import RectifiedFlowPath
 from ..families.base import Family
+from ..families.flow_matching import FlowMatchingFamily
 from ..families.stock_call import num_prompts
 from .argument_types import call_parameters, check_clip_skip, check_ranges, fitted_arguments
 from .misplaced import unknown_argument
@@ -129,7 +129,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
     arguments = StockArguments({key: _ordinary(value) for key, value in {**stock, **fitted}.items()})
     num_prompts(arguments)
     check_clip_skip(family.pipeline, arguments.get("clip_skip"))
-    check_ranges(family.pipeline, isinstance(family.path, RectifiedFlowPath), arguments)
+    check_ranges(family.pipeline, isinstance(family, FlowMatchingFamily), arguments)
     return arguments
 
 
