@@ -115,11 +115,8 @@ def _checkable_hints(kind: Any) -> dict[str, Any]:
     """The annotations that say what is taken: of plain values, of tensors, and of lists of either."""
     found = {name: _checkable(hint) for name, hint in _hints(kind).items()}
     texts = {name: str | list[str] | tuple[str, ...] for name in call_parameters(kind) if _TEXTS.fullmatch(name)}
-    return {
-        name: hint
-        for name, hint in {**found, **texts, **_WRONGLY_ANNOTATED}.items()
-        if hint is not None and name not in _CHECKED_ELSEWHERE
-    }
+    hints = {**found, **texts, **_WRONGLY_ANNOTATED}
+    return {name: hint for name, hint in hints.items() if hint is not None and name not in _CHECKED_ELSEWHERE}
 
 
 def _checkable(hint: Any) -> Any:
