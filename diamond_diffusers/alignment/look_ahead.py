@@ -23,7 +23,7 @@ from ..core.values import (
     tilted_mean_shift,
     value,
 )
-from ..posteriors.base import PosteriorSampler, PosteriorSamples
+from ..posteriors.base import PosteriorSampler, PosteriorSamples, check_samples
 from .faults import is_finite
 from .law import Law, LawAtRows
 from .random_source import RandomSource
@@ -231,6 +231,7 @@ class _Particles:
             with torch.set_grad_enabled(torch.is_grad_enabled() and differentiates):
                 predicted = network.predict(x, self.noise_to_signal)
         drawn = self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
+        check_samples(self.posterior, drawn, self.noise)
         if self.aim is None or not with_prediction:
             return predicted, drawn
         with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
-from ..core.checks import check_counts
+from ..core.checks import check_counts, check_finite
 from ..core.tensors import expand
 from ..transitions.base import Transition
 from .faults import is_finite
@@ -66,6 +66,7 @@ class NoiseAscent(NoiseRounds):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(num_iterations=self.num_iterations)
+        check_finite(learning_rate=self.learning_rate, regularization_weight=self.regularization_weight)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         for name in ("learning_rate", "max_gradient_norm"):

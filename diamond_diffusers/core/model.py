@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .levels import Level, ode_step
+from .typed import Typed
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Model(ABC):
         """
 
 
-class Sampler:
+class Sampler(Typed):
     """A part of a method that draws from a model: a posterior sampler or a transition.
 
     Attributes:

@@ -19,6 +19,9 @@ from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+"""In which form a call returns its images."""
+
 
 @dataclass
 class DiamondMapPipelineOutput(BaseOutput):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.processes import DistributedState
+from ..core.conversions import Values, shown
 from ..families.registry import family_of
 from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike
@@ -22,21 +23,22 @@ from .adapters import AdapterMethods
 from .attributes import StockAttributes
 from .call import Call, prepare
 from .callbacks import UserCallback
+from .defaults import checked_defaults
 from .loading import (
     HUB_OPTIONS,
     check_class,
+    class_of,
     embedded_model,
     find_map,
     loader_of,
     read_base_defaults,
     single_file_class,
 )
+from .misplaced import LOADER_OPTIONS as OPTIONS
 from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
 from .saving import save_model
 from .signature import SignatureOfCall, StockCall
-
-OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
 
 class DiamondMapPipeline(AdapterMethods, StockAttributes):
@@ -88,7 +90,8 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             raise TypeError(
                 "pipeline is a DiamondMapPipeline already; use it as it is, or take DiamondMapPipeline.from_pipe(pipe)"
             )
-        super().__init__(pipeline, family_of(pipeline), defaults or {})
+        family = family_of(pipeline)
+        super().__init__(pipeline, family, checked_defaults(type(pipeline), defaults))
         self.few_step = few_step  # type: ignore[misc, assignment]
         self.score_model = score_model  # type: ignore[misc]
         self.preview_vae = preview_vae  # type: ignore[misc]
@@ -111,24 +114,33 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             ValueError: a Diamond Map is damaged or holds invalid values; raised before weights are loaded.
         """
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if not isinstance(model, str | os.PathLike):
+            raise TypeError(
+                f"pretrained_model_name_or_path is {shown(model)}; give a folder or the name of a repository on the Hub"
+            )
+        for name in {field.name for field in fields(RunOptions)} & kwargs.keys():
+            raise TypeError(f"{name!r} is an argument of a call; give pipe(..., {name}=...)")
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         diamond_map = find_map(model, hub)
         if diamond_map is not None and diamond_map.is_alone:
             # The revision is that of the map; its base names its own.
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
-        loader = loader_of(check_class(model, **hub))
+        name = check_class(model, **hub)
+        loader = loader_of(name)
         saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        given = own.pop("defaults", None) or {}
-        defaults = {**read_base_defaults(model, **hub), **given}
-        pipe = cls(loader.from_pretrained(model, **kwargs), defaults, **own)
+        given = checked_defaults(class_of(name), own.pop("defaults", None))
+        declared = read_base_defaults(model, **hub)
+        pipe = cls(loader.from_pretrained(model, **kwargs), **own)
+        # What a model declares may be for another version, and is looked at when it is used.
+        pipe._take_defaults({**declared, **given})
         if model == embedded_model():
             # Its convolutions, small ones on a CPU, are twice as fast so.
             pipe.pipeline.vae.to(memory_format=torch.channels_last)
         if saved is not None:
             pipe._adopt(saved)
-            pipe.defaults = {**pipe.defaults, **given}
+            pipe._take_defaults({**pipe.defaults, **given})
         return pipe
 
     @classmethod
@@ -169,7 +181,11 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 "pipeline has a Diamond Map loaded, which two wrappers cannot share; use it as it is, or call its "
                 "unload_diamond_map() first"
             )
-        return cls(pipeline.pipeline, **{**{name: getattr(pipeline, name) for name in OPTIONS}, **kwargs})
+        own = {name: getattr(pipeline, name) for name in OPTIONS if name != "defaults"}
+        wrapped = cls(pipeline.pipeline, **{**own, **kwargs})
+        if "defaults" not in kwargs:
+            wrapped._take_defaults(pipeline.defaults)
+        return wrapped
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the stock pipeline in diffusers' format, and beside it the call defaults and the Diamond Map.
@@ -207,6 +223,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         if self.family.posterior_map is not None:
             self.family.posterior_map.conditioning.to(self.pipeline.device)
         return self
+
+    def _checked_defaults(self, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+        return checked_defaults(type(self.pipeline), defaults)
 
     def __repr__(self) -> str:
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
@@ -261,7 +280,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         prompt: str | list[str] | None = None,
         *,
         reward: RewardLike | None = None,
-        alignment: Method | str | None = None,
+        alignment: Method | str | Mapping[str, Any] | None = None,
         reward_scale: float | None = None,
         max_network_evaluations: int | None = None,
         final_selection: str | None = None,
@@ -328,6 +347,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
             torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not hold a single row.
         """
+        Values().fitted(return_dict, bool, "return_dict")
         options = RunOptions(
             reward=reward,
             alignment=alignment,

@@ -20,7 +20,7 @@ from .modules import check_not_checkpointed
 
 def resolve_reward(
     reward: RewardLike | None,
-    alignment: Method | str | None,
+    alignment: Method | str | Mapping[str, Any] | None,
     family: Family,
     defaults: Mapping[str, Any],
     named: dict[str, Reward],
@@ -52,7 +52,7 @@ def resolve_reward(
 
 
 def resolve_method(
-    alignment: Method | str | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
+    alignment: Method | str | Mapping[str, Any] | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
 ) -> Method:
     """The method of a call, with the choices filled in that it leaves to the model.
 

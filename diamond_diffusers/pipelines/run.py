@@ -20,24 +20,28 @@ from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
+from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
-from ..core.checks import check_counts
+from ..core.checks import check_choice, check_counts
+from ..core.conversions import shown
+from ..core.typed import Typed
 from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
-from .callbacks import StepEnd, UserCallback, check_callback
+from .callbacks import StepEnd, UserCallback, check_callback, check_signature
 from .modules import check_differentiable, is_offloaded
-from .output import DiamondMapPipelineOutput, make_output
+from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Typed):
     """The options of a call besides the stock pipeline's arguments; see `DiamondMapPipeline.__call__`."""
 
     reward: RewardLike | None = None
-    alignment: Method | str | None = None
+    # A preset's name may need the model, so that `as_method` looks at it later.
+    alignment: Any = None
     reward_scale: float | None = None
     max_network_evaluations: int | None = None
     final_selection: str | None = None
@@ -51,6 +55,14 @@ class RunOptions:
     def __post_init__(self) -> None:
         check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
         RewardErrors(self.on_reward_error)
+        if isinstance(self.reward, type):
+            raise TypeError(f"reward is {shown(self.reward)}; give an instance, {self.reward.__name__}()")
+        if self.reward_scale is not None:
+            check_reward_scale(self.reward_scale)
+        if self.final_selection is not None:
+            check_choice("final_selection", self.final_selection, FINAL_SELECTIONS)
+        check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        check_signature(self.callback_on_step_end)
 
 
 _open_runs: WeakSet[Run] = WeakSet()
@@ -126,7 +138,8 @@ class Run(Iterator[Progress]):
         if method.needs_reward_gradient:
             check_differentiable(call.modules)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
-        self._selection = checked_selection(options.final_selection or method.default_selection, reward, call.texts)
+        selection = method.default_selection if options.final_selection is None else options.final_selection
+        self._selection = checked_selection(selection, reward, call.texts)
         scale = defaults.get("reward_scale", 1.0) if options.reward_scale is None else options.reward_scale
         check_reward_scale(scale)
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
 from ...transitions.base import Transition
-from ..base import Method, check_part
+from ..base import Method
 from ..cloud import Cloud
 from ..guide import Guide
 from ..law import Law
@@ -139,8 +138,6 @@ class SMC(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guide", self.guide, Guide, "Guide()")
-        check_part("tempering", self.tempering, Tempering, "AdaptiveTempering()")
         if self.resampling not in (*RESAMPLING_SCHEMES.names(), "none"):
             names = ", ".join((*RESAMPLING_SCHEMES.names(), "none"))
             raise ValueError(f"resampling is {self.resampling!r}; choose one of {names}")
@@ -148,11 +145,11 @@ class SMC(Method):
             raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS.names())}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
+        if not self.max_noise_to_signal >= 0:
+            raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; it must be at least 0")
         if not self.max_tilt > 0:
             raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
-        if self.num_valuations is not None and (
-            not isinstance(self.num_valuations, Integral) or self.num_valuations < 0
-        ):
+        if self.num_valuations is not None and self.num_valuations < 0:
             raise ValueError(
                 f"num_valuations is {self.num_valuations}; give a whole number of at least 0, or None for every step"
             )
@@ -335,7 +332,7 @@ class SMC(Method):
     def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
         """The particles at the next level, from their driving noise."""
         network = law.rows(cloud.x).network
-        return self.moves.step(network, cloud.x, interval, cloud.estimates.predicted, noise)
+        return self.moved(network, cloud.x, interval, cloud.estimates.predicted, noise)
 
     def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | float]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without a guide."""
@@ -386,7 +383,7 @@ def valuations(count: int | None, num_steps: int) -> frozenset[int]:
     They are after the shares `j / (count + 1)` of the steps, rounded up to whole ones, and never after the last; None
     stands for every step. The start is not valued: without its values, weights up to there are equal.
     """
-    if count is None:
+    if count is None or count >= num_steps:
         return frozenset(range(1, num_steps))
     return frozenset(-(-num_steps * share // (count + 1)) for share in range(1, count + 1)) - {num_steps}
 
