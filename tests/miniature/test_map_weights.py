@@ -27,7 +27,7 @@ def test_one_evaluation_has_the_law_of_many(pipe: DiamondMapPipeline, steps: int
     """At five levels: the deviation within 10 % of GLASS's, and a law far nearer to it than the denoiser's point."""
     captions = random.Random(0).sample(held_out_captions(), 6)
     samplers = {"map": DiamondPosterior(8), "point": DenoiserPoint()}
-    with tilted_law(pipe, [caption.text for caption in captions], particle_batch_size=64) as model:
+    with tilted_law(pipe, [caption.text for caption in captions]) as model:
         result = compare_posteriors(
             model, rendered_latents(pipe, captions), Settings(num_samples=8, reference_steps=steps), samplers
         )
