@@ -106,13 +106,12 @@ def measure(workload: Workload, particles: Sequence[int]) -> Iterator[StepCost]:
         "reward_prompt": "any",
         "num_inference_steps": NUM_STEPS,
         "output_type": "pt",
+        "particle_batch_size": workload.particle_batch_size,
         "gradient_checkpointing": workload.gradient_checkpointing,
     }
     for num_particles in sorted(particles):
         guidance = Guidance(guide=Guide(workload.gradient), num_particles=num_particles)
-        # A larger chunk would be filled up with rows that are of no use.
-        chunk = min(workload.particle_batch_size or num_particles, num_particles)
-        yield _measure(pipe, {**arguments, "alignment": guidance, "particle_batch_size": chunk}, num_particles)
+        yield _measure(pipe, {**arguments, "alignment": guidance}, num_particles)
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:

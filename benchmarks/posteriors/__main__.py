@@ -71,8 +71,6 @@ def benchmark_posteriors(
     scored_by = scored_by or named_reward(None, pipe.defaults)
     scale = pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
     settings.reference.check(pipe.family)
-    # A larger batch would be filled up with rows of no use.
-    batch_size = min(batch_size, num_observations * num_samples)
     clean = sampled_latents(pipe, texts, seed, batch_size) if prompt else rendered_latents(pipe, captions, seed)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (

@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from diamond_diffusers.alignment.law import Law, LawAtRows
+from diamond_diffusers.alignment.law import Law
 from diamond_diffusers.core.model import Model
 from diamond_diffusers.core.values import value
 from diamond_diffusers.posteriors.base import PosteriorSampler, PosteriorSamples
@@ -192,7 +192,7 @@ def compare_posteriors(
             )
     if law.reward is not None:
         # One that fails does so before all the work.
-        LawAtRows(law, law.rows(clean).owners[:1]).tilt(clean[:1])
+        law.of_images(torch.tensor([0])).rows(clean[:1]).tilt(clean[:1])
     distances, values = [], []
     for done, level in enumerate(settings.levels, start=1):
         observed = Observations.of(law, clean, level, settings.num_samples, settings.seed)

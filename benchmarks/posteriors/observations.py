@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diamond_diffusers.alignment.budget import EmptyModel
 from diamond_diffusers.alignment.execution import Execution
-from diamond_diffusers.alignment.law import Law, LawAtRows, ScoreModel
+from diamond_diffusers.alignment.law import Law, ScoreModel
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.levels import RectifiedFlowPath, add_noise
 from diamond_diffusers.miniature.grammar import Caption, held_out_captions
@@ -76,12 +76,8 @@ class Observations:
 
     def score(self, drawn: PosteriorSamples) -> Tensor:
         """The scaled rewards of look-aheads, `[N, K]`."""
-        owners, at_once = self.law.rows(self.x).owners, self.law.execution.particle_batch_size
-        # Images take far more memory than latents.
-        size = max(1, (at_once or drawn.log_weights.numel()) // drawn.samples.shape[1])
-        parts = zip(drawn.samples.split(size), owners.split(size), strict=True)
-        rewards = [LawAtRows(self.law, owner).tilt(z.flatten(0, 1), self.noise_to_signal) for z, owner in parts]
-        return torch.cat(rewards).double().reshape(drawn.log_weights.shape)
+        rewards = self.law.rows(self.x).tilt(drawn.samples.flatten(0, 1), self.noise_to_signal)
+        return rewards.double().reshape(drawn.log_weights.shape)
 
 
 def keyed_noise(key: str, latents: Tensor, rows_per_latent: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,6 +21,7 @@ from ..transitions.sampled_model import SampledModel
 from .cloud import Cloud
 from .interruption import Interrupted
 from .law import Law
+from .out_of_memory import with_smaller_chunks
 from .progress import InterruptedWithin, Progress, timed
 from .random_source import RandomSource
 from .result import AlignmentResult
@@ -154,10 +156,12 @@ class Method(ABC):
         steps, trace = intervals(visited), Trace()
         cloud = method.start(law, x, len(steps))
         for index, interval in enumerate(steps):
-            cloud = method.step(law, cloud, interval, random)
+            step = partial(method.step, law, cloud, interval, random)
+            cloud = with_smaller_chunks(law.execution, step, random)
             trace.steps.append(TraceStep(interval.start, **cloud.figures))
             if not interval.is_last:
-                cloud = method.between_steps(law, cloud, index + 1, interval.end, random)
+                between = partial(method.between_steps, law, cloud, index + 1, interval.end, random)
+                cloud = with_smaller_chunks(law.execution, between, random)
             level_index = len(levels) - 2 if interval.is_last else index
             progress = Progress(
                 method, law, cloud, trace, index, len(steps), level_index, interval.end, interval.is_last, cloud.x

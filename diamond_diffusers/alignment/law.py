@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 
 import torch
@@ -66,6 +66,8 @@ class Law:
         reward_scale: multiplies the reward (inverse temperature); any finite number.
         score_model: gives the posterior mean in place of the model.
         execution: how rows are evaluated, and what that costs.
+        groups: numbers of consecutive images whose rows are evaluated together whatever the batch; None for each image
+            by itself.
 
     Raises:
         ValueError: `reward_scale` is no finite number.
@@ -85,6 +87,7 @@ class Law:
     reward_scale: float = 1.0
     score_model: ScoreModel | None = None
     execution: Execution = field(default_factory=Execution)
+    groups: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_reward_scale(self.reward_scale)
@@ -105,17 +108,25 @@ class Law:
 
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""
-        images = torch.arange(self.num_images, device=x.device)
-        return LawAtRows(self, images.repeat_interleave(len(x) // self.num_images))
+        images, count = torch.arange(self.num_images, device=x.device), len(x) // self.num_images
+        groups = self.groups or (1,) * self.num_images
+        return LawAtRows(self, images.repeat_interleave(count), tuple(count * size for size in groups))
 
-    def of_images(self, images: Tensor) -> Law:
-        """This law with a row for each of the images `[N]`, as an image of its own; costs are counted together."""
+    def of_images(self, images: Tensor, groups: tuple[int, ...] | None = None) -> Law:
+        """This law with a row for each of the images `[N]`, as an image of its own; costs are counted together.
+
+        Args:
+            images: their indices.
+            groups: numbers of consecutive rows that are evaluated together whatever the batch, such as those of one
+                image; None for each row by itself.
+        """
         scores = self.score_model
         return replace(
             self,
             conditions=self.conditions.rows(images),
             prompts=[self.prompts[image] for image in images.tolist()],
             score_model=scores and ScoreModel(scores.model, scores.conditions.rows(images)),
+            groups=groups,
         )
 
 
@@ -126,10 +137,12 @@ class LawAtRows:
     Attributes:
         law: of all images.
         owners: the image of each row, `[N]`.
+        groups: numbers of consecutive rows that are evaluated together whatever the batch; see `Execution`.
     """
 
     law: Law
     owners: Tensor
+    groups: tuple[int, ...]
 
     @cached_property
     def network(self) -> Network:
@@ -175,9 +188,10 @@ class LawAtRows:
     ) -> Tensor:
         """Rows of states through a function of (states, levels, conditions), in chunks and counted."""
         execution = self.law.execution
-        row_owners = self.owners.repeat_interleave(len(states[0]) // len(self.owners))
+        num_copies = len(states[0]) // len(self.owners)
+        row_owners = self.owners.repeat_interleave(num_copies)
         row_levels = [as_level(level) for level in levels]
-        is_tracked = torch.is_grad_enabled() and any(state.requires_grad for state in states)
+        counted = 0
 
         def at_rows(index: Tensor) -> list[Tensor]:
             return [level[index.to(level.device)] if level.ndim else level for level in row_levels]
@@ -185,51 +199,69 @@ class LawAtRows:
         def evaluate_rows(index: Tensor, *rows: Tensor) -> Tensor:
             return function(*rows, *at_rows(index), conditions.rows(row_owners[index]))
 
-        for index, kept in execution.chunks(states[0]):
-            evaluations = kept * model.evaluations_per_row(at_rows(index)[0], conditions)
+        def count(index: Tensor) -> None:
+            nonlocal counted
+            evaluations = len(index) * model.evaluations_per_row(at_rows(index)[0], conditions)
+            counted += evaluations
             execution.cost.network_evaluations += evaluations
-            # Every graph built here is traversed once.
-            execution.cost.backward_passes += evaluations if is_tracked else 0
-        return execution.over_chunks(
-            lambda index, kept, *rows: execution.checkpointed(evaluate_rows, index, *rows)[:kept], *states
+
+        def count_backward(gradient: Tensor) -> None:
+            execution.cost.backward_passes += counted
+
+        result = execution.over_chunks(
+            partial(execution.checkpointed, evaluate_rows), self._groups(num_copies), *states, count=count
         )
+        if result.requires_grad:
+            result.register_hook(count_backward)
+        return result
+
+    def _groups(self, num_copies: int) -> list[int]:
+        """The groups of equally many copies of each row."""
+        return [num_copies * size for size in self.groups]
 
     def decode(self, z: Tensor, preview: bool = False) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1] of clean latents `[N, ...]`; `preview` as of `Model.decode`."""
-        execution = self.law.execution
-        execution.cost.decodes += len(z)
-        return execution.over_chunks(
-            lambda index, kept, rows: self._decode_rows(self.owners[index], rows, preview)[:kept], z
+
+        def count(index: Tensor) -> None:
+            self.law.cost.decodes += len(index)
+
+        return self.law.execution.over_chunks(
+            lambda index, rows: self._decode_rows(self.owners[index], rows, preview), self.groups, z, count=count
         )
 
     def evaluate(self, z: Tensor, noise_to_signal: Level = 0.0) -> Evaluation:
         """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
-        execution = self.law.execution
         images = self.decode(z)
-        execution.cost.reward_calls += len(z)
         names: list[str] = []
 
-        def score_rows(index: Tensor, kept: int, latents: Tensor, images: Tensor) -> Tensor:
-            output = self._score_rows(index, kept, self.owners, noise_to_signal, latents, images)
-            names[:] = output.terms
-            return torch.stack([output.total[:kept], *(term[:kept] for term in output.terms.values())], 1)
+        def count(index: Tensor) -> None:
+            self.law.cost.reward_calls += len(index)
 
-        total, *terms = execution.over_chunks(score_rows, z, images).unbind(1)
+        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
+            output = self._score_rows(index, self.owners, noise_to_signal, latents, images)
+            names[:] = output.terms
+            return torch.stack([output.total, *output.terms.values()], 1)
+
+        scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
+        total, *terms = scores.unbind(1)
         return Evaluation(total, dict(zip(names, (term.detach() for term in terms), strict=True)), images)
 
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
         """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of each row."""
-        execution = self.law.execution
-        owners = self.owners.repeat_interleave(len(z) // len(self.owners))
-        execution.cost.decodes += len(z)
-        execution.cost.reward_calls += len(z)
+        num_copies = len(z) // len(self.owners)
+        owners = self.owners.repeat_interleave(num_copies)
 
-        def score_rows(index: Tensor, kept: int, latents: Tensor) -> Tensor:
+        def count(index: Tensor) -> None:
+            self.law.cost.decodes += len(index)
+            self.law.cost.reward_calls += len(index)
+
+        def score_rows(index: Tensor, latents: Tensor) -> Tensor:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return self._score_rows(index, kept, owners, noise_to_signal, latents, images).total[:kept]
+            return self._score_rows(index, owners, noise_to_signal, latents, images).total
 
-        return self.law.reward_scale * execution.over_chunks(score_rows, z).to(z.device)
+        rewards = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count)
+        return self.law.reward_scale * rewards.to(z.device)
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool) -> Tensor:
         law = self.law
@@ -241,14 +273,11 @@ class LawAtRows:
         return law.execution.checkpointed(decode, owners, z)
 
     def _score_rows(
-        self, index: Tensor, kept: int, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor
+        self, index: Tensor, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor
     ) -> RewardOutput:
         """The scores of one chunk of the rows whose owners and levels are given."""
         law, reward = self.law, self.law.reward
         assert reward is not None, "methods ask for scores only where there is a reward"
-        if not reward.differentiable:
-            # It gains nothing from a filled-up chunk.
-            index, latents, images = index[:kept], latents[:kept], images[:kept]
         level = as_level(noise_to_signal)
 
         def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:

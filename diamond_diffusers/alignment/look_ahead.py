@@ -125,14 +125,14 @@ def look_ahead(
         with_values: whether they are decoded and scored; else their rewards are taken as 0, and there is no gradient.
         aim: of the step to be guided; None where that is what the model predicts.
     """
-    num_samples, owners = posterior.num_samples, law.rows(x).owners
+    num_samples, rows = posterior.num_samples, law.rows(x)
     if posterior.draws_noise:
         noise = random.normal(num_samples * len(x) // law.num_images, x.shape[1:])
     else:
         noise = x.new_zeros(num_samples * len(x), *x.shape[1:])
 
-    def estimate(x: Tensor, owners: Tensor, noise: Tensor) -> LookAhead:
-        particles = _Particles(LawAtRows(law, owners), posterior, x, noise_to_signal, noise, aim)
+    def estimate(rows: LawAtRows, x: Tensor, noise: Tensor) -> LookAhead:
+        particles = _Particles(rows, posterior, x, noise_to_signal, noise, aim)
         return particles.estimate(
             gradient,
             with_prediction=with_prediction,
@@ -142,12 +142,16 @@ def look_ahead(
         )
 
     if gradient not in REWARD_GRADIENTS:
-        return estimate(x, owners, noise)
-    # The graph of one chunk is all that memory must hold.
-    size = max(1, law.execution.rows_at_once(len(noise)) // num_samples)
-    parts = zip(x.split(size), owners.split(size), noise.split(size * num_samples), strict=True)
+        return estimate(rows, x, noise)
+    parts, start = [], 0
     with differentiable_attention():
-        return LookAhead.joined([estimate(*part) for part in parts])
+        # The graph of one chunk is all that memory must hold.
+        for groups in law.execution.parts(rows.groups, num_samples):
+            end = start + sum(groups)
+            part = LawAtRows(law, rows.owners[start:end], groups)
+            parts.append(estimate(part, x[start:end], noise[num_samples * start : num_samples * end]))
+            start = end
+    return LookAhead.joined(parts)
 
 
 @dataclass(frozen=True)

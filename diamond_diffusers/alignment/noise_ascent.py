@@ -16,6 +16,7 @@ from ..core.tensors import expand
 from ..transitions.base import Transition
 from .law import Evaluation, Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
+from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource
 from .scalings import limited
 
@@ -87,13 +88,22 @@ class NoiseAscent(NoiseRounds):
         noise, best = x.detach().clone(), None
         optimizer = OPTIMIZERS[self.optimizer]([noise], lr=self.learning_rate, maximize=True)
         for iteration in range(self.num_iterations):
-            is_last = iteration == self.num_iterations - 1
-            sample, gradient = (sampler(noise), None) if is_last else self.sample_and_gradient(sampler, noise)
+            ascends = iteration < self.num_iterations - 1
+            sampled = partial(self._sampled, sampler, noise, ascends, len(sampler.driving))
+            sample, gradient = with_smaller_chunks(law.execution, sampled, random)
             best = sample if best is None else best.improved_by(sample, law.reward_scale)
             yield sample, best
             if gradient is not None:
                 noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
                 optimizer.step()
+
+    def _sampled(
+        self, sampler: NoiseSampler, noise: Tensor, ascends: bool, num_drawn: int
+    ) -> tuple[Sample, Tensor | None]:
+        """The samples and, where the noise is to ascend, the gradient; `num_drawn` steps' driving noise is known."""
+        # What was drawn in vain is drawn again.
+        del sampler.driving[num_drawn:]
+        return self.sample_and_gradient(sampler, noise) if ascends else (sampler(noise), None)
 
     def clipped(self, gradient: Tensor) -> Tensor:
         """Each row of `[N, ...]` brought to a norm of at most `max_gradient_norm`."""
@@ -124,11 +134,11 @@ class NoiseSampler:
 
     def __call__(self, noise: Tensor) -> Sample:
         """Samples of `[N, ...]`: of each particle, or of equally many consecutive copies of each."""
-        return _joined([self._sample(rows, index) for rows, index in self._parts(noise)])
+        return _joined([self._sample(*part) for part in self._parts(noise)])
 
     def rewards(self, noise: Tensor) -> Tensor:
         """As of `__call__`, the rewards alone, `[N]`."""
-        return torch.cat([self._sample(rows, index).evaluation.total for rows, index in self._parts(noise)])
+        return torch.cat([self._sample(*part).evaluation.total for part in self._parts(noise)])
 
     @differentiable_attention()
     def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
@@ -136,25 +146,29 @@ class NoiseSampler:
         samples: list[Sample] = []
         gradients: list[Tensor] = []
         # The graph of one part is all that memory must hold.
-        for rows, index in self._parts(noise):
+        for rows, index, groups in self._parts(noise):
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
-                sample = self._sample(rows, index)
+                sample = self._sample(rows, index, groups)
                 objective = self.law.reward_scale * sample.evaluation.total.sum()
             gradients += torch.autograd.grad(objective, rows)
             total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
             samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
         return _joined(samples), torch.cat(gradients)
 
-    def _parts(self, noise: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The noises in parts of what is evaluated at once, and the particle that each belongs to."""
-        count = self.law.num_images * self.num_particles
+    def _parts(self, noise: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
+        """The noises in parts of what is evaluated at once, the particle that each belongs to, and their groups."""
+        num_images = self.law.num_images
+        count = num_images * self.num_particles
         particles = torch.arange(count, device=noise.device).repeat_interleave(len(noise) // count)
-        size = self.law.execution.rows_at_once(len(noise))
-        return list(zip(noise.split(size), particles.split(size), strict=True))
+        start = 0
+        for groups in self.law.execution.parts([len(noise) // num_images] * num_images):
+            end = start + sum(groups)
+            yield noise[start:end], particles[start:end], groups
+            start = end
 
-    def _sample(self, noise: Tensor, particles: Tensor) -> Sample:
-        law = self.law.of_images(particles // self.num_particles)
+    def _sample(self, noise: Tensor, particles: Tensor, groups: tuple[int, ...]) -> Sample:
+        law = self.law.of_images(particles // self.num_particles, groups)
         return plain_sample(law, self.transition, noise, self.levels, _Repeated(self, particles))
 
 

@@ -35,7 +35,10 @@ class NoiseRounds(NoAlignment):
     def rounds(
         self, law: Law, x: Tensor, levels: Sequence[float], random: RandomSource
     ) -> Iterator[tuple[Sample, Sample]]:
-        """The samples of each round, and the best of each particle so far; arguments as of `iterate`."""
+        """The samples of each round, and the best of each particle so far; arguments as of `iterate`.
+
+        A round evaluates what it samples `with_smaller_chunks`.
+        """
 
     @abstractmethod
     def num_stages(self, law: Law, levels: Sequence[float]) -> int:

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..transitions.base import Transition
 from .law import Law
 from .look_ahead_search import highest
 from .noise_rounds import NoiseRounds, Sample, plain_sample
+from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource
 
 
@@ -74,9 +76,12 @@ class NoiseSearch(NoiseRounds):
             if best is None:
                 noise[:, 0] = pivot
             noise = noise.flatten(0, 1)
-            sample = plain_sample(law, self.moves, noise[:, 0], levels, _Draws(noise, law.num_images))
+            sample = with_smaller_chunks(law.execution, partial(self._sample, law, noise, levels))
             pivot, best = self._best(law.reward_scale, pivot, best, noise, sample)
             yield sample, best
+
+    def _sample(self, law: Law, noise: Tensor, levels: Sequence[float]) -> Sample:
+        return plain_sample(law, self.moves, noise[:, 0], levels, _Draws(noise, law.num_images))
 
     def plain_noise(self, x: Tensor, levels: Sequence[float], random: RandomSource) -> Tensor:
         """The noise of plain sampling from `x`, `[B P, S, ...]`."""

@@ -14,11 +14,11 @@ from torch import Tensor, distributed
 DistributedState: TypeAlias = PartialState | Accelerator | distributed.ProcessGroup
 """What names the processes that share a call."""
 
-Chunk = tuple[Tensor, int]
-"""The indices of the rows of one call, and how many of them are kept: a last chunk is filled up."""
+Chunk = Tensor
+"""The indices of the rows of one call."""
 
 ChunkFunction = Callable[..., Tensor]
-"""Maps (chunks, rows...) to a result `[n, ...]` for the kept rows of those chunks; row by row."""
+"""Maps (chunks, rows...) to a result `[n, ...]` for the rows of those chunks; row by row."""
 
 
 class ParticleShards:
@@ -26,7 +26,7 @@ class ParticleShards:
 
     Every process holds all particles at their level and draws the same numbers. Of the network, the decoder and the
     reward, forward and backward, it evaluates its own chunks; then results are gathered, so that every process goes on
-    with those of one process, bit for bit where chunks are of one size (`particle_batch_size`) and the machines alike.
+    with those of one process, bit for bit with a `particle_batch_size` and on alike machines.
     Exchanged are latents for each evaluation of the network, scores of look-aheads, images of final particles, and, on
     the way back, gradients of latents. Activations, graphs and images of look-aheads stay where they are.
 
@@ -86,7 +86,7 @@ class ParticleShards:
         """
         size = math.ceil(len(chunks) / self.num_processes)
         shares = [chunks[size * process : size * (process + 1)] for process in range(self.num_processes)]
-        counts = [sum(kept for _, kept in share) for share in shares]
+        counts = [sum(map(len, share)) for share in shares]
         # One that has nothing to do repeats what another does, for its shape.
         mine = shares[self.process_index] or chunks[-1:]
         if torch.is_grad_enabled() and any(row.requires_grad for row in rows):

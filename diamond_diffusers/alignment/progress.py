@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from ..core.cost import Cost
 from .cloud import Cloud
 from .interruption import Interrupted
 from .law import Law
+from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource
 from .result import AlignmentResult
 from .smc_parts.resampling import effective_sample_size
@@ -114,8 +115,7 @@ class Progress:
 
     def previews(self) -> list[Image]:
         """The clean look-aheads as images, particle after particle of each image; costs a decoding of each."""
-        with torch.no_grad():
-            return _pictures(self.law.rows(self.clean).decode(self.clean, preview=True))
+        return self._decoded(self.clean, preview=True)
 
     def best(self) -> list[Image]:
         """The best image of each prompt's so far: of the highest reward, or the heaviest where there is no reward."""
@@ -125,19 +125,25 @@ class Progress:
         rows = torch.arange(len(index))
         if result.images is not None:
             return _pictures(result.images[rows, index[:, 0].to(result.images.device)])
-        latents = result.latents[rows, index[:, 0].to(result.latents.device)]
-        with torch.no_grad():
-            return _pictures(self.law.rows(latents).decode(latents))
+        return self._decoded(result.latents[rows, index[:, 0].to(result.latents.device)])
+
+    @torch.no_grad()
+    def _decoded(self, latents: Tensor, preview: bool = False) -> list[Image]:
+        decode = partial(self.law.rows(latents).decode, latents, preview)
+        return _pictures(with_smaller_chunks(self.law.execution, decode))
 
     def result(self) -> AlignmentResult:
         """What the run returns if it ends here; before its end, the clean look-aheads are decoded and scored."""
         started = time.perf_counter()
+        result = with_smaller_chunks(self.law.execution, self._finished)
+        self.law.cost.seconds += time.perf_counter() - started
+        return result
+
+    def _finished(self) -> AlignmentResult:
         cloud = self.cloud if self.is_final else replace(self.cloud, x=self.clean, final=None)
         # Of particles that are differentiated, as by noise optimisation, so is the result.
         with torch.set_grad_enabled(cloud.x.requires_grad):
-            result = self.method.finish(self.law, cloud, self.trace)
-        self.law.cost.seconds += time.perf_counter() - started
-        return result
+            return self.method.finish(self.law, cloud, self.trace)
 
     def detached(self) -> Progress:
         """Where the run stands, without the graph of particles that are differentiated."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -90,6 +90,30 @@ class RandomSource:
             return [torch.get_device_module(self.device).get_rng_state(self.device)]
         generators = self.generators if isinstance(self.generators, list) else [self.generators]
         return [generator.get_state() for generator in generators]
+
+    def snapshot(self) -> Callable[[], None]:
+        """A function that brings everything drawn back to here: from this source, aside, or from torch's own state."""
+        held = self.generators if isinstance(self.generators, list) else [self.generators]
+        states = [(generator, generator.get_state()) for generator in held if generator is not None]
+        device = None if self.device.type == "cpu" else torch.get_device_module(self.device)
+        global_state = torch.get_rng_state()
+        device_state = device and device.get_rng_state(self.device)
+        aside: RandomSource | None = self.__dict__.get("aside")
+        restore_aside = None if aside is None else aside.snapshot()
+
+        def restore() -> None:
+            for generator, state in states:
+                generator.set_state(state)
+            torch.set_rng_state(global_state)
+            if device is not None:
+                device.set_rng_state(device_state, self.device)
+            if restore_aside is not None:
+                restore_aside()
+            else:
+                # It is seeded anew, from where this source then stands.
+                self.__dict__.pop("aside", None)
+
+        return restore
 
     def _rows(self, rows_per_image: int, shape: Sequence[int]) -> Tensor:
         if isinstance(self.generators, list):

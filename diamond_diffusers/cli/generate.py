@@ -12,6 +12,7 @@ from rich.markup import escape
 from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
+from .interruption import interruptible
 from .loading import DType, ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .method import MethodRequest, method_request
 from .options import (
@@ -132,21 +133,22 @@ def generate(
         )
     method.check(scored_by)
     pipe = load_model(model, dtype, device, output)
-    drawn = draw_side_by_side(
-        pipe,
-        prompts,
-        request.build(pipe.family),
-        scored_by,
-        seed,
-        num_images,
-        reward_scale,
-        particle_batch_size,
-        {"num_inference_steps": num_inference_steps, **stock.given()},
-        max_network_evaluations,
-    )
-    save(drawn, output, {"model": model or "embedded"})
-    _print_rewards(drawn)
-    Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
+    with interruptible(pipe):
+        drawn = draw_side_by_side(
+            pipe,
+            prompts,
+            request.build(pipe.family),
+            scored_by,
+            seed,
+            num_images,
+            reward_scale,
+            particle_batch_size,
+            {"num_inference_steps": num_inference_steps, **stock.given()},
+            max_network_evaluations,
+        )
+        save(drawn, output, {"model": model or "embedded"})
+        _print_rewards(drawn)
+        Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
 
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:

@@ -35,7 +35,12 @@ def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
 ParticleBatchSize = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_COUNT, help="Rows of one network call, where memory is short; by default all at once."),
+    typer.Option(
+        min=1,
+        max=MAX_COUNT,
+        help="Most rows of one network call, all of one image, which is then the same in every batch; by default those "
+        "of all images at once, and fewer where memory is short.",
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Cost:
-    """Counts over all images and particles of a run.
+    """Counts over all images and particles of a run: of everything that was evaluated, even if in vain for memory.
 
     Attributes:
         network_evaluations: forward passes of the network, one a row; a row under classifier-free guidance counts 2.

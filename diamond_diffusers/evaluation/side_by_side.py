@@ -77,15 +77,22 @@ def draw_side_by_side(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must not be negative")
     seeds = [seed + i for i in range(len(prompts) * num_images)]
-    given = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
+    given: dict[str, Any] = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
     resolved = pipe.prepare(**given).arguments
     alignment.check(reward)
-    common = {"reward": reward, "reward_scale": reward_scale, "particle_batch_size": particle_batch_size}
 
     def draw(method: Method, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with progress_bar(pipe.pipeline, desc=name):
-            return pipe(**given, **common, alignment=method, max_network_evaluations=budget, generator=generators)
+            return pipe(
+                **given,
+                reward=reward,
+                alignment=method,
+                reward_scale=reward_scale,
+                max_network_evaluations=budget,
+                particle_batch_size=particle_batch_size,
+                generator=generators,
+            )
 
     # First the call that can be refused.
     aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None
@@ -170,6 +177,7 @@ def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
         "settings": {**settings, **drawn.settings},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "images": images,
+        "interrupted": [name for name, out in drawn.outputs.items() if out.interrupted],
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }

@@ -90,6 +90,7 @@ class Family(LoopTensors, SampledModel):
         self.preview_vae: Any = None
         self.score_model: Family | None = None
         self.posterior_map: PosteriorMap | None = None
+        self._device: torch.device | None = None
 
     @property
     @abstractmethod
@@ -125,7 +126,7 @@ class Family(LoopTensors, SampledModel):
     @property
     def device(self) -> torch.device:
         """The device on which the pipeline computes, also while its components are offloaded."""
-        return execution_device(self.pipeline)
+        return self._device or execution_device(self.pipeline)
 
     @property
     def has_flow_map(self) -> bool:
@@ -199,6 +200,8 @@ class Family(LoopTensors, SampledModel):
             ValueError: the scheduler is not one that the model can be sampled with.
         """
         own = copy(self)
+        # Stock pipelines look through all of their modules to find it.
+        own._device = self.device
         own.pipeline = copy(self.pipeline)
         own.pipeline.scheduler = copy(self.pipeline.scheduler)
         return own

@@ -64,7 +64,7 @@ class StockAttributes:
         return _OF_CALLS.get().get(id(self), self.pipeline)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _OWN:
+        if name in _OWN or "pipeline" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._shown, name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.law import Law
+from ..alignment.out_of_memory import with_smaller_chunks
 from ..alignment.random_source import RandomSource
 from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
@@ -31,14 +33,15 @@ class DiamondMapPipelineOutput(BaseOutput):
         rewards: unscaled rewards `[n]`; None without a reward.
         reward_terms: each term of the reward before weighting, `[n]`.
         log_weights: normalised log-weights `[n]` of the returned particles within their image's cloud.
-        log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image, or None. The expectation
-            is that of the law which the method's transitions sample, and not the model's own where they are one
-            Gaussian step a level (the default; too low by 1.3, .8, .5 and .2 with 5, 10, 20 and 50 steps on a
-            mixture under a strong tilt) or those of a distilled map. For the model's own law take
-            `GlassTransition(num_inner_steps=4)` or more.
+        log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image; None if the method makes
+            none, or if the call was interrupted. The expectation is that of the law which the method's transitions
+            sample. This is not the model's own law where they are one Gaussian step a level (the default; too low by
+            1.3, .8, .5 and .2 with 5, 10, 20 and 50 steps on a mixture under a strong tilt) or those of a distilled
+            map. For the model's own law take `GlassTransition(num_inner_steps=4)` or more.
         trace: figures of each step; `trace.plot()` draws them.
         cost: the cost of the whole call.
         alignment: the method that has run, with the model's choices filled in and the count that a budget has set.
+        interrupted: whether the call was ended before its end, so that its images are clean look-aheads.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
 
@@ -56,6 +59,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     trace: Trace
     cost: Cost
     alignment: Method
+    interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
 
 
@@ -66,6 +70,7 @@ def make_output(
     selection: str,
     random: RandomSource,
     output_type: str,
+    interrupted: bool,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
@@ -80,7 +85,8 @@ def make_output(
     if output_type == "latent":
         images = latents
     else:
-        images = law.rows(latents).decode(latents) if result.images is None else pick(result.images)
+        decode = partial(law.rows(latents).decode, latents)
+        images = with_smaller_chunks(law.execution, decode) if result.images is None else pick(result.images)
         images, flagged = family.finish(images)
         images = family.pipeline.image_processor.postprocess(
             images, output_type=output_type, do_denormalize=[False] * len(images)
@@ -90,9 +96,10 @@ def make_output(
         rewards=None if result.rewards is None else pick(result.rewards),
         reward_terms={name: pick(term) for name, term in result.reward_terms.items()},
         log_weights=pick(result.log_weights),
-        log_evidence=result.log_evidence,
+        log_evidence=None if interrupted else result.log_evidence,
         trace=result.trace,
         cost=law.cost,
         alignment=alignment,
+        interrupted=interrupted,
         nsfw_content_detected=flagged,
     )

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -214,6 +214,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
     @StockCall
     def prepare(
         self,
+        /,
         prompt: str | list[str] | None = None,
         *,
         reward_prompt: str | list[str] | None = None,
@@ -256,6 +257,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
     @StockCall
     def __call__(
         self,
+        /,
         prompt: str | list[str] | None = None,
         *,
         reward: RewardLike | None = None,
@@ -278,7 +280,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         return_dict: bool = True,
         callback_on_step_end: UserCallback | None = None,
         **kwargs: Any,
-    ) -> DiamondMapPipelineOutput | tuple[Any, ...]:
+    ) -> DiamondMapPipelineOutput:
         """Draws images that follow the prompts and obey the reward.
 
         Args:
@@ -293,9 +295,11 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 method's count of particles, candidates or iterations is set to the largest within this budget.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
-            particle_batch_size: number of rows of one network, decoder or reward call; None for all at once. The last
-                chunk is filled up, so that from the same embeddings an image is the same, bit for bit, whatever else is
-                in the batch. (Text encoders may round several prompts differently from one.)
+            particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is
+                then evaluated by the calls that it would be evaluated by alone, so that from the same embeddings it is
+                the same, bit for bit, whatever else is in the batch. (Text encoders may round several prompts
+                differently from one.) None evaluates the rows of all images at once, which is faster where each has few
+                of them. Where memory runs out, a step is run again in chunks of half the rows, with a warning.
             gradient_checkpointing: whether the backward pass evaluates network, decoder and reward again instead of
                 holding what they computed. None does so only where components are offloaded.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
@@ -318,6 +322,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
 
         Raises:
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
+            torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not hold a single row.
         """
         options = RunOptions(
             reward=reward,
@@ -347,7 +352,8 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             for _ in run:
                 pass
             output = run.output()
-        return output if return_dict else (output.images, output.rewards)
+        # Typed as what nearly every caller gets, since types cannot follow `return_dict` through the descriptor.
+        return output if return_dict else cast(DiamondMapPipelineOutput, (output.images, output.rewards))
 
     def iterate(self, prompt: str | list[str] | None = None, **kwargs: Any) -> Run:
         """Starts a call that you step through with `for progress in pipe.iterate(...)`.

@@ -101,7 +101,7 @@ class Run(Iterator[Progress]):
         self._latest: Progress | None = None
         self._output: DiamondMapPipelineOutput | None = None
         self._interruption = threading.Event()
-        self._is_ending = False
+        self._is_stepping = self._is_complete = False
         call.family.pipeline._interrupt = False
         with _lock:
             if not any(run.pipe is pipe for run in _open_runs):
@@ -161,10 +161,12 @@ class Run(Iterator[Progress]):
             )
             for progress in self._method.iterate(law, x, levels, self._random):
                 self._latest = progress
+                self._is_complete = progress.index + 1 == progress.num_stages
                 on_step(progress)
                 yield progress
 
     def __next__(self) -> Progress:
+        self._is_stepping = True
         try:
             with _own_gradients():
                 self._check_interruption()
@@ -180,6 +182,8 @@ class Run(Iterator[Progress]):
             # The end of the run, too.
             self.close()
             raise
+        finally:
+            self._is_stepping = False
 
     def interrupt(self) -> None:
         """Ends the run before its next evaluation; any thread may call it.
@@ -192,7 +196,8 @@ class Run(Iterator[Progress]):
     def _is_to_end(self) -> bool:
         stock = (self._call.family.pipeline, self.pipe.pipeline)
         is_interrupted = self._interruption.is_set() or any(pipeline._interrupt for pipeline in stock)
-        return is_interrupted and not self._is_ending
+        # Not where the caller looks at a progress, or asks for the output.
+        return is_interrupted and self._is_stepping
 
     def _check_interruption(self) -> None:
         is_to_end = self._is_to_end()
@@ -225,14 +230,20 @@ class Run(Iterator[Progress]):
         """
         if self._output is None:
             progress = self._latest or next(self, self._start)
-            self._is_ending = True
             selection = self._selection
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _own_gradients(), self._call.active():
                 result = progress.result()
-                output_type = self._options.output_type
-                self._output = make_output(progress.law, self._method, result, selection, self._random, output_type)
+                self._output = make_output(
+                    progress.law,
+                    self._method,
+                    result,
+                    selection,
+                    self._random,
+                    self._options.output_type,
+                    interrupted=not self._is_complete,
+                )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()
         return self._output

@@ -5,28 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from ..families.base import Family
 from .arguments import NEGATIVE_PROMPTS
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
-class StockCall:
+
+class StockCall(Generic[Parameters, Result]):
     """Makes a method of an object show the stock keywords beside its own in `inspect.signature` and `help`.
 
     Args:
         function: a method that takes the stock keywords as `**kwargs`, of a class with a `family`.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[Concatenate[Any, Parameters], Result]) -> None:
         self.function = function
 
-    def __get__(self, owner: Any, kind: type | None = None) -> Callable[..., Any]:
+    def __get__(self, owner: Any, kind: type | None = None) -> Callable[Parameters, Result]:
         if owner is None:
-            return self.function
+            return cast(Callable[Parameters, Result], self.function)
 
         @functools.wraps(self.function)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             return self.function(owner, *args, **kwargs)
 
         call.__signature__ = merged_signature(self.function, owner.family)  # type: ignore[attr-defined]

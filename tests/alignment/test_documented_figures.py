@@ -141,7 +141,7 @@ class NarrowDiamondMixture(CoarseDiamondMixture):
 
 
 def test_an_imperfect_map_is_right_as_look_aheads_and_wrong_as_a_transition():
-    table = {row[0]: float(row[1]) for row in documented("an imperfect map")}
+    table = {row[0]: float(row[1]) for row in documented("method or transition")}
     methods = {
         "PosteriorSMC": PosteriorSMC(64),
         "DiamondTransition": SMC(64, DiamondPosterior(1), DiamondTransition()),

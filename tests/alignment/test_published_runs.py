@@ -55,12 +55,11 @@ class LinearReward(Reward):
         return scores
 
 
-class RecordedNoise:
+class RecordedNoise(RandomSource):
     """A source of recorded draws of look-aheads; what else is drawn has no effect and is zero."""
 
-    num_images = 1
-
     def __init__(self, look_aheads: Sequence[Tensor]) -> None:
+        super().__init__(None, 1)
         self.look_aheads: Iterator[Tensor] = iter(look_aheads)
         self.count = len(look_aheads[0])
 

@@ -142,7 +142,7 @@ def test_only_records_are_redrawn(tmp_path):
         ((binary,), "line 1 of"),
         ((tmp_path / "nowhere.json",), "does not exist"),
         ((path, "--output", tmp_path), "which is a folder"),
-        ((path, "--output", tmp_path / "again"), "whose suffix is that of no image"),
+        ((path, "--output", tmp_path / "again"), "whose suffix names no format of colour images"),
     ):
         result = invoke("redraw", *arguments)
         assert result.exit_code == 2

@@ -88,12 +88,12 @@ class GaussianMixture:
         variances, basis, means = self._axes
         alpha, sigma = torch.as_tensor(alpha), torch.as_tensor(sigma)
         total = alpha**2 * variances + sigma**2
-        residual = basis.mT @ x.double().mT - alpha * means
+        residual = basis.mT @ x.double().reshape(-1, x.shape[-1]).mT - alpha * means
         scaled = residual / total
         distance = (residual * scaled + total.log()).unflatten(0, self.means.shape).sum(1)
         weights = torch.softmax(self.log_weights.unsqueeze(-1) - distance / 2, 0)
         moved = (alpha * variances * scaled).unflatten(0, self.means.shape) * weights.unsqueeze(1)
-        return (self.means.mT @ weights + basis @ moved.flatten(0, 1)).mT
+        return (self.means.mT @ weights + basis @ moved.flatten(0, 1)).mT.reshape(x.shape)
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,7 +117,7 @@ class FamilyTests(CallTests):
         assert all(weight.requires_grad for weight in weights)
         particles = 2 * 3
         steps = len(out.trace.steps)
-        assert steps == pipe._num_timesteps
+        assert steps == len(pipe.prepare(PROMPTS, **call).levels()) - 1
         assert counts.network == counts.backward == out.cost.network_evaluations == out.cost.backward_passes
         # Guidance may end, or leave out, some levels; then its rows cost less there.
         assert counts.network == particles * steps if not guided else counts.network > particles * steps
@@ -228,6 +228,8 @@ class FamilyTests(CallTests):
             network.set_attention_backend("native")
             network.reset_attention_backend()
 
+    # Some seconds each: by default of one network with convolutions, and of FLUX with a Diamond Map.
+    @pytest.mark.slow
     def test_a_compiled_network_is_compiled_once(self) -> None:
         pipe = self.fresh()
         expected = self.images(pipe)

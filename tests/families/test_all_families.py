@@ -129,6 +129,9 @@ def test_callbacks_find_in_the_pipeline_what_the_stock_call_keeps_there(
     stock, ours = seen[0], seen[2]
     # Moves on with the loop there; here one evaluation may ask about several times.
     stock.pop("current_timestep", None), ours.pop("current_timestep", None)
+    # Here it is the method that interrupts; `_interrupt` is the flag, as there.
+    assert stock.pop("interrupt", False) is False
+    ours.pop("interrupt", None)
     for values in (stock, ours):
         values.update({key: value or {} for key, value in values.items() if key in ATTENTION_OPTIONS})
     assert ours == stock

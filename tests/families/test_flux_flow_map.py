@@ -86,7 +86,9 @@ def test_plain_sampling_composes_the_map_over_the_stock_levels(pipe: DiamondMapP
     out = pipe(["a ring", "a star"], latents=latents, **{**CALL, "output_type": "latent"})
     assert out.cost.network_evaluations == 2 * 3
     _, keywords = encoded(pipe)
-    expected, times = latents, pipe.scheduler.sigmas
+    call = pipe.prepare(["a ring", "a star"], **CALL)
+    assert len(call.levels()) == 4
+    expected, times = latents, call.family.pipeline.scheduler.sigmas
     with torch.no_grad():
         for time, target in pairwise(times):
             velocity = stock_velocity(pipe.transformer, expected, torch.stack([time, target]).repeat(2, 1), keywords)

@@ -56,6 +56,7 @@ LUMINA2 = TinyFamily(
 class TestLumina2(FamilyTests):
     family = LUMINA2
 
+    @pytest.mark.slow
     def test_a_compiled_network_is_compiled_once(self) -> None:
         """The stock network reads the lengths of its masks, which breaks its graph."""
         pipe = self.fresh()

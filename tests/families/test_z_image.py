@@ -100,8 +100,9 @@ def test_truncated_guidance_costs_one_evaluation(pipe: DiamondMapPipeline) -> No
         schedule = {"sigmas": [1.0, 0.75, 0.5, 0.25], "num_inference_steps": 4}
         out = pipe(PROMPTS, **{**CALL, **GUIDED, **schedule, "cfg_truncation": 0.3})
     # Dynamic shifting raises the levels a little: only the last two are below 1 - 0.3.
-    levels = pipe.scheduler.sigmas[:-1]
-    expected = sum(2 if 1 - sigma <= 0.3 else 1 for sigma in levels.tolist())
+    levels = pipe.prepare(PROMPTS, **{**CALL, **GUIDED, **schedule, "cfg_truncation": 0.3}).levels()[:-1]
+    sigmas = [1.0 if level == float("inf") else level / (1 + level) for level in levels]
+    expected = sum(2 if 1 - sigma <= 0.3 else 1 for sigma in sigmas)
     assert 4 < expected < 8
     assert out.cost.network_evaluations == counts.network == 2 * expected
 

@@ -36,7 +36,7 @@ def test_an_output_is_one_of_diffusers(pipe: DiamondMapPipeline) -> None:
     scored = pipe(PROMPTS, reward=brightness, alignment=SMC(num_particles=2), **CALL)
     assert isinstance(plain, BaseOutput)
     assert plain[0] is plain["images"] is plain.images is plain.to_tuple()[0] is plain[:1][0]
-    assert list(plain.keys()) == ["images", "reward_terms", "log_weights", "trace", "cost", "alignment"]
+    assert list(plain.keys()) == ["images", "reward_terms", "log_weights", "trace", "cost", "alignment", "interrupted"]
     assert list(scored)[:3] == ["images", "rewards", "reward_terms"]
     assert scored[1] is scored.rewards is scored["rewards"]
     assert unpack(**scored) == set(scored) == {*plain, "rewards", "log_evidence"}

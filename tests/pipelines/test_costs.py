@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks.counting import counted
 from benchmarks.zoo.flux import build_tiny_flux
-from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior, Guidance, Guide, ODETransition
+from diamond_diffusers import (
+    SMC,
+    DiamondMapPipeline,
+    GlassPosterior,
+    Guidance,
+    Guide,
+    NoAlignment,
+    NoiseOptimization,
+    ODETransition,
+    RandomSearch,
+)
+from diamond_diffusers.pipelines.output import DiamondMapPipelineOutput
 from diamond_diffusers.rewards import MiniatureReward
+
+from ..families.family import brightness
 
 PROMPTS = ["a red circle", "two blue stars"]
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}
@@ -71,6 +85,52 @@ def test_each_particle_of_a_step_is_evaluated_once(
     assert counts.decoded == out.cost.decodes == ROWS * (levels * decodes + 1)
     # One image more is scored before the run, to see that the reward works.
     assert sum(seen) - 1 == out.cost.reward_calls == out.cost.decodes
+
+
+CHUNKED = {
+    "plain": NoAlignment(),
+    "smc": SMC(num_particles=PARTICLES, posterior=GlassPosterior(2, 2)),
+    "pathwise": Guidance(GlassPosterior(2, 2), Guide("pathwise"), num_particles=PARTICLES),
+    "search": RandomSearch(num_candidates=4, round_size=3),
+    "noise optimization": NoiseOptimization(num_iterations=2, num_particles=PARTICLES),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 1024])
+@pytest.mark.parametrize("name", CHUNKED)
+def test_an_image_is_evaluated_by_the_calls_that_it_makes_alone(
+    pipe: DiamondMapPipeline, name: str, batch_size: int
+) -> None:
+    """So nothing is filled up, and it is the same bit for bit."""
+    # Encoded together, since text encoders too round by their rows.
+    with torch.no_grad():
+        embeds, pooled, _ = pipe.pipeline.encode_prompt(PROMPTS, None, max_sequence_length=12)
+
+    def drawn(images: list[int]) -> tuple[DiamondMapPipelineOutput, list[int]]:
+        parts: dict[str, list[int]] = {"network": [], "decoder": []}
+        hooks = [rows_of(pipe.transformer, parts["network"]), rows_of(pipe.vae.decoder, parts["decoder"])]
+        out = pipe(
+            reward=brightness,
+            reward_prompt=[PROMPTS[image] for image in images],
+            alignment=CHUNKED[name],
+            generator=[torch.Generator().manual_seed(image) for image in images],
+            particle_batch_size=batch_size,
+            prompt_embeds=embeds[images],
+            pooled_prompt_embeds=pooled[images],
+            **CALL,
+        )
+        for hook in hooks:
+            hook.remove()
+        assert sum(parts["network"]) == out.cost.network_evaluations
+        assert sum(parts["decoder"]) == out.cost.decodes
+        return out, sorted(parts["network"]) + sorted(parts["decoder"])
+
+    (together, calls), first, second = drawn([0, 1]), drawn([0]), drawn([1])
+    assert first[1] == second[1] and sorted(calls) == sorted(first[1] + second[1])
+    assert max(calls) <= batch_size
+    for image, (alone, _) in enumerate((first, second)):
+        assert torch.equal(together.images[image], alone.images[0])
+        assert torch.equal(together.rewards[image], alone.rewards[0])
 
 
 def test_prompts_are_encoded_once_in_a_run(pipe: DiamondMapPipeline, reward: MiniatureReward) -> None:

@@ -43,8 +43,13 @@ class Evaluations:
             handle.remove()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *((name, 1) for name in NAMES),
+        *((name, 4) for name in ("smc", "guidance", "random_search", "noise_optimization")),
+    ],
+)
 def test_it_is_heeded_before_the_next_evaluation(pipe: DiamondMapPipeline, name: str, at: int) -> None:
     """In chunks of one row a step has many evaluations; the look-aheads that are returned may cost one of each row."""
     before, evaluations = trained(pipe), Evaluations()
@@ -131,7 +136,9 @@ def test_one_run_can_be_interrupted(pipe: DiamondMapPipeline) -> None:
     with pipe.iterate(**call("smc")) as run, pipe.iterate(**call("smc")) as other:
         next(run)
         next(other)
+        progress = next(run)
         run.interrupt()
+        assert len(progress.previews()) == len(progress.particles)
         assert list(run) == []
         assert len(list(other)) == 2
         assert len(run.output().images) == 2
@@ -152,3 +159,11 @@ def test_after_an_error_of_the_caller_a_run_has_its_best_images(pipe: DiamondMap
         for _ in run:
             pass
     assert len(run.output().images) == 2
+
+
+def test_a_run_that_is_closed_before_its_first_step_has_images(pipe: DiamondMapPipeline) -> None:
+    run = pipe.iterate(**call("smc"))
+    run.close()
+    out = run.output()
+    assert len(out.images) == 2 and out.interrupted
+    assert not pipe(**call("smc")).interrupted

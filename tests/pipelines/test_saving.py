@@ -212,6 +212,6 @@ def test_leftovers_of_a_killed_process_are_not_pushed(
 def test_a_map_alone_is_not_buried_under_a_model(pipe: DiamondMapPipeline, map_folder: Path) -> None:
     """It would be loaded in place of the model that is saved there."""
     before = contents(map_folder / "map")
-    with pytest.raises(ValueError, match=r"which holds a Diamond Map alone .*; name another folder"):
+    with pytest.raises(ValueError, match=r"which holds a Diamond Map alone, .*; name another folder"):
         pipe.save_pretrained(map_folder / "map")
     assert contents(map_folder / "map") == before

@@ -33,15 +33,15 @@ def brightness(images: Tensor, prompts: list[str]) -> Tensor:
 EMBEDDED: list[dict[str, Any]] = [
     {"alignment": "none", "true_cfg_scale": 1.0, "num_inference_steps": 5},
     {"alignment": NoAlignment(DiamondTransition())},
-    {"alignment": SMC(num_particles=2, posterior=GlassPosterior()), "num_inference_steps": 3},
+    {"alignment": SMC(num_particles=2, posterior=GlassPosterior())},
     {
         "alignment": Guidance(guide=Guide("pathwise"), posterior=DiamondPosterior(num_samples=2)),
         "num_inference_steps": 3,
     },
     {"alignment": PosteriorSMC(num_particles=2), "num_inference_steps": 4},
     {"alignment": NoiseOptimization(num_iterations=2), "num_inference_steps": 2},
-    {"alignment": "smc", "particle_batch_size": 1, "num_inference_steps": 3},
-    {"alignment": Guidance(guide=Guide("pathwise")), "gradient_checkpointing": True, "num_inference_steps": 3},
+    {"alignment": "smc", "particle_batch_size": 1},
+    {"alignment": Guidance(guide=Guide("pathwise")), "gradient_checkpointing": True},
 ]
 DISCRETE: list[dict[str, Any]] = [
     {"alignment": "none"},
@@ -72,12 +72,17 @@ CASES: dict[str, tuple[Callable[[], DiamondMapPipeline], list[dict[str, Any]]]] 
 }
 
 
+Case = tuple[DiamondMapPipeline, list[dict[str, Any]], list[list[Tensor]]]
+
+
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest) -> Iterator[tuple[DiamondMapPipeline, list[dict[str, Any]]]]:
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """A pipeline, calls of it, and what they draw one after another."""
     build, calls = CASES[request.param]
     pipe = build()
     pipe.set_progress_bar_config(disable=True)
-    yield pipe, [{"num_inference_steps": 3, "height": 64, "width": 64, **call} for call in calls]
+    calls = [{"num_inference_steps": 2, "height": 64, "width": 64, **call} for call in calls]
+    yield pipe, calls, [drawn(pipe, number, call) for number, call in enumerate(calls)]
     assert pipe.vae.dtype == (torch.float16 if request.param == "sdxl" else torch.float32)
 
 
@@ -87,9 +92,8 @@ def drawn(pipe: DiamondMapPipeline, number: int, call: dict[str, Any]) -> list[T
 
 
 @pytest.mark.parametrize("num_threads", [2, 4])
-def test_in_threads(case: tuple[DiamondMapPipeline, list[dict[str, Any]]], num_threads: int) -> None:
-    pipe, calls = case
-    alone = [drawn(pipe, number, call) for number, call in enumerate(calls)]
+def test_in_threads(case: Case, num_threads: int) -> None:
+    pipe, calls, alone = case
     trained = [weight.requires_grad for weight in pipe.components[pipe.family.network_name].parameters()]
     # Evaluations of one thread would meet those of the others.
     handle = pipe.family.network_module.register_forward_pre_hook(lambda *_: time.sleep(0.001))
@@ -104,9 +108,8 @@ def test_in_threads(case: tuple[DiamondMapPipeline, list[dict[str, Any]]], num_t
     assert any(not torch.equal(alone[0][0], other[0]) for other in alone[1:])
 
 
-def test_in_turns(case: tuple[DiamondMapPipeline, list[dict[str, Any]]]) -> None:
-    pipe, calls = case
-    alone = [drawn(pipe, number, call) for number, call in enumerate(calls)]
+def test_in_turns(case: Case) -> None:
+    pipe, calls, alone = case
     runs = [
         pipe.iterate(["a ring", "a star"], generator=torch.Generator().manual_seed(number), output_type="pt", **call)
         for number, call in enumerate(calls)

@@ -240,6 +240,7 @@ class TestUse:
         torch.testing.assert_close(*gradients)
         assert sorted(calls) == ["text", "text", "vision", "vision"]
 
+    @pytest.mark.slow
     def test_compiles_as_one_graph(self, pictures, reward):
         compiled = ImageReward(FOLDER, **ARGUMENTS).compile(backend="aot_eager", fullgraph=True)
         images = pictures[1].clone().requires_grad_()

@@ -144,7 +144,7 @@ def test_what_cannot_be_distributed_is_refused(options):
         Trainer(options(), accelerator)
 
 
-@pytest.mark.parametrize("loss", ["central_difference", "trajectories"])
+@pytest.mark.parametrize("loss", [pytest.param("central_difference", marks=pytest.mark.slow), "trajectories"])
 def test_shards_of_a_base_in_half_precision_train(options, loss):
     """With accelerate's own policy, which would cast what is trained, and the loss; and the teacher is sharded too."""
     given = options("--loss", loss, "--gradient_checkpointing", "--lr_warmup_steps", 0, "--max_train_steps", 1)

@@ -49,7 +49,7 @@ class Setup:
             `1_000_000 * (seed + 1000 * j) + i`.
         num_images_per_prompt: number of images of each prompt, each a draw of its own.
         batch_size: number of images in one call.
-        particle_batch_size: number of rows of one network call; None for all at once.
+        particle_batch_size: the most rows of one network call, all of one image; None for all images at once.
         arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
     """
 

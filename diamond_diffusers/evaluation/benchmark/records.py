@@ -41,7 +41,7 @@ class Batch:
 
     Attributes:
         prompts, seeds: prompt and seed of each image of the batch.
-        particle_batch_size: number of rows of one network call.
+        particle_batch_size: the most rows of one network call, all of one image; None for all images at once.
     """
 
     prompts: list[str]

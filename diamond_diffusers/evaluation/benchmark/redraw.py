@@ -133,7 +133,6 @@ def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:
         return f"row is {shown(record.row)} of a batch of {len(batch.prompts)} images"
     if not all(0 <= seed < 2**63 for seed in batch.seeds):
         return "batch.seeds has a number outside 0 to 2**63 - 1"
-    # Calls of fewer rows are filled up.
     if batch.particle_batch_size is not None and not 1 <= batch.particle_batch_size <= MAX_COUNT:
         return f"batch.particle_batch_size is {shown(batch.particle_batch_size)}"
     if not 1 <= threads <= MAX_THREADS:
