@@ -32,8 +32,8 @@ REMEDIES = frozenset(
 )
 """Words of a sentence that says what to do."""
 LONGEST = 1500
-SECONDS = 30.0
-MEMORY = 4 * 2**30
+SECONDS = 10.0
+MEMORY = 2 * 2**30
 
 
 class Hang(BaseException):
@@ -83,7 +83,10 @@ def shown_forms(value: object) -> list[str]:
         forms += ["a list", "a mapping", "an object", f"{len(value)} "] + (["empty"] if not value else [])
         inner = list(value.values()) + list(value) if isinstance(value, dict) else list(value)
         forms += [form for part in inner[:3] if not isinstance(part, list | dict) for form in shown_forms(part)]
+    # An argument that is refused whatever its value is.
+    forms += ["cannot be used", "is given"]
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        forms += [f"{len(value)} "] if value.shape else []
         # A number in an array may be shown as one.
         forms += [str(value), *([str(value.item())] if math.prod(value.shape) == 1 and not is_meta(value) else [])]
     if value is None:
