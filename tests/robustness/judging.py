@@ -1,4 +1,4 @@
-"""The judge of what becomes of an odd value: it is understood, or refused in one clear sentence, or the package fails."""
+"""The judge of what becomes of an odd value: understood, refused in one clear sentence, or a failure."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ PACKAGE = Path(diamond_diffusers.__file__).parent
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
 """What a call may raise; the sentence has to be one of this package's."""
 REMEDIES = frozenset(
-    "give choose take use leave name must may make raise lower set drop load pass mend write save put add import wrap "
-    "construct decorate install enlarge shorten split move call remove go resume wait".split()  # noqa: SIM905
+    """
+    give choose take use leave name must may make raise lower set drop load pass mend write save put add import wrap
+    construct decorate install upgrade which enlarge shorten split move call remove go resume wait
+    """.split()  # noqa: SIM905
 )
 """Words of a sentence that says what to do."""
 LONGEST = 1500
@@ -73,7 +75,9 @@ def shown_forms(value: object) -> list[str]:
         return [*forms, "huge", "digits"]
     forms += [text] if len(text) < 200 else [text[:20].strip("'\"")]
     if isinstance(value, str):
-        forms += [value, value.strip()[:20], text.strip("'\"")[:20]] if value.strip() else ["''", '""', "empty", "blank"]
+        forms += (
+            [value, value.strip()[:20], text.strip("'\"")[:20]] if value.strip() else ["''", '""', "empty", "blank"]
+        )
     if isinstance(value, int | float) and not isinstance(value, bool):
         forms += ["huge"] if abs(value) > 10**300 else [str(float(value)), f"{value:g}"]
         forms += ["huge"] if abs(value) > 10**18 else []

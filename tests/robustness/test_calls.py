@@ -208,7 +208,9 @@ def test_prepare_and_iterate(
     called: Called, argument: str, begin: Callable[..., Any], tally: Tally, same_afterwards: None
 ) -> None:
     """They refuse what a call refuses, before they return; a run that was begun is closed."""
-    takes = inspect.signature(begin).parameters.keys() | inspect.signature(type(called.pipe.pipeline).__call__).parameters
+    takes = (
+        inspect.signature(begin).parameters.keys() | inspect.signature(type(called.pipe.pipeline).__call__).parameters
+    )
     if begin.__name__ == "iterate":
         takes |= {*OWN} - {"return_dict"}
     if argument not in called.arguments or argument not in takes:
@@ -233,9 +235,22 @@ def test_prepare_and_iterate(
 
 
 def test_unknown_arguments(called: Called, tally: Tally, same_afterwards: None) -> None:
-    for name in ("no_such_argument", "Prompt", "num_inference_step", "alignments", "self_", "a b", "prompt\n", "__class__"):
+    for name in (
+        "no_such_argument",
+        "Prompt",
+        "num_inference_step",
+        "alignments",
+        "self_",
+        "a b",
+        "prompt\n",
+        "__class__",
+    ):
         tally.judge(
-            lambda name=name: called.draw(**{name: 3}), repr(name), 3, f"pipe({name}=3)", lambda _: "silent: it has none"
+            lambda name=name: called.draw(**{name: 3}),
+            repr(name),
+            3,
+            f"pipe({name}=3)",
+            lambda _: "silent: it has none",
         )
     tally.failing = [failing for failing in tally.failing if "no value" not in failing]
     tally.check()
@@ -250,13 +265,17 @@ def test_every_method_on_a_tiny_budget(called: Called, name: str, tally: Tally, 
         names = ("max_network_evaluations", "alignment", "posterior", "transition", name)
         if name == "none":
             names = (*names, "NoAlignment")
-        tally.judge(lambda given=given: called.draw(**given), names, budget, made_by, lambda out: fault_of_output(out, 1))
+        tally.judge(
+            lambda given=given: called.draw(**given), names, budget, made_by, lambda out: fault_of_output(out, 1)
+        )
     tally.check()
 
 
 @pytest.mark.parametrize("kind", ["images", "constant", "infinite", "nothing"])
 def test_latents(called: Called, kind: str, tally: Tally, same_afterwards: None) -> None:
-    call = called.pipe.prepare("a ring", **{k: v for k, v in called.call.items() if k not in OWN or k in ("height", "width")})
+    call = called.pipe.prepare(
+        "a ring", **{k: v for k, v in called.call.items() if k not in OWN or k in ("height", "width")}
+    )
     with call.active(), torch.no_grad():
         noise = call.family.prepare_latents(call.arguments, call.conditions, 2, torch.Generator().manual_seed(0))
     values = {
@@ -269,14 +288,40 @@ def test_latents(called: Called, kind: str, tally: Tally, same_afterwards: None)
     for value in odd.get(kind, [values[kind], values[kind].double()]):
         made_by = f"{type(called.pipe.pipeline).__name__}: pipe('a ring', latents={kind})"
         shown = list(value.shape) if isinstance(value, torch.Tensor) else value
-        tally.judge(lambda value=value: called.draw(latents=value), "latents", shown, made_by, lambda out: fault_of_output(out, 1))
+        tally.judge(
+            lambda value=value: called.draw(latents=value),
+            "latents",
+            shown,
+            made_by,
+            lambda out: fault_of_output(out, 1),
+        )
     tally.check()
 
 
 def test_names_of_rewards_and_their_expressions(called: Called, tally: Tally, same_afterwards: None) -> None:
-    broken = ["", " ", "+", "no_such_reward", "miniature +", "miniature ++ miniature", "2 * ", "miniature * 2", "nan*miniature"]
+    broken = [
+        "",
+        " ",
+        "+",
+        "no_such_reward",
+        "miniature +",
+        "miniature ++ miniature",
+        "2 * ",
+        "miniature * 2",
+        "nan*miniature",
+    ]
     broken += ["1e999*miniature", "inf*miniature", "miniature; import os", "miniature\0", "lambda: 0", "mini ature"]
-    broken += ["(miniature)", "miniature/2", "\ud800", "×miniature", "1e-400000000*nope", "--miniature", "*", "5", "5*5*miniature"]
+    broken += [
+        "(miniature)",
+        "miniature/2",
+        "\ud800",
+        "×miniature",
+        "1e-400000000*nope",
+        "--miniature",
+        "*",
+        "5",
+        "5*5*miniature",
+    ]
     for text in broken:
         tally.judge(
             lambda text=text: called.draw(reward=text),

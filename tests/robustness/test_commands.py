@@ -10,13 +10,47 @@ import pytest
 from ..cli.invoking import invoke
 from .judging import REMEDIES, Tally, fault_of_sentence
 
-ODD = ("", " ", "-1", "0", "1.5", "nan", "inf", "-inf", "1e999", "9" * 40, "true", "none", "x", "../..", "a\nb", "🌊", "[bold]")
-SHORT = ("--num-inference-steps", "1", "--num-particles", "1", "--alignment", "none", "--num-images", "1")
+ODD = (
+    "",
+    " ",
+    "-1",
+    "0",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "9" * 40,
+    "true",
+    "none",
+    "x",
+    "../..",
+    "a\nb",
+    "🌊",
+    "[bold]",
+)
+PARTS = ("option", "alignment", "posterior", "gradient", "guidance-strength", "num-inner-steps", "num-lookaheads")
+"""Options of methods that plain sampling does not have."""
 GENERATE = {
-    "model": ODD,
+    "model": ("", "/no/such/folder", "/", "../..", "a\nb"),
     "alignment": ODD,
-    "option": ("", "x", "=", "=4", "num_particles", "num_particles=", "num_particles=x", "a.b.c.d=1", "posterior=x",
-               "posterior.x=1", "num_particles=nan", "num_particles=true", "num_particles=9e9", "name=none", "\n=1"),
+    "option": (
+        "",
+        "x",
+        "=",
+        "=4",
+        "num_particles",
+        "num_particles=",
+        "num_particles=x",
+        "a.b.c.d=1",
+        "posterior=x",
+        "posterior.x=1",
+        "num_particles=nan",
+        "num_particles=true",
+        "num_particles=9e9",
+        "name=none",
+        "\n=1",
+    ),
     "reward": ODD,
     "reward-scale": ODD[4:],
     "num-images": ("", "-1", "0", "1.5", "nan", "9" * 40, "x"),
@@ -54,7 +88,9 @@ SCORE = {
 }
 
 
-def fault_of_command(arguments: tuple[str, ...], output: Path, names: tuple[str, ...], value: str) -> tuple[str, str | None]:
+def fault_of_command(
+    arguments: tuple[str, ...], output: Path, names: tuple[str, ...], value: str
+) -> tuple[str, str | None]:
     """Whether a command was understood or refused, and what is wrong with that."""
     result = invoke(*arguments)
     text = result.stderr
@@ -68,7 +104,9 @@ def fault_of_command(arguments: tuple[str, ...], output: Path, names: tuple[str,
     errors = [line for line in text.splitlines() if line.startswith("Error: ")]
     if errors:
         sentence = errors[0].removeprefix("Error: ")
-        return "refused", fault_of_sentence(sentence.strip(), names, value) if len(errors) == 1 else f"{len(errors)} errors"
+        return "refused", fault_of_sentence(sentence.strip(), names, value) if len(
+            errors
+        ) == 1 else f"{len(errors)} errors"
     # Of the parser of the command line, within a box.
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
     return "refused", None if any(name in said for name in names) else f"no {names}: {said[-200:]}"
@@ -78,11 +116,13 @@ def fault_of_command(arguments: tuple[str, ...], output: Path, names: tuple[str,
 def test_generate(option: str, tmp_path: Path, tally: Tally) -> None:
     for number, value in enumerate(GENERATE[option]):
         output = tmp_path / str(number)
-        short = [text for pair in zip(SHORT[::2], SHORT[1::2], strict=True) if pair[0] != f"--{option}" for text in pair]
-        short = [text for text in short] if option not in ("option", "posterior", "gradient") else ["--num-inference-steps", "1"]
+        short = ("--num-inference-steps=1", *(() if option in PARTS else ("--alignment=none",)))
+        short = tuple(flag for flag in short if not flag.startswith(f"--{option}="))
         arguments = ("generate", "a ring", *short, f"--{option}={value}", "--output", str(output))
         names = (option, option.replace("-", "_"), "guide", "strength", "prompt", "reward", "Reward")
-        tally.count(*fault_of_command(arguments, output, names, value), " ".join(arguments)[:200])
+        path, _, given = value.rpartition("=") if option == "option" else (option, "", value)
+        names = (*names, *filter(None, path.split(".")), "NAME", "alignment")
+        tally.count(*fault_of_command(arguments, output, names, given or value), " ".join(arguments)[:200])
     tally.check()
 
 
@@ -93,7 +133,9 @@ def test_benchmark(option: str, tmp_path: Path, tally: Tally) -> None:
         short = {"methods": "plain", "num-prompts": "1", "budgets": "1", "num-inference-steps": "1"}
         flags = [f"--{name}={text}" for name, text in {**short, option: value}.items()]
         arguments = ("benchmark", *flags, "--output", str(output))
-        tally.count(*fault_of_command(arguments, output, (option, option.split("-")[-1]), value), " ".join(arguments)[:200])
+        tally.count(
+            *fault_of_command(arguments, output, (option, option.split("-")[-1]), value), " ".join(arguments)[:200]
+        )
     tally.check()
 
 
@@ -119,6 +161,10 @@ def test_commands_without_what_they_need(command: str, tmp_path: Path, tally: Ta
     for arguments in (("--no-such-option", "1"), ("--output", str(tmp_path / "file" / "below"), "a ring"), ("--seed",)):
         result = invoke(command, *arguments)
         is_told = result.exit_code == 2 and "Traceback" not in result.stderr and result.stderr.strip()
-        tally.count("refused", None if is_told else f"exit code {result.exit_code}: {result.exception!r}", f"{command} {arguments}")
+        tally.count(
+            "refused",
+            None if is_told else f"exit code {result.exit_code}: {result.exception!r}",
+            f"{command} {arguments}",
+        )
     assert "give" in REMEDIES
     tally.check()

@@ -30,9 +30,7 @@ from .judging import Tally
 REGISTRIES: tuple[Registry[Any], ...] = (METHODS, POSTERIORS, TRANSITIONS, TEMPERINGS, LOSSES)
 INTERNAL = ("stock", "trajectory")
 """Transitions that families make for themselves."""
-CLASSES = [
-    registry.get(name) for registry in REGISTRIES for name in registry.names() if name not in INTERNAL
-] + [Guide]
+CLASSES = [registry.get(name) for registry in REGISTRIES for name in registry.names() if name not in INTERNAL] + [Guide]
 FIELDS = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls) if field.init]
 MAY_BE_INFINITE = ("max_tilt", "max_shift", "max_gradient_norm", "num_guided_steps", "snr_factor")
 """Besides the fields that are infinite by default: those for which infinity says that there is no limit."""
@@ -50,14 +48,14 @@ def fits(value: object, hint: Any, may_be_infinite: bool) -> bool:
         number = Integral if kind is int else Real
         if not isinstance(value, number) or isinstance(value, bool):
             return False
-        return kind is int or not value != value and (abs(value) < 2**1023 or may_be_infinite)
+        return kind is int or (value == value and (abs(value) < 2**1023 or may_be_infinite))
     return isinstance(value, kind)
 
 
 def is_as_given(stored: Any, given: Any) -> bool:
     """Whether a field holds what it was given, which may have become an ordinary number."""
     if isinstance(stored, Real) and not isinstance(given, str):
-        return bool(stored == given) or abs(stored) < 2**1000 and float(stored) == float(given)
+        return bool(stored == given) or (abs(stored) < 2**1000 and float(stored) == float(given))
     return isinstance(given, str | Mapping) or stored is given or bool(stored == given)
 
 
@@ -120,7 +118,9 @@ def test_name_of_a_part(registry: Registry[Any], tally: Tally) -> None:
         if isinstance(odd.value, str) and odd.value in registry:
             continue
         act = f"from_dict({registry.plural.upper()}, {odd.label})"
-        tally.judge(lambda value=odd.value: from_dict(registry, value), registry.kind, odd.value, act, lambda _: "silent")
+        tally.judge(
+            lambda value=odd.value: from_dict(registry, value), registry.kind, odd.value, act, lambda _: "silent"
+        )
     for odd in PLAIN:
         if isinstance(odd.value, str) and odd.value in registry:
             continue
@@ -140,7 +140,7 @@ def test_argument_of_the_pipeline(argument: str, tiny_pipe: DiamondMapPipeline, 
             return None if pipe.few_step is value else f"silent: {kept!r}"
         if argument == "defaults":
             return None if not value and not pipe.defaults else f"silent: {kept!r:.80}"
-        takes = argument == "preview_vae" and isinstance(value, torch.nn.Module) or value is None
+        takes = (argument == "preview_vae" and isinstance(value, torch.nn.Module)) or value is None
         return None if takes else f"silent: {kept!r:.80}"
 
     for odd in ALL:

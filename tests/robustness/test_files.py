@@ -126,7 +126,9 @@ def test_file(name: str, tmp_path: Path, tally: Tally) -> None:
         file = tmp_path / name
         put(file, kind)
         names = (name, "alignment", "num_particles", "max_tilt", "smc")
-        tally.judge(lambda file=file: read(file), names, name, f"{read.__name__}({name}: {kind})", lambda _: "silent: read")
+        tally.judge(
+            lambda file=file: read(file), names, name, f"{read.__name__}({name}: {kind})", lambda _: "silent: read"
+        )
     tally.failing = [failing for failing in tally.failing if "no value" not in failing or "method" not in name]
     tally.counts["failing"] = len(tally.failing)
     tally.check()
@@ -157,7 +159,9 @@ def test_any_json(value: Any, tmp_path: Path, tally: Tally) -> None:
     for name in ("method.json", "record.json"):
         file = tmp_path / name
         file.write_text(json.dumps(value), errors="surrogatepass")
-        tally.judge(lambda name=name, file=file: READERS[name][0](file), (name, "alignment"), name, f"{name}: {value!r}")
+        tally.judge(
+            lambda name=name, file=file: READERS[name][0](file), (name, "alignment"), name, f"{name}: {value!r}"
+        )
     tally.check()
 
 
@@ -248,7 +252,7 @@ def test_configuration_of_a_map(map_folder: Path, tmp_path: Path, tally: Tally) 
             tally.judge(
                 lambda: load_diamond_map(tiny_family("flux"), folder),
                 (key, file.name, "Diamond Map"),
-                str(folder),
+                [str(folder), value],
                 f"load_diamond_map({key}={value!r:.40})",
             )
     tally.check()
@@ -290,7 +294,10 @@ def test_folders_to_save_in(tiny_pipe: DiamondMapPipeline, tmp_path: Path, tally
         if isinstance(value, bytes):
             continue
         tally.judge(
-            lambda value=value: tiny_pipe.save_pretrained(value), "save_directory", value, f"save_pretrained({value!r})",
+            lambda value=value: tiny_pipe.save_pretrained(value),
+            "save_directory",
+            value,
+            f"save_pretrained({value!r})",
             lambda _: "silent: saved",
         )
     tally.check()
@@ -306,7 +313,9 @@ def test_a_saved_pipeline_with_nan_weights_is_not_silent(tiny_folder: Path, tall
         given = {"alignment": alignment, "num_inference_steps": 1, "height": 16, "width": 16, "output_type": "pt"}
         tally.judge(
             lambda given=given: pipe("a ring", reward=lambda images, prompts: images.mean((1, 2, 3)), **given),
-            ("image", "model", "latents", "network"), "nan", f"pipe of NaN, {alignment}",
+            ("image", "model", "latents", "network"),
+            "nan",
+            f"pipe of NaN, {alignment}",
             lambda out: None if torch.isfinite(out.images).all() else "silent: images of nan",
         )
     tally.check()

@@ -14,7 +14,25 @@ from .judging import Tally
 
 OPTIONS = [option for record in RECORDS.values() for option in options_of(record)]
 BASE = ("--pretrained_model_name_or_path", "miniature", "--dataset_name", "miniature")
-NUMBERS = ("", " ", "x", "-1", "-1e30", "nan", "inf", "-inf", "1e999", "9" * 400, "1.5", "true", "1j", "0x10", "1_0", "٣", "a\udcffb")
+NUMBERS = (
+    "",
+    " ",
+    "x",
+    "-1",
+    "-1e30",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "9" * 400,
+    "1.5",
+    "true",
+    "1j",
+    "0x10",
+    "1_0",
+    "٣",
+    "a\udcffb",
+)
 TEXTS = ("a\udcffb", "\udcff")
 
 
@@ -64,11 +82,19 @@ def test_option(option, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixt
     tally.check()
 
 
-@pytest.mark.parametrize("value", ["[1, 2]", "{a: 1}", "[[1]]", "null", "~", "&a [*a]", "!!python/name:os.system", "2020-01-01"])
+@pytest.mark.parametrize(
+    "value", ["[1, 2]", "{a: 1}", "[[1]]", "null", "~", "&a [*a]", "!!python/name:os.system", "2020-01-01"]
+)
 @pytest.mark.parametrize("flag", ["rank", "seed", "output_dir", "random_flip", "loss", "optimizer", "learning_rate"])
-def test_value_of_another_kind_in_a_file(flag: str, value: str, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
+def test_value_of_another_kind_in_a_file(
+    flag: str, value: str, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(f"{flag}: {value}\n")
     said = refusal([*BASE, "--config", str(file)], capsys)
-    tally.count("understood" if said is None else "refused", None if said is None or str(file) in said or flag in said else said, f"{flag}: {value}")
+    tally.count(
+        "understood" if said is None else "refused",
+        None if said is None or str(file) in said or flag in said else said,
+        f"{flag}: {value}",
+    )
     tally.check()
