@@ -29,7 +29,7 @@ REFUSALS = (ValueError, TypeError, OSError, ImportError)
 REMEDIES = frozenset(
     """
     give choose take use leave name must may make raise lower set drop load pass mend write save put add import wrap
-    construct decorate install upgrade which enlarge shorten split move call remove go resume wait
+    construct decorate install upgrade which enlarge shorten split move call remove go resume wait options takes
     """.split()  # noqa: SIM905
 )
 """Words of a sentence that says what to do."""

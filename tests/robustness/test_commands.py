@@ -88,6 +88,15 @@ SCORE = {
 }
 
 
+def forms_of(value: str) -> list[str]:
+    """What a sentence may show of an option's text: it, the number that it is, or the part of it that is wrong."""
+    forms = [value, repr(value), *(part for part in re.split("[=,. -]", value) if part)] if value else ["''"]
+    try:
+        return [*forms, str(float(value))]
+    except ValueError:
+        return forms
+
+
 def fault_of_command(
     arguments: tuple[str, ...], output: Path, names: tuple[str, ...], value: str
 ) -> tuple[str, str | None]:
@@ -103,10 +112,10 @@ def fault_of_command(
         return "refused", f"half written: {written}"
     errors = [line for line in text.splitlines() if line.startswith("Error: ")]
     if errors:
-        sentence = errors[0].removeprefix("Error: ")
-        return "refused", fault_of_sentence(sentence.strip(), names, value) if len(
-            errors
-        ) == 1 else f"{len(errors)} errors"
+        sentence, shown = errors[0].removeprefix("Error: ").strip(), forms_of(value)
+        return "refused", fault_of_sentence(
+            sentence, names, next((form for form in shown if form in sentence), value)
+        ) if len(errors) == 1 else f"{len(errors)} errors"
     # Of the parser of the command line, within a box.
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
     return "refused", None if any(name in said for name in names) else f"no {names}: {said[-200:]}"
@@ -120,9 +129,12 @@ def test_generate(option: str, tmp_path: Path, tally: Tally) -> None:
         short = tuple(flag for flag in short if not flag.startswith(f"--{option}="))
         arguments = ("generate", "a ring", *short, f"--{option}={value}", "--output", str(output))
         names = (option, option.replace("-", "_"), "guide", "strength", "prompt", "reward", "Reward")
-        path, _, given = value.rpartition("=") if option == "option" else (option, "", value)
+        path = value.rpartition("=")[0] if option == "option" else option
         names = (*names, *filter(None, path.split(".")), "NAME", "alignment")
-        tally.count(*fault_of_command(arguments, output, names, given or value), " ".join(arguments)[:200])
+        tally.count(
+            *fault_of_command(arguments, output, names, value),
+            " ".join(arguments)[:200],
+        )
     tally.check()
 
 
