@@ -41,6 +41,7 @@ FOREIGN_PRIVATE_NAMES = {
     "_current_timestep": {"families/flux.py", "families/qwen_image.py"},
     "_denoising_end": {"families/sdxl.py"},
     "_diffusers_hook": {"pipelines/modules.py"},
+    "_fields": {"rewards/returned_scores.py"},
     "_fingerprint": {"training/data/hub.py"},
     "_get_add_time_ids": {"families/sdxl.py"},
     "_gradient_checkpointing_func": {"rewards/checkpointing.py"},

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
+from ..core.conversions import WrongTypeError, shown
 from ..core.interval import Interval, intervals
 from ..core.model import Model
+from ..core.network import Network
+from ..core.typed import Typed
 from ..posteriors.base import PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions.base import Transition
@@ -28,7 +31,7 @@ from .result import AlignmentResult
 from .trace import Trace, TraceStep
 
 
-class Method(ABC):
+class Method(Typed, ABC):
     """A way to make samples obey a reward.
 
     Attributes:
@@ -63,8 +66,6 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
-        check_part("posterior", getattr(self, "posterior", None), PosteriorSampler, "GlassPosterior()")
-        check_part("transition", self.transition, Transition, "GlassTransition()")
 
     @abstractmethod
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
@@ -82,6 +83,20 @@ class Method(ABC):
         """How particles move, of a method that is resolved."""
         assert self.transition is not None, "`resolve` fills in the transition, and comes before the first step"
         return self.transition
+
+    def moved(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
+        """Particles `[N, ...]` after a step of the transition, checked; arguments as of `Transition.step`.
+
+        Raises:
+            TypeError, ValueError: the transition returned something else than such particles.
+        """
+        moved = self.moves.step(network, x, interval, predicted, noise)
+        if not isinstance(moved, Tensor) or moved.shape != x.shape:
+            raise WrongTypeError(
+                f"the step of {type(self.moves).__name__} returned {shown(moved)}; return particles of shape "
+                f"{list(x.shape)}"
+            )
+        return moved
 
     def check(self, reward: Reward | None) -> None:
         """Raises a `ValueError` where the method cannot work with this reward; called before any expensive work."""
@@ -104,6 +119,11 @@ class Method(ABC):
             ValueError: the model lacks what the method asks of it.
         """
         transition = self.transition or self.default_transition(model)
+        if not isinstance(transition, Transition):
+            raise WrongTypeError(
+                f"default_transition of {type(self).__name__} returned {shown(transition)}; return a transition, such "
+                "as model.stock_transition()"
+            )
         transition.check(model)
         if isinstance(posterior := getattr(self, "posterior", None), PosteriorSampler):
             posterior.check(model)
@@ -157,7 +177,7 @@ class Method(ABC):
         cloud = method.start(law, x, len(steps))
         for index, interval in enumerate(steps):
             step = partial(method.step, law, cloud, interval, random)
-            cloud = with_smaller_chunks(law.execution, step, random)
+            cloud = checked_cloud(method, with_smaller_chunks(law.execution, step, random), cloud)
             trace.steps.append(TraceStep(interval.start, **cloud.figures))
             if not interval.is_last:
                 between = partial(method.between_steps, law, cloud, index + 1, interval.end, random)
@@ -205,7 +225,18 @@ class Method(ABC):
         )
 
 
-def check_part(name: str, part: object, kind: type, example: str) -> None:
-    """Raises a `TypeError` for a part of a method that is given and is no object of its kind."""
-    if part is not None and not isinstance(part, kind):
-        raise TypeError(f"{name} is {part!r}; give an object, such as {example}")
+def checked_cloud(method: Method, cloud: Cloud, former: Cloud) -> Cloud:
+    """The cloud that the step of a method, perhaps of a user's own, has returned.
+
+    Raises:
+        WrongTypeError: it is none, or has other particles than as many of the same shape.
+    """
+    name = type(method).__name__
+    if not isinstance(cloud, Cloud):
+        raise WrongTypeError(f"the step of {name} returned {shown(cloud)}; return a Cloud, such as replace(cloud, x=x)")
+    if not isinstance(cloud.x, Tensor) or cloud.x.shape[1:] != former.x.shape[1:]:
+        raise WrongTypeError(
+            f"the step of {name} returned a cloud with {shown(cloud.x)} as x; leave each particle of shape "
+            f"{list(former.x.shape[1:])}"
+        )
+    return cloud

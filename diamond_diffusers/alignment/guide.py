@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.levels import signal_and_noise
+from ..core.typed import Typed
 from ..posteriors.base import PosteriorSampler
 from ..rewards.base import Reward
 from .law import Law
@@ -17,7 +18,7 @@ from .scalings import SCALINGS, limited, root_mean_square
 
 
 @dataclass(frozen=True)
-class Guide:
+class Guide(Typed):
     """Replaces the denoiser `D` by the reward-tilted one, `D_r = D + strength * kappa^2 grad_y V`.
 
     The method `Guidance` follows a guide alone. `SMC` and `PosteriorSMC` take one as their proposal, whose bias their

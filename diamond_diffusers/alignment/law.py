@@ -16,9 +16,12 @@ from ..core.flow_map import flow_map_of
 from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
+from ..core.values import scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
 from .execution import Execution
+from .faults import NotFiniteError, check_evaluated, fault_of_gradient, fault_of_images
+from .reward_errors import RewardErrors
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Evaluation:
     """What decoding and scoring `N` clean latents gave.
 
     Attributes:
-        total: the unscaled reward, `[N]`.
+        total: the unscaled reward, `[N]`; NaN where it has failed and a run goes on without.
         terms: each of its terms, `[N]`.
         images: `[N, 3, H, W]` in [0, 1].
     """
@@ -34,6 +37,10 @@ class Evaluation:
     total: Tensor
     terms: dict[str, Tensor]
     images: Tensor
+
+    def values(self, reward_scale: float) -> Tensor:
+        """The scaled reward, `[N]`; `-inf` where it has failed."""
+        return scaled_rewards(self.total, reward_scale)
 
     def rows(self, index: Tensor) -> Evaluation:
         """The evaluations of the rows `index`."""
@@ -68,6 +75,7 @@ class Law:
         execution: how rows are evaluated, and what that costs.
         groups: numbers of consecutive images whose rows are evaluated together whatever the batch; None for each image
             by itself.
+        reward_errors: what is done where the reward fails.
 
     Raises:
         ValueError: `reward_scale` is no finite number.
@@ -88,6 +96,7 @@ class Law:
     score_model: ScoreModel | None = None
     execution: Execution = field(default_factory=Execution)
     groups: tuple[int, ...] | None = None
+    reward_errors: RewardErrors = field(default_factory=RewardErrors)
 
     def __post_init__(self) -> None:
         check_reward_scale(self.reward_scale)
@@ -213,6 +222,9 @@ class LawAtRows:
         )
         if result.requires_grad:
             result.register_hook(count_backward)
+        if self.law.reward is not None:
+            # Plain samples are the stock pipeline's, whatever they are.
+            check_evaluated(model, result, states, row_levels[0])
         return result
 
     def _groups(self, num_copies: int) -> list[int]:
@@ -261,7 +273,7 @@ class LawAtRows:
             return self._score_rows(index, owners, noise_to_signal, latents, images).total
 
         rewards = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count)
-        return self.law.reward_scale * rewards.to(z.device)
+        return scaled_rewards(rewards.to(z.device), self.law.reward_scale)
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool) -> Tensor:
         law = self.law
@@ -283,9 +295,39 @@ class LawAtRows:
         def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
             prompts = [law.prompts[owner] for owner in owners[index].tolist()]
             row_levels = level[index.to(level.device)] if level.ndim else level
-            return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
+            try:
+                return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
+            except Exception:
+                fault = fault_of_images(law.model, images, latents, row_levels)
+                if fault is not None:
+                    raise fault from None
+                raise
 
-        return law.execution.checkpointed(score, index, latents, images)
+        return law.reward_errors.scores(law.execution, reward, score, index, latents, images)
+
+    def fault_of_gradient(
+        self, z: Tensor, rows: Tensor, noise_to_signal: Level, preview: bool = True
+    ) -> NotFiniteError:
+        """Why the gradient at some of these rows is not finite; decodes and scores the first of them once more.
+
+        Args:
+            z: clean look-aheads, consecutive ones of each row, `[N K, ...]`.
+            rows: whether the gradient is not finite, `[N]`.
+            noise_to_signal: level of the rows.
+            preview: as of `Model.decode`.
+        """
+        law, row = self.law, int(rows.nonzero()[0, 0])
+        assert law.reward is not None, "it was differentiated"
+        with torch.enable_grad():
+            z = z.detach().unflatten(0, (len(rows), -1))[row].requires_grad_()
+            owners = self.owners[row : row + 1].repeat_interleave(len(z))
+            images = law.model.decode(z, law.conditions.rows(owners), preview)
+            pixels = images.detach().requires_grad_()
+            prompts = [law.prompts[owner] for owner in owners.tolist()]
+            scores = law.reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal).total
+            (of_images,) = torch.autograd.grad(scores.sum(), pixels, materialize_grads=True)
+            (of_latents,) = torch.autograd.grad(images, z, of_images)
+        return fault_of_gradient(law.model, law.reward, of_images, of_latents, noise_to_signal, preview)
 
 
 def check_reward_scale(reward_scale: float) -> None:

@@ -23,7 +23,8 @@ from ..core.values import (
     tilted_mean_shift,
     value,
 )
-from ..posteriors.base import PosteriorSampler, PosteriorSamples
+from ..posteriors.base import PosteriorSampler, PosteriorSamples, check_samples
+from .faults import is_finite
 from .law import Law, LawAtRows
 from .random_source import RandomSource
 from .smc_parts.resampling import effective_sample_size
@@ -212,6 +213,11 @@ class _Particles:
             else:
                 terms = pathwise_gradient(values, x).unsqueeze(1)
             coefficient = pathwise_coefficient(self.noise_to_signal)
+        if gradient in REWARD_GRADIENTS and not is_finite(terms):
+            wrong = terms.flatten(1).isfinite().all(1).logical_not()
+            raise self.rows.fault_of_gradient(drawn.samples.flatten(0, 1), wrong, self.noise_to_signal)
+        # Where no look-ahead has a reward, nothing tells where to go.
+        terms = terms.masked_fill(torch.isneginf(values).reshape(-1, *[1] * (terms.ndim - 1)), 0.0)
         drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
         return LookAhead(known, values.detach(), terms, coefficient.to(x.device).expand(len(x)), drift, **kept)
 
@@ -225,6 +231,7 @@ class _Particles:
             with torch.set_grad_enabled(torch.is_grad_enabled() and differentiates):
                 predicted = network.predict(x, self.noise_to_signal)
         drawn = self.posterior.sample(network, x, self.noise_to_signal, predicted, self.noise)
+        check_samples(self.posterior, drawn, self.noise)
         if self.aim is None or not with_prediction:
             return predicted, drawn
         with torch.no_grad():
@@ -253,6 +260,7 @@ class _Particles:
         One graph is traversed before the other is built, so that memory holds one.
         """
         network, posterior = self.rows.network, self.posterior
+        rewards = torch.where(torch.isneginf(rewards).all(1, keepdim=True), 0.0, rewards)
         proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.rows.law.reward_scale), 1)
         proportions = proportions.detach()
         of_rewards = pathwise_gradient((proportions * rewards).sum(1), x)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.conversions import shown
 from ..core.model import Model
 from ..core.serial import NAME, from_dict, with_options
 from .base import Method
@@ -25,12 +28,15 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
         ValueError: the name or an option is unknown, the name is that of two, or the method refuses an option.
     """
     if isinstance(alignment, Method):
+        check_is_dataclass(alignment)
         return alignment
     form = {NAME: alignment} if isinstance(alignment, str) else alignment
     if not isinstance(form, Mapping) or not isinstance(form.get(NAME), str):
+        if isinstance(alignment, type):
+            raise TypeError(f"alignment is {shown(alignment)}; give an instance, {alignment.__name__}()")
         raise TypeError(
-            f"alignment is {alignment!r}; give a method, such as SMC(num_particles=4), or its name, or a mapping with "
-            "its name and options"
+            f"alignment is {shown(alignment)}; give a method, such as SMC(num_particles=4), or its name, or a mapping "
+            "with its name and options"
         )
     name, options = form[NAME], {option: value for option, value in form.items() if option != NAME}
     if name in METHODS and name in PRESETS:
@@ -39,7 +45,15 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
     if name in METHODS or "." in name:
         return from_dict(METHODS, form, "alignment")
     if name in PRESETS:
-        method = PRESETS.get(name)(model)
+        preset = PRESETS.get(name)
+        try:
+            inspect.signature(preset).bind(model)
+        except TypeError:
+            raise TypeError(
+                f"the preset {name!r} takes {inspect.signature(preset)}; it has to take the model, as in "
+                f"{name}(model=None, **options)"
+            ) from None
+        method = preset(model)
         if not isinstance(method, Method):
             raise TypeError(f"the preset {name!r} returned {method!r}; it has to return a method, such as SMC()")
         return with_options(method, options)
@@ -48,3 +62,13 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
         f"alignment is {name!r}; choose one of {names}, give an object, or import the file of yours that registers it "
         "(--import on the command line)"
     )
+
+
+def check_is_dataclass(method: Method) -> None:
+    """Raises a `TypeError` for a method whose class, or an annotation of it, is not that of a dataclass."""
+    kind = type(method)
+    known = {field.name for field in dataclasses.fields(method)} if dataclasses.is_dataclass(method) else set()
+    own = [] if "__dataclass_fields__" in vars(kind) else [name for name in inspect.get_annotations(kind)]
+    own = [name for name in own if name not in known and not any(hasattr(base, name) for base in kind.__mro__[1:])]
+    if not dataclasses.is_dataclass(method) or own:
+        raise TypeError(f"alignment is {shown(method)}, whose class is no dataclass; decorate it with @dataclass")

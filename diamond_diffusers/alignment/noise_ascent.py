@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
-from ..core.checks import check_counts
+from ..core.checks import check_counts, check_finite
 from ..core.tensors import expand
 from ..transitions.base import Transition
+from .faults import is_finite
 from .law import Evaluation, Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .out_of_memory import with_smaller_chunks
@@ -65,6 +66,7 @@ class NoiseAscent(NoiseRounds):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(num_iterations=self.num_iterations)
+        check_finite(learning_rate=self.learning_rate, regularization_weight=self.regularization_weight)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         for name in ("learning_rate", "max_gradient_norm"):
@@ -152,6 +154,11 @@ class NoiseSampler:
                 sample = self._sample(rows, index, groups)
                 objective = self.law.reward_scale * sample.evaluation.total.sum()
             gradients += torch.autograd.grad(objective, rows)
+            if not is_finite(gradients[-1]):
+                wrong = gradients[-1].flatten(1).isfinite().all(1).logical_not()
+                # Each row is an image of its own.
+                at_rows = self.law.of_images(index // self.num_particles).rows(sample.latents)
+                raise at_rows.fault_of_gradient(sample.latents, wrong, self.levels[0], preview=False)
             total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
             samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
         return _joined(samples), torch.cat(gradients)

@@ -132,6 +132,19 @@ class Progress:
         decode = partial(self.law.rows(latents).decode, latents, preview)
         return _pictures(with_smaller_chunks(self.law.execution, decode))
 
+    def best_known(self) -> Tensor:
+        """The best image `[B, 3, H, W]` of each prompt's, as far as rewards are known: none is asked again."""
+        cloud, ahead, count = self.cloud, self.cloud.ahead, self.cloud.log_weights.shape[1]
+        values = cloud.log_weights if cloud.values is None else cloud.values
+        if not self.is_final and ahead is not None and ahead.rewards is not None:
+            values = ahead.rewards.amax(1).unflatten(0, (-1, count))
+        best = values.argmax(1) + count * torch.arange(len(values), device=values.device)
+        if cloud.final is not None:
+            return cloud.final.images[best.to(cloud.final.images.device)].detach()
+        with torch.no_grad():
+            latents = self.clean[best.to(self.clean.device)]
+            return self.law.rows(latents).decode(latents)
+
     def result(self) -> AlignmentResult:
         """What the run returns if it ends here; before its end, the clean look-aheads are decoded and scored."""
         started = time.perf_counter()

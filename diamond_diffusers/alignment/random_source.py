@@ -9,6 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..core.conversions import shown
 from ..core.interval import Interval
 from ..transitions.base import Transition
 
@@ -24,7 +25,7 @@ class RandomSource:
 
     Raises:
         TypeError: these are no generators.
-        ValueError: their number is neither 1 nor `num_images`.
+        ValueError: their number is neither 1 nor `num_images`, or one is on a device of another kind.
     """
 
     def __init__(
@@ -39,8 +40,13 @@ class RandomSource:
         for generator in given if isinstance(given, list) else [given]:
             if given is not None and not isinstance(generator, torch.Generator):
                 raise TypeError(
-                    f"generator is or holds {generator!r}; give torch.Generator objects, such as "
+                    f"generator is or holds {shown(generator)}; give torch.Generator objects, such as "
                     "torch.Generator().manual_seed(0)"
+                )
+            if generator is not None and generator.device.type not in ("cpu", torch.device(device).type):
+                raise ValueError(
+                    f"generator is on {generator.device}, but images are made on {device}; give torch.Generator() or "
+                    f"torch.Generator({str(device)!r})"
                 )
         if isinstance(given, list) and len(given) not in (1, num_images):
             raise ValueError(

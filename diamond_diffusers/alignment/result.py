@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.values import scaled_rewards
 from .random_source import RandomSource
 from .smc_parts.resampling import invert, uniform
 from .trace import Trace
@@ -21,7 +22,7 @@ class AlignmentResult:
     Attributes:
         latents: clean latents `[B, P, ...]`.
         log_weights: `[B, P]`, normalised per image.
-        rewards: `[B, P]`, unscaled; None without a reward.
+        rewards: `[B, P]`, unscaled; NaN for images without one, which are never the best; None without a reward.
         reward_terms: each term of the reward, `[B, P]`.
         images: the final images `[B, P, 3, H, W]` in [0, 1]; None without a reward, for which nothing is decoded.
         log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one; under the law
@@ -46,7 +47,7 @@ class AlignmentResult:
         if final_selection == "heaviest":
             return self.log_weights.cpu().argmax(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
-            return (self.reward_scale * self.rewards).cpu().argmax(1, keepdim=True)
+            return scaled_rewards(self.rewards, self.reward_scale).cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
         if weights.shape[1] == 1:
             return torch.zeros(weights.shape, dtype=torch.long)

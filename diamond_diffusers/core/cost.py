@@ -13,7 +13,7 @@ class Cost:
         network_evaluations: forward passes of the network, one a row; a row under classifier-free guidance counts 2.
         backward_passes: backward passes through the network, counted like its evaluations.
         decodes: latents brought to images.
-        reward_calls: images scored.
+        reward_calls: images scored, with those on which a call tries its reward before it samples.
         seconds: wall-clock time of the sampling loop, rewards and decoding included.
 
     Example:

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .levels import Level, ode_step
+from .typed import Typed
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Model(ABC):
         """The largest level that it was trained at."""
         return math.inf
 
+    def parts(self, preview: bool = False) -> tuple[nn.Module | None, nn.Module | None]:
+        """The network and the decoder, which errors name; None for what is no module."""
+        return None, None
+
     @abstractmethod
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         """The clean sample that the model as loaded predicts at observations `[N, ...]`, differentiable in `x`.
@@ -113,7 +118,7 @@ class Model(ABC):
         """
 
 
-class Sampler:
+class Sampler(Typed):
     """A part of a method that draws from a model: a posterior sampler or a transition.
 
     Attributes:

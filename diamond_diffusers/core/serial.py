@@ -20,23 +20,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, Union, get_args
 
+from .conversions import Texts, Values, WrongTypeError, field_hints, members, shown
 from .registry import REGISTRIES, Registry, bases_of
 
 Part = TypeVar("Part")
 
 NAME = "name"
 """The key under which a serial form holds the name of its part."""
-_NONE = ("none", "null")
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "none"}
-# In this order the types of a union are tried on a text: one that is a number is taken as the number.
-_ORDER = (NoneType, bool, int, float)
+_TEXTS = Texts()
 
 
 class UnknownOptionError(ValueError):
@@ -90,7 +87,7 @@ def from_dict(registry: Registry[type[Part]], form: str | Mapping[str, Any], arg
     form = {NAME: form} if isinstance(form, str) else form
     where = argument or registry.kind
     if not isinstance(form, Mapping) or NAME not in form:
-        raise ValueError(f"{where} is {reprlib.repr(form)}; give a name, or a mapping with a {NAME!r} and options")
+        raise ValueError(f"{where} is {shown(form)}; give a name, or a mapping with a {NAME!r} and options")
     return _named(registry, object, form, "", where)
 
 
@@ -180,6 +177,9 @@ def _named(registry: Registry[Any], kind: type, form: Mapping[str, Any], place: 
     """The part that a form with a name stands for; it has to be of a kind."""
     name = form[NAME]
     if isinstance(name, str) and "." in name and name not in registry:
+        first, _, rest = name.partition(".")
+        if first in registry:
+            raise ValueError(f"{where} is {name!r}; give the name {first!r} and {rest!r} as an option of its own")
         raise ValueError(
             f"{where} is {name!r}, a class that is not registered; decorate it with "
             f'@{registry.plural.upper()}.register("...") and give that name'
@@ -187,7 +187,7 @@ def _named(registry: Registry[Any], kind: type, form: Mapping[str, Any], place: 
     cls = registry.get(name, argument=where) if isinstance(name, str) else None
     if cls is None or not issubclass(cls, kind):
         fitting = [each for each in registry.names() if issubclass(registry.get(each), kind)]
-        raise ValueError(f"{where} is {reprlib.repr(name)}; choose one of {', '.join(fitting)}")
+        raise ValueError(f"{where} is {shown(name)}; choose one of {', '.join(fitting)}")
     return _built(cls, {key: value for key, value in form.items() if key != NAME}, place)
 
 
@@ -210,44 +210,83 @@ def _arguments(cls: type, tree: Mapping[str, Any], place: str, current: Callable
         current: gives the value that an option has before.
     """
     known, found = _serial_fields(cls), {}
-    hints = get_type_hints(cls) if tree else {}
     for option, raw in tree.items():
         path = f"{place}.{option}" if place else str(option)
         if option not in known:
             raise UnknownOptionError(path, _owner(cls), list(known))
-        kind = _part_kind(hints[option])
-        if kind is None:
-            found[option] = _fitted(raw, hints[option], path)
-        else:
-            found[option] = _part(raw, kind, hints[option], path, current(option))
+        found[option] = fitted_option(_TEXTS, raw, field_hints(cls)[option], path, current(option))
     return found
 
 
-def _part(raw: Any, kind: type, hint: Any, path: str, current: Any) -> Any:
-    """A part of some kind from its name, its form, or options that change the current one."""
+def fitted_option(values: Values, raw: Any, hint: Any, path: str, current: Any) -> Any:
+    """A value as the annotation of an option asks for it; parts also from their names and their serial forms.
+
+    Args:
+        values: how plain values are taken.
+        raw: to be taken.
+        hint: the annotation, resolved.
+        path: of the option, for errors.
+        current: the part that a mapping without a name changes; None where there is none.
+
+    Raises:
+        WrongTypeError: it is of another type.
+        ValueError: a part is unknown, or refuses one of its options.
+    """
+    kind = _part_kind(hint)
+    if kind is None:
+        return values.fitted(raw, hint, path)
     if isinstance(raw, kind):
         return raw
-    if NoneType in get_args(hint) and (raw is None or _is_none(raw)):
+    is_optional = NoneType in get_args(hint)
+    if is_optional and values.is_none(raw):
         return None
+    others = [member for member in members(hint) if member not in (kind, NoneType)]
+    if others:
+        try:
+            return values.fitted(raw, Union[tuple(others)], path)  # noqa: UP007 - of as many as there are
+        except WrongTypeError:
+            pass
+    return _part(values, raw, kind, path, current, f", or {values.words[NoneType]}" if is_optional else "")
+
+
+def _part(values: Values, raw: Any, kind: type, path: str, current: Any, none: str) -> Any:
+    """A part of some kind from its name, its form, or options that change the current one.
+
+    Args:
+        none: what errors say of None, where that is allowed.
+    """
     registry = registry_of(kind)
+    if isinstance(raw, type) and issubclass(raw, kind):
+        raise WrongTypeError(f"{path} is {shown(raw)}; give an instance, {raw.__name__}()")
     if isinstance(raw, str) and registry is not None:
         raw = {NAME: raw}
     if not isinstance(raw, Mapping):
-        takes = "options" if registry is None else f"one of {', '.join(registry.names())}"
-        raise ValueError(f"{path} is {reprlib.repr(raw)}; give {takes}")
+        raise WrongTypeError(f"{path} is {shown(raw)}; give {_ways_to_give(values, kind, path)}{none}")
+    raw = nested(raw)
     if registry is not None and NAME in raw:
         return _named(registry, kind, raw, path, path)
     if current is not None:
         return _changed(current, raw, path)
     if inspect.isabstract(kind):
         names = "" if registry is None else f": {', '.join(registry.names())}"
-        raise ValueError(f"{path} is none, which has no option {next(iter(raw))!r}; name one first{names}")
+        raise ValueError(f"{path} is none, which has no option {next(iter(raw), NAME)!r}; name one first{names}")
     return _built(kind, raw, path)
 
 
+def _ways_to_give(values: Values, kind: type, path: str) -> str:
+    """How a part of some kind is given, for errors."""
+    registry = registry_of(kind)
+    if registry is None:
+        options = {option: _default(kind, option) for option in option_names(kind)}
+        spelled = next((f"{path}.{option}={default}" for option, default in options.items()), None)
+        return values.ways_to_give_a_record(kind, spelled)
+    fitting = {name: entry for name in registry.names() if issubclass(entry := registry.get(name), kind)}
+    return values.ways_to_give_a_part(next(iter(fitting.values()), kind), list(fitting))
+
+
 def _part_kind(hint: Any) -> type | None:
-    """The class of the parts that a field holds, perhaps beside None; None where it holds plain values."""
-    for kind in _members(hint):
+    """The class of the parts that a field holds, perhaps beside others; None where it holds plain values."""
+    for kind in members(hint):
         if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or registry_of(kind) is not None):
             return kind
     return None
@@ -268,119 +307,3 @@ def _owner(cls: type) -> str:
     registry = registry_of(cls)
     name = None if registry is None else registry.name_of(cls)
     return cls.__name__ if registry is None or name is None else f"{registry.kind} {name!r}"
-
-
-class _MisfitError(Exception):
-    """A value is not of a type."""
-
-
-def _fitted(raw: Any, hint: Any, path: str) -> Any:
-    """A plain value, or its text, as a type asks for it."""
-    try:
-        return _converted(raw, hint)
-    except _MisfitError:
-        raise ValueError(f"{path} is {reprlib.repr(raw)}; give {_words(hint)}") from None
-
-
-def _converted(raw: Any, hint: Any) -> Any:
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return _first_that_fits(raw, parts)
-    if kind is Literal:
-        return _first_that_fits(raw, [type(part) for part in parts], lambda value: value in parts)
-    if kind in (tuple, list) and parts:
-        return _sequence(raw, kind, parts)
-    if kind is Any or (isinstance(kind, type) and isinstance(raw, kind) and not _is_wrong_bool(raw, kind)):
-        return raw
-    convert = _CONVERSIONS.get(kind)
-    if convert is None:
-        raise _MisfitError
-    try:
-        return convert(raw)
-    except (ValueError, OverflowError):
-        raise _MisfitError from None
-
-
-def _first_that_fits(raw: Any, kinds: Sequence[Any], fits: Callable[[Any], bool] = lambda value: True) -> Any:
-    """A value as the first of several types that it has, or that its text can be taken for."""
-    for kind in sorted(kinds, key=lambda kind: _ORDER.index(kind) if kind in _ORDER else len(_ORDER)):
-        try:
-            value = _converted(raw, kind)
-        except _MisfitError:
-            continue
-        if fits(value):
-            return value
-    raise _MisfitError
-
-
-def _sequence(raw: Any, kind: type, parts: Sequence[Any]) -> Any:
-    items = raw.split(",") if isinstance(raw, str) else raw
-    if not isinstance(items, Sequence):
-        raise _MisfitError
-    if kind is list or (len(parts) == 2 and parts[1] is Ellipsis):
-        parts = (parts[0],) * len(items)
-    if len(parts) != len(items):
-        raise _MisfitError
-    return kind(
-        _converted(item.strip() if isinstance(item, str) else item, part)
-        for item, part in zip(items, parts, strict=True)
-    )
-
-
-def _is_wrong_bool(raw: Any, kind: Any) -> bool:
-    """True and false are no numbers."""
-    return isinstance(raw, bool) and kind in (int, float)
-
-
-def _is_none(raw: Any) -> bool:
-    return isinstance(raw, str) and raw.lower() in _NONE
-
-
-def _to_none(raw: Any) -> None:
-    if not _is_none(raw):
-        raise _MisfitError
-
-
-def _to_bool(raw: Any) -> bool:
-    if not isinstance(raw, str) or raw.lower() not in ("true", "false"):
-        raise _MisfitError
-    return raw.lower() == "true"
-
-
-def _to_int(raw: Any) -> int:
-    if not isinstance(raw, str):
-        raise _MisfitError
-    return int(raw)
-
-
-def _to_float(raw: Any) -> float:
-    if not isinstance(raw, str | int) or isinstance(raw, bool):
-        raise _MisfitError
-    return float(raw)
-
-
-_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
-    NoneType: _to_none,
-    bool: _to_bool,
-    int: _to_int,
-    float: _to_float,
-}
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _words(hint: Any) -> str:
-    """What a value of a type is called."""
-    words = []
-    for kind in _members(hint):
-        origin, parts = get_origin(kind), get_args(kind)
-        if origin is Literal:
-            words += [str(part) for part in parts]
-        elif origin in (tuple, list):
-            words.append(f"{_words(parts[0])} each, separated by commas")
-        else:
-            words.append(_WORDS.get(kind, f"an object of {getattr(kind, '__name__', kind)}"))
-    return " or ".join(words)

@@ -17,6 +17,11 @@ from .levels import Level, signal_and_noise
 from .tensors import expand
 
 
+def scaled_rewards(rewards: Tensor, reward_scale: float) -> Tensor:
+    """`reward_scale * rewards`, and `-inf` where a reward is NaN, as that of an image which has no score."""
+    return torch.where(rewards.isnan(), -math.inf, reward_scale * rewards)
+
+
 def value(rewards: Tensor, log_weights: Tensor) -> Tensor:
     """`V` of `N` observations from the (scaled) rewards `[N, K]` and log-weights `[N, K]` of their look-aheads.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from os import PathLike
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +20,8 @@ from ..transitions.sampled_model import SampledModel
 from .compat import adapters_disabled, alone_with, execution_device
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
+from .posterior_map import PosteriorMap
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
-
-
-class PosteriorMap(Protocol):
-    """A Diamond Map around the network of a family's model."""
-
-    guidance: dict[str, Any]
-    training_facts: dict[str, Any]
-
-    @property
-    def conditioning(self) -> nn.Module:
-        """The map's layers beside the network."""
-
-    def __call__(
-        self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
-    ) -> Tensor:
-        """Evaluates the map; see `Model.diamond_map`."""
-
-    def away(self) -> AbstractContextManager[None]:
-        """Context in which the network is without the map."""
-
-    def remove(self) -> None:
-        """Takes the map out of the network; it cannot be used again."""
-
-    def take_out(self) -> dict[str, Tensor] | None:
-        """Removes the map as `remove` does; returns the pieces that `put_back` takes."""
-
-    def put_back(self, weights: Mapping[str, Tensor] | None) -> None:
-        """Puts the pieces from `take_out` into the network again."""
 
 
 class Family(LoopTensors, SampledModel):
@@ -365,6 +338,9 @@ class Family(LoopTensors, SampledModel):
     def decoder(self, preview: bool) -> Any:
         """The autoencoder that decodes."""
         return self.preview_vae if preview and self.preview_vae is not None else self.pipeline.vae
+
+    def parts(self, preview: bool = False) -> tuple[nn.Module, nn.Module]:
+        return self.network_module, self.decoder(preview)
 
     def decode_latents(self, latents: Tensor, preview: bool = False) -> Tensor:
         """Decodes unpacked latents `[N, C, h, w]` to images of about [-1, 1], in the autoencoder's dtype."""

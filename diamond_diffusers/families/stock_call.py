@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.conversions import shown
+
 _PROMPTS = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_embeds|_embeds_mask|_attention_mask)?")
 """Arguments of stock calls with a row for each prompt."""
 
@@ -28,6 +30,9 @@ def num_prompts(arguments: Mapping[str, Any]) -> int:
     prompt = arguments["prompt"]
     if not (prompt is None or isinstance(prompt, str | list)):
         raise TypeError(f"prompt is a {type(prompt).__name__}; give a text or a list of texts")
+    for text in prompt if isinstance(prompt, list) else ():
+        if not isinstance(text, str):
+            raise TypeError(f"prompt holds {shown(text)}; give a text or a list of texts")
     if prompt == []:
         raise ValueError("prompt is an empty list; give a text for each image")
     if prompt is None:

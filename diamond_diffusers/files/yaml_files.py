@@ -15,7 +15,7 @@ def read_yaml(path: str | PathLike[str], remedy: str) -> Any:
 
     Raises:
         ForeignFileError: as `read_text`; or it is no YAML, is nested deeper than `MAX_DEPTH`, or has aliases, by which
-            a short file may stand for an endless value.
+            a short file may stand for an endless value, or has a key twice.
     """
     text = read_text(path)
     try:
@@ -26,7 +26,22 @@ def read_yaml(path: str | PathLike[str], remedy: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ForeignFileError(f"'{path}' is nested deeper than {MAX_DEPTH} levels; {remedy}")
+        _check_keys(yaml.compose(text, yaml.SafeLoader), path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ForeignFileError(f"'{path}' is no YAML ({reason}); {remedy}") from error
+
+
+def _check_keys(node: yaml.Node | None, path: str | PathLike[str]) -> None:
+    """Raises a `ForeignFileError` for a key that a mapping has twice, of which YAML would take the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ForeignFileError(f"'{path}' has the key {key.value!r} twice; give it once")
+            seen.add(str(key.value))
+            _check_keys(value, path)

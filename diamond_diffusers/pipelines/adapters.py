@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -21,6 +22,7 @@ class AdapterMethods:
     family: Family
     defaults: dict[str, Any]
     _base_defaults: dict[str, Any]
+    _take_defaults: Callable[[Mapping[str, Any]], None]
 
     def load_diamond_map(self, source: str | os.PathLike[str], **hub: Any) -> None:
         """Loads a Posterior Diamond Map of this model, for `DiamondPosterior` and `DiamondTransition`.
@@ -57,14 +59,14 @@ class AdapterMethods:
             raise
         if former is None:
             self.__dict__["_base_defaults"] = self.defaults
-        self.defaults = {**self._base_defaults, **saved.config["defaults"]}
+        self._take_defaults({**self._base_defaults, **saved.config["defaults"]})
 
     def unload_diamond_map(self) -> None:
         """Removes the Diamond Map, if there is one; the base and the call defaults are then as before it was loaded."""
         if self.family.posterior_map is not None:
             self.family.posterior_map.remove()
             self.family.posterior_map = None
-            self.defaults = self._base_defaults
+            self._take_defaults(self._base_defaults)
 
     def load_lora_weights(
         self, pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | dict[str, Tensor], **kwargs: Any

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_counts
+from ..core.conversions import Values
 from ..families.base import Family
+from ..families.flow_matching import FlowMatchingFamily
 from ..families.stock_call import num_prompts
+from .argument_types import call_parameters, check_clip_skip, check_ranges, fitted_arguments
+from .misplaced import unknown_argument
 
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 
@@ -81,26 +82,6 @@ class StockArguments(Mapping[str, Any]):
         """Names of the tensors that a callback is given (`callback_on_step_end_tensor_inputs`)."""
         return self.get("callback_on_step_end_tensor_inputs", ["latents"])
 
-    def check(self) -> None:
-        """Makes the checks that stock pipelines omit: that counts are positive numbers, and that noise only decreases.
-
-        Raises:
-            TypeError: the prompt is neither a text nor a list.
-            ValueError: there is no prompt; `num_images_per_prompt` or `num_inference_steps` is no positive whole
-                number; `timesteps` or `sigmas` are empty or do not fall.
-        """
-        check_counts(
-            num_images_per_prompt=self.num_images_per_prompt,
-            num_inference_steps=self.num_inference_steps,
-        )
-        num_prompts(self)
-        for name in ("timesteps", "sigmas"):
-            given = self.get(name)
-            if given is not None and (len(given) == 0 or any(before <= after for before, after in pairwise(given))):
-                raise ValueError(
-                    f"{name} is {given}; it must hold at least one number, and each must be below the former"
-                )
-
     def reward_texts(self, reward_prompt: str | list[str] | None) -> list[str]:
         """The text that the reward reads for each image; empty if the prompt is not known as text.
 
@@ -108,11 +89,14 @@ class StockArguments(Mapping[str, Any]):
             reward_prompt: texts that replace the prompts.
 
         Raises:
+            TypeError: `reward_prompt` is neither a text nor a list of texts.
             ValueError: the number of `reward_prompt` is not that of the prompts.
         """
+        if reward_prompt is not None:
+            Values().fitted(reward_prompt, str | list[str], "reward_prompt")
         texts = reward_prompt if reward_prompt is not None else self.prompt
         count = num_prompts(self)
-        texts = [texts] if isinstance(texts, str) else list(texts or [""] * count)
+        texts = [texts] if isinstance(texts, str) else list([""] * count if texts is None else texts)
         if len(texts) != count:
             raise ValueError(f"reward_prompt holds {len(texts)} texts for {count} prompts; give one for each prompt")
         return [text for text in texts for _ in range(self.num_images_per_prompt)]
@@ -124,22 +108,16 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
     An argument that is None counts as not given, except where None is a value of its own in the stock call.
 
     Raises:
-        TypeError: a keyword that the stock pipeline does not have, or that its family refuses.
+        TypeError: a keyword that the stock pipeline does not have, or that its family refuses, or of a wrong type.
+        ValueError: there is no prompt, or an argument is out of range.
     """
-    name = type(family.pipeline).__name__
-    parameters = inspect.signature(type(family.pipeline).__call__).parameters
-    stock = {
-        key: parameter.default
-        for key, parameter in parameters.items()
-        if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+    kind: Any = type(family.pipeline)
+    name = kind.__name__
+    stock = {key: parameter.default for key, parameter in call_parameters(kind).items()}
     passed = {key: value for key, value in given.items() if value is not None or key in family.arguments_with_none}
     unknown = sorted(set(passed) - set(stock))
     if unknown:
-        raise TypeError(
-            f"{unknown[0]!r} is no argument of DiamondMapPipeline or of the {name} inside; "
-            f"the latter takes {', '.join(stock)}"
-        )
+        raise TypeError(unknown_argument(unknown[0], name, stock))
     for key in passed:
         if key in family.refused_arguments:
             raise TypeError(f"{key!r} cannot be used with {name} here: {family.refused_arguments[key]}")
@@ -147,7 +125,12 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
     if passed.get("negative_prompt_embeds") is not None:
         # Some stock pipelines take the empty text as a default and refuse it beside embeddings.
         declared["negative_prompt"] = None
-    return StockArguments({key: _ordinary(value) for key, value in {**stock, **declared, **passed}.items()})
+    fitted = fitted_arguments(kind, {**declared, **passed})
+    arguments = StockArguments({key: _ordinary(value) for key, value in {**stock, **fitted}.items()})
+    num_prompts(arguments)
+    check_clip_skip(family.pipeline, arguments.get("clip_skip"))
+    check_ranges(family.pipeline, isinstance(family, FlowMatchingFamily), arguments)
+    return arguments
 
 
 def _ordinary(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ..core.conversions import shown
 from ..families.base import Family
 from .modules import checked_few_step
 
@@ -37,6 +38,14 @@ class StockAttributes:
         self.__dict__.update(
             pipeline=pipeline, family=family, defaults=dict(defaults), _base_defaults={}, _named_rewards={}
         )
+
+    def _checked_defaults(self, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Call defaults that a caller has set, checked."""
+        return defaults
+
+    def _take_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Takes call defaults as they are."""
+        self.__dict__["defaults"] = dict(defaults)
 
     @property
     def few_step(self) -> bool | tuple[str, ...] | None:
@@ -72,7 +81,7 @@ class StockAttributes:
         if name in ("pipeline", "family"):
             raise AttributeError(f"{name!r} is fixed; wrap another pipeline with DiamondMapPipeline.from_pipe(...)")
         if name == "defaults":
-            self.__dict__[name] = dict(value)
+            self._take_defaults(self._checked_defaults(value))
         elif name == "few_step":
             self.family.few_step = checked_few_step(self.family, value)
         elif name == "score_model":
@@ -80,6 +89,8 @@ class StockAttributes:
             self.__dict__["_score_model"] = wrapped
             self.family.score_model = wrapped and wrapped.family
         elif name == "preview_vae":
+            if value is not None and not isinstance(value, nn.Module):
+                raise TypeError(f"preview_vae is {shown(value)}; give a decoder of the same latents, or None")
             self.family.preview_vae = value
         else:
             setattr(self._shown, name, value)

@@ -54,7 +54,6 @@ def prepare(
     # A clone that is made in inference mode could not be differentiated either.
     with torch.inference_mode(False):
         arguments = resolve_arguments(family, given, defaults)
-    arguments.check()
     return Call(family.for_call(arguments), arguments, tuple(arguments.reward_texts(reward_prompt)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any
@@ -14,11 +15,30 @@ from torch import Tensor
 from ..alignment.base import Method
 from ..alignment.noise_rounds import NoiseRounds
 from ..alignment.progress import Progress
+from ..core.conversions import shown
 from ..core.model import Conditions
 from ..families.base import Family
 from .attributes import StockAttributes
 
 UserCallback = Callable[..., dict[str, Any] | None]
+
+
+def check_signature(callback: UserCallback | None) -> None:
+    """Raises a `TypeError` for what cannot be called as `callback_on_step_end` is."""
+    wanted = "give a function of (pipe, step, timestep, tensors)"
+    if callback is None:
+        return
+    if not callable(callback) or isinstance(callback, type):
+        raise TypeError(f"callback_on_step_end is {shown(callback)}; {wanted}")
+    try:
+        signature = inspect.signature(callback)
+    except ValueError:
+        # Some functions of C do not tell theirs.
+        return
+    try:
+        signature.bind(None, 0, None, {})
+    except TypeError:
+        raise TypeError(f"callback_on_step_end takes {signature}; {wanted}") from None
 
 
 def check_callback(
@@ -31,13 +51,11 @@ def check_callback(
         names: `callback_on_step_end_tensor_inputs`.
 
     Raises:
-        TypeError: the callback cannot be called, or the names are no list.
+        TypeError: the names are no list.
         ValueError: a tensor is not available to callbacks, or the callback counts steps but the method has rounds.
     """
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback_on_step_end is {callback!r}; give a function of (pipe, step, timestep, tensors)")
-    if isinstance(names, str):
-        raise TypeError(f"callback_on_step_end_tensor_inputs is {names!r}; give a list of names")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"callback_on_step_end_tensor_inputs is {shown(names)}; give a list of names")
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         names = callback.tensor_inputs
         if isinstance(alignment, NoiseRounds):
@@ -46,12 +64,12 @@ def check_callback(
                 f"{type(alignment).__name__} calls back once a round; leave it out, or take another alignment"
             )
     stock = getattr(family.pipeline, "_callback_tensor_inputs", ())
-    shown = ["latents", *(name for name in family.loop_tensors if name in stock)]
+    available = ["latents", *(name for name in family.loop_tensors if name in stock)]
     for name in names:
-        if name not in shown:
+        if name not in available:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs holds {name!r}; with {type(family.pipeline).__name__} callbacks "
-                f"can be given {', '.join(shown)}"
+                f"can be given {', '.join(available)}"
             )
     return tuple(names)
 
@@ -137,12 +155,26 @@ class StepEnd:
                 "{'latents': latents}, or None"
             )
         returned = returned or {}
+        self._check_returned(returned, tensors)
         after = {name: returned.get(name, shown.get(name)) for name in tensors}
         return {
             name: tensor
             for name, tensor in after.items()
             if tensor is not None and not (name in before and _same(tensor, before[name]))
         }
+
+    def _check_returned(self, returned: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        for name, value in returned.items():
+            if name not in tensors:
+                raise ValueError(
+                    f"callback_on_step_end returned {name!r}; with {type(self.family.pipeline).__name__} it can return "
+                    f"{', '.join(tensors)}"
+                )
+            if not isinstance(value, Tensor | list | None):
+                raise TypeError(f"callback_on_step_end returned {name} as {shown(value)}; return a tensor")
+        latents = returned.get("latents")
+        if latents is not None and not (isinstance(latents, Tensor) and latents.is_floating_point()):
+            raise TypeError(f"callback_on_step_end returned latents as {shown(latents)}; return a floating tensor")
 
     def _options(self, conditions: Conditions) -> dict[str, Any]:
         """The options that the stock loop reads from its pipeline at each step."""

@@ -152,6 +152,11 @@ def loader_of(pipeline_class: str) -> type[DiffusionPipeline]:
     return check_supported(pipeline_class).pipeline_class or DiffusionPipeline
 
 
+def class_of(pipeline_class: str) -> Any:
+    """A supported class of pipelines by its name."""
+    return check_supported(pipeline_class).pipeline_class or getattr(diffusers, pipeline_class)
+
+
 def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, Any]) -> type[DiffusionPipeline]:
     """The stock pipeline class that loads a checkpoint file.
 
@@ -169,7 +174,7 @@ def single_file_class(checkpoint: str | os.PathLike[str], options: Mapping[str, 
         keys = load_single_file_checkpoint(str(checkpoint), **hub)
         config = fetch_diffusers_config(keys)["pretrained_model_name_or_path"]
     name = check_class(config, **hub)
-    loader = check_supported(name).pipeline_class or getattr(diffusers, name)
+    loader: type[DiffusionPipeline] = class_of(name)
     if not hasattr(loader, "from_single_file"):
         raise TypeError(f"stock diffusers cannot load {name} from a single file; save it as a folder first")
     return loader

@@ -9,6 +9,7 @@ from functools import partial
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ..core.conversions import Values
 from ..core.held import HeldChange
 from ..families.base import Family
 from ..families.compat import offloads_layers
@@ -95,7 +96,8 @@ def checked_few_step(family: Family, few_step: bool | str | Sequence[str] | None
     """
     if few_step is None or isinstance(few_step, bool):
         return few_step
-    names = (few_step,) if isinstance(few_step, str) else tuple(few_step)
+    names = Values().fitted(few_step, str | tuple[str, ...], "few_step")
+    names = (names,) if isinstance(names, str) else names
     loaded = set(getattr(family.network_module, "peft_config", {}))
     for name in names:
         if name not in loaded:

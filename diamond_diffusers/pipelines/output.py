@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,9 @@ from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+"""In which form a call returns its images."""
+
 
 @dataclass
 class DiamondMapPipelineOutput(BaseOutput):
@@ -30,7 +33,8 @@ class DiamondMapPipelineOutput(BaseOutput):
     Attributes:
         images: PIL images, an array or a tensor, depending on `output_type`; image after image, and with
             `final_selection="all"` particle after particle of each.
-        rewards: unscaled rewards `[n]`; None without a reward.
+        rewards: unscaled rewards `[n]`; NaN where the reward has failed and `on_reward_error` is `skip`, and for images
+            that a safety checker blacked out. None without a reward.
         reward_terms: each term of the reward before weighting, `[n]`.
         log_weights: normalised log-weights `[n]` of the returned particles within their image's cloud.
         log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image; None if the method makes
@@ -75,6 +79,9 @@ def make_output(
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
     assert isinstance(family, Family), "a call samples the model of a pipeline"
+    blacked_out = None
+    if output_type != "latent" and result.images is not None and _has_safety_checker(family):
+        result, blacked_out = _screened(family, result, result.images)
     chosen = result.select(selection, random).to(result.latents.device)
     rows = torch.arange(len(chosen), device=chosen.device)[:, None]
 
@@ -87,7 +94,10 @@ def make_output(
     else:
         decode = partial(law.rows(latents).decode, latents)
         images = with_smaller_chunks(law.execution, decode) if result.images is None else pick(result.images)
-        images, flagged = family.finish(images)
+        if blacked_out is None:
+            images, flagged = family.finish(images)
+        else:
+            flagged = pick(blacked_out).tolist()
         images = family.pipeline.image_processor.postprocess(
             images, output_type=output_type, do_denormalize=[False] * len(images)
         )
@@ -103,3 +113,24 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
     )
+
+
+def _has_safety_checker(family: Family) -> bool:
+    return getattr(family.pipeline, "safety_checker", None) is not None
+
+
+def _screened(family: Family, result: AlignmentResult, images: Tensor) -> tuple[AlignmentResult, Tensor]:
+    """The result with its images `[B, P, 3, H, W]` finished, and which of them a safety checker has blacked out.
+
+    The rewards of those are NaN: what was scored is not what is returned.
+    """
+    shape = images.shape[:2]
+    finished, flagged = family.finish(images.flatten(0, 1))
+    blacked_out = torch.tensor(flagged).reshape(shape)
+
+    def masked(scores: Tensor) -> Tensor:
+        return scores.masked_fill(blacked_out.to(scores.device), torch.nan)
+
+    terms = {name: masked(term) for name, term in result.reward_terms.items()}
+    rewards = None if result.rewards is None else masked(result.rewards)
+    return replace(result, images=finished.unflatten(0, shape), rewards=rewards, reward_terms=terms), blacked_out

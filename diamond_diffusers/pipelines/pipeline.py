@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.processes import DistributedState
+from ..core.conversions import Values, shown
 from ..families.registry import family_of
 from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike
@@ -22,24 +21,25 @@ from .adapters import AdapterMethods
 from .attributes import StockAttributes
 from .call import Call, prepare
 from .callbacks import UserCallback
+from .defaults import checked_defaults
 from .loading import (
     HUB_OPTIONS,
     check_class,
+    class_of,
     embedded_model,
     find_map,
     loader_of,
     read_base_defaults,
     single_file_class,
 )
+from .misplaced import LOADER_OPTIONS as OPTIONS
 from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
-from .saving import save_model
+from .saving_methods import SavingMethods
 from .signature import SignatureOfCall, StockCall
 
-OPTIONS = ("defaults", "few_step", "score_model", "preview_vae")
 
-
-class DiamondMapPipeline(AdapterMethods, StockAttributes):
+class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
     """A stock diffusers pipeline whose samples obey a reward.
 
     It owns one stock pipeline, to which every attribute that is not defined here is delegated: `components`,
@@ -88,7 +88,8 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             raise TypeError(
                 "pipeline is a DiamondMapPipeline already; use it as it is, or take DiamondMapPipeline.from_pipe(pipe)"
             )
-        super().__init__(pipeline, family_of(pipeline), defaults or {})
+        family = family_of(pipeline)
+        super().__init__(pipeline, family, checked_defaults(type(pipeline), defaults))
         self.few_step = few_step  # type: ignore[misc, assignment]
         self.score_model = score_model  # type: ignore[misc]
         self.preview_vae = preview_vae  # type: ignore[misc]
@@ -111,24 +112,33 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             ValueError: a Diamond Map is damaged or holds invalid values; raised before weights are loaded.
         """
         model = embedded_model() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if not isinstance(model, str | os.PathLike):
+            raise TypeError(
+                f"pretrained_model_name_or_path is {shown(model)}; give a folder or the name of a repository on the Hub"
+            )
+        for name in {field.name for field in fields(RunOptions)} & kwargs.keys():
+            raise TypeError(f"{name!r} is an argument of a call; give pipe(..., {name}=...)")
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         diamond_map = find_map(model, hub)
         if diamond_map is not None and diamond_map.is_alone:
             # The revision is that of the map; its base names its own.
             kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
             model = diamond_map.base
-        loader = loader_of(check_class(model, **hub))
+        name = check_class(model, **hub)
+        loader = loader_of(name)
         saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)
         own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        given = own.pop("defaults", None) or {}
-        defaults = {**read_base_defaults(model, **hub), **given}
-        pipe = cls(loader.from_pretrained(model, **kwargs), defaults, **own)
+        given = checked_defaults(class_of(name), own.pop("defaults", None))
+        declared = read_base_defaults(model, **hub)
+        pipe = cls(loader.from_pretrained(model, **kwargs), **own)
+        # What a model declares may be for another version, and is looked at when it is used.
+        pipe._take_defaults({**declared, **given})
         if model == embedded_model():
             # Its convolutions, small ones on a CPU, are twice as fast so.
             pipe.pipeline.vae.to(memory_format=torch.channels_last)
         if saved is not None:
             pipe._adopt(saved)
-            pipe.defaults = {**pipe.defaults, **given}
+            pipe._take_defaults({**pipe.defaults, **given})
         return pipe
 
     @classmethod
@@ -169,37 +179,11 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 "pipeline has a Diamond Map loaded, which two wrappers cannot share; use it as it is, or call its "
                 "unload_diamond_map() first"
             )
-        return cls(pipeline.pipeline, **{**{name: getattr(pipeline, name) for name in OPTIONS}, **kwargs})
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves the stock pipeline in diffusers' format, and beside it the call defaults and the Diamond Map.
-
-        The weights are those of the base: LoRA adapters and wrappers are neither saved nor merged. In place of a
-        `DiamondMapScheduler` its stock scheduler is saved. With a Diamond Map a model card is written, which replaces
-        one that is there.
-
-        Args:
-            save_directory: target folder, which is created.
-            **kwargs: options of the card (`license`, `sample_images`, `sample_prompt`) and of the stock method
-                (`safe_serialization`, `variant`, `max_shard_size`, `push_to_hub`, `repo_id`, `private`, `token`, ...).
-
-        Raises:
-            TypeError, ValueError: an argument is unknown or would have no effect; raised before anything is written.
-        """
-        save_model(self.family, self.defaults, self._base_defaults, save_directory, **kwargs)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Uploads the files that `save_pretrained` writes; without a Diamond Map, the card is that of stock diffusers.
-
-        Args:
-            repo_id: repository on the Hub, which is created if it does not exist.
-            **kwargs: as for `save_pretrained`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            kwargs = {**kwargs, "push_to_hub": True, "repo_id": repo_id}
-            uploaded = save_model(self.family, self.defaults, self._base_defaults, folder, **kwargs)
-        assert uploaded is not None, "it was told to upload"
-        return uploaded
+        own = {name: getattr(pipeline, name) for name in OPTIONS if name != "defaults"}
+        wrapped = cls(pipeline.pipeline, **{**own, **kwargs})
+        if "defaults" not in kwargs:
+            wrapped._take_defaults(pipeline.defaults)
+        return wrapped
 
     def to(self, *args: Any, **kwargs: Any) -> DiamondMapPipeline:
         """Moves or casts the stock pipeline; returns this object."""
@@ -207,6 +191,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         if self.family.posterior_map is not None:
             self.family.posterior_map.conditioning.to(self.pipeline.device)
         return self
+
+    def _checked_defaults(self, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+        return checked_defaults(type(self.pipeline), defaults)
 
     def __repr__(self) -> str:
         return f"DiamondMapPipeline({type(self.pipeline).__name__}, defaults={self.defaults})"
@@ -261,12 +248,13 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         prompt: str | list[str] | None = None,
         *,
         reward: RewardLike | None = None,
-        alignment: Method | str | None = None,
+        alignment: Method | str | Mapping[str, Any] | None = None,
         reward_scale: float | None = None,
         max_network_evaluations: int | None = None,
         final_selection: str | None = None,
         particle_batch_size: int | None = None,
         gradient_checkpointing: bool | None = None,
+        on_reward_error: str = "raise",
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -302,6 +290,9 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
                 of them. Where memory runs out, a step is run again in chunks of half the rows, with a warning.
             gradient_checkpointing: whether the backward pass evaluates network, decoder and reward again instead of
                 holding what they computed. None does so only where components are offloaded.
+            on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
+                far as `best_images`; `retry` it up to 3 times first; or `skip` the images that fail, see
+                `docs/rewards.md`.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
                 whose processes make this call together. Each evaluates its share of the particles, and all return what
                 one process would return. All must pass the same arguments, and generators of the same seeds.
@@ -324,6 +315,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
             torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not hold a single row.
         """
+        Values().fitted(return_dict, bool, "return_dict")
         options = RunOptions(
             reward=reward,
             alignment=alignment,
@@ -332,6 +324,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             final_selection=final_selection,
             particle_batch_size=particle_batch_size,
             gradient_checkpointing=gradient_checkpointing,
+            on_reward_error=on_reward_error,
             distributed_state=distributed_state,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
@@ -348,7 +341,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             latents=latents,
             **kwargs,
         )
-        with self._run(call, options) as run:
+        with Run(self, call, options, self.defaults, self._named_rewards) as run:
             for _ in run:
                 pass
             output = run.output()
@@ -379,7 +372,7 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
         """
         own = {field.name for field in fields(RunOptions)} & kwargs.keys()
         options = RunOptions(**{name: kwargs.pop(name) for name in own})
-        return self._run(self.prepare(prompt, **kwargs), options)
+        return Run(self, self.prepare(prompt, **kwargs), options, self.defaults, self._named_rewards)
 
     def interrupt(self) -> None:
         """Ends every call of this object that is on its way, within a step; another thread has to call it.
@@ -397,6 +390,3 @@ class DiamondMapPipeline(AdapterMethods, StockAttributes):
             True
         """
         interrupt_runs(self)
-
-    def _run(self, call: Call, options: RunOptions) -> Run:
-        return Run(self, call, options, self.defaults, self._named_rewards)

@@ -11,6 +11,7 @@ from ..alignment.base import Method
 from ..alignment.methods.none import NoAlignment
 from ..alignment.named import as_method
 from ..alignment.result import FINAL_SELECTIONS
+from ..alignment.reward_errors import RETRY_DELAYS, RewardErrors
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .call import Call
@@ -19,7 +20,7 @@ from .modules import check_not_checkpointed
 
 def resolve_reward(
     reward: RewardLike | None,
-    alignment: Method | str | None,
+    alignment: Method | str | Mapping[str, Any] | None,
     family: Family,
     defaults: Mapping[str, Any],
     named: dict[str, Reward],
@@ -51,7 +52,7 @@ def resolve_reward(
 
 
 def resolve_method(
-    alignment: Method | str | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
+    alignment: Method | str | Mapping[str, Any] | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
 ) -> Method:
     """The method of a call, with the choices filled in that it leaves to the model.
 
@@ -103,20 +104,33 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
     return selection
 
 
-def try_reward(reward: Reward | None, call: Call, method: Method, latents: Tensor | None = None) -> None:
+def try_reward(
+    reward: Reward | None, call: Call, method: Method, errors: RewardErrors, latents: Tensor | None = None
+) -> int:
     """Tries the reward on one random image of the size of the run, so that a broken one fails before the work.
 
     Call it twice: before the prompts are encoded, and once latents are known. A reward is tried in the first call, or
     in the second if it needs the latents.
 
     Args:
+        errors: what is done where a reward fails. If that may pass, it is tried again; in the end its error is raised.
         latents: of one image, `[1, ...]`; None where they are not known yet.
+
+    Returns:
+        How many images were scored.
 
     Raises:
         TypeError, ValueError: as of `Reward.probe`.
     """
     if reward is None or reward.wanted_context.get("latents", False) != (latents is not None):
-        return
+        return 0
     size = (call.arguments.height or 64, call.arguments.width or 64)
     context = {} if latents is None else {"latents": latents}
-    reward.probe(call.device, size, call.texts[0] or "a photo", method.needs_reward_gradient, **context)
+    delays = () if errors.action == "raise" else RETRY_DELAYS
+    failed: list[int] = []
+    scored = errors.retried(
+        lambda: reward.probe(call.device, size, call.texts[0] or "a photo", method.needs_reward_gradient, **context),
+        delays,
+        lambda: failed.append(1),
+    )
+    return scored + sum(failed)

@@ -20,33 +20,49 @@ from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
-from ..core.checks import check_counts
+from ..alignment.result import FINAL_SELECTIONS
+from ..alignment.reward_errors import RewardErrors
+from ..core.checks import check_choice, check_counts
+from ..core.conversions import shown
+from ..core.typed import Typed
 from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
+from .best_images import keep_best_images
 from .call import Call, starting_particles
-from .callbacks import StepEnd, UserCallback, check_callback
+from .callbacks import StepEnd, UserCallback, check_callback, check_signature
 from .modules import check_differentiable, is_offloaded
-from .output import DiamondMapPipelineOutput, make_output
+from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Typed):
     """The options of a call besides the stock pipeline's arguments; see `DiamondMapPipeline.__call__`."""
 
     reward: RewardLike | None = None
-    alignment: Method | str | None = None
+    # A preset's name may need the model, so that `as_method` looks at it later.
+    alignment: Any = None
     reward_scale: float | None = None
     max_network_evaluations: int | None = None
     final_selection: str | None = None
     particle_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
+    on_reward_error: str = "raise"
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
 
     def __post_init__(self) -> None:
         check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
+        RewardErrors(self.on_reward_error)
+        if isinstance(self.reward, type):
+            raise TypeError(f"reward is {shown(self.reward)}; give an instance, {self.reward.__name__}()")
+        if self.reward_scale is not None:
+            check_reward_scale(self.reward_scale)
+        if self.final_selection is not None:
+            check_choice("final_selection", self.final_selection, FINAL_SELECTIONS)
+        check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        check_signature(self.callback_on_step_end)
 
 
 _open_runs: WeakSet[Run] = WeakSet()
@@ -122,23 +138,25 @@ class Run(Iterator[Progress]):
         if method.needs_reward_gradient:
             check_differentiable(call.modules)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
-        self._selection = checked_selection(options.final_selection or method.default_selection, reward, call.texts)
+        selection = method.default_selection if options.final_selection is None else options.final_selection
+        self._selection = checked_selection(selection, reward, call.texts)
         scale = defaults.get("reward_scale", 1.0) if options.reward_scale is None else options.reward_scale
         check_reward_scale(scale)
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
         shards = _checked_shards(options.distributed_state, call, method, self._random)
-        try_reward(reward, call, method)
+        self._reward_errors = errors = RewardErrors(options.on_reward_error)
+        num_tried = try_reward(reward, call, method, errors)
 
         levels = call.levels()
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
             checkpointing = is_offloaded(family.pipeline)
         execution = Execution(options.particle_batch_size, checkpointing, shards, is_interrupted=self._is_to_end)
-        law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution)
+        law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
         x = starting_particles(call, method, levels[0], self._random)
-        try_reward(reward, call, method, latents=x[:1])
+        execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards
         self._start = method.at_start(law, x, levels)
@@ -178,12 +196,20 @@ class Run(Iterator[Progress]):
                 self._latest = within if within.law.num_images == self._call.num_images else None
             self.close()
             raise StopIteration from None
-        except BaseException:
+        except BaseException as error:
             # The end of the run, too.
+            self._keep_best_images(error)
             self.close()
             raise
         finally:
             self._is_stepping = False
+
+    def _keep_best_images(self, error: BaseException) -> None:
+        """Hands the best images so far to an exception of the reward."""
+        if isinstance(error, Exception) and error is self._reward_errors.raised:
+            self._is_ending = True
+            with _own_gradients(), self._call.active():
+                keep_best_images(error, self._call.family, self._latest)
 
     def interrupt(self) -> None:
         """Ends the run before its next evaluation; any thread may call it.
@@ -234,7 +260,11 @@ class Run(Iterator[Progress]):
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _own_gradients(), self._call.active():
-                result = progress.result()
+                try:
+                    result = progress.result()
+                except Exception as error:
+                    self._keep_best_images(error)
+                    raise
                 self._output = make_output(
                     progress.law,
                     self._method,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..core.conversions import WrongTypeError, shown
 from ..core.levels import Denoiser, Level
 from ..core.model import Sampler
 from ..core.network import Network
@@ -117,6 +118,29 @@ class PosteriorSampler(Sampler, ABC):
             reward_scale: what these are scaled by; not 0.
         """
         return log_weights + rewards
+
+
+def check_samples(posterior: PosteriorSampler, drawn: object, noise: Tensor) -> None:
+    """Checks what a sampler, perhaps of a user's own, has drawn.
+
+    Args:
+        posterior: the sampler.
+        drawn: what its `sample` returned.
+        noise: that it was given, `[N K, ...]`.
+
+    Raises:
+        WrongTypeError: these are no `PosteriorSamples`, or of another shape than `[N, K, ...]`.
+    """
+    name, count = type(posterior).__name__, posterior.num_samples
+    wanted = [len(noise) // count, count, *noise.shape[1:]]
+    if not isinstance(drawn, PosteriorSamples):
+        raise WrongTypeError(
+            f"the sample of {name} returned {shown(drawn)}; return equally_weighted(rows, num_samples)"
+        )
+    for part, shape in ((drawn.samples, wanted), (drawn.log_weights, wanted[:2])):
+        if not isinstance(part, Tensor) or list(part.shape) != shape:
+            kind = "samples" if part is drawn.samples else "log_weights"
+            raise WrongTypeError(f"the sample of {name} returned {kind} {shown(part)}; return them as of shape {shape}")
 
 
 def equally_weighted(rows: Tensor, num_samples: int) -> PosteriorSamples:

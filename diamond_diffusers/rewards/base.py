@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.attention import differentiable_attention
-from .checks import check_batch, check_scores, naming_inference_tensors
+from .checks import check_batch, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
+from .returned_scores import is_one_number, read_scores
 from .shared_features import one_evaluation
 
 GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc' or guidance with gradient='tilted_mean'"
@@ -71,6 +72,7 @@ class Reward(ABC):
     size: str = "none"
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
+    _gave_one_number: bool = False
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -84,13 +86,18 @@ class Reward(ABC):
             prompts: `B` prompts; the same prompt often occurs many times.
 
         Returns:
-            `[B]` finite numbers.
+            `[B]` finite numbers; or what else can only mean them, as `returned_scores.read_scores` lists.
         """
 
     @cached_property
     def name(self) -> str:
         """The name under which scores and errors are reported; by default that of the class."""
         return type(self).__name__
+
+    @property
+    def term_names(self) -> list[str]:
+        """The names of the terms that `evaluate` reports, in their order."""
+        return [self.name]
 
     @property
     def wanted_context(self) -> dict[str, bool]:
@@ -107,9 +114,9 @@ class Reward(ABC):
 
         Raises:
             TypeError: `images` is not a floating tensor, `prompts` is no list of strings, the context has another name,
-                or the score is not a tensor.
+                or what `score` returned holds no scores.
             ValueError: the shape or range of `images`, or the number of `prompts`, is wrong; `max_batch_size` is not
-                positive; a required context is missing; the scores have a wrong shape, are not finite, or lack the
+                positive; a required context is missing; the scores are not one per image, are not finite, or lack the
                 gradient that the reward declares; the reward holds inference tensors and is to be differentiated.
         """
         check_batch(self.name, images, prompts)
@@ -124,8 +131,7 @@ class Reward(ABC):
                 f"Reward '{self.name}' declares itself differentiable, but its scores carry no gradient to the images; "
                 "compute them with torch operations outside `no_grad`, or set `differentiable` to False."
             )
-        total = scores.to(images.device, torch.float32)
-        return RewardOutput(total, {self.name: total.detach()})
+        return RewardOutput(scores if tracked else scores.detach(), {self.name: scores.detach()})
 
     def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
         selected = select_context(self.name, self.wanted_context, images, context)
@@ -136,8 +142,9 @@ class Reward(ABC):
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             extra = {key: value[rows] for key, value in selected.items()}
-            scores.append(self.score(images[rows], prompts[rows], **extra))
-            check_scores(self.name, scores[-1], prompts[rows])
+            returned = self.score(images[rows], prompts[rows], **extra)
+            self._gave_one_number = is_one_number(returned)
+            scores.append(read_scores(self.name, returned, prompts[rows], images.device))
         return torch.cat(scores)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Tensor:
@@ -158,7 +165,7 @@ class Reward(ABC):
         prompt: str = "a photo",
         needs_gradient: bool = False,
         **context: Tensor | float,
-    ) -> None:
+    ) -> int:
         """Scores one random image, so that a broken reward fails before the expensive work.
 
         Args:
@@ -168,6 +175,9 @@ class Reward(ABC):
             needs_gradient: whether the run differentiates the reward.
             context: as in `evaluate`, with one row; the level is 0 if not given.
 
+        Returns:
+            How many images were scored; a call counts them in its cost.
+
         Raises:
             TypeError, ValueError: as in `evaluate`; or a gradient is needed, but missing or not finite.
         """
@@ -176,7 +186,7 @@ class Reward(ABC):
             images = random_image(device, image_size)
             if not needs_gradient:
                 self.evaluate(images, [prompt], **context)
-                return
+                return 1 + self._try_two(images, prompt, context)
             if not self.differentiable:
                 raise ValueError(
                     f"Reward '{self.name}' gives no gradients to the pixels; choose an alignment that needs none, "
@@ -190,6 +200,23 @@ class Reward(ABC):
                 f"Reward '{self.name}' declares itself differentiable, but gives {found} to the pixels of a random "
                 f"image; mend its `score`, or set `differentiable` to False."
             )
+        return 1 + self._try_two(images.detach(), prompt, context)
+
+    def _try_two(self, images: Tensor, prompt: str, context: Mapping[str, Tensor | float]) -> int:
+        """Scores two images at once where one has a number of no shape, which may be the mean of any batch.
+
+        Returns:
+            How many images were scored.
+        """
+        if not self._gave_one_number or self.max_batch_size == 1:
+            return 0
+        twice = {
+            key: torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
+            for key, value in context.items()
+        }
+        with torch.no_grad():
+            self.evaluate(torch.cat([images, images]), [prompt] * 2, **twice)
+        return 2
 
     @classmethod
     def missing_downloads(cls) -> list[str]:
@@ -265,6 +292,11 @@ class CompositeReward(Reward):
         return any(reward.reads_prompts for reward in self.rewards)
 
     @property
+    def term_names(self) -> list[str]:
+        """Those of all parts; of equal names, the second gets the suffix `_2`, and so on."""
+        return _distinct([name for reward in self.rewards for name in reward.term_names])
+
+    @property
     def wanted_context(self) -> dict[str, bool]:
         """The context that any of the parts wants."""
         wanted: dict[str, bool] = {}
@@ -290,10 +322,9 @@ class CompositeReward(Reward):
         prompt: str = "a photo",
         needs_gradient: bool = False,
         **context: Tensor | float,
-    ) -> None:
-        """Probes every part, so that an error names the one at fault. See `Reward.probe`."""
-        for reward in self.rewards:
-            reward.probe(device, image_size, prompt, needs_gradient, **context)
+    ) -> int:
+        """Probes every part, so that an error names the one at fault; an image counts once. See `Reward.probe`."""
+        return max(reward.probe(device, image_size, prompt, needs_gradient, **context) for reward in self.rewards)
 
 
 class WeightedSum(CompositeReward):

@@ -12,17 +12,22 @@ from ..core.attention import differentiable_attention
 from .base import Reward, random_image
 from .checks import refuses_inference_tensors
 from .context import check_context, check_signature, select_context, wanted_context
+from .returned_scores import read_scores
 
-ScoreFunction = Callable[..., Tensor | Sequence[float]]
-"""`(images, prompts) -> scores`; it may name `latents`, `noise_to_signal` and `pil_images` as further parameters."""
+ScoreFunction = Callable[..., Any]
+"""`(images, prompts) -> scores`; it may name `latents`, `noise_to_signal` and `pil_images` as further parameters.
+
+Scores are in any of the forms that `returned_scores.read_scores` lists.
+"""
 
 
 class CallableReward(Reward):
     """Any callable `(images, prompts) -> scores` as a reward.
 
     Args:
-        function: maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to a tensor `[B]` or to `B` numbers. It is also
-            given `latents`, `noise_to_signal` or `pil_images` if it names such parameters; see `context.py`.
+        function: maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to a tensor `[B]`, to `B` numbers, or to what
+            else can only mean them: `returned_scores.read_scores` lists the forms. It is also given `latents`,
+            `noise_to_signal` or `pil_images` if it names such parameters; see `context.py`.
         name: name of the reward; by default that of the function.
         differentiable: whether the scores carry gradients to the pixels. By default this is tried on one random image:
             by `probe` on the run's device, or on the CPU when the answer is first needed.
@@ -30,7 +35,7 @@ class CallableReward(Reward):
         reads_prompts: whether the scores depend on the prompts. If so, a run without prompts is refused.
 
     Raises:
-        TypeError: `function` cannot be called with images and prompts.
+        TypeError: `function` cannot be called with images and prompts, or is asynchronous or a generator.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class CallableReward(Reward):
         self.max_batch_size = max_batch_size
         self.reads_prompts = reads_prompts
         self._differentiable = differentiable
+        self._num_untold = 0
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -63,7 +69,7 @@ class CallableReward(Reward):
                     f"Reward '{self.name}' needs latents, so that it cannot be tried on a random image; say whether "
                     "it is differentiable: CallableReward(function, differentiable=True) or False."
                 )
-            self.probe()
+            self._num_untold = self.probe()
             # That has found it out.
             assert self._differentiable is not None
         return self._differentiable
@@ -73,13 +79,9 @@ class CallableReward(Reward):
         """The further parameters that the function names, and whether each is required."""
         return wanted_context(self.function)
 
-    def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> Tensor:
-        """The callable's scores; plain numbers become a tensor `[B]`."""
-        # Any, since nobody has checked yet what a callable returns.
-        scores: Any = self.function(images, prompts, **context)
-        if isinstance(scores, Tensor) or not hasattr(scores, "__len__"):
-            return scores
-        return torch.as_tensor(scores, device=images.device)
+    def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> Any:
+        """What the callable returns, which `evaluate` reads as scores."""
+        return self.function(images, prompts, **context)
 
     def probe(
         self,
@@ -88,25 +90,31 @@ class CallableReward(Reward):
         prompt: str = "a photo",
         needs_gradient: bool = False,
         **context: Tensor | float,
-    ) -> None:
-        """Finds out whether the callable is differentiable, unless that was given, and then calls `Reward.probe`."""
+    ) -> int:
+        """Finds out whether the callable is differentiable, unless that was given, and then calls `Reward.probe`.
+
+        Returns:
+            How many images were scored, with those of a trial that `differentiable` has made before.
+        """
+        scored, self._num_untold = self._num_untold, 0
         if self._differentiable is None:
             image = random_image(device, image_size)
             given = check_context(self.name, image, {"noise_to_signal": 0.0, **context})
             selected = select_context(self.name, self.wanted_context, image, given)
             self._differentiable = self._gives_gradients(image, prompt, selected)
-        super().probe(device, image_size, prompt, needs_gradient, **context)
+            scored += 1
+        return scored + super().probe(device, image_size, prompt, needs_gradient, **context)
 
     def _gives_gradients(self, image: Tensor, prompt: str, context: dict[str, Any]) -> bool:
         with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             image = image.clone().requires_grad_()
             try:
-                scores = self.score(image, [prompt], **context)
+                scores = read_scores(self.name, self.score(image, [prompt], **context), [prompt], image.device)
             except RuntimeError as error:
                 # `.numpy()`, and with it every PIL-based score, refuses tensors that require gradients; an error of
                 # another origin comes back in the probe, which scores the image without them, or in the run.
                 return refuses_inference_tensors(error)
-            if not isinstance(scores, Tensor) or not scores.requires_grad:
+            if not scores.requires_grad:
                 return False
             (gradient,) = torch.autograd.grad(scores.sum(), image, allow_unused=True)
         return gradient is not None

@@ -1,4 +1,4 @@
-"""The checks that every call of a reward passes, with the sentences that explain what is wrong."""
+"""The checks that images and prompts of every call of a reward pass, with the sentences that explain what is wrong."""
 
 from __future__ import annotations
 
@@ -37,30 +37,6 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
         raise ValueError(
             f"Reward '{name}' got images from {lowest:.4g} to {highest:.4g}; give values in [0, 1], such as "
             "`(x / 2 + 0.5).clamp(0, 1)` of images in [-1, 1]."
-        )
-
-
-def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
-    """Checks the scores that `score` of the reward `name` returned.
-
-    Raises:
-        TypeError: `scores` is no tensor.
-        ValueError: the shape of `scores` is not `[B]`, or one is not finite.
-    """
-    if not isinstance(scores, Tensor):
-        raise TypeError(
-            f"Reward '{name}' returned a {type(scores).__name__}; return a tensor with one score per image."
-        )
-    if scores.shape != (len(prompts),):
-        raise ValueError(
-            f"Reward '{name}' returned scores of shape {list(scores.shape)} for {len(prompts)} images; "
-            f"return shape [{len(prompts)}]."
-        )
-    if not scores.isfinite().all():
-        first = int(scores.isfinite().logical_not().nonzero()[0, 0])
-        raise ValueError(
-            f"Reward '{name}' returned {scores[first].item()} for image {first} (prompt {prompts[first]!r}); "
-            "scores must be finite: mend its `score`, or load it in float32."
         )
 
 

@@ -30,10 +30,11 @@ def check_signature(name: str, function: Callable[..., Any]) -> None:
     """Checks that the scoring function of the reward `name` takes images, prompts and the context that it names.
 
     Raises:
-        TypeError: the function does not take them, or is not callable.
+        TypeError: the function does not take them, does not return when it is called, or is not callable.
     """
     if not callable(function):
         raise TypeError(f"Reward '{name}' is {function!r}; give a callable (images, prompts) -> scores.")
+    _check_returns(name, function)
     signature = _signature(function)
     if signature is None:
         return
@@ -44,6 +45,21 @@ def check_signature(name: str, function: Callable[..., Any]) -> None:
             f"Reward '{name}' cannot be called with images and prompts ({error}); it may name "
             f"{', '.join(CONTEXT_NAMES)} besides, and everything else needs a default."
         ) from error
+
+
+def _check_returns(name: str, function: Callable[..., Any]) -> None:
+    """Raises a `TypeError` for an asynchronous function or a generator."""
+    forms = (function, getattr(function, "forward", None), getattr(function, "__call__", None))  # noqa: B004
+    if any(inspect.iscoroutinefunction(form) for form in forms):
+        raise TypeError(
+            f"Reward '{name}' is an asynchronous function, which nobody awaits; give a plain one that waits for it, "
+            f"such as `lambda images, prompts: asyncio.run({name}(images, prompts))`."
+        )
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
+        raise TypeError(
+            f"Reward '{name}' is a generator, which yields one thing after another; collect its scores in a list, and "
+            "return that."
+        )
 
 
 def check_context(name: str, images: Tensor, context: Mapping[str, Any]) -> dict[str, Tensor]:

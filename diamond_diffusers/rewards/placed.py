@@ -56,10 +56,10 @@ class PlacedReward(CompositeReward):
         prompt: str = "a photo",
         needs_gradient: bool = False,
         **context: Tensor | float,
-    ) -> None:
+    ) -> int:
         """Probes the reward within where it scores, whatever the device of the run is. See `Reward.probe`."""
         with self._at_work():
-            self.rewards[0].probe(self.device, image_size, prompt, needs_gradient, **self._moved(context))
+            return self.rewards[0].probe(self.device, image_size, prompt, needs_gradient, **self._moved(context))
 
     def _evaluate(self, images: Tensor, prompts: Sequence[str], context: dict[str, Any]) -> RewardOutput:
         output = self.rewards[0].evaluate(images.to(self.device), prompts, **self._moved(context))

@@ -37,6 +37,7 @@ REWARDS: Registry[Registered] = Registry(
         "preprocessing",
         "references",
         "registry",
+        "returned_scores",
         "shared_features",
         "transformed",
         "weight_files",

@@ -36,5 +36,5 @@ class InnerFlowTransition(Transition):
 
 def check_correlation(correlation: float | str) -> None:
     """Raises a `ValueError` for what is neither "ddpm" nor a number in `[0, 1]`."""
-    if correlation != "ddpm" and not (isinstance(correlation, int | float) and 0 <= correlation <= 1):
+    if correlation != "ddpm" and (isinstance(correlation, str) or not 0 <= correlation <= 1):
         raise ValueError(f"correlation is {correlation!r}; give 'ddpm' or a number between 0 and 1")

@@ -145,6 +145,8 @@ def test_a_file_may_change_a_published_method(tmp_path):
         (".yaml", "- smc", "which names no method"),
         (".yaml", "name: 3", "which names no method"),
         (".yaml", "name: smc\nposterior: &a [*a]", "has the alias *a; write its value out"),
+        (".yaml", "name: smc\nname: best_of_n", "has the key 'name' twice; give it once"),
+        (".yaml", "name: smc\nposterior: {name: glass, name: denoiser}", "has the key 'name' twice; give it once"),
         (".yaml", "[" * 100, "is nested deeper than 64 levels"),
         (".yaml", "name: !!python/object/apply:os.getcwd []", "is no YAML (could not determine a constructor"),
     ],

@@ -14,7 +14,7 @@ from diamond_diffusers.rewards import REWARDS, AestheticReward, Reward, as_rewar
 from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.preprocessing import images_from_pil
 
-from .invoking import invoke, succeed
+from .invoking import invoke, refusal, succeed
 
 SIZES = {"a.png": (20, 12), "b.jpg": (12, 20), "c.png": (20, 12), "d.webp": (20, 12)}
 
@@ -48,6 +48,19 @@ def read_csv(output):
 
 def expected_score(expression, path):
     return as_reward(expression)(images_from_pil([Image.open(path)]), [""]).item()
+
+
+def test_what_a_reward_returns_is_read_or_refused_in_a_sentence(folder, monkeypatch):
+    async def remote(images, prompts):
+        return [1.0] * len(images)
+
+    monkeypatch.setitem(REWARDS._entries, "pair", lambda images, prompts: ([0.5] * len(images), {"seconds": 1}))
+    monkeypatch.setitem(REWARDS._entries, "text", lambda images, prompts: "good")
+    monkeypatch.setitem(REWARDS._entries, "remote", remote)
+    rows = read_csv(succeed("score", folder, "--reward", "2*pair", "--prompt", "", "--format", "csv"))
+    assert [row["pair"] for row in rows] == ["0.5"] * len(SIZES)
+    for name, message in [("text", "'text' returned the text 'good'"), ("remote", "is an asynchronous function")]:
+        assert message in refusal("score", folder, "--reward", f"brightness + {name}", "--prompt", "")
 
 
 def test_scores_are_those_of_the_reward_in_the_files_order(folder):

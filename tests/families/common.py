@@ -121,7 +121,9 @@ class FamilyTests(CallTests):
         assert counts.network == counts.backward == out.cost.network_evaluations == out.cost.backward_passes
         # Guidance may end, or leave out, some levels; then its rows cost less there.
         assert counts.network == particles * steps if not guided else counts.network > particles * steps
-        assert counts.decoded == out.cost.decodes == out.cost.reward_calls == particles * (steps + 1)
+        assert counts.decoded == out.cost.decodes == particles * (steps + 1)
+        # Three random ones are scored before the run, to see that the reward works and has gradients.
+        assert out.cost.reward_calls == out.cost.decodes + 3
 
     def test_plain_sampling_decodes_each_image_once(self, pipe: DiamondMapPipeline) -> None:
         with counted(pipe) as counts:

@@ -74,7 +74,7 @@ def test_generators_may_be_a_tuple(pipe: DiamondMapPipeline) -> None:
 
 
 def test_a_number_of_images_that_is_no_whole_number_is_refused(pipe: DiamondMapPipeline) -> None:
-    with pytest.raises(ValueError, match=r"num_images_per_prompt is 1\.0; it must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"num_images_per_prompt is 1\.0; give a whole number"):
         pipe(PROMPTS, num_images_per_prompt=1.0, **CALL)
 
 

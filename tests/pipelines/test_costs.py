@@ -84,7 +84,7 @@ def test_each_particle_of_a_step_is_evaluated_once(
     levels = steps - 1 if name == "smc" else steps
     assert counts.decoded == out.cost.decodes == ROWS * (levels * decodes + 1)
     # One image more is scored before the run, to see that the reward works.
-    assert sum(seen) - 1 == out.cost.reward_calls == out.cost.decodes
+    assert sum(seen) == out.cost.reward_calls == out.cost.decodes + 1
 
 
 CHUNKED = {

@@ -66,7 +66,7 @@ def test_defaults_that_cannot_be_saved_are_known_before(
     hub = Hub(tmp_path / "hub", monkeypatch)
     monkeypatch.setattr(DiffusionPipeline, "save_pretrained", lambda *_, **__: pytest.fail("wrote weights"))
     for options in ({"defaults": {"alignment": value}}, {"defaults": {"sigmas": [1.0, value]}}):
-        pipe.defaults = options["defaults"]
+        pipe._take_defaults(options["defaults"])
         for target in (folder, tmp_path / "new"):
             with pytest.raises((TypeError, ValueError), match=r"defaults\['(alignment|sigmas)'\].*|holds the key"):
                 pipe.save_pretrained(target)

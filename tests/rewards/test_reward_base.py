@@ -194,8 +194,8 @@ def test_a_rounding_outside_the_range_is_no_error():
 @pytest.mark.parametrize(
     ("scores", "error", "message"),
     [
-        (1.0, TypeError, "a float; return a tensor with one score per image"),
-        (torch.zeros(3, 1), ValueError, r"scores of shape \[3, 1\] for 3 images; return shape \[3\]"),
+        (1.0, ValueError, r"a float \(1.0\) for 3 images; return one score per image"),
+        (torch.zeros(3, 2), ValueError, r"scores of shape \[3, 2\] for 3 images; return shape \[3\]"),
         (torch.tensor(0.0), ValueError, r"scores of shape \[\] for 3 images"),
         (torch.tensor([0, torch.nan, torch.inf]), ValueError, r"nan for image 1 \(prompt 'two'\)"),
     ],

@@ -49,4 +49,4 @@ class BeamSearch(LookAheadSearch):
         rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
         noise = driving_noise(random, self.moves, rows, per_image, interval)
         predicted = None if predicted is None else predicted.repeat_interleave(count, 0)
-        return self.moves.step(law.rows(rows).network, rows, interval, predicted, noise)
+        return self.moved(law.rows(rows).network, rows, interval, predicted, noise)

@@ -23,7 +23,7 @@ from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
 from ...transitions.base import Transition
 from ...transitions.sampled_model import SampledModel
-from ..base import Method, check_part
+from ..base import Method
 from ..cloud import Cloud
 from ..guide import Guide
 from ..law import Law
@@ -126,7 +126,6 @@ class Guidance(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guide", self.guide, Guide, "Guide()")
         check_counts(
             num_corrections=self.num_corrections,
             num_jump_steps=self.num_jump_steps,
@@ -224,7 +223,7 @@ class Guidance(Method):
             # The shift enters through the noise, whose mean moves the step's as much.
             noise = noise + self.moves.tilt_gain(interval) * shift
         tilted = self._tilted(network, law, random)
-        return replace(cloud, x=self.moves.step(tilted, cloud.x, interval, predicted, noise), figures=figures)
+        return replace(cloud, x=self.moved(tilted, cloud.x, interval, predicted, noise), figures=figures)
 
     @property
     def _aims_by_itself(self) -> bool:

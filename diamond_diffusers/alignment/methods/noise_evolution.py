@@ -51,5 +51,6 @@ class NoiseEvolution(NoiseAscent):
         centre = (1 - size**2) ** 0.5 * noise[:, None]
         perturbed = torch.stack([centre + size * fresh, centre - size * fresh], 2)
         above, below = sampler.rewards(perturbed.flatten(0, 2)).reshape(*fresh.shape[:2], 2).unbind(2)
-        rises = sampler.law.reward_scale * (above - below) / (2 * size)
+        # A pair of which one has no reward tells nothing.
+        rises = (sampler.law.reward_scale * (above - below) / (2 * size)).nan_to_num(nan=0.0)
         return sample, torch.einsum("nk,nk...->n...", rises.to(fresh), fresh) / count

@@ -42,5 +42,5 @@ class NoAlignment(Method):
         noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
         needs_prediction = self.moves.needs_prediction(network)
         predicted = network.predict(cloud.x, interval.start) if needs_prediction else None
-        x = self.moves.step(network, cloud.x, interval, predicted, noise)
+        x = self.moved(network, cloud.x, interval, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)

@@ -73,7 +73,7 @@ class PathSearch(LookAheadSearch):
     ) -> Tensor:
         noise = driving_noise(random, self.moves, x, self.num_particles, interval)
         network = law.rows(x).network
-        onward = self.moves.step(network, x, interval, predicted, noise)
+        onward = self.moved(network, x, interval, predicted, noise)
         others, start = self.branching - 1, interval.start
         levels = self.detour(start, network.max_noise_to_signal)
         if others == 0 or start > self.max_noise_to_signal or levels[0] <= start:
@@ -84,7 +84,7 @@ class PathSearch(LookAheadSearch):
         rows = renoise(rows, start, levels[0], random.aside.normal(per_image, shape))
         for back in [*starmap(Interval, pairwise(levels)), interval]:
             noise = driving_noise(random.aside, self.moves, rows, per_image, back)
-            rows = self.moves.step(network, rows, back, self.predicted(law, rows, back.start), noise)
+            rows = self.moved(network, rows, back, self.predicted(law, rows, back.start), noise)
         branches = [part.unflatten(0, (len(x), -1)) for part in (onward, rows)]
         return torch.cat(branches, 1).flatten(0, 1)
 

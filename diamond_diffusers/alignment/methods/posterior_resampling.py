@@ -15,7 +15,7 @@ from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward
 from ...transitions.inner_flow import check_correlation
 from ...transitions.sampled_model import SampledModel
-from ..base import Method, check_part
+from ..base import Method
 from ..cloud import Cloud
 from ..guide import Guide
 from ..law import Law
@@ -65,7 +65,6 @@ class PosteriorResampling(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guide", self.guide, Guide, "Guide()")
         check_correlation(self.correlation)
         if self.guide is not None:
             self.guide.check_comparable(self.posterior)

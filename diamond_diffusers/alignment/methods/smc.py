@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from ...core.interval import Interval
 from ...core.tensors import expand, row_dot
+from ...core.values import scaled_rewards
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
 from ...transitions.base import Transition
-from ..base import Method, check_part
+from ..base import Method
 from ..cloud import Cloud
 from ..guide import Guide
 from ..law import Law
@@ -138,8 +138,6 @@ class SMC(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("guide", self.guide, Guide, "Guide()")
-        check_part("tempering", self.tempering, Tempering, "AdaptiveTempering()")
         if self.resampling not in (*RESAMPLING_SCHEMES.names(), "none"):
             names = ", ".join((*RESAMPLING_SCHEMES.names(), "none"))
             raise ValueError(f"resampling is {self.resampling!r}; choose one of {names}")
@@ -147,11 +145,11 @@ class SMC(Method):
             raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS.names())}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
+        if not self.max_noise_to_signal >= 0:
+            raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; it must be at least 0")
         if not self.max_tilt > 0:
             raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
-        if self.num_valuations is not None and (
-            not isinstance(self.num_valuations, Integral) or self.num_valuations < 0
-        ):
+        if self.num_valuations is not None and self.num_valuations < 0:
             raise ValueError(
                 f"num_valuations is {self.num_valuations}; give a whole number of at least 0, or None for every step"
             )
@@ -221,7 +219,9 @@ class SMC(Method):
         assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
         assert result.rewards is not None, "`check` has seen to it that there is a reward"
-        log_weights = cloud.log_offset + self._per_image(law.reward_scale * result.rewards.to(cloud.x.device))
+        log_weights = cloud.log_offset + self._per_image(
+            scaled_rewards(result.rewards, law.reward_scale).to(cloud.x.device)
+        )
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
             result,
@@ -294,7 +294,7 @@ class SMC(Method):
     def _weigh_by_reward(self, law: Law, cloud: PathCloud) -> PathCloud:
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
-        ahead = LookAhead(None, law.reward_scale * final.total.to(cloud.x.device))
+        ahead = LookAhead(None, final.values(law.reward_scale).to(cloud.x.device))
         values = self._per_image(ahead.values)
         return self._recorded(
             replace(
@@ -332,7 +332,7 @@ class SMC(Method):
     def _moved(self, law: Law, cloud: PathCloud, interval: Interval, noise: Tensor) -> Tensor:
         """The particles at the next level, from their driving noise."""
         network = law.rows(cloud.x).network
-        return self.moves.step(network, cloud.x, interval, cloud.estimates.predicted, noise)
+        return self.moved(network, cloud.x, interval, cloud.estimates.predicted, noise)
 
     def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | float]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without a guide."""
@@ -383,7 +383,7 @@ def valuations(count: int | None, num_steps: int) -> frozenset[int]:
     They are after the shares `j / (count + 1)` of the steps, rounded up to whole ones, and never after the last; None
     stands for every step. The start is not valued: without its values, weights up to there are equal.
     """
-    if count is None:
+    if count is None or count >= num_steps:
         return frozenset(range(1, num_steps))
     return frozenset(-(-num_steps * share // (count + 1)) for share in range(1, count + 1)) - {num_steps}
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ...core.registry import Registry
+from ...core.typed import Typed
 from .resampling import effective_sample_size
 
 NUM_BISECTIONS = 50
 """To the resolution of float64."""
 
 
-class Tempering(ABC):
+class Tempering(Typed, ABC):
     """The inverse temperature of each valuation, which multiplies the logarithm of the potentials' product.
 
     It is 0 at the start and 1 at the end, whatever a tempering says of the valuations between.

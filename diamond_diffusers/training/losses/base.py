@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ...core.model import Conditions
+from ...core.typed import Typed
 
 if TYPE_CHECKING:
     from ...maps.diamond_map import DiamondMap
 
 
 @dataclass(frozen=True)
-class DistillationLoss(ABC):
+class DistillationLoss(Typed, ABC):
     """The function that the trainer minimises. Derive from `StepLoss` for a loss of pairs of inner times.
 
     The trainer sets fields of a loss that are named like one of its options, such as `diagonal_fraction`.

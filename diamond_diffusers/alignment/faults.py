@@ -1,0 +1,134 @@
+"""Whose fault it is where a number on the way from the latents to the reward is none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..core.levels import Level, as_level
+from ..core.model import Model
+from ..rewards.base import Reward
+
+
+class NotFiniteError(ValueError):
+    """The network, the decoder or a derivative has given NaN or infinity."""
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; one reduction, after which the device is waited for."""
+    return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
+
+
+def check_evaluated(model: Model, result: Tensor, states: tuple[Tensor, ...], noise_to_signal: Level) -> None:
+    """Checks what the network of a model has made of states at a level.
+
+    Args:
+        model: whose network was evaluated.
+        result: `[N, ...]`.
+        states: each `[N, ...]`.
+        noise_to_signal: their level, `[]` or `[N]`.
+
+    Raises:
+        NotFiniteError: the result is not finite.
+    """
+    if is_finite(result):
+        return
+    row, place = _first(result, noise_to_signal)
+    if not all(is_finite(state[row]) for state in states):
+        raise NotFiniteError(
+            f"the latents {place} are not finite before the network is evaluated there; look for NaN in latents that "
+            "were given or that a callback has changed, or lower the strength of the guide"
+        )
+    network, _ = model.parts()
+    remedies: dict[torch.dtype | None, str] = {
+        torch.float16: "load the model in bfloat16 or float32",
+        torch.bfloat16: "load the model in float32, or lower the strength of the guide",
+    }
+    raise NotFiniteError(
+        f"{_described(network, 'the network')} has made NaN or infinity of finite latents {place}; "
+        + remedies.get(
+            _dtype(network), "look for NaN among its weights and adapters, or lower the strength of the guide"
+        )
+    )
+
+
+def fault_of_images(model: Model, images: Tensor, latents: Tensor, noise_to_signal: Level) -> NotFiniteError | None:
+    """Why decoded images cannot be scored by any reward; None where they are finite.
+
+    Args:
+        model: that has decoded.
+        images: `[N, 3, H, W]`.
+        latents: clean ones, `[N, ...]`.
+        noise_to_signal: the level from which they are look-aheads, `[]` or `[N]`; 0 where they are final.
+    """
+    if is_finite(images):
+        return None
+    row, place = _first(images, noise_to_signal)
+    if not is_finite(latents[row]):
+        return NotFiniteError(
+            f"the clean latents that were looked ahead to {place} are not finite, before they are decoded; load the "
+            "model in bfloat16 or float32, or lower the strength of the guide"
+        )
+    # Look-aheads are decoded as previews, and final images in full.
+    preview = bool(as_level(noise_to_signal).max() > 0)
+    _, decoder = model.parts(preview)
+    return NotFiniteError(
+        f"{_described(decoder, 'the decoder')} has made NaN of finite latents, looked ahead to {place}; "
+        f"{_decoder_remedy(decoder, preview)}"
+    )
+
+
+def fault_of_gradient(
+    model: Model, reward: Reward, of_images: Tensor | None, of_latents: Tensor, noise_to_signal: Level, preview: bool
+) -> NotFiniteError:
+    """Why a gradient is not finite.
+
+    Args:
+        model: through whose network and decoder the gradient goes.
+        reward: where it begins.
+        of_images: the reward's gradient in the images; None where it has none.
+        of_latents: that in the clean latents, through decoder and reward.
+        noise_to_signal: level of the particles.
+        preview: as of `Model.decode`.
+    """
+    place = f"at the noise-to-signal ratio {float(as_level(noise_to_signal).max()):.4g}"
+    if of_images is not None and not is_finite(of_images):
+        return NotFiniteError(
+            f"reward '{reward.name}' gives the pixels of a finite image a gradient that is not finite, {place}; mend "
+            "its `score`, load it in float32, or take gradient='tilted_mean', which needs none"
+        )
+    network, decoder = model.parts(preview)
+    if not is_finite(of_latents):
+        return NotFiniteError(
+            f"the gradient through {_described(decoder, 'the decoder')} is not finite {place}, though images and the "
+            f"reward's own gradient are; {_decoder_remedy(decoder, preview)}"
+        )
+    return NotFiniteError(
+        f"the gradient through {_described(network, 'the network')} is not finite {place}, though that through decoder "
+        "and reward is; load the model in float32, or take gradient='isotropic' or 'tilted_mean', which do not "
+        "differentiate the network"
+    )
+
+
+def _first(result: Tensor, noise_to_signal: Level) -> tuple[int, str]:
+    """The first row that is not finite, and its level in words."""
+    row = int(result.detach().flatten(1).isfinite().all(1).logical_not().nonzero()[0, 0])
+    level = as_level(noise_to_signal)
+    return row, f"at the noise-to-signal ratio {float(level[row] if level.ndim else level):.4g}"
+
+
+def _described(module: nn.Module | None, otherwise: str) -> str:
+    dtype = _dtype(module)
+    return otherwise if module is None else f"{type(module).__name__}" + ("" if dtype is None else f" in {dtype}")
+
+
+def _dtype(module: nn.Module | None) -> torch.dtype | None:
+    weight = None if module is None else next(module.parameters(), None)
+    return None if weight is None else weight.dtype
+
+
+def _decoder_remedy(decoder: nn.Module | None, preview: bool) -> str:
+    name = "pipe.preview_vae" if preview else "pipe.vae"
+    if _dtype(decoder) in (torch.float16, torch.bfloat16):
+        return f"decode in float32: {name}.to(torch.float32)"
+    return f"look for NaN among the weights of {name}"

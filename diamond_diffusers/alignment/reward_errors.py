@@ -1,0 +1,158 @@
+"""What a run does where its reward fails."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core.memory_errors import want_of_memory
+from ..rewards.base import Reward, RewardOutput
+from ..rewards.errors import first_line
+from .execution import Execution
+from .faults import NotFiniteError
+from .interruption import Interrupted
+
+logger = logging.getLogger(__name__)
+
+REWARD_ERRORS = ("raise", "retry", "skip")
+RETRY_DELAYS = (0.5, 1.0, 2.0)
+"""Seconds before each further call of a reward that has failed."""
+
+Result = TypeVar("Result")
+
+
+def is_of_reward(error: Exception) -> bool:
+    """Whether an exception raised while a reward scores is a failure of that reward."""
+    return not isinstance(error, Interrupted | NotFiniteError) and want_of_memory(error) is None
+
+
+@dataclass
+class RewardErrors:
+    """What a run does where its reward fails: raises an exception, or returns what cannot be read as finite scores.
+
+    Attributes:
+        action: `raise` lets the reward's own exception through. `retry` calls the reward again after `RETRY_DELAYS`
+            first, which suits rewards on a network. `skip` calls it again image by image, and goes on without those
+            that fail: their reward is NaN and stands for a value of `-inf`, without a gradient.
+        raised: the last exception of a reward, by which a run knows whose one is.
+        num_skipped: how many scores are NaN.
+
+    Raises:
+        ValueError: `action` is none of these.
+    """
+
+    action: str = "raise"
+    raised: Exception | None = None
+    num_skipped: int = 0
+
+    def __post_init__(self) -> None:
+        if self.action not in REWARD_ERRORS:
+            raise ValueError(f"on_reward_error is {self.action!r}; choose one of {', '.join(REWARD_ERRORS)}")
+
+    def retried(self, function: Callable[[], Result], delays: tuple[float, ...], again: Callable[[], None]) -> Result:
+        """What a function that calls the reward returns, which is called once more after each delay while it fails.
+
+        Args:
+            function: the function.
+            delays: seconds.
+            again: called before each further call.
+        """
+        for delay in delays:
+            try:
+                return function()
+            except Exception as error:
+                if not is_of_reward(error):
+                    raise
+                logger.warning("The reward failed (%s), and is called again in %g s.", first_line(error), delay)
+            time.sleep(delay)
+            again()
+        return function()
+
+    def scores(
+        self, execution: Execution, reward: Reward, score: Callable[..., RewardOutput], *rows: Tensor
+    ) -> RewardOutput:
+        """The scores of rows, of which the last tensor are the images; NaN for those that are skipped.
+
+        Args:
+            execution: evaluates rows, and counts further calls.
+            reward: which is called.
+            score: maps the rows to their scores.
+            *rows: indices, latents and images.
+        """
+        images = rows[-1]
+
+        def again() -> None:
+            if execution.shards is None and execution.is_interrupted():
+                raise Interrupted
+            execution.cost.reward_calls += len(images)
+
+        def score_finite(*rows: Tensor) -> RewardOutput:
+            # Where a graph is checkpointed, this is called once more on the way back.
+            try:
+                output = self.retried(lambda: score(*rows), RETRY_DELAYS if self.action == "retry" else (), again)
+                check_no_nan(reward, output)
+            except Exception as error:
+                self.raised = error if is_of_reward(error) else None
+                raise
+            return output
+
+        outputs: list[RewardOutput | None]
+        try:
+            return execution.checkpointed(score_finite, *rows)
+        except Exception as error:
+            if self.action != "skip" or not is_of_reward(error):
+                raise
+            failed = error
+        # One image alone has just been tried.
+        outputs = [None] if len(images) == 1 else self._one_by_one(execution, score_finite, *rows)
+        missing = sum(output is None for output in outputs)
+        if missing and not self.num_skipped:
+            logger.warning(
+                "Reward '%s' failed on %d of %d images (%s). They get no weight and the reward NaN; where all of a "
+                "prompt's fail, they count as equal. This is said once a run.",
+                *(reward.name, missing, len(images), first_line(failed)),
+            )
+        self.num_skipped += missing
+        return _joined(reward, images, outputs)
+
+    def _one_by_one(
+        self, execution: Execution, score: Callable[..., RewardOutput], *rows: Tensor
+    ) -> list[RewardOutput | None]:
+        """The scores of each row, after all of them together have failed; None where it fails by itself."""
+        outputs: list[RewardOutput | None] = []
+        for row in range(len(rows[0])):
+            execution.cost.reward_calls += 1
+            try:
+                outputs.append(execution.checkpointed(score, *(part[row : row + 1] for part in rows)))
+            except Exception as error:
+                if not is_of_reward(error):
+                    raise
+                outputs.append(None)
+        return outputs
+
+
+def check_no_nan(reward: Reward, output: RewardOutput) -> None:
+    """Raises a `ValueError` for a NaN that has been made of finite scores: NaN stands for images without one."""
+    if output.total.isnan().any():
+        raise ValueError(
+            f"Reward '{reward.name}' makes NaN of the scores of its terms; mend its `transform`, or clip the scores"
+        )
+
+
+def _joined(reward: Reward, images: Tensor, outputs: list[RewardOutput | None]) -> RewardOutput:
+    """The scores of all rows, NaN for those without."""
+    scored = next((output for output in outputs if output is not None), None)
+    names = reward.term_names if scored is None else list(scored.terms)
+    nan = torch.full((1,), math.nan, device=images.device)
+    # Of a graph whose gradient is zero.
+    missing = [nan + 0 * images[row].float().sum() if images.requires_grad else nan for row in range(len(images))]
+    total = [missing[row] if output is None else output.total for row, output in enumerate(outputs)]
+    terms = {name: torch.cat([nan if output is None else output.terms[name] for output in outputs]) for name in names}
+    return RewardOutput(torch.cat(total), terms)

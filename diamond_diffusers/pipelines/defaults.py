@@ -1,0 +1,49 @@
+"""The call defaults that a caller gives a model, checked as the arguments of a call are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from ..alignment.methods import METHODS
+from ..alignment.named import as_method
+from ..alignment.presets import PRESETS
+from ..core.conversions import shown
+from ..core.serial import NAME
+from .argument_types import call_parameters, fitted_arguments
+from .run import RunOptions
+
+OWN_DEFAULTS = ("reward", "alignment", "reward_scale")
+"""Options of a call besides the stock arguments for which a model may have a default."""
+
+
+def checked_defaults(kind: Any, defaults: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Checks call defaults of a model, and returns them.
+
+    Args:
+        kind: class of the stock pipeline.
+        defaults: by the names of the arguments; None for none.
+
+    Raises:
+        TypeError: they are no mapping, or one is of a wrong type.
+        ValueError: there is no such argument, or one is out of range.
+    """
+    if defaults is None:
+        return {}
+    if not isinstance(defaults, Mapping):
+        raise TypeError(f"defaults is {shown(defaults)}; give a mapping, such as {{'num_inference_steps': 20}}")
+    names = [*OWN_DEFAULTS, *call_parameters(kind)]
+    for name in defaults:
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            hint = f", did you mean {near[0]!r}" if near else ""
+            raise ValueError(f"defaults holds {shown(name)}{hint}; it may hold {', '.join(names)}")
+    options = RunOptions(**{name: defaults[name] for name in OWN_DEFAULTS if name in defaults})
+    form = options.alignment
+    called = form.get(NAME) if isinstance(form, Mapping) else form
+    # Presets may ask for the model; methods are checked at once.
+    if form is not None and not (isinstance(called, str) and called in PRESETS and called not in METHODS):
+        as_method(form)
+    fitted = fitted_arguments(kind, {name: value for name, value in defaults.items() if name not in OWN_DEFAULTS})
+    return {**defaults, **fitted}
