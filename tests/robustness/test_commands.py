@@ -90,7 +90,11 @@ SCORE = {
 
 def forms_of(value: str) -> list[str]:
     """What a sentence may show of an option's text: it, the number that it is, or the part of it that is wrong."""
-    forms = [value, repr(value), *(part for part in re.split("[=,. -]", value) if part)] if value else ["''"]
+    forms = (
+        [value, repr(value), *(part for text in re.split("[=,. -]", value) if text for part in (text, repr(text)))]
+        if value
+        else ["''"]
+    )
     try:
         return [*forms, str(float(value))]
     except ValueError:

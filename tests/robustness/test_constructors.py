@@ -37,6 +37,11 @@ MAY_BE_INFINITE = ("max_tilt", "max_shift", "max_gradient_norm", "num_guided_ste
 PRESET_FIELDS = [(name, field.name) for name in PRESETS.names() for field in dataclasses.fields(PRESETS.get(name)())]
 
 
+def plain(number: Real) -> int | float:
+    """A number of Python."""
+    return number if isinstance(number, int) else float(number)
+
+
 def fits(value: object, hint: Any, may_be_infinite: bool) -> bool:
     """Whether a value is of the type that a field says, and a number that means something."""
     kind = get_origin(hint) or hint
@@ -48,14 +53,14 @@ def fits(value: object, hint: Any, may_be_infinite: bool) -> bool:
         number = Integral if kind is int else Real
         if not isinstance(value, number) or isinstance(value, bool):
             return False
-        return kind is int or (value == value and (abs(value) < 2**1023 or may_be_infinite))
+        return kind is int or (value == value and (abs(plain(value)) < 2**1023 or may_be_infinite))
     return isinstance(value, kind)
 
 
 def is_as_given(stored: Any, given: Any) -> bool:
     """Whether a field holds what it was given, which may have become an ordinary number."""
     if isinstance(stored, Real) and not isinstance(given, str):
-        return bool(stored == given) or (abs(stored) < 2**1000 and float(stored) == float(given))
+        return bool(stored == given) or (abs(plain(stored)) < 2**1000 and float(stored) == float(given))
     return isinstance(given, str | Mapping) or stored is given or bool(stored == given)
 
 
