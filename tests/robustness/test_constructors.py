@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -53,7 +54,7 @@ def fits(value: object, hint: Any, may_be_infinite: bool) -> bool:
         number = Integral if kind is int else Real
         if not isinstance(value, number) or isinstance(value, bool):
             return False
-        return kind is int or (value == value and (abs(plain(value)) < 2**1023 or may_be_infinite))
+        return kind is int or (value == value and (abs(plain(value)) <= sys.float_info.max or may_be_infinite))
     return isinstance(value, kind)
 
 
