@@ -72,7 +72,10 @@ def stable_diffusion() -> Called:
     return Called(pipe, call)
 
 
-@pytest.fixture(scope="module", params=["flux", "embedded", "stable_diffusion"])
+@pytest.fixture(
+    scope="module",
+    params=["flux", *(pytest.param(name, marks=pytest.mark.robustness) for name in ("embedded", "stable_diffusion"))],
+)
 def called(request: pytest.FixtureRequest, tiny_folder: Any) -> Called:
     with torch.random.fork_rng():
         torch.manual_seed(0)
