@@ -91,6 +91,8 @@ def shown_forms(value: object) -> list[str]:
     forms += ["cannot be used", "is given"]
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         forms += [f"{len(value)} "] if value.shape else []
+        # What is wrong with it may be what kind of tensor it is.
+        forms += ["a tensor", "meta device", str(value.dtype)]
         # A number in an array may be shown as one.
         forms += [str(value), *([str(value.item())] if math.prod(value.shape) == 1 and not is_meta(value) else [])]
     if value is None:

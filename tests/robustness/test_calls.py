@@ -265,7 +265,7 @@ def test_every_method_on_a_tiny_budget(called: Called, name: str, tally: Tally, 
     for budget in (1, 2, 7):
         given = {"alignment": name, "max_network_evaluations": budget}
         made_by = f"{type(called.pipe.pipeline).__name__}: pipe('a ring', alignment={name!r}, budget={budget})"
-        names = ("max_network_evaluations", "alignment", "posterior", "transition", name)
+        names = ("max_network_evaluations", "alignment", "posterior", "transition", "Posterior", name)
         if name == "none":
             names = (*names, "NoAlignment")
         tally.judge(
