@@ -94,8 +94,12 @@ def method_request(
             raise ValueError(f"{flag} is {value}, which -o {path}={spelled[path]} would replace; drop one of them")
     found = {path: value for path, (_, value) in paths.items()} | spelled
     names_posterior = "posterior" in found or "posterior.name" in found
-    if not names_posterior and any(flag in given for flag in LOOK_AHEAD_FLAGS):
-        raise ValueError(f"{' and '.join(LOOK_AHEAD_FLAGS)} describe look-aheads; add --posterior glass")
+    idle = [] if names_posterior else [flag for flag in LOOK_AHEAD_FLAGS if flag in given]
+    if idle:
+        raise ValueError(
+            f"{idle[0]} is {given[idle[0]]}, but {' and '.join(LOOK_AHEAD_FLAGS)} describe look-aheads; add "
+            "--posterior glass"
+        )
     return MethodRequest(form, found, paths)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import reprlib
 import secrets
 import shutil
 import stat
@@ -108,12 +110,23 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     """A folder to save in, as a path.
 
     Raises:
+        TypeError: it is no path.
         NotADirectoryError: something else has its name.
         ValueError: it has no name, or one that no folder can have.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"save_directory is {reprlib.repr(folder)}; give the path of a folder as a text or a Path")
     if not os.fspath(folder) or "\0" in str(folder):
-        raise ValueError(f"'{one_line(str(folder))}' can be no folder; name a folder to save in")
+        raise ValueError(
+            f"save_directory is '{one_line(str(folder))}', which can be no folder; name a folder to save in"
+        )
     folder = Path(folder)
+    try:
+        os.lstat(folder)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            shown = reprlib.repr(str(folder))
+            raise ValueError(f"save_directory is {shown}, which is too long a name; give a shorter one") from error
     if os.path.lexists(folder) and not folder.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file, or a link to nothing; name a folder to save in")
     return folder

@@ -164,7 +164,7 @@ def check_base(family: Family, config: Mapping[str, Any]) -> None:
     wanted = f"load it on {config['base_model']}" if config.get("base_model") else "load it on its own base model"
     if config["family"] != family.name:
         raise ValueError(
-            f"the Diamond Map is for a {config['family']} model, but this is a {family.name} model; {wanted}"
+            f"the Diamond Map is for a {str(config['family'])[:60]} model, but this is a {family.name} model; {wanted}"
         )
     expected = {**config["base_config"], **config["path"]}
     actual = {**_shapes(family), **_path(family)}

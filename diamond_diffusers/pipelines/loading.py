@@ -16,7 +16,8 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_sin
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..families.registry import check_supported
-from ..maps.map_config import read_config
+from ..files.foreign import ForeignFileError
+from ..maps.map_config import CONFIG_NAME, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +110,12 @@ def _declared(model: str | os.PathLike[str], **options: Any) -> dict[str, Any] |
         # Stock models declare nothing, so that most of those who are offline miss nothing.
         level = logging.INFO if options.get("local_files_only") else logging.WARNING
         logger.log(level, "%s was not looked at for a Diamond Map: it is not in the cache, and the Hub unseen", model)
-    except (FileNotFoundError, EntryNotFoundError):
-        pass
+    except (FileNotFoundError, EntryNotFoundError) as error:
+        declared = Path(model) / (options.get("subfolder") or "") / CONFIG_NAME
+        if os.path.lexists(declared) and not declared.is_file():
+            raise ForeignFileError(
+                f"'{declared}' is a folder, or a link to nothing; take the file from where the model was saved"
+            ) from error
     return None
 
 
@@ -122,14 +127,20 @@ def check_class(model: str | os.PathLike[str], **hub: Any) -> str:
 
     Raises:
         TypeError: the class is not supported.
-        ValueError: the configuration of the pipeline does not name one.
-        OSError: the configuration does not exist, or cannot be read.
+        ValueError: the configuration of the pipeline does not name one, or a folder has none that can be read.
+        OSError: the Hub has no such configuration, or cannot be reached.
     """
     try:
         name = DiffusionPipeline.load_config(model, **hub)["_class_name"]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         fault = "is nested too deep" if isinstance(error, RecursionError) else "does not name the class of a pipeline"
         raise ValueError(f"the model_index.json of {model} {fault}; take it from where the model was saved") from error
+    except (OSError, ValueError) as error:
+        if not os.path.isdir(model):
+            raise
+        raise ValueError(
+            f"the model_index.json of {model} is missing or no JSON; take it from where the model was saved"
+        ) from error
     # A community pipeline names a file of code too.
     name = "/".join(map(str, name)) if isinstance(name, list | tuple) else str(name)
     check_supported(name)

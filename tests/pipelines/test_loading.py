@@ -96,7 +96,7 @@ def test_other_classes_on_disk_are_refused_before_their_weights_are_read(tmp_pat
         (b"[" * 100_000, ValueError, "is nested too deep"),
         (b'{"_class_name": ["pipeline", "FluxPipeline"]}', TypeError, "for which there is no family"),
         (b'{"_class_name": 5}', TypeError, "pipeline is a 5, for which there is no family"),
-        (b"{", OSError, "not a valid JSON file"),
+        (b"{", ValueError, "is missing or no JSON; take it from where the model was saved"),
     ],
 )
 def test_a_model_index_is_a_file_of_others(

@@ -112,7 +112,7 @@ def _table(path: Path) -> Iterator[Prompt]:
         if {"index", f"prompt{suffix}", f"sub_dims{suffix}"} <= set(columns):
             yield from (_unigenbench(row, f"prompt{suffix}", f"sub_dims{suffix}", place) for place, row in rows)
             return
-    found = " ".join(", ".join(columns).split()) or "none"
+    found = " ".join(", ".join(columns).split())[:200] or "none"
     raise ForeignFileError(
         f"prompts is '{path}' with the columns {found}; give those of DrawBench (Prompts, "
         "Category) or of UniGenBench (index, prompt_en, sub_dims_en)"

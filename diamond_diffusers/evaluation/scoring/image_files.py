@@ -52,7 +52,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         files = (file for file in path.iterdir() if file.name not in OVERVIEWS)
         within = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
         if not within:
-            raise ValueError(f"IMAGE is the folder '{path}', which holds no {', '.join(IMAGE_SUFFIXES)} file")
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            raise ValueError(f"IMAGE is the folder '{path}', which holds no {suffixes} file; name an image file")
         found += within
     return found
 

@@ -80,6 +80,8 @@ def _default(file: Path, option: Option, value: str | None) -> Setting:
         if str(value).lower() not in _SWITCHES:
             raise ConfigError(f"--config {file} sets {option.flag} to {value}; it must be true or false")
         return _SWITCHES[str(value).lower()]
+    if value is None and option.default is not None:
+        raise ConfigError(f"--config {file} sets {option.flag} to null; give a value, or leave it out")
     if value is not None and option.choices is not None and option.convert(value) not in option.choices():
         choices = ", ".join(option.choices())
         raise ConfigError(f"--config {file} sets {option.flag} to {value!r}; choose one of {choices}")

@@ -100,6 +100,8 @@ def _read(described: Field[Any], hint: Any) -> Option:
 
 def wrong_number(value: float, check: Check | None) -> str | None:
     """The fault in the value of an option that is a number; all numbers have to be finite."""
+    if isinstance(value, int) and abs(value) > 10**300:
+        return f"is a number of {len(str(abs(value)))} digits; it must be at most {LARGEST_INTEGER}"
     if not math.isfinite(value):
         return f"is {value}; it must be a finite number"
     return None if check is None else check(value)

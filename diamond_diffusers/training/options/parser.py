@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files.foreign import writable
 from .checks import problems
 from .config import ConfigError, as_defaults, read_config
 from .fields import Option, options_of
@@ -103,6 +104,8 @@ def import_modules(names: str | None) -> None:
         ConfigError: a file or module does not exist. Errors inside of a file or module keep their traceback.
     """
     for name in filter(None, (name.strip() for name in (names or "").split(","))):
+        if writable(name) != name:
+            raise ConfigError(f"--import is '{writable(name)}', which is not in UTF-8; write it anew")
         if name.endswith(".py"):
             _import_file(Path(name))
         elif not (package := name.partition(".")[0]) or importlib.util.find_spec(package) is None:
