@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.conversions import shown
 from ..core.levels import signal_and_noise
 from ..core.typed import Typed
 from ..posteriors.base import PosteriorSampler
@@ -59,7 +60,7 @@ class Guide(Typed):
 
     def __post_init__(self) -> None:
         if self.gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {self.gradient!r}; choose one of {', '.join(GRADIENTS)}")
+            raise ValueError(f"gradient is {shown(self.gradient)}; choose one of {', '.join(GRADIENTS)}")
         if not math.isfinite(self.strength):
             raise ValueError(f"strength is {self.strength}; give a finite number, of which 1 is exact")
         if self.max_shift is not None and not self.max_shift > 0:
@@ -71,10 +72,10 @@ class Guide(Typed):
                 f"max_coefficient is {self.max_coefficient}, but scaling={self.scaling!r} has no coefficient; leave it "
                 "out, or limit the shift by max_shift"
             )
-        if not 0 <= self.min_noise_to_signal <= self.max_noise_to_signal:
+        if not 0 <= self.min_noise_to_signal <= self.max_noise_to_signal or self.min_noise_to_signal == math.inf:
             raise ValueError(
                 f"min_noise_to_signal is {self.min_noise_to_signal} and max_noise_to_signal is "
-                f"{self.max_noise_to_signal}; the first must lie between 0 and the second"
+                f"{self.max_noise_to_signal}; give a finite first one, between 0 and the second"
             )
 
     @property

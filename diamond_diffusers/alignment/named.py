@@ -59,8 +59,8 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
         return with_options(method, options)
     names = ", ".join((*METHODS.names(), *PRESETS.names()))
     raise ValueError(
-        f"alignment is {name!r}; choose one of {names}, give an object, or import the file of yours that registers it "
-        "(--import on the command line)"
+        f"alignment is {shown(name)}; choose one of {names}, give an object, or import the file of yours that "
+        "registers it (--import on the command line)"
     )
 
 

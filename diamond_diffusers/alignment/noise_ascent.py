@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.attention import differentiable_attention
 from ..core.checks import check_counts, check_finite
+from ..core.conversions import shown
 from ..core.tensors import expand
 from ..transitions.base import Transition
 from .faults import is_finite
@@ -68,7 +69,7 @@ class NoiseAscent(NoiseRounds):
         check_counts(num_iterations=self.num_iterations)
         check_finite(learning_rate=self.learning_rate, regularization_weight=self.regularization_weight)
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+            raise ValueError(f"optimizer is {shown(self.optimizer)}; choose one of {', '.join(OPTIMIZERS)}")
         for name in ("learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

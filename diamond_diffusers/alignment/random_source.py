@@ -40,8 +40,8 @@ class RandomSource:
         for generator in given if isinstance(given, list) else [given]:
             if given is not None and not isinstance(generator, torch.Generator):
                 raise TypeError(
-                    f"generator is or holds {shown(generator)}; give torch.Generator objects, such as "
-                    "torch.Generator().manual_seed(0)"
+                    f"generator is {shown(generators)}, which is or holds {shown(generator)}; give torch.Generator "
+                    "objects, such as torch.Generator().manual_seed(0)"
                 )
             if generator is not None and generator.device.type not in ("cpu", torch.device(device).type):
                 raise ValueError(

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..core.conversions import shown
 from ..core.memory_errors import want_of_memory
 from ..rewards.base import Reward, RewardOutput
 from ..rewards.errors import first_line
@@ -54,7 +55,7 @@ class RewardErrors:
 
     def __post_init__(self) -> None:
         if self.action not in REWARD_ERRORS:
-            raise ValueError(f"on_reward_error is {self.action!r}; choose one of {', '.join(REWARD_ERRORS)}")
+            raise ValueError(f"on_reward_error is {shown(self.action)}; choose one of {', '.join(REWARD_ERRORS)}")
 
     def retried(self, function: Callable[[], Result], delays: tuple[float, ...], again: Callable[[], None]) -> Result:
         """What a function that calls the reward returns, which is called once more after each delay while it fails.

@@ -19,7 +19,7 @@ NONE = ("none", "null")
 # In this order the types of a union are tried: a text that is a number is taken as the number.
 _ORDER = (NoneType, bool, int, float)
 _SHOWN = reprlib.Repr()
-_SHOWN.maxother = 80
+_SHOWN.maxother = _SHOWN.maxstring = 80
 
 
 class WrongTypeError(TypeError, ValueError):
@@ -178,8 +178,8 @@ class Values:
             raise _MisfitError from None
         if math.isnan(number):
             raise _MisfitError
-        # Whole numbers stay what they are, for those who show or count by them.
-        return value if isinstance(value, int) else number
+        # Whole numbers stay what they are, for those who show or count by them, if torch can hold them.
+        return value if isinstance(value, int) and abs(value) < 2**63 else number
 
 
 class Texts(Values):

@@ -122,8 +122,8 @@ class Registry(Generic[T]):
             self._entries[own] = self._load(point)
         if own not in self._entries:
             raise ValueError(
-                f"{argument or self.kind} is {name!r}; choose one of {', '.join(self.names())}, or import the file of "
-                "yours that registers it (--import on the command line)"
+                f"{argument or self.kind} is {name[:80]!r}; choose one of {', '.join(self.names())}, or import the "
+                "file of yours that registers it (--import on the command line)"
             )
         return self._entries[own]
 

@@ -48,7 +48,7 @@ class UnknownOptionError(ValueError):
         name = path.rpartition(".")[2]
         near = get_close_matches(name, options, n=1)
         hint = f", did you mean {near[0]!r}" if near else ""
-        known = f"its options are {', '.join(options)}" if options else "it has none"
+        known = f"its options are {', '.join(options)}" if options else "it has none; leave it out"
         super().__init__(f"{owner} has no option {name!r}{hint}; {known}")
         self.path, self.owner = path, owner
 
@@ -269,7 +269,7 @@ def _part(values: Values, raw: Any, kind: type, path: str, current: Any, none: s
         return _changed(current, raw, path)
     if inspect.isabstract(kind):
         names = "" if registry is None else f": {', '.join(registry.names())}"
-        raise ValueError(f"{path} is none, which has no option {next(iter(raw), NAME)!r}; name one first{names}")
+        raise ValueError(f"{path} is {shown(dict(raw))}, which names none; name one first, as {NAME!r}{names}")
     return _built(kind, raw, path)
 
 

@@ -28,7 +28,10 @@ def read_yaml(path: str | PathLike[str], remedy: str) -> Any:
                 raise ForeignFileError(f"'{path}' is nested deeper than {MAX_DEPTH} levels; {remedy}")
         _check_keys(yaml.compose(text, yaml.SafeLoader), path)
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # Python refuses numbers of thousands of digits.
+        if isinstance(error, ForeignFileError):
+            raise
         reason = " ".join(str(error).split())
         raise ForeignFileError(f"'{path}' is no YAML ({reason}); {remedy}") from error
 

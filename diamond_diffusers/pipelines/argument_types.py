@@ -83,6 +83,14 @@ def check_clip_skip(pipeline: DiffusionPipeline, clip_skip: int | None) -> None:
         raise ValueError(f"clip_skip is {shown(clip_skip)}; give a number of layers from 0 to {layers - 1}")
 
 
+def check_texts(arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for a prompt that no tokenizer can read: with half of a surrogate pair."""
+    for name, given in arguments.items():
+        for text in given if isinstance(given, list) else [given]:
+            if isinstance(text, str) and text.encode(errors="replace").decode() != text:
+                raise ValueError(f"{name} is {shown(text)}, which is no Unicode text; give one without surrogates")
+
+
 def check_ranges(pipeline: DiffusionPipeline, is_flow: bool, arguments: Mapping[str, Any]) -> None:
     """Raises a `ValueError` for levels above pure noise, and for a share of noise that is none.
 
@@ -194,4 +202,4 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.ndim == 0:
         raise ValueError(f"{name} is a tensor of no dimensions; give one with a row for each image or prompt")
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} holds numbers that are not finite; give finite ones")
+        raise ValueError(f"{name} holds nan or inf; give a tensor of finite numbers")

@@ -13,9 +13,11 @@ from ..core.conversions import Values
 from ..families.base import Family
 from ..families.flow_matching import FlowMatchingFamily
 from ..families.stock_call import num_prompts
-from .argument_types import call_parameters, check_clip_skip, check_ranges, fitted_arguments
+from .argument_types import call_parameters, check_clip_skip, check_ranges, check_texts, fitted_arguments
 from .misplaced import unknown_argument
 
+# Arguments are lists of lists at most, as the image embeddings of several adapters.
+_DEEPEST = 8
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 
 
@@ -128,19 +130,22 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
     fitted = fitted_arguments(kind, {**declared, **passed})
     arguments = StockArguments({key: _ordinary(value) for key, value in {**stock, **fitted}.items()})
     num_prompts(arguments)
+    check_texts(arguments)
     check_clip_skip(family.pipeline, arguments.get("clip_skip"))
     check_ranges(family.pipeline, isinstance(family, FlowMatchingFamily), arguments)
     return arguments
 
 
-def _ordinary(value: Any) -> Any:
+def _ordinary(value: Any, depth: int = 0) -> Any:
     """An argument with inference tensors copied to ordinary ones, since torch cannot differentiate with them."""
+    if depth > _DEEPEST:
+        return value
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, list | tuple):
-        parts = [_ordinary(part) for part in value]
+        parts = [_ordinary(part, depth + 1) for part in value]
         # Left as it is where nothing changes, for named tuples' sake.
         return value if all(map(operator.is_, parts, value)) else type(value)(parts)
     if isinstance(value, dict):
-        return {key: _ordinary(part) for key, part in value.items()}
+        return {key: _ordinary(part, depth + 1) for key, part in value.items()}
     return value

@@ -10,7 +10,7 @@ from typing import Any, Self
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..core.conversions import shown
+from ..core.conversions import WrongTypeError, shown
 from ..families.base import Family
 from .modules import checked_few_step
 
@@ -85,6 +85,8 @@ class StockAttributes:
         elif name == "few_step":
             self.family.few_step = checked_few_step(self.family, value)
         elif name == "score_model":
+            if not isinstance(value, DiffusionPipeline | None):
+                raise WrongTypeError(f"score_model is {shown(value)}; give a pipeline, stock or wrapped, or None")
             wrapped = value if value is None or isinstance(value, StockAttributes) else type(self)(value)  # type: ignore[call-arg]
             self.__dict__["_score_model"] = wrapped
             self.family.score_model = wrapped and wrapped.family

@@ -9,7 +9,7 @@ from functools import partial
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..core.conversions import Values
+from ..core.conversions import Values, shown
 from ..core.held import HeldChange
 from ..families.base import Family
 from ..families.compat import offloads_layers
@@ -97,12 +97,14 @@ def checked_few_step(family: Family, few_step: bool | str | Sequence[str] | None
     if few_step is None or isinstance(few_step, bool):
         return few_step
     names = Values().fitted(few_step, str | tuple[str, ...], "few_step")
+    if not names:
+        raise ValueError(f"few_step is {few_step!r}; name an adapter, or give True, False or None")
     names = (names,) if isinstance(names, str) else names
     loaded = set(getattr(family.network_module, "peft_config", {}))
     for name in names:
         if name not in loaded:
             raise ValueError(
-                f"few_step names the adapter {name!r}, but loaded are {sorted(loaded) or 'none'}; "
+                f"few_step names the adapter {shown(name)}, but loaded are {sorted(loaded) or 'none'}; "
                 "load it first with load_lora_weights(..., adapter_name=...)"
             )
     return names

@@ -315,7 +315,7 @@ class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
             ValueError, TypeError: an argument is unknown or out of range; raised before any sampling.
             torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not hold a single row.
         """
-        Values().fitted(return_dict, bool, "return_dict")
+        return_dict = Values().fitted(return_dict, bool, "return_dict")
         options = RunOptions(
             reward=reward,
             alignment=alignment,

@@ -14,6 +14,7 @@ In the bounded coordinate of `levels` every term is finite at any level: with th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
+from ..core.conversions import shown
 from ..core.flow_map import check_is_map, flow_to_data
 from ..core.levels import Denoiser, Level, as_level, predicted_noise, signal_and_noise
 from ..core.model import Model
@@ -180,16 +182,16 @@ class WeightedPosterior(PosteriorSampler):
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
+            raise ValueError(f"weights is {shown(self.weights)}; choose one of {', '.join(WEIGHTS)}")
         if self.quadrature not in QUADRATURES:
-            raise ValueError(f"quadrature is {self.quadrature!r}; choose one of {', '.join(QUADRATURES)}")
+            raise ValueError(f"quadrature is {shown(self.quadrature)}; choose one of {', '.join(QUADRATURES)}")
         if self.quadrature != "trapezoid" and self.weights != "consistent":
             raise ValueError(
                 f"quadrature is {self.quadrature!r}, but weights={self.weights!r} does not integrate; "
                 "take weights='consistent' or leave quadrature out"
             )
-        if not self.weight_temperature > 0:
-            raise ValueError(f"weight_temperature is {self.weight_temperature}; it must be positive")
+        if not 0 < self.weight_temperature < math.inf:
+            raise ValueError(f"weight_temperature is {self.weight_temperature}; give a positive, finite number")
         if self.weight_temperature != 1 and not self.is_weighted:
             raise ValueError(
                 f"weight_temperature is {self.weight_temperature}, but weights={self.weights!r} has no weights to "

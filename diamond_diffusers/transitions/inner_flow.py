@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..core.conversions import shown
 from ..core.glass import EarlyStop
 from ..core.interval import Interval
 from .base import Transition
@@ -37,4 +38,4 @@ class InnerFlowTransition(Transition):
 def check_correlation(correlation: float | str) -> None:
     """Raises a `ValueError` for what is neither "ddpm" nor a number in `[0, 1]`."""
     if correlation != "ddpm" and (isinstance(correlation, str) or not 0 <= correlation <= 1):
-        raise ValueError(f"correlation is {correlation!r}; give 'ddpm' or a number between 0 and 1")
+        raise ValueError(f"correlation is {shown(correlation)}; give 'ddpm' or a number between 0 and 1")

@@ -342,7 +342,7 @@ def test_the_temperature_evens_out_the_weights():
         ({"weights": "softmax"}, "weights is 'softmax'; choose one of consistent, paper, likelihood, reward_softmax"),
         ({"quadrature": "midpoint"}, "quadrature is 'midpoint'; choose one of trapezoid, simpson"),
         ({"quadrature": "simpson", "weights": "paper"}, "weights='paper' does not integrate"),
-        ({"weight_temperature": 0.0}, r"weight_temperature is 0\.0; it must be positive"),
+        ({"weight_temperature": 0.0}, r"weight_temperature is 0\.0; give a positive, finite number"),
         ({"weight_temperature": 2.0, "weights": "reward_softmax"}, "lower reward_scale instead"),
         ({"num_map_steps": 0}, "num_map_steps is 0"),
     ],

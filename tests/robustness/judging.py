@@ -57,7 +57,7 @@ def fault_of_sentence(message: str, names: Sequence[str], value: object) -> str 
         return "text that cannot be written"
     if len(message) > LONGEST:
         return f"{len(message)} letters"
-    if not any(name in message for name in names):
+    if not any(name.lower() in message.lower() for name in names):
         return f"no {' or '.join(names)}"
     if not any(shown in message for shown in shown_forms(value)):
         return "no value"
@@ -83,6 +83,8 @@ def shown_forms(value: object) -> list[str]:
         forms += ["huge"] if abs(value) > 10**18 else []
     if isinstance(value, Decimal | Fraction):
         forms += [str(value), str(float(value))]
+    if isinstance(value, range):
+        value = list(value)
     if isinstance(value, list | tuple | dict | set):
         forms += ["a list", "a mapping", "an object", f"{len(value)} "] + (["empty"] if not value else [])
         inner = list(value.values()) + list(value) if isinstance(value, dict) else list(value)

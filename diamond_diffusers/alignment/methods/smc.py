@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ...core.conversions import shown
 from ...core.interval import Interval
 from ...core.tensors import expand, row_dot
 from ...core.values import scaled_rewards
@@ -140,9 +141,9 @@ class SMC(Method):
         super().__post_init__()
         if self.resampling not in (*RESAMPLING_SCHEMES.names(), "none"):
             names = ", ".join((*RESAMPLING_SCHEMES.names(), "none"))
-            raise ValueError(f"resampling is {self.resampling!r}; choose one of {names}")
+            raise ValueError(f"resampling is {shown(self.resampling)}; choose one of {names}")
         if self.potential not in POTENTIALS:
-            raise ValueError(f"potential is {self.potential!r}; choose one of {', '.join(POTENTIALS.names())}")
+            raise ValueError(f"potential is {shown(self.potential)}; choose one of {', '.join(POTENTIALS.names())}")
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
         if not self.max_noise_to_signal >= 0:
@@ -160,7 +161,7 @@ class SMC(Method):
             )
         if self.default_selection not in FINAL_SELECTIONS:
             raise ValueError(
-                f"default_selection is {self.default_selection!r}; choose one of {', '.join(FINAL_SELECTIONS)}"
+                f"default_selection is {shown(self.default_selection)}; choose one of {', '.join(FINAL_SELECTIONS)}"
             )
         if self.transition is not None and not self._parts_copies(self.transition):
             raise ValueError(

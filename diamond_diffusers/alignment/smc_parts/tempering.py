@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -101,8 +102,8 @@ class ScheduledTempering(Tempering):
     gamma: float = 0.008
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise ValueError(f"gamma is {self.gamma}; it must be positive")
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma is {self.gamma}; give a positive, finite number")
 
     def inverse_temperature(self, step: int, previous: Tensor, log_offsets: Tensor, log_potentials: Tensor) -> Tensor:
         return torch.full_like(previous, min(1.0, (1 + self.gamma) ** step - 1))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from ...core.checks import check_finite
 from ...core.model import Conditions
 from ...core.typed import Typed
 
@@ -30,6 +31,11 @@ class DistillationLoss(Typed, ABC):
 
     needs_forward_mode: ClassVar[bool] = False
     needs_trajectories: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        check_finite(**{name: number for name, number in numbers.items() if isinstance(number, float)})
 
     @abstractmethod
     def __call__(
