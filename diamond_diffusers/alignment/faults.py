@@ -131,4 +131,4 @@ def _decoder_remedy(decoder: nn.Module | None, preview: bool) -> str:
     name = "pipe.preview_vae" if preview else "pipe.vae"
     if _dtype(decoder) in (torch.float16, torch.bfloat16):
         return f"decode in float32: {name}.to(torch.float32)"
-    return f"look for NaN among the weights of {name}"
+    return f"look for NaN among the weights of {name}, or lower the guidance scale"

@@ -178,7 +178,9 @@ def judge_call(tally: Tally, called: Called, name: str, odd: Odd) -> None:
     if name == "prompt_embeds":
         given["prompt"] = None
     # By a scale that is finite the network may still overflow, which is said of what it makes.
-    names, values = ((name, "NaN"), (odd.value, "NaN")) if name.endswith("scale") else ((name,), odd.value)
+    names, values = (
+        ((name, "NaN"), (odd.value, "NaN")) if name in ("guidance_scale", "true_cfg_scale") else ((name,), odd.value)
+    )
     tally.judge(
         lambda: called.draw(**given),
         names,
