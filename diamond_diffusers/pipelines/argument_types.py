@@ -194,8 +194,9 @@ def _check_levels(name: str, given: Any) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    is_mask = "mask" in name
-    if tensor.is_complex() or not (is_mask or tensor.is_floating_point()):
+    # Masks, and the times of discrete schedulers.
+    may_be_whole = "mask" in name or name in _LEVELS
+    if tensor.is_complex() or not (may_be_whole or tensor.is_floating_point()):
         raise WrongTypeError(f"{name} is of {tensor.dtype}; give numbers of a floating-point type, such as float32")
     if tensor.is_meta:
         raise ValueError(f"{name} is on the meta device, where it holds no numbers; give a tensor on a real one")

@@ -66,7 +66,8 @@ class RunOptions(Typed):
 
 
 _open_runs: WeakSet[Run] = WeakSet()
-_lock = threading.Lock()
+# A signal handler may interrupt a pipeline wherever this thread is.
+_lock = threading.RLock()
 
 
 def interrupt_runs(pipe: StockAttributes) -> None:
@@ -184,6 +185,7 @@ class Run(Iterator[Progress]):
                 yield progress
 
     def __next__(self) -> Progress:
+        self._check_between_steps("stepped")
         self._is_stepping = True
         try:
             with _own_gradients():
@@ -194,12 +196,12 @@ class Run(Iterator[Progress]):
                 within = interruption.latest.detached()
                 # Some rounds sample the particles of several images as images of their own.
                 self._latest = within if within.law.num_images == self._call.num_images else None
-            self.close()
+            self._close()
             raise StopIteration from None
         except BaseException as error:
             # The end of the run, too.
             self._keep_best_images(error)
-            self.close()
+            self._close()
             raise
         finally:
             self._is_stepping = False
@@ -207,7 +209,8 @@ class Run(Iterator[Progress]):
     def _keep_best_images(self, error: BaseException) -> None:
         """Hands the best images so far to an exception of the reward."""
         if isinstance(error, Exception) and error is self._reward_errors.raised:
-            self._is_ending = True
+            # An interruption has nothing left to end.
+            self._is_stepping = False
             with _own_gradients(), self._call.active():
                 keep_best_images(error, self._call.family, self._latest)
 
@@ -243,7 +246,22 @@ class Run(Iterator[Progress]):
         self.close()
 
     def close(self) -> None:
-        """Ends the run where it is, and leaves the model as it was before the run."""
+        """Ends the run where it is, and leaves the model as it was before the run.
+
+        Raises:
+            RuntimeError: the run is within a step, of another thread or of the callback that calls this.
+        """
+        self._check_between_steps("closed")
+        self._close()
+
+    def _check_between_steps(self, done: str) -> None:
+        if self._is_stepping:
+            raise RuntimeError(
+                f"The run is {done} within a step of its own, in another thread or a callback; call its interrupt(), "
+                "which ends it there"
+            )
+
+    def _close(self) -> None:
         self._stages.close()
         self._open.close()
 
@@ -253,7 +271,11 @@ class Run(Iterator[Progress]):
         If the run has not reached its end, the images are clean look-aheads of its particles, of which the best is
         chosen unless `final_selection` was given. A run that has not been stepped takes its first step, unless it was
         interrupted or closed.
+
+        Raises:
+            RuntimeError: the run is within a step, of another thread or of the callback that calls this.
         """
+        self._check_between_steps("asked for its output")
         if self._output is None:
             progress = self._latest or next(self, self._start)
             selection = self._selection

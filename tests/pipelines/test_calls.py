@@ -110,6 +110,17 @@ def test_a_pipeline_is_pickled_as_what_it_is(pipe: DiamondMapPipeline) -> None:
     torch.testing.assert_close(*images, atol=1e-5, rtol=0)
 
 
+def test_a_pipeline_that_has_loaded_its_reward_is_pickled_with_it() -> None:
+    """The embedded model's own reward is found by a call; it stands on a CLIP that rewards share."""
+    pipe = DiamondMapPipeline.from_pretrained()
+    call = {"prompt": "a red circle", "num_inference_steps": 2, "output_type": "pt"}
+    rewards = [one(**call, generator=generators()[:1]).rewards for one in (pipe, pickle.loads(pickle.dumps(pipe)))]
+    again = pickle.loads(pickle.dumps(pipe))
+    rewards.append(again(**call, generator=generators()[:1]).rewards)
+    torch.testing.assert_close(rewards[0], rewards[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards[0], rewards[2], atol=1e-5, rtol=0)
+
+
 def test_a_class_that_shares_only_its_name_is_refused() -> None:
     community = type("FluxPipeline", (FluxPipeline,), {"__module__": "community.flux"})
     stranger = community(**build_tiny_flux().components)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diamond_diffusers import SMC, DiamondMapPipeline
+from diamond_diffusers.pipelines.run import _lock
 from diamond_diffusers.rewards import as_reward
 
 from .test_iterate import NAMES, PROMPTS, call, trained
@@ -167,3 +168,39 @@ def test_a_run_that_is_closed_before_its_first_step_has_images(pipe: DiamondMapP
     out = run.output()
     assert len(out.images) == 2 and out.interrupted
     assert not pipe(**call("smc")).interrupted
+
+
+def test_a_run_cannot_be_closed_or_stepped_within_its_step(pipe: DiamondMapPipeline) -> None:
+    """It says so, goes on, and can be interrupted there."""
+    before, refusals = trained(pipe), []
+
+    def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if within:
+            for act in (run.close, run.output, run.__next__):
+                with pytest.raises(RuntimeError, match=r"within a step of its own.*interrupt\(\)") as caught:
+                    act()
+                refusals.append(caught)
+            run.interrupt()
+        return images.mean((1, 2, 3))
+
+    within = False
+    run = pipe.iterate(**call("smc"), reward=reward)
+    within = True
+    assert len(list(run)) <= 1
+    within = False
+    assert len(refusals) >= 3
+    assert len(run.output().images) == 2
+    assert trained(pipe) == before
+
+
+def test_a_signal_handler_may_interrupt_wherever_the_run_is(pipe: DiamondMapPipeline) -> None:
+    """Even where this thread is noting down that a run is open."""
+
+    def interrupt() -> None:
+        with _lock:
+            pipe.interrupt()
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()

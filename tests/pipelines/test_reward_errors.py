@@ -418,3 +418,16 @@ def test_latents_are_not_checked(checked: DiamondMapPipeline) -> None:
 
 def test_the_delays_are_short() -> None:
     assert sum(reward_errors.RETRY_DELAYS) <= 4
+
+
+def test_a_run_that_is_interrupted_too_keeps_its_best_images(pipe: DiamondMapPipeline) -> None:
+    """The look-aheads are made where the interruption has nothing left to end."""
+
+    def fails(number: int, images: Tensor) -> bool:
+        if number == 3:
+            pipe.interrupt()
+        return number == 3
+
+    with pytest.raises(OutOfReach) as caught:
+        pipe(**call("smc"), reward=Judge(fails))
+    assert len(caught.value.best_images) == 2  # type: ignore[attr-defined]

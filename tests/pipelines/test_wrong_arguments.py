@@ -173,6 +173,15 @@ def test_wrong_levels_are_refused(pipe: DiamondMapPipeline, name: str, levels: A
             pipe("a star", **CALL, **{name: levels})
 
 
+@pytest.mark.parametrize("pipe", ["stable_diffusion"], indirect=True)
+def test_whole_timesteps_are_taken_in_a_tensor_as_in_a_list(pipe: DiamondMapPipeline) -> None:
+    resolved = [
+        pipe.prepare("a star", height=16, width=16, timesteps=timesteps).levels()
+        for timesteps in ([900, 100], torch.tensor([900, 100]), np.array([900, 100]))
+    ]
+    assert resolved[0] == resolved[1] == resolved[2]
+
+
 @pytest.mark.parametrize(
     ("option", "place"),
     [

@@ -126,6 +126,13 @@ class CLIPTower(ABC):
         _towers[key] = self
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A set of weak references cannot be pickled.
+        return {**self.__dict__, "users": list(self.users)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, users=WeakSet(state["users"]))
+
     def _copy(self) -> Self:
         copied = copy.copy(self)
         copied.model = copy.deepcopy(self.model)
