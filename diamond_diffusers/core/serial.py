@@ -269,7 +269,8 @@ def _part(values: Values, raw: Any, kind: type, path: str, current: Any, none: s
         return _changed(current, raw, path)
     if inspect.isabstract(kind):
         names = "" if registry is None else f": {', '.join(registry.names())}"
-        raise ValueError(f"{path} is {shown(dict(raw))}, which names none; name one first, as {NAME!r}{names}")
+        lack = f"none, which has no option {next(iter(raw))!r}" if raw else "{}, which names none"
+        raise ValueError(f"{path} is {lack}; name one first{names}")
     return _built(kind, raw, path)
 
 

@@ -270,7 +270,7 @@ def test_texts_are_read_as_the_types_say(options, expected):
         ({"posterior": "glass.x"}, "posterior is 'glass.x'; give the name 'glass' and 'x' as an option of its own"),
         ({"guide": "maybe"}, "guide is 'maybe'; give options, such as guide.gradient=isotropic, or none"),
         ({"max_tilt": "nan"}, "max_tilt is 'nan'; give a number"),
-        ({"transition": {}}, "transition is none, which has no option 'name'; name one first"),
+        ({"transition": {}}, "transition is {}, which names none; name one first"),
         ({"posterior": 3}, "posterior is 3; give one of denoiser, diamond"),
         ({"posterior": "none"}, "posterior is 'none'; choose one of denoiser"),
         ({"posterior": None}, "posterior is None; give one of denoiser"),

@@ -20,6 +20,10 @@ from diamond_diffusers.rewards import as_reward
 
 from .test_iterate import NAMES, call, trained
 
+KINDS = ("none", "smc", "guidance", "posterior_smc", "beam_search", "random_search", "noise_optimization")
+"""One of each way to evaluate the model."""
+CASES = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
 CHUNKS = 1e-4
 """By how much images in [0, 1] may differ with another size of chunks."""
 ERRORS = {
@@ -84,7 +88,9 @@ def assert_close(found: DiamondMapPipelineOutput, expected: DiamondMapPipelineOu
         torch.testing.assert_close(found.rewards, expected.rewards, atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_it_is_the_call_with_the_smaller_size_at_its_own_cost(
     pipe: DiamondMapPipeline, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:

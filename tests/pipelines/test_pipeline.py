@@ -227,7 +227,7 @@ def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: 
         ({"prompt": [], "reward": brightness}, "prompt is an empty list"),
         ({"prompt": "", "reward": brightness}, "the call has no prompt text"),
         ({"prompt": 5}, "prompt is a int"),
-        ({"generator": 0}, "generator is or holds 0"),
+        ({"generator": 0}, "which is or holds 0"),
         ({"alignment": ["smc"], "reward": brightness}, r"alignment is \['smc'\]; give a method"),
         ({"latents": torch.zeros(1, 4, 8)}, r"latents is of shape \[1, 4, 8\].*shape \[4, 16\]"),
         ({"particle_batch_size": 0}, "particle_batch_size is 0"),

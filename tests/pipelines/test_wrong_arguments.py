@@ -154,7 +154,7 @@ def after_one(pipe: Any, step: int) -> None:
             {"latents": torch.zeros(1, 4, 8, 8, dtype=torch.long)},
             "latents is of torch.int64; give numbers of a floating",
         ),
-        ({"latents": torch.full((1, 4, 8, 8), math.nan)}, "latents holds numbers that are not finite"),
+        ({"latents": torch.full((1, 4, 8, 8), math.nan)}, "latents holds nan or inf"),
         ({"prompt": ["a star", 3]}, "prompt holds 3; give a text or a list of texts"),
         ({"reward_prompt": []}, "reward_prompt holds 0 texts for 1 prompts"),
     ],
