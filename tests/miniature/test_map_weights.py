@@ -37,7 +37,9 @@ def test_one_evaluation_has_the_law_of_many(pipe: DiamondMapPipeline, steps: int
         assert found["map", level].energy_distance < found["point", level].energy_distance / 4
 
 
-@pytest.mark.parametrize("time", [0.5, 0.7, 0.8])
+@pytest.mark.parametrize(
+    "time", [pytest.param(0.5, marks=pytest.mark.slow), 0.7, pytest.param(0.8, marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_given_pure_noise_it_is_the_flow_map_of_the_model(pipe: DiamondMapPipeline, time: float) -> None:
     """Its one evaluation ends less than two thirds as far from the end of the ODE as the denoiser's point, which costs
