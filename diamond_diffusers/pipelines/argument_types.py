@@ -167,10 +167,10 @@ def _leaves(hint: Any) -> list[Any]:
     return [leaf for part in inner for leaf in _leaves(part)] if inner else [hint]
 
 
-def _is_nested(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a value is of some classes, or a list of such values or of lists."""
+def _is_nested(value: Any, kinds: tuple[type, ...], depth: int = 0) -> bool:
+    """Whether a value is of some classes, or a list of such values or of lists, but not without end."""
     if isinstance(value, list | tuple):
-        return bool(value) and all(_is_nested(part, kinds) for part in value)
+        return bool(value) and depth < 8 and all(_is_nested(part, kinds, depth + 1) for part in value)
     return isinstance(value, kinds)
 
 

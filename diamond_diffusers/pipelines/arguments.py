@@ -96,6 +96,7 @@ class StockArguments(Mapping[str, Any]):
         """
         if reward_prompt is not None:
             Values().fitted(reward_prompt, str | list[str], "reward_prompt")
+            check_texts({"reward_prompt": reward_prompt})
         texts = reward_prompt if reward_prompt is not None else self.prompt
         count = num_prompts(self)
         texts = [texts] if isinstance(texts, str) else list([""] * count if texts is None else texts)

@@ -91,6 +91,8 @@ def shown_forms(value: object) -> list[str]:
         forms += [form for part in inner[:3] if not isinstance(part, list | dict) for form in shown_forms(part)]
     # An argument that is refused whatever its value is.
     forms += ["cannot be used", "is given"]
+    # A finite number by which the network overflows.
+    forms += ["has made NaN"]
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         forms += [f"{len(value)} "] if value.shape else []
         # What is wrong with it may be what kind of tensor it is.

@@ -178,13 +178,11 @@ def judge_call(tally: Tally, called: Called, name: str, odd: Odd) -> None:
     if name == "prompt_embeds":
         given["prompt"] = None
     # By a scale that is finite the network may still overflow, which is said of what it makes.
-    names, values = (
-        ((name, "NaN"), (odd.value, "NaN")) if name in ("guidance_scale", "true_cfg_scale") else ((name,), odd.value)
-    )
+    names = (name, "has made NaN") if "guidance" in name or "cfg" in name else (name,)
     tally.judge(
         lambda: called.draw(**given),
         names,
-        values,
+        odd.value,
         f"{type(called.pipe.pipeline).__name__}: pipe('a ring', {name}={odd.label})",
         lambda out: fault_of_call(name, odd.value, out),
     )
