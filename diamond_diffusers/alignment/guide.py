@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.conversions import shown
+from ..core.checks import check_choice
 from ..core.levels import signal_and_noise
 from ..core.typed import Typed
 from ..posteriors.base import PosteriorSampler
@@ -59,8 +59,7 @@ class Guide(Typed):
     min_noise_to_signal: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {shown(self.gradient)}; choose one of {', '.join(GRADIENTS)}")
+        check_choice("gradient", self.gradient, GRADIENTS)
         if not math.isfinite(self.strength):
             raise ValueError(f"strength is {self.strength}; give a finite number, of which 1 is exact")
         if self.max_shift is not None and not self.max_shift > 0:

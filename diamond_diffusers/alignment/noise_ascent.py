@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
-from ..core.checks import check_counts, check_finite
-from ..core.conversions import shown
+from ..core.checks import check_choice, check_counts, check_finite
 from ..core.tensors import expand
 from ..transitions.base import Transition
 from .faults import is_finite
@@ -68,8 +67,7 @@ class NoiseAscent(NoiseRounds):
         super().__post_init__()
         check_counts(num_iterations=self.num_iterations)
         check_finite(learning_rate=self.learning_rate, regularization_weight=self.regularization_weight)
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {shown(self.optimizer)}; choose one of {', '.join(OPTIMIZERS)}")
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..core.conversions import shown
+from ..core.checks import check_choice
 from ..core.memory_errors import want_of_memory
 from ..rewards.base import Reward, RewardOutput
 from ..rewards.errors import first_line
@@ -54,8 +54,7 @@ class RewardErrors:
     num_skipped: int = 0
 
     def __post_init__(self) -> None:
-        if self.action not in REWARD_ERRORS:
-            raise ValueError(f"on_reward_error is {shown(self.action)}; choose one of {', '.join(REWARD_ERRORS)}")
+        check_choice("on_reward_error", self.action, REWARD_ERRORS)
 
     def retried(self, function: Callable[[], Result], delays: tuple[float, ...], again: Callable[[], None]) -> Result:
         """What a function that calls the reward returns, which is called once more after each delay while it fails.

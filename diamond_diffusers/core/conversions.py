@@ -6,6 +6,7 @@ import math
 import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from numbers import Real
 from operator import index
@@ -232,6 +233,12 @@ class Texts(Values):
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """The part of an error that names the likeliest of several for one that is none of them; empty without one."""
+    near = get_close_matches(name, names, n=1)
+    return f", did you mean {near[0]!r}" if near else ""
 
 
 def shown(value: Any) -> str:

@@ -17,8 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_counts
-from .conversions import shown
+from .checks import check_choice, check_counts
 from .interval import Interval
 from .levels import Denoiser, Level, as_level, fuse, signal_and_noise
 from .tensors import expand, repeat_each, working_dtype
@@ -81,8 +80,7 @@ INNER_SOLVERS: dict[str, InnerSolver] = {"euler": _euler, "multistep": _multiste
 def check_inner_options(num_inner_steps: int, solver: str) -> None:
     """Raises a `ValueError` for fewer than one inner step or an unknown solver."""
     check_counts(num_inner_steps=num_inner_steps)
-    if solver not in INNER_SOLVERS:
-        raise ValueError(f"solver is {shown(solver)}; choose one of {', '.join(INNER_SOLVERS)}")
+    check_choice("solver", solver, INNER_SOLVERS)
 
 
 def inner_states(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -141,6 +141,12 @@ class Registry(Generic[T]):
         origin = f"{getattr(entry, '__module__', None)}:{getattr(entry, '__qualname__', None)}"
         offered = (name for name, point in self._entry_points.items() if point.value == origin)
         return next(registered, None) or next(offered, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
 
     def __contains__(self, name: object) -> bool:
         return name in self.aliases or name in self.names()

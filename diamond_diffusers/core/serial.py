@@ -21,12 +21,11 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, TypeVar, Union, get_args
 
-from .conversions import Texts, Values, WrongTypeError, field_hints, members, shown
+from .conversions import Texts, Values, WrongTypeError, did_you_mean, field_hints, members, shown
 from .registry import REGISTRIES, Registry, bases_of
 
 Part = TypeVar("Part")
@@ -46,10 +45,8 @@ class UnknownOptionError(ValueError):
 
     def __init__(self, path: str, owner: str, options: Sequence[str]) -> None:
         name = path.rpartition(".")[2]
-        near = get_close_matches(name, options, n=1)
-        hint = f", did you mean {near[0]!r}" if near else ""
         known = f"its options are {', '.join(options)}" if options else "it has none; leave it out"
-        super().__init__(f"{owner} has no option {name!r}{hint}; {known}")
+        super().__init__(f"{owner} has no option {name!r}{did_you_mean(name, options)}; {known}")
         self.path, self.owner = path, owner
 
 

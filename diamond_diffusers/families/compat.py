@@ -24,11 +24,9 @@ _network_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionar
 
 
 def alone_with(network: nn.Module) -> threading.RLock:
-    """A lock that one thread holds while it evaluates a network, or reads the state that its pipeline keeps of a call.
+    """A lock that one thread holds while it evaluates a network, or encodes prompts for it.
 
-    Otherwise other threads might change its adapters and hooks, its pipeline's arguments or the timesteps of its
-    scheduler meanwhile. Calls of one pipeline in several threads take turns, and return what they would alone, up to
-    rounding.
+    Otherwise other threads might change its adapters and hooks meanwhile, or those of the text encoders.
     """
     with _lock:
         return _network_locks.setdefault(unwrap_module(network), threading.RLock())

@@ -60,11 +60,6 @@ def register_family(*pipeline_classes: str) -> Callable[[T], T]:
     return register
 
 
-def supported_pipelines() -> dict[str, type[Family]]:
-    """The stock pipeline classes that have a family, each with its family; imports all families."""
-    return {name: FAMILIES.get(name) for name in FAMILIES.names()}
-
-
 def check_supported(pipeline_class: str) -> type[Family]:
     """The family class of a stock pipeline class, whose file alone is imported.
 

@@ -20,6 +20,8 @@ from ..core.checks import check_counts, check_finite
 from ..core.conversions import Values, WrongTypeError, members, shown
 
 _VALUES = Values()
+DEEPEST = 8
+"""How deep lists are looked into: arguments are lists of lists at most, as the image embeddings of several adapters."""
 _TEXTS = re.compile(r"(negative_)?prompt(_\d)?")
 _LEVELS = ("timesteps", "sigmas")
 _COUNTS = (
@@ -170,7 +172,7 @@ def _leaves(hint: Any) -> list[Any]:
 def _is_nested(value: Any, kinds: tuple[type, ...], depth: int = 0) -> bool:
     """Whether a value is of some classes, or a list of such values or of lists, but not without end."""
     if isinstance(value, list | tuple):
-        return bool(value) and depth < 8 and all(_is_nested(part, kinds, depth + 1) for part in value)
+        return bool(value) and depth < DEEPEST and all(_is_nested(part, kinds, depth + 1) for part in value)
     return isinstance(value, kinds)
 
 

@@ -13,11 +13,9 @@ from ..core.conversions import Values
 from ..families.base import Family
 from ..families.flow_matching import FlowMatchingFamily
 from ..families.stock_call import num_prompts
-from .argument_types import call_parameters, check_clip_skip, check_ranges, check_texts, fitted_arguments
+from .argument_types import DEEPEST, call_parameters, check_clip_skip, check_ranges, check_texts, fitted_arguments
 from .misplaced import unknown_argument
 
-# Arguments are lists of lists at most, as the image embeddings of several adapters.
-_DEEPEST = 8
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 
 
@@ -139,7 +137,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
 
 def _ordinary(value: Any, depth: int = 0) -> Any:
     """An argument with inference tensors copied to ordinary ones, since torch cannot differentiate with them."""
-    if depth > _DEEPEST:
+    if depth > DEEPEST:
         return value
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..alignment.progress import Progress
 from ..families.base import Family
+from .output import postprocessed
 
 
 def keep_best_images(error: Exception, family: Family, progress: Progress | None) -> None:
@@ -23,8 +24,7 @@ def keep_best_images(error: Exception, family: Family, progress: Progress | None
         place = f"step {progress.index + 1} of {progress.num_stages}, {_level(progress)}"
         try:
             finished, _ = family.finish(progress.best_known())
-            processor = family.pipeline.image_processor
-            images = processor.postprocess(finished, output_type="pil", do_denormalize=[False] * len(finished))
+            images = postprocessed(family, finished, "pil")
             note = f"it holds the best images after {place}; the reward failed after that"
         except Exception as of_images:
             note = f"the images after {place}, could not be made ({type(of_images).__name__})"

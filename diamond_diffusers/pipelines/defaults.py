@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from ..alignment.methods import METHODS
 from ..alignment.named import as_method
 from ..alignment.presets import PRESETS
-from ..core.conversions import shown
+from ..core.conversions import did_you_mean, shown
 from ..core.serial import NAME
 from .argument_types import call_parameters, fitted_arguments
 from .run import RunOptions
@@ -36,8 +35,7 @@ def checked_defaults(kind: Any, defaults: Mapping[str, Any] | None) -> dict[str,
     names = [*OWN_DEFAULTS, *call_parameters(kind)]
     for name in defaults:
         if name not in names:
-            near = get_close_matches(str(name), names, n=1)
-            hint = f", did you mean {near[0]!r}" if near else ""
+            hint = did_you_mean(str(name), names)
             raise ValueError(f"defaults holds {shown(name)}{hint}; it may hold {', '.join(names)}")
     options = RunOptions(**{name: defaults[name] for name in OWN_DEFAULTS if name in defaults})
     form = options.alignment

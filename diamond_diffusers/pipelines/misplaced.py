@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from ..alignment.guide import Guide
 from ..alignment.methods import METHODS
 from ..alignment.smc_parts.tempering import TEMPERINGS
+from ..core.conversions import did_you_mean
 from ..core.registry import Registry
 from ..core.serial import option_names
 from ..posteriors import POSTERIORS
@@ -39,8 +39,7 @@ def unknown_argument(name: str, pipeline: str, stock: Collection[str], own: Coll
     place = next(_places(name), None)
     if place is not None:
         return f"{name!r} is no argument of a call but {place}"
-    near = get_close_matches(name, [*own, *stock], n=1)
-    hint = f", did you mean {near[0]!r}" if near else ""
+    hint = did_you_mean(name, [*own, *stock])
     return (
         f"{name!r} is no argument of DiamondMapPipeline or of the {pipeline} inside{hint}; "
         f"the latter takes {', '.join(stock)}"

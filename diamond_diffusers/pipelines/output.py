@@ -98,9 +98,7 @@ def make_output(
             images, flagged = family.finish(images)
         else:
             flagged = pick(blacked_out).tolist()
-        images = family.pipeline.image_processor.postprocess(
-            images, output_type=output_type, do_denormalize=[False] * len(images)
-        )
+        images = postprocessed(family, images, output_type)
     return DiamondMapPipelineOutput(
         images=images,
         rewards=None if result.rewards is None else pick(result.rewards),
@@ -113,6 +111,12 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
     )
+
+
+def postprocessed(family: Family, images: Tensor, output_type: str) -> Any:
+    """Finished images `[N, 3, H, W]` in [0, 1] as the stock pipeline returns them."""
+    processor = family.pipeline.image_processor
+    return processor.postprocess(images, output_type=output_type, do_denormalize=[False] * len(images))
 
 
 def _has_safety_checker(family: Family) -> bool:

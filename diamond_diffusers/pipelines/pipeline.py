@@ -32,7 +32,7 @@ from .loading import (
     read_base_defaults,
     single_file_class,
 )
-from .misplaced import LOADER_OPTIONS as OPTIONS
+from .misplaced import LOADER_OPTIONS
 from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
 from .saving_methods import SavingMethods
@@ -127,7 +127,7 @@ class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
         name = check_class(model, **hub)
         loader = loader_of(name)
         saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)
-        own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        own = {name: kwargs.pop(name) for name in LOADER_OPTIONS if name in kwargs}
         given = checked_defaults(class_of(name), own.pop("defaults", None))
         declared = read_base_defaults(model, **hub)
         pipe = cls(loader.from_pretrained(model, **kwargs), **own)
@@ -155,7 +155,7 @@ class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
         Raises:
             TypeError: the pipeline's class is not supported, or stock diffusers cannot load it from a single file.
         """
-        own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        own = {name: kwargs.pop(name) for name in LOADER_OPTIONS if name in kwargs}
         loader = single_file_class(pretrained_model_link_or_path, kwargs)
         return cls(loader.from_single_file(pretrained_model_link_or_path, **kwargs), **own)
 
@@ -179,7 +179,7 @@ class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
                 "pipeline has a Diamond Map loaded, which two wrappers cannot share; use it as it is, or call its "
                 "unload_diamond_map() first"
             )
-        own = {name: getattr(pipeline, name) for name in OPTIONS if name != "defaults"}
+        own = {name: getattr(pipeline, name) for name in LOADER_OPTIONS if name != "defaults"}
         wrapped = cls(pipeline.pipeline, **{**own, **kwargs})
         if "defaults" not in kwargs:
             wrapped._take_defaults(pipeline.defaults)

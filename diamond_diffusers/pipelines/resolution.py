@@ -12,7 +12,7 @@ from ..alignment.methods.none import NoAlignment
 from ..alignment.named import as_method
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RETRY_DELAYS, RewardErrors
-from ..core.conversions import shown
+from ..core.checks import check_choice
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .call import Call
@@ -93,8 +93,7 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
     Raises:
         ValueError: it is unknown, or there is no reward to compare particles by.
     """
-    if selection not in FINAL_SELECTIONS:
-        raise ValueError(f"final_selection is {shown(selection)}; choose one of {', '.join(FINAL_SELECTIONS)}")
+    check_choice("final_selection", selection, FINAL_SELECTIONS)
     if selection == "best" and reward is None:
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
     if reward is not None and reward.reads_prompts and not any(texts):

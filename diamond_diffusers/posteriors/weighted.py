@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.checks import check_counts
-from ..core.conversions import shown
+from ..core.checks import check_choice, check_counts
 from ..core.flow_map import check_is_map, flow_to_data
 from ..core.levels import Denoiser, Level, as_level, predicted_noise, signal_and_noise
 from ..core.model import Model
@@ -181,10 +180,8 @@ class WeightedPosterior(PosteriorSampler):
         check_counts(num_samples=self.num_samples, num_map_steps=self.num_map_steps)
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is {shown(self.weights)}; choose one of {', '.join(WEIGHTS)}")
-        if self.quadrature not in QUADRATURES:
-            raise ValueError(f"quadrature is {shown(self.quadrature)}; choose one of {', '.join(QUADRATURES)}")
+        check_choice("weights", self.weights, WEIGHTS)
+        check_choice("quadrature", self.quadrature, QUADRATURES)
         if self.quadrature != "trapezoid" and self.weights != "consistent":
             raise ValueError(
                 f"quadrature is {self.quadrature!r}, but weights={self.weights!r} does not integrate; "

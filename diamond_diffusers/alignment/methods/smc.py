@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ...core.conversions import shown
+from ...core.checks import check_choice
 from ...core.interval import Interval
 from ...core.tensors import expand, row_dot
 from ...core.values import scaled_rewards
@@ -139,11 +139,8 @@ class SMC(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resampling not in (*RESAMPLING_SCHEMES.names(), "none"):
-            names = ", ".join((*RESAMPLING_SCHEMES.names(), "none"))
-            raise ValueError(f"resampling is {shown(self.resampling)}; choose one of {names}")
-        if self.potential not in POTENTIALS:
-            raise ValueError(f"potential is {shown(self.potential)}; choose one of {', '.join(POTENTIALS.names())}")
+        check_choice("resampling", self.resampling, (*RESAMPLING_SCHEMES.names(), "none"))
+        check_choice("potential", self.potential, POTENTIALS)
         if not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
         if not self.max_noise_to_signal >= 0:
@@ -159,10 +156,7 @@ class SMC(Method):
                 f"tempering is {self.tempering}, but num_valuations is 0, so that nothing is tempered on the way; take "
                 "num_valuations=None, or leave tempering out"
             )
-        if self.default_selection not in FINAL_SELECTIONS:
-            raise ValueError(
-                f"default_selection is {shown(self.default_selection)}; choose one of {', '.join(FINAL_SELECTIONS)}"
-            )
+        check_choice("default_selection", self.default_selection, FINAL_SELECTIONS)
         if self.transition is not None and not self._parts_copies(self.transition):
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
