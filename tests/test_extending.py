@@ -25,6 +25,7 @@ from diamond_diffusers.transitions import TRANSITIONS
 
 from .cli.invoking import refusal, succeed
 from .conftest import DEFAULTS
+from .plug_ins import install
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = {name: text for text, name in re.findall(r"```python\n(# (my_\w+)\.py\n.*?)```", PAGE, re.DOTALL)}
@@ -160,12 +161,8 @@ def test_a_loss_is_used_by_name(folder, imported, tiny_folder):
 
 
 def test_each_is_offered_by_an_entry_point(folder, monkeypatch):
-    information = folder / "mine-0.1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.1\n")
     groups = re.sub(r"^(\S+) =$", r"[\1]", ENTRY_POINTS, flags=re.MULTILINE)
-    (information / "entry_points.txt").write_text(groups)
-    monkeypatch.syspath_prepend(folder)
+    install(monkeypatch, folder, "mine", groups)
     offered = re.findall(r"(\w+) = (my_\w+):(\w+)", ENTRY_POINTS)
     for registry in REGISTRIES:
         registry.__dict__.pop("_entry_points", None)

@@ -13,6 +13,8 @@ from diamond_diffusers.posteriors import POSTERIORS
 from diamond_diffusers.rewards import REWARDS
 from diamond_diffusers.transitions import TRANSITIONS
 
+from ..plug_ins import install
+
 FOLDERS = {registry.plural: registry for registry in (METHODS, PRESETS, POSTERIORS, TRANSITIONS, REWARDS, FAMILIES)}
 NAMES = [(plural, name) for plural, registry in FOLDERS.items() for name in registry._own_modules]
 
@@ -114,14 +116,8 @@ class TestEntryPoints:
     def plug_in(self, tmp_path, monkeypatch):
         """An installed distribution that offers a shape, one that cannot be imported, and one of a malformed name."""
         (tmp_path / "shape_plug_in.py").write_text("class Star: ...\n")
-        information = tmp_path / "shape_plug_in-1.0.dist-info"
-        information.mkdir()
-        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: shape-plug-in\nVersion: 1.0\n")
-        (information / "entry_points.txt").write_text(
-            "[diamond_diffusers.shapes]\nstar = shape_plug_in:Star\nbroken = shape_plug_in.absent:Star\n"
-            "four-star = shape_plug_in:Star\n"
-        )
-        monkeypatch.syspath_prepend(str(tmp_path))
+        entries = "star = shape_plug_in:Star\nbroken = shape_plug_in.absent:Star\nfour-star = shape_plug_in:Star\n"
+        install(monkeypatch, tmp_path, "shape-plug-in", f"[diamond_diffusers.shapes]\n{entries}")
 
     def test_are_entries_like_others(self, plug_in, shapes):
         assert shapes.names() == ["broken", "circle", "four-star", "star"]

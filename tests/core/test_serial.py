@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import EntryPoint
 from typing import Any, Literal
 
+import numpy
 import pytest
 import yaml
 
@@ -165,7 +166,6 @@ def test_records_without_a_registry_have_no_name():
 
 
 def test_numbers_of_numpy_become_plain():
-    numpy = pytest.importorskip("numpy")
     form = to_dict(RoundCake(radius=numpy.int64(3), weight=numpy.float32(0.5)))
     assert (type(form["radius"]), type(form["weight"])) == (int, float)
 

@@ -6,14 +6,14 @@ from diamond_diffusers import register_family
 from diamond_diffusers.core.registry import Registry
 from diamond_diffusers.families import registry
 from diamond_diffusers.families.flux import FluxFamily
-from diamond_diffusers.families.registry import check_supported, family_of, supported_pipelines
+from diamond_diffusers.families.registry import check_supported, family_of
 
 
 @pytest.fixture
 def own_families(monkeypatch):
     """A registry of the test's own, which has the package's families."""
     families = Registry("family", "families", registry.FAMILIES.folder, files=registry.FAMILIES.files)
-    families._entries.update(supported_pipelines())
+    families._entries.update({name: registry.FAMILIES.get(name) for name in registry.FAMILIES})
     monkeypatch.setattr(registry, "FAMILIES", families)
 
 
@@ -26,7 +26,7 @@ def test_a_family_of_one_s_own(own_families):
 
     assert type(family_of(MyPipeline())) is MyFamily
     assert check_supported("MyOtherPipeline") is MyFamily
-    assert supported_pipelines()["MyPipeline"] is MyFamily and "FluxPipeline" in supported_pipelines()
+    assert registry.FAMILIES.get("MyPipeline") is MyFamily and "FluxPipeline" in registry.FAMILIES.names()
 
 
 def test_a_pipeline_class_has_one_family(own_families):

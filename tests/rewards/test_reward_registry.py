@@ -15,6 +15,8 @@ from diamond_diffusers.rewards import (
 )
 from diamond_diffusers.rewards.expressions import parse_expression
 
+from ..plug_ins import install
+
 
 @pytest.fixture
 def toys(empty_registry):
@@ -188,14 +190,9 @@ class TestRegistration:
 def plug_in(tmp_path, monkeypatch):
     """An installed distribution that offers two rewards, one of which cannot be imported."""
     (tmp_path / "reward_plug_in.py").write_text("def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
-    information = tmp_path / "reward_plug_in-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: reward-plug-in\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(
-        "[diamond_diffusers.rewards]\nredness = reward_plug_in:redness\nbroken = reward_plug_in.absent:score\n"
-        "dashed-name = reward_plug_in:redness\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    entries = "redness = reward_plug_in:redness\nbroken = reward_plug_in.absent:score\n"
+    entries += "dashed-name = reward_plug_in:redness\n"
+    install(monkeypatch, tmp_path, "reward-plug-in", f"[diamond_diffusers.rewards]\n{entries}")
 
 
 class TestPlugIns:
