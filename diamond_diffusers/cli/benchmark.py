@@ -18,7 +18,7 @@ from .options import (
     ParticleBatchSize,
     positive_numbers,
 )
-from .records import StockArguments, takes_records
+from .records import StockOptions, takes_records
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -88,7 +88,7 @@ def benchmark(
     held_out_reward: HeldOut = None,
     diversity_clip: DiversityCLIP = None,
     num_inference_steps: NumSteps = None,
-    stock: StockArguments,
+    stock: StockOptions,
     particle_batch_size: ParticleBatchSize = None,
     export: Export = None,
     dtype: DType = "auto",

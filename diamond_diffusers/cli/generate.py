@@ -24,7 +24,7 @@ from .options import (
     checked_texts,
     text_table,
 )
-from .records import StockArguments, takes_records
+from .records import StockOptions, takes_records
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
@@ -100,7 +100,7 @@ def generate(
     num_lookaheads: NumLookaheads = None,
     gradient: Gradient = None,
     guidance_strength: GuidanceStrength = None,
-    stock: StockArguments,
+    stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
     particle_batch_size: ParticleBatchSize = None,
     dtype: DType = "auto",

@@ -17,11 +17,11 @@ Pixels = Annotated[int | None, typer.Option(min=1, max=MAX_PIXELS, help="In pixe
 
 
 @dataclass(frozen=True)
-class StockArguments:
-    """Arguments of the stock pipeline's `__call__`; None stands for the model's own.
+class StockOptions:
+    """Options for arguments of the stock pipeline's `__call__`; None stands for the model's own.
 
     Example:
-        >>> StockArguments(guidance_scale=3.0, height=64).given()
+        >>> StockOptions(guidance_scale=3.0, height=64).given()
         {'guidance_scale': 3.0, 'height': 64}
     """
 
@@ -48,7 +48,7 @@ def takes_records(command: Callable[..., None]) -> Callable[..., None]:
 
     Example:
         >>> @takes_records
-        ... def show(text: str, *, stock: StockArguments) -> None: ...
+        ... def show(text: str, *, stock: StockOptions) -> None: ...
         >>> list(inspect.signature(show).parameters)
         ['text', 'guidance_scale', 'true_cfg_scale', 'negative_prompt', 'height', 'width']
     """

@@ -23,7 +23,7 @@ from .attributes import StockAttributes
 UserCallback = Callable[..., dict[str, Any] | None]
 
 
-def check_signature(callback: UserCallback | None) -> None:
+def check_callback_signature(callback: UserCallback | None) -> None:
     """Raises a `TypeError` for what cannot be called as `callback_on_step_end` is."""
     wanted = "give a function of (pipe, step, timestep, tensors)"
     if callback is None:

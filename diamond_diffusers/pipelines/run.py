@@ -29,7 +29,7 @@ from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
-from .callbacks import StepEnd, UserCallback, check_callback, check_signature
+from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
 from .modules import check_differentiable, is_offloaded
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
@@ -62,7 +62,7 @@ class RunOptions(Typed):
         if self.final_selection is not None:
             check_choice("final_selection", self.final_selection, FINAL_SELECTIONS)
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
-        check_signature(self.callback_on_step_end)
+        check_callback_signature(self.callback_on_step_end)
 
 
 _open_runs: WeakSet[Run] = WeakSet()
