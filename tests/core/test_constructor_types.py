@@ -157,7 +157,7 @@ def test_names_forms_and_numbers_of_other_libraries_are_understood(given, meant)
         (lambda: SMC(num_particles="4"), "num_particles is '4'; give a whole number"),
         (lambda: SMC(num_particles=1.5), "num_particles is 1.5; give a whole number"),
         (lambda: SMC(num_particles=True), "num_particles is True; give a whole number"),
-        (lambda: SMC(num_particles=2**63), "it must be below 2**63"),
+        (lambda: SMC(num_particles=2**63), "give one below 2**63"),
         (lambda: SMC(max_tilt=math.nan), "max_tilt is nan; give a number"),
         (
             lambda: SMC(posterior=GlassPosterior),
@@ -173,7 +173,7 @@ def test_names_forms_and_numbers_of_other_libraries_are_understood(given, meant)
             lambda: SMC(posterior=ODETransition()),
             "posterior is ODETransition(); give an object, such as DenoiserPoint()",
         ),
-        (lambda: SMC(max_noise_to_signal=-1.0), "max_noise_to_signal is -1.0; it must be at least 0"),
+        (lambda: SMC(max_noise_to_signal=-1.0), "max_noise_to_signal is -1.0; give at least 0"),
         (lambda: ScheduledTempering(gamma="fast"), "gamma is 'fast'; give a number"),
     ],
 )

@@ -132,10 +132,10 @@ def after_one(pipe: Any, step: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; it must be a whole number of at least 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; give a whole number of at least 1"),
         ({"num_images_per_prompt": True}, "num_images_per_prompt is True; give a whole number"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; give a whole number"),
-        ({"height": -8}, "height is -8; it must be a whole number of at least 1"),
+        ({"height": -8}, "height is -8; give a whole number of at least 1"),
         ({"width": math.nan}, "width is nan; give a whole number"),
         ({"guidance_scale": "3"}, "guidance_scale is '3'; give a number"),
         ({"output_type": "PIL"}, "output_type is 'PIL'; choose one of pil, np, pt, latent"),
@@ -149,7 +149,7 @@ def after_one(pipe: Any, step: int) -> None:
         ({"alignment": SMC}, "alignment is the class SMC; give an instance, SMC()"),
         ({"callback_on_step_end": "log"}, "callback_on_step_end is 'log'; give a function"),
         ({"callback_on_step_end": after_one}, "give a function of (pipe, step, timestep, tensors)"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray; give a tensor"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray of shape [1, 4, 8, 8]; give a tensor"),
         (
             {"latents": torch.zeros(1, 4, 8, 8, dtype=torch.long)},
             "latents is of torch.int64; give numbers of a floating",
@@ -248,7 +248,7 @@ def test_what_a_callback_returns_is_checked(pipe: DiamondMapPipeline, returned: 
     ("name", "value", "message"),
     [
         ("timesteps", [5000, 10], "timesteps begins at 5000; with this model noise is pure at 1000"),
-        ("eta", -8, "eta is -8; it must lie between 0"),
+        ("eta", -8, "eta is -8; give a number between 0"),
         ("clip_skip", -1, "clip_skip is -1; give a number of layers"),
     ],
 )

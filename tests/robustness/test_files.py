@@ -29,7 +29,7 @@ from diamond_diffusers.maps.storage import load_diamond_map, save_diamond_map
 from diamond_diffusers.training.options.config import ConfigError, read_config
 
 from ..maps.tiny_maps import tiny_family
-from .judging import Tally
+from .judging import OneOf, Tally
 
 
 class Evil:
@@ -252,7 +252,7 @@ def test_configuration_of_a_map(map_folder: Path, tmp_path: Path, tally: Tally) 
             tally.judge(
                 lambda: load_diamond_map(tiny_family("flux"), folder),
                 (key, file.name, "Diamond Map"),
-                [str(folder), value],
+                OneOf((str(folder), value)),
                 f"load_diamond_map({key}={value!r:.40})",
             )
     tally.check()
@@ -314,7 +314,7 @@ def test_a_saved_pipeline_with_nan_weights_is_not_silent(tiny_folder: Path, tall
         tally.judge(
             lambda given=given: pipe("a ring", reward=lambda images, prompts: images.mean((1, 2, 3)), **given),
             ("image", "model", "latents", "network"),
-            "nan",
+            "NaN",
             f"pipe of NaN, {alignment}",
             lambda out: None if torch.isfinite(out.images).all() else "silent: images of nan",
         )
