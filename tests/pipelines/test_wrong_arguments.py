@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import decimal
 import math
 import re
 from collections.abc import Iterator
@@ -21,13 +20,15 @@ from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.argument_types import call_parameters
 
+from ..robustness.generators import ARRAYS, NUMBERS, TEXTS, TRUTHS
+
 BUILDERS = {
     "flux": build_tiny_flux,
     "stable_diffusion": build_tiny_stable_diffusion,
     "sana": build_tiny_sana,
     "pixart_sigma": build_tiny_pixart_sigma,
 }
-CALL = {"height": 16, "width": 16, "num_inference_steps": 2}
+CALL = {"height": 32, "width": 32, "num_inference_steps": 2}
 OWN = (
     "reward",
     "alignment",
@@ -41,19 +42,9 @@ OWN = (
     "return_dict",
 )
 VALUES: dict[str, Any] = {
-    "true": True,
-    "zero": 0,
-    "negative": -8,
-    "huge": 10**400,
-    "fraction": 2.5,
-    "nan": math.nan,
-    "infinity": math.inf,
-    "complex": 1j,
-    "decimal": decimal.Decimal("1.5"),
-    "empty text": "",
-    "number as text": "3",
-    "unknown name": "PIL",
-    "bytes": b"4",
+    # Of mappings and of lists that end nowhere, other tests are.
+    **{odd.label: odd.value for odd in (*NUMBERS, *TRUTHS, *ARRAYS, *TEXTS)},
+    "unknown type of output": "PIL",
     "empty list": [],
     "rising list": [0.1, 0.5],
     "negative list": [0.5, -0.5],
@@ -67,15 +58,12 @@ VALUES: dict[str, Any] = {
     "object": object(),
     "date": datetime.date(2026, 1, 1),
     "function of none": lambda: None,
-    "numpy whole number": np.int64(16),
-    "numpy nan": np.float32("nan"),
-    "numpy array": np.zeros((1, 4, 8, 8)),
+    "latents in numpy": np.zeros((1, 4, 8, 8)),
     "numpy text": np.array("4"),
     "tensor of whole numbers": torch.zeros(1, 4, dtype=torch.long),
     "complex tensor": torch.zeros(1, 4, dtype=torch.complex64),
     "tensor of nan": torch.full((1, 4, 8, 8), math.nan),
-    "meta tensor": torch.zeros(1, 4, 8, 8, device="meta"),
-    "number in a tensor": torch.tensor(16),
+    "latents without numbers": torch.zeros(1, 4, 8, 8, device="meta"),
     "generator": torch.Generator(),
     "generators": [torch.Generator(), torch.Generator()],
 }

@@ -28,7 +28,7 @@ PACKAGE = Path(diamond_diffusers.__file__).parent
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
 """What a call may raise; the sentence has to be one of this package's."""
 REMEDY = re.compile(
-    r"(?:[;:,.(] )(?:(?:or|and|so|then|first) )*"
+    r"(?:[;:,.] |\()(?:(?:or|and|so|then|first) )*"
     r"(?:give|choose|take|use|leave|name|let|raise|lower|set|drop|load|pass|look|decode|mend|write|save|put|add|import|wrap"
     r"|construct|decorate|install|upgrade|enlarge|shorten|split|move|call|remove|go on|resume|begin|make|say|number"
     r"|delete|rename|replace)"
@@ -106,7 +106,7 @@ def shown_forms(value: object) -> list[str]:
     elif isinstance(value, int | float | Decimal | Fraction) and not isinstance(value, bool):
         forms += [str(value), f"{float(value):g}", str(float(value))] if abs(value) < 10**300 else ["huge"]
     elif isinstance(value, list | tuple | dict | set | range):
-        forms += [f"holds {len(value)}", f"{len(value)} texts"] if value else ["empty"]
+        forms += [f"holds {len(value)}", *([] if value else ["empty"])]
         # A part of it may be what is wrong.
         parts = [*value.values(), *value] if isinstance(value, dict) else [*value]
         forms += [form for part in parts[:3] if not isinstance(part, list | dict) for form in shown_forms(part)]

@@ -185,6 +185,8 @@ def fault_of_call(name: str, value: object, out: object) -> str | None:
 
 def shown_of(called: Called, name: str, odd: Odd, *others: str) -> object:
     """What a refusal has to show: a value or one of the others, but nothing where an argument is refused by itself."""
+    # Without an adapter no image prompt will do.
+    others = (*others, "is given") if name.startswith("ip_adapter") else others
     return ANY if name in called.pipe.family.refused_arguments else OneOf((odd.value, *others))
 
 
@@ -269,11 +271,10 @@ def test_unknown_arguments(called: Called, tally: Tally, same_afterwards: None) 
         tally.judge(
             lambda name=name: called.draw(**{name: 3}),
             repr(name),
-            3,
+            ANY,
             f"pipe({name}=3)",
             lambda _: "silent: it has none",
         )
-    tally.failing = [failing for failing in tally.failing if "no value" not in failing]
     tally.check()
 
 

@@ -126,11 +126,11 @@ def test_file(name: str, tmp_path: Path, tally: Tally) -> None:
         file = tmp_path / name
         put(file, kind)
         names = (name, "alignment", "num_particles", "max_tilt", "smc")
+        # Of a method that was read, what is wrong within is shown, and not the file.
+        shown = OneOf((name, "no_such", r"\ud800", "NaN", "1e999", "x"))
         tally.judge(
-            lambda file=file: read(file), names, name, f"{read.__name__}({name}: {kind})", lambda _: "silent: read"
+            lambda file=file: read(file), names, shown, f"{read.__name__}({name}: {kind})", lambda _: "silent: read"
         )
-    tally.failing = [failing for failing in tally.failing if "no value" not in failing or "method" not in name]
-    tally.counts["failing"] = len(tally.failing)
     tally.check()
 
 
@@ -140,8 +140,6 @@ def test_file_of_options(kind: str, tmp_path: Path, tally: Tally) -> None:
     file = tmp_path / "options.yaml"
     put(file, kind)
     tally.judge(lambda: read_config(file), ("options.yaml", "--config"), "options.yaml", f"read_config({kind})")
-    tally.failing = [failing for failing in tally.failing if "no remedy" not in failing]
-    tally.counts["failing"] = len(tally.failing)
     tally.check()
 
 
