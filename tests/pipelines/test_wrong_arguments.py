@@ -143,6 +143,10 @@ def after_one(pipe: Any, step: int) -> None:
             "latents is of torch.int64; give numbers of a floating",
         ),
         ({"latents": torch.full((1, 4, 8, 8), math.nan)}, "latents holds nan or inf"),
+        ({"latents": torch.tensor([])}, "latents is a tensor of no numbers, of shape [0]; give one with a row"),
+        ({"callback_on_step_end": torch.nn.Identity()}, "is Identity(), which takes (input: torch.Tensor) -> torch."),
+        ({"generator": ""}, "generator is '', which is empty; give torch.Generator objects"),
+        ({"reward_scale": 1e308}, "reward_scale is 1e+308; give at most 3.4e+38, the largest in float32"),
         ({"prompt": ["a star", 3]}, "prompt holds 3; give a text or a list of texts"),
         ({"reward_prompt": []}, "reward_prompt holds 0 texts for 1 prompts"),
     ],
@@ -238,6 +242,9 @@ def test_what_a_callback_returns_is_checked(pipe: DiamondMapPipeline, returned: 
         ("timesteps", [5000, 10], "timesteps begins at 5000; with this model noise is pure at 1000"),
         ("eta", -8, "eta is -8; give a number between 0"),
         ("clip_skip", -1, "clip_skip is -1; give a number of layers"),
+        ("joint_attention_kwargs", {1: 2}, "joint_attention_kwargs holds the key 1; give each option by its name"),
+        ("cross_attention_kwargs", {1: 2}, "cross_attention_kwargs holds the key 1; give each option by its name"),
+        ("prompt_embeds", torch.tensor([]), "prompt_embeds is a tensor of no numbers"),
     ],
 )
 def test_values_beyond_what_a_model_has_are_refused(

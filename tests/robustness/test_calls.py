@@ -112,9 +112,9 @@ def state_of(pipe: DiamondMapPipeline) -> Any:
 def num_hooks(hooks: Mapping[int, Callable[..., Any]]) -> int:
     """The number of hooks, but for those of transformers' own.
 
-    A model of transformers gets these for good the first time that it is asked for its hidden states, as `clip_skip`
-    does, and by a stock call too. They do nothing where nobody asks. To take them away would be to meddle with a lock
-    and a mark that are transformers' own, while another thread may be using them.
+    A model of transformers gets these for good the first time that it is asked for its hidden states, as it is for
+    `clip_skip` here and in the stock pipeline. They do nothing where nobody asks. To take them away would be to meddle
+    with a mark and a lock of transformers, while another thread may be using them.
     """
     return sum(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks.values())
 
