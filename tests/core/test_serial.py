@@ -257,8 +257,8 @@ def test_texts_are_read_as_the_types_say(options, expected):
     [
         (
             {"num_particle": 4},
-            "alignment 'smc' has no option 'num_particle', did you mean 'num_particles'; its options "
-            "are num_particles, posterior, transition",
+            "alignment 'smc' has no option 'num_particle', did you mean 'num_particles'; choose one "
+            "of num_particles, posterior, transition",
         ),
         (
             {"posterior": "glass", "posterior.num_sampels": 4},
