@@ -361,7 +361,7 @@ def test_options_are_checked_before_the_model_is_loaded(tiny_folder, redness_rew
     monkeypatch.setattr(module, "load_model", load)
     command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
     unknown = refusal(*command, "-o", "num_particle=4")
-    assert "no option 'num_particle', did you mean 'num_particles'; its options are num_particles, posterior" in unknown
+    assert "no option 'num_particle', did you mean 'num_particles'; choose one of num_particles, posterior" in unknown
     wrong = refusal(*command, "-o", "posterior=glass", "-o", "posterior.num_samples=many")
     assert "posterior.num_samples is 'many'; give a whole number" in wrong
 

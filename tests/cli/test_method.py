@@ -167,7 +167,7 @@ def test_files_of_no_method_get_one_sentence(tmp_path, suffix, text, message):
             "smc",
             {},
             ["posterior=flow_map", "posterior.x=8"],
-            "posterior 'flow_map' has no option 'x'; its options are",
+            "posterior 'flow_map' has no option 'x'; choose one of",
         ),
         ("smc", {}, ["posterior=glas"], "posterior is 'glas'; choose one of denoiser, diamond, flow_map, glass"),
         ("smc", {}, ["num_particles=many"], "num_particles is 'many'; give a whole number"),
