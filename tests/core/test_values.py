@@ -200,9 +200,7 @@ def gradient_errors(mixture, num_samples, level, num_observations=32):
     return torch.tensor(errors)
 
 
-@pytest.mark.parametrize(
-    ("level", "dimension"), diagonal([0.1, 0.3, 0.6, 1.0, 3.0], [1, 3, 8, 32], also=[(0.6, 1)])
-)
+@pytest.mark.parametrize(("level", "dimension"), diagonal([0.1, 0.3, 0.6, 1.0, 3.0], [1, 3, 8, 32], also=[(0.6, 1)]))
 def test_the_hybrid_errs_as_little_as_the_better_gradient(level, dimension):
     """Of the errors, root mean squares over rewards and look-aheads: with 16, the table of docs/methods.md."""
     mixture = make_mixture(dimension) if dimension < 4 else make_spread_mixture(dimension)

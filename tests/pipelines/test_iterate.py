@@ -38,7 +38,13 @@ Whole: TypeAlias = Callable[[str], DiamondMapPipelineOutput]
 
 def build_pipe() -> DiamondMapPipeline:
     """A tiny FLUX under classifier-free guidance, with a Diamond Map and a reward of its own."""
-    defaults = {**DEFAULTS, "negative_prompt": "", "reward": "brightness", "alignment": "guidance", "reward_scale": 20.0}
+    defaults = {
+        **DEFAULTS,
+        "negative_prompt": "",
+        "reward": "brightness",
+        "alignment": "guidance",
+        "reward_scale": 20.0,
+    }
     pipe = DiamondMapPipeline(build_tiny_flux(), defaults)
     pipe.family.posterior_map = DiamondMap(pipe.family, rank=2)
     perturb(pipe.family.posterior_map)
