@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 import diamond_diffusers.miniature as miniature
 from benchmarks.miniature.flow_data import FlowDataset, cell_contents
 from benchmarks.miniature.muon import BatchedMuon, orthogonalised
-from benchmarks.miniature.train_flow import FlowTrainer, build_optimizers, flow_loss, train_flow
+from benchmarks.miniature.train_flow import FlowTrainer, build_optimizers, train_flow
 from diamond_diffusers.miniature.grammar import COLOURS, SHAPES
 from diamond_diffusers.miniature.render import Scene, SceneObject
 
@@ -66,22 +66,26 @@ def test_the_cached_latents_are_normalised(autoencoder):
     assert not (dataset.t5_ids == 2).any()
 
 
-@pytest.mark.parametrize("num_steps", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_training_lowers_the_loss_and_resumes(autoencoder, tmp_path, caplog, monkeypatch, num_steps):
+SETTINGS = {"batch_size": 4, "num_images": 128, "seed": 0}
+
+
+def test_a_finished_training_resumes_at_its_end(autoencoder, tmp_path, caplog):
     caplog.set_level("INFO")
-    velocities = []
+    trained = train_flow(autoencoder, tmp_path, num_steps=3, **SETTINGS)
+    again = train_flow(autoencoder, tmp_path, num_steps=3, **SETTINGS)
+    assert "resumed at step 3" in caplog.messages[-1]
+    assert not again.training
+    for weight, other in zip(again.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(weight, other)
 
-    def watched(*arguments):
-        loss, figures = flow_loss(*arguments)
-        velocities.append(figures["velocity"])
-        return loss, figures
 
-    monkeypatch.setattr("benchmarks.miniature.train_flow.flow_loss", watched)
-    settings = {"batch_size": 4, "num_images": 128, "seed": 0}
-    train_flow(autoencoder, tmp_path, num_steps=num_steps, **settings)
-    print(velocities)
-    # Measured 1.83 over a hundred steps; to predict nothing costs 2.
-    assert sum(velocities) / num_steps < 1.93
-    again = train_flow(autoencoder, tmp_path, num_steps=num_steps, **settings)
-    assert f"resumed at step {num_steps}" in caplog.messages[-1]
+@pytest.mark.slow
+def test_training_lowers_the_loss_and_resumes(autoencoder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    train_flow(autoencoder, tmp_path, num_steps=100, **SETTINGS)
+    velocity = float(caplog.messages[-1].split("velocity ")[1].split()[0])
+    # Measured 1.83, averaged over the run; to predict nothing costs 2.
+    assert velocity < 1.93
+    again = train_flow(autoencoder, tmp_path, num_steps=100, **SETTINGS)
+    assert "resumed at step 100" in caplog.messages[-1]
     assert not again.training
