@@ -30,6 +30,8 @@ from ..conftest import redness
 
 RECIPES = all_recipes()
 REWARD = CallableReward(redness, differentiable=True)
+KINDS = list({type(recipe.alignment): name for name, recipe in RECIPES.items()}.values())
+"""One recipe of each method."""
 
 
 @pytest.fixture
@@ -54,10 +56,15 @@ def test_a_dry_run_costs_what_the_formula_says(cost_of, alignment, expected):
     assert (cost.network_evaluations, cost.backward_passes, cost.decodes, cost.reward_calls) == expected
 
 
-def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
-    plan = plan_methods(list(RECIPES), [60, 101], tiny_pipe, REWARD)
+ALL = pytest.param(list(RECIPES), marks=pytest.mark.slow, id="all")
+
+
+@pytest.mark.parametrize("names", [pytest.param(KINDS, id="one of each method"), ALL])
+def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of, names):
+    budgets = (60, 101)
+    plan = plan_methods(names, budgets, tiny_pipe, REWARD)
     assert [(entry.budget, entry.method.name) for entry in plan.entries] == [
-        (budget, name) for budget in (60, 101) for name in RECIPES if (budget, name) not in left_out(plan)
+        (budget, name) for budget in budgets for name in names if (budget, name) not in left_out(plan)
     ]
     for entry in plan.entries:
         method = entry.method
@@ -194,10 +201,11 @@ def test_particles_grow_before_steps(cost_of):
     assert (method.alignment.num_particles, method.num_inference_steps) == (1, 2)
 
 
-def test_the_dry_run_counts_as_the_real_one(tiny_pipe, cost_of, tmp_path):
+@pytest.mark.parametrize("names", [pytest.param(KINDS, id="one of each method"), ALL])
+def test_the_dry_run_counts_as_the_real_one(tiny_pipe, cost_of, tmp_path, names):
     suite = miniature_suite()
     setup = Setup(tiny_pipe, "tiny", suite, REWARD)
-    methods = plan_methods(list(RECIPES), [24], tiny_pipe, REWARD).methods
+    methods = plan_methods(names, [24], tiny_pipe, REWARD).methods
     records = compare(setup, methods, suite.first(2), tmp_path)
     for method in methods:
         planned = cost_of(method).as_dict()

@@ -80,9 +80,6 @@ class TestEpsilon(FamilyTests):
 
     family = STABLE_DIFFUSION
 
-    def test_a_compiled_network_is_compiled_once(self) -> None:
-        super().test_a_compiled_network_is_compiled_once()
-
 
 class TestVelocity(StockTests):
     """Stable Diffusion 2.1 fine-tuned to start from pure noise."""

@@ -151,12 +151,25 @@ def test_callback_reads_and_replaces_latents_and_interrupts(pipe: DiamondMapPipe
     assert len(pipe(PROMPTS, callback_on_step_end=stop, **CALL).trace.steps) == 1
 
 
-def test_saved_model_is_stock_and_keeps_its_defaults(tmp_path: Path) -> None:
+def save_and_draw(folder: Path) -> torch.Tensor:
     pipe = DiamondMapPipeline(build_tiny_flux(False), {**CALL, "num_inference_steps": 2, "negative_prompt": ""})
-    pipe.save_pretrained(tmp_path / "model")
-    images = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt").images
-    stock = FluxPipeline.from_pretrained(tmp_path / "model")
+    pipe.save_pretrained(folder)
+    return pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+
+def test_saved_model_is_stock_and_keeps_its_defaults(tmp_path: Path) -> None:
+    images = save_and_draw(tmp_path)
+    stock = FluxPipeline.from_pretrained(tmp_path)
     assert type(stock) is FluxPipeline
+    pipe = DiamondMapPipeline.from_pretrained(tmp_path)
+    out = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert len(out.trace.steps) == 2
+    torch.testing.assert_close(out.images, images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_saved_model_is_the_same_in_a_fresh_process(tmp_path: Path) -> None:
+    images = save_and_draw(tmp_path / "model")
     code = (
         "import sys, torch; from diamond_diffusers import DiamondMapPipeline;"
         "pipe = DiamondMapPipeline.from_pretrained(sys.argv[1]);"
