@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,12 @@ def check_optimizer(options: OptimizerOptions) -> None:
         raise TrainingError("--use_8bit_adam needs the package bitsandbytes; install it with pip install bitsandbytes")
 
 
-def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -> Optimizer:
-    """The optimiser that the options name."""
+def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter], is_scaled: bool = False) -> Optimizer:
+    """The optimiser that the options name, with one kernel for all weights where their device has it.
+
+    Args:
+        is_scaled: whether a scaler of gradients is used; that kernel would not tell which updates it skips.
+    """
     shared: dict[str, Any] = {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),
@@ -45,6 +50,9 @@ def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(parameters, **shared)
+    if not is_scaled:
+        with suppress(RuntimeError):
+            return torch.optim.AdamW(parameters, fused=True, **shared)
     return torch.optim.AdamW(parameters, **shared)
 
 

@@ -19,7 +19,11 @@ from diamond_diffusers.training.trainer import Trainer
 from .processes import in_child
 from .runs import assert_same, weights_of
 
-STATE = {"step": 1, "options": {}, "weights": {}, "average": None, "schedule": {}, "scaler": None}
+NONE_SKIPPED = {"total": 0, "in_a_row": 0}
+STATE = {
+    **{"step": 1, "options": {}, "weights": {}, "average": None, "schedule": {}, "scaler": None},
+    "skipped": NONE_SKIPPED,
+}
 """In the form of a checkpoint's."""
 
 
@@ -99,6 +103,7 @@ def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch, further, d
         ({**STATE, "step": -1}, "holds no state of a run"),
         ({**STATE, "average": 3}, "average of the state in '.*' is 3 in place of an object or null"),
         ({**STATE, "average": {}}, "average of the state in '.*' has no 'shadow_params'"),
+        ({**STATE, "skipped": {"total": 0}}, "skipped of the state in '.*' has no 'in_a_row'"),
     ],
 )
 def test_a_checkpoint_without_a_state_is_refused_before_the_base_is_loaded(options, monkeypatch, state, message):
