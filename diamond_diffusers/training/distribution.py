@@ -63,10 +63,16 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
     """Refuses ways to distribute that cannot train a map, and sets the precision of FSDP and the batch of DeepSpeed.
 
     Raises:
-        TrainingError: a loss in forward mode is combined with a search for unused parameters; weights are sharded in a
-            way that mixes trained and frozen ones; or a sharded model would have to draw samples.
+        TrainingError: float16 has no scaler of gradients; a loss in forward mode is combined with a search for unused
+            parameters; weights are sharded in a way that mixes trained and frozen ones; or a sharded model would have
+            to draw samples.
     """
     kind, handler = accelerator.distributed_type, accelerator.ddp_handler
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and kind != DistributedType.DEEPSPEED:
+        raise TrainingError(
+            f"--mixed_precision fp16 needs a scaler of gradients, which accelerate has not on the "
+            f"{accelerator.device.type}; take bf16 or no"
+        )
     if loss.needs_forward_mode and handler is not None and handler.find_unused_parameters:
         raise TrainingError(
             f"find_unused_parameters has no forward-mode rule, which --loss {options.loss.name} needs; turn it off, "

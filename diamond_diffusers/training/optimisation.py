@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,10 +49,19 @@ def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter], i
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(parameters, **shared)
-    if not is_scaled:
-        with suppress(RuntimeError):
-            return torch.optim.AdamW(parameters, fused=True, **shared)
-    return torch.optim.AdamW(parameters, **shared)
+    is_fused = not is_scaled and has_fused_adamw(parameters[0].device)
+    return torch.optim.AdamW(parameters, fused=is_fused or None, **shared)
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether torch has one kernel of AdamW for all weights on a device, which it only says when it is used."""
+    weight = nn.Parameter(torch.zeros(1, device=device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def build_schedule(options: ScheduleOptions, optimizer: Optimizer, num_updates: int) -> Any:

@@ -124,14 +124,15 @@ class Trainer:
         module = DistilledModule(self.diamond_map).to(self.accelerator.device)
         is_scaled = self.accelerator.scaler is not None
         optimizer = build_optimizer(self.options.optimizer, self.diamond_map.trained_parameters(), is_scaled)
+        # Before accelerate watches its steps, so that both see them.
+        self.schedule = build_schedule(self.options.schedule, optimizer, self.options.updates.max_train_steps)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.schedule = build_schedule(
-            self.options.schedule, self.optimizer.optimizer, self.options.updates.max_train_steps
-        )
         # Sharding replaces the parameters.
         self.parameters = self.diamond_map.trained_parameters()
         decay = self.options.updates.ema_decay
-        self.average = EMAModel(self.parameters, decay, foreach=True) if decay > 0 else None
+        # Torch does not copy a list of sharded weights at once.
+        is_whole = not isinstance(self.parameters[0], DTensor)
+        self.average = EMAModel(self.parameters, decay, foreach=is_whole) if decay > 0 else None
         self.skipped = SkippedUpdates()
         self.blame = Blame(self.options.loss.name, DTYPES[self.accelerator.mixed_precision])
         self.figures = Figures(self.blame, partial(self.accelerator.reduce, reduction="mean"))
