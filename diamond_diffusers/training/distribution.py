@@ -68,7 +68,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
             to draw samples.
     """
     kind, handler = accelerator.distributed_type, accelerator.ddp_handler
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and kind != DistributedType.DEEPSPEED:
+    if kind != DistributedType.DEEPSPEED and accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise TrainingError(
             f"--mixed_precision fp16 needs a scaler of gradients, which accelerate has not on the "
             f"{accelerator.device.type}; take bf16 or no"

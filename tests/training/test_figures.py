@@ -17,6 +17,7 @@ from diamond_diffusers.training.trainer import Trainer
 
 from .runs import weights_of
 
+CHEAP = ["--loss", "progressive", "--train_batch_size", 1, "--num_validation_images", 1]
 BLAME = Blame("lagrangian", torch.float16)
 
 
@@ -72,7 +73,7 @@ def test_nothing_is_read_between_two_logs(options):
 
 
 def test_figures_are_logged_now_and_then(options, monkeypatch):
-    given = ["--max_train_steps", 5, "--logging_steps", 2, "--checkpointing_steps", 9]
+    given = [*CHEAP, "--max_train_steps", 5, "--logging_steps", 2, "--checkpointing_steps", 9]
     run, logged, losses = Trainer(options(*given)), {}, []
     monkeypatch.setattr(run.accelerator, "log", lambda figures, step: logged.update({step: figures}))
     add = run.figures.add
@@ -107,7 +108,7 @@ def scaled(run: Trainer, overflows) -> Trainer:
 
 
 def test_skipped_updates_are_counted_and_move_nothing_on(options, monkeypatch):
-    given = ["--max_train_steps", 4, "--logging_steps", 1, "--lr_scheduler", "linear", "--lr_warmup_steps", 0]
+    given = [*CHEAP, "--max_train_steps", 4, "--logging_steps", 1, "--lr_scheduler", "linear", "--lr_warmup_steps", 0]
     run = scaled(Trainer(options(*given)), lambda step: step in (0, 2))
     logged, weights = [], []
     monkeypatch.setattr(run.accelerator, "log", lambda figures, step: logged.append(figures))
@@ -128,7 +129,17 @@ def test_skipped_updates_are_counted_and_move_nothing_on(options, monkeypatch):
 
 
 def test_skipped_updates_are_remembered_by_a_checkpoint(options):
-    given = ["--max_train_steps", 9, "--checkpointing_steps", 1, "--lr_scheduler", "linear", "--lr_warmup_steps", 0]
+    given = [
+        *CHEAP,
+        "--max_train_steps",
+        9,
+        "--checkpointing_steps",
+        1,
+        "--lr_scheduler",
+        "linear",
+        "--lr_warmup_steps",
+        0,
+    ]
     run = scaled(Trainer(options(*given)), lambda step: step == 1)
     source = run._open_source()
     for _ in range(2):
@@ -146,11 +157,11 @@ def test_skipped_updates_are_remembered_by_a_checkpoint(options):
 
 
 def test_ten_skipped_updates_in_a_row_end_the_run(options):
-    run = scaled(Trainer(options("--max_train_steps", 20)), lambda step: step > 0)
-    run.blame = Blame("lagrangian", torch.float16)
+    run = scaled(Trainer(options(*CHEAP, "--max_train_steps", 20)), lambda step: step > 0)
+    run.blame = Blame("progressive", torch.float16)
     message = (
         r"^10 updates in a row were skipped, the last at step 10: gradients are infinite or not a number even if the "
-        r"loss is multiplied by no more than 16 \(--loss lagrangian, base in float16\); lower --learning_rate, take "
+        r"loss is multiplied by no more than 16 \(--loss progressive, base in float16\); lower --learning_rate, take "
         r"--mixed_precision bf16 or no, and resume from the last checkpoint$"
     )
     with pytest.raises(TrainingError, match=message):
@@ -159,9 +170,9 @@ def test_ten_skipped_updates_in_a_row_end_the_run(options):
 
 
 def test_a_loss_that_is_no_number_is_named_before_its_gradients(options):
-    run = scaled(Trainer(options("--max_train_steps", 20, "--logging_steps", 20)), lambda step: True)
+    run = scaled(Trainer(options(*CHEAP, "--max_train_steps", 20, "--logging_steps", 20)), lambda step: True)
     run.parameters[0].data.fill_(torch.nan)
-    with pytest.raises(TrainingError, match=r"^the loss is nan at step 0 \(--loss lagrangian"):
+    with pytest.raises(TrainingError, match=r"^the loss is nan at step 0 \(--loss progressive"):
         run.run()
 
 

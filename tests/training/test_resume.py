@@ -50,14 +50,14 @@ def _killed_in_the_middle(given: Options, moment: str) -> None:
 @pytest.mark.parametrize(
     ("moments", "special"),
     [
-        (("update", "checkpoint"), ["--random_flip"]),
+        (("update", "checkpoint"), ["--random_flip", "--loss", "central_difference"]),
         (("update",), ["--loss", "trajectories", "--cache_trajectories"]),
         (("update",), ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
     ],
 )
 def test_killed_and_resumed_it_ends_at_the_same_weights(options, moments, special):
     further = ["--max_train_steps", 5, "--checkpointing_steps", 2, "--gradient_accumulation_steps", 2]
-    further += [*special, "--lr_scheduler", "cosine", "--max_train_samples", 7]
+    further += [*special, "--lr_scheduler", "cosine", "--max_train_samples", 7, "--num_validation_images", 1]
     unbroken = Trainer(options(*further, output="unbroken"))
     unbroken.run()
     for moment in moments:
