@@ -161,6 +161,20 @@ def test_a_pool_is_where_there_is_room(teacher, tmp_path, monkeypatch):
         assert isinstance(open_pool(cache, CPU, "disk", 0), DiskPool)
 
 
+def test_a_pool_that_the_device_does_not_hold_is_told(teacher, tmp_path, monkeypatch):
+    cache = filled(tmp_path, teacher)
+
+    def fail(cache, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+
+    monkeypatch.setattr(pool, "DevicePool", fail)
+    message = (
+        r"^--cache_location is device, .* not hold 0.00 GB of cached rows \(CUDA out of .*\); take auto or disk, or"
+    )
+    with pytest.raises(TrainingError, match=message):
+        open_pool(cache, CPU, "device", 0)
+
+
 def test_a_shard_that_is_damaged_is_named(tmp_path):
     cache = ShardedCache(tmp_path, 5, 2)
     cache.file(1).write_bytes(b"no tensors")

@@ -100,9 +100,9 @@ class ShardedCache:
         self, shards: Iterable[int], rows: CaptionedImages, prepare: Preparation, order: Order, num_workers: int
     ) -> Iterator[Any]:
         """The prepared rows of shards, one after the other."""
-        first_epoch = order.permutation(0)
+        first_epoch = order.permutation(0).tolist()
         # The randomness of a row is told by its number, so that crops do not depend on the order.
-        items = [(int(first_epoch[place]),) * 2 for shard in shards for place in self.places(shard)]
+        items = [(first_epoch[place], first_epoch[place]) for shard in shards for place in self.places(shard)]
         lists = [items[start : start + READ_AT_ONCE] for start in range(0, len(items), READ_AT_ONCE)]
         for ready in prepared_lists(rows, prepare, lists, order.seed, num_workers):
             yield from ready

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import release_memory
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...core.memory_errors import want_of_memory
+from ..errors import TrainingError
 from .cache import ShardedCache
 
 logger = logging.getLogger(__name__)
@@ -98,12 +101,27 @@ class DiskPool(Pool, Dataset[Any]):
 
 
 def open_pool(cache: ShardedCache, device: torch.device, location: Location, num_workers: int) -> Pool:
-    """The pool of a cache at a location; `auto` is an accelerator's memory where the rows fit, else the disk."""
+    """The pool of a cache at a location; `auto` is an accelerator's memory where the rows fit, else the disk.
+
+    Raises:
+        TrainingError: the memory of the device does not hold the rows.
+    """
+    size = size_in_memory(cache)
     if location == "auto":
-        size, free = size_in_memory(cache), free_memory(device)
-        location = "device" if size <= SHARE_OF_FREE_MEMORY * free else "disk"
+        location = "device" if size <= SHARE_OF_FREE_MEMORY * free_memory(device) else "disk"
         logger.info("reading %.2f GB of cached rows from the %s", size / 1e9, location)
-    return DevicePool(cache, device) if location == "device" else DiskPool(cache, device, num_workers)
+    if location == "disk":
+        return DiskPool(cache, device, num_workers)
+    try:
+        return DevicePool(cache, device)
+    except (RuntimeError, MemoryError) as error:
+        reason = want_of_memory(error)
+        if reason is None:
+            raise
+        raise TrainingError(
+            f"--cache_location is device, whose memory does not hold {size / 1e9:.2f} GB of cached rows ({reason}); "
+            "take auto or disk, or --cache_dtype float16"
+        ) from error
 
 
 def size_in_memory(cache: ShardedCache) -> int:
@@ -117,6 +135,8 @@ def free_memory(device: torch.device) -> int:
     """Free bytes of an accelerator; 0 for the CPU, in whose memory the system keeps the files already."""
     if device.type == "cpu":
         return 0
+    # What torch keeps for later is free, too.
+    release_memory()
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return int(torch.get_device_module(device).mem_get_info(device)[0])
