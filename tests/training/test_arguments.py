@@ -123,7 +123,7 @@ def test_a_file_sets_options_and_the_command_line_goes_before_it(tmp_path, capsy
         "center_crop": True,
         "loss": "progressive",
     }
-    assert (given.output.output_dir, given.optimizer.optimizer.optimizer) == (Path("maps/one"), "adamw")
+    assert (given.output.output_dir, given.optimizer.optimizer) == (Path("maps/one"), "adamw")
     assert given.map.lora_alpha is None
     for line, message in (
         ("nonsense: 1", "sets 'nonsense', which is no option"),

@@ -50,7 +50,7 @@ def gradients(given, accelerator: Accelerator | None = None) -> list[torch.Tenso
         draws, eps = [draw[mine] for draw in draws], [noise[mine] for noise in eps]
     if run.accelerator.distributed_type == DistributedType.FSDP:
         assert all(isinstance(parameter, DTensor) for parameter in run.parameters)
-    run.loss = FixedLoss(given.loss.name.name, draws, eps)
+    run.loss = FixedLoss(given.loss.name, draws, eps)
     kept = []
     run.optimizer.step = lambda: kept.extend(full(parameter.grad).clone() for parameter in run.parameters)
     run._update(iter([lambda: (z, features)]))

@@ -91,7 +91,7 @@ def test_figures_are_logged_now_and_then(options, monkeypatch):
 def scaled(run: Trainer, overflows) -> Trainer:
     """A run with a scaler as accelerate makes one on a GPU, whose gradients overflow at some steps."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
-    optimizer = build_optimizer(run.options.optimizer.optimizer, run.parameters, is_scaled=True)
+    optimizer = build_optimizer(run.options.optimizer, run.parameters, is_scaled=True)
     run.schedule = build_schedule(run.options.schedule, optimizer, run.options.updates.max_train_steps)
     run.optimizer = AcceleratedOptimizer(optimizer, scaler=scaler)
     run.accelerator.scaler = scaler
@@ -117,7 +117,7 @@ def test_skipped_updates_are_counted_and_move_nothing_on(options, monkeypatch):
     before = weights_of(run)
     run.run()
     assert [figures["skipped_updates"] for figures in logged] == [1, 1, 2, 2]
-    rate = run.options.optimizer.optimizer.learning_rate
+    rate = run.options.optimizer.learning_rate
     assert [figures["learning_rate"] for figures in logged] == pytest.approx([rate, 0.75 * rate, 0.75 * rate, rate / 2])
     assert [count for _, count in weights] == [0, 1, 1, 2]
     moved = [

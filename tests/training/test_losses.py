@@ -100,10 +100,10 @@ def test_gradients_in_half_precision_are_those_of_float32(dtype, cosine):
     images = torch.stack([Preparation(64)(scene, random.Random(0))[0] for scene in scenes])
     kept = None
     for precision in (torch.float32, dtype):
-        family = DiamondMapPipeline.from_pretrained(dtype={"default": precision, "vae": torch.float32}).family
-        diamond_map = family.posterior_map
+        pipe = DiamondMapPipeline.from_pretrained(dtype={"default": precision, "vae": torch.float32})
+        family, diamond_map = pipe.family, pipe.family.posterior_map
         DistilledModule(diamond_map)
-        teacher = Teacher(family, {})
+        teacher = Teacher(family, pipe.defaults)
         z = family.encode_images(images)[0].float()
         conditions = teacher.conditions(teacher.features([scene.captions for scene in scenes]))
         torch.manual_seed(0)

@@ -118,7 +118,7 @@ def flux_teacher():
 
 
 def opened(given, teacher, order, first_batch=0):
-    evaluate = apply if given.loss.name.build().needs_trajectories else None
+    evaluate = apply if given.loss.build().needs_trajectories else None
     return open_source(given, load_rows(given.data), teacher, order, first_batch, lambda: None, evaluate)
 
 
