@@ -161,6 +161,20 @@ def test_a_pool_is_where_there_is_room(teacher, tmp_path, monkeypatch):
         assert isinstance(open_pool(cache, CPU, "disk", 0), DiskPool)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no GPU")
+def test_rows_on_a_gpu_are_those_of_the_files(teacher, tmp_path):
+    """But for the levels, which stay on the CPU."""
+    cache, device = filled(tmp_path, teacher), torch.accelerator.current_accelerator()
+    found, expected = open_pool(cache, device, "auto", 0), DiskPool(cache, CPU)
+    assert isinstance(found, DevicePool)
+    places = [torch.tensor([4, 0, 3]), torch.tensor([1, 1])]
+    for batch, same in zip(found.batches(places), expected.batches(places), strict=True):
+        for name, kept in batch.items():
+            assert kept.device.type == ("cpu" if kept.dtype == torch.float64 else device.type)
+            assert torch.equal(kept.cpu(), same[name])
+
+
 def test_a_pool_that_the_device_does_not_hold_is_told(teacher, tmp_path, monkeypatch):
     cache = filled(tmp_path, teacher)
 
