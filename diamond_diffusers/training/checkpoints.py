@@ -15,6 +15,7 @@ from torch import Tensor
 from ..files.json_forms import fitted
 from ..files.output import writing
 from .errors import TrainingError
+from .figures import SkippedUpdates
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,7 @@ class RunState(TypedDict):
     average: _Average | None
     schedule: dict[str, Any]
     scaler: dict[str, Any] | None
+    skipped: SkippedUpdates
 
 
 def decisive_options(options: Options, accelerator: Accelerator) -> dict[str, str]:

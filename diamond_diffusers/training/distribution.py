@@ -30,26 +30,49 @@ _TRACKERS_INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wand
 
 
 def make_accelerator(options: Options) -> Accelerator:
-    """The accelerator that distributes a run and logs it."""
-    folder = options.output.output_dir
-    return Accelerator(
-        gradient_accumulation_steps=options.updates.gradient_accumulation_steps,
-        mixed_precision=options.machine.mixed_precision,
-        log_with=options.logging.trackers or None,
-        project_config=ProjectConfiguration(str(folder), str(folder / options.logging.logging_dir)),
-        # The base is in half precision itself; forward-mode differentiation of a UNet fails under autocast.
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
-    )
+    """The accelerator that distributes a run and logs it.
+
+    Raises:
+        TrainingError: the device cannot train in the precision that is asked for.
+    """
+    folder, precision = options.output.output_dir, options.machine.mixed_precision
+    try:
+        return Accelerator(
+            gradient_accumulation_steps=options.updates.gradient_accumulation_steps,
+            mixed_precision=precision,
+            log_with=options.logging.trackers or None,
+            project_config=ProjectConfiguration(str(folder), str(folder / options.logging.logging_dir)),
+            # The base is in half precision itself; forward-mode differentiation of a UNet fails under autocast.
+            kwargs_handlers=[AutocastKwargs(enabled=False)],
+        )
+    except ValueError as error:
+        if precision is None or precision not in str(error):
+            raise
+        raise TrainingError(f"--mixed_precision {precision} cannot be used here ({error}); take another") from error
+
+
+def start_trackers(accelerator: Accelerator, options: Options) -> None:
+    """Starts the trackers, if there are any, and tells them the options but for the token."""
+    if accelerator.log_with:
+        told = {name: value for name, value in options.by_flag().items() if name != "hub_token"}
+        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
+        accelerator.init_trackers(options.logging.tracker_project_name, settings)
 
 
 def prepare_distribution(accelerator: Accelerator, options: Options, loss: DistillationLoss) -> None:
     """Refuses ways to distribute that cannot train a map, and sets the precision of FSDP and the batch of DeepSpeed.
 
     Raises:
-        TrainingError: a loss in forward mode is combined with a search for unused parameters; weights are sharded in a
-            way that mixes trained and frozen ones; or a sharded model would have to draw samples.
+        TrainingError: float16 has no scaler of gradients; a loss in forward mode is combined with a search for unused
+            parameters; weights are sharded in a way that mixes trained and frozen ones; or a sharded model would have
+            to draw samples.
     """
     kind, handler = accelerator.distributed_type, accelerator.ddp_handler
+    if kind != DistributedType.DEEPSPEED and accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise TrainingError(
+            f"--mixed_precision fp16 needs a scaler of gradients, which accelerate has not on the "
+            f"{accelerator.device.type}; take bf16 or no"
+        )
     if loss.needs_forward_mode and handler is not None and handler.find_unused_parameters:
         raise TrainingError(
             f"find_unused_parameters has no forward-mode rule, which --loss {options.loss.name} needs; turn it off, "

@@ -29,8 +29,12 @@ def check_optimizer(options: OptimizerOptions) -> None:
         raise TrainingError("--use_8bit_adam needs the package bitsandbytes; install it with pip install bitsandbytes")
 
 
-def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -> Optimizer:
-    """The optimiser that the options name."""
+def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter], is_scaled: bool = False) -> Optimizer:
+    """The optimiser that the options name, with one kernel for all weights where their device has it.
+
+    Args:
+        is_scaled: whether a scaler of gradients is used; that kernel would not tell which updates it skips.
+    """
     shared: dict[str, Any] = {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),
@@ -45,7 +49,19 @@ def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(parameters, **shared)
-    return torch.optim.AdamW(parameters, **shared)
+    is_fused = not is_scaled and has_fused_adamw(parameters[0].device)
+    return torch.optim.AdamW(parameters, fused=is_fused or None, **shared)
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether torch has one kernel of AdamW for all weights on a device, which it only says when it is used."""
+    weight = nn.Parameter(torch.zeros(1, device=device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def build_schedule(options: ScheduleOptions, optimizer: Optimizer, num_updates: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,17 @@ from .checkpoints import ANOTHER, Checkpoints, decisive_options
 from .data.batches import Order
 from .data.loading import load_rows
 from .data.sources import Source, open_source
-from .distribution import check_trackers, make_accelerator, prepare_distribution
+from .distribution import check_trackers, make_accelerator, prepare_distribution, start_trackers
 from .errors import TrainingError
+from .figures import GRADIENT_NORM, Blame, Figures, SkippedUpdates
 from .module import DistilledModule
 from .optimisation import build_optimizer, build_schedule, check_optimizer
 from .options.records import Options
 from .release import facts, make_repository, origin, prepare_output, push
 from .teacher import Teacher
-from .validation import ROWS, image_grid, validation_images
+from .validation import ROWS, averaged, image_grid, prompt_of_card, validation_images
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PROMPT = "a photo of an astronaut riding a horse"
-MINIATURE_PROMPT = "a red star left of a blue ring"
 
 
 class Trainer:
@@ -123,21 +122,27 @@ class Trainer:
 
     def _build_optimizer(self) -> None:
         module = DistilledModule(self.diamond_map).to(self.accelerator.device)
-        optimizer = build_optimizer(self.options.optimizer, self.diamond_map.trained_parameters())
+        is_scaled = self.accelerator.scaler is not None
+        optimizer = build_optimizer(self.options.optimizer, self.diamond_map.trained_parameters(), is_scaled)
+        # Before accelerate watches its steps, so that both see them.
+        self.schedule = build_schedule(self.options.schedule, optimizer, self.options.updates.max_train_steps)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.schedule = build_schedule(
-            self.options.schedule, self.optimizer.optimizer, self.options.updates.max_train_steps
-        )
         # Sharding replaces the parameters.
         self.parameters = self.diamond_map.trained_parameters()
         decay = self.options.updates.ema_decay
-        self.average = EMAModel(self.parameters, decay) if decay > 0 else None
+        # Torch does not copy a list of sharded weights at once.
+        is_whole = not isinstance(self.parameters[0], DTensor)
+        self.average = EMAModel(self.parameters, decay, foreach=is_whole) if decay > 0 else None
+        self.skipped = SkippedUpdates()
+        self.blame = Blame(self.options.loss.name, DTYPES[self.accelerator.mixed_precision])
+        self.figures = Figures(self.blame, partial(self.accelerator.reduce, reduction="mean"))
 
     def run(self) -> None:
         """Trains, saves the map and its card, and pushes them."""
         updates, accelerator = self.options.updates, self.accelerator
         source = self._open_source()
-        self._start_trackers()
+        with self._writing_logs():
+            start_trackers(accelerator, self.options)
         with tqdm(
             total=updates.max_train_steps,
             initial=self.step,
@@ -146,14 +151,11 @@ class Trainer:
         ) as bar:
             while self.step < updates.max_train_steps:
                 figures = self._update(source)
+                self._follow_up()
                 self.step += 1
-                self.schedule.step()
-                if self.average is not None:
-                    self.average.step(self.parameters)
                 bar.update()
-                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-                with self._writing_logs():
-                    accelerator.log(figures, step=self.step)
+                if figures:
+                    self._log(figures, bar)
                 self._save_and_validate_when_due()
         self._finish()
         with self._writing_logs():
@@ -188,22 +190,27 @@ class Trainer:
         if validation.validation_prompt is not None and self.step % validation.validation_steps == 0 and not is_last:
             self._validate(validation.validation_prompt)
 
+    def _log(self, figures: dict[str, float], bar: tqdm) -> None:
+        """Shows and logs the figures of the updates up to this step."""
+        figures = {**figures, "learning_rate": self.schedule.get_last_lr()[0]}
+        if self.accelerator.scaler is not None:
+            figures["skipped_updates"] = self.skipped.total
+        bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+        with self._writing_logs():
+            self.accelerator.log(figures, step=self.step)
+
     def _writing_logs(self) -> AbstractContextManager[None]:
         return writing(self.options.output.output_dir / self.options.logging.logging_dir)
 
-    def _start_trackers(self) -> None:
-        if not self.accelerator.log_with:
-            return
-        options = {name: value for name, value in self.options.by_flag().items() if name != "hub_token"}
-        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
-        with self._writing_logs():
-            self.accelerator.init_trackers(self.options.logging.tracker_project_name, settings)
-
     @differentiable_attention()
     def _update(self, source: Any) -> dict[str, float]:
-        """One update of the weights; returns figures to log."""
+        """One update of the weights; returns the figures to log, of all updates since the last that returned some.
+
+        To read them waits for the device, and nothing else does. They are read before the update is applied, which it
+        then is not if it is no number.
+        """
         options, accelerator = self.options, self.accelerator
-        totals: dict[str, list[Tensor]] = {}
+        figures: dict[str, float] = {}
         for micro_step in range(options.updates.gradient_accumulation_steps):
             batch = self.step * options.updates.gradient_accumulation_steps + micro_step
             draw = next(source)
@@ -213,7 +220,7 @@ class Trainer:
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
                 loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
-                self._check("loss", loss)
+                self.figures.add(self.step, {"loss": loss.detach(), **parts})
                 # Checkpointed blocks are evaluated again, and have to be the map's then.
                 with self.diamond_map.awake() if options.machine.gradient_checkpointing else nullcontext():
                     accelerator.backward(loss)
@@ -221,26 +228,38 @@ class Trainer:
                     norm = accelerator.clip_grad_norm_(self.parameters, options.updates.max_grad_norm or math.inf)
                     # A scaler of gradients leaves such an update out itself.
                     if accelerator.scaler is None and isinstance(norm, Tensor):
-                        self._check("norm of the gradients", full(norm))
+                        self.figures.add(self.step, {GRADIENT_NORM: full(norm)})
+                    if self._is_read:
+                        figures = self.figures.read()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            for name, value in {"loss": loss.detach(), **parts}.items():
-                totals.setdefault(name, []).append(value)
-        means = accelerator.reduce(torch.stack([torch.stack(values).mean() for values in totals.values()]), "mean")
-        return dict(zip(totals, means.tolist(), strict=True)) | {"learning_rate": self.schedule.get_last_lr()[0]}
+        return figures
 
-    def _check(self, name: str, value: Tensor) -> None:
-        if not torch.isfinite(value):
-            raise TrainingError(
-                f"the {name} is {value.item()} at step {self.step}; lower --learning_rate or --max_grad_norm, or take "
-                "--mixed_precision bf16 or no, and resume from the last checkpoint"
-            )
+    @property
+    def _is_read(self) -> bool:
+        """Whether figures are read in the update at hand: when they are logged, and before anything is saved."""
+        number, options = self.step + 1, self.options
+        intervals = options.logging.logging_steps, options.checkpoints.checkpointing_steps
+        return any(number % interval == 0 for interval in intervals) or number >= options.updates.max_train_steps
+
+    def _follow_up(self) -> None:
+        """Moves the learning rate and the average on after an update, unless a scaler of gradients has skipped it."""
+        self.skipped.count(self.optimizer.step_was_skipped)
+        if self.skipped.are_too_many:
+            # A loss that is no number itself is told by its name.
+            self.figures.read()
+            scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler is not None else 1
+            raise self.blame.always_skipped(self.skipped.in_a_row, self.step, scale)
+        if self.skipped.in_a_row == 0:
+            self.schedule.step()
+            if self.average is not None:
+                self.average.step(self.parameters)
 
     def _check_weights(self) -> None:
         """Checks the weights after the last update, which no loss has seen; called by all processes."""
-        self._check(
-            "sum of the weights", torch.stack([full(weight.detach()).sum() for weight in self.parameters]).sum()
-        )
+        total = torch.stack([full(weight.detach()).sum() for weight in self.parameters]).sum().item()
+        if not math.isfinite(total):
+            raise self.blame.not_finite("sum of the weights", total, self.step)
 
     def _save_checkpoint(self) -> None:
         self._check_weights()
@@ -252,6 +271,7 @@ class Trainer:
             "average": self.average.state_dict() if self.average is not None else None,
             "schedule": self.schedule.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "skipped": asdict(self.skipped),
         }
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             # The optimiser's state is in the engine, a part in each process.
@@ -293,18 +313,16 @@ class Trainer:
             self.average.to(self.accelerator.device)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.skipped = SkippedUpdates(**state["skipped"])
         # The learning rate of that step is that of this run's own schedule.
         self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
-        self.schedule.last_epoch = self.step - 1
+        self.schedule.last_epoch -= 1
         self.schedule.step()
 
     def _validate(self, prompt: str) -> Any:
         """Draws, logs and returns the grid of the averaged weights."""
         options = self.options
-        if self.average is not None:
-            self.average.store(self.parameters)
-            self.average.copy_to(self.parameters)
-        with torch.no_grad():
+        with torch.no_grad(), averaged(self.average, self.parameters):
             images = self.module(
                 lambda diamond_map: validation_images(
                     diamond_map,
@@ -315,8 +333,6 @@ class Trainer:
                     options.machine.seed,
                 )
             )
-        if self.average is not None:
-            self.average.restore(self.parameters)
         grid = image_grid(images)
         with self._writing_logs():
             for tracker in self.accelerator.trackers:
@@ -332,9 +348,7 @@ class Trainer:
         """Saves the averaged map with its card, and pushes it if the options say so."""
         options, accelerator = self.options, self.accelerator
         self._check_weights()
-        prompt = options.validation.validation_prompt
-        if prompt is None:
-            prompt = MINIATURE_PROMPT if options.model.is_miniature else DEFAULT_PROMPT
+        prompt = prompt_of_card(options)
         samples = self._validate(prompt)
         trained = self.parameters if self.average is None else self.average.shadow_params
         weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))

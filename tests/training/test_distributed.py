@@ -155,7 +155,8 @@ def test_shards_of_a_base_in_half_precision_train(options, loss):
         run = Perturbed(given, accelerator)
         assert run.pipe.family.network_module.context_embedder.weight.dtype == torch.bfloat16
         dtypes = set()
-        run._check = lambda name, value: dtypes.add(value.dtype)
+        add = run.figures.add
+        run.figures.add = lambda step, kept: (dtypes.update(value.dtype for value in kept.values()), add(step, kept))
         before = [full(weight).clone() for weight in run.parameters]
         run.run()
         assert dtypes == {weight.dtype for weight in run.parameters} == {torch.float32}

@@ -16,8 +16,9 @@ from diamond_diffusers.core.glass import inner_angle, inner_time
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.training.data.images import Preparation
 from diamond_diffusers.training.data.miniature import MiniatureWorld
+from diamond_diffusers.training.data.trajectories import Trajectories
 from diamond_diffusers.training.levels import draw_levels
-from diamond_diffusers.training.losses import central_difference, lagrangian, steps
+from diamond_diffusers.training.losses import LOSSES, central_difference, lagrangian, steps
 from diamond_diffusers.training.losses.central_difference import CentralDifference
 from diamond_diffusers.training.losses.lagrangian import Lagrangian
 from diamond_diffusers.training.losses.residuals import Batch, diagonal
@@ -88,6 +89,34 @@ def test_differences_are_true_in_half_precision(monkeypatch):
         derivatives[dtype] = r.float()[:, None, None] * derivative.float()
     true, found = derivatives.values()
     assert (found - true).norm() < 0.1 * true.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.98), (torch.float16, 0.999)])
+def test_gradients_in_half_precision_are_those_of_float32(dtype, cosine):
+    """Of every loss on the embedded model, whose map is where its own distillation left it."""
+    gradients: dict[str, torch.Tensor] = {}
+    scenes = [MiniatureWorld()[index] for index in range(6)]
+    images = torch.stack([Preparation(64)(scene, random.Random(0))[0] for scene in scenes])
+    kept = None
+    for precision in (torch.float32, dtype):
+        pipe = DiamondMapPipeline.from_pretrained(dtype={"default": precision, "vae": torch.float32})
+        family, diamond_map = pipe.family, pipe.family.posterior_map
+        DistilledModule(diamond_map)
+        teacher = Teacher(family, pipe.defaults)
+        z = family.encode_images(images)[0].float()
+        conditions = teacher.conditions(teacher.features([scene.captions for scene in scenes]))
+        torch.manual_seed(0)
+        kept = kept or Trajectories.draw(family, z, conditions)
+        for name in LOSSES.names():
+            loss = LOSSES.get(name)()
+            torch.manual_seed(1)
+            value, _ = loss(diamond_map, kept if loss.needs_trajectories else z, conditions, 0)
+            parts = torch.autograd.grad(value, diamond_map.trained_parameters(), materialize_grads=True)
+            found = torch.cat([part.flatten().double() for part in parts])
+            expected = gradients.setdefault(name, found)
+            assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > cosine, name
+            assert abs(found.norm() / expected.norm() - 1) < 0.05, name
 
 
 @pytest.mark.parametrize("family", TINY_MODELS)

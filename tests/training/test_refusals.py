@@ -15,8 +15,6 @@ from safetensors import SafetensorError
 
 from diamond_diffusers.files import staging
 from diamond_diffusers.training import checkpoints, distill, trainer
-from diamond_diffusers.training.data import cache as data_cache
-from diamond_diffusers.training.data.rows import Captioned
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.trainer import Trainer
 
@@ -34,6 +32,7 @@ def offline(monkeypatch):
         (("--use_8bit_adam",), "--use_8bit_adam needs the package bitsandbytes"),
         (("--optimizer", "prodigy"), "--optimizer prodigy needs the package prodigyopt"),
         (("--report_to", "wandb"), "--report_to wandb needs the package wandb"),
+        (("--mixed_precision", "fp16"), "--mixed_precision fp16 needs a scaler of gradients, which .* cpu; take"),
         (("--dataset_name", "nothing"), "--dataset_name nothing cannot be loaded"),
         (("--resume_from_checkpoint", "checkpoint-3"), "--resume_from_checkpoint checkpoint-3 is no checkpoint"),
     ],
@@ -172,12 +171,13 @@ def test_a_want_of_memory_is_told(options, monkeypatch):
         main_of(options())
 
 
-def test_a_cached_row_that_is_damaged_is_named(tmp_path):
-    cache = data_cache.RowCache(tmp_path, "rows")
-    cache.folder.mkdir()
-    cache.file(3).write_bytes(b"no tensors")
-    with pytest.raises(TrainingError, match=r"00000003.safetensors' cannot be read .*; delete it, so that it is made"):
-        cache(Captioned(None, "", "3"), None)
+def test_a_precision_that_the_device_has_not_is_refused(options, monkeypatch):
+    """In the words of accelerate, which knows the devices."""
+    monkeypatch.setattr("accelerate.accelerator.Accelerator.device", torch.device("vulkan"))
+    with pytest.raises(
+        TrainingError, match=r"^--mixed_precision fp16 cannot be used here \(fp16 .* requires .*; take an"
+    ):
+        Trainer(options("--mixed_precision", "fp16"))
 
 
 def test_a_seed_of_32_bits_trains(options):

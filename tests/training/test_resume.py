@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.training import checkpoints
 from diamond_diffusers.training.checkpoints import Checkpoints, decisive_options
+from diamond_diffusers.training.data import cache as data_cache
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.options.records import Options
 from diamond_diffusers.training.trainer import Trainer
@@ -19,7 +20,11 @@ from diamond_diffusers.training.trainer import Trainer
 from .processes import in_child
 from .runs import assert_same, weights_of
 
-STATE = {"step": 1, "options": {}, "weights": {}, "average": None, "schedule": {}, "scaler": None}
+NONE_SKIPPED = {"total": 0, "in_a_row": 0}
+STATE = {
+    **{"step": 1, "options": {}, "weights": {}, "average": None, "schedule": {}, "scaler": None},
+    "skipped": NONE_SKIPPED,
+}
 """In the form of a checkpoint's."""
 
 
@@ -45,14 +50,14 @@ def _killed_in_the_middle(given: Options, moment: str) -> None:
 @pytest.mark.parametrize(
     ("moments", "special"),
     [
-        (("update", "checkpoint"), ["--random_flip"]),
+        (("update", "checkpoint"), ["--random_flip", "--loss", "central_difference"]),
         (("update",), ["--loss", "trajectories", "--cache_trajectories"]),
         (("update",), ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
     ],
 )
 def test_killed_and_resumed_it_ends_at_the_same_weights(options, moments, special):
     further = ["--max_train_steps", 5, "--checkpointing_steps", 2, "--gradient_accumulation_steps", 2]
-    further += [*special, "--lr_scheduler", "cosine", "--max_train_samples", 7]
+    further += [*special, "--lr_scheduler", "cosine", "--max_train_samples", 7, "--num_validation_images", 1]
     unbroken = Trainer(options(*further, output="unbroken"))
     unbroken.run()
     for moment in moments:
@@ -69,6 +74,40 @@ def test_killed_and_resumed_it_ends_at_the_same_weights(options, moments, specia
         resumed.run()
         assert_same(weights_of(unbroken), weights_of(resumed))
         assert_same(unbroken.average.shadow_params, resumed.average.shadow_params)
+
+
+def _killed_between_shards(given: Options) -> None:
+    """What the child does: it dies while it writes its second shard."""
+    write = data_cache.write_safetensors
+
+    def write_half(file, tensors):
+        if file.name == "00000002.safetensors":
+            file.with_name(f".{file.name}.partial").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(file, tensors)
+
+    data_cache.write_safetensors = write_half
+    Trainer(given).run()
+
+
+def test_killed_while_it_caches_it_goes_on_at_the_shard(options, monkeypatch):
+    monkeypatch.setattr(data_cache, "MAX_ROWS_OF_SHARD", 2)
+    shared = ["--loss", "trajectories", "--cache_trajectories", "--max_train_steps", 2, "--num_validation_images", 1]
+    unbroken = Trainer(options(*shared, output="unbroken"))
+    unbroken.run()
+    given = options(*shared, output="killed")
+    status = in_child(lambda: _killed_between_shards(given))
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    (cache,) = (given.output.output_dir / "cache").iterdir()
+    assert [file.name for file in sorted(cache.iterdir())] == [
+        ".00000002.safetensors.partial",
+        "00000000.safetensors",
+    ]
+    written = (cache / "00000000.safetensors").stat().st_mtime_ns
+    resumed = Trainer(given)
+    resumed.run()
+    assert (cache / "00000000.safetensors").stat().st_mtime_ns == written
+    assert_same(weights_of(unbroken), weights_of(resumed))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +138,7 @@ def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch, further, d
         ({**STATE, "step": -1}, "holds no state of a run"),
         ({**STATE, "average": 3}, "average of the state in '.*' is 3 in place of an object or null"),
         ({**STATE, "average": {}}, "average of the state in '.*' has no 'shadow_params'"),
+        ({**STATE, "skipped": {"total": 0}}, "skipped of the state in '.*' has no 'in_a_row'"),
     ],
 )
 def test_a_checkpoint_without_a_state_is_refused_before_the_base_is_loaded(options, monkeypatch, state, message):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import TrainingError
@@ -33,19 +34,34 @@ class Order:
     num_processes: int = 1
     seed: int = 0
 
-    def batches(self, first_batch: int) -> Iterator[list[tuple[int, int]]]:
-        """Row and position of each item, batch by batch; positions count all items of all processes."""
+    def permutation(self, epoch: int) -> Tensor:
+        """The rows in the order of an epoch, `[num_rows]`."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.num_rows, generator=generator)
+
+    def rows(self, first_batch: int) -> Iterator[Tensor]:
+        """The rows of this process, batch by batch, each `[batch_size]`."""
         epoch, permutation = -1, torch.empty(0)
         for batch in itertools.count(first_batch):
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
-            items = []
-            for position in range(start, start + self.batch_size):
+            position, pieces = self._start(batch), []
+            missing = self.batch_size
+            while missing:
                 if position // self.num_rows != epoch:
                     epoch = position // self.num_rows
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    permutation = torch.randperm(self.num_rows, generator=generator)
-                items.append((int(permutation[position % self.num_rows]), position))
-            yield items
+                    permutation = self.permutation(epoch)
+                place = position % self.num_rows
+                pieces.append(permutation[place : place + missing])
+                position += len(pieces[-1])
+                missing -= len(pieces[-1])
+            yield torch.cat(pieces)
+
+    def batches(self, first_batch: int) -> Iterator[list[tuple[int, int]]]:
+        """Row and position of each item, batch by batch; positions count all items of all processes."""
+        for batch, rows in enumerate(self.rows(first_batch), first_batch):
+            yield [(row, position) for position, row in enumerate(rows.tolist(), self._start(batch))]
+
+    def _start(self, batch: int) -> int:
+        return (batch * self.num_processes + self.process_index) * self.batch_size
 
 
 class _Prepared(Dataset[Any]):
@@ -92,8 +108,20 @@ def batches_from(
     if streaming:
         streamed = _Streamed(rows, prepare, order, first_batch * order.batch_size)
         return iter(DataLoader(streamed, batch_size=order.batch_size, collate_fn=list))
-    prepared = _Prepared(rows, prepare, order.seed)
-    loader = DataLoader(prepared, batch_sampler=order.batches(first_batch), collate_fn=list, num_workers=num_workers)
+    return prepared_lists(rows, prepare, order.batches(first_batch), order.seed, num_workers)
+
+
+def prepared_lists(
+    rows: CaptionedImages, prepare: Any, lists: Iterable[list[tuple[int, int]]], seed: int, num_workers: int
+) -> Iterator[list[Any]]:
+    """Prepared rows in lists.
+
+    Args:
+        lists: for each list the number of each row, and the position by which its randomness is told from others'.
+        seed: seed of that randomness.
+        num_workers: processes that prepare rows ahead.
+    """
+    loader = DataLoader(_Prepared(rows, prepare, seed), batch_sampler=lists, collate_fn=list, num_workers=num_workers)
     return _without_errors(iter(loader))
 
 

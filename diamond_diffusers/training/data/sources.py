@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .batches import Order, batches_from
-from .cache import RowCache, identity, latent_encoder, trajectory_encoder
+from .cache import ShardedCache, identity, rows_of_shard
+from .encoding import Encoder, LatentEncoder, TrajectoryEncoder, default_batch_size
 from .images import Preparation, choose_caption
+from .pool import Pool, open_pool
 from .rows import Captioned
 from .trajectories import Trajectories
 
@@ -59,25 +61,42 @@ def _open_rows(
 ) -> Source:
     """The batches of clean latents of rows, or of trajectories if these are cached."""
     streaming, preparation = options.data.streaming, options.preparation
-    row_order = order(0 if streaming else len(rows))
-    open_batches = partial(
-        batches_from, order=row_order, first_batch=first_batch, num_workers=preparation.dataloader_num_workers
-    )
+    row_order, num_workers = order(0 if streaming else len(rows)), preparation.dataloader_num_workers
     if options.learns_from_samples:
-        captions = open_batches(rows, _caption, streaming=streaming)
+        captions = batches_from(rows, _caption, row_order, first_batch, num_workers, streaming)
         return teacher_source(captions, teacher, preparation.teacher_num_inference_steps)
     prepare = Preparation(teacher.resolution, preparation.center_crop, preparation.random_flip)
-    if preparation.cache_trajectories:
-        encode, read = trajectory_encoder(rows, prepare, teacher), cached_trajectories
-    elif preparation.cache_latents:
-        encode, read = latent_encoder(rows, prepare, teacher), cached_latents
-    else:
-        return image_source(open_batches(rows, prepare, streaming=streaming), teacher)
-    cache = RowCache(options.output.output_dir / "cache", identity(options, rows, teacher))
-    cache.fill(len(rows), encode, row_order.process_index, row_order.num_processes)
+    if not preparation.keeps_rows:
+        images = batches_from(rows, prepare, row_order, first_batch, num_workers, streaming)
+        return image_source(images, teacher)
+    pool = _filled_pool(options, rows, prepare, teacher, row_order, barrier)
+    places = _places(row_order, first_batch, options.updates.num_batches)
+    read = cached_trajectories if preparation.cache_trajectories else cached_latents
+    return read(pool.batches(places))
+
+
+def _filled_pool(
+    options: Options, rows: Any, prepare: Preparation, teacher: Teacher, order: Order, barrier: Callable[[], None]
+) -> Pool:
+    """The rows that the run is going to see, after all processes have computed those that are not in files yet."""
+    preparation, device = options.preparation, teacher.family.device
+    shard_size = rows_of_shard(teacher.resolution)
+    num_visited = options.updates.num_batches * order.batch_size * order.num_processes
+    folder = options.output.output_dir / "cache" / identity(options, rows, teacher, order, shard_size)
+    cache = ShardedCache(folder, min(len(rows), num_visited), shard_size)
+    kind: type[Encoder] = TrajectoryEncoder if preparation.cache_trajectories else LatentEncoder
+    batch_size = preparation.teacher_batch_size or default_batch_size(device, shard_size)
+    encode = kind(teacher, batch_size, getattr(torch, preparation.cache_dtype))
+    cache.fill(rows, prepare, encode, order, preparation.dataloader_num_workers)
     barrier()
-    files = [Captioned(None, "", str(index)) for index in range(len(rows))]
-    return read(open_batches(files, cache, streaming=False), teacher)
+    return open_pool(cache, device, preparation.cache_location, preparation.dataloader_num_workers)
+
+
+def _places(order: Order, first_batch: int, num_batches: int) -> Iterator[Tensor]:
+    """The places of the rows of each batch in the first epoch, `[B]`."""
+    place = order.permutation(0).argsort()
+    for rows in islice(order.rows(first_batch), max(0, num_batches - first_batch)):
+        yield place[rows]
 
 
 def image_source(batches: Iterator[list[tuple[Tensor, str]]], teacher: Teacher) -> Source:
@@ -124,30 +143,24 @@ def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable[..., 
         yield draw
 
 
-def cached_latents(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
-    """Reads the latents that `latent_encoder` has encoded."""
-    for features in _stacked(batches, teacher):
+def cached_latents(batches: Iterator[dict[str, Tensor]]) -> Source:
+    """Draws the latents whose means and deviations `LatentEncoder` has kept."""
+    for features in batches:
 
         def draw(features: dict[str, Tensor] = features) -> Any:
-            mean, deviation = features.pop("latents.mean"), features.pop("latents.deviation")
+            mean, deviation = (features.pop(f"latents.{name}").float() for name in ("mean", "deviation"))
             return mean + deviation * torch.randn_like(mean), features
 
         yield draw
 
 
-def cached_trajectories(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Source:
-    """Reads the trajectories that `trajectory_encoder` has drawn."""
-    for features in _stacked(batches, teacher):
+def cached_trajectories(batches: Iterator[dict[str, Tensor]]) -> Source:
+    """The trajectories that `TrajectoryEncoder` has kept."""
+    for features in batches:
 
         def draw(features: dict[str, Tensor] = features) -> Any:
             names = ("x", "noise_to_signal", "states")
             x, level, states = (features.pop(f"trajectories.{name}") for name in names)
-            return Trajectories(x, level.cpu(), states.float()), features
+            return Trajectories(x.float(), level, states.float()), features
 
         yield draw
-
-
-def _stacked(batches: Iterator[list[dict[str, Tensor]]], teacher: Teacher) -> Iterator[dict[str, Tensor]]:
-    device = teacher.family.device
-    for batch in batches:
-        yield {name: torch.stack([row[name] for row in batch]).to(device) for name in batch[0]}

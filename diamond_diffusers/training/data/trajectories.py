@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,40 @@ INNER_STEPS = 8
 
 
 @dataclass(frozen=True)
+class TrajectoryNoise:
+    """All that is random of the trajectories of `N` observations.
+
+    Attributes:
+        noise_to_signal: levels of the observations, `[N]` float64.
+        observation: standard normal noise of the observations, `[N, ...]`.
+        inner: standard normal noise that the trajectories begin at, `[N, 2, ...]`.
+    """
+
+    noise_to_signal: Tensor
+    observation: Tensor
+    inner: Tensor
+
+    @classmethod
+    def draw(cls, count: int, shape: Sequence[int], device: torch.device | None = None) -> TrajectoryNoise:
+        """Draws the noise of `count` observations whose latents are of a shape, from torch's own generators."""
+        levels = draw_levels(count)
+        observation = torch.randn(count, *shape, device=device)
+        inner = torch.randn(count * PAIR, *shape, device=device)
+        return cls(levels, observation, inner.unflatten(0, (count, PAIR)))
+
+    def rows(self, index: slice, device: torch.device) -> TrajectoryNoise:
+        """The noise of some of the observations, on a device but for the levels, which stay on the CPU."""
+        observation, inner = (noise[index].to(device) for noise in (self.observation, self.inner))
+        return TrajectoryNoise(self.noise_to_signal[index], observation, inner)
+
+
+@dataclass(frozen=True)
 class Trajectories:
     """Two trajectories of the inner flow for each of `N` observations.
 
     Attributes:
         x: observations `[N, ...]` in the bounded coordinate.
-        noise_to_signal: their levels, `[N]` float64.
+        noise_to_signal: their levels, `[N]` float64, on the CPU.
         states: inner states `[N, 2, n + 1, ...]` at `inner_times(n, noise_to_signal)`, from noise to samples of the
             posterior.
     """
@@ -38,16 +67,26 @@ class Trajectories:
     states: Tensor
 
     @classmethod
-    @torch.no_grad()
     def draw(cls, family: Family, z: Tensor, conditions: Conditions) -> Trajectories:
         """Observes clean samples `z [N, ...]` at random levels and runs the inner flow of the guided teacher."""
-        levels = draw_levels(len(z))
-        x = add_noise(z, torch.randn_like(z), levels)
-        index = torch.arange(len(z))
+        return cls.follow(family, z, conditions, TrajectoryNoise.draw(len(z), z.shape[1:], z.device))
+
+    @classmethod
+    @torch.no_grad()
+    def follow(cls, family: Family, z: Tensor, conditions: Conditions, noise: TrajectoryNoise) -> Trajectories:
+        """Observes clean samples `z [N, ...]` with given noise, and runs the teacher's inner flow from it."""
+        x = add_noise(z, noise.observation, noise.noise_to_signal)
+        index = torch.arange(len(z), device=z.device)
 
         def denoise(rows: Tensor, level: Level) -> Tensor:
             return family.predict(rows, level, conditions.rows(index.repeat_interleave(len(rows) // len(z))))
 
-        noise = torch.randn_like(z.repeat_interleave(PAIR, 0))
-        states = inner_states(denoise, x, levels, noise, num_inner_steps=INNER_STEPS, solver="exponential")
-        return cls(x, levels, torch.stack(list(states), 1).unflatten(0, (-1, PAIR)))
+        states = inner_states(
+            denoise,
+            x,
+            noise.noise_to_signal,
+            noise.inner.flatten(0, 1),
+            num_inner_steps=INNER_STEPS,
+            solver="exponential",
+        )
+        return cls(x, noise.noise_to_signal, torch.stack(list(states), 1).unflatten(0, (-1, PAIR)))

@@ -47,21 +47,23 @@ class StepLoss(DistillationLoss):
         """The loss of clean latents `[N, ...]`, and its parts to log; see `DistillationLoss`."""
         count = len(data)
         num_diagonal = self._rows_before(batch_number + 1, count) - self._rows_before(batch_number, count)
-        levels, index = draw_levels(count), torch.arange(count)
+        # Levels are on the CPU, and rows on the device, which is not to wait for an index.
+        levels, index = draw_levels(count), torch.arange(count, device=data.device)
         parts = {}
         if num_diagonal > 0:
-            s = draw_diagonal_times(levels[:num_diagonal])
-            rows = index[:num_diagonal]
-            batch = Batch.draw(data[rows], levels[rows], s, s, conditions.rows(rows))
+            own = slice(num_diagonal)
+            s = draw_diagonal_times(levels[own])
+            batch = Batch.draw(data[own], levels[own], s, s, conditions.rows(index[own]))
             parts["diagonal"] = diagonal(diamond_map, batch)
         if num_diagonal < count:
-            rows = index[num_diagonal:]
-            s, r = draw_inner_times(levels[rows])
-            batch = Batch.draw(data[rows], levels[rows], s, r, conditions.rows(rows))
+            own = slice(num_diagonal, count)
+            s, r = draw_inner_times(levels[own])
+            batch = Batch.draw(data[own], levels[own], s, r, conditions.rows(index[own]))
             # No other attention has a forward-mode rule.
             with sdpa_kernel(SDPBackend.MATH) if self.needs_forward_mode else nullcontext():
                 parts[self._name] = self.squared_residuals(diamond_map, batch)
-        squares = torch.cat(list(parts.values())) * per_posterior_variance(levels).to(data)
+        row_weights = per_posterior_variance(levels).to(data.device, data.dtype, non_blocking=True)
+        squares = torch.cat(list(parts.values())) * row_weights
         weights = (squares.detach() + 0.01) ** -self.adaptive_weight_power
         return (weights * squares).mean(), {name: part.detach().mean() for name, part in parts.items()}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.glass import inner_times
 from ...core.model import Conditions
-from ...core.tensors import expand
+from ...core.tensors import expand, repeat_each
 from ..data.trajectories import PAIR, Trajectories
 from ..levels import per_posterior_variance
 from . import register_loss
@@ -54,25 +54,27 @@ class TrajectoryLoss(DistillationLoss):
         self, diamond_map: DiamondMap, data: Trajectories, conditions: Conditions, batch_number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of trajectories under the conditions of their `N` observations, and its parts to log."""
-        count = len(data.x)
+        count, device = len(data.x), data.x.device
         start, end = draw_places(count, data.states.shape[2] - 1)
-        times, rows = inner_times(data.states.shape[2] - 1, data.noise_to_signal), torch.arange(count)
-        s, r = times[start, rows], times[end, rows]
+        times, level = inner_times(data.states.shape[2] - 1, data.noise_to_signal), data.noise_to_signal
+        s, r = (times[place, torch.arange(count)] for place in (start, end))
 
+        # Times and levels are on the CPU, and states on the device, which is not to wait for an index.
+        rows = torch.arange(count, device=device)
+        start, end = (place.to(device, non_blocking=True) for place in (start, end))
         xbar, target = data.states[rows, :, start], data.states[rows, :, end]
         kept = expand(r / s, target).to(target)
         target = (target - kept * xbar) / (1 - kept)
 
-        pairs = rows.repeat_interleave(PAIR)
-        denoised = diamond_map.mean_denoiser(
-            xbar.flatten(0, 1), s[pairs], r[pairs], data.x[pairs], data.noise_to_signal[pairs], conditions.rows(pairs)
-        )
+        s, r, x, level = (repeat_each(of_observation, PAIR) for of_observation in (s, r, data.x, level))
+        conditions = conditions.rows(repeat_each(rows, PAIR))
+        denoised = diamond_map.mean_denoiser(xbar.flatten(0, 1), s, r, x, level, conditions)
         denoised = denoised.unflatten(0, (-1, PAIR)).float()
 
-        weights = per_posterior_variance(data.noise_to_signal).to(denoised)
+        weights = per_posterior_variance(data.noise_to_signal).to(device, denoised.dtype, non_blocking=True)
         regression = weights * (denoised - target).square().flatten(1).mean(1)
         score = weights.sqrt() * energy_score(denoised, target)
-        from_noise = (start == 0).to(weights.device)
+        from_noise = start == 0
         loss = torch.where(from_noise, score + self.regression_weight * regression, regression)
         parts = {"regression": regression, "energy_score": score * from_noise}
         return loss.mean(), {name: part.detach().mean() for name, part in parts.items()}

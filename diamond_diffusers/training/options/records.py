@@ -81,9 +81,30 @@ class PreparationOptions:
     cache_trajectories: bool = option(
         False, "Run the teacher's inner flow once for each image, for --loss trajectories."
     )
-    dataloader_num_workers: int = option(
-        0, "Processes that read images ahead.", check=at_least(0, 1024), may_change=True
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float32", "Floating-point type of cached latents and trajectories; half precision halves their size."
     )
+    cache_location: Literal["auto", "device", "disk"] = option(
+        "auto",
+        "Where training reads cached rows: the memory of its device, or the files; auto is an accelerator's memory "
+        "where they fill at most half of what is free.",
+        may_change=True,
+    )
+    teacher_batch_size: int | None = option(
+        None,
+        "Rows that the teacher evaluates at once for a cache, halved where memory runs out; by default as many as "
+        "memory holds.",
+        check=at_least(1, 65_536),
+        may_change=True,
+    )
+    dataloader_num_workers: int = option(
+        0, "Processes that read images or cached rows ahead.", check=at_least(0, 1024), may_change=True
+    )
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether latents or trajectories are computed once and kept in files."""
+        return self.cache_latents or self.cache_trajectories
 
 
 @dataclass(frozen=True)
@@ -210,6 +231,11 @@ class UpdateOptions:
         0.9999, "Decay of the averaged weights, which are those that are saved; 0 for no average.", check=share
     )
 
+    @property
+    def num_batches(self) -> int:
+        """Batches of one process in the whole run."""
+        return self.max_train_steps * self.gradient_accumulation_steps
+
 
 @dataclass(frozen=True)
 class MachineOptions:
@@ -242,7 +268,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class LoggingOptions:
-    """Trackers."""
+    """Trackers, and what they are told."""
 
     logging_dir: str = option("logs", "Folder of the trackers, inside the output folder.", may_change=True)
     report_to: str = option(
@@ -252,6 +278,13 @@ class LoggingOptions:
         convert=lambda names: ",".join(name.strip() for name in names.split(",")),
     )
     tracker_project_name: str = option("diamond-map", "Name of the project in the trackers.", may_change=True)
+    logging_steps: int = option(
+        10,
+        "Updates from one reading of the losses to the next, which logs their means and stops a run that is not "
+        "finite.",
+        check=at_least(1),
+        may_change=True,
+    )
 
     @property
     def trackers(self) -> list[str]:
