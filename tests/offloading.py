@@ -7,7 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from diffusers.hooks.group_offloading import GroupOffloadingConfig, GroupOffloadingType, ModuleGroup, _apply_group_offloading
+from diffusers.hooks.group_offloading import (
+    GroupOffloadingConfig,
+    GroupOffloadingType,
+    ModuleGroup,
+    _apply_group_offloading,
+)
 from torch import Tensor, nn
 
 from diamond_diffusers.families import group_offloading
