@@ -69,4 +69,6 @@ def test_float16_weights_are_used_in_float32():
     assert y.item() == 120000
     assert torch.autograd.grad(y, x)[0].tolist() == [[30000.0] * 4]
     with WeightsAsUsed(torch.float32), torch.no_grad():
-        assert layer(x.half()).dtype == torch.float16
+        assert layer(x.half()).item() == 120000
+        # What is asked of a weight alone is said of itself.
+        assert layer.weight.dtype == layer.weight.t().dtype == torch.float16

@@ -9,7 +9,9 @@ from diffusers import AutoencoderTiny
 from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.alignment.execution import Checkpointing
 
+from ..offloading import offload_in_groups, simulated_offloading
 from .all_families import family_of
+from .family import generators
 from .gradients import assert_same, prepared, value_and_gradient
 
 
@@ -50,6 +52,19 @@ def test_images_are_decoded_as_by_the_stock_pipeline():
     decoder.decoder.register_forward_pre_hook(lambda module, args: dtypes.append(args[0].dtype))
     pipe("a red circle", **family.call)
     assert dtypes == [torch.float16]
+
+
+def test_the_stock_pipeline_of_sdxl_takes_float32_for_images_too():
+    """Also where offloading brings the weights in float16 each time."""
+    family, pipe, decoder = decoders("sdxl", False, torch.float16)
+    images = []
+    for is_offloaded in (False, True):
+        with simulated_offloading():
+            if is_offloaded:
+                offload_in_groups(decoder, "leaf_level", streams=True)
+            images.append(pipe("a red circle", generator=generators(1), **{**family.call, "output_type": "pt"}).images)
+    torch.testing.assert_close(images[1], images[0], atol=0, rtol=0)
+    assert decoder.dtype == torch.float16
 
 
 def test_only_where_the_configuration_says_so():
