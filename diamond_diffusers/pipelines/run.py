@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
-from ..alignment.execution import Execution
+from ..alignment.execution import Checkpointing, Execution
 from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
@@ -30,7 +30,7 @@ from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable, is_offloaded
+from .modules import check_differentiable, check_network_differentiable, is_offloaded
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
@@ -138,6 +138,7 @@ class Run(Iterator[Progress]):
         method = resolve_method(options.alignment, reward, call, defaults)
         if method.needs_reward_gradient:
             check_differentiable(call.modules)
+            check_network_differentiable(family, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         selection = method.default_selection if options.final_selection is None else options.final_selection
         self._selection = checked_selection(selection, reward, call.texts)
@@ -152,7 +153,12 @@ class Run(Iterator[Progress]):
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
             checkpointing = is_offloaded(family.pipeline)
-        execution = Execution(options.particle_batch_size, checkpointing, shards, is_interrupted=self._is_to_end)
+        execution = Execution(
+            options.particle_batch_size,
+            Checkpointing.of_all(checkpointing),
+            shards,
+            is_interrupted=self._is_to_end,
+        )
         law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
