@@ -45,7 +45,7 @@ def test_gradients_are_finite_and_right(
         with differentiable_attention(), nullcontext() if backend is None else sdpa_kernel(backend):
             found = gradients(queries)
     except RuntimeError as error:
-        if "No available kernel" in str(error):
+        if "No available kernel" in str(error) or "No viable backend" in str(error):
             pytest.skip(f"the {kernel} kernel does not take these shapes on this device")
         raise
     with sdpa_kernel(SDPBackend.MATH):
