@@ -295,7 +295,8 @@ class Family(LoopTensors, SampledModel):
             return self.network(latents, noise_to_signal, conditions.features, conditions.shared)
         positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
         guided = self.guide(positive, negative, noise_to_signal, conditions)
-        return where_rows(self.is_guided(noise_to_signal, conditions), guided, positive)
+        is_guided = self.is_guided(noise_to_signal, conditions)
+        return guided if is_guided.all() else where_rows(is_guided, guided, positive)
 
     def both_predictions(
         self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions

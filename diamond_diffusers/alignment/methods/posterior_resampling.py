@@ -8,8 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ...core.deferred import read
 from ...core.glass import EarlyStop
 from ...core.interval import Interval
+from ...core.tensors import sent
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward
@@ -97,8 +99,8 @@ class PosteriorResampling(Method):
         else:
             ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=law.is_tilted)
         assert ahead.samples is not None and ahead.tilted_log_weights is not None, "both were asked for"
-        chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
-        z = ahead.samples[torch.arange(len(cloud.x)), chosen]
+        chosen = sent(choose(ahead.tilted_log_weights, random), cloud.x.device)
+        z = ahead.samples[torch.arange(len(chosen), device=chosen.device), chosen]
         if guide is not None:
             z = z + guide.shift(ahead, level)
 
@@ -132,7 +134,8 @@ def choose(log_weights: Tensor, random: RandomSource) -> Tensor:
     Rows are those of `random`'s images, equally many of each. Samples come in no order, so 0 stands for a uniform
     index: it is kept with probability `min(1, K w_0)` and else replaced by a draw from what exceeds uniform weights.
     """
-    weights = torch.softmax(log_weights.double(), 1).cpu()
+    # What is read here is all that a step waits for.
+    weights = torch.softmax(read(log_weights).double(), 1)
     count = weights.shape[1]
     rows_of_image = len(weights) // random.num_images
     chosen = []

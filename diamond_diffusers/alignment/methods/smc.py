@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_choice
+from ...core.deferred import read, require
 from ...core.interval import Interval
-from ...core.tensors import expand, row_dot
+from ...core.tensors import expand, row_dot, sent
 from ...core.values import scaled_rewards
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
@@ -256,11 +257,14 @@ class SMC(Method):
 
     def _per_image(self, values: Tensor) -> Tensor:
         """Scaled rewards or values `[B P]` or `[B, P]` as float64 `[B, P]`, checked to be below infinity."""
-        if not (values < math.inf).all():
-            raise ValueError(
-                f"the largest value is {values.max().item()}, but values weigh particles by their exponential and must "
-                "be numbers below infinity; lower reward_scale, or mend the reward or the posterior"
-            )
+        largest = values.detach().amax()
+        require(
+            largest < math.inf,
+            lambda: ValueError(
+                f"the largest value is {largest.item()}, but values weigh particles by their exponential and must be "
+                "numbers below infinity; lower reward_scale, or mend the reward or the posterior"
+            ),
+        )
         return values.double().reshape(-1, self.num_particles)
 
     def _weigh(self, cloud: PathCloud) -> PathCloud:
@@ -348,15 +352,17 @@ class SMC(Method):
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""
         if not cloud.is_valued:
             return cloud
-        size = cloud.figures["effective_sample_size"]
+        # What is read here is all that a step waits for.
+        log_weights = read(cloud.log_weights)
+        size = effective_sample_size(log_weights)
         # Where every weight is zero there is nothing to resample by.
         poor = (size < self.resampling_threshold * self.num_particles) & (size > 0) & (self.resampling != "none")
         ancestors = torch.arange(self.num_particles).repeat(len(size), 1)
-        for image in torch.nonzero(poor.cpu()).flatten().tolist():
-            weights = torch.softmax(cloud.log_weights[image], 0).cpu()
+        for image in torch.nonzero(poor).flatten().tolist():
+            weights = torch.softmax(log_weights[image], 0)
             ancestors[image] = RESAMPLING_SCHEMES.get(self.resampling)(weights, random.of_image(image))
-        ancestors = ancestors.to(cloud.x.device)
-        rows = (ancestors + self.num_particles * torch.arange(len(size), device=cloud.x.device)[:, None]).flatten()
+        rows = (ancestors + self.num_particles * torch.arange(len(size))[:, None]).flatten()
+        ancestors, rows, poor = (sent(part, cloud.x.device) for part in (ancestors, rows, poor))
         assert cloud.values is not None, "a valued cloud has values"
         log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
         return replace(
