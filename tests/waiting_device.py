@@ -83,6 +83,10 @@ def _evaluated(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if _waits_for(name, args, kwargs, is_there, target):
         _note()
+    if is_there and name not in ("_to_copy", "copy_", "index"):
+        for tensor in tensors:
+            if not isinstance(tensor, OnDevice) and tensor.ndim:
+                raise RuntimeError(f"{name} is asked of tensors on {DEVICE} and on the CPU")
     if target is not None:
         kwargs = {**kwargs, "device": CPU}
     result = function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
@@ -91,7 +95,9 @@ def _evaluated(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     def wrap(value: Any) -> Any:
         # What is changed in place stays the same tensor.
-        return wrapped.get(id(value)) or OnDevice(value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        return wrapped[id(value)] if id(value) in wrapped else OnDevice(value)
 
     return tree_map(wrap, result) if stays else result
 

@@ -42,6 +42,7 @@ def waits_of_a_step(pipe: DiamondMapPipeline, method: Method, **arguments: objec
     generator = torch.Generator().manual_seed(0)
     with waiting_device() as waits:
         pipe.to(DEVICE)
+        options = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in options.items()}
         with pipe.iterate(alignment=method, generator=generator, **options) as run:
             next(run)
             waits.clear()
