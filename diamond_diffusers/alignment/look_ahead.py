@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
+from ..core.deferred import require
 from ..core.levels import Level, signal_and_noise
 from ..core.network import Network
-from ..core.tensors import expand, working_dtype
+from ..core.tensors import expand, finite_rows, working_dtype
 from ..core.values import (
     hybrid_shift,
     isotropic_coefficient,
@@ -24,7 +25,6 @@ from ..core.values import (
     value,
 )
 from ..posteriors.base import PosteriorSampler, PosteriorSamples, check_samples
-from .faults import is_finite
 from .law import Law, LawAtRows
 from .random_source import RandomSource
 from .smc_parts.resampling import effective_sample_size
@@ -213,9 +213,9 @@ class _Particles:
             else:
                 terms = pathwise_gradient(values, x).unsqueeze(1)
             coefficient = pathwise_coefficient(self.noise_to_signal).item()
-        if gradient in REWARD_GRADIENTS and not is_finite(terms):
-            wrong = terms.flatten(1).isfinite().all(1).logical_not()
-            raise self.rows.fault_of_gradient(drawn.samples.flatten(0, 1), wrong, self.noise_to_signal)
+        if gradient in REWARD_GRADIENTS:
+            right, looked_at = finite_rows(terms), drawn.samples.detach().flatten(0, 1)
+            require(right, lambda: self.rows.fault_of_gradient(looked_at, ~right, self.noise_to_signal))
         # Where no look-ahead has a reward, nothing tells where to go.
         terms = terms.masked_fill(torch.isneginf(values).reshape(-1, *[1] * (terms.ndim - 1)), 0.0)
         drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.conversions import shown
 from ..core.interval import Interval
+from ..core.tensors import sent
 from ..transitions.base import Transition
 
 
@@ -127,7 +128,8 @@ class RandomSource:
         return self._draw(self.num_images * rows_per_image, shape, self.generators)
 
     def _draw(self, rows: int, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        return randn_tensor((rows, *shape), generator=generator, device=self.device, dtype=self.dtype)
+        device = self.device if generator is None else generator.device
+        return sent(randn_tensor((rows, *shape), generator=generator, device=device, dtype=self.dtype), self.device)
 
 
 def driving_noise(

@@ -17,7 +17,7 @@ from ..core.model import Conditions
 from ..core.tensors import to_unit_range, where_rows
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
-from .compat import adapters_disabled, alone_with, execution_device
+from .compat import adapters_disabled, alone_with, compute_dtype, execution_device
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
 from .posterior_map import PosteriorMap
@@ -175,6 +175,8 @@ class Family(LoopTensors, SampledModel):
         own = copy(self)
         # Stock pipelines look through all of their modules to find it.
         own._device = self.device
+        for module in filter(None, (self.network_module, self.decoder(False), self.decoder(True))):
+            compute_dtype(module, looks_again=True)
         own.pipeline = copy(self.pipeline)
         own.pipeline.scheduler = copy(self.pipeline.scheduler)
         return own
@@ -295,7 +297,8 @@ class Family(LoopTensors, SampledModel):
             return self.network(latents, noise_to_signal, conditions.features, conditions.shared)
         positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
         guided = self.guide(positive, negative, noise_to_signal, conditions)
-        return where_rows(self.is_guided(noise_to_signal, conditions), guided, positive)
+        is_guided = self.is_guided(noise_to_signal, conditions)
+        return guided if is_guided.all() else where_rows(is_guided, guided, positive)
 
     def both_predictions(
         self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions
@@ -324,7 +327,7 @@ class Family(LoopTensors, SampledModel):
         latents = self.path.from_bounded(x, time)
         row_levels = as_level(noise_to_signal).expand(len(x))
         with alone_with(self.network_module):
-            prediction = self.guided_prediction(latents.to(self.network_module.dtype), row_levels, conditions)
+            prediction = self.guided_prediction(latents.to(compute_dtype(self.network_module)), row_levels, conditions)
         return self.path.denoised(latents, prediction.to(x.dtype), time)
 
     def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
@@ -346,7 +349,7 @@ class Family(LoopTensors, SampledModel):
         """Decodes unpacked latents `[N, C, h, w]` to images of about [-1, 1], in the autoencoder's dtype."""
         vae = self.decoder(preview)
         latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return vae.decode(latents.to(compute_dtype(vae)), return_dict=False)[0]
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         return to_unit_range(self.decode_latents(z, preview))

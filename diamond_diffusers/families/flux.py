@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.levels import Level
 from ..core.model import Conditions
+from ..core.tensors import sent
 from ..transitions.base import Transition
 from ..transitions.flow_map import FlowMapTransition
 from .packed_latents import PackedFamily
@@ -97,7 +98,7 @@ class FluxFamily(PackedFamily):
         self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
         if self.is_two_time:
-            target = self.timestep(next_noise_to_signal).to(x.device, torch.float32).expand(len(x))
+            target = sent(self.timestep(next_noise_to_signal), x.device, torch.float32).expand(len(x))
             negative = conditions.negative_features
             conditions = replace(
                 conditions,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.model import Conditions
-from ..core.tensors import to_unit_range
+from ..core.tensors import sent, to_unit_range
+from .compat import compute_dtype
 from .packed_latents import PackedFamily, has_negative
 from .registry import register_family
 from .stock_call import call_stock, one_row_each
@@ -92,7 +93,7 @@ class QwenImageFamily(PackedFamily):
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         vae, latents = self.decoder(preview), self.unpacked(z, conditions.shared)
         mean, std = _latent_statistics(vae, z)
-        videos = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
+        videos = vae.decode((latents * std + mean).to(compute_dtype(vae)), return_dict=False)[0]
         return to_unit_range(videos[:, :, 0])
 
     @torch.no_grad()
@@ -107,7 +108,7 @@ class QwenImageFamily(PackedFamily):
 def _latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of the autoencoder's latents, `[1, C, 1, 1, 1]`."""
     mean, std = (
-        torch.tensor(statistic, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1, 1)
+        sent(torch.tensor(statistic), latents.device, latents.dtype).reshape(1, -1, 1, 1, 1)
         for statistic in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std

@@ -89,8 +89,13 @@ def training_levels(scheduler: Any) -> Tensor:
 
 def trained_range(scheduler: Any) -> tuple[float, float]:
     """The lowest and the highest level that a discrete-time model knows; infinity with zero terminal SNR."""
-    table = training_levels(scheduler)
-    return table[0].item(), float("inf") if table[-1] >= LARGEST_LEVEL else table[-1].item()
+    return range_of(training_levels(scheduler))
+
+
+def range_of(table: Tensor) -> tuple[float, float]:
+    """As of `trained_range`, of the levels of the training steps."""
+    lowest, highest = table[0].item(), table[-1].item()
+    return lowest, float("inf") if highest >= LARGEST_LEVEL else highest
 
 
 def interpolate_levels(timesteps: Tensor, table: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..core.held import HeldChange
 from ..core.model import Conditions
-from ..core.tensors import to_unit_range
+from ..core.tensors import sent, to_unit_range
+from .compat import compute_dtype
 from .registry import register_family
 from .stable_diffusion import StableDiffusionFamily
 from .stock_call import without_none
@@ -101,9 +102,9 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         latents = z / vae.config.scaling_factor
         mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
         if mean is not None and deviation is not None:
-            latents = latents * latents.new_tensor(deviation).reshape(1, -1, 1, 1)
-            latents = latents + latents.new_tensor(mean).reshape(1, -1, 1, 1)
-        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+            scale, shift = (sent(torch.tensor(each), z.device, z.dtype) for each in (deviation, mean))
+            latents = latents * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+        return to_unit_range(vae.decode(latents.to(compute_dtype(vae)), return_dict=False)[0])
 
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
         """Hides the stock pipeline's watermark in the images."""

@@ -8,8 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ...core.deferred import read
 from ...core.glass import EarlyStop
 from ...core.interval import Interval
+from ...core.tensors import sent
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward
@@ -97,9 +99,10 @@ class PosteriorResampling(Method):
         else:
             ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=law.is_tilted)
         assert ahead.samples is not None and ahead.tilted_log_weights is not None, "both were asked for"
-        log_weights = ahead.tilted_log_weights.cpu().double()
-        chosen = choose(log_weights, random).to(cloud.x.device)
-        z = ahead.samples[torch.arange(len(cloud.x)), chosen]
+        # What is read here is all that a step waits for.
+        log_weights = read(ahead.tilted_log_weights).double()
+        chosen = sent(choose(log_weights, random), cloud.x.device)
+        z = ahead.samples[torch.arange(len(chosen), device=chosen.device), chosen]
         if guide is not None:
             z = z + guide.shift(ahead, level)
 

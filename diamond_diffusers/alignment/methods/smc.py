@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_choice
+from ...core.deferred import read
 from ...core.interval import Interval
-from ...core.tensors import expand, row_dot
+from ...core.tensors import expand, row_dot, sent
 from ...core.values import scaled_rewards
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
@@ -272,7 +273,8 @@ class SMC(Method):
         asked = [part for part in (values, cloud.log_ratio) if part is not None]
         if not asked:
             return cloud, cloud.log_weights.new_zeros(0)
-        known = torch.stack(asked).cpu().double().unflatten(1, (-1, self.num_particles))
+        # What is read here is all that a step waits for.
+        known = read(torch.stack(asked)).double().unflatten(1, (-1, self.num_particles))
         if cloud.log_ratio is not None:
             added = {name: getattr(cloud, name) + known[-1] for name in ("log_weights", "log_offset")}
             cloud = replace(cloud, **added, log_ratio=None)
@@ -358,7 +360,7 @@ class SMC(Method):
         scale = cloud.inverse_temperature
         if self.tempering is not None:
             scale = self.tempering.proposal_inverse_temperature(cloud.num_moves, scale)
-        scale = scale.to(mu).repeat_interleave(self.num_particles)
+        scale = sent(scale, mu.device, mu.dtype).repeat_interleave(self.num_particles)
         mu = mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
         noise = noise + mu
         return noise, row_dot(mu, mu / 2 - noise)
@@ -375,7 +377,7 @@ class SMC(Method):
             weights = torch.softmax(cloud.log_weights[image], 0)
             ancestors[image] = RESAMPLING_SCHEMES.get(self.resampling)(weights, random.of_image(image))
         rows = (ancestors + self.num_particles * torch.arange(len(size))[:, None]).flatten()
-        chosen = rows.to(cloud.x.device)
+        chosen = sent(rows, cloud.x.device)
         assert cloud.values is not None, "a valued cloud has values"
         log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
         return replace(
