@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -64,7 +65,9 @@ def waiting_device() -> Iterator[list[str]]:
     ):
         # What `torch.tensor(..., device=...)` calls, which no mode sees.
         library.impl("empty_strided", lambda size, stride, **_: OnDevice(torch.empty_strided(size, stride)), "Lazy")
-        library.impl("_to_copy", lambda x, **options: _evaluated(torch.ops.aten._to_copy.default, (x,), options), "Lazy")
+        library.impl(
+            "_to_copy", lambda x, **options: _evaluated(torch.ops.aten._to_copy.default, (x,), options), "Lazy"
+        )
         _waits.clear()
         yield _waits
 
@@ -100,6 +103,10 @@ def _evaluated(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return wrapped[id(value)] if id(value) in wrapped else OnDevice(value)
 
     return tree_map(wrap, result) if stays else result
+
+
+def _evaluated_by_name(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return _evaluated(function, args, kwargs)
 
 
 def _inner(value: Any) -> Any:

@@ -25,7 +25,10 @@ METHODS: dict[str, tuple[Method, list[str]]] = {
         Guidance(WeightedPosterior(2), Guide("pathwise", scaling="norm", max_coefficient=20.0)),
         ["settle"],
     ),
-    "smc": (SMC(num_particles=4, num_valuations=None, guide=Guide("tilted_mean"), posterior=DiamondPosterior(2)), ["read"]),
+    "smc": (
+        SMC(num_particles=4, num_valuations=None, guide=Guide("tilted_mean"), posterior=DiamondPosterior(2)),
+        ["read"],
+    ),
     "smc without a valuation": (SMC(num_particles=4, num_valuations=0), ["settle"]),
     "posterior_smc": (PosteriorSMC(num_particles=4, num_valuations=None), ["read"]),
     "posterior_resampling": (PosteriorResampling(num_particles=2, posterior=DiamondPosterior(2)), ["read"]),
