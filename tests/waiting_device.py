@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
 from unittest import mock

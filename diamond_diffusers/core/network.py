@@ -31,18 +31,18 @@ class Network:
         denoiser: gives the posterior mean `E[z | x]`; None where the model is a flow map alone.
         map: the model's own flow map, else that of its Diamond Map; None where it has neither.
         predicts_mean: whether `predictor` gives the posterior mean, so that either serves for both.
-        maps_by_prediction: whether `map` leads to clean data by `predictor`, so that either serves for both.
         max_noise_to_signal: the largest level at which it is asked about renoised observations.
         inner_map: its Diamond Map; None where none is loaded.
+        maps_by_prediction: whether `map` leads to clean data by `predictor`, so that either serves for both.
     """
 
     predictor: Denoiser
     denoiser: Denoiser | None = None
     map: FlowMap | None = None
     predicts_mean: bool = True
-    maps_by_prediction: bool = False
     max_noise_to_signal: float = math.inf
     inner_map: InnerFlowMap | None = None
+    maps_by_prediction: bool = False
 
     @property
     def has_denoiser(self) -> bool:
