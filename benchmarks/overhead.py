@@ -29,6 +29,9 @@ from .zoo.published import PUBLISHED_MODELS
 
 NUM_WARM_UP_STEPS = 2
 
+Evaluation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A function with its positional and keyword arguments, without a graph; what is differentiated requires gradients."""
+
 
 @dataclass(frozen=True)
 class Overhead:
@@ -62,14 +65,8 @@ class Overhead:
         return [step - bare for step, bare in zip(self.steps, self.bare, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
-        share = fmean(self.bare)
-        figures = {
-            "overhead": self.mean,
-            "bound": self.bound,
-            "share": self.mean / share,
-            "bound_share": self.bound / share,
-        }
-        return {**dataclasses.asdict(self), **figures}
+        shares = {"share": self.mean / fmean(self.bare), "bound_share": self.bound / fmean(self.bare)}
+        return {**dataclasses.asdict(self), "overhead": self.mean, "bound": self.bound, **shares}
 
 
 @dataclass
@@ -77,11 +74,10 @@ class Evaluations:
     """The evaluations of a step, as they were asked for.
 
     Attributes:
-        asked: functions with their positional and keyword arguments, without a graph; what was to be differentiated
-            requires gradients.
+        asked: in their order.
     """
 
-    asked: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    asked: list[Evaluation] = field(default_factory=list)
 
     @contextmanager
     def watched(self, pipe: DiamondMapPipeline) -> Iterator[None]:
@@ -105,14 +101,23 @@ class Evaluations:
 
     def repeat(self) -> None:
         """Evaluates all of them again, forward and backward, and nothing else."""
-        for function, args, kwargs in self.asked:
-            leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-            with torch.set_grad_enabled(bool(leaves)):
-                result = next(
-                    part for part in tree_leaves(_plain(function(*args, **kwargs))) if isinstance(part, Tensor)
-                )
-            if leaves:
-                torch.autograd.grad(result, leaves, torch.ones_like(result))
+        for evaluation in self.asked:
+            repeat(evaluation)
+
+
+def leaves_of(evaluation: Evaluation) -> list[Tensor]:
+    """What an evaluation is differentiated in."""
+    return [leaf for leaf in tree_leaves(evaluation[1:]) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def repeat(evaluation: Evaluation, differentiates: bool = True) -> None:
+    """Evaluates again, and differentiates what was differentiated."""
+    function, args, kwargs = evaluation
+    leaves = leaves_of(evaluation) if differentiates else []
+    with torch.set_grad_enabled(bool(leaves)):
+        result = next(part for part in tree_leaves(_plain(function(*args, **kwargs))) if isinstance(part, Tensor))
+    if leaves:
+        torch.autograd.grad(result, leaves, torch.ones_like(result))
 
 
 def _leaf(value: Any) -> Any:
@@ -148,7 +153,7 @@ def measure(
     }
     steps, bare = [], []
     with pipe.iterate(generator=torch.Generator().manual_seed(0), **arguments) as run, evaluations.watched(pipe):
-        for index in range(NUM_WARM_UP_STEPS + repetitions):
+        for _ in range(NUM_WARM_UP_STEPS + repetitions):
             evaluations.asked.clear()
             steps.append(seconds(lambda: next(run), pipe.device))
             bare.append(seconds(evaluations.repeat, pipe.device))
@@ -169,12 +174,12 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-Families = Annotated[str, typer.Option(help="Families, separated by commas; all by default.")]
+Families = Annotated[str, typer.Option(help="Families, separated by commas; all if left out.")]
 Repetitions = Annotated[int, typer.Option(min=2, help="Steps that are timed, each followed by its bare evaluations.")]
 
 
 def benchmark_overhead(
-    families: Families = ",".join(PUBLISHED_MODELS),
+    families: Families = "",
     size: Size = "tiny",
     pixels: Pixels = None,
     gradient: Gradient = "pathwise",
@@ -187,7 +192,7 @@ def benchmark_overhead(
     device = usable_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    names, weights_dtype = families.split(","), named_dtype(dtype)
+    names, weights_dtype = families.split(",") if families else list(PUBLISHED_MODELS), named_dtype(dtype)
     measured = [measure(name, size, pixels, device, weights_dtype, gradient, repetitions) for name in names]
     if as_json:
         typer.echo(json.dumps([overhead.as_dict() for overhead in measured], indent=2))

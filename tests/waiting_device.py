@@ -104,6 +104,10 @@ def _evaluated(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(wrap, result) if stays else result
 
 
+def _evaluated_by_name(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return _evaluated(function, args, kwargs)
+
+
 def _inner(value: Any) -> Any:
     return value.inner if isinstance(value, OnDevice) else value
 

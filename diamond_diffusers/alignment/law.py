@@ -185,6 +185,7 @@ class LawAtRows:
             denoiser=(predict if predicts_mean else denoise) if scores.model.has_denoiser else None,
             map=flow_map if model.has_flow_map else inner_map and flow_map_of(inner_map),
             predicts_mean=predicts_mean,
+            maps_by_prediction=model.maps_by_prediction,
             max_noise_to_signal=min(model.max_noise_to_signal, scores.model.max_noise_to_signal),
             inner_map=inner_map,
         )

@@ -209,7 +209,7 @@ class _Particles:
         else:
             if splits:
                 assert known is not None, "`draw` was asked for it"
-                terms = self.terms(x, known, rewards, log_weights)
+                terms = self.terms(x, known, rewards, log_weights, drawn.predicted if self.aim is None else None)
             else:
                 terms = pathwise_gradient(values, x).unsqueeze(1)
             coefficient = pathwise_coefficient(self.noise_to_signal).item()
@@ -255,18 +255,23 @@ class _Particles:
         return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights, self.noise_to_signal)
 
     @torch.enable_grad()
-    def terms(self, x: Tensor, aimed: Tensor, rewards: Tensor, log_weights: Tensor) -> Tensor:
+    def terms(
+        self, x: Tensor, aimed: Tensor, rewards: Tensor, log_weights: Tensor, aimed_at_copies: Tensor | None
+    ) -> Tensor:
         """The gradients of rewards and log-likelihoods and the differences of scores, averaged alike: `[N, 3, ...]`.
 
-        One graph is traversed before the other is built, so that memory holds one.
+        Both gradients go through one graph where the step aims at what the look-aheads are made of, `aimed_at_copies`.
+        Elsewhere one graph is traversed before the other is built. Either way memory holds one.
         """
         network, posterior = self.rows.network, self.posterior
         rewards = torch.where(torch.isneginf(rewards).all(1, keepdim=True), 0.0, rewards)
         proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.rows.law.reward_scale), 1)
         proportions = proportions.detach()
-        of_rewards = pathwise_gradient((proportions * rewards).sum(1), x)
+        of_rewards = pathwise_gradient((proportions * rewards).sum(1), x, aimed_at_copies is not None)
         aim = network.predict if self.aim is None else partial(self.aim, network)
-        others = posterior.gradient_terms(x, self.noise_to_signal, network.max_noise_to_signal, self.noise, aim, aimed)
+        others = posterior.gradient_terms(
+            x, self.noise_to_signal, network.max_noise_to_signal, self.noise, aim, aimed, aimed_at_copies
+        )
         of_likelihoods = pathwise_gradient((proportions * others.log_likelihoods).sum(1), x)
         of_scores = torch.einsum("nk,nk...->n...", proportions.to(x.dtype), others.score_differences)
         return torch.stack([of_rewards, of_likelihoods, of_scores], 1)

@@ -75,6 +75,11 @@ class Model(ABC):
         return True
 
     @property
+    def maps_by_prediction(self) -> bool:
+        """Whether `flow_map` leads to clean data by `predict`, so that either serves for both."""
+        return self.has_flow_map and not self.predicts_mean
+
+    @property
     def max_noise_to_signal(self) -> float:
         """The largest level that it was trained at."""
         return math.inf

@@ -94,6 +94,11 @@ class FluxFamily(PackedFamily):
     def has_flow_map(self) -> bool:
         return self.is_two_time or super().has_flow_map
 
+    @property
+    def maps_by_prediction(self) -> bool:
+        # A network of two times predicts by one, and maps by both.
+        return not self.is_two_time and super().maps_by_prediction
+
     def flow_map(
         self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
