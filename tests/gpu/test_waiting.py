@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import diamond_diffusers
 from diamond_diffusers import SMC, Guidance, Guide
 from diamond_diffusers.alignment.base import Method
 
@@ -22,6 +23,7 @@ METHODS: dict[str, Method] = {
     "pathwise": Guidance(guide=Guide("pathwise")),
     "smc": SMC(num_particles=3, num_valuations=None),
 }
+PACKAGE = Path(diamond_diffusers.__file__).parent
 # Where weights are read to resample by, and where the checks of a whole step are settled at its end.
 MAY_WAIT = ("smc.py", "resampling.py", "deferred.py")
 
@@ -46,6 +48,8 @@ def test_a_step_waits_once_at_most(family: str, method: str, gpu: torch.device) 
                 next(run)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    places = [f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits if "synchronizing" in str(wait.message)]
+    # Networks of others may wait by themselves.
+    ours = [wait for wait in waits if "synchronizing" in str(wait.message) and PACKAGE in Path(wait.filename).parents]
+    places = [f"{Path(wait.filename).name}:{wait.lineno}" for wait in ours]
     assert [place for place in places if not place.startswith(MAY_WAIT)] == []
     assert len(places) <= 1
