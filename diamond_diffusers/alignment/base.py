@@ -179,7 +179,7 @@ class Method(Typed, ABC):
             step = partial(method.step, law, cloud, interval, random)
             cloud = checked_cloud(method, with_smaller_chunks(law.execution, step, random), cloud)
             trace.steps.append(TraceStep(interval.start, **cloud.figures))
-            if not interval.is_last:
+            if not interval.is_last and type(method).between_steps is not Method.between_steps:
                 between = partial(method.between_steps, law, cloud, index + 1, interval.end, random)
                 cloud = with_smaller_chunks(law.execution, between, random)
             level_index = len(levels) - 2 if interval.is_last else index
