@@ -22,6 +22,7 @@ from diamond_diffusers.core.model import Conditions
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import MixtureModel, QuadraticReward, at_rows, law_of, make_law, unconditional
+from ..products import diagonal
 from .runs import COARSE_LEVELS, run
 
 MIXTURE = make_mixture(3)
@@ -88,8 +89,7 @@ def test_permuting_the_images_permutes_the_results(name):
         assert any(step.resampled.any() and not step.resampled.all() for step in plain.trace.steps[:-1])
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+@pytest.mark.parametrize(("name", "batch_size"), diagonal([*METHODS], [1, 5, 1000]))
 def test_the_batch_size_of_particles_changes_nothing_but_memory(name, batch_size):
     whole, law = run_images(METHODS[name], [0, 1, 2], negative=True)
     chunked, chunked_law = run_images(METHODS[name], [0, 1, 2], negative=True, particle_batch_size=batch_size)

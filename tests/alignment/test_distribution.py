@@ -73,7 +73,7 @@ def run_images(method, **options):
     return run(method, law, LEVELS, seed=[1, 2]), law
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_process_has_the_result_of_one_bit_for_bit(num_processes):
     alone = {name: run_images(method, particle_batch_size=2) for name, method in METHODS.items()}
     assert any(step.resampled.any() for step in alone["smc"][0].trace.steps[:-1])
@@ -91,7 +91,7 @@ def test_every_process_has_the_result_of_one_bit_for_bit(num_processes):
     in_processes(num_processes, child)
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("num_processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_each_process_evaluates_its_share(num_processes):
     share = 8 // num_processes
 

@@ -40,6 +40,7 @@ from ..core.mixture_model import (
     unconditional,
 )
 from ..core.test_diamond import DiamondMixture
+from ..products import diagonal
 from .runs import COARSE_LEVELS, run
 from .test_weighted_look_aheads import assert_same, run_images
 
@@ -133,25 +134,23 @@ def test_queries_within_a_transition_are_guided_by_their_own_level():
     assert law.cost.decodes == guided + 1 and law.cost.network_evaluations == 3
 
 
-@pytest.mark.parametrize(
-    "guidance",
-    [
-        Guidance(num_particles=5, transition=ODETransition()),
-        Guidance(guide=Guide("pathwise", max_shift=None), num_particles=5, transition=ODETransition()),
-        Guidance(GlassPosterior(3, 4), Guide("pathwise"), transition=ODETransition(), num_particles=5),
-        Guidance(GlassPosterior(3, 4), Guide("tilted_mean"), transition=ODETransition(), num_particles=5),
-        Guidance(GlassPosterior(3, 4), Guide("hybrid"), transition=ODETransition(), num_particles=5),
-        Guidance(guide=Guide(scaling="norm", max_coefficient=3.0), transition=ODETransition(), num_particles=5),
-        Guidance(WeightedPosterior(4, num_map_steps=2), Guide("pathwise", scaling="norm"), transition=ODETransition()),
-        Guidance(GlassPosterior(3, 4), Guide("hybrid", scaling="auto"), transition=ODETransition(), num_particles=5),
-        Guidance(num_corrections=3, transition=ODETransition(), num_particles=5),
-        Guidance(
-            guide=Guide(max_noise_to_signal=2.0, min_noise_to_signal=0.3), transition=ODETransition(), num_particles=5
-        ),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("family", FAMILIES_AT_PURE_NOISE)
+PLAIN_WITHOUT_A_REWARD = [
+    Guidance(num_particles=5, transition=ODETransition()),
+    Guidance(guide=Guide("pathwise", max_shift=None), num_particles=5, transition=ODETransition()),
+    Guidance(GlassPosterior(3, 4), Guide("pathwise"), transition=ODETransition(), num_particles=5),
+    Guidance(GlassPosterior(3, 4), Guide("tilted_mean"), transition=ODETransition(), num_particles=5),
+    Guidance(GlassPosterior(3, 4), Guide("hybrid"), transition=ODETransition(), num_particles=5),
+    Guidance(guide=Guide(scaling="norm", max_coefficient=3.0), transition=ODETransition(), num_particles=5),
+    Guidance(WeightedPosterior(4, num_map_steps=2), Guide("pathwise", scaling="norm"), transition=ODETransition()),
+    Guidance(GlassPosterior(3, 4), Guide("hybrid", scaling="auto"), transition=ODETransition(), num_particles=5),
+    Guidance(num_corrections=3, transition=ODETransition(), num_particles=5),
+    Guidance(
+        guide=Guide(max_noise_to_signal=2.0, min_noise_to_signal=0.3), transition=ODETransition(), num_particles=5
+    ),
+]
+
+
+@pytest.mark.parametrize(("guidance", "family"), diagonal(PLAIN_WITHOUT_A_REWARD, FAMILIES_AT_PURE_NOISE), ids=str)
 def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(guidance, family):
     plain = run(NoAlignment(num_particles=guidance.num_particles), make_law(MIXTURE, LINEAR, family, 2))
     unscaled = run(guidance, make_law(MIXTURE, LINEAR, family, 2, reward_scale=0.0))
@@ -274,7 +273,7 @@ def test_unusable_options_of_a_guide_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_corrections": 0}, "num_corrections is 0; it must be a whole number of at least 1"),
+        ({"num_corrections": 0}, "num_corrections is 0; give a whole number of at least 1"),
         ({"num_corrections": 1.5}, r"num_corrections is 1\.5; give a whole number"),
         ({"num_warm_up_steps": 2.5}, r"num_warm_up_steps is 2\.5; give a whole number"),
         ({"num_particles": 2.0}, r"num_particles is 2\.0; give a whole number"),

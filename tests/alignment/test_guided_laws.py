@@ -1,5 +1,7 @@
 """Guided particles have the tilted law: of a Gaussian without Monte-Carlo error, of a mixture within it."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -17,11 +19,13 @@ from diamond_diffusers import (
 from ..core.mixture import energy_distance, make_gaussian, make_mixture, seeded
 from ..core.mixture_model import FAMILIES, LINEAR, QUADRATIC, law_of, make_law, unconditional
 from ..core.test_diamond import DiamondMixture
+from ..products import diagonal
 from .runs import falling_levels, run
 
 MIXTURE = make_mixture(3)
 GAUSSIAN = make_gaussian()
 PARTICLES = 600
+GRADIENTS = ["pathwise", "tilted_mean", "hybrid"]
 
 
 def exactly_distributed(law, count):
@@ -70,20 +74,22 @@ def test_the_tilted_mean_moves_a_gaussian_by_as_much():
 
 
 @pytest.mark.parametrize(
-    ("transition", "num_steps"),
-    [(ODETransition(), 20), (AncestralTransition(), 40), (GlassTransition(4), 6), (GlassTransition(8, 0.5), 5)],
+    ("gradient", "moves"),
+    diagonal(
+        GRADIENTS,
+        [(ODETransition(), 20), (AncestralTransition(), 40), (GlassTransition(4), 6), (GlassTransition(8, 0.5), 5)],
+    ),
     ids=str,
 )
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
-def test_guided_particles_have_the_tilted_law(gradient, transition, num_steps):
+def test_guided_particles_have_the_tilted_law(gradient, moves):
     """Transitions of several inner steps are guided in each: few long steps do as well as many short ones."""
+    transition, num_steps = moves
     posterior = GlassPosterior(8 if gradient == "tilted_mean" else 4, 16, "multistep")
     guidance = Guidance(posterior, Guide(gradient, max_shift=None), transition=transition, num_particles=PARTICLES)
     assert_has_the_tilted_law(guidance, make_law(MIXTURE, LINEAR), falling_levels(num_steps, 20.0))
 
 
-@pytest.mark.parametrize("num_corrections", [1, 3])
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
+@pytest.mark.parametrize(("gradient", "num_corrections"), diagonal(GRADIENTS, [1, 3]))
 def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, num_corrections):
     guidance = Guidance(
         GlassPosterior(6, 16),
@@ -96,10 +102,12 @@ def test_guided_particles_have_the_law_that_a_quadratic_reward_tilts(gradient, n
 
 
 @pytest.mark.parametrize(
-    ("transition", "num_steps"), [(ODETransition(), 12), (GlassTransition(4), 5), (DiamondTransition(), 40)], ids=str
+    ("gradient", "moves"),
+    diagonal(GRADIENTS, [(ODETransition(), 12), (GlassTransition(4), 5), (DiamondTransition(), 40)]),
+    ids=str,
 )
-@pytest.mark.parametrize("gradient", ["pathwise", "tilted_mean", "hybrid"])
-def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, transition, num_steps):
+def test_look_aheads_of_a_diamond_map_guide_to_the_tilted_law(gradient, moves):
+    transition, num_steps = moves
     family = DiamondMixture(MIXTURE)
     family.max_step = 0.2
     law = law_of(family, unconditional(), [""], LINEAR)
@@ -122,15 +130,22 @@ def test_guidance_of_the_tilted_mean_starts_at_pure_noise():
     assert energy_distance(z, exact) < energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact) / 8
 
 
-def assert_has_the_tilted_law(guidance, law, levels):
-    """Of particles that start in the tilted law of the first level."""
-    tilted, _ = law.reward.tilt(MIXTURE)
-    x = tilted.observation(levels[0]).sample(PARTICLES, seeded(3)).float()
+@cache
+def samples_of(reward):
+    """Particles of the tilted law, the distance of the plain law to them, and the deviation of that of equal laws."""
+    tilted, _ = reward.tilt(MIXTURE)
     exact = tilted.sample(PARTICLES, seeded(4)).float()
     again = tilted.sample(20 * PARTICLES, seeded(5)).reshape(20, PARTICLES, 3).float()
+    plain = energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact)
+    return exact, plain, energy_distance(again, exact).std()
+
+
+def assert_has_the_tilted_law(guidance, law, levels):
+    """Of particles that start in the tilted law of the first level."""
+    exact, plain, deviation = samples_of(law.reward)
     # Four standard deviations of the distance of equal laws, and a twentieth of the distance to the plain law for the
     # finite steps and look-aheads.
-    plain = energy_distance(MIXTURE.sample(PARTICLES, seeded(6)).float(), exact)
-    tolerance = 4 * energy_distance(again, exact).std() + plain / 20
+    tolerance = 4 * deviation + plain / 20
+    x = law.reward.tilt(MIXTURE)[0].observation(levels[0]).sample(PARTICLES, seeded(3)).float()
     result = run(guidance, law, levels, x=x)
     assert energy_distance(result.latents[0], exact) < tolerance < plain / 6

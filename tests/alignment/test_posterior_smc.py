@@ -24,6 +24,7 @@ from diamond_diffusers.core.interval import Interval
 from ..core.mixture import seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, at_rows, law_of, make_law, unconditional
 from ..core.test_diamond import MIXTURE, DiamondMixture, tilted_law
+from ..products import diagonal, one_of_each_kind
 from .runs import COARSE_LEVELS, falling_levels, run
 from .test_smc import is_exact
 
@@ -40,25 +41,20 @@ def estimates(smc, reward, num_images):
     return torch.exp(result.log_evidence - evidence), means - tilted.mean
 
 
-@pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"posterior": DiamondPosterior(4)},
-        {"transition": GlassTransition(correlation=0.6)},
-        {"transition": GlassTransition(correlation=1.0)},
-        {"guide": GUIDE},
-        {
-            "posterior": DiamondPosterior(4),
-            "guide": Guide("tilted_mean", strength=1.5),
-        },
-        {"resampling_threshold": 1.0, "max_noise_to_signal": 1.5},
-    ],
-    ids=["one look-ahead", "four", "weak correlation", "full correlation", "guided", "strongly guided", "late values"],
-)
-def test_evidence_and_tilted_mean_are_exact(options, reward):
-    ratio, mean_error = estimates(PosteriorSMC(64, **options), reward, 96)
+EXACT = {
+    "one look-ahead": PosteriorSMC(64),
+    "four": PosteriorSMC(64, DiamondPosterior(4)),
+    "weak correlation": PosteriorSMC(64, transition=GlassTransition(correlation=0.6)),
+    "full correlation": PosteriorSMC(64, transition=GlassTransition(correlation=1.0)),
+    "guided": PosteriorSMC(64, guide=GUIDE),
+    "strongly guided": PosteriorSMC(64, DiamondPosterior(4), guide=Guide("tilted_mean", strength=1.5)),
+    "late values": PosteriorSMC(64, resampling_threshold=1.0, max_noise_to_signal=1.5),
+}
+
+
+@pytest.mark.parametrize(("name", "reward"), diagonal([*EXACT], [LINEAR, QUADRATIC]))
+def test_evidence_and_tilted_mean_are_exact(name, reward):
+    ratio, mean_error = estimates(EXACT[name], reward, 96)
     assert is_exact(ratio, mean_error, 64)
     # An error of a sixth would be seen.
     assert standard_error(ratio) < 0.04
@@ -132,7 +128,7 @@ def evidence_errors(smc, num_steps, num_images=128):
     return run(smc, law, falling_levels(num_steps)).log_evidence - evidence
 
 
-@pytest.mark.parametrize("name", MORE_STEPS)
+@pytest.mark.parametrize("name", one_of_each_kind(MORE_STEPS, ["posterior_smc", "smc with points"]))
 def test_more_steps_do_not_make_the_evidence_worse(name):
     """Fresh look-ahead noise in the weights after every step would: by 1 with 12 steps, and by 5 with 40."""
     few, more, many = (evidence_errors(MORE_STEPS[name], num_steps) for num_steps in (5, 12, 40))

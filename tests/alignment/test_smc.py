@@ -25,6 +25,7 @@ from diamond_diffusers.core.interval import Interval
 from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_mixture, seeded, standard_error
 from ..core.mixture_model import LINEAR, QUADRATIC, at_rows, make_law
+from ..products import diagonal, one_of_each_kind
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -49,8 +50,7 @@ def is_exact(ratio, mean_error, num_particles):
     return bool(evidence_holds and mean_holds)
 
 
-@pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
-@pytest.mark.parametrize("num_samples", [None, 1, 4, 16])
+@pytest.mark.parametrize(("reward", "num_samples"), diagonal([LINEAR, QUADRATIC], [None, 1, 4, 16]))
 def test_evidence_and_tilted_mean_converge_with_the_number_of_particles(reward, num_samples):
     """For 1, 4 and 16 look-aheads and for the denoiser point: inexact values only cost variance."""
     posterior = DenoiserPoint() if num_samples is None else GlassPosterior(2, num_samples)
@@ -153,7 +153,7 @@ def test_guided_proposals_have_the_limits_of_unguided_ones(name):
     assert is_exact(ratio, mean_error, 64)
 
 
-@pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.parametrize("name", one_of_each_kind(GUIDED, ["few valuations", "pathwise"]))
 def test_guided_proposals_without_their_weights_do_not(name, monkeypatch):
     """The same tolerances find the missing density ratio, so they would find a wrong one."""
     propose = SMC._propose

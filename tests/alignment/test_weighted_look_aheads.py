@@ -29,6 +29,7 @@ from ..core.mixture_model import (
     make_law,
     make_map_law,
 )
+from ..products import diagonal, one_of_each_kind
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE = make_mixture(3)
@@ -74,8 +75,7 @@ def test_guided_particles_have_the_tilted_law(gradient):
     assert energy_distance(z, exact) < plain / 6
 
 
-@pytest.mark.parametrize("gradient", ["pathwise", "isotropic", "tilted_mean"])
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("weights", "gradient"), diagonal(WEIGHTS, ["pathwise", "isotropic", "tilted_mean"]))
 def test_few_step_models_are_guided_from_pure_noise(weights, gradient):
     law = make_map_law(MIXTURE, LINEAR, num_images=2, num_steps=6)
     guided, plain = (
@@ -102,6 +102,8 @@ ORDINARY_COSTS = {
     "ode": (ODE, 3 * SAMPLES, 3 * SAMPLES + 1, 3 * SAMPLES),
     "ode of the paper": (PAPER_ODE, 3 * SAMPLES, 3 * SAMPLES, 3 * SAMPLES),
     "ode point": (FlowMapPoint(3), 2, 2, 3),
+    "ode of 4 steps by default": (WeightedPosterior(SAMPLES), 4 * SAMPLES, 4 * SAMPLES + 1, 4 * SAMPLES),
+    "ode point of 4 steps by default": (FlowMapPoint(), 3, 3, 4),
 }
 
 
@@ -179,7 +181,7 @@ def assert_same(first, second, images=slice(None)):
                 )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", one_of_each_kind(METHODS, ["guided smc", "tilted mean"]))
 def test_images_depend_neither_on_their_neighbours_nor_on_chunks(name):
     together = run_images(METHODS[name], [0, 1, 2])
     for image in range(3):

@@ -14,6 +14,8 @@ from benchmarks.counting import GraphMemory
 from benchmarks.zoo.published import PUBLISHED_MODELS
 from diamond_diffusers.evaluation import memory
 
+from ..products import one_of_each_kind
+
 # Of the network and of the autoencoder, from the published weights.
 PUBLISHED_PARAMETERS = {
     "sana_sprint": (593_501_216, 312_250_275),
@@ -38,7 +40,7 @@ def test_full_models_have_the_published_sizes(family: str) -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("family", PUBLISHED_MODELS)
+@pytest.mark.parametrize("family", one_of_each_kind(PUBLISHED_MODELS, ["flux", "stable_diffusion"]))
 def test_a_particle_costs_one_of_each(family: str) -> None:
     workload = Workload(family, pixels=32, particle_batch_size=1)
     one, two = measure(workload, [2, 1])

@@ -66,13 +66,26 @@ def test_the_cached_latents_are_normalised(autoencoder):
     assert not (dataset.t5_ids == 2).any()
 
 
+SETTINGS = {"batch_size": 4, "num_images": 128, "seed": 0}
+
+
+def test_a_finished_training_resumes_at_its_end(autoencoder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    trained = train_flow(autoencoder, tmp_path, num_steps=3, **SETTINGS)
+    again = train_flow(autoencoder, tmp_path, num_steps=3, **SETTINGS)
+    assert "resumed at step 3" in caplog.messages[-1]
+    assert not again.training
+    for weight, other in zip(again.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_resumes(autoencoder, tmp_path, caplog):
     caplog.set_level("INFO")
-    settings = {"batch_size": 4, "num_images": 128, "seed": 0}
-    train_flow(autoencoder, tmp_path, num_steps=100, **settings)
+    train_flow(autoencoder, tmp_path, num_steps=100, **SETTINGS)
     velocity = float(caplog.messages[-1].split("velocity ")[1].split()[0])
     # Measured 1.83, averaged over the run; to predict nothing costs 2.
     assert velocity < 1.93
-    again = train_flow(autoencoder, tmp_path, num_steps=100, **settings)
+    again = train_flow(autoencoder, tmp_path, num_steps=100, **SETTINGS)
     assert "resumed at step 100" in caplog.messages[-1]
     assert not again.training

@@ -14,6 +14,7 @@ from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
 from diamond_diffusers.core.serial import with_options
 
+from ..products import one_of_each_kind
 from .mixture import energy_distance, excess_variance, make_mixture, seeded, standard_error
 from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureModel
 
@@ -91,7 +92,7 @@ def ancestral_distance(num_steps):
     return mean_errors(sample)[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", one_of_each_kind(FAMILIES, ["rectified_flow", "epsilon"]))
 def test_the_exact_posterior_is_reached_as_inner_steps_grow(family):
     (few, _), (more, _), (many, excess) = [glass_errors(family, steps, "multistep") for steps in (2, 6, 40)]
     floor, excess_floor = noise_floor()

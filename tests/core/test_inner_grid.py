@@ -9,6 +9,7 @@ import torch
 from diamond_diffusers.core.glass import EarlyStop, inner_angle, inner_states, inner_time, inner_times, sample_posterior
 from diamond_diffusers.core.interval import Interval
 
+from ..products import diagonal
 from .mixture import (
     GaussianMixture,
     coefficients,
@@ -76,8 +77,7 @@ BOUNDS = {
 """Of the variance kept, by solver and number of steps."""
 
 
-@pytest.mark.parametrize("solver", BOUNDS)
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(("name", "solver"), diagonal([*MIXTURES], [*BOUNDS]))
 def test_look_aheads_keep_their_spread_at_every_level(name, solver):
     for num_inner_steps, (least, most) in BOUNDS[solver].items():
         for level in LEVELS:
@@ -102,8 +102,7 @@ STOP_BOUNDS = {
 """Of the variance of the inner state at the stop of a transition."""
 
 
-@pytest.mark.parametrize("solver", STOP_BOUNDS)
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(("name", "solver"), diagonal([*MIXTURES], [*STOP_BOUNDS]))
 def test_early_stopped_flows_keep_their_spread(name, solver):
     for num_inner_steps, (least, most) in STOP_BOUNDS[solver].items():
         for stop in STOPS:
@@ -112,15 +111,14 @@ def test_early_stopped_flows_keep_their_spread(name, solver):
             assert least < kept < most, f"{num_inner_steps} steps from and to {stop} keep {kept:.3f}"
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_few_and_many_steps_end_at_the_exact_law(name):
+@pytest.mark.parametrize(("name", "level"), diagonal([*MIXTURES], LEVELS))
+def test_few_and_many_steps_end_at_the_exact_law(name, level):
     """Two of the default solver are near it, four nearer; of 64 nothing is left but the noise of the samples."""
-    for level in LEVELS:
-        _, law = drawn(name, level, 2, "exponential")
-        first, second = law.sample(2 * SAMPLES, seeded(5)).chunk(2, 1)
-        floor = 4 * standard_error(energy_distance(first, second) / total_variance(law).sqrt())
-        two, four, many = (distance(name, level, steps, "exponential") for steps in (2, 4, 64))
-        assert two < 0.1 and four < 0.02 and many < floor
+    _, law = drawn(name, level, 2, "exponential")
+    first, second = law.sample(2 * SAMPLES, seeded(5)).chunk(2, 1)
+    floor = 4 * standard_error(energy_distance(first, second) / total_variance(law).sqrt())
+    two, four, many = (distance(name, level, steps, "exponential") for steps in (2, 4, 64))
+    assert two < 0.1 and four < 0.02 and many < floor
 
 
 @pytest.mark.parametrize("num_inner_steps", [2, 3, 5, 16])

@@ -12,6 +12,7 @@ from diamond_diffusers.core.levels import ode_step
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
 
+from ..products import diagonal
 from .mixture import coefficients, energy_distance, excess_variance, make_gaussian, make_mixture, seeded, standard_error
 from .mixture_model import FAMILIES, FAMILIES_AT_PURE_NOISE, MixtureModel
 
@@ -53,8 +54,9 @@ def errors_of_the_joint_law(transition, family, correlation, steps):
     return torch.cat(errors), torch.cat(null)
 
 
-@pytest.mark.parametrize("correlation", CORRELATIONS)
-@pytest.mark.parametrize("family", ["rectified_flow", "epsilon", "v_prediction", "trigonometric"])
+@pytest.mark.parametrize(
+    ("family", "correlation"), diagonal(["rectified_flow", "epsilon", "v_prediction", "trigonometric"], CORRELATIONS)
+)
 def test_early_stopped_flows_have_the_exact_joint_law(family, correlation):
     steps = STEPS if family in FAMILIES_AT_PURE_NOISE else STEPS[:-1]
     transition = GlassTransition(num_inner_steps=24, correlation=correlation)

@@ -18,6 +18,7 @@ from diamond_diffusers.core.network import Network
 from diamond_diffusers.families.stable_diffusion import StableDiffusionFamily
 from diamond_diffusers.posteriors.weighted import WEIGHTS
 
+from ..products import diagonal
 from .mixture import GaussianMixture, coefficients, make_gaussian, make_mixture, seeded
 from .mixture_model import (
     FAMILIES,
@@ -224,18 +225,23 @@ def mean_errors(weights, num_samples, gradient, snr_factor=10.0, dimension=2, re
     return sum(value_errors) / len(value_errors), sum(shift_errors) / len(shift_errors)
 
 
-@pytest.mark.parametrize("gradient", ["tilted_mean", "pathwise"])
-def test_consistent_values_and_gradients_converge_to_the_exact_ones(gradient):
-    """With 32 times the samples a fifth to a sixth of the error."""
+@pytest.mark.parametrize(
+    ("gradient", "many"),
+    [("tilted_mean", 2048), ("pathwise", 512), pytest.param("pathwise", 2048, marks=pytest.mark.slow)],
+)
+def test_consistent_values_and_gradients_converge_to_the_exact_ones(gradient, many):
+    """With 32 times the samples a fifth to a sixth of the error, with 8 times about a third."""
     few_value, few_shift = mean_errors("consistent", 64, gradient, replicates=4)
-    many_value, many_shift = mean_errors("consistent", 2048, gradient, replicates=4)
+    many_value, many_shift = mean_errors("consistent", many, gradient, replicates=4)
     assert 0.05 < few_value < 0.08 and 0.1 < few_shift < 0.2
-    assert many_value < few_value / 4.5
-    assert many_shift < few_shift / 4.5
+    gain = 0.8 * math.sqrt(many / 64)
+    assert many_value < few_value / gain
+    assert many_shift < few_shift / gain
 
 
-@pytest.mark.parametrize("gradient", ["tilted_mean", "pathwise"])
-@pytest.mark.parametrize("weights", ["paper", "likelihood", "reward_softmax"])
+@pytest.mark.parametrize(
+    ("weights", "gradient"), diagonal(["paper", "likelihood", "reward_softmax"], ["tilted_mean", "pathwise"])
+)
 def test_other_weights_converge_elsewhere(weights, gradient):
     value, shift = mean_errors(weights, 2048, gradient)
     exact_value, exact_shift = mean_errors("consistent", 2048, gradient)
@@ -361,6 +367,7 @@ def test_scores_are_asked_of_models_that_have_them(weights):
     else:
         WeightedPosterior(weights=weights).check(few_step)
     WeightedPosterior(weights=weights).check(MixtureMapFamily(MIXTURE, MixtureModel(MIXTURE)))
-    WeightedPosterior(weights=weights, num_map_steps=2).check(MixtureModel(MIXTURE))
+    for num_map_steps in (None, 2):
+        WeightedPosterior(weights=weights, num_map_steps=num_map_steps).check(MixtureModel(MIXTURE))
     with pytest.raises(ValueError, match=r"num_map_steps is 1, but .* give num_map_steps=4"):
-        WeightedPosterior(weights=weights).check(MixtureModel(MIXTURE))
+        WeightedPosterior(weights=weights, num_map_steps=1).check(MixtureModel(MIXTURE))

@@ -8,7 +8,6 @@ from diamond_diffusers import (
     BestOfN,
     DenoiserPoint,
     DiamondTransition,
-    FlowMapPoint,
     GlassPosterior,
     Guidance,
     Guide,
@@ -16,11 +15,9 @@ from diamond_diffusers import (
     NoAlignment,
     ODETransition,
     RandomSearch,
-    WeightedPosterior,
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
-from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
 from diamond_diffusers.evaluation.benchmark.compare import Setup, compare
 from diamond_diffusers.evaluation.benchmark.plan import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
@@ -33,6 +30,8 @@ from ..conftest import redness
 
 RECIPES = all_recipes()
 REWARD = CallableReward(redness, differentiable=True)
+KINDS = list({type(recipe.alignment): name for name, recipe in RECIPES.items()}.values())
+"""One recipe of each method."""
 
 
 @pytest.fixture
@@ -57,10 +56,15 @@ def test_a_dry_run_costs_what_the_formula_says(cost_of, alignment, expected):
     assert (cost.network_evaluations, cost.backward_passes, cost.decodes, cost.reward_calls) == expected
 
 
-def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
-    plan = plan_methods(list(RECIPES), [60, 101], tiny_pipe, REWARD)
+ALL = pytest.param(list(RECIPES), marks=pytest.mark.slow, id="all")
+
+
+@pytest.mark.parametrize("names", [pytest.param(KINDS, id="one of each method"), ALL])
+def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of, names):
+    budgets = (60, 101)
+    plan = plan_methods(names, budgets, tiny_pipe, REWARD)
     assert [(entry.budget, entry.method.name) for entry in plan.entries] == [
-        (budget, name) for budget in (60, 101) for name in RECIPES if (budget, name) not in left_out(plan)
+        (budget, name) for budget in budgets for name in names if (budget, name) not in left_out(plan)
     ]
     for entry in plan.entries:
         method = entry.method
@@ -69,12 +73,6 @@ def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
         if grows:
             more = method.resized(grows[-1], size_of(method, grows[-1]) + 1)
             assert cost_of(more).equivalent_evaluations > entry.budget
-
-
-def test_an_ordinary_model_is_compared_with_several_steps_of_its_map(tiny_pipe):
-    plan = plan_methods(["flow_map_smc", "weighted_resampling"], [200], tiny_pipe, REWARD)
-    posteriors = [method.alignment.posterior for method in plan.methods]
-    assert posteriors == [FlowMapPoint(ODE_MAP_STEPS), WeightedPosterior(2, num_map_steps=ODE_MAP_STEPS)]
 
 
 @pytest.fixture
@@ -203,10 +201,11 @@ def test_particles_grow_before_steps(cost_of):
     assert (method.alignment.num_particles, method.num_inference_steps) == (1, 2)
 
 
-def test_the_dry_run_counts_as_the_real_one(tiny_pipe, cost_of, tmp_path):
+@pytest.mark.parametrize("names", [pytest.param(KINDS, id="one of each method"), ALL])
+def test_the_dry_run_counts_as_the_real_one(tiny_pipe, cost_of, tmp_path, names):
     suite = miniature_suite()
     setup = Setup(tiny_pipe, "tiny", suite, REWARD)
-    methods = plan_methods(list(RECIPES), [24], tiny_pipe, REWARD).methods
+    methods = plan_methods(names, [24], tiny_pipe, REWARD).methods
     records = compare(setup, methods, suite.first(2), tmp_path)
     for method in methods:
         planned = cost_of(method).as_dict()

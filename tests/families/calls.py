@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -33,13 +33,19 @@ TASKS = [
 ]
 
 
+def first_of_all(names: Iterable[str]) -> list[Any]:
+    """The first for every family, the others for one of each kind."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.shared) for name in others)]
+
+
 class CallTests(StockTests):
     """A stock call and ours, side by side."""
 
     def guided_call(self) -> dict[str, Any]:
         return {**self.family.call, **self.family.variants.get(self.family.guided, {})}
 
-    @pytest.mark.parametrize("source", GENERATORS)
+    @pytest.mark.parametrize("source", first_of_all(GENERATORS))
     def test_calls_in_a_row_draw_as_those_of_the_stock_pipeline(self, pipe: DiamondMapPipeline, source: str) -> None:
         def three_calls(one: Any, **options: Any) -> Tensor:
             torch.manual_seed(7)
@@ -82,6 +88,7 @@ class CallTests(StockTests):
                 assert getattr(made, pipe.family.network_name) is pipe.family.network_module
         assert isinstance(pipe, type(pipe.pipeline)) and isinstance(pipe, DiamondMapPipeline)
 
+    @pytest.mark.shared
     def test_latents_changed_in_place_count(self, pipe: DiamondMapPipeline) -> None:
         def halve(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
             if index == 0:
@@ -111,7 +118,7 @@ class CallTests(StockTests):
             assert set(ours) == set(stock) == set(names)
             for name in names:
                 torch.testing.assert_close(ours[name], stock[name], atol=self.family.tolerance, rtol=0)
-        with pytest.raises(ValueError, match=r"holds 'images'; with .* callbacks can be given latents"):
+        with pytest.raises(ValueError, match=r"holds 'images', which .*; choose from latents"):
             pipe(PROMPTS, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["images"], **self.family.call)
 
     def test_prompt_embeddings_that_a_callback_changes_count(self, pipe: DiamondMapPipeline) -> None:
@@ -153,6 +160,7 @@ class CallTests(StockTests):
         # What is known ahead of the cut is found again without guidance.
         assert aligned.cost.network_evaluations == 2 * 2 * (2 + 2 + (steps - 1))
 
+    @pytest.mark.shared
     def test_inference_mode_around_a_call(self, pipe: DiamondMapPipeline) -> None:
         guidance = {"reward": brightness, "alignment": Guidance(guide=Guide("pathwise"))}
         with torch.inference_mode():

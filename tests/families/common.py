@@ -24,7 +24,7 @@ from diamond_diffusers import SMC, DiamondMapPipeline, Guidance, Guide, NoAlignm
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.modules import is_offloaded
 
-from .calls import CallTests
+from .calls import CallTests, first_of_all
 from .family import PROMPTS, brightness, generators
 
 # What takes different ways through the code: resampling, a gradient of the reward, one of the network.
@@ -53,7 +53,7 @@ def offload_groups(pipe: DiamondMapPipeline) -> None:
 class FamilyTests(CallTests):
     """Everything that every family owes."""
 
-    @pytest.mark.parametrize("name", BATCH_METHODS)
+    @pytest.mark.parametrize("name", first_of_all(BATCH_METHODS))
     def test_an_image_depends_on_its_own_prompt_and_generator_alone(self, pipe: DiamondMapPipeline, name: str) -> None:
         """Given its features: text encoders may round several prompts differently from one."""
         call = {"reward": brightness, "alignment": BATCH_METHODS[name], "particle_batch_size": 2}
@@ -70,6 +70,7 @@ class FamilyTests(CallTests):
             unchunked = self.images(pipe, **{**call, "particle_batch_size": None})
             torch.testing.assert_close(unchunked, together, atol=1e-4, rtol=0)
 
+    @pytest.mark.shared
     def test_rewards_are_those_of_the_returned_images(self, pipe: DiamondMapPipeline) -> None:
         for selection, count in (("sample", 4), ("best", 4), ("all", 8)):
             out = pipe(
@@ -85,6 +86,7 @@ class FamilyTests(CallTests):
             assert out.log_evidence.shape == (4,)
             torch.testing.assert_close(brightness(out.images, PROMPTS), out.rewards)
 
+    @pytest.mark.shared
     def test_guidance_raises_the_reward(self, pipe: DiamondMapPipeline) -> None:
         for gradient in ("isotropic", "pathwise"):
             guidance = Guidance(guide=Guide(gradient, max_shift=1.0))
@@ -133,6 +135,7 @@ class FamilyTests(CallTests):
         assert counts.decoded == 2
         assert counts.backward == 0
 
+    @pytest.mark.shared
     def test_graphs_hold_one_chunk_however_many_particles(self, pipe: DiamondMapPipeline) -> None:
         peaks = []
         for particles in (2, 4):
@@ -143,6 +146,7 @@ class FamilyTests(CallTests):
             peaks.append(memory.peak)
         assert peaks[0] == peaks[1] > 0
 
+    @pytest.mark.shared
     def test_gradient_checkpointing_changes_nothing_but_memory(self, pipe: DiamondMapPipeline) -> None:
         call = {**self.family.call, "output_type": "pt", "reward": brightness}
         call["alignment"] = Guidance(guide=Guide("pathwise"))
@@ -155,6 +159,7 @@ class FamilyTests(CallTests):
             torch.testing.assert_close(step.gradient_norm, plain_step.gradient_norm, atol=1e-6, rtol=1e-4)
         assert recomputed.network == 2 * held.network
 
+    @pytest.mark.shared
     def test_look_aheads_alone_are_decoded_by_the_preview_vae(self, pipe: DiamondMapPipeline) -> None:
         pipe = DiamondMapPipeline.from_pipe(
             pipe.pipeline, preview_vae=self.family.preview_vae(pipe.pipeline).requires_grad_(False)
@@ -170,6 +175,7 @@ class FamilyTests(CallTests):
         assert out.cost.decodes == 2 * (len(out.trace.steps) + 1)
         torch.testing.assert_close(brightness(out.images, PROMPTS), out.rewards)
 
+    @pytest.mark.shared
     def test_slicing_and_tiling_of_the_vae(self) -> None:
         pipe = self.fresh()
         whole = self.images(pipe)
@@ -202,6 +208,7 @@ class FamilyTests(CallTests):
         pipe.unload_lora_weights()
         self.assert_same(self.images(pipe), plain)
 
+    @pytest.mark.shared
     @pytest.mark.parametrize("offload", [offload_model, offload_sequentially, offload_groups])
     def test_offloaded_components(
         self, pipe: DiamondMapPipeline, offload: Callable[[DiamondMapPipeline], None]
@@ -219,6 +226,7 @@ class FamilyTests(CallTests):
         assert counts.network == 2 * expected.cost.network_evaluations
         assert is_offloaded(offloaded.pipeline)
 
+    @pytest.mark.shared
     def test_attention_backends(self) -> None:
         pipe = self.fresh()
         expected = self.images(pipe)
@@ -230,7 +238,7 @@ class FamilyTests(CallTests):
             network.set_attention_backend("native")
             network.reset_attention_backend()
 
-    # Some seconds each: by default of one network with convolutions, and of FLUX with a Diamond Map.
+    # Some seconds each: by default of FLUX with a Diamond Map alone.
     @pytest.mark.slow
     def test_a_compiled_network_is_compiled_once(self) -> None:
         pipe = self.fresh()
@@ -265,6 +273,7 @@ class FamilyTests(CallTests):
         torch.testing.assert_close(again(PROMPTS, **call).images, expected, atol=1e-5, rtol=0)
         self.assert_same(self.images(stock), expected)
 
+    @pytest.mark.shared
     def test_a_feature_cache_is_refused(self) -> None:
         pipe = self.fresh()
         network = pipe.family.network_module

@@ -37,6 +37,7 @@ from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.families.schedules import stock_transition
 
+from ..products import diagonal
 from .family import PROMPTS, brightness, generators
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 2.0}
@@ -109,23 +110,22 @@ def trained_level(scheduler: Any, timestep: float) -> float:
     return math.exp(log_level(below) + (timestep - below) * (log_level(below + 1) - log_level(below)))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("scheduler", "options", "call"), FIRST_ORDER)
+@pytest.mark.parametrize(("sampler", "prediction_type"), diagonal(FIRST_ORDER, ["epsilon", "v_prediction"]))
 def test_first_order_steps_are_those_of_the_stock_pipeline(
-    pipe: DiamondMapPipeline, scheduler: type, options: dict, call: dict, prediction_type: str
+    pipe: DiamondMapPipeline, sampler: tuple[type, dict[str, Any], dict[str, Any]], prediction_type: str
 ) -> None:
+    scheduler, options, call = sampler
     pipe.scheduler = scheduler(**SCHEDULE, **options, prediction_type=prediction_type)
-    for output_type in ("latent", "pt"):
-        call = {**CALL, **call, "output_type": output_type}
-        stock, ours = (two_calls(one, generators(), **call) for one in (pipe.pipeline, pipe))
+    outputs = (latents_and_images(one, generators(), **CALL, **call) for one in (pipe.pipeline, pipe))
+    for stock, ours in zip(*outputs, strict=True):
         # Of latents as large as those of a random model of the noise: 16.
         torch.testing.assert_close(ours, stock, atol=1e-5 * stock.std().item(), rtol=1e-5)
         assert stock.std() > 0.05
 
 
-def two_calls(pipe: Any, generator: Any, **call: Any) -> Tensor:
-    """In a row: the second shows what the first has drawn."""
-    return torch.cat([pipe(list(PROMPTS), generator=generator, **call).images for _ in range(2)])
+def latents_and_images(pipe: Any, generator: Any, **call: Any) -> list[Tensor]:
+    """Of calls in a row: the second shows what the first has drawn."""
+    return [pipe(list(PROMPTS), generator=generator, output_type=kind, **call).images for kind in ("latent", "pt")]
 
 
 def test_stochastic_schedulers_of_higher_order_take_the_stochastic_step_that_they_refine() -> None:

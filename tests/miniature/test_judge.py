@@ -12,7 +12,7 @@ from diamond_diffusers.miniature.judge import MIN_SEPARATION, UNKNOWN, detect_ob
 from diamond_diffusers.miniature.render import PALETTE, Scene, SceneObject, render, sample_scene, sample_world
 
 BACKGROUND = (0.95, 0.93, 0.97)
-NUM_SCENES = 600
+NUM_SCENES = 300
 
 
 def thing(shape, colour, x, y, radius=10.0):
@@ -53,7 +53,7 @@ def test_true_renders_stay_right_when_soft_and_noisy(world):
 def test_renders_of_hard_negatives_are_wrong(kind):
     rng = random.Random(12)
     captions, scenes = [], []
-    while len(captions) < 200:
+    while len(captions) < 100:
         caption = rng.choice(all_captions(rng.choice(CATEGORIES)))
         negatives = hard_negatives(caption, sample_scene(caption, rng).objects).get(kind, [])
         partner = sample_scene(rng.choice(negatives), rng) if negatives else None
@@ -61,7 +61,7 @@ def test_renders_of_hard_negatives_are_wrong(kind):
         if partner is not None and not objects_satisfy(partner.objects, caption):
             captions.append(caption)
             scenes.append(partner)
-    assert judge(render(scenes), captions).float().mean() < 0.005
+    assert not judge(render(scenes), captions).any()
 
 
 def test_hard_negatives_are_false_and_true_captions_true():

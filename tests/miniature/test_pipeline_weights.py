@@ -39,6 +39,14 @@ def draw(pipeline: FluxPipeline, texts: list[str], seed: int) -> torch.Tensor:
     ).images
 
 
+def test_its_tokenizers_are_those_of_training(pipeline: FluxPipeline) -> None:
+    assert draw(pipeline, ["a red circle"], 0).shape == (1, 3, 64, 64)
+    clip_ids, t5_ids = (ids[0].tolist() for ids in tokenize(["three red hearts"]))
+    assert pipeline.tokenizer("three red hearts").input_ids == clip_ids[:5]
+    assert pipeline.tokenizer_2("three red hearts").input_ids == t5_ids[:4]
+
+
+@pytest.mark.slow
 def test_a_fresh_process_loads_the_folder_with_diffusers_alone() -> None:
     script = f"""
 import sys

@@ -23,6 +23,7 @@ from diamond_diffusers.pipelines.output import DiamondMapPipelineOutput
 from diamond_diffusers.rewards import MiniatureReward
 
 from ..families.family import brightness
+from ..products import diagonal
 
 PROMPTS = ["a red circle", "two blue stars"]
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}
@@ -96,8 +97,7 @@ CHUNKED = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 1024])
-@pytest.mark.parametrize("name", CHUNKED)
+@pytest.mark.parametrize(("name", "batch_size"), diagonal([*CHUNKED], [1, 4, 1024]))
 def test_an_image_is_evaluated_by_the_calls_that_it_makes_alone(
     pipe: DiamondMapPipeline, name: str, batch_size: int
 ) -> None:

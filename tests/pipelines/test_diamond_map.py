@@ -24,6 +24,7 @@ from diamond_diffusers.pipelines.loading import read_base_defaults, read_default
 from tests.families.family import brightness
 from tests.maps.test_diamond_map import add_style
 from tests.maps.tiny_maps import perturb
+from tests.products import one_of_each_kind
 from tests.rounding import assert_same_from_a_copy
 
 CALL = {"height": 16, "width": 16, "num_inference_steps": 3, "max_sequence_length": 12, "output_type": "pt"}
@@ -211,7 +212,7 @@ def test_broken_maps_are_named(map_folder: Path, tmp_path: Path) -> None:
             DiamondMapPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("family", TINY_MODELS)
+@pytest.mark.parametrize("family", one_of_each_kind(TINY_MODELS, ["flux", "stable_diffusion"]))
 def test_every_family_loads_runs_saves_and_unloads_one(family: str, tmp_path: Path) -> None:
     model = TINY_MODELS[family]
     pipe = DiamondMapPipeline.from_pipe(model.build())

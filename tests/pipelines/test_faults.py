@@ -13,14 +13,12 @@ from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
 from diamond_diffusers.alignment.faults import NotFiniteError
 from diamond_diffusers.rewards import CallableReward
 
-from .test_reward_errors import KINDS, Judge, call, run
+from .test_reward_errors import REWARDED, Judge, build_pipe, call, run
 
 
 @pytest.fixture(scope="module")
 def pipe() -> DiamondMapPipeline:
-    pipe = DiamondMapPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return build_pipe()
 
 
 @contextmanager
@@ -47,7 +45,7 @@ def spoil_gradient(output: Any) -> Any:
     return output
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", REWARDED)
 def test_nan_of_the_network_is_the_network_s(pipe: DiamondMapPipeline, name: str) -> None:
     judge = Judge()
     with (
@@ -59,7 +57,7 @@ def test_nan_of_the_network_is_the_network_s(pipe: DiamondMapPipeline, name: str
         run(pipe, name, judge, on_reward_error="skip")
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", REWARDED)
 def test_nan_of_the_decoder_is_the_decoder_s(pipe: DiamondMapPipeline, name: str) -> None:
     with (
         spoilt(pipe.vae.decoder, spoil_value),
@@ -110,7 +108,7 @@ def test_gradients_that_are_not_finite_name_whose_they_are(pipe: DiamondMapPipel
 
     def kinked(images: Tensor, prompts: Sequence[str]) -> Tensor:
         # Smooth on the noise that it is tried on, whose values are uniform.
-        is_noise = (images.std((1, 2, 3)) - 12**-0.5).abs().max() < 0.005
+        is_noise = (images.std((1, 2, 3)) - 12**-0.5).abs().max() < 0.02
         return images.mean((1, 2, 3)) if is_noise else (images - images).sqrt().sum((1, 2, 3))
 
     with pytest.raises(NotFiniteError, match=r"^reward 'kinked' gives the pixels of a finite image a gradient that"):

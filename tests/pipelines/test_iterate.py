@@ -8,10 +8,16 @@ import pytest
 import torch
 from PIL.Image import Image
 
+from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import SMC, DiamondMapPipeline, NoiseEvolution, NoiseOptimization, RandomSearch, ZeroOrderSearch
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.pipelines.output import DiamondMapPipelineOutput
+
+from ..conftest import DEFAULTS
+from ..maps.tiny_maps import perturb
+from ..products import one_of_each_kind
 
 PROMPTS = ["three red circles", "a blue star"]
 OTHERS = {
@@ -22,14 +28,33 @@ OTHERS = {
 }
 """Rounds of which the defaults have too many for a test."""
 NAMES = (*METHODS.names(), "fmrg", "posterior_diamond_map")
+KINDS = ("none", "smc", "guidance", "posterior_smc", "beam_search", "random_search", "noise_optimization")
+"""One of each way to evaluate the model and to use a reward."""
+REWARDED = KINDS[1:]
+"""Those that use one."""
+CASES = one_of_each_kind(NAMES, KINDS)
 Whole: TypeAlias = Callable[[str], DiamondMapPipelineOutput]
+
+
+def build_pipe() -> DiamondMapPipeline:
+    """A tiny FLUX under classifier-free guidance, with a Diamond Map and a reward of its own."""
+    defaults = {
+        **DEFAULTS,
+        "negative_prompt": "",
+        "reward": "brightness",
+        "alignment": "guidance",
+        "reward_scale": 20.0,
+    }
+    pipe = DiamondMapPipeline(build_tiny_flux(), defaults)
+    pipe.family.posterior_map = DiamondMap(pipe.family, rank=2)
+    perturb(pipe.family.posterior_map)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="module")
 def pipe() -> DiamondMapPipeline:
-    pipe = DiamondMapPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return build_pipe()
 
 
 def call(name: str) -> dict:
@@ -53,7 +78,7 @@ def trained(pipe: DiamondMapPipeline) -> list[bool]:
     return [weight.requires_grad for weight in pipe.transformer.parameters()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_stepped_to_its_end_it_is_the_call(pipe: DiamondMapPipeline, whole: Whole, name: str) -> None:
     expected = whole(name)
     with pipe.iterate(**call(name)) as run:
@@ -66,7 +91,7 @@ def test_stepped_to_its_end_it_is_the_call(pipe: DiamondMapPipeline, whole: Whol
     assert costs[0] == costs[1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_it_shows_where_it_stands(pipe: DiamondMapPipeline, name: str) -> None:
     evaluations = [0]
     for progress in pipe.iterate(**call(name)):
@@ -80,13 +105,13 @@ def test_it_shows_where_it_stands(pipe: DiamondMapPipeline, name: str) -> None:
         assert progress.clean.shape == progress.particles.shape
         previews = progress.previews()
         assert len(previews) == shape.numel() and all(isinstance(preview, Image) for preview in previews)
-        assert [preview.size for preview in progress.best()] == [(64, 64)] * 2
+        assert [preview.size for preview in progress.best()] == [(16, 16)] * 2
     assert evaluations == sorted(evaluations) and evaluations[-1] > 0
     scored = METHODS.get(name).needs_reward if name in METHODS else PRESETS.get(name)().needs_reward
     assert not scored or name == "best_of_n" or progress.values is not None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_closed_run_has_the_best_images_so_far(pipe: DiamondMapPipeline, whole: Whole, name: str) -> None:
     before, expected = trained(pipe), whole(name)
     with pipe.iterate(**call(name)) as run:
@@ -102,8 +127,9 @@ def test_a_closed_run_has_the_best_images_so_far(pipe: DiamondMapPipeline, whole
     torch.testing.assert_close(out.rewards, progress.result().rewards.amax(1), atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_cut_short_is_no_noise(pipe: DiamondMapPipeline) -> None:
-    """A noisy state itself scores far below the clean look-ahead that is returned."""
+def test_what_is_cut_short_is_no_noise() -> None:
+    """A noisy state itself scores far below the clean look-ahead that is returned, to a judge of pictures."""
+    pipe = DiamondMapPipeline.from_pretrained()
     with pipe.iterate(**{**call("smc"), "num_inference_steps": 8}) as run:
         for progress in run:
             if progress.index == 1:

@@ -16,13 +16,10 @@ from diamond_diffusers.alignment.out_of_memory import with_smaller_chunks
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.pipelines.output import DiamondMapPipelineOutput
-from diamond_diffusers.rewards import as_reward
+from diamond_diffusers.rewards import CallableReward, as_reward
 
-from .test_iterate import NAMES, call, trained
-
-KINDS = ("none", "smc", "guidance", "posterior_smc", "beam_search", "random_search", "noise_optimization")
-"""One of each way to evaluate the model."""
-CASES = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+from ..products import diagonal
+from .test_iterate import CASES, build_pipe, call, trained
 
 CHUNKS = 1e-4
 """By how much images in [0, 1] may differ with another size of chunks."""
@@ -35,9 +32,7 @@ ERRORS = {
 
 @pytest.fixture(scope="module")
 def pipe() -> DiamondMapPipeline:
-    pipe = DiamondMapPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return build_pipe()
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +80,10 @@ def memory_of(module: nn.Module, rows: int, backward: bool = False, error: str =
 def assert_close(found: DiamondMapPipelineOutput, expected: DiamondMapPipelineOutput) -> None:
     torch.testing.assert_close(found.images, expected.images, atol=CHUNKS, rtol=0)
     if expected.rewards is not None:
-        torch.testing.assert_close(found.rewards, expected.rewards, atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(found.rewards, expected.rewards, atol=CHUNKS, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_it_is_the_call_with_the_smaller_size_at_its_own_cost(
     pipe: DiamondMapPipeline, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -130,14 +123,20 @@ def test_all_images_at_once_become_fewer(
     assert "give particle_batch_size=1, or fewer prompts" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["smc", "noise_evolution", "random_search"])
-@pytest.mark.parametrize("error", ERRORS)
+class Judge(nn.Module):
+    """The reward of the model, of which the memory can be watched."""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return as_reward("brightness")(images, prompts)
+
+
+@pytest.mark.parametrize(("name", "error"), diagonal(["smc", "noise_evolution", "random_search"], [*ERRORS]))
 def test_a_reward_may_be_what_takes_it(
     pipe: DiamondMapPipeline, enough: Callable[[str], DiamondMapPipelineOutput], name: str, error: str
 ) -> None:
-    reward = as_reward("miniature")
-    with memory_of(reward.model.vision_model, 3, error=error) as seen:
-        out = pipe(**call(name), reward=reward)
+    judge = Judge()
+    with memory_of(judge, 3, error=error) as seen:
+        out = pipe(**call(name), reward=CallableReward(judge, "judge", differentiable=True))
     assert seen.failed and max(seen.held) <= 3
     assert_close(out, enough(name))
 

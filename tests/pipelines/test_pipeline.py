@@ -151,12 +151,25 @@ def test_callback_reads_and_replaces_latents_and_interrupts(pipe: DiamondMapPipe
     assert len(pipe(PROMPTS, callback_on_step_end=stop, **CALL).trace.steps) == 1
 
 
-def test_saved_model_is_stock_and_keeps_its_defaults(tmp_path: Path) -> None:
+def save_and_draw(folder: Path) -> torch.Tensor:
     pipe = DiamondMapPipeline(build_tiny_flux(False), {**CALL, "num_inference_steps": 2, "negative_prompt": ""})
-    pipe.save_pretrained(tmp_path / "model")
-    images = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt").images
-    stock = FluxPipeline.from_pretrained(tmp_path / "model")
+    pipe.save_pretrained(folder)
+    return pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+
+def test_saved_model_is_stock_and_keeps_its_defaults(tmp_path: Path) -> None:
+    images = save_and_draw(tmp_path)
+    stock = FluxPipeline.from_pretrained(tmp_path)
     assert type(stock) is FluxPipeline
+    pipe = DiamondMapPipeline.from_pretrained(tmp_path)
+    out = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert len(out.trace.steps) == 2
+    torch.testing.assert_close(out.images, images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_saved_model_is_the_same_in_a_fresh_process(tmp_path: Path) -> None:
+    images = save_and_draw(tmp_path / "model")
     code = (
         "import sys, torch; from diamond_diffusers import DiamondMapPipeline;"
         "pipe = DiamondMapPipeline.from_pretrained(sys.argv[1]);"
@@ -215,7 +228,7 @@ def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: 
         ({"final_selection": "best"}, "no reward compares"),
         (
             {"callback_on_step_end_tensor_inputs": ["latents", "pooled_prompt_embeds"]},
-            "can be given latents, prompt_embeds",
+            "choose from latents, prompt_embeds",
         ),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
@@ -225,8 +238,8 @@ def test_unknown_class_on_disk_is_refused_before_its_weights_are_read(tmp_path: 
         ({"reward_scale": float("nan"), "reward": brightness}, "reward_scale is nan"),
         ({"reward_scale": "10", "reward": brightness}, "reward_scale is '10'"),
         ({"prompt": [], "reward": brightness}, "prompt is an empty list"),
-        ({"prompt": "", "reward": brightness}, "the call has no prompt text"),
-        ({"prompt": 5}, "prompt is a int"),
+        ({"prompt": "", "reward": brightness}, "but its text is ''"),
+        ({"prompt": 5}, "prompt is 5; give a text"),
         ({"generator": 0}, "which is or holds 0"),
         ({"alignment": ["smc"], "reward": brightness}, r"alignment is \['smc'\]; give a method"),
         ({"latents": torch.zeros(1, 4, 8)}, r"latents is of shape \[1, 4, 8\].*shape \[4, 16\]"),

@@ -16,18 +16,15 @@ from diamond_diffusers.alignment import reward_errors
 from diamond_diffusers.rewards import CallableReward, Reward, as_reward
 from diamond_diffusers.rewards.transformed import TransformedReward
 
-from .test_iterate import NAMES, PROMPTS, call
+from ..products import one_of_each_kind
+from .test_iterate import NAMES, PROMPTS, REWARDED, build_pipe, call
 
-KINDS = ["smc", "guidance", "posterior_smc", "beam_search", "random_search", "noise_optimization"]
-"""One of each way to use a reward."""
-REWARDED = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "none"]
+CASES = one_of_each_kind([name for name in NAMES if name != "none"], REWARDED)
 
 
 @pytest.fixture(scope="module")
 def pipe() -> DiamondMapPipeline:
-    pipe = DiamondMapPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return build_pipe()
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +62,7 @@ def run(pipe: DiamondMapPipeline, name: str, judge: Judge, **options: Any) -> An
     return pipe(**call(name), reward=judge.reward(), reward_scale=20.0, **options)
 
 
-@pytest.mark.parametrize("name", REWARDED)
+@pytest.mark.parametrize("name", CASES)
 def test_every_image_that_the_reward_sees_is_counted(pipe: DiamondMapPipeline, name: str) -> None:
     judge = Judge()
     out = run(pipe, name, judge)
@@ -79,7 +76,7 @@ def test_the_trial_that_finds_out_about_gradients_is_counted(pipe: DiamondMapPip
     assert judge.sizes[:3] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("name", REWARDED)
+@pytest.mark.parametrize("name", CASES)
 def test_the_exception_is_the_reward_s_own_with_the_best_images(pipe: DiamondMapPipeline, name: str) -> None:
     whole = Judge()
     run(pipe, name, whole)
@@ -109,7 +106,7 @@ def test_best_images_are_those_of_the_last_step(pipe: DiamondMapPipeline) -> Non
     with pytest.raises(OutOfReach) as caught:
         pipe(**{**call("smc"), **alignment}, reward=failing.reward(), reward_scale=20.0)
     for image, pixels in zip(caught.value.best_images, expected, strict=True):  # type: ignore[attr-defined]
-        found = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(64, 64, 3)
+        found = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(16, 16, 3)
         torch.testing.assert_close(found.permute(2, 0, 1).float() / 255, pixels, atol=1.01 / 255, rtol=0)
     assert "after step 1 of 3, look-aheads from the noise-to-signal ratio" in caught.value.__notes__[0]
 
@@ -196,7 +193,7 @@ def lit(images: Tensor) -> Tensor:
     return images.mean((1, 2, 3))
 
 
-@pytest.mark.parametrize(("name", "batch_size"), [*((name, None) for name in KINDS), ("smc", 2), ("fmrg", 1)])
+@pytest.mark.parametrize(("name", "batch_size"), [*((name, None) for name in REWARDED), ("smc", 2), ("fmrg", 1)])
 def test_images_that_fail_are_left_out(
     pipe: DiamondMapPipeline, name: str, batch_size: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,12 +214,13 @@ def test_images_that_fail_are_left_out(
     if name in ("smc", "das", "posterior_smc"):
         assert (weights[is_apart] == 0).all()
     assert sum("failed on" in message for message in caplog.messages) == 1
+    judge.sizes.clear()
     best = run(pipe, name, judge, **{**options, "final_selection": "best"})
     expected = out.rewards.reshape(weights.shape).nan_to_num(nan=-math.inf).amax(1)
     assert torch.equal(best.rewards.nan_to_num(nan=-math.inf), expected)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", REWARDED)
 def test_where_all_images_fail_they_count_as_equal(
     pipe: DiamondMapPipeline, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,8 +243,10 @@ def test_a_step_without_rewards_is_a_plain_one(pipe: DiamondMapPipeline) -> None
 
 
 def test_a_negative_scale_prefers_no_image_that_fails(pipe: DiamondMapPipeline) -> None:
-    judge = Judge(lambda number, images: number > 0 and bool((lit(images) < 0.75).any()))
     options = {"alignment": BestOfN(num_particles=8), "reward_scale": -1.0, "on_reward_error": "skip"}
+    every = pipe(**{**call("best_of_n"), **options}, reward=Judge().reward(), final_selection="all")
+    limit = every.rewards.median().item()
+    judge = Judge(lambda number, images: number > 0 and bool((lit(images) < limit).any()))
     out = pipe(**{**call("best_of_n"), **options}, reward=judge.reward(), final_selection="all")
     judge.sizes.clear()
     best = pipe(**{**call("best_of_n"), **options}, reward=judge.reward())

@@ -81,7 +81,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     build, calls = CASES[request.param]
     pipe = build()
     pipe.set_progress_bar_config(disable=True)
-    calls = [{"num_inference_steps": 2, "height": 64, "width": 64, **call} for call in calls]
+    size = 64 if request.param == "embedded" else 16
+    calls = [{"num_inference_steps": 2, "height": size, "width": size, **call} for call in calls]
     yield pipe, calls, [drawn(pipe, number, call) for number, call in enumerate(calls)]
     assert pipe.vae.dtype == (torch.float16 if request.param == "sdxl" else torch.float32)
 
@@ -91,7 +92,7 @@ def drawn(pipe: DiamondMapPipeline, number: int, call: dict[str, Any]) -> list[T
     return [out.images, *([] if out.rewards is None else [out.rewards])]
 
 
-@pytest.mark.parametrize("num_threads", [2, 4])
+@pytest.mark.parametrize("num_threads", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_in_threads(case: Case, num_threads: int) -> None:
     pipe, calls, alone = case
     trained = [weight.requires_grad for weight in pipe.components[pipe.family.network_name].parameters()]

@@ -164,7 +164,7 @@ class TestBatches:
         assert encoded[4:] == ["ccc"]
 
 
-@pytest.mark.parametrize("name", ["clip_b32", "clip_l14"])
+@pytest.mark.parametrize("name", ["clip_b32", pytest.param("clip_l14", marks=pytest.mark.slow)])
 class TestMemoryAndSpeed:
     def score_and_gradient(self, reward, exact):
         image, prompts = exact

@@ -307,8 +307,8 @@ for name in sys.argv[2:]:
 """
 
 
-def test_a_saved_stock_pipeline_reloads_in_a_fresh_process(tmp_path):
-    names = ["flux", "pixart_sigma"]
+@pytest.mark.parametrize("names", [["flux"], pytest.param(["pixart_sigma"], marks=pytest.mark.slow)])
+def test_a_saved_stock_pipeline_reloads_in_a_fresh_process(tmp_path, names):
     expected = {}
     for name in names:
         pipeline = CASES[name].pipeline(num_inner_steps=2, correlation=0.8)
