@@ -70,9 +70,10 @@ def modules():
     return found
 
 
-def imported(name):
-    """What a module imports anywhere in it, in functions and for types too, by absolute names."""
-    file, tree = modules()[name]
+def imported(name, tree=None):
+    """What a module imports anywhere in it or in that tree, in functions and for types too, by absolute names."""
+    file = modules()[name][0]
+    tree = tree or modules()[name][1]
     package = ["diamond_diffusers", *name.split(".")] if name else ["diamond_diffusers"]
     if file.name != "__init__.py":
         package.pop()
@@ -176,6 +177,62 @@ def _mentioned(node):
     if is_access and node.func.id in ("getattr", "hasattr", "setattr", "delattr"):
         return {node.args[1].value} if isinstance(node.args[1], ast.Constant) else set()
     return set()
+
+
+def imported_at_once(name):
+    """What a module imports when it is itself imported, by absolute names."""
+    tree = modules()[name][1]
+    later = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        for child in ast.walk(node)
+    }
+    at_once = ast.Module(
+        [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in later], []
+    )
+    return imported(name, at_once)
+
+
+def test_loading_a_pipeline_imports_no_library_that_only_others_need():
+    """scipy, transformers, torchvision and matplotlib are imported where they are used, if stock diffusers has not."""
+    reached, needed = set(), set()
+    names = {"pipelines.pipeline", "families.flux", "maps.diamond_map"}
+    while names:
+        name = names.pop()
+        reached.add(name)
+        for found in imported_at_once(name):
+            library, _, rest = found.partition(".")
+            if library != "diamond_diffusers":
+                needed.add(library)
+            elif rest in modules() and rest not in reached:
+                names.add(rest)
+    assert len(reached) > 60
+    stock = {"torch", "diffusers", "peft", "accelerate", "huggingface_hub", "numpy", "safetensors", "PIL"}
+    assert needed - sys.stdlib_module_names - {"__future__"} <= stock
+
+
+LOADING = """
+import json, sys
+from diffusers import FluxPipeline
+FluxPipeline.from_pretrained(sys.argv[1])
+stock = set(sys.modules)
+from diamond_diffusers import DiamondMapPipeline
+DiamondMapPipeline.from_pretrained()
+print(json.dumps(sorted(set(sys.modules) - stock)))
+"""
+
+
+@pytest.mark.slow
+def test_loading_the_embedded_model_imports_little_that_its_stock_pipeline_does_not():
+    """Nearly all of the time to load a model is that of diffusers, peft and transformers, for any pipeline."""
+    folder = ROOT / "miniature" / "weights" / "pipeline"
+    run = subprocess.run(
+        [sys.executable, "-c", LOADING, str(folder)], check=True, capture_output=True, text=True, cwd=ROOT.parent
+    )
+    more = [name for name in json.loads(run.stdout) if not name.startswith("diamond_diffusers")]
+    assert {".".join(name.split(".")[:2]) for name in more} <= {"diffusers.schedulers", "diffusers.callbacks"}
 
 
 STAGES = {

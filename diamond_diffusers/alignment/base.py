@@ -179,7 +179,7 @@ class Method(Typed, ABC):
             step = partial(method.step, law, cloud, interval, random)
             cloud = checked_cloud(method, with_smaller_chunks(law.execution, step, random), cloud)
             trace.steps.append(TraceStep(interval.start, **cloud.figures))
-            if not interval.is_last:
+            if not interval.is_last and type(method).between_steps is not Method.between_steps:
                 between = partial(method.between_steps, law, cloud, index + 1, interval.end, random)
                 cloud = with_smaller_chunks(law.execution, between, random)
             level_index = len(levels) - 2 if interval.is_last else index
@@ -197,7 +197,7 @@ class Method(Typed, ABC):
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> Cloud:
         """The particles at the first level of a run of `num_steps`, equally weighted."""
-        log_weights = torch.zeros(law.num_images, self.num_particles, dtype=torch.float64, device=x.device)
+        log_weights = torch.zeros(law.num_images, self.num_particles, dtype=torch.float64)
         return Cloud(x, log_weights, log_weights.new_zeros(law.num_images))
 
     def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:

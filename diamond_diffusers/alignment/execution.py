@@ -156,7 +156,7 @@ class Execution:
         """Rows through a function of (index, rows) of a chunk.
 
         Args:
-            function: maps the indices of a chunk and its rows to what is made of them, row by row.
+            function: maps the indices of a chunk, on the CPU, and its rows to what is made of them, row by row.
             groups: the sizes of the groups of rows.
             *rows: each `[N, ...]`.
             count: told the indices of each chunk that is evaluated, by whichever process.
@@ -165,23 +165,25 @@ class Execution:
             Interrupted: the run is to end here.
         """
 
-        def evaluate_chunk(index: Tensor, *rows: Tensor) -> Tensor:
+        def evaluate_chunk(chunk: Chunk, *rows: Tensor) -> Tensor:
+            index = torch.arange(chunk.start, chunk.stop)
             if self.shards is None:
                 if self.is_interrupted():
                     raise Interrupted
                 count(index)
             self.memory.largest = max(self.memory.largest, len(index))
             # Copies, which begin where memory is aligned, wherever the chunk stands among the others.
-            return function(index, *(row[index] for row in rows))
+            return function(index, *(row[chunk.start : chunk.stop].clone() for row in rows))
 
         def evaluate(chunks: Sequence[Chunk], *rows: Tensor) -> Tensor:
-            return torch.cat([evaluate_chunk(index, *rows) for index in chunks])
+            results = [evaluate_chunk(chunk, *rows) for chunk in chunks]
+            return results[0] if len(results) == 1 else torch.cat(results)
 
-        chunks = [torch.arange(chunk.start, chunk.stop, device=rows[0].device) for chunk in self.chunks(groups)]
+        chunks = self.chunks(groups)
         if self.shards is None:
             return evaluate(chunks, *rows)
-        for index in chunks:
-            count(index)
+        for chunk in chunks:
+            count(torch.arange(chunk.start, chunk.stop))
         return self.shards.evaluate(evaluate, chunks, *rows)
 
     def checkpointed(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from ..core.deferred import require
 from ..core.levels import Level, as_level
 from ..core.model import Model
+from ..core.tensors import finite_rows
 from ..rewards.base import Reward
 
 
@@ -14,13 +19,8 @@ class NotFiniteError(ValueError):
     """The network, the decoder or a derivative has given NaN or infinity."""
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite; one reduction, after which the device is waited for."""
-    return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
-
-
 def check_evaluated(model: Model, result: Tensor, states: tuple[Tensor, ...], noise_to_signal: Level) -> None:
-    """Checks what the network of a model has made of states at a level.
+    """Requires that what the network of a model has made of states at a level is finite; `deferred_checks` may wait.
 
     Args:
         model: whose network was evaluated.
@@ -31,51 +31,62 @@ def check_evaluated(model: Model, result: Tensor, states: tuple[Tensor, ...], no
     Raises:
         NotFiniteError: the result is not finite.
     """
-    if is_finite(result):
-        return
-    row, place = _first(result, noise_to_signal)
-    if not all(is_finite(state[row]) for state in states):
-        raise NotFiniteError(
-            f"the latents {place} are not finite before the network is evaluated there; look for NaN in latents that "
-            "were given or that a callback has changed, or lower the strength of the guide"
+
+    def fault_of_states(are_finite: Tensor) -> NotFiniteError:
+        return NotFiniteError(
+            f"the latents {_first(are_finite, noise_to_signal)} are not finite before the network is evaluated there; "
+            "look for NaN in latents that were given or that a callback has changed, or lower the strength of the guide"
         )
-    network, _ = model.parts()
-    remedies: dict[torch.dtype | None, str] = {
-        torch.float16: "load the model in bfloat16 or float32",
-        torch.bfloat16: "load the model in float32, or lower the strength of the guide",
-    }
-    raise NotFiniteError(
-        f"{_described(network, 'the network')} has made NaN or infinity of finite latents {place}; "
-        + remedies.get(
+
+    def fault_of_network(are_finite: Tensor) -> NotFiniteError:
+        network, _ = model.parts()
+        remedies: dict[torch.dtype | None, str] = {
+            torch.float16: "load the model in bfloat16 or float32",
+            torch.bfloat16: "load the model in float32, or lower the strength of the guide",
+        }
+        remedy = remedies.get(
             _dtype(network), "look for NaN among its weights and adapters, or lower the strength of the guide"
         )
-    )
+        return NotFiniteError(
+            f"{_described(network, 'the network')} has made NaN or infinity of finite latents "
+            f"{_first(are_finite, noise_to_signal)}; {remedy}"
+        )
+
+    for state in states:
+        _require_rows(finite_rows(state), fault_of_states)
+    _require_rows(finite_rows(result), fault_of_network)
 
 
-def fault_of_images(model: Model, images: Tensor, latents: Tensor, noise_to_signal: Level) -> NotFiniteError | None:
-    """Why decoded images cannot be scored by any reward; None where they are finite.
+def check_decoded(model: Model, images: Tensor, latents: Tensor, noise_to_signal: Level) -> None:
+    """Requires that decoded images are finite, without which no reward can score; `deferred_checks` may wait.
 
     Args:
         model: that has decoded.
         images: `[N, 3, H, W]`.
         latents: clean ones, `[N, ...]`.
         noise_to_signal: the level from which they are look-aheads, `[]` or `[N]`; 0 where they are final.
+
+    Raises:
+        NotFiniteError: they are not.
     """
-    if is_finite(images):
-        return None
-    row, place = _first(images, noise_to_signal)
-    if not is_finite(latents[row]):
+
+    def fault_of_latents(are_finite: Tensor) -> NotFiniteError:
         return NotFiniteError(
-            f"the clean latents that were looked ahead to {place} are not finite, before they are decoded; load the "
-            "model in bfloat16 or float32, or lower the strength of the guide"
+            f"the clean latents that were looked ahead to {_first(are_finite, noise_to_signal)} are not finite, before "
+            "they are decoded; load the model in bfloat16 or float32, or lower the strength of the guide"
         )
-    # Look-aheads are decoded as previews, and final images in full.
-    preview = bool(as_level(noise_to_signal).max() > 0)
-    _, decoder = model.parts(preview)
-    return NotFiniteError(
-        f"{_described(decoder, 'the decoder')} has made NaN of finite latents, looked ahead to {place}; "
-        f"{_decoder_remedy(decoder, preview)}"
-    )
+
+    def fault_of_decoder(are_finite: Tensor) -> NotFiniteError:
+        # Look-aheads are decoded as previews, and final images in full.
+        preview = bool(as_level(noise_to_signal).max() > 0)
+        _, decoder = model.parts(preview)
+        return NotFiniteError(
+            f"{_described(decoder, 'the decoder')} has made NaN of finite latents, looked ahead to "
+            f"{_first(are_finite, noise_to_signal)}; {_decoder_remedy(decoder, preview)}"
+        )
+
+    _require_rows(finite_rows(latents), fault_of_latents)
+    _require_rows(finite_rows(images), fault_of_decoder)
 
 
 def fault_of_gradient(
@@ -92,13 +103,13 @@ def fault_of_gradient(
         preview: as of `Model.decode`.
     """
     place = f"at the noise-to-signal ratio {float(as_level(noise_to_signal).max()):.4g}"
-    if of_images is not None and not is_finite(of_images):
+    if of_images is not None and not finite_rows(of_images).all():
         return NotFiniteError(
             f"reward '{reward.name}' gives the pixels of a finite image a gradient that is not finite, {place}; mend "
             "its `score`, load it in float32, or take gradient='tilted_mean', which needs none"
         )
     network, decoder = model.parts(preview)
-    if not is_finite(of_latents):
+    if not finite_rows(of_latents).all():
         return NotFiniteError(
             f"the gradient through {_described(decoder, 'the decoder')} is not finite {place}, though images and the "
             f"reward's own gradient are; {_decoder_remedy(decoder, preview)}"
@@ -110,11 +121,17 @@ def fault_of_gradient(
     )
 
 
-def _first(result: Tensor, noise_to_signal: Level) -> tuple[int, str]:
-    """The first row that is not finite, and its level in words."""
-    row = int(result.detach().flatten(1).isfinite().all(1).logical_not().nonzero()[0, 0])
+def _require_rows(are_finite: Tensor, fault: Callable[[Tensor], NotFiniteError]) -> None:
+    """Requires that all rows are finite; the fault is told which of them are, `[N]`."""
+    require(are_finite, partial(fault, are_finite))
+
+
+def _first(are_finite: Tensor, noise_to_signal: Level) -> str:
+    """The level, in words, of the first row that is not finite."""
     level = as_level(noise_to_signal)
-    return row, f"at the noise-to-signal ratio {float(level[row] if level.ndim else level):.4g}"
+    if level.ndim:
+        level = level[are_finite.tolist().index(False)]
+    return f"at the noise-to-signal ratio {float(level):.4g}"
 
 
 def _described(module: nn.Module | None, otherwise: str) -> str:

@@ -16,11 +16,12 @@ from ..core.flow_map import flow_map_of
 from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
+from ..core.tensors import sent
 from ..core.values import scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
 from .execution import Execution
-from .faults import NotFiniteError, check_evaluated, fault_of_gradient, fault_of_images
+from .faults import NotFiniteError, check_decoded, check_evaluated, fault_of_gradient
 from .reward_errors import RewardErrors
 
 
@@ -117,7 +118,8 @@ class Law:
 
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""
-        images, count = torch.arange(self.num_images, device=x.device), len(x) // self.num_images
+        # On the CPU, where reading them waits for nothing.
+        images, count = torch.arange(self.num_images), len(x) // self.num_images
         groups = self.groups or (1,) * self.num_images
         return LawAtRows(self, images.repeat_interleave(count), tuple(count * size for size in groups))
 
@@ -145,7 +147,7 @@ class LawAtRows:
 
     Attributes:
         law: of all images.
-        owners: the image of each row, `[N]`.
+        owners: the image of each row, `[N]`, on the CPU.
         groups: numbers of consecutive rows that are evaluated together whatever the batch; see `Execution`.
     """
 
@@ -183,6 +185,7 @@ class LawAtRows:
             denoiser=(predict if predicts_mean else denoise) if scores.model.has_denoiser else None,
             map=flow_map if model.has_flow_map else inner_map and flow_map_of(inner_map),
             predicts_mean=predicts_mean,
+            maps_by_prediction=model.maps_by_prediction,
             max_noise_to_signal=min(model.max_noise_to_signal, scores.model.max_noise_to_signal),
             inner_map=inner_map,
         )
@@ -203,7 +206,7 @@ class LawAtRows:
         counted = 0
 
         def at_rows(index: Tensor) -> list[Tensor]:
-            return [level[index.to(level.device)] if level.ndim else level for level in row_levels]
+            return [level[sent(index, level.device)] if level.ndim else level for level in row_levels]
 
         def evaluate_rows(index: Tensor, *rows: Tensor) -> Tensor:
             with model.evaluating_network(execution.gradient_checkpointing.network):
@@ -297,14 +300,9 @@ class LawAtRows:
 
         def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
             prompts = [law.prompts[owner] for owner in owners[index].tolist()]
-            row_levels = level[index.to(level.device)] if level.ndim else level
-            try:
-                return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
-            except Exception:
-                fault = fault_of_images(law.model, images, latents, row_levels)
-                if fault is not None:
-                    raise fault from None
-                raise
+            row_levels = level[sent(index, level.device)] if level.ndim else level
+            check_decoded(law.model, images, latents, row_levels)
+            return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
 
         return law.reward_errors.scores(law.execution, reward, score, index, latents, images)
 
@@ -319,7 +317,7 @@ class LawAtRows:
             noise_to_signal: level of the rows.
             preview: as of `Model.decode`.
         """
-        law, row = self.law, int(rows.nonzero()[0, 0])
+        law, row = self.law, rows.tolist().index(True)
         assert law.reward is not None, "it was differentiated"
         with torch.enable_grad():
             z = z.detach().unflatten(0, (len(rows), -1))[row].requires_grad_()

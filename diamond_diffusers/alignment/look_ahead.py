@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
+from ..core.deferred import require
 from ..core.levels import Level, signal_and_noise
 from ..core.network import Network
-from ..core.tensors import expand
+from ..core.tensors import expand, finite_rows, working_dtype
 from ..core.values import (
     hybrid_shift,
     isotropic_coefficient,
@@ -24,7 +25,6 @@ from ..core.values import (
     value,
 )
 from ..posteriors.base import PosteriorSampler, PosteriorSamples, check_samples
-from .faults import is_finite
 from .law import Law, LawAtRows
 from .random_source import RandomSource
 from .smc_parts.resampling import effective_sample_size
@@ -198,28 +198,29 @@ class _Particles:
             kept |= {"samples": drawn.samples.detach(), "rewards": rewards.detach(), "tilted_log_weights": tilted}
         if gradient is None:
             return LookAhead(known, values.detach(), **kept)
-        coefficient = torch.ones(())
+        coefficient = 1.0
         if gradient == "tilted_mean":
             terms = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights).unsqueeze(1)
         elif gradient == "hybrid":
             terms = self.hybrid_shift(x, values, rewards, drawn).unsqueeze(1)
         elif gradient == "isotropic":
             terms = isotropic_gradient(values, samples).unsqueeze(1)
-            coefficient = isotropic_coefficient(self.noise_to_signal)
+            coefficient = isotropic_coefficient(self.noise_to_signal).item()
         else:
             if splits:
                 assert known is not None, "`draw` was asked for it"
-                terms = self.terms(x, known, rewards, log_weights)
+                terms = self.terms(x, known, rewards, log_weights, drawn.predicted if self.aim is None else None)
             else:
                 terms = pathwise_gradient(values, x).unsqueeze(1)
-            coefficient = pathwise_coefficient(self.noise_to_signal)
-        if gradient in REWARD_GRADIENTS and not is_finite(terms):
-            wrong = terms.flatten(1).isfinite().all(1).logical_not()
-            raise self.rows.fault_of_gradient(drawn.samples.flatten(0, 1), wrong, self.noise_to_signal)
+            coefficient = pathwise_coefficient(self.noise_to_signal).item()
+        if gradient in REWARD_GRADIENTS:
+            right, looked_at = finite_rows(terms), drawn.samples.detach().flatten(0, 1)
+            require(right, lambda: self.rows.fault_of_gradient(looked_at, ~right, self.noise_to_signal))
         # Where no look-ahead has a reward, nothing tells where to go.
         terms = terms.masked_fill(torch.isneginf(values).reshape(-1, *[1] * (terms.ndim - 1)), 0.0)
         drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
-        return LookAhead(known, values.detach(), terms, coefficient.to(x.device).expand(len(x)), drift, **kept)
+        coefficients = torch.full((len(x),), coefficient, device=x.device, dtype=working_dtype(x))
+        return LookAhead(known, values.detach(), terms, coefficients, drift, **kept)
 
     def draw(self, x: Tensor, with_prediction: bool) -> tuple[Tensor | None, PosteriorSamples]:
         """To what the step aims, where that is needed, and the look-aheads."""
@@ -254,18 +255,23 @@ class _Particles:
         return hybrid_shift(pathwise, tilted_mean, samples, rewards, log_weights, self.noise_to_signal)
 
     @torch.enable_grad()
-    def terms(self, x: Tensor, aimed: Tensor, rewards: Tensor, log_weights: Tensor) -> Tensor:
+    def terms(
+        self, x: Tensor, aimed: Tensor, rewards: Tensor, log_weights: Tensor, aimed_at_copies: Tensor | None
+    ) -> Tensor:
         """The gradients of rewards and log-likelihoods and the differences of scores, averaged alike: `[N, 3, ...]`.
 
-        One graph is traversed before the other is built, so that memory holds one.
+        Both gradients go through one graph where the step aims at what the look-aheads are made of, `aimed_at_copies`.
+        Elsewhere one graph is traversed before the other is built. Either way memory holds one.
         """
         network, posterior = self.rows.network, self.posterior
         rewards = torch.where(torch.isneginf(rewards).all(1, keepdim=True), 0.0, rewards)
         proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.rows.law.reward_scale), 1)
         proportions = proportions.detach()
-        of_rewards = pathwise_gradient((proportions * rewards).sum(1), x)
+        of_rewards = pathwise_gradient((proportions * rewards).sum(1), x, aimed_at_copies is not None)
         aim = network.predict if self.aim is None else partial(self.aim, network)
-        others = posterior.gradient_terms(x, self.noise_to_signal, network.max_noise_to_signal, self.noise, aim, aimed)
+        others = posterior.gradient_terms(
+            x, self.noise_to_signal, network.max_noise_to_signal, self.noise, aim, aimed, aimed_at_copies
+        )
         of_likelihoods = pathwise_gradient((proportions * others.log_likelihoods).sum(1), x)
         of_scores = torch.einsum("nk,nk...->n...", proportions.to(x.dtype), others.score_differences)
         return torch.stack([of_rewards, of_likelihoods, of_scores], 1)

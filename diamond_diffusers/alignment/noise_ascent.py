@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..core.attention import differentiable_attention
 from ..core.checks import check_choice, check_counts, check_finite
-from ..core.tensors import expand
+from ..core.deferred import require
+from ..core.tensors import expand, finite_rows, sent
 from ..transitions.base import Transition
-from .faults import is_finite
+from .faults import NotFiniteError
 from .law import Evaluation, Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .out_of_memory import with_smaller_chunks
@@ -153,20 +154,23 @@ class NoiseSampler:
                 sample = self._sample(rows, index, groups)
                 objective = self.law.reward_scale * sample.evaluation.total.sum()
             gradients += torch.autograd.grad(objective, rows)
-            if not is_finite(gradients[-1]):
-                wrong = gradients[-1].flatten(1).isfinite().all(1).logical_not()
-                # Each row is an image of its own.
-                at_rows = self.law.of_images(index // self.num_particles).rows(sample.latents)
-                raise at_rows.fault_of_gradient(sample.latents, wrong, self.levels[0], preview=False)
+            right = finite_rows(gradients[-1])
+            require(right, partial(self._fault_of_gradient, sample.latents.detach(), index, right))
             total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
             samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
         return _joined(samples), torch.cat(gradients)
+
+    def _fault_of_gradient(self, latents: Tensor, index: Tensor, right: Tensor) -> NotFiniteError:
+        """Why the gradients of samples, of these particles, are not finite where they are not right."""
+        # Each row is an image of its own.
+        at_rows = self.law.of_images(index // self.num_particles).rows(latents)
+        return at_rows.fault_of_gradient(latents, ~right, self.levels[0], preview=False)
 
     def _parts(self, noise: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
         """The noises in parts of what is evaluated at once, the particle that each belongs to, and their groups."""
         num_images = self.law.num_images
         count = num_images * self.num_particles
-        particles = torch.arange(count, device=noise.device).repeat_interleave(len(noise) // count)
+        particles = torch.arange(count).repeat_interleave(len(noise) // count)
         start = 0
         for groups in self.law.execution.parts([len(noise) // num_images] * num_images):
             end = start + sum(groups)
@@ -190,7 +194,7 @@ class _Repeated(RandomSource):
         if self.step == len(driving):
             driving.append(self.sampler.random.normal(self.sampler.num_particles, shape))
         self.step += 1
-        return driving[self.step - 1][self.particles]
+        return driving[self.step - 1][sent(self.particles, driving[0].device)]
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from diffusers.utils import logging
 
+from ..core.deferred import deferred_checks
 from ..core.memory_errors import want_of_memory
 from .execution import Execution
 from .random_source import RandomSource
@@ -25,7 +26,8 @@ def with_smaller_chunks(
 
     The rows are halved until memory holds them, and stay so for the rest of the run, which a warning tells. Every call
     draws the same. What was evaluated in vain has been counted, like everything that is evaluated. Within a function
-    that is called so, others are called as they are: the outermost is called again as a whole.
+    that is called so, others are called as they are: the outermost is called again as a whole. Its checks of numbers on
+    a device are settled at its end.
 
     Processes that share a run do not call again, since one of them alone would wait for the others forever.
 
@@ -45,7 +47,8 @@ def with_smaller_chunks(
     while True:
         memory.is_watched, memory.largest = True, 0
         try:
-            result = function()
+            with deferred_checks():
+                result = function()
         except (RuntimeError, MemoryError) as error:
             if want_of_memory(error) is None:
                 raise

@@ -14,8 +14,8 @@ from torch import Tensor, distributed
 DistributedState: TypeAlias = PartialState | Accelerator | distributed.ProcessGroup
 """What names the processes that share a call."""
 
-Chunk = Tensor
-"""The indices of the rows of one call."""
+Chunk = range
+"""The rows of one call."""
 
 ChunkFunction = Callable[..., Tensor]
 """Maps (chunks, rows...) to a result `[n, ...]` for the rows of those chunks; row by row."""

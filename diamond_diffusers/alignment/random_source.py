@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.conversions import shown
 from ..core.interval import Interval
+from ..core.tensors import sent
 from ..transitions.base import Transition
 
 _WAY = "give torch.Generator objects, such as torch.Generator().manual_seed(0)"
@@ -128,7 +129,8 @@ class RandomSource:
         return self._draw(self.num_images * rows_per_image, shape, self.generators)
 
     def _draw(self, rows: int, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        return randn_tensor((rows, *shape), generator=generator, device=self.device, dtype=self.dtype)
+        device = self.device if generator is None else generator.device
+        return sent(randn_tensor((rows, *shape), generator=generator, device=device, dtype=self.dtype), self.device)
 
 
 def driving_noise(
@@ -153,4 +155,5 @@ def _spawn(generator: torch.Generator) -> torch.Generator:
 
 
 def _seed(generator: torch.Generator | None, device: torch.device) -> int:
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+    # Apple's GPU draws whole numbers of 32 bits.
+    return int(torch.randint(2**31 - 1 if device.type == "mps" else 2**63 - 1, (), generator=generator, device=device))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice
+from ..core.deferred import checks_at_once, faults_shown_to, require
 from ..core.memory_errors import want_of_memory
 from ..rewards.base import Reward, RewardOutput
 from ..rewards.errors import first_line
@@ -96,10 +97,12 @@ class RewardErrors:
         def score_finite(*rows: Tensor) -> RewardOutput:
             # Where a graph is checkpointed, this is called once more on the way back.
             try:
-                output = self.retried(lambda: score(*rows), RETRY_DELAYS if self.action == "retry" else (), again)
-                check_no_nan(reward, output)
+                # Who calls again has to know at once.
+                with faults_shown_to(self._noted) if self.action == "raise" else checks_at_once():
+                    output = self.retried(lambda: score(*rows), RETRY_DELAYS if self.action == "retry" else (), again)
+                    check_no_nan(reward, output)
             except Exception as error:
-                self.raised = error if is_of_reward(error) else None
+                self._noted(error)
                 raise
             return output
 
@@ -122,6 +125,9 @@ class RewardErrors:
         self.num_skipped += missing
         return _joined(reward, images, outputs)
 
+    def _noted(self, error: Exception) -> None:
+        self.raised = error if is_of_reward(error) else None
+
     def _one_by_one(
         self, execution: Execution, score: Callable[..., RewardOutput], *rows: Tensor
     ) -> list[RewardOutput | None]:
@@ -140,10 +146,12 @@ class RewardErrors:
 
 def check_no_nan(reward: Reward, output: RewardOutput) -> None:
     """Raises a `ValueError` for a NaN that has been made of finite scores: NaN stands for images without one."""
-    if output.total.isnan().any():
-        raise ValueError(
+    require(
+        output.total.isnan().logical_not(),
+        lambda: ValueError(
             f"Reward '{reward.name}' makes NaN of the scores of its terms; mend its `transform`, or clip the scores"
-        )
+        ),
+    )
 
 
 def _joined(reward: Reward, images: Tensor, outputs: list[RewardOutput | None]) -> RewardOutput:

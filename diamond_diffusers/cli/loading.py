@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import named_dtype, usable_device
+from .options import usable_device, weights_dtype
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline import DiamondMapPipeline
@@ -53,12 +53,11 @@ def load_model(model: str | None, dtype: str, device: str, output: Path, source:
     from ..pipelines.pipeline import DiamondMapPipeline
 
     device = usable_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if model is not None and device.startswith("cuda") else "float32"
-    weights_dtype = named_dtype(dtype)
+    # The embedded model is small enough for float32 anywhere.
+    precision = weights_dtype(dtype, "cpu" if model is None else device)
     prepare_folder(output)
     with _blaming(model, source):
-        return DiamondMapPipeline.from_pretrained(model, dtype=weights_dtype).to(device)
+        return DiamondMapPipeline.from_pretrained(model, dtype=precision).to(device)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .levels import Level, ode_step
+from .tensors import sent
 from .typed import Typed
 
 
@@ -31,13 +33,15 @@ class Conditions:
     shared: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, index: Tensor) -> Conditions:
-        """The conditions of the images `index [N]`, one row each."""
-        negative = self.negative_features
-        return replace(
-            self,
-            features={name: feature[index] for name, feature in self.features.items()},
-            negative_features=negative and {name: feature[index] for name, feature in negative.items()},
-        )
+        """The conditions of the images `index [N]`, one row each; these themselves where that is all rows in order."""
+        num_images, negative = len(next(iter(self.features.values()), index)), self.negative_features
+        if index.device.type == "cpu" and torch.equal(index, torch.arange(num_images)):
+            return self
+
+        def rows(features: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: feature[sent(index, feature.device)] for name, feature in features.items()}
+
+        return replace(self, features=rows(self.features), negative_features=negative and rows(negative))
 
 
 class Model(ABC):
@@ -70,6 +74,11 @@ class Model(ABC):
     def predicts_mean(self) -> bool:
         """Whether `predict` is the posterior mean too."""
         return True
+
+    @property
+    def maps_by_prediction(self) -> bool:
+        """Whether `flow_map` leads to clean data by `predict`, so that either serves for both."""
+        return self.has_flow_map and not self.predicts_mean
 
     @property
     def max_noise_to_signal(self) -> float:

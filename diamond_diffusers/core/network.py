@@ -33,6 +33,7 @@ class Network:
         predicts_mean: whether `predictor` gives the posterior mean, so that either serves for both.
         max_noise_to_signal: the largest level at which it is asked about renoised observations.
         inner_map: its Diamond Map; None where none is loaded.
+        maps_by_prediction: whether `map` leads to clean data by `predictor`, so that either serves for both.
     """
 
     predictor: Denoiser
@@ -41,6 +42,7 @@ class Network:
     predicts_mean: bool = True
     max_noise_to_signal: float = math.inf
     inner_map: InnerFlowMap | None = None
+    maps_by_prediction: bool = False
 
     @property
     def has_denoiser(self) -> bool:

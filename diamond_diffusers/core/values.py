@@ -63,17 +63,18 @@ def tilted_mean_shift(samples: Tensor, rewards: Tensor, log_weights: Tensor) -> 
     return torch.einsum("nk,nk...->n...", difference.to(samples.dtype), samples)
 
 
-def pathwise_gradient(values: Tensor, x: Tensor) -> Tensor:
+def pathwise_gradient(values: Tensor, x: Tensor, keeps_graph: bool = False) -> Tensor:
     """`grad_x V`, by differentiating the value through its look-aheads and their weights.
 
     Args:
         values: `V` of each row, `[N]`, with a graph to `x`.
         x: observations `[N, ...]` in the bounded coordinate, requiring gradients.
+        keeps_graph: whether something else is to be differentiated through the same graph afterwards.
 
     Returns:
         `[N, ...]`, without a graph.
     """
-    (gradient,) = torch.autograd.grad(values, x, torch.ones_like(values))
+    (gradient,) = torch.autograd.grad(values, x, torch.ones_like(values), retain_graph=keeps_graph)
     return gradient
 
 

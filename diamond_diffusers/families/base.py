@@ -16,7 +16,7 @@ from ..core.levels import GaussianPath, Level, as_level
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range, where_rows
 from ..transitions.base import Transition
-from .compat import adapters_disabled, alone_with, execution_device
+from .compat import adapters_disabled, alone_with, compute_dtype, execution_device
 from .differentiation import EvaluatedParts, decoded
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
@@ -177,6 +177,8 @@ class Family(LoopTensors, EvaluatedParts):
         # Stock pipelines look through all of their modules to find it.
         own._device = self.device
         own._evaluated_parts = {}
+        for module in filter(None, (self.network_module, self.decoder(False), self.decoder(True))):
+            compute_dtype(module, looks_again=True)
         own.pipeline = copy(self.pipeline)
         own.pipeline.scheduler = copy(self.pipeline.scheduler)
         return own
@@ -311,7 +313,8 @@ class Family(LoopTensors, EvaluatedParts):
             return self.network(latents, noise_to_signal, conditions.features, conditions.shared)
         positive, negative = self.both_predictions(latents, noise_to_signal, conditions)
         guided = self.guide(positive, negative, noise_to_signal, conditions)
-        return where_rows(self.is_guided(noise_to_signal, conditions), guided, positive)
+        is_guided = self.is_guided(noise_to_signal, conditions)
+        return guided if is_guided.all() else where_rows(is_guided, guided, positive)
 
     def both_predictions(
         self, latents: Tensor, noise_to_signal: Tensor, conditions: Conditions
@@ -338,9 +341,9 @@ class Family(LoopTensors, EvaluatedParts):
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         time = self.path.time(noise_to_signal)
         latents = self.path.from_bounded(x, time)
-        row_levels = as_level(noise_to_signal).cpu().expand(len(x))
+        row_levels = as_level(noise_to_signal).expand(len(x))
         with alone_with(self.network_module):
-            prediction = self.guided_prediction(latents.to(self.network_module.dtype), row_levels, conditions)
+            prediction = self.guided_prediction(latents.to(compute_dtype(self.network_module)), row_levels, conditions)
         return self.path.denoised(latents, prediction.to(x.dtype), time)
 
     def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:

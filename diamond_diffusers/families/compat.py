@@ -40,6 +40,24 @@ def alone_with(network: nn.Module) -> threading.RLock:
         return _network_locks.setdefault(unwrap_module(network), threading.RLock())
 
 
+_dtypes: WeakKeyDictionary[nn.Module, tuple[torch.dtype | None, torch.dtype]] = WeakKeyDictionary()
+
+
+def compute_dtype(module: Any, looks_again: bool = False) -> torch.dtype:
+    """The `dtype` of a model of diffusers, which looks through all of its parts each time; here once a call.
+
+    Args:
+        module: the model.
+        looks_again: whether its parts may have changed though its first weight has not, as by layerwise casting.
+    """
+    first = next(module.parameters(), None)
+    stored = None if first is None else first.dtype
+    known = _dtypes.get(module)
+    if looks_again or known is None or known[0] != stored:
+        known = _dtypes[module] = stored, module.dtype
+    return known[1]
+
+
 @contextmanager
 def adapters_disabled(model: Any, names: Sequence[str]) -> Iterator[None]:
     """Context in which a model is without some of its LoRA adapters; the others stay active, with their weights."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.held import HeldChange
 from ..core.weights_as_used import WeightsAsUsed
 from ..transitions.sampled_model import SampledModel
-from .compat import AdapterState, alone_with, checkpointed_by, is_compiled, moves_weights
+from .compat import AdapterState, alone_with, checkpointed_by, compute_dtype, is_compiled, moves_weights
 from .group_offloading import group_offloading_hooks, onloaded
 
 
@@ -91,7 +91,7 @@ class Evaluated:
 
 def overflows(decoder: Any) -> bool:
     """Whether a decoder's float16 may overflow, as its configuration says."""
-    return decoder.dtype == torch.float16 and bool(decoder.config.get("force_upcast"))
+    return compute_dtype(decoder) == torch.float16 and bool(decoder.config.get("force_upcast"))
 
 
 def decoded(decoder: Any, latents: Tensor, *, upcasts_images: bool = False) -> Tensor:
@@ -106,7 +106,9 @@ def decoded(decoder: Any, latents: Tensor, *, upcasts_images: bool = False) -> T
     """
     upcasts = overflows(decoder) and (upcasts_images or (torch.is_grad_enabled() and latents.requires_grad))
     with WeightsAsUsed(torch.float32) if upcasts else nullcontext():
-        images: Tensor = decoder.decode(latents.to(torch.float32 if upcasts else decoder.dtype), return_dict=False)[0]
+        images: Tensor = decoder.decode(
+            latents.to(torch.float32 if upcasts else compute_dtype(decoder)), return_dict=False
+        )[0]
     return images
 
 

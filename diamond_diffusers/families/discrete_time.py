@@ -14,7 +14,7 @@ from ..core.model import Conditions
 from ..core.tensors import expand
 from ..transitions.base import Transition
 from .base import Family
-from .schedules import check_discrete_time, check_unclipped, stock_transition, trained_range, training_levels
+from .schedules import check_discrete_time, check_unclipped, range_of, stock_transition, training_levels
 
 
 class DiscreteTimeFamily(Family):
@@ -23,6 +23,15 @@ class DiscreteTimeFamily(Family):
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         self._eta = 0.0
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def training_levels(self) -> Tensor:
+        """As of `schedules.training_levels`; of one schedule they are computed once."""
+        schedule = self.pipeline.scheduler.alphas_cumprod
+        if self._table is None or self._table[0] is not schedule:
+            self._table = schedule, training_levels(self.pipeline.scheduler)
+        return self._table[1]
 
     def for_call(self, arguments: Mapping[str, Any]) -> Self:
         check_discrete_time(self.pipeline.scheduler)
@@ -39,10 +48,10 @@ class DiscreteTimeFamily(Family):
 
     @property
     def max_noise_to_signal(self) -> float:
-        return trained_range(self.pipeline.scheduler)[1]
+        return range_of(self.training_levels)[1]
 
     def timestep(self, noise_to_signal: Level) -> Tensor:
-        return interpolate_timesteps(as_level(noise_to_signal), training_levels(self.pipeline.scheduler))
+        return interpolate_timesteps(as_level(noise_to_signal), self.training_levels)
 
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
         names = ("timesteps", "sigmas", "original_inference_steps")
@@ -56,7 +65,7 @@ class DiscreteTimeFamily(Family):
         noise is kept: `D = y - kappa eps_hat`.
         """
         kappa = as_level(noise_to_signal)
-        queried = kappa.clamp(*trained_range(self.pipeline.scheduler))
+        queried = kappa.clamp(*range_of(self.training_levels))
         raised = kappa < queried
         # The same y = x sqrt(1 + kappa^2) at the queried level.
         scale = torch.where(raised, torch.sqrt((1 + kappa**2) / (1 + queried**2)), 1.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.levels import Level
 from ..core.model import Conditions
+from ..core.tensors import sent
 from ..transitions.base import Transition
 from ..transitions.flow_map import FlowMapTransition
 from .packed_latents import PackedFamily
@@ -93,11 +94,16 @@ class FluxFamily(PackedFamily):
     def has_flow_map(self) -> bool:
         return self.is_two_time or super().has_flow_map
 
+    @property
+    def maps_by_prediction(self) -> bool:
+        # A network of two times predicts by one, and maps by both.
+        return not self.is_two_time and super().maps_by_prediction
+
     def flow_map(
         self, x: Tensor, noise_to_signal: Level, next_noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:
         if self.is_two_time:
-            target = self.timestep(next_noise_to_signal).to(x.device, torch.float32).expand(len(x))
+            target = sent(self.timestep(next_noise_to_signal), x.device, torch.float32).expand(len(x))
             negative = conditions.negative_features
             conditions = replace(
                 conditions,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.levels import Level
 from ..core.model import Conditions
+from ..core.tensors import sent
 from .flow_matching import FlowMatchingFamily
 from .registry import register_family
 from .schedules import level_interval, within
@@ -71,7 +72,7 @@ class Lumina2Family(FlowMatchingFamily):
         timestep = self.timestep(noise_to_signal).float()
         return -self.pipeline.transformer(
             hidden_states=latents,
-            timestep=(1 - timestep / self.pipeline.scheduler.config.num_train_timesteps).to(latents.device),
+            timestep=sent(1 - timestep / self.pipeline.scheduler.config.num_train_timesteps, latents.device),
             attention_kwargs=shared["attention_kwargs"],
             return_dict=False,
             **features,

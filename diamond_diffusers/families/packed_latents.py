@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.model import Conditions
+from ..core.tensors import sent
 from .flow_matching import FlowMatchingFamily
 from .stock_call import repeat_rows
 
@@ -63,7 +64,7 @@ class PackedFamily(FlowMatchingFamily):
     def network_time(self, latents: Tensor, noise_to_signal: Tensor) -> Tensor:
         """The time as the network takes it, `[N]`."""
         # The stock loops round the timestep, in thousandths, to the dtype of the latents.
-        return self.timestep(noise_to_signal).to(latents.device, torch.float32).to(latents.dtype) / 1000
+        return sent(self.timestep(noise_to_signal), latents.device, torch.float32).to(latents.dtype) / 1000
 
     def packed(self, latents: Tensor) -> Tensor:
         return self.pipeline._pack_latents(latents, *latents.shape)

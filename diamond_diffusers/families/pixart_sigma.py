@@ -15,6 +15,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_
 from torch import Tensor
 
 from ..core.model import Conditions
+from ..core.tensors import sent
 from .discrete_time import DiscreteTimeFamily
 from .registry import register_family
 from .resolution_bins import BinnedFamily
@@ -55,7 +56,7 @@ class PixArtSigmaFamily(BinnedFamily, DiscreteTimeFamily):
     ) -> Tensor:
         prediction = self.pipeline.transformer(
             latents,
-            timestep=self.timestep(noise_to_signal).to(latents.device, torch.float32),
+            timestep=sent(self.timestep(noise_to_signal), latents.device, torch.float32),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
             **features,

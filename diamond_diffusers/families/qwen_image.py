@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.held import HeldChange
 from ..core.model import Conditions
-from ..core.tensors import to_unit_range
+from ..core.tensors import sent, to_unit_range
 from .differentiation import decoded
 from .packed_latents import PackedFamily, has_negative
 from .registry import register_family
@@ -128,7 +128,7 @@ _WITHOUT_CACHE: HeldChange[nn.Module] = HeldChange(_drop_cache)
 def _latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of the autoencoder's latents, `[1, C, 1, 1, 1]`."""
     mean, std = (
-        torch.tensor(statistic, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1, 1)
+        sent(torch.tensor(statistic), latents.device, latents.dtype).reshape(1, -1, 1, 1, 1)
         for statistic in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std

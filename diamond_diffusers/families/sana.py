@@ -12,7 +12,7 @@ from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
 
 from ..core.model import Conditions
-from ..core.tensors import working_dtype
+from ..core.tensors import sent, working_dtype
 from .flow_matching import FlowMatchingFamily
 from .registry import register_family
 from .resolution_bins import BinnedFamily
@@ -79,7 +79,7 @@ class SanaFamily(BinnedFamily, FlowMatchingFamily):
         self, latents: Tensor, noise_to_signal: Tensor, features: Mapping[str, Tensor], shared: Mapping[str, Any]
     ) -> Tensor:
         transformer = self.pipeline.transformer
-        timestep = self.timestep(noise_to_signal).to(latents.device, torch.float32)
+        timestep = sent(self.timestep(noise_to_signal), latents.device, torch.float32)
         prediction = transformer(
             latents,
             encoder_hidden_states=features["encoder_hidden_states"].to(latents.dtype),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.levels import Level, RectifiedFlowPath, as_level
 from ..core.model import Conditions
+from ..core.tensors import sent
 from .registry import register_family
 from .resolution_bins import BinnedFamily
 from .stock_call import call_stock, masked_features, one_row_each
@@ -113,7 +114,7 @@ class SanaSprintFamily(BinnedFamily):
             encoder_hidden_states=embeds.to(latents.dtype),
             encoder_attention_mask=features["encoder_attention_mask"],
             guidance=guidance * transformer.config.guidance_embeds_scale,
-            timestep=self.path.time(noise_to_signal).to(latents.device, torch.float32),
+            timestep=sent(self.path.time(noise_to_signal), latents.device, torch.float32),
             attention_kwargs=shared["attention_kwargs"],
             return_dict=False,
         )[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.held import HeldChange
 from ..core.model import Conditions
-from ..core.tensors import to_unit_range
+from ..core.tensors import sent, to_unit_range
 from .compat import moves_weights
 from .differentiation import decoded
 from .registry import register_family
@@ -103,8 +103,8 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         latents = z / vae.config.scaling_factor
         mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
         if mean is not None and deviation is not None:
-            latents = latents * latents.new_tensor(deviation).reshape(1, -1, 1, 1)
-            latents = latents + latents.new_tensor(mean).reshape(1, -1, 1, 1)
+            scale, shift = (sent(torch.tensor(each), z.device, z.dtype) for each in (deviation, mean))
+            latents = latents * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
         return to_unit_range(decoded(vae, latents, upcasts_images=True))
 
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:

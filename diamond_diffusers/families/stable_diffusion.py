@@ -13,6 +13,7 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import Tensor
 
 from ..core.model import Conditions
+from ..core.tensors import sent
 from .discrete_time import DiscreteTimeFamily
 from .registry import register_family
 from .stock_call import call_stock, image_prompt_rows, one_row_each, repeat_rows, without_none
@@ -151,7 +152,7 @@ class StableDiffusionFamily(DiscreteTimeFamily):
             added["image_embeds"] = images
         return self.network_module(
             latents,
-            self.timestep(noise_to_signal).to(latents.device, torch.float32),
+            sent(self.timestep(noise_to_signal), latents.device, torch.float32),
             encoder_hidden_states=features["encoder_hidden_states"],
             timestep_cond=features.get("timestep_cond"),
             cross_attention_kwargs=shared["cross_attention_kwargs"],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.levels import Level
 from ..core.model import Conditions
-from ..core.tensors import where_rows
+from ..core.tensors import sent, where_rows
 from .flow_matching import FlowMatchingFamily
 from .registry import register_family
 from .schedules import level_interval, within
@@ -136,7 +136,7 @@ class StableDiffusion3Family(FlowMatchingFamily):
             attention_options[_IMAGE_EMBEDS] = features[_IMAGE_EMBEDS]
         return self.pipeline.transformer(
             hidden_states=latents,
-            timestep=self.timestep(noise_to_signal).to(latents.device, torch.float32),
+            timestep=sent(self.timestep(noise_to_signal), latents.device, torch.float32),
             encoder_hidden_states=features["encoder_hidden_states"],
             pooled_projections=features["pooled_projections"],
             joint_attention_kwargs=attention_options,

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.levels import Level
 from ..core.model import Conditions
+from ..core.tensors import sent
 from .flow_matching import FlowMatchingFamily
 from .registry import register_family
 from .stock_call import one_row_each, repeat_rows
@@ -118,7 +119,7 @@ class ZImageFamily(FlowMatchingFamily):
         lengths = features["lengths"].tolist()
         predictions = self.pipeline.transformer(
             list(latents.unsqueeze(2).unbind()),
-            self.network_time(noise_to_signal).to(latents.device),
+            sent(self.network_time(noise_to_signal), latents.device),
             [rows[:length] for rows, length in zip(features["encoder_hidden_states"], lengths, strict=True)],
             joint_attention_kwargs=shared["joint_attention_kwargs"],
             return_dict=False,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core.glass import query, toward
 from ..core.levels import Level, as_level
 from ..core.model import Conditions
-from ..core.tensors import where_rows
+from ..core.tensors import sent, where_rows
 from ..families.base import Family
 from ..families.compat import activate_adapters, adapters_disabled, alone_with, offloads_layers
 from ..families.two_time import TwoTimeEmbedder
@@ -263,7 +263,7 @@ class DiamondMap(nn.Module):
         outer = torch.where(is_noise, 1.0, kappa / (1 + kappa))
         # Pure noise says nothing, and is not heard: the map is then a flow map of the model.
         observed = where_rows(is_noise, torch.zeros_like(x), x)
-        times = [torch.as_tensor(time, device=x.device).float().expand(len(x)) for time in (outer, s, r)]
+        times = [sent(as_level(time), x.device, torch.float32).expand(len(x)) for time in (outer, s, r)]
         if self.conditioning.device != x.device:
             self.conditioning.to(x.device)
         unguided = replace(conditions, negative_features=None, classifier_free_guidance_scale=1.0)

@@ -21,6 +21,7 @@ from .adapters import AdapterMethods
 from .attributes import StockAttributes
 from .call import Call, prepare
 from .callbacks import UserCallback
+from .compiling import CompileMethods
 from .defaults import checked_defaults
 from .loading import (
     HUB_OPTIONS,
@@ -39,7 +40,7 @@ from .saving_methods import SavingMethods
 from .signature import SignatureOfCall, StockCall
 
 
-class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
+class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAttributes):
     """A stock diffusers pipeline whose samples obey a reward.
 
     It owns one stock pipeline, to which every attribute that is not defined here is delegated: `components`,

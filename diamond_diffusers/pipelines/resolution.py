@@ -44,12 +44,17 @@ def resolve_reward(
                 "give reward=... or alignment='none'"
             )
         return None
+    return loaded_reward(reward, named).to(device=family.device)
+
+
+def loaded_reward(reward: RewardLike, named: dict[str, Reward]) -> Reward:
+    """A reward in any of its forms; `named` as of `resolve_reward`."""
     if isinstance(reward, str):
         # A named reward is a model: loaded once, not at every call.
         if reward not in named:
             named[reward] = as_reward(reward)
         reward = named[reward]
-    return as_reward(reward).to(device=family.device)
+    return as_reward(reward)
 
 
 def resolve_method(

@@ -15,8 +15,6 @@ from huggingface_hub import CommitInfo
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
-from torchvision.transforms import functional
-from torchvision.utils import make_grid
 
 from ..families.base import Family
 from ..families.two_time import TwoTimeEmbedder
@@ -222,6 +220,10 @@ def _grid(images: Sequence[Image.Image]) -> Image.Image:
     images = [] if isinstance(images, Image.Image) else list(images)
     if not all(isinstance(image, Image.Image) for image in images) or len({image.size for image in images}) != 1:
         raise TypeError("sample_images must be a list of PIL images of one size; give the .images of a call's output")
+    # Loading a model needs none of it.
+    from torchvision.transforms import functional
+    from torchvision.utils import make_grid
+
     tensors = [functional.pil_to_tensor(image.convert("RGB")) for image in images]
     return functional.to_pil_image(make_grid(tensors, nrow=GRID_COLUMNS, pad_value=255))
 

@@ -23,10 +23,13 @@ class PosteriorSamples:
         samples: `[N, K, ...]`.
         log_weights: `[N, K]`, up to a constant for each observation, differentiable in it; zero where the samples are
             equally weighted.
+        predicted: what the loaded model predicts at the copies of the observations that the samples come from,
+            `[N K, ...]` with its graph, where the sampler has evaluated that; for its `gradient_terms`.
     """
 
     samples: Tensor
     log_weights: Tensor
+    predicted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class PosteriorSampler(Sampler, ABC):
         noise: Tensor,
         aim: Denoiser,
         aimed: Tensor,
+        aimed_at_copies: Tensor | None = None,
     ) -> GradientTerms:
         """The terms of the value's gradient besides that of the rewards; only if `has_gradient_terms`.
 
@@ -104,6 +108,7 @@ class PosteriorSampler(Sampler, ABC):
             largest: the highest level of the model, to which copies are renoised at most.
             aim: the clean sample to which the velocity at an observation points.
             aimed: `aim(x, noise_to_signal)`.
+            aimed_at_copies: `aim` at the copies of `x`, `[N K, ...]` with its graph, if it is known already.
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient_terms, which has_gradient_terms asks for")
 

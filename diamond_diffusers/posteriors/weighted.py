@@ -91,11 +91,11 @@ def line_integral(
 ) -> tuple[Tensor, Tensor]:
     """The integral of the score at the one level `kappa'` from `y` to `y'_k`: consistent."""
     _, sigma = signal_and_noise(repeat_each(renoised.level, renoised.num_samples))
-    total = torch.zeros(len(renoised.x), dtype=torch.float64, device=renoised.x.device)
+    parts = []
     for position, weight in quadrature:
         remaining = renoised.noise_at(network, position)
-        total = total + weight * row_dot(remaining, expand(renoised.spread / sigma, renoised.x) * renoised.noise)
-    return -total, remaining
+        parts.append(weight * row_dot(remaining, expand(renoised.spread / sigma, renoised.x) * renoised.noise))
+    return -sum(parts[1:], parts[0]), remaining
 
 
 def mixed_level_trapezoid(
@@ -144,7 +144,8 @@ class WeightedPosterior(PosteriorSampler):
     `Guide(scaling="norm")` separates three terms of that gradient, as the authors' code does: those of the rewards, of
     the likelihoods and of the scores. Each is a mean over the look-aheads in the proportions `log_proportions`. Its
     likelihoods and scores are computed from the clean sample to which the velocity at `y'_k` points (that of the model
-    itself, whether it is a posterior mean or not), which costs K more evaluations and backward passes.
+    itself, whether it is a posterior mean or not). That costs K more backward passes, and K more evaluations where the
+    look-aheads are not made of that clean sample: on a flow map of two times, and where particles follow a map.
 
     Args:
         num_samples: number K of look-aheads of each observation.
@@ -248,17 +249,26 @@ class WeightedPosterior(PosteriorSampler):
         log_weights = log_weights.unflatten(0, (-1, count)) / self.weight_temperature
         # Only differences matter, and these fit the dtype of the samples.
         log_weights = log_weights - log_weights.amax(1, keepdim=True).detach()
-        return PosteriorSamples(z.unflatten(0, (-1, count)), log_weights.to(z.dtype))
+        is_predicted = network.maps_by_prediction and self.num_map_steps == 1
+        predicted_at_copies = z if is_predicted else denoised if network.predicts_mean else None
+        return PosteriorSamples(z.unflatten(0, (-1, count)), log_weights.to(z.dtype), predicted_at_copies)
 
     def gradient_terms(
-        self, x: Tensor, noise_to_signal: Level, largest: float, noise: Tensor, aim: Denoiser, aimed: Tensor
+        self,
+        x: Tensor,
+        noise_to_signal: Level,
+        largest: float,
+        noise: Tensor,
+        aim: Denoiser,
+        aimed: Tensor,
+        aimed_at_copies: Tensor | None = None,
     ) -> GradientTerms:
         """The likelihoods and scores at the copies that `sample` makes of `x` with the same noise."""
         kappa, count = as_level(noise_to_signal), len(noise) // len(x)
         level, keep, spread = self.renoising(kappa, largest)
         levels = repeat_each(level, count)
         copies = repeat_each(expand(keep, x) * x, count) + expand(repeat_each(spread, count), x) * noise
-        z = aim(copies, levels)
+        z = aim(copies, levels) if aimed_at_copies is None else aimed_at_copies
         residual = predicted_noise(repeat_each(x, count), z, repeat_each(kappa, count))
         log_likelihoods = -row_dot(residual, residual) / 2
         with torch.no_grad():

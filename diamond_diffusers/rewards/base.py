@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,17 @@ class Reward(ABC):
         for held in vars(self).values():
             if isinstance(held, nn.Module):
                 held.to(device=device, dtype=dtype)
+        return self
+
+    def compile(self, **options: Any) -> Self:
+        """Compiles every torch module that the reward holds as an attribute, in place, by `torch.compile(**options)`.
+
+        Returns:
+            The reward.
+        """
+        for held in vars(self).values():
+            if isinstance(held, nn.Module):
+                held.compile(**options)
         return self
 
     def probe(
@@ -308,6 +319,12 @@ class CompositeReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Tensor:
         """The total `[B]`."""
         return self.evaluate(images, prompts, **context).total
+
+    def compile(self, **options: Any) -> Self:
+        """Compiles every part, in place; returns this reward."""
+        for reward in self.rewards:
+            reward.compile(**options)
+        return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts every part, in place; returns this reward."""

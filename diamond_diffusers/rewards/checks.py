@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..core.deferred import require
+
 RANGE_TOLERANCE = 1e-3
 """How far outside [0, 1] a pixel may be: decoders round."""
 
@@ -32,12 +34,17 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
         )
     if images.numel() == 0:
         raise ValueError(f"Reward '{name}' got images of shape {list(images.shape)}; give at least one pixel.")
-    lowest, highest = torch.stack(images.detach().aminmax()).tolist()
-    if not (lowest >= -RANGE_TOLERANCE and highest <= 1 + RANGE_TOLERANCE):
-        raise ValueError(
+    extremes = torch.stack(images.detach().aminmax())
+
+    def fault() -> ValueError:
+        lowest, highest = extremes.tolist()
+        return ValueError(
             f"Reward '{name}' got images from {lowest:.4g} to {highest:.4g}; give values in [0, 1], such as "
             "`(x / 2 + 0.5).clamp(0, 1)` of images in [-1, 1]."
         )
+
+    # NaN is not within it.
+    require((extremes >= -RANGE_TOLERANCE) & (extremes <= 1 + RANGE_TOLERANCE), fault)
 
 
 def refuses_inference_tensors(error: RuntimeError) -> bool:

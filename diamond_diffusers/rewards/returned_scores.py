@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
 from numbers import Number, Real
@@ -11,6 +12,9 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
+
+from ..core.deferred import require
+from ..core.tensors import on_device, sent
 
 REAL_KINDS = "biuf"
 """Kinds of numpy's dtypes that hold real numbers."""
@@ -40,13 +44,17 @@ def read_scores(name: str, returned: Any, prompts: Sequence[str], device: torch.
     scores = _read(returned, len(prompts))
     if scores is None:
         raise _refusal(name, returned, len(prompts))
-    scores = scores.to(device, torch.float32)
-    if not scores.isfinite().all():
-        first = int(scores.isfinite().logical_not().nonzero()[0, 0])
-        raise ValueError(
-            f"Reward '{name}' returned {scores[first].item()} for image {first} (prompt {prompts[first]!r}); "
+    scores = sent(scores, device, torch.float32)
+    given = scores.detach()
+
+    def fault() -> ValueError:
+        first, score = next((first, score) for first, score in enumerate(given.tolist()) if not math.isfinite(score))
+        return ValueError(
+            f"Reward '{name}' returned {score} for image {first} (prompt {prompts[first]!r}); "
             "scores must be finite in float32: mend its `score`, or load it in float32."
         )
+
+    require(given.isfinite(), fault)
     return scores
 
 
@@ -120,7 +128,7 @@ def _stacked(values: Sequence[Any]) -> Tensor | None:
     columns = [_column(value, 1) for value in values]
     rows = [column for column in columns if column is not None]
     # Their devices may differ, as those of numbers and tensors do.
-    return torch.cat([row.to(rows[0].device) for row in rows]) if len(rows) == len(columns) else None
+    return torch.cat([on_device(row, rows[0].device) for row in rows]) if len(rows) == len(columns) else None
 
 
 def _holds_real_numbers(tensor: Tensor) -> bool:

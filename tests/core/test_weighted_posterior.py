@@ -15,7 +15,7 @@ from diamond_diffusers.alignment.look_ahead import look_ahead
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.model import Conditions
 from diamond_diffusers.core.network import Network
-from diamond_diffusers.families.discrete_time import DiscreteTimeFamily
+from diamond_diffusers.families.stable_diffusion import StableDiffusionFamily
 from diamond_diffusers.posteriors.weighted import WEIGHTS
 
 from ..products import diagonal
@@ -191,9 +191,9 @@ def test_levels_above_the_largest_are_not_asked_about(level, snr_factor):
 
 
 def test_discrete_time_families_declare_their_largest_level():
-    family = SimpleNamespace(pipeline=SimpleNamespace(scheduler=DDIMScheduler()))
+    family = StableDiffusionFamily(SimpleNamespace(scheduler=DDIMScheduler()))
     abar = DDIMScheduler().alphas_cumprod[-1].item()
-    assert DiscreteTimeFamily.max_noise_to_signal.fget(family) == pytest.approx(math.sqrt((1 - abar) / abar))
+    assert family.max_noise_to_signal == pytest.approx(math.sqrt((1 - abar) / abar))
     scores = MixtureModel(MIXTURE)
     scores.max_noise_to_signal = 7.0
     law = make_map_law(MIXTURE)

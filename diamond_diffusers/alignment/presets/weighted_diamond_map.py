@@ -38,9 +38,10 @@ def weighted_diamond_map(model: Model | None = None, **options: Any) -> Guidance
 
     Where this is not what they ran: the norm of the gradient grows with the image, and is 20 at the sizes above; on
     SANA-Sprint particles follow the ODE, where theirs move by `(x - z) / tau`, the velocity in another time than that
-    of the step; a look-ahead takes two evaluations and two backward passes, where their code takes four and two on
-    FLUX, one and two on SANA-Sprint (one pass would not do: what the gradients of reward and likelihood are divided by
-    is known when both are); scores are not clipped, which theirs are at values that guided steps do not reach.
+    of the step; on FLUX a look-ahead takes two evaluations and two backward passes, where their code takes four and two
+    (on SANA-Sprint it takes one and two, as theirs; one pass would not do: what the gradients of reward and likelihood
+    are divided by is known when both are); scores are not clipped, which theirs are at values that guided steps do not
+    reach.
     """
     family = None if model is None else model.name
     if family == "sana_sprint":

@@ -238,9 +238,10 @@ def draw(
 
 def machine_facts(pipe: DiamondMapPipeline) -> dict[str, Any]:
     """The facts on which the last bits of an image depend beside its settings."""
-    on_gpu = pipe.device.type == "cuda"
+    # Of Apple's GPU torch has no name.
+    named = getattr(torch.get_device_module(pipe.device), "get_device_name", None)
     return {
-        "device": torch.cuda.get_device_name(pipe.device) if on_gpu else platform.machine(),
+        "device": platform.machine() if named is None else named(pipe.device),
         "device_type": pipe.device.type,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in PACKAGES},
