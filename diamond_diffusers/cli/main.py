@@ -12,9 +12,9 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..core.memory_errors import want_of_memory
+from ..files.extensions import import_extension
 from .benchmark import benchmark, redraw
 from .generate import generate, help_of_alignment, help_of_posterior
-from .imports import import_extension
 from .models import models
 from .rewards import rewards
 from .score import score

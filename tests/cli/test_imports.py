@@ -124,9 +124,8 @@ def test_files_that_cannot_be_imported_get_one_sentence(tmp_path, monkeypatch, n
 
 
 def test_modules_that_are_not_there_get_one_sentence():
-    assert "--import is 'no.such', which cannot be imported (ModuleNotFoundError" in refusal(
-        "--import", "no.such", "rewards"
-    )
+    assert "--import is 'no.such', which is no module that Python finds" in refusal("--import", "no.such", "rewards")
+    assert "cannot be imported (ModuleNotFoundError" in refusal("--import", "json.no_such", "rewards")
 
 
 HELP = """
