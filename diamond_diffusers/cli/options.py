@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -32,7 +33,48 @@ def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
     return given
 
 
+def all_texts(given: Sequence[str] | None, file: Path | None, name: str) -> list[str]:
+    """The texts that a command was given, then those of a file.
+
+    Args:
+        name: of what gives texts besides `--prompts-file`, for the user.
+
+    Raises:
+        ValueError: there is none, or the file cannot be read.
+    """
+    from ..evaluation.benchmark.prompts import prompts_in
+
+    texts = list(given or ())
+    if file is not None:
+        texts += [prompt.text for prompt in prompts_in(file)]
+    if not texts:
+        raise ValueError(f"{name} is not given, and neither is --prompts-file; give at least one text")
+    return texts
+
+
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File with a prompt a line (.txt), or of GenEval (.jsonl), DrawBench or UniGenBench (.csv).",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
+DType = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16 or float16; 'auto' is bfloat16 for quantised models and for named ones on a GPU, else "
+        "float32."
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        help="Keeps weights off the accelerator while they are not used: model (one component at a time), group "
+        "(layer by layer, the next one ahead of its use) or sequential (layer by layer, the least memory, slow)."
+    ),
+]
 ParticleBatchSize = Annotated[
     int | None,
     typer.Option(

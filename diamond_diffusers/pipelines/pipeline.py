@@ -24,6 +24,7 @@ from .callbacks import UserCallback
 from .defaults import checked_defaults
 from .loading import (
     HUB_OPTIONS,
+    base_of,
     check_class,
     class_of,
     embedded_model,
@@ -120,10 +121,8 @@ class DiamondMapPipeline(AdapterMethods, SavingMethods, StockAttributes):
             raise TypeError(f"{name!r} is an argument of a call; give pipe(..., {name}=...)")
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         diamond_map = find_map(model, hub)
-        if diamond_map is not None and diamond_map.is_alone:
-            # The revision is that of the map; its base names its own.
-            kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
-            model = diamond_map.base
+        model, hub = base_of(model, hub, diamond_map)
+        kwargs |= hub
         name = check_class(model, **hub)
         loader = loader_of(name)
         saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)

@@ -268,12 +268,14 @@ CUDA_IS_FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a tota
     ids=["GPU", "CPU", "Python", "other"],
 )
 def test_a_want_of_memory_is_told(tiny_folder, tmp_path, monkeypatch, error, sentence):
-    def draw(*arguments):
+    def draw(*arguments, **options):
         raise error
 
     monkeypatch.setattr(side_by_side, "draw_side_by_side", draw)
     result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
     assert result.exit_code == (1 if sentence is None else 2)
+    # Of the options that this command has.
+    assert "--batch-size" not in result.output
     assert ("Error" in result.output) == (sentence is not None) and (sentence or "") in result.output
 
 

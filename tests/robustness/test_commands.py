@@ -70,7 +70,7 @@ GENERATE = {
 BENCHMARK = {
     "budgets": ("", "0", "-1", "x", "1,", ",", "1.5", "nan", "9" * 40, "1,x"),
     "methods": ("", "x", "plain,x", "plain,plain", ",", "plain,", " "),
-    "prompts": ("", "no_such.txt", "/", "x.exe"),
+    "prompts-file": ("", "no_such.txt", "/", "x.exe"),
     "num-prompts": ("0", "-1", "x", "1.5"),
     "batch-size": ("0", "-1", "x"),
     "seed": ("-1", "x", "9" * 40),

@@ -100,7 +100,7 @@ def test_a_file_of_options_names_it_too(tmp_path, write_loss, capsys):
         (("--import", "nothing.py"), "--import is 'nothing.py', which is no file; name a .py file"),
         (
             ("--import", "no_such_module"),
-            "--import is 'no_such_module', which is no module that Python finds; name a .py",
+            "--import is 'no_such_module', which is no module that Python finds",
         ),
     ],
 )
