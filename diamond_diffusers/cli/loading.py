@@ -37,14 +37,13 @@ RewardScale = Annotated[
 ]
 
 
-def model_defaults(model: str | None, loading: LoadingOptions | None = None) -> dict[str, Any]:
+def model_defaults(model: str | None, loading: LoadingOptions, source: str = "--model") -> dict[str, Any]:
     """The call defaults of a model and its Diamond Map, known before they are loaded."""
     from ..pipelines.loading import embedded_model, find_map, read_defaults
 
-    loading = loading or LoadingOptions()
     if model is None and not (embedded_model() / "model_index.json").exists():
         raise ValueError("The embedded model is not installed; reinstall diamond-diffusers, or name one with --model")
-    with _blaming(_named(model)):
+    with _blaming(_named(model, source)):
         defaults = read_defaults(model or embedded_model(), **_hub(loading))
     if loading.diamond_map is not None:
         with _blaming(f"--diamond-map is {loading.diamond_map!r}, which", "give a folder or Hub repository of one"):
@@ -264,7 +263,7 @@ def _place(pipe: DiamondMapPipeline, offload: str | None, device: str) -> None:
 
 
 def _named(model: str | None, source: str = "--model") -> str:
-    return "--model is not given, and the embedded model" if model is None else f"{source} is {model!r}, which"
+    return f"{source} is not given, and the embedded model" if model is None else f"{source} is {model!r}, which"
 
 
 @contextmanager

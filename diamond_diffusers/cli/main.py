@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from ..core.memory_errors import want_of_memory
 from ..files.extensions import import_extension
 from .benchmark import benchmark, redraw
+from .check import check
 from .generate import generate, help_of_alignment, help_of_posterior
 from .models import models
 from .rewards import rewards
@@ -104,5 +105,5 @@ def _list_new_names(ctx: typer.Context) -> None:
                 parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
-for command in (generate, rewards, score, benchmark, redraw, models):
+for command in (generate, check, rewards, score, benchmark, redraw, models):
     app.command()(command)

@@ -78,8 +78,8 @@ def _reads_prompts(expression: str) -> bool:
 def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
     if len(prompts) not in (1, len(paths)):
         raise ValueError(
-            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts-file; give one "
-            "text, or one for each"
+            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts-file; give "
+            "one text, or one for each"
         )
     return list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)
 

@@ -142,7 +142,7 @@ def test_help_imports_nothing_heavy():
     """Neither does the import of any module of the command line."""
     from diamond_diffusers import cli
 
-    names = [command for command in ("generate", "rewards", "score", "benchmark", "redraw", "models")]
+    names = [command for command in ("generate", "check", "rewards", "score", "benchmark", "redraw", "models")]
     heavy = ["torch", "diffusers", "transformers", "numpy", "scipy", "PIL", "accelerate", "yaml"]
     modules = [path.stem for path in Path(cli.__file__).parent.glob("*.py")]
     imports = "\n".join(f"import diamond_diffusers.cli.{module}" for module in modules)

@@ -157,7 +157,7 @@ def test_a_variant_is_loaded(load, tiny_folder, tmp_path):
     pipe = DiamondMapPipeline.from_pretrained(tiny_folder)
     pipe.pipeline.save_pretrained(tmp_path / "both", variant="half")
     assert torch.equal(image(load(tmp_path / "both", variant="half"), height=16, width=16), image(pipe, **PLAIN))
-    with pytest.raises(ValueError, match="--model is .* which cannot be loaded .*variant=fp16"):
+    with pytest.raises(ValueError, match=r"--model is .* which cannot be loaded .*variant=fp16"):
         load(tmp_path / "both", variant="fp16")
 
 
