@@ -153,8 +153,8 @@ def generate(
             max_network_evaluations,
             with_plain=not no_plain,
         )
-        placed = {} if loading.offload is None else {"offload": loading.offload}
-        save(drawn, output, {"model": model or "embedded", "loading": loading.of_weights(), **placed})
+        settings = {"model": model or "embedded", "loading": loading.of_weights(), "offload": loading.offload}
+        save(drawn, output, settings)
         _print_rewards(drawn)
         Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
 
