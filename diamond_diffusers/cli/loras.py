@@ -10,6 +10,8 @@ from typing import Any
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")
 """Endings of the files in which stock diffusers looks for a LoRA."""
+MAP_ADAPTER = "diamond_map"
+LONGEST_SHOWN = 200
 _FORM = "give [NAME=]SOURCE[=WEIGHT], such as lcm=latent-consistency/lcm-lora-sdv1-5=0.8"
 
 
@@ -62,9 +64,11 @@ def _parsed(text: str, default_name: str) -> Lora:
     if equals and not _exists(source):
         name, source = before, after
     if not source or not name.replace("-", "_").isidentifier():
-        raise ValueError(f"--lora is {text!r}; {_FORM}, where NAME is of letters, digits, '_' and '-'")
+        raise ValueError(f"--lora is {_shown(text)}; {_FORM}, where NAME is of letters, digits, '_' and '-'")
+    if name == MAP_ADAPTER:
+        raise ValueError(f"--lora is {_shown(text)}, but {name!r} is the adapter of Diamond Maps; name it otherwise")
     if not math.isfinite(weight):
-        raise ValueError(f"--lora is {text!r}, whose weight is no finite number; {_FORM}")
+        raise ValueError(f"--lora is {_shown(text)}, whose weight is no finite number; {_FORM}")
     return Lora(text, *_located(text, source), name, weight)
 
 
@@ -85,10 +89,15 @@ def _located(text: str, source: str) -> tuple[str, str | None]:
         is_on_hub = False
     if not is_on_hub:
         raise ValueError(
-            f"--lora is {text!r}, but {source!r} is no file or folder here, nor the name of a repository on the Hub; "
-            "give a path, OWNER/REPOSITORY or OWNER/REPOSITORY/FILE"
+            f"--lora is {_shown(text)}, whose source is no file or folder here, nor the name of a repository on the "
+            "Hub; give a path, OWNER/REPOSITORY or OWNER/REPOSITORY/FILE"
         )
     return f"{owner}/{repository}", file or None
+
+
+def _shown(text: str) -> str:
+    """A text in a sentence, where it may be of any length."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...")
 
 
 def _exists(path: str) -> bool:

@@ -7,13 +7,15 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
+from benchmarks.zoo.stable_diffusion import build_tiny_stable_diffusion
 from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
 from diamond_diffusers.cli import loading as module
 from diamond_diffusers.cli import quantization
 from diamond_diffusers.cli.loading import load_model
-from diamond_diffusers.cli.loras import Lora, parsed_loras
+from diamond_diffusers.cli.loras import MAP_ADAPTER, Lora, parsed_loras
 from diamond_diffusers.cli.records import LoadingOptions
 from diamond_diffusers.evaluation.benchmark.records import fingerprint, modules_of
+from diamond_diffusers.maps.diamond_map import ADAPTER
 from diamond_diffusers.pipelines.loading import MAP_FOLDER, embedded_model
 
 from ..families.common import lora_weights
@@ -57,10 +59,14 @@ WRONG = {
     "package": (("--quantize", "nf4"), "--quantize is 'nf4', but bitsandbytes is not installed; pip install"),
     "revision_of_folder": (("--revision", "main"), "--revision is 'main', but the folder"),
     "few_step": (("--few-step", "fast"), "--few-step is 'fast', but the adapters that --lora names are none; give"),
-    "no_lora": (("--lora", "no/such.safetensors"), "'no/such.safetensors' is no file or folder here, nor the name"),
-    "no_repository": (("--lora", "../../up"), "'../../up' is no file or folder here, nor the name of a repository"),
+    "no_lora": (("--lora", "no/such.safetensors"), "--lora is 'no/such.safetensors', whose source is no file"),
+    "no_repository": (("--lora", "../../up"), "whose source is no file or folder here, nor the name of a repository"),
     "empty_lora": (("--lora", ""), "--lora is ''; give [NAME=]SOURCE[=WEIGHT], such as lcm=latent"),
     "name_of_lora": (("--lora", "a.b={parts}/style.safetensors"), "where NAME is of letters, digits, '_' and '-'"),
+    "name_of_maps": (
+        ("--lora", "diamond_map={parts}/style.safetensors"),
+        "'diamond_map' is the adapter of Diamond Maps",
+    ),
     "weight_of_lora": (("--lora", "{parts}/style.safetensors=nan"), "whose weight is no finite number"),
     "same_name": (
         ("--lora", "a={parts}/style.safetensors", "--lora", "a={parts}/rank=2.safetensors"),
@@ -120,6 +126,11 @@ def test_the_embedded_model_has_no_variants_and_revisions(load):
         load(None, variant="fp16")
     with pytest.raises(ValueError, match="--revision is 'main', but the embedded model has no revisions"):
         load(None, revision="main")
+
+
+def test_the_name_of_maps_is_that_of_their_adapter():
+    """Which the command line knows without importing torch."""
+    assert MAP_ADAPTER == ADAPTER
 
 
 def test_loras_of_the_hub_are_named_by_repository_and_file():
@@ -204,6 +215,15 @@ def test_fp8_holds_linear_weights_in_a_byte(load):
     assert weight.dtype is torch.float8_e4m3fn and pipe.transformer.dtype is torch.float32
     call = {"alignment": Guidance(guide=Guide("pathwise")), "reward": "brightness"}
     assert (image(pipe, **call) - image(full, **call)).abs().mean() < 0.05
+
+
+def test_fp8_leaves_convolutions_which_are_differentiated(load, tmp_path):
+    build_tiny_stable_diffusion().save_pretrained(tmp_path / "unet")
+    pipe, full = load(tmp_path / "unet", quantize="fp8"), load(tmp_path / "unet", dtype="bfloat16")
+    assert pipe.unet.conv_in.weight.dtype is pipe.unet.dtype is torch.bfloat16
+    assert pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.dtype is torch.float8_e4m3fn
+    call = {"alignment": Guidance(guide=Guide("pathwise")), "reward": "brightness", "height": 16, "width": 16}
+    assert (image(pipe, **call) - image(full, **call)).float().abs().mean() < 0.05
 
 
 def test_int8_is_drawn_with_and_differentiated(load):

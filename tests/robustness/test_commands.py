@@ -66,6 +66,15 @@ GENERATE = {
     "particle-batch-size": ("", "-1", "0", "1.5", "x", "9" * 40),
     "dtype": ODD,
     "device": ("", "x", "cuda:99", "meta", "cpu:-1", "a\nb"),
+    "offload": ODD,
+    "quantize": ODD,
+    "few-step": ODD,
+    "lora": ("", "=", "=1", "x", "x=y=nan", "/no/such.safetensors", "../..", "a\nb", "1.5=x/y", "x" * 5000),
+    "variant": ODD[:4],
+    "revision": ODD[:4],
+    "preview-vae": ("", "/no/such/folder", "/", "a\nb"),
+    "diamond-map": ("", "/no/such/folder", "/", "a\nb"),
+    "prompts-file": ("", "no_such.txt", "/"),
 }
 BENCHMARK = {
     "budgets": ("", "0", "-1", "x", "1,", ",", "1.5", "nan", "9" * 40, "1,x"),
