@@ -218,7 +218,7 @@ class LawAtRows:
             execution.cost.backward_passes += counted
 
         result = execution.over_chunks(
-            partial(execution.checkpointed, evaluate_rows), self._groups(num_copies), *states, count=count
+            partial(execution.checkpointed, "network", evaluate_rows), self._groups(num_copies), *states, count=count
         )
         if result.requires_grad:
             result.register_hook(count_backward)
@@ -282,7 +282,7 @@ class LawAtRows:
             # Sums over pixels, as rewards take, round by the order in memory, which is the decoder's own.
             return law.model.decode(rows, law.conditions.rows(owners), preview).contiguous()
 
-        return law.execution.checkpointed(decode, owners, z)
+        return law.execution.checkpointed("decoder", decode, owners, z)
 
     def _score_rows(
         self, index: Tensor, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
-from ..alignment.execution import Execution
+from ..alignment.execution import Checkpointing, Execution
 from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
 from ..alignment.processes import DistributedState, ParticleShards
@@ -152,7 +152,12 @@ class Run(Iterator[Progress]):
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
             checkpointing = is_offloaded(family.pipeline)
-        execution = Execution(options.particle_batch_size, checkpointing, shards, is_interrupted=self._is_to_end)
+        execution = Execution(
+            options.particle_batch_size,
+            Checkpointing.of_all(checkpointing),
+            shards,
+            is_interrupted=self._is_to_end,
+        )
         law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
