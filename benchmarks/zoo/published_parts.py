@@ -67,8 +67,10 @@ class PublishedModel:
         absent = {parameter.name: None for parameter in parameters if parameter.default is inspect.Parameter.empty}
         return pipeline_class(**{**absent, **built, "scheduler": self.scheduler.build(size), **self.options})
 
-    def arguments(self, pipeline: DiffusionPipeline, size: str, pixels: int | None) -> dict[str, Any]:
-        """Keywords of a call for one image of one prompt."""
+    def arguments(
+        self, pipeline: DiffusionPipeline, size: str, pixels: int | None, device: torch.device | None = None
+    ) -> dict[str, Any]:
+        """Keywords of a call for one image of one prompt; features on a device, or on that of the network."""
         network = pipeline.components.get("transformer") or pipeline.components["unet"]
         shapes = self.features(network.config, self.tokens if size == "full" else TINY_TOKENS)
         generator = torch.Generator().manual_seed(0)
@@ -76,8 +78,8 @@ class PublishedModel:
 
         def features(name: str, shape: tuple[int, ...]) -> Tensor | list[Tensor]:
             if "mask" in name:
-                return torch.ones(1, *shape, dtype=torch.long, device=network.device)
-            rows = torch.randn(1, *shape, generator=generator).to(network.device, network.dtype)
+                return torch.ones(1, *shape, dtype=torch.long, device=device or network.device)
+            rows = torch.randn(1, *shape, generator=generator).to(device or network.device, network.dtype)
             # Z-Image's prompts have lengths of their own.
             return list(rows) if self.pipeline == "ZImagePipeline" else rows
 

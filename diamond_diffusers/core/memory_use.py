@@ -49,6 +49,20 @@ def memory_use(function: Callable[..., Any], *inputs: Tensor) -> MemoryUse:
     return MemoryUse(counted.graph, counted.peak)
 
 
+def peak_bytes(function: Callable[..., Any], *inputs: Tensor) -> int:
+    """The most bytes at once of what evaluating `function(*inputs)` makes, with what its graphs hold meanwhile.
+
+    Example:
+        >>> x = torch.ones(1000, requires_grad=True)
+        >>> peak_bytes(lambda x: torch.autograd.grad(x.exp().exp().sum(), x), x)
+        12004
+    """
+    counted = _Counted()
+    with counted:
+        function(*inputs)
+    return counted.peak
+
+
 class _Counted(TorchDispatchMode):
     """Counts the storages that operations make: those that live at once, and those that graphs save.
 
