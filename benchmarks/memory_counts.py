@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -80,7 +80,9 @@ def weights_of(name: str) -> Weights:
     return Weights(network, encoders, decoder)
 
 
-def particle_memory(name: str, pixels: int, dtype: torch.dtype, size: str = "full", device: str = "meta") -> ParticleMemory:
+def particle_memory(
+    name: str, pixels: int, dtype: torch.dtype, size: str = "full", device: str = "meta"
+) -> ParticleMemory:
     """Counts what a particle of a published model takes.
 
     Args:

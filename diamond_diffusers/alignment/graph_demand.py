@@ -118,11 +118,13 @@ class _Counted(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, part: str, held: _HeldRows) -> Tensor:
         if ctx.needs_input_grad[0]:
             held.begin(part, len(rows))
-            finalize(ctx, held.end, part, len(rows))
+            ctx.end = finalize(ctx, held.end, part, len(rows))
         return rows.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # Torch lets go what a graph holds as soon as it is differentiated, though the graph may live on.
+        ctx.end()
         return gradients[0], None, None
 
 

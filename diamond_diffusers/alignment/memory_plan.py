@@ -11,7 +11,7 @@ from .execution import Checkpointing
 from .graph_demand import GraphDemand
 
 USED_SHARE = 0.9
-"""Of the memory that is free, so much is planned with: kernels take some for themselves, and free memory lies in pieces."""
+"""Of the free memory, so much is planned with: kernels take some for themselves, and it lies in pieces."""
 ENOUGH_ROWS = 4
 """Parts are evaluated again until chunks have so many rows: a GPU is hardly faster with more of a published model."""
 CHECKPOINTINGS = (
@@ -76,9 +76,11 @@ class MemoryPlan:
         return self.num_bytes <= self.free_bytes
 
     def within(self, other: MemoryPlan) -> MemoryPlan:
-        """The plan that takes no more than either of two: its chunks are the smaller, and it evaluates again what either does."""
+        """The plan of the smaller chunks of two, which evaluates again what either does."""
         sizes = [plan.particle_batch_size for plan in (self, other) if plan.particle_batch_size is not None]
-        parts = zip(asdict(self.gradient_checkpointing).items(), asdict(other.gradient_checkpointing).values(), strict=True)
+        parts = zip(
+            asdict(self.gradient_checkpointing).items(), asdict(other.gradient_checkpointing).values(), strict=True
+        )
         return MemoryPlan(
             min(sizes, default=None),
             Checkpointing(**{name: mine or theirs for (name, mine), theirs in parts}),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
+from ..core.levels import as_level
 from ..core.memory_errors import want_of_memory
 from ..core.memory_use import memory_use, peak_bytes
 from .execution import Checkpointing, Execution
@@ -42,34 +45,42 @@ class MemoryProbe:
 
     def uses(self) -> dict[PartName, RowUse]:
         """The uses of all parts that the run has, as if each were evaluated again as a whole."""
-        rows, demand = self._rows(Checkpointing()), self.demand
-        is_differentiated = demand.network + demand.scored > 0
+        rows, demand, level = self._rows(Checkpointing()), self.demand, self.noise_to_signal
+        predict = partial(rows.network.predict, noise_to_signal=level)
         uses: dict[PartName, RowUse] = {}
-        with differentiable_attention() if is_differentiated else nullcontext():
-            network, z = _use(rows.network.predictor, self.x[:1], demand.network, self.noise_to_signal)
+        with differentiable_attention() if demand.scored else nullcontext():
+            uses["network"], z = row_use(predict, self.x[:1], demand.network > 0)
             if self.law.score_model is not None:
-                scoring, _ = _use(rows.network.denoise, self.x[:1], demand.network, self.noise_to_signal)
-                network = RowUse.as_a_whole(max(network.graph, scoring.graph), max(network.working, scoring.working))
-            uses["network"] = network
+                scoring, _ = row_use(partial(rows.network.denoise, noise_to_signal=level), z, demand.network > 0)
+                graph, working = (
+                    max(scoring.graph, uses["network"].graph),
+                    max(scoring.working, uses["network"].working),
+                )
+                uses["network"] = RowUse.as_a_whole(graph, working)
             decoded = demand.decoder if self.has_preview else demand.scored
-            uses["decoder"], images = _use(rows.decode, z, decoded)
+            uses["decoder"], images = row_use(rows.decode, z, decoded > 0)
+            uses["preview"] = uses["decoder"]
             if self.has_preview:
-                uses["preview"], images = _use(rows.decode, z, demand.preview, True)
+                uses["preview"], images = row_use(partial(rows.decode, preview=True), z, demand.preview > 0)
             if self.law.reward is not None:
                 uses["reward"] = self._of_reward(images, z)
-        if not self.has_preview:
-            uses["preview"] = uses["decoder"]
         return uses
 
-    def by_blocks(self, uses: dict[PartName, RowUse]) -> dict[PartName, RowUse]:
-        """The uses with those of the decoders where they are checkpointed, measured by a forward and a backward pass."""
-        rows, z = self._rows(Checkpointing(decoder=True)), self.x[:1]
-        measured = dict(uses)
+    def evaluated_again(
+        self, part: Literal["network", "decoder"], uses: Mapping[PartName, RowUse]
+    ) -> dict[PartName, RowUse]:
+        """The uses with that of a part where it is checkpointed, measured by one row's forward and backward pass."""
+        rows, measured = self._rows(Checkpointing.of_all(True)), dict(uses)
         with differentiable_attention():
+            if part == "network":
+                predict = partial(rows.network.predict, noise_to_signal=self.noise_to_signal)
+                measured["network"] = checkpointed_use(predict, self.x[:1], uses["network"])
+                return measured
             if self.demand.decoder or not self.has_preview:
-                measured["decoder"] = _checkpointed(lambda z: rows.decode(z), z, uses["decoder"])
-            if self.has_preview and self.demand.preview:
-                measured["preview"] = _checkpointed(lambda z: rows.decode(z, True), z, uses["preview"])
+                measured["decoder"] = checkpointed_use(rows.decode, self.x[:1], uses["decoder"])
+            if self.demand.preview and self.has_preview:
+                decode = partial(rows.decode, preview=True)
+                measured["preview"] = checkpointed_use(decode, self.x[:1], uses["preview"])
         if not self.has_preview:
             measured["preview"] = measured["decoder"]
         return measured
@@ -85,42 +96,56 @@ class MemoryProbe:
         return replace(law, execution=execution).rows(self.x[:1])
 
     def _of_reward(self, images: Tensor, z: Tensor) -> RowUse:
-        reward, prompts, context = self.law.reward, self.law.prompts[:1], {"noise_to_signal": self.noise_to_signal}
-        assert reward is not None, "the caller has looked"
-        self.law.cost.reward_calls += 1
+        law = self.law
+        assert law.reward is not None, "the caller has looked"
+        evaluate = partial(
+            law.reward.evaluate, prompts=law.prompts[:1], latents=z, noise_to_signal=as_level(self.noise_to_signal)
+        )
+        law.cost.reward_calls += 1
         try:
-            return _use(lambda images: reward.evaluate(images, prompts, latents=z, **context).total, images, self.demand.scored)[0]
+            return row_use(lambda images: evaluate(images).total, images, self.demand.scored > 0)[0]
         except Exception as error:
             # The run says what becomes of it, as it does of all failures of a reward.
-            if self.law.reward_errors.action == "raise" or not is_of_reward(error):
+            if law.reward_errors.action == "raise" or not is_of_reward(error):
                 raise
             return RowUse()
 
 
-def _use(function: Callable[..., Tensor], rows: Tensor, num_held: int, *options: float) -> tuple[RowUse, Tensor]:
-    """What evaluating rows takes, with a graph if any are held, and the result without one."""
+def row_use(function: Callable[[Tensor], Tensor], rows: Tensor, has_graph: bool) -> tuple[RowUse, Tensor]:
+    """What a part takes for rows, as if it were evaluated again as a whole; and its result, without a graph.
+
+    Args:
+        function: evaluates the part, once.
+        rows: its argument.
+        has_graph: whether the rows require gradients.
+    """
     results: list[Tensor] = []
-    rows = rows.detach().requires_grad_(num_held > 0)
-    with torch.set_grad_enabled(num_held > 0):
-        counted = memory_use(lambda rows: results.append(function(rows, *options).detach()), rows)
+    rows = rows.detach().requires_grad_(has_graph)
+    with torch.set_grad_enabled(has_graph):
+        counted = memory_use(lambda rows: results.append(function(rows).detach()), rows)
     return RowUse.as_a_whole(counted.graph, counted.working), results[0]
 
 
-def _checkpointed(function: Callable[[Tensor], Tensor], z: Tensor, use: RowUse) -> RowUse:
-    """A use with what is held, and made again, where the part is checkpointed."""
+def checkpointed_use(function: Callable[[Tensor], Tensor], rows: Tensor, use: RowUse) -> RowUse:
+    """The use of a part with what it takes where it is checkpointed.
 
-    def differentiate(z: Tensor) -> None:
-        images = function(z)
-        torch.autograd.grad(images, z, torch.zeros_like(images))
+    Args:
+        function: evaluates the part, checkpointed; it is evaluated and differentiated.
+        rows: its argument.
+        use: as of `row_use`, which is kept where memory does not suffice to measure.
+    """
 
-    z = z.detach().requires_grad_()
+    def differentiate(rows: Tensor) -> None:
+        result = function(rows)
+        torch.autograd.grad(result, rows, torch.zeros_like(result))
+
+    rows = rows.detach().requires_grad_()
     with torch.enable_grad():
-        held = memory_use(function, z).graph
+        held = memory_use(function, rows).graph
         try:
-            peak = peak_bytes(differentiate, z)
+            peak = peak_bytes(differentiate, rows)
         except (RuntimeError, MemoryError) as error:
             if want_of_memory(error) is None:
                 raise
-            # As a whole, of which the run may find out too.
             return use
     return replace(use, checkpointed=held, again=max(0, peak - held - use.working))

@@ -79,7 +79,11 @@ class _Counted(TorchDispatchMode):
         self._saved: set[int] = set()
 
     def __torch_dispatch__(
-        self, operation: Any, kinds: Sequence[type], inputs: tuple[Any, ...] = (), options: Mapping[str, Any] | None = None
+        self,
+        operation: Any,
+        kinds: Sequence[type],
+        inputs: tuple[Any, ...] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         options = options or {}
         result = operation(*inputs, **options)

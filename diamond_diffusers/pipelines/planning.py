@@ -17,7 +17,7 @@ from ..alignment.base import Method
 from ..alignment.execution import Checkpointing
 from ..alignment.graph_demand import GraphDemand, graph_demand
 from ..alignment.law import Law
-from ..alignment.memory_plan import CHECKPOINTINGS, USED_SHARE, MemoryPlan, RunSize, plan_memory
+from ..alignment.memory_plan import CHECKPOINTINGS, ENOUGH_ROWS, USED_SHARE, MemoryPlan, RunSize, plan_memory
 from ..alignment.memory_probe import MemoryProbe
 from ..core.free_memory import free_memory
 from .call import Call
@@ -123,9 +123,13 @@ def _planned(options: MemoryOptions, law: Law, x: Tensor, level: float, demand: 
     num_images = -(-law.num_images // law.execution.num_processes)
     run = RunSize(demand, uses, num_images, probe.has_preview)
     plan = plan_memory(run, free, options.particle_batch_size, options.checkpointings)
+    # What blocks take is worth an evaluation only where they may have to be checkpointed.
     if demand.scored and plan.gradient_checkpointing.decoder:
-        # Only now it is worth to know what the decoder takes then.
-        run = replace(run, uses=probe.by_blocks(uses))
+        run = replace(run, uses=probe.evaluated_again("decoder", run.uses))
+        plan = plan_memory(run, free, options.particle_batch_size, options.checkpointings)
+    is_short = plan.particle_batch_size is not None and plan.particle_batch_size < min(ENOUGH_ROWS, demand.rows)
+    if demand.network and (is_short or plan.gradient_checkpointing.network) and options.checkpointings[-1].network:
+        run = replace(run, uses=probe.evaluated_again("network", run.uses))
         plan = plan_memory(run, free, options.particle_batch_size, options.checkpointings)
     return plan
 

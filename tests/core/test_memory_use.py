@@ -74,8 +74,8 @@ def test_the_peak_is_that_of_both_passes():
     def differentiate(x: torch.Tensor) -> None:
         torch.autograd.grad(x.exp().exp().exp(), x, torch.ones_like(x))
 
-    # Three results, the gradient given, and the one of the last factor.
-    assert peak_bytes(differentiate, numbers()) == 5 * KIB
+    # Three results, the gradient given, and those that go into the last step back and come out of it.
+    assert peak_bytes(differentiate, numbers()) == 6 * KIB
 
 
 def test_a_result_cannot_be_differentiated():
