@@ -171,8 +171,9 @@ _IN_BLOCKS: dict[bool, HeldChange[nn.Module]] = {
 
 
 def _contexts(part: Evaluated, block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a block's evaluation, and of that on the way back."""
-    return nullcontext(), _Again(part, block)
+    """The contexts of a block's evaluation, and of that on the way back, which find the same blocks within it."""
+    # Another thread may end its evaluation meanwhile, with which the blocks would be as they were.
+    return _IN_BLOCKS[True].of(part.module) if part.is_decoder else nullcontext(), _Again(part, block)
 
 
 class _Again:

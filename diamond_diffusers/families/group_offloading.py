@@ -44,7 +44,7 @@ def onloaded(module: nn.Module, blocks: Iterable[nn.Module], *, out_of_turn: boo
             continue
         for tensor in tensors:
             left_to_others.append((tensor, tensor.data))
-            tensor.data = tensor.data.to(group.onload_device)
+            tensor.data = brought(tensor, group)
     followers = [(hook, hook.next_group) for part, hook in hooks.items() if out_of_turn and part in parts]
     for hook, _ in followers:
         hook.next_group = None
@@ -66,8 +66,14 @@ def onloaded(module: nn.Module, blocks: Iterable[nn.Module], *, out_of_turn: boo
 def offload_again(hooks: Iterable[GroupOffloadingHook]) -> None:
     """Takes away the groups that an evaluation has left on the device, since it was ended on its way."""
     for group in {id(hook.group): hook.group for hook in hooks}.values():
-        if any(tensor.device != group.offload_device for tensor in _tensors_of(group)):
+        # One device may have two names, with a number and without.
+        if any(tensor.device.type == group.onload_device.type for tensor in _tensors_of(group)):
             group.offload_()
+
+
+def brought(tensor: Tensor, group: ModuleGroup) -> Tensor:
+    """The numbers of a tensor on the device where its group is used."""
+    return tensor.data.to(group.onload_device)
 
 
 def _tensors_of(group: ModuleGroup) -> list[Tensor]:
