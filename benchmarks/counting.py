@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint as checkpointing
 
 if TYPE_CHECKING:
     from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
@@ -74,7 +75,7 @@ def _first_tensor(output: Any) -> Tensor:
 class GraphMemory:
     """Bytes that autograd graphs hold for their backward passes, each storage once.
 
-    What is computed again on the way back (gradient checkpointing) is not seen.
+    This includes what torch's gradient checkpointing computes again on the way back, for as long as it is held.
 
     Args:
         weights: are there anyway, and not counted.
@@ -87,29 +88,59 @@ class GraphMemory:
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         self.live = self.peak = 0
         self._holders: Counter[int] = Counter()
-        self._weights = {_address(weight) for weight in weights}
+        self._weights = {_storage(weight) for weight in weights}
 
     @contextmanager
     def watched(self) -> Iterator[GraphMemory]:
-        """Sees the graphs that are built while the context is open."""
-        with torch.autograd.graph.saved_tensors_hooks(self._hold, lambda held: held.tensor):
-            yield self
+        """Sees the graphs that are built while the context is open, by any thread, and what is computed again."""
+        recomputation = checkpointing._recomputation_hook
+        hold = self._hold
 
-    def _hold(self, tensor: Tensor) -> _Held:
+        class Watched(recomputation):  # type: ignore[misc, valid-type]
+            """Keeps what is computed again for the graph of a checkpoint, as torch does, and says so."""
+
+            def __init__(self, frame: Any, group: Any) -> None:
+                super().__init__(frame, group)
+                keep = self.pack_hook
+
+                def keep_watched(tensor: Tensor) -> Tensor:
+                    place = frame().recomp_counter[group]
+                    try:
+                        return keep(tensor)
+                    finally:
+                        # Also where torch ends the computation, since it has all that it needs.
+                        holder = frame().weak_holders[place]() if place < len(frame().weak_holders) else None
+                        if holder is not None:
+                            hold(tensor, holder.handles[group])
+
+                self.pack_hook = keep_watched
+
+        checkpointing._recomputation_hook = Watched
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._held, lambda held: held.tensor):
+                yield self
+        finally:
+            checkpointing._recomputation_hook = recomputation
+
+    def _held(self, tensor: Tensor) -> _Held:
         # An operation that saves its own result would hold itself.
         held = _Held(tensor.detach())
-        address, size = _address(tensor), tensor.untyped_storage().nbytes()
-        if address not in self._weights:
-            self._holders[address] += 1
-            if self._holders[address] == 1:
-                self.live += size
-                self.peak = max(self.peak, self.live)
-            weakref.finalize(held, self._release, address, size)
+        self._hold(tensor, held)
         return held
 
-    def _release(self, address: int, size: int) -> None:
-        self._holders[address] -= 1
-        if self._holders[address] == 0:
+    def _hold(self, tensor: Tensor, holder: object) -> None:
+        """Counts a tensor for as long as its holder lives."""
+        storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+        if storage not in self._weights:
+            self._holders[storage] += 1
+            if self._holders[storage] == 1:
+                self.live += size
+                self.peak = max(self.peak, self.live)
+            weakref.finalize(holder, self._release, storage, size)
+
+    def _release(self, storage: int, size: int) -> None:
+        self._holders[storage] -= 1
+        if self._holders[storage] == 0:
             self.live -= size
 
 
@@ -118,5 +149,6 @@ class _Held:
         self.tensor = tensor
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _storage(tensor: Tensor) -> int:
+    """The number of a tensor's storage, which those without numbers, on the meta device, have too."""
+    return tensor.untyped_storage()._cdata

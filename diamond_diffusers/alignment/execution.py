@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate
-from typing import TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,39 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Checkpointing:
+    """The parts that are evaluated again on the backward pass, instead of holding what they computed.
+
+    Each part that is takes less memory and more time. The gradients are the same.
+
+    Args:
+        network: whether the network is.
+        decoder: whether the decoder is.
+        reward: whether the reward is.
+
+    Example:
+        >>> Checkpointing.of_all(True)
+        Checkpointing(network=True, decoder=True, reward=True)
+        >>> Checkpointing(decoder=True).is_complete
+        False
+    """
+
+    network: bool = False
+    decoder: bool = False
+    reward: bool = False
+
+    @classmethod
+    def of_all(cls, is_wanted: bool) -> Self:
+        """Checkpointing of all parts, or of none."""
+        return cls(is_wanted, is_wanted, is_wanted)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every part is evaluated again."""
+        return all(astuple(self))
+
+
+@dataclass(frozen=True)
 class Execution:
     """Evaluates any number of rows in chunks, and counts what a run costs.
 
@@ -47,8 +80,7 @@ class Execution:
     Args:
         particle_batch_size: the most rows of one network, decoder or reward call, all of them of one image; None for
             the rows of all images at once.
-        gradient_checkpointing: whether network, decoder and reward are evaluated again on the backward pass, instead
-            of holding what they computed.
+        gradient_checkpointing: which of network, decoder and reward are evaluated again on the backward pass.
         shards: the processes over which chunks are spread; None where this one evaluates them all.
         cost: of everything that is evaluated so.
         is_interrupted: asked before each chunk whether the run is to end here; processes that share a run are not
@@ -67,7 +99,7 @@ class Execution:
     """
 
     particle_batch_size: int | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = field(default_factory=Checkpointing)
     shards: ParticleShards | None = None
     cost: Cost = field(default_factory=Cost)
     is_interrupted: Callable[[], bool] = never
@@ -151,10 +183,19 @@ class Execution:
             count(index)
         return self.shards.evaluate(evaluate, chunks, *rows)
 
-    def checkpointed(self, function: Callable[..., Result], index: Tensor, *rows: Tensor) -> Result:
-        """`function(index, *rows)`, evaluated again on the backward pass where that is wanted."""
-        if self.gradient_checkpointing and torch.is_grad_enabled() and any(row.requires_grad for row in rows):
-            evaluated: Result = checkpoint(function, index, *rows, use_reentrant=False)
+    def checkpointed(
+        self,
+        part: Literal["network", "decoder", "reward"],
+        function: Callable[..., Result],
+        index: Tensor,
+        *rows: Tensor,
+    ) -> Result:
+        """`function(index, *rows)`, which evaluates a part: again on the backward pass where that is wanted."""
+        is_wanted: bool = getattr(self.gradient_checkpointing, part)
+        if is_wanted and torch.is_grad_enabled() and any(row.requires_grad for row in rows):
+            # A second evaluation ends early by an exception, which must not pass through the code of a reward.
+            early_stop = part != "reward"
+            evaluated: Result = checkpoint(function, index, *rows, use_reentrant=False, early_stop=early_stop)
             return evaluated
         return function(index, *rows)
 

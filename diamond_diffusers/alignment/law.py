@@ -206,7 +206,8 @@ class LawAtRows:
             return [level[index.to(level.device)] if level.ndim else level for level in row_levels]
 
         def evaluate_rows(index: Tensor, *rows: Tensor) -> Tensor:
-            return function(*rows, *at_rows(index), conditions.rows(row_owners[index]))
+            with model.evaluating_network(execution.gradient_checkpointing.network):
+                return function(*rows, *at_rows(index), conditions.rows(row_owners[index]))
 
         def count(index: Tensor) -> None:
             nonlocal counted
@@ -218,7 +219,7 @@ class LawAtRows:
             execution.cost.backward_passes += counted
 
         result = execution.over_chunks(
-            partial(execution.checkpointed, evaluate_rows), self._groups(num_copies), *states, count=count
+            partial(execution.checkpointed, "network", evaluate_rows), self._groups(num_copies), *states, count=count
         )
         if result.requires_grad:
             result.register_hook(count_backward)
@@ -279,10 +280,12 @@ class LawAtRows:
         law = self.law
 
         def decode(owners: Tensor, rows: Tensor) -> Tensor:
+            with law.model.evaluating_decoder(law.execution.gradient_checkpointing.decoder, preview):
+                images = law.model.decode(rows, law.conditions.rows(owners), preview)
             # Sums over pixels, as rewards take, round by the order in memory, which is the decoder's own.
-            return law.model.decode(rows, law.conditions.rows(owners), preview).contiguous()
+            return images.contiguous()
 
-        return law.execution.checkpointed(decode, owners, z)
+        return law.execution.checkpointed("decoder", decode, owners, z)
 
     def _score_rows(
         self, index: Tensor, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor

@@ -75,7 +75,8 @@ def with_smaller_chunks(
 
 
 def _remedy(execution: Execution, size: int) -> str:
-    ways = [] if execution.gradient_checkpointing else ["set gradient_checkpointing=True if the method differentiates"]
+    checkpointing = "set gradient_checkpointing=True if the method differentiates"
+    ways = [] if execution.gradient_checkpointing.is_complete else [checkpointing]
     ways += ["draw smaller images", "load the model in bfloat16", "offload components (enable_model_cpu_offload)"]
     if execution.shards is None:
         return f"Memory does not hold a single row; {', '.join(ways[:-1])}, or {ways[-1]}."

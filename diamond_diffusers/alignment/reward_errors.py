@@ -105,7 +105,7 @@ class RewardErrors:
 
         outputs: list[RewardOutput | None]
         try:
-            return execution.checkpointed(score_finite, *rows)
+            return execution.checkpointed("reward", score_finite, *rows)
         except Exception as error:
             if self.action != "skip" or not is_of_reward(error):
                 raise
@@ -130,7 +130,7 @@ class RewardErrors:
         for row in range(len(rows[0])):
             execution.cost.reward_calls += 1
             try:
-                outputs.append(execution.checkpointed(score, *(part[row : row + 1] for part in rows)))
+                outputs.append(execution.checkpointed("reward", score, *(part[row : row + 1] for part in rows)))
             except Exception as error:
                 if not is_of_reward(error):
                     raise

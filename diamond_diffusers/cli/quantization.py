@@ -70,12 +70,7 @@ def quantization_config(
 
 
 def cast_layerwise(network: Any, dtype: torch.dtype) -> None:
-    """Keeps the weights of a network in fp8, each cast to a dtype while it is used.
-
-    LoRAs stay as they are, and so do convolutions: their backward pass would find the weight as it is stored.
-    """
+    """Keeps the weights of a network in fp8, each cast to a dtype while it is used; LoRAs stay as they are."""
     import torch
-    from torch import nn
 
-    kept = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype, skip_modules_classes=kept)
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,6 +79,19 @@ class Model(ABC):
     def parts(self, preview: bool = False) -> tuple[nn.Module | None, nn.Module | None]:
         """The network and the decoder, which errors name; None for what is no module."""
         return None, None
+
+    def evaluating_network(self, in_blocks: bool) -> AbstractContextManager[None]:
+        """Context of every evaluation of the network, which has one where more is to be done than to call it.
+
+        Args:
+            in_blocks: whether what is differentiated is evaluated again on the backward pass block by block, so that
+                the graph of one block is all that is ever held.
+        """
+        return nullcontext()
+
+    def evaluating_decoder(self, in_blocks: bool, preview: bool = False) -> AbstractContextManager[None]:
+        """Context of every evaluation of the decoder; arguments as of `evaluating_network` and of `parts`."""
+        return nullcontext()
 
     @abstractmethod
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:

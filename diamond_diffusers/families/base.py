@@ -16,15 +16,15 @@ from ..core.levels import GaussianPath, Level, as_level
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range, where_rows
 from ..transitions.base import Transition
-from ..transitions.sampled_model import SampledModel
 from .compat import adapters_disabled, alone_with, execution_device
+from .differentiation import EvaluatedParts, decoding_dtype
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
 from .posterior_map import PosteriorMap
 from .schedules import is_variance_exploding, samples_few_steps, stock_levels, stock_transition
 
 
-class Family(LoopTensors, SampledModel):
+class Family(LoopTensors, EvaluatedParts):
     """A model family: the adapter that makes stock diffusers pipelines of one class models of this package.
 
     A family is one file, whose class derives from `FlowMatchingFamily` or `DiscreteTimeFamily` (or from this class) and
@@ -64,6 +64,7 @@ class Family(LoopTensors, SampledModel):
         self.score_model: Family | None = None
         self.posterior_map: PosteriorMap | None = None
         self._device: torch.device | None = None
+        self._moves_weights = {}
 
     @property
     @abstractmethod
@@ -175,6 +176,7 @@ class Family(LoopTensors, SampledModel):
         own = copy(self)
         # Stock pipelines look through all of their modules to find it.
         own._device = self.device
+        own._moves_weights = {}
         own.pipeline = copy(self.pipeline)
         own.pipeline.scheduler = copy(self.pipeline.scheduler)
         return own
@@ -346,7 +348,7 @@ class Family(LoopTensors, SampledModel):
         """Decodes unpacked latents `[N, C, h, w]` to images of about [-1, 1], in the autoencoder's dtype."""
         vae = self.decoder(preview)
         latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return vae.decode(latents.to(decoding_dtype(vae, latents)), return_dict=False)[0]
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         return to_unit_range(self.decode_latents(z, preview))

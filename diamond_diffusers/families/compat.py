@@ -6,16 +6,24 @@ The private methods of one stock pipeline, such as how it packs latents, are cal
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.group_offloading import (
+    _GROUP_OFFLOADING,
+    GroupOffloadingHook,
+    _is_group_offload_enabled,
+    _is_torchao_tensor,
+)
+from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
 from diffusers.utils.torch_utils import unwrap_module
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 _lock = threading.Lock()
 
@@ -55,6 +63,66 @@ def activate_adapters(layer: BaseTunerLayer, names: Sequence[str], disabled: boo
     layer._active_adapter, layer._disable_adapters = list(names), disabled
 
 
+class AdapterState:
+    """Which adapters the layers of a module have active now, and how much each counts.
+
+    Args:
+        module: with adapters or without.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._layers = [
+            (layer, layer.active_adapters, layer.disable_adapters, dict(layer.scaling))
+            for layer in module.modules()
+            if isinstance(layer, LoraLayer)
+        ]
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Context in which they are as they were."""
+        now = AdapterState.__new__(AdapterState)
+        now._layers = [
+            (layer, layer.active_adapters, layer.disable_adapters, dict(layer.scaling)) for layer, *_ in self._layers
+        ]
+        self._set()
+        try:
+            yield
+        finally:
+            now._set()
+
+    def _set(self) -> None:
+        for layer, active, disabled, scaling in self._layers:
+            activate_adapters(layer, active, disabled)
+            layer.scaling.update(scaling)
+
+
+def checkpointed_by(network: Any, function: Callable[..., Any]) -> Callable[[], object]:
+    """Has a diffusers model evaluate its blocks by a function of (block, *arguments) where gradients are wanted.
+
+    Returns:
+        A function that has it evaluate them as before.
+    """
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        return lambda: None
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    modules = [module for module in network.modules() if hasattr(module, names[0])]
+    former = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
+    network.enable_gradient_checkpointing(function)
+
+    def undo() -> None:
+        for module, values in zip(modules, former, strict=True):
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(values)
+
+    return undo
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled as a whole, in place or around it."""
+    return unwrap_module(module) is not module or module._compiled_call_impl is not None
+
+
 def execution_device(pipeline: Any) -> torch.device:
     """The device on which a stock pipeline computes: `pipeline.device` is the CPU while components are offloaded."""
     return pipeline._execution_device
@@ -76,6 +144,34 @@ def offloads_layers(module: nn.Module) -> bool:
     return _is_group_offload_enabled(module) or any(
         _offloads(getattr(part, "_hf_hook", None)) for part in module.modules()
     )
+
+
+def moves_weights(module: nn.Module) -> bool:
+    """Whether diffusers puts weights of a module elsewhere, or in another precision, while they are not in use.
+
+    Group offloading and layerwise casting do so within the parameters themselves. Sequential offloading puts others in
+    their place.
+    """
+    registries = [registry for part in module.modules() if (registry := _hooks_of(part)) is not None]
+    names = (_GROUP_OFFLOADING, _LAYERWISE_CASTING_HOOK)
+    return any(registry.get_hook(name) is not None for registry in registries for name in names)
+
+
+def group_offloading_hook(module: nn.Module) -> GroupOffloadingHook | None:
+    """The hook of a module by which it is offloaded with a group, if it has one."""
+    registry = _hooks_of(module)
+    hook: GroupOffloadingHook | None = None if registry is None else registry.get_hook(_GROUP_OFFLOADING)
+    return hook
+
+
+def _hooks_of(module: nn.Module) -> HookRegistry | None:
+    # Looked up as torch's modules do it, but without the exception, which costs more than all else.
+    registry: HookRegistry | None = vars(module).get("_diffusers_hook")
+    return registry
+
+
+def is_quantised_by_torchao(tensor: Tensor) -> bool:
+    return bool(_is_torchao_tensor(tensor))
 
 
 def _offloads(hook: Any) -> bool:

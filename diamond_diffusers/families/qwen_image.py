@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.held import HeldChange
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range
+from .differentiation import decoding_dtype
 from .packed_latents import PackedFamily, has_negative
 from .registry import register_family
 from .stock_call import call_stock, one_row_each
@@ -92,7 +94,9 @@ class QwenImageFamily(PackedFamily):
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         vae, latents = self.decoder(preview), self.unpacked(z, conditions.shared)
         mean, std = _latent_statistics(vae, z)
-        videos = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
+        latents = latents * std + mean
+        with _WITHOUT_CACHE.of(vae.decoder):
+            videos = vae.decode(latents.to(decoding_dtype(vae, latents)), return_dict=False)[0]
         return to_unit_range(videos[:, :, 0])
 
     @torch.no_grad()
@@ -102,6 +106,24 @@ class QwenImageFamily(PackedFamily):
         law = vae.encode(images.to(vae.device, vae.dtype).unsqueeze(2)).latent_dist
         mean, std = _latent_statistics(vae, law.mean)
         return self.packed(((law.mean - mean) / std).squeeze(2)), self.packed((law.std / std).squeeze(2))
+
+
+def _drop_cache(decoder: nn.Module) -> Callable[[], object]:
+    """Has a decoder of videos decode images without keeping what the next frame would need.
+
+    That would be held beside the graph, and would make a second evaluation another one.
+    """
+
+    def without_cache(
+        decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kept = {name: value for name, value in options.items() if name not in ("feat_cache", "feat_idx")}
+        return args, kept
+
+    return decoder.register_forward_pre_hook(without_cache, with_kwargs=True).remove
+
+
+_WITHOUT_CACHE: HeldChange[nn.Module] = HeldChange(_drop_cache)
 
 
 def _latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.held import HeldChange
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range
+from .differentiation import decoding_dtype
 from .registry import register_family
 from .stable_diffusion import StableDiffusionFamily
 from .stock_call import without_none
@@ -103,7 +104,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         if mean is not None and deviation is not None:
             latents = latents * latents.new_tensor(deviation).reshape(1, -1, 1, 1)
             latents = latents + latents.new_tensor(mean).reshape(1, -1, 1, 1)
-        return to_unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return to_unit_range(vae.decode(latents.to(decoding_dtype(vae, latents)), return_dict=False)[0])
 
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
         """Hides the stock pipeline's watermark in the images."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 from weakref import WeakSet
 
 import torch
@@ -30,8 +30,9 @@ from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable, is_offloaded
+from .modules import check_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
+from .planning import AUTO, MemoryOptions, with_plan
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
 
@@ -45,15 +46,18 @@ class RunOptions(Typed):
     reward_scale: float | None = None
     max_network_evaluations: int | None = None
     final_selection: str | None = None
-    particle_batch_size: int | None = None
-    gradient_checkpointing: bool | None = None
+    particle_batch_size: int | Literal["auto"] | None = None
+    gradient_checkpointing: bool | Literal["auto"] | None = None
     on_reward_error: str = "raise"
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
 
     def __post_init__(self) -> None:
-        check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
+        size = self.particle_batch_size
+        check_counts(
+            max_network_evaluations=self.max_network_evaluations, particle_batch_size=None if size == AUTO else size
+        )
         RewardErrors(self.on_reward_error)
         if isinstance(self.reward, type):
             raise TypeError(f"reward is {shown(self.reward)}; give an instance, {self.reward.__name__}()")
@@ -149,15 +153,19 @@ class Run(Iterator[Progress]):
         num_tried = try_reward(reward, call, method, errors)
 
         levels = call.levels()
-        checkpointing = options.gradient_checkpointing
-        if checkpointing is None:
-            checkpointing = is_offloaded(family.pipeline)
-        execution = Execution(options.particle_batch_size, checkpointing, shards, is_interrupted=self._is_to_end)
+        memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
+        execution = Execution(
+            None if memory.particle_batch_size == AUTO else memory.particle_batch_size,
+            memory.checkpointings[0],
+            shards,
+            is_interrupted=self._is_to_end,
+        )
         law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
         x = starting_particles(call, method, levels[0], self._random)
         execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
+        law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards
         self._start = method.at_start(law, x, levels)
@@ -295,6 +303,7 @@ class Run(Iterator[Progress]):
                     self._random,
                     self._options.output_type,
                     interrupted=not self._is_complete,
+                    plan=self._plan,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

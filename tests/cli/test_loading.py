@@ -217,11 +217,10 @@ def test_fp8_holds_linear_weights_in_a_byte(load):
     assert (image(pipe, **call) - image(full, **call)).abs().mean() < 0.05
 
 
-def test_fp8_leaves_convolutions_which_are_differentiated(load, tmp_path):
+def test_fp8_holds_convolutions_too_and_they_are_differentiated(load, tmp_path):
     build_tiny_stable_diffusion().save_pretrained(tmp_path / "unet")
     pipe, full = load(tmp_path / "unet", quantize="fp8"), load(tmp_path / "unet", dtype="bfloat16")
-    assert pipe.unet.conv_in.weight.dtype is pipe.unet.dtype is torch.bfloat16
-    assert pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.dtype is torch.float8_e4m3fn
+    assert pipe.unet.conv_in.weight.dtype is torch.float8_e4m3fn and pipe.unet.dtype is torch.bfloat16
     call = {"alignment": Guidance(guide=Guide("pathwise")), "reward": "brightness", "height": 16, "width": 16}
     assert (image(pipe, **call) - image(full, **call)).float().abs().mean() < 0.05
 

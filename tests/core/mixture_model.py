@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diamond_diffusers import Reward
-from diamond_diffusers.alignment.execution import Execution
+from diamond_diffusers.alignment.execution import Checkpointing, Execution
 from diamond_diffusers.alignment.law import Law, LawAtRows, ScoreModel
 from diamond_diffusers.core.levels import GaussianPath, Level, RectifiedFlowPath, VariancePreservingPath, as_level
 from diamond_diffusers.core.model import Conditions
@@ -209,11 +209,14 @@ def law_of(
     reward: Reward | None = None,
     reward_scale: float = 1.0,
     score_model: tuple[SampledModel, Conditions] | None = None,
+    gradient_checkpointing: bool = False,
     **execution: object,
 ) -> Law:
     """The law, with the options of its execution beside its own."""
     scores = score_model and ScoreModel(*score_model)
-    return Law(model, conditions, prompts, reward, reward_scale, scores, Execution(**execution))
+    checkpointing = Checkpointing.of_all(gradient_checkpointing)
+    execution = Execution(gradient_checkpointing=checkpointing, **execution)
+    return Law(model, conditions, prompts, reward, reward_scale, scores, execution)
 
 
 def at_rows(law: Law, rows_per_image: int) -> LawAtRows:
