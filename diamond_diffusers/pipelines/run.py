@@ -17,6 +17,7 @@ from ..alignment.budget import fit_to_budget
 from ..alignment.execution import Execution
 from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
+from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
@@ -272,6 +273,11 @@ class Run(Iterator[Progress]):
     def _close(self) -> None:
         self._stages.close()
         self._open.close()
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """How the run is fitted into memory, known before its first step; see `DiamondMapPipelineOutput.plan`."""
+        return self._plan
 
     def output(self) -> DiamondMapPipelineOutput:
         """Ends the run and returns its output.

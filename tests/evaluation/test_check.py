@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_all_is_well_with_a_family(tmp_path: Path, name: str) -> None:
     call = {key: value for key, value in family.call.items() if key != "num_inference_steps"}
     found = found_in(family.build(), tmp_path, **call, num_inference_steps=2)
     assert list(found) == list(CHECKS)
-    assert [verdict for verdict in verdicts(found).values()] == ["passed"] * 4 + ["skipped"] + ["measured"] * 3, found
+    assert [verdict for verdict in verdicts(found).values()] == ["passed"] * 4 + ["skipped"] + ["measured"] * 4, found
     assert found["stock parity"].figures["gap"] < 1e-4
     shifts = found["pathwise gradient"].figures["shifts"]
     assert len(shifts) == len(found["isotropic gradient"].figures["noise_to_signal"]) == 2 and max(shifts) > 0
@@ -105,7 +106,7 @@ def test_a_broken_model_is_told(
     breaks(pipeline)
     found = found_in(pipeline, tmp_path, dtype, **SMALL, num_inference_steps=1)
     # What needs an image that could not be drawn is not asked again.
-    assert list(verdicts(found).values()) == ["failed"] * 4 + ["skipped"] * 4, found
+    assert list(verdicts(found).values()) == ["failed"] * 4 + ["skipped"] * 4 + [found["plan"].verdict], found
     assert found["stock parity"].told.startswith("the stock pipeline's own image is not finite")
     assert stock in found["stock parity"].told
     for name in ("pathwise gradient", "isotropic gradient", "reward rises"):
@@ -161,6 +162,19 @@ def test_a_want_of_memory_is_a_row_and_the_others_follow(runs: Runs, monkeypatch
     assert found["pathwise gradient"] == found["isotropic gradient"] == Found("failed", told)
     assert (found["stock parity"].verdict, found["cost, plain"].verdict) == ("passed", "measured")
     assert found["reward rises"].verdict == found["cost, pathwise"].verdict == "skipped"
+
+
+def test_a_plan_is_told_and_fails_where_it_does_not_fit(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checks.plan(runs)
+    assert found.verdict == "measured" and found.told.startswith("16 particles, pathwise: all rows at once, nothing")
+    assert found.figures["num_particles"] == 16 and 0 < found.figures["num_bytes"] < found.figures["free_bytes"]
+    chosen = runs.plan(16)
+    assert chosen is not None
+    monkeypatch.setattr(runs, "plan", lambda count: replace(chosen, free_bytes=0))
+    found = checks.plan(runs)
+    assert found.verdict == "failed" and "which does not fit; take --offload, --quantize or smaller" in found.told
+    monkeypatch.setattr(runs, "plan", lambda count: None)
+    assert checks.plan(runs).verdict == "skipped"
 
 
 def test_a_reward_of_ones_own_is_called_as_users_call_it(tiny_pipe: DiamondMapPipeline) -> None:

@@ -20,6 +20,9 @@ PASSED, FAILED, MEASURED, SKIPPED = "passed", "failed", "measured", "skipped"
 LARGEST_GAP = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 """Root-mean-square difference of two images in [0, 1] that rounding explains in a few steps."""
 GIGABYTE = 1e9
+NUM_PARTICLES = 16
+"""For which a plan is made."""
+SAVE_MEMORY = "take --offload, --quantize or smaller images"
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,18 @@ def cost(runs: Runs, run: Callable[[Runs], Timed]) -> Found:
     return Found(MEASURED, f"{timed.seconds_per_step:.3g} s a step, {memory}, at {size} pixels", figures)
 
 
+def plan(runs: Runs) -> Found:
+    """What `particle_batch_size="auto"` and `gradient_checkpointing="auto"` choose for many particles."""
+    chosen = runs.plan(NUM_PARTICLES)
+    if chosen is None:
+        return Found(SKIPPED, "there is nothing to choose")
+    figures = {"num_particles": NUM_PARTICLES, **chosen.as_dict()}
+    told = f"{NUM_PARTICLES} particles, pathwise: {chosen}"
+    if not chosen.fits:
+        return Found(FAILED, f"{told}, which does not fit; {SAVE_MEMORY}", figures)
+    return Found(MEASURED, told, figures)
+
+
 CHECKS: Mapping[str, Check] = {
     "stock parity": stock_parity,
     "pathwise gradient": partial(finite_gradient, gradient="pathwise"),
@@ -115,6 +130,7 @@ CHECKS: Mapping[str, Check] = {
     "cost, plain": partial(cost, run=Runs.plain),
     "cost, pathwise": partial(cost, run=lambda runs: runs.guided("pathwise")),
     "cost, isotropic": partial(cost, run=lambda runs: runs.guided("isotropic")),
+    "plan": plan,
 }
 """By name, in their order."""
 
@@ -148,7 +164,7 @@ def run_checks(runs: Runs, before: Callable[[str], object] = lambda name: None) 
 def sentence_on(error: Exception) -> str:
     """What a row says of an error."""
     if (reason := want_of_memory(error)) is not None:
-        return f"{reason}; take --offload, --quantize or smaller images"
+        return f"{reason}; {SAVE_MEMORY}"
     first = one_line(str(error).strip().partition("\n")[0])
     return first if isinstance(error, ValueError) and first else f"{type(error).__name__}: {first}".rstrip(": ")
 

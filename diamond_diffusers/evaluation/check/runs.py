@@ -14,6 +14,7 @@ from torch import Tensor
 from ...alignment.base import Method
 from ...alignment.guide import Guide
 from ...alignment.interruption import never
+from ...alignment.memory_plan import MemoryPlan
 from ...alignment.methods.guidance import Guidance
 from ...families.compat import progress_bar
 from ...pipelines.output import DiamondMapPipelineOutput
@@ -109,6 +110,18 @@ class Runs:
         """Guided towards brightness by one kind of gradient, whose shift has the size of the velocity."""
         method = Guidance(guide=Guide(gradient, scaling="auto"))
         return self._once(f"the image guided by {gradient} gradients", lambda: self._timed(method))
+
+    def plan(self, num_particles: int) -> MemoryPlan | None:
+        """How pathwise guidance of many particles would be fitted into memory, for which one is tried."""
+        method = Guidance(guide=Guide("pathwise", scaling="auto"), num_particles=num_particles)
+        given = {**self.call, "reward": Brightness(), "alignment": method, "generator": self._generator()}
+        auto = {"particle_batch_size": "auto", "gradient_checkpointing": "auto"}
+
+        def make() -> MemoryPlan | None:
+            with self.pipe.iterate(**given, **auto) as run:
+                return run.plan
+
+        return self._once("the plan", make)
 
     def scored_by_own(self, method: str | None) -> DiamondMapPipelineOutput:
         """A call with the user's reward or the model's own: by a method, or None for the model's own method."""
