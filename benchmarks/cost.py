@@ -22,10 +22,10 @@ from diamond_diffusers.cli.options import (
     MAX_PIXELS,
     Device,
     ParticleBatchSize,
-    named_dtype,
     positive_numbers,
     text_table,
     usable_device,
+    weights_dtype,
 )
 from diamond_diffusers.evaluation.memory import peak_memory
 from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
@@ -137,8 +137,8 @@ def _measure(pipe: DiamondMapPipeline, arguments: dict[str, Any], num_particles:
     times: list[float] = []
 
     def read_clock(*step: Any) -> dict[str, Tensor]:
-        if pipe.device.type == "cuda":
-            torch.cuda.synchronize(pipe.device)
+        if pipe.device.type != "cpu":
+            torch.accelerator.synchronize(pipe.device)
         times.append(time.perf_counter())
         return {}
 
@@ -182,18 +182,22 @@ def benchmark_cost(
     """Measures what a step of reward guidance costs, on a model of random weights."""
     counts = positive_numbers("--particles", particles, int, "1,4,16")
     device = usable_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    weights_dtype = named_dtype(dtype)
     workload = Workload(
-        family, size, gradient, particle_batch_size, gradient_checkpointing, pixels, device, weights_dtype
+        family,
+        size,
+        gradient,
+        particle_batch_size,
+        gradient_checkpointing,
+        pixels,
+        device,
+        weights_dtype(dtype, device),
     )
     costs = list(measure(workload, counts))
     if as_json:
-        settings = {**dataclasses.asdict(workload), "dtype": dtype}
+        settings = {**dataclasses.asdict(workload), "dtype": str(workload.dtype).removeprefix("torch.")}
         typer.echo(json.dumps({**settings, "steps": [dataclasses.asdict(cost) for cost in costs]}, indent=2))
         return
-    print_table(costs, on_gpu=device.startswith("cuda"))
+    print_table(costs, on_gpu=not device.startswith("cpu"))
 
 
 def print_table(costs: list[StepCost], on_gpu: bool) -> None:

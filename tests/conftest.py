@@ -65,6 +65,23 @@ def tiny_pipe(tiny_folder):
     return pipe
 
 
+@pytest.fixture(scope="session")
+def gpu():
+    """The device of the tests marked `gpu`, which are skipped without one.
+
+    `DIAMOND_TEST_DEVICE=cpu` runs what a CPU can do of them, so that they do not rot.
+    """
+    import torch
+
+    named = os.environ.get("DIAMOND_TEST_DEVICE")
+    found = torch.accelerator.current_accelerator(check_available=True) if named is None else torch.device(named)
+    if found is None:
+        pytest.skip("there is no GPU")
+    # Products are as exact as on a CPU.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return found
+
+
 @pytest.fixture
 def cudnn_attention():
     """Torch may choose cuDNN's attention, as by default; returns what asks it whether it still may."""

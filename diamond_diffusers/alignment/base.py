@@ -197,7 +197,7 @@ class Method(Typed, ABC):
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> Cloud:
         """The particles at the first level of a run of `num_steps`, equally weighted."""
-        log_weights = torch.zeros(law.num_images, self.num_particles, dtype=torch.float64, device=x.device)
+        log_weights = torch.zeros(law.num_images, self.num_particles, dtype=torch.float64)
         return Cloud(x, log_weights, log_weights.new_zeros(law.num_images))
 
     def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:

@@ -16,8 +16,8 @@ class Cloud:
 
     Attributes:
         x: `[B P, ...]` in the bounded coordinate.
-        log_weights: `[B, P]` float64, unnormalised.
-        log_evidence: `[B]`, gathered at resamplings.
+        log_weights: `[B, P]` float64 on the CPU, unnormalised.
+        log_evidence: `[B]`, gathered at resamplings, likewise.
         ahead: estimates at `x`; None where they are still to be made.
         final: the decoded and scored `x` at the last level, where a method has made it.
         values: of the particles as they were last estimated, `[B, P]`; None before anything is scored.

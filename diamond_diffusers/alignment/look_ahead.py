@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.attention import differentiable_attention
 from ..core.levels import Level, signal_and_noise
 from ..core.network import Network
-from ..core.tensors import expand
+from ..core.tensors import expand, working_dtype
 from ..core.values import (
     hybrid_shift,
     isotropic_coefficient,
@@ -198,28 +198,29 @@ class _Particles:
             kept |= {"samples": drawn.samples.detach(), "rewards": rewards.detach(), "tilted_log_weights": tilted}
         if gradient is None:
             return LookAhead(known, values.detach(), **kept)
-        coefficient = torch.ones(())
+        coefficient = 1.0
         if gradient == "tilted_mean":
             terms = tilted_mean_shift(drawn.samples, rewards, drawn.log_weights).unsqueeze(1)
         elif gradient == "hybrid":
             terms = self.hybrid_shift(x, values, rewards, drawn).unsqueeze(1)
         elif gradient == "isotropic":
             terms = isotropic_gradient(values, samples).unsqueeze(1)
-            coefficient = isotropic_coefficient(self.noise_to_signal)
+            coefficient = isotropic_coefficient(self.noise_to_signal).item()
         else:
             if splits:
                 assert known is not None, "`draw` was asked for it"
                 terms = self.terms(x, known, rewards, log_weights)
             else:
                 terms = pathwise_gradient(values, x).unsqueeze(1)
-            coefficient = pathwise_coefficient(self.noise_to_signal)
+            coefficient = pathwise_coefficient(self.noise_to_signal).item()
         if gradient in REWARD_GRADIENTS and not is_finite(terms):
             wrong = terms.flatten(1).isfinite().all(1).logical_not()
             raise self.rows.fault_of_gradient(drawn.samples.flatten(0, 1), wrong, self.noise_to_signal)
         # Where no look-ahead has a reward, nothing tells where to go.
         terms = terms.masked_fill(torch.isneginf(values).reshape(-1, *[1] * (terms.ndim - 1)), 0.0)
         drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
-        return LookAhead(known, values.detach(), terms, coefficient.to(x.device).expand(len(x)), drift, **kept)
+        coefficients = torch.full((len(x),), coefficient, device=x.device, dtype=working_dtype(x))
+        return LookAhead(known, values.detach(), terms, coefficients, drift, **kept)
 
     def draw(self, x: Tensor, with_prediction: bool) -> tuple[Tensor | None, PosteriorSamples]:
         """To what the step aims, where that is needed, and the look-aheads."""

@@ -152,4 +152,5 @@ def _spawn(generator: torch.Generator) -> torch.Generator:
 
 
 def _seed(generator: torch.Generator | None, device: torch.device) -> int:
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+    # Apple's GPU draws whole numbers of 32 bits.
+    return int(torch.randint(2**31 - 1 if device.type == "mps" else 2**63 - 1, (), generator=generator, device=device))

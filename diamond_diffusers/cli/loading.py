@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .loras import Lora, parsed_loras
-from .options import named_dtype, usable_device
+from .options import usable_device, weights_dtype
 from .quantization import cast_layerwise, check_quantization, quantization_config
 from .records import LoadingOptions
 
@@ -73,22 +73,19 @@ def load_model(model: str | None, loading: LoadingOptions, output: Path, source:
     from ..files.output import prepare_folder
 
     device = usable_device(loading.device)
-    dtype = loading.dtype
-    if dtype == "auto":
-        is_large = loading.quantize is not None or (model is not None and device.startswith("cuda"))
-        dtype = "bfloat16" if is_large else "float32"
-    weights_dtype = named_dtype(dtype)
+    # The embedded model is small enough for float32 anywhere.
+    dtype = weights_dtype(loading.dtype, "cpu" if model is None else device, loading.quantize is not None)
     loras = _check_options(model, loading, device)
     with _blaming(_named(model, source)):
         base = _located(model, loading)
     _check_parts(base, loading, loras)
     prepare_folder(output)
-    preview_vae = _preview_vae(loading, weights_dtype)
+    preview_vae = _preview_vae(loading, dtype)
     with _blaming(_named(model, source)):
-        pipe = _stock_model(model, base, loading, weights_dtype)
+        pipe = _stock_model(model, base, loading, dtype)
     _add_parts(pipe, loading, loras, preview_vae)
     if loading.quantize == "fp8":
-        cast_layerwise(pipe.family.network_module, weights_dtype)
+        cast_layerwise(pipe.family.network_module, dtype)
     _place(pipe, loading.offload, device)
     return pipe
 
@@ -136,7 +133,7 @@ def _check_options(model: str | None, loading: LoadingOptions, device: str) -> l
 
     if loading.offload is not None:
         check_choice("--offload", loading.offload, OFFLOADS)
-        if device == "cpu":
+        if device.startswith("cpu"):
             raise ValueError(
                 f"--offload is {loading.offload!r}, but the device is the CPU, where all weights are anyway; leave it "
                 "out, or name an accelerator with --device"

@@ -22,6 +22,8 @@ MAX_COUNT = 100_000
 MAX_PIXELS = 16_384
 MAX_NUMBER = 10**9
 DTYPES = ("float32", "bfloat16", "float16")
+ACCELERATORS = ("cuda", "xpu", "mps")
+"""Of NVIDIA and AMD, Intel, and Apple."""
 
 
 def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
@@ -60,7 +62,7 @@ PromptsFile = Annotated[
         help="File with a prompt a line (.txt), or of GenEval (.jsonl), DrawBench or UniGenBench (.csv).",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu; 'auto' is a GPU where there is one.")]
+Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1, xpu, mps or cpu; 'auto' is a GPU where there is one.")]
 DType = Annotated[
     str,
     typer.Option(
@@ -95,13 +97,24 @@ def usable_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found.type if found is not None and found.type in ACCELERATORS else "cpu"
     try:
         # Where nothing can be read back, as from "meta", nothing can be drawn.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device is {device!r}, which is not usable here; take cpu or auto") from error
     return device
+
+
+def weights_dtype(dtype: str, device: str, is_quantized: bool = False) -> torch.dtype:
+    """The dtype by that name; "auto" is bfloat16 on a GPU and for quantised models, and float32 on a CPU.
+
+    Raises:
+        ValueError: there is no such dtype for weights.
+    """
+    auto = "float32" if device.startswith("cpu") and not is_quantized else "bfloat16"
+    return named_dtype(auto if dtype == "auto" else dtype)
 
 
 def named_dtype(dtype: str) -> torch.dtype:

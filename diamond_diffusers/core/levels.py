@@ -8,7 +8,7 @@ keeps `x` in the bounded, variance-preserving coordinate
 
 which is `z` at `kappa = 0` and pure noise at `kappa = inf`; a family converts it to its own scale with a
 `GaussianPath`. Levels are floats, or float64 tensors of shape `[B]` for one level a row; coefficients are computed in
-float64 and states in float32 or better.
+float64 on the CPU, and states in float32 or better on the device of the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ Denoiser = Callable[[Tensor, Level], Tensor]
 
 
 def as_level(noise_to_signal: Level) -> Tensor:
-    """The level as a float64 tensor."""
+    """The level as a float64 tensor on the CPU, wherever the model is: some accelerators have no float64."""
+    if isinstance(noise_to_signal, Tensor):
+        return noise_to_signal.cpu().double()
     return torch.as_tensor(noise_to_signal, dtype=torch.float64)
 
 
@@ -113,7 +115,7 @@ def interpolate_timesteps(noise_to_signal: Tensor, table: Tensor) -> Tensor:
     Returns:
         Timesteps in `[0, n - 1]`, float64 on the CPU, of the shape of the levels.
     """
-    level = noise_to_signal.double().cpu().clamp(table[0], table[-1])
+    level = as_level(noise_to_signal).clamp(table[0], table[-1])
     above = torch.searchsorted(table, level.contiguous()).clamp(1, len(table) - 1)
     low, high = table[above - 1].log(), table[above].log()
     return above - 1 + (level.log() - low) / (high - low)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FLOAT64_DEVICES = ("cpu", "cuda")
+"""Kinds of devices that have float64: of Apple's GPU and some of Intel's none has. Only what must be exact uses it."""
+
 
 def working_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which states of `x` are combined: float32, or float64 where `x` is float64."""
@@ -24,8 +27,17 @@ def repeat_each(rows: Tensor, count: int) -> Tensor:
 
 
 def row_dot(first: Tensor, second: Tensor) -> Tensor:
-    """Inner products of rows, `[N]` float64: their terms nearly cancel in the log-weights."""
-    return (first * second).flatten(1).sum(1, dtype=torch.float64)
+    """Inner products of rows, `[N]`: float64 on the CPU, and float32 on accelerators, some of which have no other.
+
+    Their terms nearly cancel in the log-weights, which float32 leaves right to about 1e-7 of the number of elements.
+    """
+    return (first * second).flatten(1).sum(1, dtype=torch.float64 if first.device.type == "cpu" else torch.float32)
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device; of float64 ones, which not every accelerator has, float32 on any but the CPU."""
+    narrows = values.dtype == torch.float64 and device.type != "cpu"
+    return values.to(device, torch.float32) if narrows else values.to(device)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class PeakMemory:
 
     Attributes:
         bytes: the most memory that torch had allocated on a GPU, weights included, or on a CPU the largest resident
-            set of the process; None on a system that does not report it.
+            set of the process; None on a system that does not report it, as on MPS.
     """
 
     bytes: int | None = None
@@ -29,12 +29,12 @@ class PeakMemory:
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Context that measures the most memory that the work inside of it has held."""
     peak = PeakMemory()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in ("cuda", "xpu"):
+        torch.accelerator.reset_peak_memory_stats(device)
         yield peak
-        peak.bytes = torch.cuda.max_memory_allocated(device)
+        peak.bytes = torch.accelerator.max_memory_allocated(device)
         return
-    can_tell = _forget_peak()
+    can_tell = device.type == "cpu" and _forget_peak()
     yield peak
     if can_tell:
         kibibytes = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")).split()[1]

@@ -324,7 +324,7 @@ class Family(LoopTensors, EvaluatedParts):
     def predict(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
         time = self.path.time(noise_to_signal)
         latents = self.path.from_bounded(x, time)
-        row_levels = as_level(noise_to_signal).cpu().expand(len(x))
+        row_levels = as_level(noise_to_signal).expand(len(x))
         with alone_with(self.network_module):
             prediction = self.guided_prediction(latents.to(self.network_module.dtype), row_levels, conditions)
         return self.path.denoised(latents, prediction.to(x.dtype), time)

@@ -83,7 +83,7 @@ def check_unclipped(scheduler: Any) -> None:
 
 def training_levels(scheduler: Any) -> Tensor:
     """Noise-to-signal ratio of each training step of a discrete-time model, rising, float64."""
-    abar = scheduler.alphas_cumprod.double().cpu()
+    abar = scheduler.alphas_cumprod.cpu().double()
     return torch.sqrt((1 - abar) / abar).clamp(max=LARGEST_LEVEL)
 
 
@@ -95,7 +95,7 @@ def trained_range(scheduler: Any) -> tuple[float, float]:
 
 def interpolate_levels(timesteps: Tensor, table: Tensor) -> Tensor:
     """Noise-to-signal ratios at fractional training steps: `log kappa` is linear between the steps of the table."""
-    position = timesteps.double().cpu().clamp(0, len(table) - 1)
+    position = timesteps.cpu().double().clamp(0, len(table) - 1)
     below = position.floor().long().clamp(max=len(table) - 2)
     return torch.exp(torch.lerp(table[below].log(), table[below + 1].log(), position - below))
 
@@ -108,10 +108,10 @@ def stock_levels(scheduler: Any) -> list[float]:
     a number that does not divide that of the training steps.
     """
     if is_flow(scheduler):
-        sigma = scheduler.sigmas.double().cpu()
+        sigma = scheduler.sigmas.cpu().double()
         levels = sigma / (1 - sigma)
     elif hasattr(scheduler, "sigmas"):
-        levels = scheduler.sigmas.double().cpu()
+        levels = scheduler.sigmas.cpu().double()
     else:
         table = training_levels(scheduler)
         levels = interpolate_levels(scheduler.timesteps, table)
@@ -152,7 +152,7 @@ def _final_level(scheduler: Any) -> Tensor:
         return training_levels(scheduler)[:1]
     if isinstance(scheduler, _CONSISTENCY) or not hasattr(scheduler, "final_alpha_cumprod"):
         return torch.zeros(1, dtype=torch.float64)
-    abar = torch.as_tensor(scheduler.final_alpha_cumprod).double().cpu().reshape(1)
+    abar = torch.as_tensor(scheduler.final_alpha_cumprod).cpu().double().reshape(1)
     return torch.sqrt((1 - abar) / abar)
 
 

@@ -263,7 +263,7 @@ class DiamondMap(nn.Module):
         outer = torch.where(is_noise, 1.0, kappa / (1 + kappa))
         # Pure noise says nothing, and is not heard: the map is then a flow map of the model.
         observed = where_rows(is_noise, torch.zeros_like(x), x)
-        times = [torch.as_tensor(time, device=x.device).float().expand(len(x)) for time in (outer, s, r)]
+        times = [as_level(time).to(x.device, torch.float32).expand(len(x)) for time in (outer, s, r)]
         if self.conditioning.device != x.device:
             self.conditioning.to(x.device)
         unguided = replace(conditions, negative_features=None, classifier_free_guidance_scale=1.0)

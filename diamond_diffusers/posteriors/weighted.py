@@ -91,11 +91,11 @@ def line_integral(
 ) -> tuple[Tensor, Tensor]:
     """The integral of the score at the one level `kappa'` from `y` to `y'_k`: consistent."""
     _, sigma = signal_and_noise(repeat_each(renoised.level, renoised.num_samples))
-    total = torch.zeros(len(renoised.x), dtype=torch.float64, device=renoised.x.device)
+    parts = []
     for position, weight in quadrature:
         remaining = renoised.noise_at(network, position)
-        total = total + weight * row_dot(remaining, expand(renoised.spread / sigma, renoised.x) * renoised.noise)
-    return -total, remaining
+        parts.append(weight * row_dot(remaining, expand(renoised.spread / sigma, renoised.x) * renoised.noise))
+    return -sum(parts[1:], parts[0]), remaining
 
 
 def mixed_level_trapezoid(

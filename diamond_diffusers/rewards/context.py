@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.tensors import on_device
+
 GIVEN_NAMES = ("latents", "noise_to_signal")
 """`latents`: the clean latents `[B, ...]` that the images were decoded from, with their graph.
 
@@ -73,7 +75,7 @@ def check_context(name: str, images: Tensor, context: Mapping[str, Any]) -> dict
     for key, value in context.items():
         if key not in GIVEN_NAMES:
             raise TypeError(f"Reward '{name}' got {key}=...; the context is made of {' and '.join(GIVEN_NAMES)}.")
-        tensor = torch.as_tensor(value, device=None if isinstance(value, Tensor) else images.device)
+        tensor = torch.as_tensor(value)
         rows = tensor.expand(len(images)) if tensor.ndim == 0 else tensor
         if len(rows) != len(images):
             raise ValueError(
@@ -87,7 +89,7 @@ def check_context(name: str, images: Tensor, context: Mapping[str, Any]) -> dict
 def select_context(
     name: str, wanted: Mapping[str, bool], images: Tensor, context: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The part of the context that the reward `name` wants, with the PIL images if it wants those.
+    """The part of the context that the reward `name` wants, beside the images, with the PIL images if it wants those.
 
     Raises:
         ValueError: a required entry was not given.
@@ -104,7 +106,10 @@ def select_context(
                 f"Reward '{name}' needs `{key}`, but this call has none; pass {key}=..., or give the parameter "
                 "a default."
             )
-    return {key: available[key] for key in wanted if key in available}
+    selected = {key: available[key] for key in wanted if key in available}
+    return {
+        key: on_device(value, images.device) if isinstance(value, Tensor) else value for key, value in selected.items()
+    }
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

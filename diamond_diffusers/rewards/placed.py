@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..core.tensors import on_device
 from .base import CompositeReward, Reward, RewardOutput
 
 
@@ -67,7 +68,9 @@ class PlacedReward(CompositeReward):
         return RewardOutput(output.total.to(images.device), terms)
 
     def _moved(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in context.items()}
+        return {
+            key: on_device(value, self.device) if isinstance(value, Tensor) else value for key, value in context.items()
+        }
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

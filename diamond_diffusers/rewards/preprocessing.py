@@ -18,6 +18,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import crop, normalize, pad, pil_to_tensor, resize, to_pil_image
 
+from ..core.tensors import FLOAT64_DEVICES
+
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
@@ -143,12 +145,13 @@ def resize_like_pil(images: Tensor, size: tuple[int, int], interpolation: Resamp
     """
     if tuple(images.shape[-2:]) == tuple(size):
         return images
-    # In float64 the sums of 8-bit values times fixed-point weights are exact, in any order and on any device.
-    levels = _saturate_and_round(images.double() * 255)
+    # In float64 the sums of 8-bit values times fixed-point weights are exact, in any order, on any device that has it.
+    place = images.device if images.device.type in FLOAT64_DEVICES else "cpu"
+    levels = _saturate_and_round(images.to(place).double() * 255)
     for length in reversed(size):
         # The second turn resamples the rows and restores the order of the axes.
         levels = _resample_last(levels, length, interpolation).mT
-    return (levels / 255).to(images.dtype)
+    return (levels / 255).to(images.dtype).to(images.device)
 
 
 def images_from_pil(images: Sequence[Image]) -> Tensor:

@@ -12,6 +12,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..core.tensors import on_device
+
 REAL_KINDS = "biuf"
 """Kinds of numpy's dtypes that hold real numbers."""
 
@@ -120,7 +122,7 @@ def _stacked(values: Sequence[Any]) -> Tensor | None:
     columns = [_column(value, 1) for value in values]
     rows = [column for column in columns if column is not None]
     # Their devices may differ, as those of numbers and tensors do.
-    return torch.cat([row.to(rows[0].device) for row in rows]) if len(rows) == len(columns) else None
+    return torch.cat([on_device(row, rows[0].device) for row in rows]) if len(rows) == len(columns) else None
 
 
 def _holds_real_numbers(tensor: Tensor) -> bool:

@@ -118,7 +118,7 @@ class GlassDDPMScheduler(GlassSchedulerMixin, DDIMScheduler):
 
     def _levels_of(self, timesteps: Tensor) -> list[float]:
         """Noise-to-signal ratios of outer timesteps, and the final one."""
-        final = torch.sqrt(1 / self.final_alpha_cumprod.double() - 1).reshape(1)
+        final = torch.sqrt(1 / self.final_alpha_cumprod.cpu().double() - 1).reshape(1)
         levels = interpolate_levels(timesteps, self._table)
         if self.config.prediction_type != "epsilon":
             # With zero terminal SNR that is pure noise, of which an epsilon network says nothing.

@@ -78,12 +78,12 @@ class GlassFlowMatchScheduler(GlassSchedulerMixin, FlowOptionsMixin, FlowMatchEu
             # The levels given ended at zero, to which the base class adds another.
             self.sigmas, self.timesteps = self.sigmas[:-1], self.timesteps[:-1]
         self._outer_timesteps = self.timesteps
-        levels = self._path.noise_to_signal(self.sigmas.double().cpu()).tolist()
+        levels = self._path.noise_to_signal(self.sigmas.cpu().double()).tolist()
         self._expand(levels, device, counted_by_caller=num_inference_steps is None)
 
     def _network_timesteps(self, levels: Tensor) -> Tensor:
-        known_sigmas = self.sigmas.double().cpu().flip(0).numpy()
-        known_timesteps = np.append(0.0, self._outer_timesteps.double().cpu().flip(0).numpy())
+        known_sigmas = self.sigmas.cpu().double().flip(0).numpy()
+        known_timesteps = np.append(0.0, self._outer_timesteps.cpu().double().flip(0).numpy())
         return torch.from_numpy(np.interp(self._path.time(levels).numpy(), known_sigmas, known_timesteps))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:

@@ -97,7 +97,8 @@ class PosteriorResampling(Method):
         else:
             ahead = look_ahead(*drawn, with_prediction=False, with_samples=True, with_values=law.is_tilted)
         assert ahead.samples is not None and ahead.tilted_log_weights is not None, "both were asked for"
-        chosen = choose(ahead.tilted_log_weights, random).to(cloud.x.device)
+        log_weights = ahead.tilted_log_weights.cpu().double()
+        chosen = choose(log_weights, random).to(cloud.x.device)
         z = ahead.samples[torch.arange(len(cloud.x)), chosen]
         if guide is not None:
             z = z + guide.shift(ahead, level)
@@ -106,7 +107,7 @@ class PosteriorResampling(Method):
         x = noised_sample(cloud.x, z, fresh, interval, interval.correlation(self.correlation))
 
         shape = (-1, self.num_particles)
-        sizes = effective_sample_size(ahead.tilted_log_weights.double()).unflatten(0, shape)
+        sizes = effective_sample_size(log_weights).unflatten(0, shape)
         figures = {**ahead.figures(self.num_particles), "look_ahead_effective_sample_size": sizes.mean(1)}
         values = ahead.values.unflatten(0, shape)
         return Cloud(x, cloud.log_weights, cloud.log_evidence, values=values, figures=figures)
@@ -129,10 +130,11 @@ def noised_sample(x: Tensor, z: Tensor, noise: Tensor, interval: Interval, corre
 def choose(log_weights: Tensor, random: RandomSource) -> Tensor:
     """Indices `[N]`, each drawn by the weights of its row of `[N, K]`, and 0 as often as that law allows.
 
-    Rows are those of `random`'s images, equally many of each. Samples come in no order, so 0 stands for a uniform
-    index: it is kept with probability `min(1, K w_0)` and else replaced by a draw from what exceeds uniform weights.
+    The weights are on the CPU, of `random`'s images, equally many rows of each. Samples come in no order, so 0 stands
+    for a uniform index: it is kept with probability `min(1, K w_0)` and else replaced by a draw from what exceeds
+    uniform weights.
     """
-    weights = torch.softmax(log_weights.double(), 1).cpu()
+    weights = torch.softmax(log_weights, 1)
     count = weights.shape[1]
     rows_of_image = len(weights) // random.num_images
     chosen = []

@@ -38,11 +38,13 @@ class PathCloud(Cloud):
     `log w = log_offset + inverse_temperature * log(G_0 ... G_k)`, with potentials of the values along each path.
 
     Attributes:
-        path_values: `V_0 ... V_k` of each particle and its ancestors, `[B, P, k + 1]` float64; paths begin with
-            `V_0 = 0`.
+        path_values: `V_0 ... V_k` of each particle and its ancestors, `[B, P, k + 1]` float64 on the CPU; paths begin
+            with `V_0 = 0`.
         log_offset: what resamplings and guided proposals add, `[B, P]`.
         inverse_temperature: of the last valuation, `[B]`.
         valuations: numbers of moves after which particles are valued.
+        log_ratio: what the last move, if it was a guided proposal, adds to the log-weights, `[B P]` on the device; None
+            once it is added.
         num_moves: that they have made.
         is_valued: whether the last of the values is that of this level.
     """
@@ -51,6 +53,7 @@ class PathCloud(Cloud):
     log_offset: Tensor
     inverse_temperature: Tensor
     valuations: frozenset[int]
+    log_ratio: Tensor | None = None
     num_moves: int = 0
     is_valued: bool = False
 
@@ -184,7 +187,7 @@ class SMC(Method):
             x=x,
             log_weights=cloud.log_weights,
             log_evidence=cloud.log_evidence,
-            path_values=x.new_zeros(*cloud.log_weights.shape, 1, dtype=torch.float64),
+            path_values=cloud.log_weights.new_zeros(*cloud.log_weights.shape, 1),
             log_offset=cloud.log_weights,
             inverse_temperature=torch.full_like(cloud.log_evidence, 1.0 if self.tempering is None else 0.0),
             valuations=valuations(self.num_valuations, num_steps),
@@ -214,9 +217,8 @@ class SMC(Method):
         assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
         assert result.rewards is not None, "`check` has seen to it that there is a reward"
-        log_weights = cloud.log_offset + self._per_image(
-            scaled_rewards(result.rewards, law.reward_scale).to(cloud.x.device)
-        )
+        cloud, values = self._read(cloud, scaled_rewards(result.rewards, law.reward_scale).flatten())
+        log_weights = cloud.log_offset + values
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
             result,
@@ -254,20 +256,38 @@ class SMC(Method):
             ahead = LookAhead(predicted, torch.zeros(len(x), device=x.device, dtype=x.dtype))
         return replace(cloud, ahead=ahead)
 
-    def _per_image(self, values: Tensor) -> Tensor:
-        """Scaled rewards or values `[B P]` or `[B, P]` as float64 `[B, P]`, checked to be below infinity."""
-        if not (values < math.inf).all():
+    def _read(self, cloud: PathCloud, values: Tensor | None) -> tuple[PathCloud, Tensor]:
+        """The cloud after the weights of its proposal, and its values as float64 on the CPU, in one transfer.
+
+        Args:
+            cloud: whose particles they are.
+            values: scaled rewards or values, `[B P]`; None for none.
+
+        Returns:
+            The cloud, and `[B, P]`; of none nothing, `[0]`.
+
+        Raises:
+            ValueError: a value is not below infinity.
+        """
+        asked = [part for part in (values, cloud.log_ratio) if part is not None]
+        if not asked:
+            return cloud, cloud.log_weights.new_zeros(0)
+        known = torch.stack(asked).cpu().double().unflatten(1, (-1, self.num_particles))
+        if cloud.log_ratio is not None:
+            added = {name: getattr(cloud, name) + known[-1] for name in ("log_weights", "log_offset")}
+            cloud = replace(cloud, **added, log_ratio=None)
+        if values is not None and not (known[0] < math.inf).all():
             raise ValueError(
-                f"the largest value is {values.max().item()}, but values weigh particles by their exponential and must "
-                "be numbers below infinity; lower reward_scale, or mend the reward or the posterior"
+                f"the largest value is {known[0].max().item()}, but values weigh particles by their exponential and "
+                "must be numbers below infinity; lower reward_scale, or mend the reward or the posterior"
             )
-        return values.double().reshape(-1, self.num_particles)
+        return cloud, known[0]
 
     def _weigh(self, cloud: PathCloud) -> PathCloud:
         """Weighs the particles by the values of their paths, of which those of `cloud.ahead` are the last."""
+        cloud, values = self._read(cloud, cloud.estimates.values if cloud.is_valued else None)
         if not cloud.is_valued:
             return cloud
-        values = self._per_image(cloud.estimates.values)
         path_values = torch.cat([cloud.path_values, values[..., None]], 2)
         log_potentials = POTENTIALS.get(self.potential)(path_values)
         inverse_temperature = cloud.inverse_temperature
@@ -290,7 +310,7 @@ class SMC(Method):
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
         ahead = LookAhead(None, final.values(law.reward_scale).to(cloud.x.device))
-        values = self._per_image(ahead.values)
+        cloud, values = self._read(cloud, ahead.values)
         return self._recorded(
             replace(
                 cloud,
@@ -319,8 +339,7 @@ class SMC(Method):
         return replace(
             cloud,
             x=self._moved(law, cloud, interval, noise),
-            log_weights=cloud.log_weights + log_ratio,
-            log_offset=cloud.log_offset + log_ratio,
+            log_ratio=log_ratio,
             num_moves=cloud.num_moves + 1,
         )
 
@@ -329,12 +348,12 @@ class SMC(Method):
         network = law.rows(cloud.x).network
         return self.moved(network, cloud.x, interval, cloud.estimates.predicted, noise)
 
-    def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | float]:
-        """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; `mu` is zero without a guide."""
+    def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | None]:
+        """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; without a guide `mu` is zero."""
         noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
         gain = self.moves.tilt_gain(interval)
         if self.guide is None or cloud.estimates.shift is None or gain == 0:
-            return noise, 0.0
+            return noise, None
         mu = gain * self.guide.shift(cloud.estimates, interval.start)
         scale = cloud.inverse_temperature
         if self.tempering is not None:
@@ -342,7 +361,7 @@ class SMC(Method):
         scale = scale.to(mu).repeat_interleave(self.num_particles)
         mu = mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
         noise = noise + mu
-        return noise, row_dot(mu, mu / 2 - noise).unflatten(0, (-1, self.num_particles))
+        return noise, row_dot(mu, mu / 2 - noise)
 
     def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""
@@ -352,17 +371,17 @@ class SMC(Method):
         # Where every weight is zero there is nothing to resample by.
         poor = (size < self.resampling_threshold * self.num_particles) & (size > 0) & (self.resampling != "none")
         ancestors = torch.arange(self.num_particles).repeat(len(size), 1)
-        for image in torch.nonzero(poor.cpu()).flatten().tolist():
-            weights = torch.softmax(cloud.log_weights[image], 0).cpu()
+        for image in torch.nonzero(poor).flatten().tolist():
+            weights = torch.softmax(cloud.log_weights[image], 0)
             ancestors[image] = RESAMPLING_SCHEMES.get(self.resampling)(weights, random.of_image(image))
-        ancestors = ancestors.to(cloud.x.device)
-        rows = (ancestors + self.num_particles * torch.arange(len(size), device=cloud.x.device)[:, None]).flatten()
+        rows = (ancestors + self.num_particles * torch.arange(len(size))[:, None]).flatten()
+        chosen = rows.to(cloud.x.device)
         assert cloud.values is not None, "a valued cloud has values"
         log_tilt = (cloud.log_weights - cloud.log_offset).gather(1, ancestors)
         return replace(
             cloud,
-            x=cloud.x[rows],
-            ahead=cloud.estimates.rows(rows),
+            x=cloud.x[chosen],
+            ahead=cloud.estimates.rows(chosen),
             values=cloud.values.flatten()[rows].reshape(cloud.values.shape),
             path_values=cloud.path_values.flatten(0, 1)[rows].reshape(cloud.path_values.shape),
             log_weights=torch.where(poor[:, None], 0.0, cloud.log_weights),

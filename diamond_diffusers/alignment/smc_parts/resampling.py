@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import Registry
+from ...core.tensors import FLOAT64_DEVICES
 
 ResamplingScheme = Callable[[Tensor, torch.Generator | None], Tensor]
 """Maps normalised weights `[P]` (float64, CPU) and the generator to draw from to ancestor indices `[P]`."""
@@ -21,8 +22,9 @@ RESAMPLING_SCHEMES: Registry[ResamplingScheme] = Registry("resampling", "resampl
 
 def uniform(count: int, generator: torch.Generator | None) -> Tensor:
     """`count` uniforms in [0, 1), float64 on the CPU, whatever device the generator draws on."""
-    device = generator.device if generator is not None else "cpu"
-    return torch.rand(count, generator=generator, device=device, dtype=torch.float64).cpu()
+    device = torch.device("cpu") if generator is None else generator.device
+    dtype = torch.float64 if device.type in FLOAT64_DEVICES else torch.float32
+    return torch.rand(count, generator=generator, device=device, dtype=dtype).cpu().double()
 
 
 def invert(weights: Tensor, points: Tensor) -> Tensor:

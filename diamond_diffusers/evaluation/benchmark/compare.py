@@ -242,8 +242,10 @@ def draw(
 def machine_facts(pipe: DiamondMapPipeline) -> dict[str, Any]:
     """The facts on which the last bits of an image depend beside its settings."""
     device = pipe.family.device
+    # Of Apple's GPU torch has no name.
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": platform.machine() if named is None else named(device),
         "device_type": device.type,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -182,7 +181,7 @@ def fingerprint(modules: Sequence[nn.Module]) -> str:
     for module in modules:
         for name, tensor in _state_of(module).items():
             digest.update(name.encode())
-            digest.update(tensor.flatten()[:64].to("cpu", torch.float64).numpy().tobytes())
+            digest.update(tensor.flatten()[:64].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -156,8 +156,8 @@ def run_checks(runs: Runs, before: Callable[[str], object] = lambda name: None) 
         if found.verdict == FAILED:
             # What has failed for want of memory must not take any from the others.
             gc.collect()
-            if runs.device.type == "cuda":
-                torch.cuda.empty_cache()
+            if runs.device.type != "cpu":
+                torch.get_device_module(runs.device).empty_cache()
         yield name, found
 
 

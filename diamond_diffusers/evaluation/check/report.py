@@ -41,18 +41,18 @@ def report(runs: Runs, found: Mapping[str, Found], settings: Mapping[str, Any]) 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Device, system and versions."""
+    # Of Apple's GPU torch has no name.
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
     facts: dict[str, Any] = {
         "device_type": device.type,
-        "device": platform.processor() or platform.machine(),
+        "device": platform.machine() if named is None else named(device),
         "num_threads": torch.get_num_threads(),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
         facts |= {
-            "device": properties.name,
-            "device_bytes": properties.total_memory,
+            "device_bytes": torch.cuda.get_device_properties(device).total_memory,
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
             "cudnn": torch.backends.cudnn.version(),

@@ -51,4 +51,4 @@ def _features(clip: CLIPBasedReward, paths: Sequence[Path], remedy: str) -> Tens
     images = []
     for path in paths:
         images.append(pil_to_tensor(load_image(path, remedy).convert("RGB")).float() / 255)
-    return clip.image_features(torch.stack(images)).double()
+    return clip.image_features(torch.stack(images)).cpu().double()
