@@ -20,8 +20,10 @@ from .options import (
     MAX_NUMBER,
     MAX_SEED,
     Device,
-    ParticleBatchSize,
+    PlannedBatchSize,
+    PlannedCheckpointing,
     checked_texts,
+    memory_options,
     text_table,
 )
 from .records import StockOptions, takes_records
@@ -102,7 +104,8 @@ def generate(
     guidance_strength: GuidanceStrength = None,
     stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
-    particle_batch_size: ParticleBatchSize = None,
+    particle_batch_size: PlannedBatchSize = None,
+    gradient_checkpointing: PlannedCheckpointing = None,
     dtype: DType = "auto",
     device: Device = "auto",
     output: Output = Path("out"),
@@ -110,6 +113,7 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
+    memory = memory_options(particle_batch_size, gradient_checkpointing)
     defaults = model_defaults(model)
     scored_by = named_reward(reward, defaults)
     if scored_by is not None and not any(prompts):
@@ -142,7 +146,7 @@ def generate(
             seed,
             num_images,
             reward_scale,
-            particle_batch_size,
+            memory,
             {"num_inference_steps": num_inference_steps, **stock.given()},
             max_network_evaluations,
         )
