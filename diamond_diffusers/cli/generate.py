@@ -19,10 +19,12 @@ from .options import (
     MAX_COUNT,
     MAX_NUMBER,
     MAX_SEED,
-    ParticleBatchSize,
+    PlannedBatchSize,
+    PlannedCheckpointing,
     PromptsFile,
     all_texts,
     checked_texts,
+    memory_options,
     text_table,
 )
 from .records import LoadingOptions, StockOptions, takes_records
@@ -105,7 +107,8 @@ def generate(
     guidance_strength: GuidanceStrength = None,
     stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
-    particle_batch_size: ParticleBatchSize = None,
+    particle_batch_size: PlannedBatchSize = None,
+    gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
     no_plain: NoPlain = False,
     output: Output = Path("out"),
@@ -113,6 +116,7 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
+    memory = memory_options(particle_batch_size, gradient_checkpointing)
     texts = all_texts(prompts, prompts_file, "PROMPT")
     defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
@@ -148,7 +152,7 @@ def generate(
             seed,
             num_images,
             reward_scale,
-            particle_batch_size,
+            memory,
             {"num_inference_steps": num_inference_steps, **stock.given()},
             max_network_evaluations,
             with_plain=not no_plain,

@@ -252,7 +252,10 @@ def _place(pipe: DiamondMapPipeline, offload: str | None, device: str) -> None:
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif offload == "group":
-        pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda"))
+        streams = device.startswith("cuda")
+        pipe.enable_group_offload(
+            torch.device(device), offload_type="block_level", num_blocks_per_group=1, use_stream=streams
+        )
     else:
         pipe.to(device)
     if pipe.preview_vae is not None:

@@ -25,6 +25,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 SAVING = {
     "--particle-batch-size": "lower --particle-batch-size",
     "--batch-size": "lower --batch-size",
+    "--gradient-checkpointing": "take --gradient-checkpointing true",
     "--quantize": "take --quantize",
     "--offload": "take --offload on a GPU",
     "--height": "take smaller images",

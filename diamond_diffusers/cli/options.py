@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.table import Table
@@ -74,7 +74,7 @@ Offload = Annotated[
     str | None,
     typer.Option(
         help="Keeps weights off the accelerator while they are not used: model (one component at a time), group "
-        "(layer by layer, the next one ahead of its use) or sequential (layer by layer, the least memory, slow)."
+        "(block by block, on CUDA the next one ahead of its use) or sequential (layer by layer, the least, slow)."
     ),
 ]
 ParticleBatchSize = Annotated[
@@ -158,3 +158,40 @@ def first_sentence(documented: Any) -> str:
     """Of an object's documentation, without markup."""
     paragraph = (inspect.getdoc(documented) or "–").split("\n\n")[0]
     return paragraph.replace("\n", " ").replace("`", "").split(". ")[0].split("; ")[0].removesuffix(".")
+
+
+PlannedBatchSize = Annotated[
+    str | None,
+    typer.Option(
+        "--particle-batch-size",
+        metavar="INTEGER|auto",
+        help="Most rows of one network call, all of one image, which is then the same in every batch. 'auto', the "
+        "default on accelerators, is what fits into memory; by default a CPU takes those of all images at once, and "
+        "fewer where memory is short.",
+    ),
+]
+PlannedCheckpointing = Annotated[
+    str | None,
+    typer.Option(
+        "--gradient-checkpointing",
+        metavar="true|false|auto",
+        help="Evaluate again on the backward pass, instead of holding what was computed. 'auto', the default on "
+        "accelerators, does so for what does not fit into memory.",
+    ),
+]
+
+
+def memory_options(particle_batch_size: str | None, gradient_checkpointing: str | None) -> dict[str, Any]:
+    """The options of a call that say how it uses memory, from those of a command.
+
+    Raises:
+        ValueError: one is neither a value of its own nor auto.
+    """
+    from ..core.checks import check_counts
+    from ..core.conversions import Texts
+
+    size = Texts().fitted(particle_batch_size, int | Literal["auto"] | None, "--particle-batch-size")
+    if isinstance(size, int):
+        check_counts(**{"--particle-batch-size": size})
+    checkpointing = Texts().fitted(gradient_checkpointing, bool | Literal["auto"] | None, "--gradient-checkpointing")
+    return {"particle_batch_size": size, "gradient_checkpointing": checkpointing}

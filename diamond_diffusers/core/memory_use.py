@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,13 @@ class _Counted(TorchDispatchMode):
 
 def _storages(values: Any) -> list[UntypedStorage]:
     """Those of all tensors within; none of tensors that wrap others, which have none of their own."""
-    leaves = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-    return [leaf.untyped_storage() for leaf in leaves if not is_traceable_wrapper_subclass(leaf)]
+    if isinstance(values, Tensor):
+        return [] if is_traceable_wrapper_subclass(values) else [values.untyped_storage()]
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        return []
+    return [storage for value in values for storage in _storages(value)]
 
 
 def _refuse(packed: None) -> NoReturn:

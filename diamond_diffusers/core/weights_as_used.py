@@ -19,7 +19,7 @@ class WeightsAsUsed(TorchFunctionMode):
     operation that is recorded is given an alias of the weight's numbers.
 
     Args:
-        dtype: in which operations of float16 weights are computed; None for their own.
+        dtype: in which operations of float16 weights are computed, recorded or not; None for their own.
         streams: whether weights come by a stream of their own, whose memory must not be used again before the backward
             pass is done with it.
 
@@ -49,10 +49,10 @@ class WeightsAsUsed(TorchFunctionMode):
         options = options or {}
         given = [value for value in (*inputs, *options.values()) if isinstance(value, Tensor)]
         is_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-        if is_recorded and not _changes(function, options):
-            casts = self.dtype is not None and any(
-                isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float16 for tensor in given
-            )
+        casts = self.dtype is not None and any(
+            isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float16 for tensor in given
+        )
+        if (is_recorded or (casts and len(given) > 1)) and not _changes(function, options):
             inputs = tuple(self._as_used(value, casts) for value in inputs)
             options = {name: self._as_used(value, casts) for name, value in options.items()}
         return function(*inputs, **options)

@@ -60,7 +60,7 @@ def draw_side_by_side(
     seed: int = 0,
     num_images: int = 1,
     reward_scale: float | None = None,
-    particle_batch_size: int | None = None,
+    memory: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     max_network_evaluations: int | None = None,
     with_plain: bool = True,
@@ -68,6 +68,7 @@ def draw_side_by_side(
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
     Args:
+        memory: `particle_batch_size` and `gradient_checkpointing` of the calls, where they are given.
         arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
         max_network_evaluations: budget of an aligned image.
         with_plain: whether plain images are drawn beside aligned ones.
@@ -93,7 +94,7 @@ def draw_side_by_side(
                 alignment=method,
                 reward_scale=reward_scale,
                 max_network_evaluations=budget,
-                particle_batch_size=particle_batch_size,
+                **(memory or {}),
                 generator=generators,
             )
 
@@ -111,7 +112,8 @@ def draw_side_by_side(
             "alignment": ran.alignment,
             "reward": reward and reward.name,
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
-            "particle_batch_size": particle_batch_size,
+            "particle_batch_size": (memory or {}).get("particle_batch_size"),
+            "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
             "max_network_evaluations": max_network_evaluations,
             "seed": seed,
             "device": pipe.family.device,
@@ -184,6 +186,7 @@ def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
         "images": images,
         "interrupted": [name for name, out in drawn.outputs.items() if out.interrupted],
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()},
+        "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }
 

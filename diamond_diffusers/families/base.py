@@ -17,7 +17,7 @@ from ..core.model import Conditions
 from ..core.tensors import to_unit_range, where_rows
 from ..transitions.base import Transition
 from .compat import adapters_disabled, alone_with, execution_device
-from .differentiation import EvaluatedParts, decoding_dtype
+from .differentiation import EvaluatedParts, decoded
 from .loop_tensors import LoopTensors
 from .lora_files import read_lora
 from .posterior_map import PosteriorMap
@@ -348,7 +348,7 @@ class Family(LoopTensors, EvaluatedParts):
         """Decodes unpacked latents `[N, C, h, w]` to images of about [-1, 1], in the autoencoder's dtype."""
         vae = self.decoder(preview)
         latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return vae.decode(latents.to(decoding_dtype(vae, latents)), return_dict=False)[0]
+        return decoded(vae, latents)
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         return to_unit_range(self.decode_latents(z, preview))

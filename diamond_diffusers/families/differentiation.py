@@ -72,13 +72,17 @@ class Evaluated:
                 stack.enter_context(self.weights_as_used())
             yield
 
-    def weights_as_used(self) -> AbstractContextManager[Any]:
-        """Context in which graphs keep the weights that they were made with, where these change later."""
-        dtype = torch.float32 if self.is_decoder and overflows(self.module) else None
-        if dtype is None and not self.moves_weights:
+    def weights_as_used(self, upcasts: bool = False) -> AbstractContextManager[Any]:
+        """Context in which graphs keep the weights that they were made with, where these change later.
+
+        Args:
+            upcasts: whether they were used in float32, as of `decoded`.
+        """
+        if not self.moves_weights and not upcasts:
             return nullcontext()
-        hooks = group_offloading_hooks(self.module).values()
-        return WeightsAsUsed(dtype, streams=any(hook.group.stream is not None for hook in hooks))
+        hooks = group_offloading_hooks(self.module).values() if self.moves_weights else ()
+        streams = any(hook.group.stream is not None for hook in hooks)
+        return WeightsAsUsed(torch.float32 if upcasts else None, streams)
 
 
 def overflows(decoder: Any) -> bool:
@@ -86,11 +90,20 @@ def overflows(decoder: Any) -> bool:
     return decoder.dtype == torch.float16 and bool(decoder.config.get("force_upcast"))
 
 
-def decoding_dtype(decoder: Any, latents: Tensor) -> torch.dtype:
-    """In which a decoder takes latents: in float32 where they are differentiated and its float16 may overflow."""
-    is_differentiated = torch.is_grad_enabled() and latents.requires_grad
-    dtype: torch.dtype = torch.float32 if is_differentiated and overflows(decoder) else decoder.dtype
-    return dtype
+def decoded(decoder: Any, latents: Tensor, *, upcasts_images: bool = False) -> Tensor:
+    """What a decoder makes of its latents: in float32 where they are differentiated and its float16 may overflow.
+
+    The decoder itself, which other threads may use, stays what it is.
+
+    Args:
+        decoder: an autoencoder.
+        latents: in its scale and form.
+        upcasts_images: whether the stock pipeline decodes in float32 then, too, what is not differentiated.
+    """
+    upcasts = overflows(decoder) and (upcasts_images or (torch.is_grad_enabled() and latents.requires_grad))
+    with WeightsAsUsed(torch.float32) if upcasts else nullcontext():
+        images: Tensor = decoder.decode(latents.to(torch.float32 if upcasts else decoder.dtype), return_dict=False)[0]
+    return images
 
 
 def _decoding(autoencoder: nn.Module) -> list[nn.Module]:
@@ -196,7 +209,7 @@ class _Again:
                 stack.enter_context(onloaded(part.module, [self.block], out_of_turn=True))
             if part.is_decoder:
                 stack.enter_context(_IN_BLOCKS[True].of(part.module))
-            stack.enter_context(part.weights_as_used())
+            stack.enter_context(part.weights_as_used(part.is_decoder and overflows(part.module)))
             stack.enter_context(self._adapters.restored())
             self._entered.append(stack.pop_all())
 

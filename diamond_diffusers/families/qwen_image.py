@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.held import HeldChange
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range
-from .differentiation import decoding_dtype
+from .differentiation import decoded
 from .packed_latents import PackedFamily, has_negative
 from .registry import register_family
 from .stock_call import call_stock, one_row_each
@@ -94,9 +94,8 @@ class QwenImageFamily(PackedFamily):
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         vae, latents = self.decoder(preview), self.unpacked(z, conditions.shared)
         mean, std = _latent_statistics(vae, z)
-        latents = latents * std + mean
         with _WITHOUT_CACHE.of(vae.decoder):
-            videos = vae.decode(latents.to(decoding_dtype(vae, latents)), return_dict=False)[0]
+            videos = decoded(vae, latents * std + mean)
         return to_unit_range(videos[:, :, 0])
 
     @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..core.held import HeldChange
 from ..core.model import Conditions
 from ..core.tensors import to_unit_range
-from .differentiation import decoding_dtype
+from .compat import moves_weights
+from .differentiation import decoded
 from .registry import register_family
 from .stable_diffusion import StableDiffusionFamily
 from .stock_call import without_none
@@ -104,7 +105,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         if mean is not None and deviation is not None:
             latents = latents * latents.new_tensor(deviation).reshape(1, -1, 1, 1)
             latents = latents + latents.new_tensor(mean).reshape(1, -1, 1, 1)
-        return to_unit_range(vae.decode(latents.to(decoding_dtype(vae, latents)), return_dict=False)[0])
+        return to_unit_range(decoded(vae, latents, upcasts_images=True))
 
     def finish(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
         """Hides the stock pipeline's watermark in the images."""
@@ -117,8 +118,8 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
 
 
 def _upcast(vae: nn.Module) -> Callable[[], object]:
-    """Casts a decoder that overflows in float16 to float32."""
-    if vae.dtype != torch.float16:
+    """Casts a decoder that overflows in float16 to float32, unless hooks bring its weights in float16 again."""
+    if vae.dtype != torch.float16 or moves_weights(vae):
         return lambda: None
     vae.to(torch.float32)
     return lambda: vae.to(torch.float16)

@@ -194,7 +194,11 @@ def test_stock_keywords_reach_the_stock_loader(tiny_folder, monkeypatch):
     [
         ("model", "enable_model_cpu_offload", {"device": "cuda"}),
         ("sequential", "enable_sequential_cpu_offload", {"device": "cuda"}),
-        ("group", "enable_group_offload", {"offload_type": "leaf_level", "use_stream": True}),
+        (
+            "group",
+            "enable_group_offload",
+            {"offload_type": "block_level", "num_blocks_per_group": 1, "use_stream": True},
+        ),
     ],
 )
 def test_offloading_is_that_of_diffusers(load, parts, monkeypatch, offload, method, options):
