@@ -102,7 +102,7 @@ def usable_device(device: str) -> str:
     try:
         # Where nothing can be read back, as from "meta", nothing can be drawn.
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"--device is {device!r}, which is not usable here; take cpu or auto") from error
     return device
 
