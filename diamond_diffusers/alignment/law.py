@@ -334,6 +334,9 @@ class LawAtRows:
 
 
 def check_reward_scale(reward_scale: float) -> None:
-    """Raises a `ValueError` for one that is no finite number."""
+    """Raises a `ValueError` for one that is no finite number, or none in float32, in which rewards are scaled."""
     if not isinstance(reward_scale, Real) or not math.isfinite(reward_scale):
         raise ValueError(f"reward_scale is {reward_scale!r}; give a finite number (a negative one lowers the reward)")
+    largest = torch.finfo(torch.float32).max
+    if abs(reward_scale) > largest:
+        raise ValueError(f"reward_scale is {float(reward_scale):g}; give at most {largest:.2g}, the largest in float32")

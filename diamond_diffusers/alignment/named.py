@@ -50,12 +50,12 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
             inspect.signature(preset).bind(model)
         except TypeError:
             raise TypeError(
-                f"the preset {name!r} takes {inspect.signature(preset)}; it has to take the model, as in "
+                f"the preset {name!r} takes {inspect.signature(preset)}; let it take the model, as in "
                 f"{name}(model=None, **options)"
             ) from None
         method = preset(model)
         if not isinstance(method, Method):
-            raise TypeError(f"the preset {name!r} returned {method!r}; it has to return a method, such as SMC()")
+            raise TypeError(f"the preset {name!r} returned {method!r}; let it return a method, such as SMC()")
         return with_options(method, options)
     names = ", ".join((*METHODS.names(), *PRESETS.names()))
     raise ValueError(

@@ -71,9 +71,9 @@ class NoiseAscent(NoiseRounds):
         for name in ("learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive")
+                raise ValueError(f"{name} is {value}; give a number above 0")
         if not self.regularization_weight >= 0:
-            raise ValueError(f"regularization_weight is {self.regularization_weight}; it must be at least 0")
+            raise ValueError(f"regularization_weight is {self.regularization_weight}; give at least 0")
 
     @abstractmethod
     def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:

@@ -13,6 +13,8 @@ from ..core.conversions import shown
 from ..core.interval import Interval
 from ..transitions.base import Transition
 
+_WAY = "give torch.Generator objects, such as torch.Generator().manual_seed(0)"
+
 
 class RandomSource:
     """Draws for `num_images` images so that what image `i` receives depends on its generator alone.
@@ -35,14 +37,13 @@ class RandomSource:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if isinstance(generators, Sequence) and not generators:
+            raise TypeError(f"generator is {shown(generators)}, which is empty; {_WAY}")
         # diffusers takes no other sequence.
         given = list(generators) if isinstance(generators, Sequence) else generators
         for generator in given if isinstance(given, list) else [given]:
             if given is not None and not isinstance(generator, torch.Generator):
-                raise TypeError(
-                    f"generator is {shown(generators)}, which is or holds {shown(generator)}; give torch.Generator "
-                    "objects, such as torch.Generator().manual_seed(0)"
-                )
+                raise TypeError(f"generator is {shown(generators)}, which is or holds {shown(generator)}; {_WAY}")
             if generator is not None and generator.device.type not in ("cpu", torch.device(device).type):
                 raise ValueError(
                     f"generator is on {generator.device}, but images are made on {device}; give torch.Generator() or "

@@ -22,8 +22,6 @@ FLAGS = {
 """Other spellings of frequent options."""
 
 LOOK_AHEAD_FLAGS = ("--num-inner-steps", "--num-lookaheads")
-MAP_STEPS = {"flow_map": "num_steps", "weighted": "num_map_steps"}
-"""The option of posterior samplers along the flow map that depends on the model: see `presets.base.map_steps`."""
 FORM_SUFFIXES = (".json", ".yaml", ".yml")
 
 
@@ -50,7 +48,7 @@ class MethodRequest:
         """The method; what is not given is its own default.
 
         Args:
-            model: on which the settings of published methods and of look-aheads along the flow map depend.
+            model: on which the settings of published methods depend.
 
         Raises:
             TypeError, ValueError: the name or an option is unknown, or has a value that is refused.
@@ -58,10 +56,9 @@ class MethodRequest:
         from ..alignment.named import as_method
         from ..core.serial import UnknownOptionError, nested, with_options
 
-        form = self.form if isinstance(self.form, str) else _fitted_to(nested(self.form), model)
-        options = _fitted_to(nested(self.options), model)
+        form = self.form if isinstance(self.form, str) else nested(self.form)
         try:
-            return with_options(as_method(form, model), options)
+            return with_options(as_method(form, model), nested(self.options))
         except UnknownOptionError as error:
             if error.path not in self.flags:
                 raise
@@ -150,16 +147,3 @@ def _paths_of(flags: Mapping[str, Any], request: MethodRequest) -> dict[str, tup
             raise ValueError(f"{flag} is {value}, but alignment {request.name!r} does not use it; drop {flag}")
         paths[path] = (flag, value)
     return paths
-
-
-def _fitted_to(options: dict[str, Any], model: Model | None) -> dict[str, Any]:
-    """Options in which look-aheads along a flow map take as many evaluations as the model needs, if not told."""
-    from ..alignment.presets.base import map_steps
-
-    posterior = options.get("posterior")
-    posterior = {"name": posterior} if isinstance(posterior, str) else posterior
-    if isinstance(posterior, Mapping) and isinstance(posterior.get("name"), str):
-        option = MAP_STEPS.get(posterior["name"])
-        steps = {} if option is None or model is None else {option: map_steps(model)}
-        return {**options, "posterior": {**steps, **posterior}}
-    return options

@@ -13,9 +13,9 @@ def check_counts(**counts: int | None) -> None:
     """Raises a `ValueError` for one that is given and is no whole number of at least 1."""
     for name, count in counts.items():
         if count is not None and (not isinstance(count, Integral) or isinstance(count, bool) or count < 1):
-            raise ValueError(f"{name} is {shown(count)}; it must be a whole number of at least 1")
+            raise ValueError(f"{name} is {shown(count)}; give a whole number of at least 1")
         if count is not None and count >= 2**63:
-            raise ValueError(f"{name} is {shown(count)}; it must be below 2**63, to which torch can count")
+            raise ValueError(f"{name} is {shown(count)}; give one below 2**63, to which torch can count")
 
 
 def check_finite(**numbers: float | None) -> None:

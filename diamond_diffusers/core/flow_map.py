@@ -14,6 +14,8 @@ from .model import Model
 from .network import FlowMap, InnerFlowMap, Network
 from .tensors import expand, repeat_each, where_rows
 
+ODE_STEPS = 4
+"""From an observation to clean data along the ODE of a model that is no flow map, where nothing else is asked for."""
 _GRID_POWER = 1.5
 
 
@@ -123,16 +125,26 @@ def has_map_to_data(model: Model) -> bool:
     return model.has_flow_map or model.has_diamond_map
 
 
-def check_is_map(argument: str, num_steps: int, model: Model) -> None:
+def steps_to_data(num_steps: int | None, network: Network) -> int:
+    """Steps along the path from an observation to clean data: those asked for, else what the network needs.
+
+    A flow map takes one, and the ODE of an ordinary model `ODE_STEPS`.
+    """
+    if num_steps is not None:
+        return num_steps
+    return 1 if network.has_flow_map else ODE_STEPS
+
+
+def check_is_map(argument: str, num_steps: int | None, model: Model) -> None:
     """Raises a `ValueError` for a single step along the path of a model that has no flow map.
 
     Args:
         argument: by which the caller knows the number of steps.
-        num_steps: along the path from an observation to clean data.
+        num_steps: along the path from an observation to clean data; None for as many as the model needs.
         model: to be followed.
     """
     if num_steps == 1 and not has_map_to_data(model):
         raise ValueError(
             f"{argument} is 1, but this {model.name} model is not a few-step flow map, and one step of its ODE ends "
-            f"at the posterior mean; give {argument}=4, or use DenoiserPoint()"
+            f"at the posterior mean; give {argument}={ODE_STEPS}, or use DenoiserPoint()"
         )

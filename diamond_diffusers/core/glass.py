@@ -250,7 +250,7 @@ class EarlyStop:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correlation <= 1:
-            raise ValueError(f"correlation is {self.correlation}; it must lie between 0 and 1")
+            raise ValueError(f"correlation is {self.correlation}; give a number between 0 and 1")
 
     @property
     def stays(self) -> bool:

@@ -45,7 +45,7 @@ class UnknownOptionError(ValueError):
 
     def __init__(self, path: str, owner: str, options: Sequence[str]) -> None:
         name = path.rpartition(".")[2]
-        known = f"its options are {', '.join(options)}" if options else "it has none; leave it out"
+        known = f"choose one of {', '.join(options)}" if options else "it has none; leave it out"
         super().__init__(f"{owner} has no option {name!r}{did_you_mean(name, options)}; {known}")
         self.path, self.owner = path, owner
 

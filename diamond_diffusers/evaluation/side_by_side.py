@@ -77,9 +77,9 @@ def draw_side_by_side(
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
     """
     if num_images < 1:
-        raise ValueError(f"num_images is {num_images}; it must be at least 1")
+        raise ValueError(f"num_images is {num_images}; give at least 1")
     if seed < 0:
-        raise ValueError(f"seed is {seed}; it must not be negative")
+        raise ValueError(f"seed is {seed}; give 0 or more")
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given: dict[str, Any] = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
     resolved = pipe.prepare(**given).arguments

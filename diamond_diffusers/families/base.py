@@ -210,6 +210,20 @@ class Family(LoopTensors, EvaluatedParts):
         default = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         return arguments["height"] or default, arguments["width"] or default
 
+    def size_multiple(self, arguments: Mapping[str, Any]) -> int:
+        """What height and width have to be multiples of in the stock pipeline; 1 where it takes any, or rounds them."""
+        return 1
+
+    def check_size(self, arguments: Mapping[str, Any]) -> None:
+        """Raises a `ValueError` for a height or a width that the stock pipeline cannot sample."""
+        multiple, name = self.size_multiple(arguments), type(self.pipeline).__name__
+        for side in ("height", "width"):
+            size = arguments.get(side)
+            if size is not None and size % multiple:
+                below, above = size - size % multiple, size - size % multiple + multiple
+                nearest = f"{below} or {above}" if below else str(above)
+                raise ValueError(f"{side} is {size}; give a multiple of {multiple} to {name}, such as {nearest}")
+
     @property
     def num_latent_channels(self) -> int:
         """Channels of the latents before they are packed."""

@@ -46,6 +46,9 @@ class Lumina2Family(FlowMatchingFamily):
             shared["guided_levels"] = level_interval(levels, guided)
         return conditions
 
+    def size_multiple(self, arguments: Mapping[str, Any]) -> int:
+        return self.pipeline.vae_scale_factor * 2
+
     def _encode_prompt(
         self, each: Mapping[str, Any], num_images: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:

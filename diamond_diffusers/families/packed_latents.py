@@ -25,14 +25,13 @@ class PackedFamily(FlowMatchingFamily):
     def num_latent_channels(self) -> int:
         return super().num_latent_channels // 4
 
-    def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        height, width = super().image_size(arguments)
+    def check_size(self, arguments: Mapping[str, Any]) -> None:
         block = self.pipeline.vae_scale_factor * 2
         # The stock pipelines round sizes down, and warn.
-        for name, size in (("height", height), ("width", width)):
-            if size < block:
-                raise ValueError(f"{name} is {size}, which is less than a token; give at least {block}")
-        return height, width
+        for side in ("height", "width"):
+            size = arguments.get(side)
+            if size is not None and size < block:
+                raise ValueError(f"{side} is {size}, which is less than a token; give at least {block}")
 
     def token_grid(self, shared: Mapping[str, Any]) -> tuple[int, int]:
         """Rows and columns of tokens of images whose `height` and `width` are shared."""

@@ -28,6 +28,7 @@ class PixArtSigmaFamily(BinnedFamily, DiscreteTimeFamily):
     """Reads a `PixArtSigmaPipeline`."""
 
     name = "pixart_sigma"
+    unbinned_multiple = 8
     resolution_bins: ClassVar = {
         256: ASPECT_RATIO_2048_BIN,
         128: ASPECT_RATIO_1024_BIN,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..core.conversions import shown
 from ..core.registry import Registry
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def check_supported(pipeline_class: str) -> type[Family]:
     """
     if pipeline_class not in FAMILIES:
         raise TypeError(
-            f"pipeline is a {pipeline_class}, for which there is no family; supported are "
-            f"{', '.join(FAMILIES.names())}. docs/adding_a_family.md shows how to add one"
+            f"pipeline is a {pipeline_class}, for which there is no family; choose one of "
+            f"{', '.join(FAMILIES.names())}, or add one as docs/adding_a_family.md shows"
         )
     return FAMILIES.get(pipeline_class)
 
@@ -83,6 +84,8 @@ def family_of(pipeline: Any) -> Family:
     import diffusers
 
     kind = type(pipeline)
+    if kind.__name__ not in FAMILIES and not isinstance(pipeline, diffusers.DiffusionPipeline):
+        raise TypeError(f"pipeline is {shown(pipeline)}; give a loaded stock pipeline, such as a FluxPipeline")
     family = check_supported(kind.__name__)
     if kind is not getattr(diffusers, kind.__name__, kind):
         raise TypeError(

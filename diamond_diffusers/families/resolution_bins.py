@@ -20,13 +20,18 @@ class BinnedFamily(Family):
 
     Attributes:
         resolution_bins: for each `sample_size` of the network, heights and widths by aspect ratio.
+        unbinned_multiple: what height and width have to be multiples of without bins.
     """
 
     resolution_bins: ClassVar[Mapping[int, Mapping[str, Sequence[float]]]]
+    unbinned_multiple: ClassVar[int]
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         default = self.network_module.config.sample_size * self.pipeline.vae_scale_factor
         return arguments["height"] or default, arguments["width"] or default
+
+    def size_multiple(self, arguments: Mapping[str, Any]) -> int:
+        return 1 if arguments["use_resolution_binning"] else self.unbinned_multiple
 
     def sizes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Sizes that the conditions share.

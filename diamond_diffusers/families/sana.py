@@ -29,6 +29,7 @@ class SanaFamily(BinnedFamily, FlowMatchingFamily):
         "negative_prompt_embeds": "encoder_hidden_states",
     }
     joins_negative = True
+    unbinned_multiple = 32
     resolution_bins: ClassVar = {
         128: ASPECT_RATIO_4096_BIN,
         64: ASPECT_RATIO_2048_BIN,

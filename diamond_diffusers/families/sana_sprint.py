@@ -34,6 +34,7 @@ class SanaSprintFamily(BinnedFamily):
     name = "sana_sprint"
     loop_tensors: ClassVar[dict[str, str]] = {"prompt_embeds": "encoder_hidden_states"}
     path = RectifiedFlowPath()
+    unbinned_multiple = 32
     resolution_bins: ClassVar = {32: ASPECT_RATIO_1024_BIN}
     latents_dtype = torch.float32
     arguments_with_none = ("complex_human_instruction", "max_timesteps", "intermediate_timesteps")

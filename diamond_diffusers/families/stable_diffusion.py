@@ -79,6 +79,10 @@ class StableDiffusionFamily(DiscreteTimeFamily):
             return default_height * scale, default_width * scale
         return height, width
 
+    def size_multiple(self, arguments: Mapping[str, Any]) -> int:
+        # Whatever the autoencoder's factor is.
+        return 8
+
     def prompt_features(
         self, arguments: Mapping[str, Any], sizes: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -62,6 +62,9 @@ class StableDiffusion3Family(FlowMatchingFamily):
             shared.update(self._skip_layer_guidance(arguments, conditions))
         return conditions
 
+    def size_multiple(self, arguments: Mapping[str, Any]) -> int:
+        return self.pipeline.vae_scale_factor * self.pipeline.patch_size
+
     def _encode_prompt(self, each: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         guided = self.pipeline.do_classifier_free_guidance
         overrides = {

@@ -29,7 +29,7 @@ def num_prompts(arguments: Mapping[str, Any]) -> int:
     """
     prompt = arguments["prompt"]
     if not (prompt is None or isinstance(prompt, str | list)):
-        raise TypeError(f"prompt is a {type(prompt).__name__}; give a text or a list of texts")
+        raise TypeError(f"prompt is {shown(prompt)}; give a text or a list of texts")
     for text in prompt if isinstance(prompt, list) else ():
         if not isinstance(text, str):
             raise TypeError(f"prompt holds {shown(text)}; give a text or a list of texts")

@@ -40,10 +40,6 @@ class ZImageFamily(FlowMatchingFamily):
     def encode(self, arguments: Mapping[str, Any]) -> Conditions:
         pipeline = self.pipeline
         height, width = self.image_size(arguments)
-        block = pipeline.vae_scale_factor * 2
-        for name, size in (("height", height), ("width", width)):
-            if size % block:
-                raise ValueError(f"{name} is {size}; give a multiple of {block}")
         self.remember(arguments, "guidance_scale", "joint_attention_kwargs", "cfg_normalization", "cfg_truncation")
         embeds, negative_embeds = self._encode_prompt(one_row_each(arguments))
         # Padded to one length, the prompts and the negative prompts pass the network together.
@@ -99,6 +95,9 @@ class ZImageFamily(FlowMatchingFamily):
 
     def image_size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         return arguments["height"] or 1024, arguments["width"] or 1024
+
+    def size_multiple(self, arguments: Mapping[str, Any]) -> int:
+        return self.pipeline.vae_scale_factor * 2
 
     @property
     def num_latent_channels(self) -> int:

@@ -58,7 +58,7 @@ def fitted_arguments(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or value is defaults.get(name):
             continue
         if name == "latents" and not isinstance(value, Tensor):
-            raise TypeError(f"latents is a {type(value).__name__}; give a tensor with a row for each image")
+            raise TypeError(f"latents is {shown(value)}; give a tensor with a row for each image")
         if name in hints:
             fitted[name] = _VALUES.fitted(value, hints[name], name)
         elif name in images and not _is_nested(value, images[name]):
@@ -67,6 +67,8 @@ def fitted_arguments(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             check_finite(**{name: fitted[name]})
         if isinstance(fitted[name], list) and not fitted[name] and name.endswith("_embeds"):
             raise ValueError(f"{name} is an empty list; give embeddings, or leave it out")
+        if isinstance(fitted[name], dict):
+            _check_keys(name, fitted[name])
         for tensor in fitted[name] if isinstance(fitted[name], list) else [fitted[name]]:
             if isinstance(tensor, Tensor):
                 _check_tensor(name, tensor)
@@ -107,7 +109,7 @@ def check_ranges(pipeline: DiffusionPipeline, is_flow: bool, arguments: Mapping[
         if given is not None and given[0] > highest:
             raise ValueError(f"{name} begins at {given[0]}; with this model noise is pure at {highest}, so begin there")
     if not 0 <= (arguments.get("eta") or 0) <= 1:
-        raise ValueError(f"eta is {arguments['eta']}; it must lie between 0 (deterministic) and 1 (DDPM)")
+        raise ValueError(f"eta is {arguments['eta']}; give a number between 0 (deterministic) and 1 (DDPM)")
 
 
 @cache
@@ -188,11 +190,16 @@ def _check_levels(name: str, given: Any) -> None:
         raise WrongTypeError(f"{name} is {shown(given)}; give a list of falling numbers")
     numbers = [_VALUES.fitted(number, float, f"{name}[{index}]") for index, number in enumerate(given)]
     if not numbers or any(before <= after for before, after in pairwise(numbers)):
-        raise ValueError(
-            f"{name} is {shown(given)}; it must hold at least one number, and each must be below the former"
-        )
+        raise ValueError(f"{name} is {shown(given)}; give at least one number, and each below the former")
     if numbers[-1] < 0 or not math.isfinite(numbers[0]):
-        raise ValueError(f"{name} is {shown(given)}; its numbers must be finite and at least 0")
+        raise ValueError(f"{name} is {shown(given)}; give finite numbers of at least 0")
+
+
+def _check_keys(name: str, options: Mapping[Any, Any]) -> None:
+    """Checks that options, which networks take as keywords, are named by texts."""
+    for key in options:
+        if not isinstance(key, str):
+            raise WrongTypeError(f"{name} holds the key {shown(key)}; give each option by its name, a text")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -202,7 +209,8 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise WrongTypeError(f"{name} is of {tensor.dtype}; give numbers of a floating-point type, such as float32")
     if tensor.is_meta:
         raise ValueError(f"{name} is on the meta device, where it holds no numbers; give a tensor on a real one")
-    if tensor.ndim == 0:
-        raise ValueError(f"{name} is a tensor of no dimensions; give one with a row for each image or prompt")
+    if tensor.ndim == 0 or not tensor.numel():
+        extent = f"no numbers, of shape {list(tensor.shape)}" if tensor.ndim else "no dimensions"
+        raise ValueError(f"{name} is a tensor of {extent}; give one with a row for each image or prompt")
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} holds nan or inf; give a tensor of finite numbers")

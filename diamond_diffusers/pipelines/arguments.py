@@ -131,6 +131,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
     num_prompts(arguments)
     check_texts(arguments)
     check_clip_skip(family.pipeline, arguments.get("clip_skip"))
+    family.check_size(arguments)
     check_ranges(family.pipeline, isinstance(family, FlowMatchingFamily), arguments)
     return arguments
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..alignment.base import Method
 from ..alignment.law import ScoreModel
 from ..alignment.random_source import RandomSource
+from ..core.conversions import shown
 from ..core.model import Conditions
 from ..core.tensors import working_dtype
 from ..families.base import Family
@@ -214,7 +215,7 @@ def _given_rows(call: Call, method: Method) -> Tensor:
     """The `latents` of a call, with one row for each particle."""
     latents, count, particles = call.arguments.latents, call.num_images, method.num_particles
     if not isinstance(latents, Tensor):
-        raise TypeError(f"latents is a {type(latents).__name__}; give a tensor with a row for each image")
+        raise TypeError(f"latents is {shown(latents)}; give a tensor with a row for each image")
     one = call.family.prepare_latents(call.arguments, call.conditions, 1, torch.Generator())
     if latents.shape[1:] != one.shape[1:]:
         raise ValueError(

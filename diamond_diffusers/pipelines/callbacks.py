@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.noise_rounds import NoiseRounds
@@ -31,14 +31,15 @@ def check_callback_signature(callback: UserCallback | None) -> None:
     if not callable(callback) or isinstance(callback, type):
         raise TypeError(f"callback_on_step_end is {shown(callback)}; {wanted}")
     try:
-        signature = inspect.signature(callback)
+        # The call of a module passes on whatever it is given.
+        signature = inspect.signature(callback.forward if isinstance(callback, nn.Module) else callback)
     except ValueError:
         # Some functions of C do not tell theirs.
         return
     try:
         signature.bind(None, 0, None, {})
     except TypeError:
-        raise TypeError(f"callback_on_step_end takes {signature}; {wanted}") from None
+        raise TypeError(f"callback_on_step_end is {shown(callback)}, which takes {signature}; {wanted}") from None
 
 
 def check_callback(
@@ -68,8 +69,8 @@ def check_callback(
     for name in names:
         if name not in available:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs holds {name!r}; with {type(family.pipeline).__name__} callbacks "
-                f"can be given {', '.join(available)}"
+                f"callback_on_step_end_tensor_inputs holds {name!r}, which {type(family.pipeline).__name__} does not "
+                f"show to callbacks; choose from {', '.join(available)}"
             )
     return tuple(names)
 

@@ -36,7 +36,7 @@ def checked_defaults(kind: Any, defaults: Mapping[str, Any] | None) -> dict[str,
     for name in defaults:
         if name not in names:
             hint = did_you_mean(str(name), names)
-            raise ValueError(f"defaults holds {shown(name)}{hint}; it may hold {', '.join(names)}")
+            raise ValueError(f"defaults holds {shown(name)}{hint}; choose from {', '.join(names)}")
     options = RunOptions(**{name: defaults[name] for name in OWN_DEFAULTS if name in defaults})
     form = options.alignment
     called = form.get(NAME) if isinstance(form, Mapping) else form

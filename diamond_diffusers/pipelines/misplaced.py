@@ -42,7 +42,7 @@ def unknown_argument(name: str, pipeline: str, stock: Collection[str], own: Coll
     hint = did_you_mean(name, [*own, *stock])
     return (
         f"{name!r} is no argument of DiamondMapPipeline or of the {pipeline} inside{hint}; "
-        f"the latter takes {', '.join(stock)}"
+        f"choose one of {', '.join(stock)}"
     )
 
 

@@ -98,8 +98,8 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
     if reward is not None and reward.reads_prompts and not any(texts):
         raise ValueError(
-            "the reward reads the prompt, but the call has no prompt text; give one, or reward_prompt=..., or wrap a "
-            "function that reads none in CallableReward(function, reads_prompts=False)"
+            "the reward reads the prompt, but its text is '', as that of embeddings is; give one, or "
+            "reward_prompt=..., or wrap a function that reads none in CallableReward(function, reads_prompts=False)"
         )
     return selection
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_counts
-from ..core.flow_map import check_is_map, flow_to_data
+from ..core.flow_map import check_is_map, flow_to_data, steps_to_data
 from ..core.levels import Denoiser, Level, as_level, predicted_noise, signal_and_noise
 from ..core.model import Model
 from ..core.network import Network
@@ -158,7 +158,8 @@ class WeightedPosterior(PosteriorSampler):
         quadrature: rule of `consistent`: `trapezoid`, or `simpson` with a further evaluation at the middle.
         weight_temperature: divisor of the log-weights; 1 is exact, larger values even the weights out.
         num_map_steps: number of steps of the map from `kappa'` to clean data; at least 2 for an ordinary model without
-            a Diamond Map, whose ODE is integrated.
+            a Diamond Map, whose ODE is integrated. None for 1 where the model is a flow map or has a Diamond Map, else
+            4.
 
     Example:
         >>> pipe("a red star", alignment=Guidance(WeightedPosterior(num_samples=2)), num_inference_steps=2)
@@ -169,7 +170,7 @@ class WeightedPosterior(PosteriorSampler):
     weights: str = "consistent"
     quadrature: str = "trapezoid"
     weight_temperature: float = 1.0
-    num_map_steps: int = 1
+    num_map_steps: int | None = None
 
     differentiates_predicted = False
     has_gradient_terms = True
@@ -177,7 +178,9 @@ class WeightedPosterior(PosteriorSampler):
     without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
 
     def __post_init__(self) -> None:
-        check_counts(num_samples=self.num_samples, num_map_steps=self.num_map_steps)
+        check_counts(num_samples=self.num_samples)
+        if self.num_map_steps is not None:
+            check_counts(num_map_steps=self.num_map_steps)
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
         check_choice("weights", self.weights, WEIGHTS)
@@ -221,7 +224,8 @@ class WeightedPosterior(PosteriorSampler):
         copies = repeat_each(centre, count) + expand(spread, x) * noise
         # The first step of an ordinary model's ODE is the posterior mean that its scores need.
         denoised = network.denoise(copies, repeat_each(level, count)) if not network.has_flow_map else None
-        z = flow_to_data(network, copies, repeat_each(level, count), self.num_map_steps, denoised)
+        num_steps = steps_to_data(self.num_map_steps, network)
+        z = flow_to_data(network, copies, repeat_each(level, count), num_steps, denoised)
         # At pure noise all weights are equal, and that of a single sample cancels.
         if not self.is_weighted or count == 1 or torch.isinf(kappa).all():
             log_weights = torch.zeros(len(z), dtype=z.dtype, device=z.device)

@@ -44,8 +44,8 @@ def check_signature(name: str, function: Callable[..., Any]) -> None:
         signature.bind(None, None, **wanted_context(function))
     except TypeError as error:
         raise TypeError(
-            f"Reward '{name}' cannot be called with images and prompts ({error}); it may name "
-            f"{', '.join(CONTEXT_NAMES)} besides, and everything else needs a default."
+            f"Reward '{name}' cannot be called with images and prompts ({error}); name no further "
+            f"parameters but {', '.join(CONTEXT_NAMES)}, or give them defaults."
         ) from error
 
 

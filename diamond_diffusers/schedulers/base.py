@@ -171,7 +171,7 @@ class GlassSchedulerMixin(ABC):
             )
         if not 0 <= begin_index < len(self.timesteps) or begin_index % self.order:
             raise ValueError(
-                f"begin_index is {begin_index}; it must be a multiple of the {self.order} inner steps, "
+                f"begin_index is {begin_index}; give a multiple of the {self.order} inner steps, "
                 f"below {len(self.timesteps)}"
             )
         self._begin_index = begin_index

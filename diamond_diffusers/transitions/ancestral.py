@@ -32,7 +32,7 @@ class AncestralTransition(Transition):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must lie between 0 (deterministic) and 1 (DDPM)")
+            raise ValueError(f"eta is {self.eta}; give a number between 0 (deterministic) and 1 (DDPM)")
 
     def _fresh_noise(self, interval: Interval) -> float:
         """Standard deviation of the fresh noise in `y' = x' / alpha'`."""

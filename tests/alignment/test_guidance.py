@@ -274,7 +274,7 @@ def test_unusable_options_of_a_guide_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_corrections": 0}, "num_corrections is 0; it must be a whole number of at least 1"),
+        ({"num_corrections": 0}, "num_corrections is 0; give a whole number of at least 1"),
         ({"num_corrections": 1.5}, r"num_corrections is 1\.5; give a whole number"),
         ({"num_warm_up_steps": 2.5}, r"num_warm_up_steps is 2\.5; give a whole number"),
         ({"num_particles": 2.0}, r"num_particles is 2\.0; give a whole number"),

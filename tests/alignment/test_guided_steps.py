@@ -235,8 +235,8 @@ def test_without_a_reward_scale_the_plain_sample_is_reproduced_bit_for_bit(name)
         ({"num_guided_steps": 1.5}, r"num_guided_steps is 1\.5; give a number of steps, a share"),
         ({"num_guided_steps": math.inf}, "num_guided_steps is inf; give a number of steps, a share"),
         ({"num_guided_steps": math.nan}, "num_guided_steps is nan; give a number"),
-        ({"num_jump_steps": 0}, "num_jump_steps is 0; it must be a whole number of at least 1"),
-        ({"num_warm_up_steps": 0}, "num_warm_up_steps is 0; it must be a whole number of at least 1"),
+        ({"num_jump_steps": 0}, "num_jump_steps is 0; give a whole number of at least 1"),
+        ({"num_warm_up_steps": 0}, "num_warm_up_steps is 0; give a whole number of at least 1"),
     ],
 )
 def test_unusable_options_are_refused(options, message):

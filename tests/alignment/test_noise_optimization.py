@@ -275,14 +275,14 @@ def test_a_callback_sees_each_iteration_and_may_end_the_run():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_iterations": 0}, "num_iterations is 0; it must be a whole number of at least 1"),
+        ({"num_iterations": 0}, "num_iterations is 0; give a whole number of at least 1"),
         ({"optimizer": "lbfgs"}, "optimizer is 'lbfgs'; choose one of sgd, adam"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
-        ({"max_gradient_norm": -1.0}, "max_gradient_norm is -1.0; it must be positive"),
-        ({"regularization_weight": -0.1}, "regularization_weight is -0.1; it must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; give a number above 0"),
+        ({"max_gradient_norm": -1.0}, "max_gradient_norm is -1.0; give a number above 0"),
+        ({"regularization_weight": -0.1}, "regularization_weight is -0.1; give at least 0"),
         ({"num_particles": 0}, "num_particles is 0"),
-        ({"num_perturbations": 0}, "num_perturbations is 0; it must be a whole number of at least 1"),
-        ({"perturbation": 1.0}, "perturbation is 1.0; it must lie between 0 and 1"),
+        ({"num_perturbations": 0}, "num_perturbations is 0; give a whole number of at least 1"),
+        ({"perturbation": 1.0}, "perturbation is 1.0; give a number between 0 and 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

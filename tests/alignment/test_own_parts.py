@@ -87,7 +87,7 @@ def test_a_method_is_a_dataclass():
 
 def test_a_preset_takes_the_model(monkeypatch):
     monkeypatch.setitem(PRESETS._entries, "mine", lambda: SMC())
-    with pytest.raises(TypeError, match=r"the preset 'mine' takes \(\); it has to take the model"):
+    with pytest.raises(TypeError, match=r"the preset 'mine' takes \(\); let it take the model"):
         as_method("mine")
     monkeypatch.setitem(PRESETS._entries, "mine", lambda model: GlassPosterior())
     with pytest.raises(TypeError, match="the preset 'mine' returned GlassPosterior"):

@@ -169,7 +169,7 @@ def test_look_aheads_of_which_none_is_possible_are_all_alike():
 
 
 def test_what_cannot_be_chosen_from_is_refused():
-    with pytest.raises(ValueError, match="posterior draws 1 look-ahead, among which there is nothing to choose"):
+    with pytest.raises(ValueError, match=r"posterior is .*, of whose single look-ahead there is nothing to choose"):
         PosteriorResampling(posterior=DenoiserPoint())
     with pytest.raises(ValueError, match="correlation is 2"):
         PosteriorResampling(correlation=2)

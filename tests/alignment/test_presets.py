@@ -164,8 +164,7 @@ def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
 
 def test_settings_follow_the_model():
     few_step, ordinary = MixtureMapFamily(MIXTURE), MixtureModel(MIXTURE)
-    assert fmtt(few_step).posterior == fmtt().posterior == FlowMapPoint(1)
-    assert fmtt(ordinary).posterior == FlowMapPoint(4)
+    assert fmtt(few_step).posterior == fmtt(ordinary).posterior == fmtt().posterior == FlowMapPoint()
     assert weighted_diamond_map(few_step) == weighted_diamond_map()
     assert weighted_diamond_map().posterior == WeightedPosterior(4, 1.1, "reward_softmax")
     assert fmrg().num_jump_steps == fmrg(few_step).num_jump_steps == 2 and fmrg(ordinary).num_jump_steps is None

@@ -102,6 +102,8 @@ ORDINARY_COSTS = {
     "ode": (ODE, 3 * SAMPLES, 3 * SAMPLES + 1, 3 * SAMPLES),
     "ode of the paper": (PAPER_ODE, 3 * SAMPLES, 3 * SAMPLES, 3 * SAMPLES),
     "ode point": (FlowMapPoint(3), 2, 2, 3),
+    "ode of 4 steps by default": (WeightedPosterior(SAMPLES), 4 * SAMPLES, 4 * SAMPLES + 1, 4 * SAMPLES),
+    "ode point of 4 steps by default": (FlowMapPoint(), 3, 3, 4),
 }
 
 

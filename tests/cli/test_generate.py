@@ -16,7 +16,6 @@ from diamond_diffusers import (
     Guidance,
 )
 from diamond_diffusers.alignment.methods import METHODS
-from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
 from diamond_diffusers.cli import generate as module
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
@@ -130,7 +129,8 @@ def test_the_record_holds_the_method_that_ran(generate):
 
 
 @pytest.mark.parametrize(
-    ("alignment", "budget"), [(BestOfN(), 5), (Guidance(DiamondPosterior()), None), (SMC(posterior=FlowMapPoint()), 99)]
+    ("alignment", "budget"),
+    [(BestOfN(), 5), (Guidance(DiamondPosterior()), None), (SMC(posterior=FlowMapPoint(1)), 99)],
 )
 def test_an_aligned_call_is_refused_before_anything_is_drawn(tiny_pipe, monkeypatch, alignment, budget):
     def predict(*arguments):
@@ -139,13 +139,6 @@ def test_an_aligned_call_is_refused_before_anything_is_drawn(tiny_pipe, monkeypa
     monkeypatch.setattr(tiny_pipe.family, "predict", predict)
     with pytest.raises(ValueError, match=r"is 5, but|needs a Diamond Map|is not a few-step flow map"):
         draw_side_by_side(tiny_pipe, ["a star"], alignment, as_reward(redness), max_network_evaluations=budget)
-
-
-@pytest.mark.parametrize("posterior", ["flow_map", "weighted"])
-def test_an_ordinary_model_looks_ahead_in_several_steps(generate, posterior):
-    _, record = generate("--posterior", posterior, "--num-particles", 1)
-    fields = record["settings"]["alignment"]["posterior"]
-    assert fields["num_steps" if posterior == "flow_map" else "num_map_steps"] == ODE_MAP_STEPS
 
 
 def test_without_alignment_only_plain_images_are_drawn(generate, tmp_path):
@@ -370,7 +363,7 @@ def test_options_are_checked_before_the_model_is_loaded(tiny_folder, redness_rew
     monkeypatch.setattr(module, "load_model", load)
     command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--output", tmp_path / "out")
     unknown = refusal(*command, "-o", "num_particle=4")
-    assert "no option 'num_particle', did you mean 'num_particles'; its options are num_particles, posterior" in unknown
+    assert "no option 'num_particle', did you mean 'num_particles'; choose one of num_particles, posterior" in unknown
     wrong = refusal(*command, "-o", "posterior=glass", "-o", "posterior.num_samples=many")
     assert "posterior.num_samples is 'many'; give a whole number" in wrong
 

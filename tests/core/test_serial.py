@@ -257,15 +257,15 @@ def test_texts_are_read_as_the_types_say(options, expected):
     [
         (
             {"num_particle": 4},
-            "alignment 'smc' has no option 'num_particle', did you mean 'num_particles'; its options "
-            "are num_particles, posterior, transition",
+            "alignment 'smc' has no option 'num_particle', did you mean 'num_particles'; choose one "
+            "of num_particles, posterior, transition",
         ),
         (
             {"posterior": "glass", "posterior.num_sampels": 4},
             "posterior 'glass' has no option 'num_sampels', did you mean 'num_samples'",
         ),
         ({"posterior.num_samples": 4}, "posterior 'denoiser' has no option 'num_samples'; it has none"),
-        ({"": 4}, "alignment 'smc' has no option ''; its options are"),
+        ({"": 4}, "alignment 'smc' has no option ''; choose one of"),
         ({"posterior": "glas"}, "posterior is 'glas'; choose one of denoiser, diamond, flow_map, glass, weighted"),
         ({"posterior": "glass.x"}, "posterior is 'glass.x'; give the name 'glass' and 'x' as an option of its own"),
         ({"guide": "maybe"}, "guide is 'maybe'; give options, such as guide.gradient=isotropic, or none"),
@@ -311,7 +311,7 @@ def test_wrong_options_get_one_sentence(options, message):
         ({"filling.layers": "1,x"}, "filling.layers is '1,x'; give a whole number each, separated by commas"),
         ({"filling.layers": 3}, "filling.layers is 3; give a whole number each"),
         ({"filling": "cream"}, "filling is 'cream'; give options"),
-        ({"filling.taste": 1}, "Filling has no option 'taste'; its options are sweetness, layers"),
+        ({"filling.taste": 1}, "Filling has no option 'taste'; choose one of sweetness, layers"),
         ({"size": "1"}, "size is '1'; give"),
         ({"baker": "Ann"}, "cake 'round_cake' has no option 'baker'"),
         ({"slices": []}, "cake 'round_cake' has no option 'slices'"),
@@ -345,7 +345,7 @@ def test_an_unknown_option_tells_its_path_and_owner():
         ),
         (3, "alignment is 3; give a name, or a mapping with a 'name' and options"),
         ({"name": ["smc"]}, "alignment is ['smc']; choose one of beam_search"),
-        ({"name": "best_of_n", "luck": 1}, "alignment 'best_of_n' has no option 'luck'; its options are"),
+        ({"name": "best_of_n", "luck": 1}, "alignment 'best_of_n' has no option 'luck'; choose one of"),
         ({"name": "best_of_n", "num_particles": -3}, "num_particles is -3"),
         ({"name": "best_of_n", "transition": "best_of_n"}, "transition is 'best_of_n'; choose one of ancestral"),
     ],

@@ -361,6 +361,7 @@ def test_scores_are_asked_of_models_that_have_them(weights):
     else:
         WeightedPosterior(weights=weights).check(few_step)
     WeightedPosterior(weights=weights).check(MixtureMapFamily(MIXTURE, MixtureModel(MIXTURE)))
-    WeightedPosterior(weights=weights, num_map_steps=2).check(MixtureModel(MIXTURE))
+    for num_map_steps in (None, 2):
+        WeightedPosterior(weights=weights, num_map_steps=num_map_steps).check(MixtureModel(MIXTURE))
     with pytest.raises(ValueError, match=r"num_map_steps is 1, but .* give num_map_steps=4"):
-        WeightedPosterior(weights=weights).check(MixtureModel(MIXTURE))
+        WeightedPosterior(weights=weights, num_map_steps=1).check(MixtureModel(MIXTURE))

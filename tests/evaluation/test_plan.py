@@ -8,7 +8,6 @@ from diamond_diffusers import (
     BestOfN,
     DenoiserPoint,
     DiamondTransition,
-    FlowMapPoint,
     GlassPosterior,
     Guidance,
     Guide,
@@ -16,11 +15,9 @@ from diamond_diffusers import (
     NoAlignment,
     ODETransition,
     RandomSearch,
-    WeightedPosterior,
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
-from diamond_diffusers.alignment.presets.base import ODE_MAP_STEPS
 from diamond_diffusers.evaluation.benchmark.compare import Setup, compare
 from diamond_diffusers.evaluation.benchmark.plan import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
@@ -69,12 +66,6 @@ def test_methods_fill_the_budgets_without_exceeding_them(tiny_pipe, cost_of):
         if grows:
             more = method.resized(grows[-1], size_of(method, grows[-1]) + 1)
             assert cost_of(more).equivalent_evaluations > entry.budget
-
-
-def test_an_ordinary_model_is_compared_with_several_steps_of_its_map(tiny_pipe):
-    plan = plan_methods(["flow_map_smc", "weighted_resampling"], [200], tiny_pipe, REWARD)
-    posteriors = [method.alignment.posterior for method in plan.methods]
-    assert posteriors == [FlowMapPoint(ODE_MAP_STEPS), WeightedPosterior(2, num_map_steps=ODE_MAP_STEPS)]
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ class CallTests(StockTests):
             assert set(ours) == set(stock) == set(names)
             for name in names:
                 torch.testing.assert_close(ours[name], stock[name], atol=self.family.tolerance, rtol=0)
-        with pytest.raises(ValueError, match=r"holds 'images'; with .* callbacks can be given latents"):
+        with pytest.raises(ValueError, match=r"holds 'images', which .*; choose from latents"):
             pipe(PROMPTS, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["images"], **self.family.call)
 
     def test_prompt_embeddings_that_a_callback_changes_count(self, pipe: DiamondMapPipeline) -> None:

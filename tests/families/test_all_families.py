@@ -42,6 +42,26 @@ def test_every_supported_pipeline_is_tested(pipes: dict[str, DiamondMapPipeline]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_that_the_stock_pipeline_refuses_are_refused_first(
+    pipes: dict[str, DiamondMapPipeline], name: str
+) -> None:
+    pipe, call = pipes[name], family_of(name).call
+    multiple = pipe.family.size_multiple({"use_resolution_binning": False})
+    # These two round sizes down, with a warning.
+    assert (multiple == 1) == (name in ("flux", "qwen_image"))
+    if multiple == 1:
+        return
+    unbinned = {key: False for key in ("use_resolution_binning",) if key in call}
+    with pytest.raises(ValueError, match=f"height is {2 * multiple + 1}; give a multiple of {multiple} to .* or "):
+        pipe.prepare("a ring", **{**call, **unbinned, "height": 2 * multiple + 1})
+    with pytest.raises(ValueError, match=f"width is 1; give a multiple of {multiple} to .*, such as {multiple}$"):
+        pipe.prepare("a ring", **{**call, **unbinned, "width": 1})
+    assert pipe.prepare("a ring", **{**call, **unbinned, "height": 3 * multiple}).arguments.height == 3 * multiple
+    with pytest.raises(ValueError, match="divisible"):
+        pipe.pipeline("a ring", **{**call, **unbinned, "height": 2 * multiple + multiple // 2})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_encoded_images_are_decoded_as_the_autoencoder_does(pipes: dict[str, DiamondMapPipeline], name: str) -> None:
     pipe, call = pipes[name].family, family_of(name).call

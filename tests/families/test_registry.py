@@ -37,5 +37,5 @@ def test_a_pipeline_class_has_one_family(own_families):
 
 
 def test_an_unknown_pipeline_is_refused_with_the_known_ones():
-    with pytest.raises(TypeError, match=r"pipeline is a MyPipeline, .*; supported are FluxPipeline, .*adding_a_family"):
+    with pytest.raises(TypeError, match=r"pipeline is a MyPipeline, .*; choose one of FluxPipeline, .*adding_a_family"):
         check_supported("MyPipeline")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import decimal
 import math
 import re
 from collections.abc import Iterator
@@ -21,13 +20,15 @@ from diamond_diffusers import SMC, DiamondMapPipeline, GlassPosterior
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.argument_types import call_parameters
 
+from ..robustness.generators import ARRAYS, NUMBERS, TEXTS, TRUTHS
+
 BUILDERS = {
     "flux": build_tiny_flux,
     "stable_diffusion": build_tiny_stable_diffusion,
     "sana": build_tiny_sana,
     "pixart_sigma": build_tiny_pixart_sigma,
 }
-CALL = {"height": 16, "width": 16, "num_inference_steps": 2}
+CALL = {"height": 32, "width": 32, "num_inference_steps": 2}
 OWN = (
     "reward",
     "alignment",
@@ -41,19 +42,9 @@ OWN = (
     "return_dict",
 )
 VALUES: dict[str, Any] = {
-    "true": True,
-    "zero": 0,
-    "negative": -8,
-    "huge": 10**400,
-    "fraction": 2.5,
-    "nan": math.nan,
-    "infinity": math.inf,
-    "complex": 1j,
-    "decimal": decimal.Decimal("1.5"),
-    "empty text": "",
-    "number as text": "3",
-    "unknown name": "PIL",
-    "bytes": b"4",
+    # Of mappings and of lists that end nowhere, other tests are.
+    **{odd.label: odd.value for odd in (*NUMBERS, *TRUTHS, *ARRAYS, *TEXTS)},
+    "unknown type of output": "PIL",
     "empty list": [],
     "rising list": [0.1, 0.5],
     "negative list": [0.5, -0.5],
@@ -67,15 +58,12 @@ VALUES: dict[str, Any] = {
     "object": object(),
     "date": datetime.date(2026, 1, 1),
     "function of none": lambda: None,
-    "numpy whole number": np.int64(16),
-    "numpy nan": np.float32("nan"),
-    "numpy array": np.zeros((1, 4, 8, 8)),
+    "latents in numpy": np.zeros((1, 4, 8, 8)),
     "numpy text": np.array("4"),
     "tensor of whole numbers": torch.zeros(1, 4, dtype=torch.long),
     "complex tensor": torch.zeros(1, 4, dtype=torch.complex64),
     "tensor of nan": torch.full((1, 4, 8, 8), math.nan),
-    "meta tensor": torch.zeros(1, 4, 8, 8, device="meta"),
-    "number in a tensor": torch.tensor(16),
+    "latents without numbers": torch.zeros(1, 4, 8, 8, device="meta"),
     "generator": torch.Generator(),
     "generators": [torch.Generator(), torch.Generator()],
 }
@@ -132,10 +120,10 @@ def after_one(pipe: Any, step: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; it must be a whole number of at least 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; give a whole number of at least 1"),
         ({"num_images_per_prompt": True}, "num_images_per_prompt is True; give a whole number"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; give a whole number"),
-        ({"height": -8}, "height is -8; it must be a whole number of at least 1"),
+        ({"height": -8}, "height is -8; give a whole number of at least 1"),
         ({"width": math.nan}, "width is nan; give a whole number"),
         ({"guidance_scale": "3"}, "guidance_scale is '3'; give a number"),
         ({"output_type": "PIL"}, "output_type is 'PIL'; choose one of pil, np, pt, latent"),
@@ -149,12 +137,16 @@ def after_one(pipe: Any, step: int) -> None:
         ({"alignment": SMC}, "alignment is the class SMC; give an instance, SMC()"),
         ({"callback_on_step_end": "log"}, "callback_on_step_end is 'log'; give a function"),
         ({"callback_on_step_end": after_one}, "give a function of (pipe, step, timestep, tensors)"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray; give a tensor"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray of shape [1, 4, 8, 8]; give a tensor"),
         (
             {"latents": torch.zeros(1, 4, 8, 8, dtype=torch.long)},
             "latents is of torch.int64; give numbers of a floating",
         ),
         ({"latents": torch.full((1, 4, 8, 8), math.nan)}, "latents holds nan or inf"),
+        ({"latents": torch.tensor([])}, "latents is a tensor of no numbers, of shape [0]; give one with a row"),
+        ({"callback_on_step_end": torch.nn.Identity()}, "is Identity(), which takes (input: torch.Tensor) -> torch."),
+        ({"generator": ""}, "generator is '', which is empty; give torch.Generator objects"),
+        ({"reward_scale": 1e308}, "reward_scale is 1e+308; give at most 3.4e+38, the largest in float32"),
         ({"prompt": ["a star", 3]}, "prompt holds 3; give a text or a list of texts"),
         ({"reward_prompt": []}, "reward_prompt holds 0 texts for 1 prompts"),
     ],
@@ -248,8 +240,11 @@ def test_what_a_callback_returns_is_checked(pipe: DiamondMapPipeline, returned: 
     ("name", "value", "message"),
     [
         ("timesteps", [5000, 10], "timesteps begins at 5000; with this model noise is pure at 1000"),
-        ("eta", -8, "eta is -8; it must lie between 0"),
+        ("eta", -8, "eta is -8; give a number between 0"),
         ("clip_skip", -1, "clip_skip is -1; give a number of layers"),
+        ("joint_attention_kwargs", {1: 2}, "joint_attention_kwargs holds the key 1; give each option by its name"),
+        ("cross_attention_kwargs", {1: 2}, "cross_attention_kwargs holds the key 1; give each option by its name"),
+        ("prompt_embeds", torch.tensor([]), "prompt_embeds is a tensor of no numbers"),
     ],
 )
 def test_values_beyond_what_a_model_has_are_refused(

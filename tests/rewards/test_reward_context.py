@@ -149,7 +149,7 @@ class TestSignatures:
     @pytest.mark.parametrize("function", [only_images, one_more, nn.Identity()])
     def test_other_parameters_are_refused_at_once(self, function):
         with pytest.raises(
-            TypeError, match=r"^Reward '\w+' cannot be called with images and prompts \(.*\); it may name "
+            TypeError, match=r"^Reward '\w+' cannot be called with images and prompts \(.*\); name no further "
         ):
             as_reward(function)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import re
 import reprlib
 import resource
 import signal
@@ -26,13 +27,16 @@ import diamond_diffusers
 PACKAGE = Path(diamond_diffusers.__file__).parent
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
 """What a call may raise; the sentence has to be one of this package's."""
-REMEDIES = frozenset(
-    """
-    give choose take use leave name must may make raise lower set drop load pass mend write save put add import wrap
-    construct decorate install upgrade which enlarge shorten split move call remove go resume wait options takes
-    """.split()  # noqa: SIM905
+REMEDY = re.compile(
+    r"(?:[;:,.] |\()(?:(?:or|and|so|then|first) )*"
+    r"(?:give|choose|take|use|leave|name|let|raise|lower|set|drop|load|pass|look|decode|mend|write|save|put|add|import|wrap"
+    r"|construct|decorate|install|upgrade|enlarge|shorten|split|move|call|remove|go on|resume|begin|make|say|number"
+    r"|delete|rename|replace)"
+    r" (?=\S)"
 )
-"""Words of a sentence that says what to do."""
+"""Where a sentence begins to say what to do: an imperative at the start of a clause, and what it acts on."""
+ANY = object()
+"""A value that a sentence need not show: the argument is refused, whatever its value is."""
 LONGEST = 1500
 SECONDS = 10.0
 MEMORY = 2 * 2**30
@@ -47,7 +51,8 @@ def fault_of_sentence(message: str, names: Sequence[str], value: object) -> str 
 
     Args:
         names: of the argument, of which the sentence has one.
-        value: that was given; of long ones, the sentence may show the beginning or the type.
+        value: that was given, or several of which one is shown (`OneOf`); the sentence shows it, or the beginning of a
+            long one, before the remedy.
     """
     if not message.strip() or message.strip() != message:
         return "no sentence"
@@ -59,51 +64,72 @@ def fault_of_sentence(message: str, names: Sequence[str], value: object) -> str 
         return f"{len(message)} letters"
     if not any(name.lower() in message.lower() for name in names):
         return f"no {' or '.join(names)}"
-    if not any(shown in message for shown in shown_forms(value)):
-        return "no value"
-    words = {word.strip(".,;:()'\"`") for word in message.lower().split()}
-    return None if words & REMEDIES else "no remedy"
+    values = value if isinstance(value, OneOf) else [value]
+    texts = [one for one in values if isinstance(one, str) and len(one) > 3]
+    # Not within a text that was given.
+    remedy = REMEDY.search(functools.reduce(lambda rest, text: rest.replace(text, "_" * len(text)), texts, message))
+    if remedy is None:
+        return "no remedy"
+    told = message[: remedy.start() + 1]
+    return None if any(one is ANY or is_shown(one, told) for one in values) else "no value"
+
+
+class OneOf(tuple[Any, ...]):
+    """Values of which a sentence shows one: what is wrong may be a part of what was given."""
+
+
+def is_shown(value: object, told: str) -> bool:
+    """Whether a sentence shows a value, as whole words."""
+    return any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", told) for form in shown_forms(value)) or any(
+        beginning in told for beginning in beginnings(value)
+    )
+
+
+def beginnings(value: object) -> list[str]:
+    """The first letters of values that are too long to be shown."""
+    try:
+        texts = [repr(value), reprlib.repr(value), *([value] if isinstance(value, str) else [])]
+    except (ValueError, RecursionError):
+        texts = [reprlib.repr(value)]
+    return [" ".join(text.split())[:12] for text in texts if len(text) > 12]
 
 
 def shown_forms(value: object) -> list[str]:
     """The ways in which a sentence may show a value."""
-    forms = [type(value).__name__, reprlib.repr(value)]
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        # An int of more digits than Python writes.
-        return [*forms, "huge", "digits"]
-    forms += [text] if len(text) < 200 else [text[:20].strip("'\"")]
-    if isinstance(value, str):
-        forms += (
-            [value, value.strip()[:20], text.strip("'\"")[:20]] if value.strip() else ["''", '""', "empty", "blank"]
-        )
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        forms += ["huge"] if abs(value) > 10**300 else [str(float(value)), f"{value:g}"]
-        forms += ["huge"] if abs(value) > 10**18 else []
-    if isinstance(value, Decimal | Fraction):
-        forms += [str(value), str(float(value))]
-    if isinstance(value, range):
-        value = list(value)
-    if isinstance(value, list | tuple | dict | set):
-        forms += ["a list", "a mapping", "an object", f"{len(value)} "] + (["empty"] if not value else [])
-        inner = list(value.values()) + list(value) if isinstance(value, dict) else list(value)
-        forms += [form for part in inner[:3] if not isinstance(part, list | dict) for form in shown_forms(part)]
-    # An argument that is refused whatever its value is.
-    forms += ["cannot be used", "is given"]
-    # A finite number by which the network overflows.
-    forms += ["has made NaN"]
+    if isinstance(value, type):
+        return [f"the class {value.__name__}"]
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        forms += [f"{len(value)} "] if value.shape else []
-        # What is wrong with it may be what kind of tensor it is.
-        forms += ["a tensor", "meta device", str(value.dtype)]
-        # A number in an array may be shown as one.
-        forms += [str(value), *([str(value.item())] if math.prod(value.shape) == 1 and not is_meta(value) else [])]
-    if value is None:
+        return shown_arrays(value)
+    forms = [reprlib.repr(value)]
+    if isinstance(value, str):
+        forms += [value.strip()] if value.strip() else ["empty", "blank"]
+    elif isinstance(value, int | float | Decimal | Fraction) and not isinstance(value, bool):
+        forms += [str(value), f"{float(value):g}", str(float(value))] if abs(value) < 10**300 else ["huge"]
+    elif isinstance(value, list | tuple | dict | set | range):
+        forms += [f"holds {len(value)}", *([] if value else ["empty"])]
+        # A part of it may be what is wrong.
+        parts = [*value.values(), *value] if isinstance(value, dict) else [*value]
+        forms += [form for part in parts[:3] if not isinstance(part, list | dict) for form in shown_forms(part)]
+        forms += [repr([*value])] if isinstance(value, range) else []
+    elif value is None:
         forms += ["not given", "missing"]
-    if callable(value):
-        forms += [getattr(value, "__name__", type(value).__name__)]
-    return [form for form in forms if form]
+    elif callable(value):
+        forms += [repr(getattr(value, "__name__", type(value).__name__))]
+    return forms
+
+
+def shown_arrays(value: torch.Tensor | np.ndarray | np.generic) -> list[str]:
+    """The ways in which a sentence may show an array or a tensor: what is in it, or what kind it is of."""
+    forms = [f"of shape {list(value.shape)}", f"of {value.dtype}"]
+    if is_meta(value):
+        return [*forms, "on the meta device"]
+    if value.ndim == 0:
+        forms += ["of no dimensions", repr(value), str(value.item()), repr(value.item())]
+    elif value.ndim == 1:
+        forms += [repr(value.tolist()), *(str(number) for number in value.tolist()[:3])]
+        forms += [f"holds {len(value)}"]
+    has_none = isinstance(value, torch.Tensor) and not torch.isfinite(value).all()
+    return [*forms, *(["nan or inf"] if has_none else [])]
 
 
 def is_meta(value: object) -> bool:

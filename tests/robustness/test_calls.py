@@ -22,7 +22,7 @@ from diamond_diffusers.rewards import available_rewards
 
 from ..conftest import redness
 from .generators import ALL, Odd, share
-from .judging import Tally
+from .judging import ANY, OneOf, Tally
 
 OWN = [
     name
@@ -100,13 +100,23 @@ def state_of(pipe: DiamondMapPipeline) -> Any:
     """What a call must leave as it is."""
     modules = [(name, part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
     hooks = [
-        (name, inner, len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+        (name, inner, num_hooks(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
         for name, part in modules
         for inner, module in part.named_modules()
     ]
     trained = [weight.requires_grad for _, part in modules for weight in part.parameters()]
     config = {key: str(value) for key, value in pipe.scheduler.config.items()}
     return hooks, trained, config, dict(pipe.defaults), [part.dtype for _, part in modules], type(pipe.scheduler)
+
+
+def num_hooks(hooks: Mapping[int, Callable[..., Any]]) -> int:
+    """The number of hooks, but for those of transformers' own.
+
+    A model of transformers gets these for good the first time that it is asked for its hidden states, as it is for
+    `clip_skip` here and in the stock pipeline. They do nothing where nobody asks. To take them away would be to meddle
+    with a mark and a lock of transformers, while another thread may be using them.
+    """
+    return sum(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks.values())
 
 
 def fault_of_output(out: object, num_images: int | None = None) -> str | None:
@@ -173,16 +183,23 @@ def fault_of_call(name: str, value: object, out: object) -> str | None:
     return expected(name, value) or fault_of_output(out, num_images({name: value}))
 
 
+def shown_of(called: Called, name: str, odd: Odd, *others: str) -> object:
+    """What a refusal has to show: a value or one of the others, but nothing where an argument is refused by itself."""
+    # Without an adapter no image prompt will do.
+    others = (*others, "is given") if name.startswith("ip_adapter") else others
+    return ANY if name in called.pipe.family.refused_arguments else OneOf((odd.value, *others))
+
+
 def judge_call(tally: Tally, called: Called, name: str, odd: Odd) -> None:
     given = {name: odd.value}
     if name == "prompt_embeds":
         given["prompt"] = None
     # By a scale that is finite the network may still overflow, which is said of what it makes.
-    names = (name, "has made NaN") if "guidance" in name or "cfg" in name else (name,)
+    made = ("has made NaN",) if "guidance" in name or "cfg" in name else ()
     tally.judge(
         lambda: called.draw(**given),
-        names,
-        odd.value,
+        (name, *made),
+        shown_of(called, name, odd, *made),
         f"{type(called.pipe.pipeline).__name__}: pipe('a ring', {name}={odd.label})",
         lambda out: fault_of_call(name, odd.value, out),
     )
@@ -233,7 +250,7 @@ def test_prepare_and_iterate(
         tally.judge(
             lambda value=odd.value: begun(value),
             argument,
-            odd.value,
+            shown_of(called, argument, odd),
             made_by,
             lambda _, value=odd.value: expected(argument, value),
         )
@@ -254,11 +271,10 @@ def test_unknown_arguments(called: Called, tally: Tally, same_afterwards: None) 
         tally.judge(
             lambda name=name: called.draw(**{name: 3}),
             repr(name),
-            3,
+            ANY,
             f"pipe({name}=3)",
             lambda _: "silent: it has none",
         )
-    tally.failing = [failing for failing in tally.failing if "no value" not in failing]
     tally.check()
 
 
@@ -275,7 +291,7 @@ def test_every_method_on_a_tiny_budget(called: Called, name: str, tally: Tally, 
             # Of what the model lacks, the sentence names the part that needs it, and not the number.
             lambda given=given: called.draw(**given),
             names,
-            (budget, "DiamondPosterior", "DiamondTransition"),
+            OneOf((budget, "DiamondPosterior", "DiamondTransition")),
             made_by,
             lambda out: fault_of_output(out, 1),
         )
@@ -298,11 +314,10 @@ def test_latents(called: Called, kind: str, tally: Tally, same_afterwards: None)
     odd = {"images": [values["images"]], "constant": [values["constant"], values["constant"].half()]}
     for value in odd[kind] if kind in odd else [values[kind], values[kind].double()]:
         made_by = f"{type(called.pipe.pipeline).__name__}: pipe('a ring', latents={kind})"
-        shown = (list(value.shape), value) if isinstance(value, torch.Tensor) else value
         tally.judge(
             lambda value=value: called.draw(latents=value),
             "latents",
-            shown,
+            value,
             made_by,
             lambda out: fault_of_output(out, 1),
         )
@@ -338,7 +353,7 @@ def test_names_of_rewards_and_their_expressions(called: Called, tally: Tally, sa
             lambda text=text: called.draw(reward=text),
             ("reward", "Reward"),
             # The part of an expression that is wrong may be what is shown.
-            (text, "nope", "inf"),
+            OneOf((text, "nope", "inf")),
             f"pipe('a ring', reward={text!r})",
             lambda _: "silent: that is no reward",
         )

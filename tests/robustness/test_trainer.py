@@ -10,7 +10,7 @@ from diamond_diffusers.training.options.fields import options_of
 from diamond_diffusers.training.options.parser import parse_options
 from diamond_diffusers.training.options.records import RECORDS
 
-from .judging import Tally
+from .judging import ANY, Tally, fault_of_sentence
 
 OPTIONS = [option for record in RECORDS.values() for option in options_of(record)]
 BASE = ("--pretrained_model_name_or_path", "miniature", "--dataset_name", "miniature")
@@ -57,7 +57,11 @@ def judge(tally: Tally, flag: str, value: str, kind: type, said: str | None, mad
                 fault = "silent: no number"
         tally.count("understood", fault, made_by)
     else:
-        tally.count("refused", None if flag in said and len(said) < 1500 else f"no {flag}: {said[:200]}", made_by)
+        sentence = said.partition("error: ")[2]
+        # A text that is no number is refused by argparse, in the words of every command of Python's.
+        is_argparse = f"--{flag}: invalid {kind.__name__} value: {value!r}" in sentence and len(sentence) < 1500
+        fault = None if is_argparse else fault_of_sentence(sentence, (flag,), ANY)
+        tally.count("refused", fault and f"{fault}: {sentence[:200]!r}", made_by)
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)

@@ -41,7 +41,7 @@ class NoiseEvolution(NoiseAscent):
         super().__post_init__()
         check_counts(num_perturbations=self.num_perturbations)
         if not 0 < self.perturbation < 1:
-            raise ValueError(f"perturbation is {self.perturbation}; it must lie between 0 and 1")
+            raise ValueError(f"perturbation is {self.perturbation}; give a number between 0 and 1")
 
     def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:
         sample, size = sampler(noise), self.perturbation

@@ -55,10 +55,10 @@ class PathSearch(LookAheadSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.forward_step < 1:
-            raise ValueError(f"forward_step is {self.forward_step}; it must lie between 0 and 1")
+            raise ValueError(f"forward_step is {self.forward_step}; give a number between 0 and 1")
         check_counts(num_backward_steps=self.num_backward_steps)
         if not self.max_noise_to_signal > 0:
-            raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; it must be positive")
+            raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; give a number above 0")
 
     def default_transition(self, model: SampledModel) -> Transition:
         return model.stock_transition()

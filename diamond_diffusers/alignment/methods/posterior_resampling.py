@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ...core.conversions import shown
 from ...core.glass import EarlyStop
 from ...core.interval import Interval
 from ...posteriors.base import PosteriorSampler
@@ -70,7 +71,7 @@ class PosteriorResampling(Method):
             self.guide.check_comparable(self.posterior)
         elif self.posterior.num_samples < 2:
             raise ValueError(
-                f"posterior draws {self.posterior.num_samples} look-ahead, among which there is nothing to choose; "
+                f"posterior is {shown(self.posterior)}, of whose single look-ahead there is nothing to choose; "
                 "take DiamondPosterior(num_samples=4) or GlassPosterior(num_samples=4)"
             )
 

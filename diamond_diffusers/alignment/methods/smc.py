@@ -145,9 +145,9 @@ class SMC(Method):
         check_choice("resampling", self.resampling, (*RESAMPLING_SCHEMES.names(), "none"))
         check_choice("potential", self.potential, POTENTIALS)
         if not 0 <= self.resampling_threshold <= 1:
-            raise ValueError(f"resampling_threshold is {self.resampling_threshold}; it must lie between 0 and 1")
+            raise ValueError(f"resampling_threshold is {self.resampling_threshold}; give a number between 0 and 1")
         if not self.max_noise_to_signal >= 0:
-            raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; it must be at least 0")
+            raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; give at least 0")
         if not self.max_tilt > 0:
             raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
         if self.num_valuations is not None and self.num_valuations < 0:

@@ -31,7 +31,7 @@ class ZeroOrderSearch(NoiseSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.step_size <= 1:
-            raise ValueError(f"step_size is {self.step_size}; it must be positive and at most 1")
+            raise ValueError(f"step_size is {self.step_size}; give a number above 0 and at most 1")
 
     def propose(self, pivot: Tensor, fresh: Tensor) -> Tensor:
         return math.sqrt(1 - self.step_size**2) * pivot + self.step_size * fresh

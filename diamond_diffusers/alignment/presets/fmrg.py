@@ -7,12 +7,13 @@ from typing import Any
 from ...core.flow_map import has_map_to_data
 from ...core.model import Model
 from ...core.serial import with_options
+from ...posteriors.flow_map import FlowMapPoint
 from ...transitions.flow_map import FlowMapTransition
 from ...transitions.ode import ODETransition
 from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
-from .base import flow_map_point, follows_flow_map
+from .base import follows_flow_map
 
 
 @PRESETS.register("fmrg")
@@ -35,7 +36,7 @@ def fmrg(model: Model | None = None, **options: Any) -> Guidance:
     the shift of FMRG-E is `t (1 - t')`, in place of the step that the ODE would make of it.
     """
     fmrg_j = Guidance(
-        flow_map_point(model),
+        FlowMapPoint(),
         Guide("pathwise", strength=3.0, scaling="auto", max_shift=None),
         transition=FlowMapTransition() if follows_flow_map(model) else ODETransition(),
         num_particles=3,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.serial import with_options
+from ...posteriors.flow_map import FlowMapPoint
 from ...transitions.glass import GlassTransition
 from ...transitions.sampled_model import SampledModel
 from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
-from .base import flow_map_point
 
 
 @PRESETS.register("fmtt")
@@ -22,4 +22,4 @@ def fmtt(model: SampledModel | None = None, **options: Any) -> Guidance:
     it the proposal of SMC, with the same point: `SMC(posterior=FlowMapPoint(), guide=fmtt().guide)`.
     """
     transition = GlassTransition() if model is None else model.stochastic_transition()
-    return with_options(Guidance(flow_map_point(model), Guide("pathwise"), transition), options)
+    return with_options(Guidance(FlowMapPoint(), Guide("pathwise"), transition), options)

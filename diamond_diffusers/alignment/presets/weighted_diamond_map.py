@@ -13,7 +13,7 @@ from ...transitions.ode import ODETransition
 from ..guide import Guide
 from ..methods.guidance import Guidance
 from . import PRESETS
-from .base import follows_flow_map, map_steps
+from .base import follows_flow_map
 
 
 @PRESETS.register("weighted_diamond_map")
@@ -49,7 +49,7 @@ def weighted_diamond_map(model: Model | None = None, **options: Any) -> Guidance
         course = {"num_guided_steps": 5, "num_jump_steps": 1, "keeps_best": True}
     else:
         count = 16 if family == "flux" else 4
-        posterior = WeightedPosterior(count, snr_factor=1.1, weights="reward_softmax", num_map_steps=map_steps(model))
+        posterior = WeightedPosterior(count, snr_factor=1.1, weights="reward_softmax")
         guide = Guide("pathwise", 20 / 65536**0.5, "norm", max_coefficient=20.0)
         course = {}
     guide = replace(guide, max_shift=None, max_noise_to_signal=1000.0)

@@ -70,7 +70,7 @@ class Setup:
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_images_per_prompt"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         check_seed(self.seed)
         if any(not 0 <= prompt.index <= MAX_INDEX for prompt in self.suite.prompts):
             raise ValueError(f"prompts have an index outside 0 to {MAX_INDEX}; number them within this range")
@@ -116,7 +116,7 @@ def check_held_out(held_out_rewards: Sequence[Reward], reward: Reward) -> None:
     followed = _names(reward)
     for position, held_out in enumerate(held_out_rewards):
         if shared := sorted(_names(held_out) & followed):
-            raise ValueError(f"held_out_rewards holds {shared[0]!r}, which alignment follows; hold another reward out")
+            raise ValueError(f"held_out_rewards holds {shared[0]!r}, which alignment follows; choose another")
         if held_out.name in names[:position]:
             raise ValueError(f"held_out_rewards holds {held_out.name!r} twice; name each reward once")
 

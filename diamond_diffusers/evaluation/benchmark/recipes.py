@@ -30,7 +30,6 @@ from ...alignment.methods.smc import SMC
 from ...alignment.methods.zero_order_search import ZeroOrderSearch
 from ...alignment.named import as_method
 from ...alignment.presets import PRESETS
-from ...alignment.presets.base import map_steps
 from ...core.model import Model
 from ...core.registry import Registry
 from ...posteriors import POSTERIORS
@@ -93,16 +92,14 @@ class LookAheads:
     transition: Transition | None = None
 
 
-def look_aheads(model: Model | None = None) -> dict[str, LookAheads]:
-    """The columns of the grid on a model; without a flow map, several steps of its ODE take the map's place."""
-    weighted = WeightedPosterior(2, num_map_steps=map_steps(model))
-    return {
-        "point": LookAheads(DenoiserPoint()),
-        "flow_map": LookAheads(FlowMapPoint(map_steps(model))),
-        "glass": LookAheads(GlassPosterior(), GlassPosterior(num_samples=2)),
-        "weighted": LookAheads(weighted, weighted),
-        "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
-    }
+LOOK_AHEADS = {
+    "point": LookAheads(DenoiserPoint()),
+    "flow_map": LookAheads(FlowMapPoint()),
+    "glass": LookAheads(GlassPosterior(), GlassPosterior(num_samples=2)),
+    "weighted": LookAheads(WeightedPosterior(2), WeightedPosterior(2)),
+    "diamond": LookAheads(DiamondPosterior(1), DiamondPosterior(2), DiamondTransition()),
+}
+"""The columns of the grid."""
 
 
 def own_look_aheads() -> dict[str, LookAheads]:
@@ -156,15 +153,10 @@ def cells_of(ahead: LookAheads) -> dict[str, Method]:
     return cells
 
 
-def grid_recipe(column: str, method: str) -> Recipe:
-    """A cell of the grid."""
-    return Recipe(lambda model: cells_of(look_aheads(model)[column])[method])
-
-
 GRID: dict[str, Recipe] = {
-    f"{column}_{method}": grid_recipe(column, method)
-    for column, ahead in look_aheads().items()
-    for method in cells_of(ahead)
+    f"{column}_{method}": Recipe(cell)
+    for column, ahead in LOOK_AHEADS.items()
+    for method, cell in cells_of(ahead).items()
 }
 
 # Samples are differentiated whole, so that they have few steps.

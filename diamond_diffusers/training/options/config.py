@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ...core.conversions import did_you_mean, shown
 from ...files.foreign import ForeignFileError, read_text
 from .fields import Option
 
@@ -47,9 +48,9 @@ def read_config(file: Path) -> dict[str, str | None]:
     except ForeignFileError as error:
         raise ConfigError(f"--config: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())}; mend it there") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"--config {file} is no mapping of option names to values")
+        raise ConfigError(f"--config {file} is no mapping of option names to values; write lines such as rank: 8")
     return {str(name): _text(file, name, value) for name, value in settings.items()}
 
 
@@ -57,7 +58,7 @@ def _text(file: Path, name: object, value: object) -> str | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     if not isinstance(value, str | None):
-        raise ConfigError(f"--config {file} sets {name} to something other than a value or a list of values")
+        raise ConfigError(f"--config {file} sets {name} to {shown(value)}; give a value or a list of values")
     return value
 
 
@@ -70,7 +71,9 @@ def as_defaults(file: Path, settings: Mapping[str, str | None], options: Sequenc
     by_flag, defaults = {option.flag: option for option in options}, {}
     for name, value in settings.items():
         if name not in by_flag:
-            raise ConfigError(f"--config {file} sets {name!r}, which is no option")
+            raise ConfigError(
+                f"--config {file} sets {name!r}, which is no option{did_you_mean(name, [*by_flag])}; remove it"
+            )
         defaults[by_flag[name].flag] = _default(file, by_flag[name], value)
     return defaults
 
@@ -78,7 +81,7 @@ def as_defaults(file: Path, settings: Mapping[str, str | None], options: Sequenc
 def _default(file: Path, option: Option, value: str | None) -> Setting:
     if option.kind is bool:
         if str(value).lower() not in _SWITCHES:
-            raise ConfigError(f"--config {file} sets {option.flag} to {value}; it must be true or false")
+            raise ConfigError(f"--config {file} sets {option.flag} to {value}; give true or false")
         return _SWITCHES[str(value).lower()]
     if value is None and option.default is not None:
         raise ConfigError(f"--config {file} sets {option.flag} to null; give a value, or leave it out")

@@ -101,9 +101,9 @@ def _read(described: Field[Any], hint: Any) -> Option:
 def wrong_number(value: float, check: Check | None) -> str | None:
     """The fault in the value of an option that is a number; all numbers have to be finite."""
     if isinstance(value, int) and abs(value) > 10**300:
-        return f"is a number of {len(str(abs(value)))} digits; it must be at most {LARGEST_INTEGER}"
+        return f"is a number of {len(str(abs(value)))} digits; give at most {LARGEST_INTEGER}"
     if not math.isfinite(value):
-        return f"is {value}; it must be a finite number"
+        return f"is {value}; give a finite number"
     return None if check is None else check(value)
 
 
@@ -113,8 +113,8 @@ def at_least(least: float, most: float = math.inf) -> Check:
     def check(value: float) -> str | None:
         highest = LARGEST_INTEGER if isinstance(value, int) and most == math.inf else most
         if value < least:
-            return f"is {value}; it must be at least {least}"
-        return f"is {value:.6g}; it must be at most {highest}" if value > highest else None
+            return f"is {value}; give at least {least}"
+        return f"is {value:.6g}; give at most {highest}" if value > highest else None
 
     return check
 
@@ -123,16 +123,16 @@ def above_zero(reason: str) -> Check:
     """Checks that a number is above 0, for a reason that the sentence ends with."""
 
     def check(value: float) -> str | None:
-        return None if value > 0 else f"is {value}; it must be above 0, {reason}"
+        return None if value > 0 else f"is {value}; give a number above 0, {reason}"
 
     return check
 
 
 def share(value: float) -> str | None:
     """Checks that a number lies between 0 and 1."""
-    return None if 0 <= value <= 1 else f"is {value}; it must lie between 0 and 1"
+    return None if 0 <= value <= 1 else f"is {value}; give a number between 0 and 1"
 
 
 def below_one(value: float) -> str | None:
     """Checks that a number is at least 0 and below 1."""
-    return None if 0 <= value < 1 else f"is {value}; it must be at least 0 and below 1"
+    return None if 0 <= value < 1 else f"is {value}; give a number of at least 0 and below 1"
