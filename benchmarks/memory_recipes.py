@@ -40,8 +40,9 @@ class Loading:
     Attributes:
         name: as the page calls it.
         num_bytes: of a number of the network and of text encoders.
-        offloads: `none`, `model` (one model at a time on the device) or `group` (one block, and the next on its way).
-        quantises: whether weights of linear layers are; networks of convolutions have few of them.
+        offloads: `none`, `model` (one model at a time on the device) or `group` (one block, and the next on its way; of
+            networks of convolutions, whose blocks are large, one layer).
+        quantises: whether weights of linear layers are, which networks of convolutions have few of.
     """
 
     name: str
@@ -86,7 +87,8 @@ class Recipe:
 def recipes(model: str) -> Iterator[Recipe]:
     """A recipe of a model for each card, with the fastest way to load it by which a particle or more fit."""
     for card in CARDS:
-        fitting = (recipe for loading in LOADINGS if (recipe := _recipe(card, model, loading)).plan.fits)
+        loadings = [loading for loading in LOADINGS if not (loading.quantises and _is_convolutional(model))]
+        fitting = (recipe for loading in loadings if (recipe := _recipe(card, model, loading)).plan.fits)
         yield next(fitting, _recipe(card, model, LOADINGS[-1]))
 
 
@@ -102,15 +104,19 @@ def _recipe(card: int, model: str, loading: Loading) -> Recipe:
 
 def resident_bytes(model: str, loading: Loading) -> float:
     """Bytes of weights on the device at once: network, text encoders, decoder, and a CLIP ViT-L that scores."""
-    weights, is_convolutional = weights_of(model), "unet" in PUBLISHED_MODELS[model].modules
-    network = weights.network * (2 if is_convolutional else loading.num_bytes)
+    weights = weights_of(model)
+    network = weights.network * loading.num_bytes
     encoders = [encoder_numbers(name) * loading.num_bytes for name in PUBLISHED_MODELS[model].text_encoders]
     decoder, reward = 2 * weights.decoder, 2 * _numbers_of_clip()
     if loading.offloads == "none":
         return network + sum(encoders) + decoder + reward
     if loading.offloads == "model":
         return max(network, *encoders, decoder) + reward
-    return 2 * max(_largest_block(model) * loading.num_bytes, 2 * _largest_block_of_encoders(model)) + decoder + reward
+    return 2 * max(_largest_block(model), _largest_block_of_encoders(model)) * loading.num_bytes + decoder + reward
+
+
+def _is_convolutional(model: str) -> bool:
+    return "unet" in PUBLISHED_MODELS[model].modules
 
 
 @cache
@@ -123,7 +129,10 @@ def _numbers_of_clip() -> int:
 def _largest_block(model: str) -> int:
     published = PUBLISHED_MODELS[model]
     name = next(iter(published.modules))
-    return _largest_part(published.build("full", "meta", torch.bfloat16).components[name])
+    network = published.build("full", "meta", torch.bfloat16).components[name]
+    if _is_convolutional(model):
+        return max(numbers(layer) for layer in network.modules() if not any(True for _ in layer.children()))
+    return _largest_part(network)
 
 
 @cache

@@ -62,7 +62,8 @@ class MemoryProbe:
             uses["preview"] = uses["decoder"]
             if self.has_preview:
                 uses["preview"], images = row_use(partial(rows.decode, preview=True), z, demand.preview > 0)
-            if self.law.reward is not None:
+            # What is not differentiated may be another's, who counts its calls.
+            if self.law.reward is not None and demand.scored:
                 uses["reward"] = self._of_reward(images, z)
         return uses
 
@@ -103,7 +104,7 @@ class MemoryProbe:
         )
         law.cost.reward_calls += 1
         try:
-            return row_use(lambda images: evaluate(images).total, images, self.demand.scored > 0)[0]
+            return row_use(lambda images: evaluate(images).total, images, True)[0]
         except Exception as error:
             # The run says what becomes of it, as it does of all failures of a reward.
             if law.reward_errors.action == "raise" or not is_of_reward(error):

@@ -86,11 +86,12 @@ class _Counted(TorchDispatchMode):
     ) -> Any:
         options = options or {}
         result = operation(*inputs, **options)
-        known = {storage._cdata for storage in _storages((inputs, options))}
+        given = {StorageWeakRef(storage).cdata for storage in _storages((inputs, options))}
         for storage in _storages(result):
+            reference = StorageWeakRef(storage)
             # Views have the storage of an argument.
-            if storage._cdata not in known and storage._cdata not in self._made:
-                self._made[storage._cdata] = StorageWeakRef(storage)
+            if reference.cdata not in given and reference.cdata not in self._made:
+                self._made[reference.cdata] = reference
                 self._live += storage.nbytes()
                 self.peak = max(self.peak, self._live)
                 weakref.finalize(storage, self._end, storage.nbytes())
@@ -99,8 +100,9 @@ class _Counted(TorchDispatchMode):
     def save(self, tensor: Tensor) -> None:
         """Counts a tensor that a graph saves, and lets it go."""
         for storage in _storages(tensor):
-            if storage._cdata in self._made and storage._cdata not in self._saved:
-                self._saved.add(storage._cdata)
+            number = StorageWeakRef(storage).cdata
+            if number in self._made and number not in self._saved:
+                self._saved.add(number)
                 self.graph += storage.nbytes()
 
     def _end(self, size: int) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.execution import Checkpointing
+from ..alignment.free_memory import free_memory
 from ..alignment.graph_demand import GraphDemand, graph_demand
 from ..alignment.law import Law
 from ..alignment.memory_plan import CHECKPOINTINGS, ENOUGH_ROWS, USED_SHARE, MemoryPlan, RunSize, plan_memory
 from ..alignment.memory_probe import MemoryProbe
-from ..core.free_memory import free_memory
 from .call import Call
 from .modules import is_offloaded
 

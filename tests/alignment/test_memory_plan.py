@@ -4,8 +4,10 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
 from diamond_diffusers.alignment.execution import Checkpointing
+from diamond_diffusers.alignment.free_memory import free_memory
 from diamond_diffusers.alignment.graph_demand import GraphDemand
 from diamond_diffusers.alignment.memory_plan import CHECKPOINTINGS, MemoryPlan, RowUse, RunSize, plan_memory
 
@@ -105,3 +107,9 @@ def test_a_plan_is_one_line():
         "decoder: 3.0 GB of 7.0 GB"
     )
     assert str(MemoryPlan(None, NONE, False, 0, 0)) == "all rows at once, nothing evaluated twice: 0.0 GB of 0.0 GB"
+
+
+def test_the_memory_of_the_machine_is_told():
+    assert free_memory(torch.device("cpu")) > 2**20
+    with pytest.raises(ValueError, match="does not tell the free memory of 'meta' devices"):
+        free_memory(torch.device("meta"))

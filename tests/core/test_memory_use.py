@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from diamond_diffusers.core.free_memory import free_memory
 from diamond_diffusers.core.memory_use import MemoryUse, memory_use, peak_bytes
 
 KIB = 1024
@@ -83,9 +82,3 @@ def test_a_result_cannot_be_differentiated():
     memory_use(lambda x: kept.append(x.exp()), x := numbers())
     with pytest.raises(RuntimeError, match="memory_use holds no graph"):
         torch.autograd.grad(kept[0].sum(), x)
-
-
-def test_the_memory_of_the_machine_is_told():
-    assert free_memory(torch.device("cpu")) > 2**20
-    with pytest.raises(ValueError, match="does not tell the free memory of 'meta' devices"):
-        free_memory(torch.device("meta"))
