@@ -391,7 +391,7 @@ def test_memory_can_be_planned(generate):
     ("option", "value", "message"),
     [
         ("--particle-batch-size", "some", "--particle-batch-size is 'some'; give a whole number or auto or none"),
-        ("--particle-batch-size", 0, "--particle-batch-size is 0; it must be a whole number of at least 1"),
+        ("--particle-batch-size", 0, "--particle-batch-size is 0; give a whole number of at least 1"),
         ("--gradient-checkpointing", 2, "--gradient-checkpointing is '2'; give true or false or auto or none"),
     ],
 )
