@@ -32,7 +32,8 @@ from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
 
 from .command_line import command
 from .counting import GraphMemory, counted
-from .zoo.published import PUBLISHED_MODELS, SIZES
+from .zoo.published import PUBLISHED_MODELS
+from .zoo.published_parts import SIZES
 
 NUM_STEPS = 4
 """Of a measured run, whose first is not timed."""

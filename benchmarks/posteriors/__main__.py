@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diamond_diffusers.cli.loading import (
-    DType,
     ModelName,
     RewardExpression,
     RewardScale,
@@ -19,7 +18,8 @@ from diamond_diffusers.cli.loading import (
     model_defaults,
     named_reward,
 )
-from diamond_diffusers.cli.options import MAX_COUNT, MAX_SEED, Device, checked_texts, positive_numbers
+from diamond_diffusers.cli.options import MAX_COUNT, MAX_SEED, checked_texts, positive_numbers
+from diamond_diffusers.cli.records import LoadingOptions, takes_records
 from diamond_diffusers.evaluation.benchmark.records import fingerprint, modules_of
 from diamond_diffusers.evaluation.benchmark.tables import rich_table
 
@@ -46,7 +46,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Rows of one network, decode
 Results = Annotated[Path, typer.Option(help="Folder of the tables, the plot and the record.")]
 
 
+@takes_records
 def benchmark_posteriors(
+    *,
     model: ModelName = None,
     prompt: Prompts = None,
     levels: Levels = "0.3,0.5,0.7,0.9,1.0",
@@ -56,16 +58,15 @@ def benchmark_posteriors(
     batch_size: BatchSize = 16,
     reward: RewardExpression = None,
     reward_scale: RewardScale = None,
-    dtype: DType = "auto",
-    device: Device = "auto",
+    loading: LoadingOptions,
     output: Results = Path("out/posteriors"),
 ) -> None:
     """Compares posterior samplers with a fine GLASS posterior: their laws, and the values that they give."""
     settings = Settings(positive_numbers("--levels", levels, float, "0.3,0.5,0.9"), num_samples, seed=seed)
     captions = [] if prompt else shuffled_captions(num_observations, seed)
     texts = [prompt[i % len(prompt)] for i in range(num_observations)] if prompt else [c.text for c in captions]
-    scored_by = named_reward(reward, model_defaults(model))
-    pipe = load_model(model, dtype, device, output)
+    scored_by = named_reward(reward, model_defaults(model, loading))
+    pipe = load_model(model, loading, output)
     pipe.set_progress_bar_config(disable=True)
     # A Diamond Map brings defaults of its own.
     scored_by = scored_by or named_reward(None, pipe.defaults)
@@ -81,6 +82,7 @@ def benchmark_posteriors(
         result = compare_posteriors(tilted, clean, settings, on_level=lambda done: progress.update(bar, completed=done))
     facts = {
         "model": model or "embedded",
+        "loading": loading.of_weights(),
         "model_weights": fingerprint(modules_of({**pipe.components, "diamond_map": pipe.family.posterior_map})),
         "model_defaults": pipe.defaults,
         "dtype": str(pipe.dtype),

@@ -73,19 +73,29 @@ def largest_within(budget: int, price: Callable[[int], int]) -> int:
 
 def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
     """What one image of a method costs, counted by running the method's own loop on an empty model."""
-    scores = law.score_model and ScoreModel(*_emptied(law.score_model.model, law.score_model.conditions))
-    model, conditions = _emptied(law.model, law.conditions)
-    empty = Law(model, conditions, [""], _MeanPixel(), law.reward_scale, scores)
+    empty = empty_law(law, EmptyModel)
     x = torch.zeros(alignment.num_particles, 1)
     with torch.no_grad():
         alignment.run(empty, x, levels, RandomSource(torch.Generator(), 1))
     return empty.cost
 
 
-def _emptied(model: SampledModel, conditions: Conditions) -> tuple[EmptyModel, Conditions]:
-    """A model that costs the same under conditions that hold no features."""
+def empty_law(law: Law, emptied: Callable[[SampledModel], EmptyModel]) -> Law:
+    """The law of one image under conditions without features, whose models are empty ones made of its own."""
+    scores = law.score_model
+    return Law(
+        emptied(law.model),
+        _without_features(law.conditions),
+        [""],
+        _MeanPixel(),
+        law.reward_scale,
+        scores and ScoreModel(emptied(scores.model), _without_features(scores.conditions)),
+    )
+
+
+def _without_features(conditions: Conditions) -> Conditions:
     negative: dict[str, Tensor] | None = None if conditions.negative_features is None else {}
-    return EmptyModel(model), replace(conditions, features={}, negative_features=negative)
+    return replace(conditions, features={}, negative_features=negative)
 
 
 class EmptyModel(SampledModel):

@@ -196,7 +196,9 @@ class Execution:
         """`function(index, *rows)`, which evaluates a part: again on the backward pass where that is wanted."""
         is_wanted: bool = getattr(self.gradient_checkpointing, part)
         if is_wanted and torch.is_grad_enabled() and any(row.requires_grad for row in rows):
-            evaluated: Result = checkpoint(function, index, *rows, use_reentrant=False)
+            # A second evaluation ends early by an exception, which must not pass through the code of a reward.
+            early_stop = part != "reward"
+            evaluated: Result = checkpoint(function, index, *rows, use_reentrant=False, early_stop=early_stop)
             return evaluated
         return function(index, *rows)
 

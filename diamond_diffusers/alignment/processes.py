@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,6 +13,8 @@ from torch import Tensor, distributed
 
 DistributedState: TypeAlias = PartialState | Accelerator | distributed.ProcessGroup
 """What names the processes that share a call."""
+
+Value = TypeVar("Value")
 
 Chunk = range
 """The rows of one call."""
@@ -75,9 +77,13 @@ class ParticleShards:
 
     def any(self, is_true: bool) -> bool:
         """Whether it is true in any of the processes, all of which must ask together."""
-        answers: list[bool] = [False] * self.num_processes
-        distributed.all_gather_object(answers, is_true, group=self.group)
-        return any(answers)
+        return any(self.everyones(is_true))
+
+    def everyones(self, value: Value) -> list[Value]:
+        """The values of all processes, process by process, all of which must ask together."""
+        values: list[Value] = [value] * self.num_processes
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
 
     def evaluate(self, function: ChunkFunction, chunks: Sequence[Chunk], *rows: Tensor) -> Tensor:
         """`function(chunks, *rows)`, of which each process evaluates its share; differentiable in the rows.

@@ -11,14 +11,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .loading import DType, ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .options import (
     MAX_COUNT,
     Device,
+    Offload,
     ParticleBatchSize,
+    PromptsFile,
     positive_numbers,
 )
-from .records import StockOptions, takes_records
+from .records import LoadingOptions, StockOptions, WeightOptions, takes_records
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -37,14 +39,6 @@ Budgets = Annotated[
 Methods = Annotated[
     str | None,
     typer.Option(help="Names, separated by commas: published methods, your own, the grid's; by default all."),
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="File of GenEval (.jsonl), DrawBench or UniGenBench (.csv), or a prompt a line (.txt).",
-    ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
 NumImages = Annotated[
@@ -77,7 +71,7 @@ def benchmark(
     *,
     budgets: Budgets = "120",
     methods: Methods = None,
-    prompts: Prompts = None,
+    prompts_file: PromptsFile = None,
     num_prompts: NumPrompts = None,
     num_images_per_prompt: NumImages = 1,
     batch_size: BatchSize = 25,
@@ -91,8 +85,7 @@ def benchmark(
     stock: StockOptions,
     particle_batch_size: ParticleBatchSize = None,
     export: Export = None,
-    dtype: DType = "auto",
-    device: Device = "auto",
+    loading: LoadingOptions,
     output: Results = Path("out/benchmark"),
 ) -> None:
     """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
@@ -113,19 +106,20 @@ def benchmark(
     sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
     check_request(names, sizes, recipes)
     check_seed(seed)
-    suite = miniature_suite() if prompts is None else read_prompts(prompts)
+    suite = miniature_suite() if prompts_file is None else read_prompts(prompts_file)
     chosen = suite.first(num_prompts)
-    defaults = model_defaults(model)
+    defaults = model_defaults(model, loading)
     followed, held_out = _rewards(reward, held_out_reward or (), defaults)
     clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
     # A share takes as long as its images.
-    processes = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
-    pipe = load_model(model, dtype, device, output)
+    processes = PartialState(cpu=loading.device == "cpu", timeout=timedelta(days=7))
+    pipe = load_model(model, loading, output)
     pipe.set_progress_bar_config(disable=True)
-    followed.to(device=pipe.device)
+    followed.to(device=pipe.family.device)
     setup = Setup(
         pipe=pipe,
         model=model or "embedded",
+        loading=loading.of_weights(),
         suite=suite,
         reward=followed,
         reward_scale=defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
@@ -196,11 +190,17 @@ def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence
     console.print(f"Results, pictures and report.html are in {output}", soft_wrap=True, highlight=False)
 
 
-def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device: Device = "auto") -> None:
+def redraw(
+    record: RecordFile,
+    output: Redrawn = Path("out/redrawn.png"),
+    device: Device = "auto",
+    offload: Offload = None,
+) -> None:
     """Draws an image of a benchmark once more from its record, and says whether it is the same bit for bit."""
     from ..evaluation.benchmark import redraw as redrawing
     from ..evaluation.files import check_image_path, write_image
     from ..files.foreign import ForeignFileError
+    from ..files.json_forms import fitted
     from ..rewards import as_reward
 
     check_image_path(output)
@@ -211,9 +211,12 @@ def redraw(record: RecordFile, output: Redrawn = Path("out/redrawn.png"), device
     except (ValueError, ImportError) as error:
         raise ForeignFileError(f"settings.reward of '{record}' cannot be used here: {error}") from error
     model = None if settings["model"] == "embedded" else settings["model"]
-    pipe = load_model(model, recorded.dtype, device, output.parent, f"settings.model of '{record}'")
+    form = {**WeightOptions().of_weights(), **settings["loading"]}
+    weights = fitted(form, WeightOptions, f"settings.loading of '{record}'", "take the record as it was written")
+    loading = LoadingOptions(**weights.of_weights(), dtype=recorded.dtype, device=device, offload=offload)
+    pipe = load_model(model, loading, output.parent, f"settings.model of '{record}'")
     pipe.set_progress_bar_config(disable=True)
-    redrawn = redrawing.redraw(recorded, pipe, reward.to(device=pipe.device))
+    redrawn = redrawing.redraw(recorded, pipe, reward.to(device=pipe.family.device))
     write_image(output, redrawn.image)
     if redrawn.is_same:
         typer.echo(f"{output} has the pixels of the record, bit for bit")

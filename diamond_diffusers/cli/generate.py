@@ -13,18 +13,21 @@ from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
 from .interruption import interruptible
-from .loading import DType, ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .method import MethodRequest, method_request
 from .options import (
     MAX_COUNT,
     MAX_NUMBER,
     MAX_SEED,
-    Device,
-    ParticleBatchSize,
+    PlannedBatchSize,
+    PlannedCheckpointing,
+    PromptsFile,
+    all_texts,
     checked_texts,
+    memory_options,
     text_table,
 )
-from .records import StockOptions, takes_records
+from .records import LoadingOptions, StockOptions, takes_records
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
@@ -78,14 +81,16 @@ MaxNetworkEvaluations = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
-    list[str], typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
+    list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
 ]
+NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned images alone.")]
 
 
 @takes_records
 def generate(
-    prompts: PromptTexts,
+    prompts: PromptTexts = None,
     *,
+    prompts_file: PromptsFile = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
     option: MethodOptions = None,
@@ -102,17 +107,20 @@ def generate(
     guidance_strength: GuidanceStrength = None,
     stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
-    particle_batch_size: ParticleBatchSize = None,
-    dtype: DType = "auto",
-    device: Device = "auto",
+    particle_batch_size: PlannedBatchSize = None,
+    gradient_checkpointing: PlannedCheckpointing = None,
+    loading: LoadingOptions,
+    no_plain: NoPlain = False,
     output: Output = Path("out"),
 ) -> None:
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
-    defaults = model_defaults(model)
+    memory = memory_options(particle_batch_size, gradient_checkpointing)
+    texts = all_texts(prompts, prompts_file, "PROMPT")
+    defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
-    if scored_by is not None and not any(prompts):
+    if scored_by is not None and not any(texts):
         raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     flags = {
         "--num-particles": num_particles,
@@ -132,21 +140,25 @@ def generate(
             "one, or take --alignment none"
         )
     method.check(scored_by)
-    pipe = load_model(model, dtype, device, output)
+    if no_plain and not method.needs_reward:
+        raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    pipe = load_model(model, loading, output)
     with interruptible(pipe):
         drawn = draw_side_by_side(
             pipe,
-            prompts,
+            texts,
             request.build(pipe.family),
             scored_by,
             seed,
             num_images,
             reward_scale,
-            particle_batch_size,
+            memory,
             {"num_inference_steps": num_inference_steps, **stock.given()},
             max_network_evaluations,
+            with_plain=not no_plain,
         )
-        save(drawn, output, {"model": model or "embedded"})
+        settings = {"model": model or "embedded", "loading": loading.of_weights(), "offload": loading.offload}
+        save(drawn, output, settings)
         _print_rewards(drawn)
         Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
 
@@ -172,11 +184,10 @@ def _print_rewards(drawn: SideBySide) -> None:
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
         rewards = [None if out.rewards is None else out.rewards[i] for out in drawn.outputs.values()]
         table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
-    if drawn.plain.rewards is not None and len(drawn.prompts) > 1:
+    means = [f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None]
+    if means and len(drawn.prompts) > 1:
         table.add_section()
-        table.add_row(
-            "mean", "", *(f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None)
-        )
+        table.add_row("mean", "", *means)
     console = Console()
     console.print(table)
     for name, out in drawn.outputs.items():

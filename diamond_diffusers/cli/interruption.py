@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,8 +19,14 @@ EXIT_CODE = 128 + signal.SIGINT
 
 
 @contextmanager
-def interruptible(pipe: DiamondMapPipeline) -> Iterator[None]:
-    """Context in which control and C ends a call of the pipeline, whose best images so far go on to be written.
+def interruptible(pipe: DiamondMapPipeline, written: str = "the best images so far") -> Iterator[Callable[[], bool]]:
+    """Context in which control and C ends a call of the pipeline, and what there is by then goes on to be written.
+
+    Args:
+        written: what is, for the user.
+
+    Yields:
+        A function that tells whether there was an interruption.
 
     Raises:
         KeyboardInterrupt: it came a second time.
@@ -34,12 +40,12 @@ def interruptible(pipe: DiamondMapPipeline) -> Iterator[None]:
             raise KeyboardInterrupt
         is_interrupted = True
         pipe.interrupt()
-        message = "Interrupted: the best images so far will be written; once more ends without them."
+        message = f"Interrupted: {written} will be written; once more ends without."
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        yield lambda: is_interrupted
     finally:
         signal.signal(signal.SIGINT, before)
     if is_interrupted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -12,14 +13,24 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..core.memory_errors import want_of_memory
+from ..files.extensions import import_extension
 from .benchmark import benchmark, redraw
+from .check import check
 from .generate import generate, help_of_alignment, help_of_posterior
-from .imports import import_extension
 from .models import models
 from .rewards import rewards
 from .score import score
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+SAVING = {
+    "--particle-batch-size": "lower --particle-batch-size",
+    "--batch-size": "lower --batch-size",
+    "--gradient-checkpointing": "take --gradient-checkpointing true",
+    "--quantize": "take --quantize",
+    "--offload": "take --offload on a GPU",
+    "--height": "take smaller images",
+}
+"""What saves memory, by the option that a command has for it."""
 
 
 class ExplainingGroup(TyperGroup):
@@ -29,19 +40,23 @@ class ExplainingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except (*USER_ERRORS, RuntimeError, MemoryError) as error:
-            sentence = _sentence_on(error)
+            command = self.commands.get(ctx.invoked_subcommand or "", self)
+            sentence = _sentence_on(error, {flag for parameter in command.params for flag in parameter.opts})
             if sentence is None:
                 raise
             Console(stderr=True).print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from error
 
 
-def _sentence_on(error: Exception) -> str | None:
-    """What the user is told of an error; None where it is no matter of theirs."""
+def _sentence_on(error: Exception, flags: Collection[str]) -> str | None:
+    """What the user of a command with these options is told of an error; None where it is no matter of theirs."""
     if isinstance(error, USER_ERRORS):
         return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
     reason = want_of_memory(error)
-    return reason and f"{reason}; lower --particle-batch-size or --batch-size, or take smaller images"
+    if reason is None:
+        return None
+    remedies = [remedy for flag, remedy in SAVING.items() if flag in flags] or ["free some of it"]
+    return f"{reason}; {', or '.join(remedies)}"
 
 
 app = typer.Typer(cls=ExplainingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -91,5 +106,5 @@ def _list_new_names(ctx: typer.Context) -> None:
                 parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
-for command in (generate, rewards, score, benchmark, redraw, models):
+for command in (generate, check, rewards, score, benchmark, redraw, models):
     app.command()(command)

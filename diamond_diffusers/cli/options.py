@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.table import Table
@@ -34,7 +35,48 @@ def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
     return given
 
 
+def all_texts(given: Sequence[str] | None, file: Path | None, name: str) -> list[str]:
+    """The texts that a command was given, then those of a file.
+
+    Args:
+        name: of what gives texts besides `--prompts-file`, for the user.
+
+    Raises:
+        ValueError: there is none, or the file cannot be read.
+    """
+    from ..evaluation.benchmark.prompts import prompts_in
+
+    texts = list(given or ())
+    if file is not None:
+        texts += [prompt.text for prompt in prompts_in(file)]
+    if not texts:
+        raise ValueError(f"{name} is not given, and neither is --prompts-file; give at least one text")
+    return texts
+
+
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File with a prompt a line (.txt), or of GenEval (.jsonl), DrawBench or UniGenBench (.csv).",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1, xpu, mps or cpu; 'auto' is a GPU where there is one.")]
+DType = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16 or float16; 'auto' is bfloat16 for quantised models and for named ones on a GPU, else "
+        "float32."
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        help="Keeps weights off the accelerator while they are not used: model (one component at a time), group "
+        "(block by block, on CUDA the next one ahead of its use) or sequential (layer by layer, the least, slow)."
+    ),
+]
 ParticleBatchSize = Annotated[
     int | None,
     typer.Option(
@@ -65,13 +107,14 @@ def usable_device(device: str) -> str:
     return device
 
 
-def weights_dtype(dtype: str, device: str) -> torch.dtype:
-    """The dtype by that name; "auto" is bfloat16 on a GPU, and float32 on a CPU.
+def weights_dtype(dtype: str, device: str, is_quantized: bool = False) -> torch.dtype:
+    """The dtype by that name; "auto" is bfloat16 on a GPU and for quantised models, and float32 on a CPU.
 
     Raises:
         ValueError: there is no such dtype for weights.
     """
-    return named_dtype(dtype if dtype != "auto" else "float32" if device.startswith("cpu") else "bfloat16")
+    auto = "float32" if device.startswith("cpu") and not is_quantized else "bfloat16"
+    return named_dtype(auto if dtype == "auto" else dtype)
 
 
 def named_dtype(dtype: str) -> torch.dtype:
@@ -115,3 +158,40 @@ def first_sentence(documented: Any) -> str:
     """Of an object's documentation, without markup."""
     paragraph = (inspect.getdoc(documented) or "–").split("\n\n")[0]
     return paragraph.replace("\n", " ").replace("`", "").split(". ")[0].split("; ")[0].removesuffix(".")
+
+
+PlannedBatchSize = Annotated[
+    str | None,
+    typer.Option(
+        "--particle-batch-size",
+        metavar="INTEGER|auto",
+        help="Most rows of one network call, all of one image, which is then the same in every batch. 'auto', the "
+        "default on accelerators, is what fits into memory; by default a CPU takes those of all images at once, and "
+        "fewer where memory is short.",
+    ),
+]
+PlannedCheckpointing = Annotated[
+    str | None,
+    typer.Option(
+        "--gradient-checkpointing",
+        metavar="true|false|auto",
+        help="Evaluate again on the backward pass, instead of holding what was computed. 'auto', the default on "
+        "accelerators, does so for what does not fit into memory.",
+    ),
+]
+
+
+def memory_options(particle_batch_size: str | None, gradient_checkpointing: str | None) -> dict[str, Any]:
+    """The options of a call that say how it uses memory, from those of a command.
+
+    Raises:
+        ValueError: one is neither a value of its own nor auto.
+    """
+    from ..core.checks import check_counts
+    from ..core.conversions import Texts
+
+    size = Texts().fitted(particle_batch_size, int | Literal["auto"] | None, "--particle-batch-size")
+    if isinstance(size, int):
+        check_counts(**{"--particle-batch-size": size})
+    checkpointing = Texts().fitted(gradient_checkpointing, bool | Literal["auto"] | None, "--gradient-checkpointing")
+    return {"particle_batch_size": size, "gradient_checkpointing": checkpointing}

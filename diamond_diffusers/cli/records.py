@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .options import MAX_PIXELS, checked_texts
+from .options import MAX_PIXELS, Device, DType, Offload, checked_texts
 
 Pixels = Annotated[int | None, typer.Option(min=1, max=MAX_PIXELS, help="In pixels; by default the model's own.")]
 
@@ -38,6 +38,64 @@ class StockOptions:
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Options that say which weights a model is made of; by default those that were saved with it."""
+
+    variant: Annotated[str | None, typer.Option(help="Of the model's weight files, such as fp16.")] = None
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model's repository on the Hub.")
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SOURCE[=WEIGHT]",
+            callback=checked_texts,
+            help="A LoRA: file, folder, Hub repository, or OWNER/REPOSITORY/FILE; its adapter name is default_0, "
+            "default_1... by default, and its weight 1; may come several times.",
+        ),
+    ] = None
+    few_step: Annotated[
+        str | None,
+        typer.Option(
+            help="true or false: whether the model is a few-step one; or the names of the --lora, separated by commas, "
+            "that make it one. By default the checkpoint decides."
+        ),
+    ] = None
+    diamond_map: Annotated[str | None, typer.Option(help="Folder or Hub repository of a Diamond Map of the model.")] = (
+        None
+    )
+    preview_vae: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub repository of an AutoencoderTiny of the model's latents, for look-aheads."),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="nf4 (bitsandbytes) or int8 (torchao): of the network and the large text encoders; fp8: the network's "
+            "weights as they are stored, each cast while it is used."
+        ),
+    ] = None
+
+    def of_weights(self) -> dict[str, Any]:
+        """These options by name, for a record: they decide what is drawn, and where it is drawn does not."""
+        return {field.name: getattr(self, field.name) for field in fields(WeightOptions)}
+
+
+@dataclass(frozen=True)
+class LoadingOptions(WeightOptions):
+    """Options that say how a model is loaded; by default whole, on one device.
+
+    Example:
+        >>> LoadingOptions(variant="fp16", offload="model").of_weights()["variant"]
+        'fp16'
+    """
+
+    dtype: DType = "auto"
+    device: Device = "auto"
+    offload: Offload = None
 
 
 def takes_records(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .options import Device, checked_texts, named_dtype, text_table, usable_device
+from .options import Device, PromptsFile, all_texts, checked_texts, named_dtype, text_table, usable_device
 
 ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
 RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2 - 0.2*jpeg_size'.")]
@@ -32,6 +32,7 @@ def score(
     images: ImagePaths,
     reward: RewardExpression,
     prompts: Prompts = None,
+    prompts_file: PromptsFile = None,
     output_format: Format = "table",
     batch_size: BatchSize = 8,
     dtype: DType = "auto",
@@ -45,11 +46,12 @@ def score(
     from ..rewards import as_reward
 
     paths = find_images(images)
-    if not prompts and _reads_prompts(reward):
+    given = all_texts(prompts, prompts_file, "--prompt") if prompts or prompts_file else []
+    if not given and _reads_prompts(reward):
         raise ValueError(
             f"--prompt is not given, but the reward {reward!r} reads prompts; give one, which may be empty"
         )
-    texts = _one_each(prompts or [""], paths)
+    texts = _one_each(given or [""], paths)
     batches = batches_of_one_size(paths, batch_size)
     place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
     judge = as_reward(reward).to(place, precision)
@@ -76,7 +78,8 @@ def _reads_prompts(expression: str) -> bool:
 def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
     if len(prompts) not in (1, len(paths)):
         raise ValueError(
-            f"--prompt is given {len(prompts)} times for {len(paths)} images; give it once or once for each"
+            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts-file; give "
+            "one text, or one for each"
         )
     return list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)
 

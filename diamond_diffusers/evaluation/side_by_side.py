@@ -34,21 +34,22 @@ class SideBySide:
     Attributes:
         prompts: the prompt of each image.
         seeds: the seed of each image.
-        plain: the output without alignment.
+        plain: the output without alignment; None if it was not asked for.
         aligned: the output with alignment; None if the method is `none`.
         settings: everything on which the images depend.
     """
 
     prompts: list[str]
     seeds: list[int]
-    plain: DiamondMapPipelineOutput
+    plain: DiamondMapPipelineOutput | None
     aligned: DiamondMapPipelineOutput | None
     settings: dict[str, Any]
 
     @property
     def outputs(self) -> dict[str, DiamondMapPipelineOutput]:
         """The runs by name."""
-        return {"plain": self.plain} | ({} if self.aligned is None else {"aligned": self.aligned})
+        runs = {"plain": self.plain, "aligned": self.aligned}
+        return {name: out for name, out in runs.items() if out is not None}
 
 
 def draw_side_by_side(
@@ -59,15 +60,18 @@ def draw_side_by_side(
     seed: int = 0,
     num_images: int = 1,
     reward_scale: float | None = None,
-    particle_batch_size: int | None = None,
+    memory: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     max_network_evaluations: int | None = None,
+    with_plain: bool = True,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
     Args:
+        memory: `particle_batch_size` and `gradient_checkpointing` of the calls, where they are given.
         arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
         max_network_evaluations: budget of an aligned image.
+        with_plain: whether plain images are drawn beside aligned ones.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -90,26 +94,29 @@ def draw_side_by_side(
                 alignment=method,
                 reward_scale=reward_scale,
                 max_network_evaluations=budget,
-                particle_batch_size=particle_batch_size,
+                **(memory or {}),
                 generator=generators,
             )
 
     # First the call that can be refused.
     aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None
-    plain = draw(NoAlignment(), "plain")
+    plain = draw(NoAlignment(), "plain") if aligned is None or with_plain else None
+    ran = aligned or plain
+    assert ran is not None, "there are plain images where there are no aligned ones"
     return SideBySide(
         prompts=[prompt for prompt in prompts for _ in range(num_images)],
         seeds=seeds,
         plain=plain,
         aligned=aligned,
         settings={
-            "alignment": (aligned or plain).alignment,
+            "alignment": ran.alignment,
             "reward": reward and reward.name,
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
-            "particle_batch_size": particle_batch_size,
+            "particle_batch_size": (memory or {}).get("particle_batch_size"),
+            "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
             "max_network_evaluations": max_network_evaluations,
             "seed": seed,
-            "device": pipe.device,
+            "device": pipe.family.device,
             "dtype": pipe.dtype,
             "call": {key: value for key, value in resolved.items() if value is not None},
         },
@@ -179,6 +186,7 @@ def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
         "images": images,
         "interrupted": [name for name, out in drawn.outputs.items() if out.interrupted],
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()},
+        "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }
 

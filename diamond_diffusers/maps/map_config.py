@@ -161,19 +161,28 @@ def check_base(family: Family, config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it was not; the error names the first difference.
     """
+    check_base_config(family.name, {**_shapes(family), **_path(family)}, config)
+
+
+def check_base_config(family: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """`check_base` for a base that is not loaded.
+
+    Args:
+        family: name of the base's family.
+        settings: those of the base's network, as JSON values; what they do not name is not compared.
+        config: the map's configuration.
+    """
     wanted = f"load it on {config['base_model']}" if config.get("base_model") else "load it on its own base model"
-    if config["family"] != family.name:
+    if config["family"] != family:
         raise ValueError(
-            f"the Diamond Map is for a {str(config['family'])[:60]} model, but this is a {family.name} model; {wanted}"
+            f"the Diamond Map is for a {str(config['family'])[:60]} model, but this is a {family} model; {wanted}"
         )
-    expected = {**config["base_config"], **config["path"]}
-    actual = {**_shapes(family), **_path(family)}
-    for name, value in expected.items():
+    for name, value in {**config["base_config"], **config["path"]}.items():
         # A later version of diffusers may have further settings, or none of this name.
-        if name in actual and actual[name] != value:
+        if name in settings and settings[name] != value:
             raise ValueError(
                 f"the Diamond Map is for a base whose {name} is {reprlib.repr(value)}, but that of this "
-                f"{family.name} model is {reprlib.repr(actual[name])}; {wanted}"
+                f"{family} model is {reprlib.repr(settings[name])}; {wanted}"
             )
 
 

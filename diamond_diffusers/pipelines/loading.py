@@ -89,11 +89,24 @@ def read_defaults(model: str | Path, **hub: Any) -> dict[str, Any]:
         ValueError: the declaration is not of a version that this package reads.
     """
     found = find_map(model, hub)
-    if found is None:
-        return read_base_defaults(model, **hub)
-    if found.is_alone:
-        model, hub = found.base, {**hub, "revision": found.config["base_revision"]}
-    return {**read_base_defaults(model, **hub), **found.config["defaults"]}
+    base, hub = base_of(model, hub, found)
+    own = {} if found is None else found.config["defaults"]
+    return {**read_base_defaults(base, **hub), **own}
+
+
+def base_of(
+    model: str | os.PathLike[str], hub: Mapping[str, Any], found: FoundMap | None
+) -> tuple[str | os.PathLike[str], dict[str, Any]]:
+    """Where the base of a model is, and the options of the Hub for it: elsewhere if the model is a Diamond Map alone.
+
+    Args:
+        model, hub: folder or Hub repository, and the options for it.
+        found: what `find_map` found there.
+    """
+    if found is None or not found.is_alone:
+        return model, dict(hub)
+    # The revision is that of the map; its base names its own.
+    return found.base, {**hub, "revision": found.config["base_revision"]}
 
 
 def read_base_defaults(model: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.law import Law
+from ..alignment.memory_plan import MemoryPlan
 from ..alignment.out_of_memory import with_smaller_chunks
 from ..alignment.random_source import RandomSource
 from ..alignment.result import AlignmentResult
@@ -48,6 +49,8 @@ class DiamondMapPipelineOutput(BaseOutput):
         interrupted: whether the call was ended before its end, so that its images are clean look-aheads.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
+        plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
+            given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
 
     Example:
         >>> out = pipe(["a red star", "a blue ring"], alignment="best_of_n", num_inference_steps=2)
@@ -65,6 +68,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     alignment: Method
     interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
+    plan: MemoryPlan | None = None
 
 
 def make_output(
@@ -75,6 +79,7 @@ def make_output(
     random: RandomSource,
     output_type: str,
     interrupted: bool,
+    plan: MemoryPlan | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
@@ -110,6 +115,7 @@ def make_output(
         alignment=alignment,
         interrupted=interrupted,
         nsfw_content_detected=flagged,
+        plan=plan,
     )
 
 

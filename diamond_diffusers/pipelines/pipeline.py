@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,6 +25,7 @@ from .compiling import CompileMethods
 from .defaults import checked_defaults
 from .loading import (
     HUB_OPTIONS,
+    base_of,
     check_class,
     class_of,
     embedded_model,
@@ -121,10 +122,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             raise TypeError(f"{name!r} is an argument of a call; give pipe(..., {name}=...)")
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         diamond_map = find_map(model, hub)
-        if diamond_map is not None and diamond_map.is_alone:
-            # The revision is that of the map; its base names its own.
-            kwargs["revision"] = hub["revision"] = diamond_map.config["base_revision"]
-            model = diamond_map.base
+        model, hub = base_of(model, hub, diamond_map)
+        kwargs |= hub
         name = check_class(model, **hub)
         loader = loader_of(name)
         saved = None if diamond_map is None else read_diamond_map(diamond_map.source, **diamond_map.hub)
@@ -253,8 +252,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         reward_scale: float | None = None,
         max_network_evaluations: int | None = None,
         final_selection: str | None = None,
-        particle_batch_size: int | None = None,
-        gradient_checkpointing: bool | None = None,
+        particle_batch_size: int | Literal["auto"] | None = None,
+        gradient_checkpointing: bool | Literal["auto"] | None = None,
         on_reward_error: str = "raise",
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
@@ -287,10 +286,13 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is
                 then evaluated by the calls that it would be evaluated by alone, so that from the same embeddings it is
                 the same, bit for bit, whatever else is in the batch. (Text encoders may round several prompts
-                differently from one.) None evaluates the rows of all images at once, which is faster where each has few
+                differently from one.) `"auto"` takes the largest that fits into memory, by what one row is found to
+                take, and the rows of all images at once where these fit; see `docs/memory.md`. None is `"auto"` on
+                accelerators; on a CPU it evaluates the rows of all images at once, which is faster where each has few
                 of them. Where memory runs out, a step is run again in chunks of half the rows, with a warning.
             gradient_checkpointing: whether the backward pass evaluates network, decoder and reward again instead of
-                holding what they computed. None does so only where components are offloaded.
+                holding what they computed. `"auto"` does so for those of them whose graphs do not fit into memory.
+                None is `"auto"` on accelerators; on a CPU it does so only where components are offloaded.
             on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
                 far as `best_images`; `retry` it up to 3 times first; or `skip` the images that fail, see
                 `docs/rewards.md`.

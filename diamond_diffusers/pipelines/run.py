@@ -6,7 +6,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 from weakref import WeakSet
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
-from ..alignment.execution import Checkpointing, Execution
+from ..alignment.execution import Execution
 from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
+from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
@@ -30,8 +31,9 @@ from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable, check_network_differentiable, is_offloaded
+from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
+from .planning import AUTO, MemoryOptions, with_plan
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
 
 
@@ -45,15 +47,18 @@ class RunOptions(Typed):
     reward_scale: float | None = None
     max_network_evaluations: int | None = None
     final_selection: str | None = None
-    particle_batch_size: int | None = None
-    gradient_checkpointing: bool | None = None
+    particle_batch_size: int | Literal["auto"] | None = None
+    gradient_checkpointing: bool | Literal["auto"] | None = None
     on_reward_error: str = "raise"
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
 
     def __post_init__(self) -> None:
-        check_counts(max_network_evaluations=self.max_network_evaluations, particle_batch_size=self.particle_batch_size)
+        size = self.particle_batch_size
+        check_counts(
+            max_network_evaluations=self.max_network_evaluations, particle_batch_size=None if size == AUTO else size
+        )
         RewardErrors(self.on_reward_error)
         if isinstance(self.reward, type):
             raise TypeError(f"reward is {shown(self.reward)}; give an instance, {self.reward.__name__}()")
@@ -150,12 +155,10 @@ class Run(Iterator[Progress]):
         num_tried = try_reward(reward, call, method, errors)
 
         levels = call.levels()
-        checkpointing = options.gradient_checkpointing
-        if checkpointing is None:
-            checkpointing = is_offloaded(family.pipeline)
+        memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
         execution = Execution(
-            options.particle_batch_size,
-            Checkpointing.of_all(checkpointing),
+            None if memory.particle_batch_size == AUTO else memory.particle_batch_size,
+            memory.checkpointings[0],
             shards,
             is_interrupted=self._is_to_end,
         )
@@ -164,6 +167,7 @@ class Run(Iterator[Progress]):
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
         x = starting_particles(call, method, levels[0], self._random)
         execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
+        law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards
         self._start = method.at_start(law, x, levels)
@@ -271,6 +275,11 @@ class Run(Iterator[Progress]):
         self._stages.close()
         self._open.close()
 
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """How the run is fitted into memory, known before its first step; see `DiamondMapPipelineOutput.plan`."""
+        return self._plan
+
     def output(self) -> DiamondMapPipelineOutput:
         """Ends the run and returns its output.
 
@@ -301,6 +310,7 @@ class Run(Iterator[Progress]):
                     self._random,
                     self._options.output_type,
                     interrupted=not self._is_complete,
+                    plan=self._plan,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

@@ -48,3 +48,21 @@ def test_the_parts_that_are_chosen_are_evaluated_twice(wanted, monkeypatch):
     assert seen == {part: 2 if part in wanted else 1 for part in PARTS}
     monkeypatch.undo()
     torch.testing.assert_close(checkpointed, gradient(Checkpointing(), monkeypatch)[0], atol=0, rtol=0)
+
+
+def test_a_reward_is_evaluated_again_to_its_end():
+    """Torch would end the second evaluation by an exception, which a reward might take for one of its own."""
+    passed = []
+
+    def score(index: Tensor, images: Tensor) -> Tensor:
+        try:
+            return images.exp()
+        except Exception as error:
+            passed.append(error)
+            raise
+
+    execution = Execution(gradient_checkpointing=Checkpointing(reward=True))
+    x = torch.ones(2, requires_grad=True)
+    execution.checkpointed("reward", score, torch.arange(2), x).sum().backward()
+    assert passed == []
+    torch.testing.assert_close(x.grad, torch.full((2,), torch.e))

@@ -23,10 +23,24 @@ PUBLISHED_PARAMETERS = {
     "stable_diffusion_3": (2_028_328_000, 83_819_683),
     "sdxl": (2_567_463_684, 83_653_863),
     "stable_diffusion": (859_520_964, 83_653_863),
+    "sana": (1_604_462_752, 312_250_275),
+    "pixart_sigma": (610_856_096, 83_653_863),
+    "stable_diffusion_3.5": (2_243_171_520, 83_819_683),
+    "z_image": (6_154_908_736, 83_819_683),
+    "qwen_image": (20_430_401_088, 126_892_531),
+    "lumina2": (2_609_769_152, 83_819_683),
 }
 
 
-CLASSIFIER_FREE = ("stable_diffusion_3", "sdxl", "stable_diffusion")
+CLASSIFIER_FREE = (
+    "stable_diffusion_3",
+    "stable_diffusion_3.5",
+    "sdxl",
+    "stable_diffusion",
+    "sana",
+    "pixart_sigma",
+    "lumina2",
+)
 """Those whose stock call evaluates the network for the negative prompt too."""
 
 

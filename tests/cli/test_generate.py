@@ -261,12 +261,14 @@ CUDA_IS_FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a tota
     ids=["GPU", "CPU", "Python", "other"],
 )
 def test_a_want_of_memory_is_told(tiny_folder, tmp_path, monkeypatch, error, sentence):
-    def draw(*arguments):
+    def draw(*arguments, **options):
         raise error
 
     monkeypatch.setattr(side_by_side, "draw_side_by_side", draw)
     result = invoke("generate", "a star", "--model", tiny_folder, "--output", tmp_path)
     assert result.exit_code == (1 if sentence is None else 2)
+    # Of the options that this command has.
+    assert "--batch-size" not in result.output
     assert ("Error" in result.output) == (sentence is not None) and (sentence or "") in result.output
 
 
@@ -373,3 +375,27 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
     assert (record["settings"]["model"], record["settings"]["reward"]) == ("embedded", "miniature")
     with Image.open(tmp_path / "aligned_000.png") as image:
         assert image.size == (64, 64)
+
+
+def test_memory_can_be_planned(generate):
+    _, record = generate("--num-particles", 2, "--particle-batch-size", "auto", "--gradient-checkpointing", "auto")
+    assert record["settings"]["particle_batch_size"] == record["settings"]["gradient_checkpointing"] == "auto"
+    plan = record["plan"]["aligned"]
+    assert plan["particle_batch_size"] is None and 0 < plan["num_bytes"] < plan["free_bytes"]
+    _, record = generate("--num-particles", 2, "--particle-batch-size", 1, "--gradient-checkpointing", "true")
+    assert record["settings"]["particle_batch_size"] == 1 and record["settings"]["gradient_checkpointing"] is True
+    assert record["plan"] == {"plain": None, "aligned": None}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--particle-batch-size", "some", "--particle-batch-size is 'some'; give a whole number or auto or none"),
+        ("--particle-batch-size", 0, "--particle-batch-size is 0; give a whole number of at least 1"),
+        ("--gradient-checkpointing", 2, "--gradient-checkpointing is '2'; give true or false or auto or none"),
+    ],
+)
+def test_other_uses_of_memory_are_refused(option, value, message):
+    result = invoke("generate", "a star", option, value)
+    assert result.exit_code == 2
+    assert message in result.output

@@ -124,9 +124,8 @@ def test_files_that_cannot_be_imported_get_one_sentence(tmp_path, monkeypatch, n
 
 
 def test_modules_that_are_not_there_get_one_sentence():
-    assert "--import is 'no.such', which cannot be imported (ModuleNotFoundError" in refusal(
-        "--import", "no.such", "rewards"
-    )
+    assert "--import is 'no.such', which is no module that Python finds" in refusal("--import", "no.such", "rewards")
+    assert "cannot be imported (ModuleNotFoundError" in refusal("--import", "json.no_such", "rewards")
 
 
 HELP = """
@@ -143,7 +142,7 @@ def test_help_imports_nothing_heavy():
     """Neither does the import of any module of the command line."""
     from diamond_diffusers import cli
 
-    names = [command for command in ("generate", "rewards", "score", "benchmark", "redraw", "models")]
+    names = [command for command in ("generate", "check", "rewards", "score", "benchmark", "redraw", "models")]
     heavy = ["torch", "diffusers", "transformers", "numpy", "scipy", "PIL", "accelerate", "yaml"]
     modules = [path.stem for path in Path(cli.__file__).parent.glob("*.py")]
     imports = "\n".join(f"import diamond_diffusers.cli.{module}" for module in modules)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate import PartialState, cpu_offload
 
 from diamond_diffusers import BestOfN, NoAlignment
 from diamond_diffusers.evaluation.benchmark import compare as module
@@ -262,3 +262,11 @@ def test_a_fingerprint_sees_every_weight():
     assert before == fingerprint([module])
     module.bias.data[0] += 1e-6
     assert fingerprint([module]) != before
+
+
+def test_a_fingerprint_sees_weights_that_are_offloaded():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    before = fingerprint([module])
+    cpu_offload(module, "cpu", offload_buffers=True)
+    assert all(weight.is_meta for weight in module.parameters())
+    assert fingerprint([module]) == before

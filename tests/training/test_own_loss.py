@@ -48,7 +48,7 @@ def write_loss(tmp_path, monkeypatch):
 
     yield write
     LOSSES._entries.pop("mine", None)
-    for name in ("my_losses", "my_losses.mine", "imported_mine"):
+    for name in ("my_losses", "my_losses.mine", "mine"):
         sys.modules.pop(name, None)
 
 
@@ -66,7 +66,8 @@ def test_it_is_trained_with_by_name(options, write_loss, form):
     assert read_map_config(given.output.output_dir)["training"]["loss"] == "mine"
 
 
-def test_the_documented_one_is_trained_with(options, tmp_path):
+def test_the_documented_one_is_trained_with(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     (block,) = (block for block in page.split("```python\n") if block.startswith("# my_loss.py"))
     file = tmp_path / "my_loss.py"
@@ -74,10 +75,10 @@ def test_the_documented_one_is_trained_with(options, tmp_path):
     try:
         run = Trainer(options("--import", file, "--loss", "two_steps_of_euler", "--max_train_steps", 2))
         run.run()
-        assert run.step == 2 and type(run.loss).__module__ == "imported_my_loss"
+        assert run.step == 2 and type(run.loss).__module__ == "my_loss"
     finally:
         LOSSES._entries.pop("two_steps_of_euler", None)
-        sys.modules.pop("imported_my_loss", None)
+        sys.modules.pop("my_loss", None)
 
 
 def test_a_file_of_options_names_it_too(tmp_path, write_loss, capsys):
@@ -96,8 +97,11 @@ def test_a_file_of_options_names_it_too(tmp_path, write_loss, capsys):
     [
         (("--gradient_checkpointing",), "no forward-mode rule, which --loss mine needs"),
         (("--regression_weight", "3"), "--regression_weight is for --loss trajectories, and has no effect"),
-        (("--import", "nothing.py"), "--import nothing.py is no file; give a Python file"),
-        (("--import", "no_such_module"), "--import no_such_module is no module; give a Python file"),
+        (("--import", "nothing.py"), "--import is 'nothing.py', which is no file; name a .py file"),
+        (
+            ("--import", "no_such_module"),
+            "--import is 'no_such_module', which is no module that Python finds",
+        ),
     ],
 )
 def test_what_it_cannot_be_used_with_is_refused(write_loss, capsys, further, message):

@@ -51,6 +51,7 @@ class Setup:
         batch_size: number of images in one call.
         particle_batch_size: the most rows of one network call, all of one image; None for all images at once.
         arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
+        loading: how the model was loaded, for the record: its variant, its LoRAs and the like.
     """
 
     pipe: DiamondMapPipeline
@@ -64,6 +65,7 @@ class Setup:
     batch_size: int = 25
     particle_batch_size: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_images_per_prompt"):
@@ -87,6 +89,7 @@ class Setup:
         texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
         return {
             "model": self.model,
+            "loading": self.loading,
             "model_weights": fingerprint(modules_of(self.pipe.components)),
             "model_defaults": self.pipe.defaults,
             "arguments": self.arguments,
@@ -148,7 +151,7 @@ def compare(
         ValueError: the folder holds results of other settings, or a held-out reward fails; nothing is drawn then.
     """
     for reward in setup.held_out_rewards:
-        reward.to(device=setup.pipe.device).probe(setup.pipe.device)
+        reward.to(device=setup.pipe.family.device).probe(setup.pipe.family.device)
     shared, keys = setup.settings(), setup.keys(prompts)
     folders = {}
     for method in methods:
@@ -183,7 +186,7 @@ def draw_batch(
     """Draws images together, one of each of the prompts, and keeps them with their records."""
     texts = [prompt.text for prompt in prompts]
     batch = Batch(texts, [setup.seed_of(key) for key in keys], setup.particle_batch_size)
-    with peak_memory(setup.pipe.device) as peak:
+    with peak_memory(setup.pipe.family.device) as peak:
         out = draw(setup.pipe, setup.reward, setup.reward_scale, method, batch, setup.arguments)
     images = out.images.float().cpu()
     verdicts = judge(images, texts).tolist() if setup.suite.is_judged else [None] * len(texts)
@@ -238,11 +241,12 @@ def draw(
 
 def machine_facts(pipe: DiamondMapPipeline) -> dict[str, Any]:
     """The facts on which the last bits of an image depend beside its settings."""
+    device = pipe.family.device
     # Of Apple's GPU torch has no name.
-    named = getattr(torch.get_device_module(pipe.device), "get_device_name", None)
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
     return {
-        "device": platform.machine() if named is None else named(pipe.device),
-        "device_type": pipe.device.type,
+        "device": platform.machine() if named is None else named(device),
+        "device_type": device.type,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in PACKAGES},
     }

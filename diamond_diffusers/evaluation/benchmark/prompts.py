@@ -64,7 +64,14 @@ def miniature_suite() -> Suite:
 
 
 def read_prompts(path: Path) -> Suite:
-    """The prompts of a file, in a fixed random order.
+    """The prompts of a file, in a fixed random order; arguments and errors as of `prompts_in`."""
+    prompts = prompts_in(path)
+    random.Random(0).shuffle(prompts)
+    return Suite(tuple(prompts))
+
+
+def prompts_in(path: Path) -> list[Prompt]:
+    """The prompts of a file, in its order.
 
     The file is, by its suffix and its header: GenEval's `evaluation_metadata.jsonl`; a `.csv` of DrawBench (columns
     `Prompts`, `Category`) or of UniGenBench (`index`, `prompt`, `sub_dims`, the latter two perhaps with `_en` or
@@ -86,8 +93,7 @@ def read_prompts(path: Path) -> Suite:
             )
     if len({prompt.index for prompt in prompts}) < len(prompts):
         raise ForeignFileError(f"prompts is '{path}', where an index comes twice; number the prompts")
-    random.Random(0).shuffle(prompts)
-    return Suite(tuple(prompts))
+    return prompts
 
 
 class _GenEvalEntry(TypedDict):

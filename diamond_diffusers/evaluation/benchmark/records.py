@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 
 from ...core.cost import Cost
 from ...files.foreign import ForeignFileError, read_json
@@ -178,10 +179,21 @@ def fingerprint(modules: Sequence[nn.Module]) -> str:
     """A short hash of a few numbers of every weight, by which results of different weights are told apart."""
     digest = hashlib.sha256()
     for module in modules:
-        for name, tensor in module.state_dict().items():
+        for name, tensor in _state_of(module).items():
             digest.update(name.encode())
             digest.update(tensor.flatten()[:64].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module, also where they are offloaded layer by layer, or quantised by torchao."""
+    state = module.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        offloaded = get_state_dict_offloaded_model(module)
+        state = {name: offloaded[name] for name in state}
+    # Classes of torchao's own, which have few operations besides.
+    has_own = [name for name, tensor in state.items() if type(tensor).dequantize is not Tensor.dequantize]
+    return {**state, **{name: state[name].dequantize() for name in has_own}}
 
 
 def modules_of(members: Mapping[str, Any]) -> list[nn.Module]:

@@ -68,6 +68,7 @@ class RunSettings(TypedDict):
     """The settings of a run from which an image is drawn again."""
 
     model: str
+    loading: dict[str, Any]
     model_weights: str
     model_defaults: dict[str, Any]
     arguments: dict[str, Any]

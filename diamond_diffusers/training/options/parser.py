@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files.foreign import writable
+from ...files.extensions import import_extension
 from .checks import problems
-from .config import ConfigError, as_defaults, read_config
+from .config import as_defaults, read_config
 from .fields import Option, options_of
 from .records import RECORDS, Options
 
@@ -28,6 +25,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
 
     Raises:
         SystemExit: an option is unknown, out of range, or cannot be used with another.
+        ImportError: a file or module of the user's own raised an exception, whose traceback stands before.
     """
     options = [option for record in RECORDS.values() for option in options_of(record)]
     early = _early_parser(options).parse_known_args(arguments)[0]
@@ -37,9 +35,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         if any(getattr(early, name) is not None for name in names_data):
             settings = {name: value for name, value in settings.items() if name not in names_data}
         # What a user's file registers is a choice of the options below.
-        import_modules(getattr(early, "import") or settings.get("import"))
+        for name in (getattr(early, "import") or settings.get("import") or "").split(","):
+            if name.strip():
+                import_extension(name.strip())
         defaults = as_defaults(early.config, settings, options)
-    except ConfigError as error:
+    except ValueError as error:
         build_parser().error(str(error))
     parser = build_parser()
     parser.set_defaults(**defaults)
@@ -95,36 +95,6 @@ def _as_records(given: argparse.Namespace) -> Options:
         for part, record in RECORDS.items()
     }
     return Options(**parts)
-
-
-def import_modules(names: str | None) -> None:
-    """Imports Python files and modules, whose names are separated by commas.
-
-    Raises:
-        ConfigError: a file or module does not exist. Errors inside of a file or module keep their traceback.
-    """
-    for name in filter(None, (name.strip() for name in (names or "").split(","))):
-        if writable(name) != name:
-            raise ConfigError(f"--import is '{writable(name)}', which is not in UTF-8; write it anew")
-        if name.endswith(".py"):
-            _import_file(Path(name))
-        elif not (package := name.partition(".")[0]) or importlib.util.find_spec(package) is None:
-            raise ConfigError(f"--import {name} is no module; give a Python file, or a module that can be imported")
-        else:
-            importlib.import_module(name)
-
-
-def _import_file(file: Path) -> None:
-    if not file.is_file():
-        raise ConfigError(f"--import {file} is no file; give a Python file, or a module that can be imported")
-    # Not by the name of the file alone, which may be that of a module.
-    name = f"imported_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--import {file} is no Python file; give one that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,0 +1,27 @@
+"""How much memory of a device is free."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device that new tensors may take, with what torch keeps for them; of the CPU those of the machine.
+
+    Raises:
+        ValueError: torch does not tell for devices of this type.
+    """
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    if device.type not in ("cuda", "xpu"):
+        raise ValueError(
+            f"particle_batch_size or gradient_checkpointing is 'auto', but torch does not tell the free memory of "
+            f"{device.type!r} devices; give a number and True or False"
+        )
+    module = torch.get_device_module(device)
+    free, _ = module.mem_get_info(device)
+    # What torch has reserved and does not use is free for new tensors.
+    return int(free + module.memory_reserved(device) - module.memory_allocated(device))
