@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.conversions import shown
 from ..core.registry import Registry
 
 if TYPE_CHECKING:
@@ -82,6 +81,8 @@ def family_of(pipeline: Any) -> Family:
         TypeError: as in `check_supported`; or a class of another origin has the name of one of diffusers.
     """
     import diffusers
+
+    from ..core.conversions import shown
 
     kind = type(pipeline)
     if kind.__name__ not in FAMILIES and not isinstance(pipeline, diffusers.DiffusionPipeline):
