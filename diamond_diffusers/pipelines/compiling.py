@@ -24,9 +24,9 @@ class CompileMethods:
     ) -> Self:
         """Compiles what calls evaluate, in place, as `torch.nn.Module.compile` does; returns this object.
 
-        Each is compiled where it is first evaluated: once with gradients and once without, and once more where the
-        number of rows first changes, after which any number will do. Further steps, chunks and calls compile nothing.
-        Load LoRAs and Diamond Maps before. What is saved is uncompiled.
+        Each is compiled where it is first evaluated: once with gradients and once without, and of each once more for a
+        single row and where the number of rows first changes, after which any number will do. Further steps, chunks and
+        calls compile nothing. Load LoRAs and Diamond Maps before. What is saved is uncompiled.
 
         Args:
             network: whether to compile the network; that of `score_model` is compiled by its own method.

@@ -78,10 +78,10 @@ def test_nothing_is_compiled_again_between_steps_chunks_and_gradients(build: Any
         generator = torch.Generator().manual_seed(0)
         return pipe(**arguments, **options, reward=brightness, generator=generator).images
 
-    runs = [
-        (Guidance(guide=Guide("pathwise"), num_particles=count), 3, size) for count, size in [(2, None), (3, 2), (5, 2)]
-    ]
-    runs += [(SMC(num_particles=count), 3, size) for count, size in [(2, None), (3, 2), (5, 3)]]
+    # Of two rows, one and three, with which the number has changed.
+    sizes: list[tuple[int, int | None]] = [(2, None), (3, 2), (7, 3)]
+    runs = [(Guidance(guide=Guide("pathwise"), num_particles=count), 3, size) for count, size in sizes]
+    runs += [(SMC(num_particles=count), 3, size) for count, size in sizes]
     expected = [images(*run) for run in runs]
     pipe.compile(backend=backend)
     for run in runs:
