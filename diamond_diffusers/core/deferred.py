@@ -68,6 +68,13 @@ def deferred_checks() -> Iterator[None]:
 def checks_at_once() -> Iterator[None]:
     """Context whose checks wait for the device, for who has to know at once what failed."""
     settle()
+    with own_checks():
+        yield
+
+
+@contextmanager
+def own_checks() -> Iterator[None]:
+    """Context apart from the one around it, whose checks stay pending: for a call that is made within another."""
     token = _pending.set(None)
     try:
         yield

@@ -177,8 +177,10 @@ class Family(LoopTensors, EvaluatedParts):
         # Stock pipelines look through all of their modules to find it.
         own._device = self.device
         own._evaluated_parts = {}
-        for module in filter(None, (self.network_module, self.decoder(False), self.decoder(True))):
-            compute_dtype(module, looks_again=True)
+        for module in (self.network_module, self.decoder(False), self.decoder(True)):
+            # What torch.compile wraps around a module has no truth value.
+            if module is not None:
+                compute_dtype(module, looks_again=True)
         own.pipeline = copy(self.pipeline)
         own.pipeline.scheduler = copy(self.pipeline.scheduler)
         return own

@@ -21,7 +21,6 @@ from diffusers.hooks.group_offloading import (
 )
 from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
 from diffusers.utils.torch_utils import unwrap_module
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -90,9 +89,9 @@ class AdapterState:
 
     def __init__(self, module: nn.Module) -> None:
         self._layers = [
-            (layer, layer.active_adapters, layer.disable_adapters, dict(layer.scaling))
+            (layer, layer.active_adapters, layer.disable_adapters, dict(_scaling(layer)))
             for layer in module.modules()
-            if isinstance(layer, LoraLayer)
+            if isinstance(layer, BaseTunerLayer)
         ]
 
     @contextmanager
@@ -100,7 +99,7 @@ class AdapterState:
         """Context in which they are as they were."""
         now = AdapterState.__new__(AdapterState)
         now._layers = [
-            (layer, layer.active_adapters, layer.disable_adapters, dict(layer.scaling)) for layer, *_ in self._layers
+            (layer, layer.active_adapters, layer.disable_adapters, dict(_scaling(layer))) for layer, *_ in self._layers
         ]
         self._set()
         try:
@@ -111,7 +110,13 @@ class AdapterState:
     def _set(self) -> None:
         for layer, active, disabled, scaling in self._layers:
             activate_adapters(layer, active, disabled)
-            layer.scaling.update(scaling)
+            _scaling(layer).update(scaling)
+
+
+def _scaling(layer: BaseTunerLayer) -> dict[str, float]:
+    """The factor of each adapter of a layer; some kinds of adapters have none."""
+    scaling: dict[str, float] = getattr(layer, "scaling", {})
+    return scaling
 
 
 def checkpointed_by(network: Any, function: Callable[..., Any]) -> Callable[[], object]:
@@ -129,9 +134,11 @@ def checkpointed_by(network: Any, function: Callable[..., Any]) -> Callable[[], 
 
     def undo() -> None:
         for module, values in zip(modules, former, strict=True):
-            for name in names:
-                vars(module).pop(name, None)
+            # Never without those that it had, which other threads may look at meanwhile.
             vars(module).update(values)
+            for name in names:
+                if name not in values:
+                    vars(module).pop(name, None)
 
     return undo
 

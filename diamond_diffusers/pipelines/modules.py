@@ -82,16 +82,6 @@ def check_network_differentiable(family: Family, method: Method) -> None:
             )
 
 
-def check_not_checkpointed(family: Family) -> None:
-    """Raises a `ValueError` where a network with a Diamond Map checkpoints its own blocks."""
-    if getattr(family.network_module, "is_gradient_checkpointing", False):
-        raise ValueError(
-            f"the {family.network_name} has gradient checkpointing enabled, whose second evaluation would be without "
-            f"the Diamond Map; call pipe.{family.network_name}.disable_gradient_checkpointing(), and give the call "
-            "gradient_checkpointing=True"
-        )
-
-
 def refuse_cache(family: Family) -> None:
     """Raises a `ValueError` where diffusers' feature cache is on: it hands the features of one particle to another."""
     name = family.network_name

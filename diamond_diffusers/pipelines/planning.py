@@ -69,7 +69,8 @@ class _Plans:
     """The plans of one pipeline, by what they depend on."""
 
     made: dict[Hashable, MemoryPlan] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    # A reward that is tried for a plan may itself call the pipeline.
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 _plans: WeakKeyDictionary[DiffusionPipeline, _Plans] = WeakKeyDictionary()

@@ -16,7 +16,6 @@ from ..core.checks import check_choice
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .call import Call
-from .modules import check_not_checkpointed
 
 
 def resolve_reward(
@@ -79,7 +78,6 @@ def resolve_method(
     method = method.resolve(family)
     if method.uses_diamond_map(family):
         call.check_baked_guidance()
-        check_not_checkpointed(family)
     return method
 
 

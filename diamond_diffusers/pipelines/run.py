@@ -25,6 +25,7 @@ from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
 from ..core.checks import check_choice, check_counts
 from ..core.conversions import shown
+from ..core.deferred import own_checks
 from ..core.typed import Typed
 from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
@@ -130,7 +131,7 @@ class Run(Iterator[Progress]):
                 pipe.pipeline._interrupt = False
             _open_runs.add(self)
         self._open = ExitStack()
-        with _own_gradients(), self._open:
+        with _apart(), self._open:
             self._open.callback(self._forget)
             self._open.enter_context(call.active())
             self._prepare(defaults, named_rewards)
@@ -198,7 +199,7 @@ class Run(Iterator[Progress]):
         self._check_between_steps("stepped")
         self._is_stepping = True
         try:
-            with _own_gradients():
+            with _apart():
                 self._check_interruption()
                 return next(self._stages)
         except Interrupted as interruption:
@@ -221,7 +222,7 @@ class Run(Iterator[Progress]):
         if isinstance(error, Exception) and error is self._reward_errors.raised:
             # An interruption has nothing left to end.
             self._is_stepping = False
-            with _own_gradients(), self._call.active():
+            with _apart(), self._call.active():
                 keep_best_images(error, self._call.family, self._latest)
 
     def interrupt(self) -> None:
@@ -296,7 +297,7 @@ class Run(Iterator[Progress]):
             selection = self._selection
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
-            with _own_gradients(), self._call.active():
+            with _apart(), self._call.active():
                 try:
                     result = progress.result()
                 except Exception as error:
@@ -318,9 +319,9 @@ class Run(Iterator[Progress]):
 
 
 @contextmanager
-def _own_gradients() -> Iterator[None]:
-    """Context in which only methods build graphs, whatever gradient or inference mode the caller is in."""
-    with torch.inference_mode(False), torch.no_grad():
+def _apart() -> Iterator[None]:
+    """Context in which only methods build graphs and defer checks, whatever the caller, such as a reward, is within."""
+    with torch.inference_mode(False), torch.no_grad(), own_checks():
         yield
 
 

@@ -237,9 +237,11 @@ class Trainer:
 
     @property
     def _is_read(self) -> bool:
-        """Whether figures are read in the update at hand: when they are logged, and before anything is saved."""
+        """Whether figures are read in the update at hand: when they are logged, and before anything is saved or drawn."""
         number, options = self.step + 1, self.options
-        intervals = options.logging.logging_steps, options.checkpoints.checkpointing_steps
+        intervals = [options.logging.logging_steps, options.checkpoints.checkpointing_steps]
+        if options.validation.validation_prompt is not None:
+            intervals.append(options.validation.validation_steps)
         return any(number % interval == 0 for interval in intervals) or number >= options.updates.max_train_steps
 
     def _follow_up(self) -> None:

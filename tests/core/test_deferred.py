@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from diamond_diffusers.core.deferred import checks_at_once, deferred_checks, faults_shown_to, read, require, settle
+from diamond_diffusers.core.deferred import (
+    checks_at_once,
+    deferred_checks,
+    faults_shown_to,
+    own_checks,
+    read,
+    require,
+    settle,
+)
 
 YES, NO = torch.tensor([True, True]), torch.tensor([True, False])
 
@@ -67,6 +75,17 @@ def test_checks_at_once_settle_those_before_them() -> None:
         with pytest.raises(ValueError, match="within"), checks_at_once():
             require(NO, lambda: fault("within"))
         require(YES, fault)
+
+
+def test_a_call_within_another_has_checks_of_its_own() -> None:
+    with pytest.raises(ValueError, match="outer"), deferred_checks():
+        require(NO, lambda: fault("outer"))
+        with own_checks():
+            with pytest.raises(ValueError, match="inner"):
+                require(NO, lambda: fault("inner"))
+            with pytest.raises(ValueError, match="deferred"), deferred_checks():
+                require(NO, lambda: fault("deferred"))
+            settle()
 
 
 def test_faults_are_shown_before_they_are_raised() -> None:

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from peft import LoraConfig
+from peft import LoHaConfig, LoraConfig
 from torch import nn
 
 from benchmarks.counting import GraphMemory
@@ -69,20 +69,24 @@ def test_the_blocks_of_a_decoder():
     assert names == {"UNetMidBlock2D", "UpDecoderBlock2D", "ResnetBlock2D", "Attention", "Upsample2D"}
 
 
-@pytest.mark.parametrize("adapters", ["scaled", "few steps"])
+@pytest.mark.parametrize("adapters", ["scaled", "few steps", "few steps of another kind"])
 def test_blocks_are_evaluated_again_with_the_adapters_of_then(adapters):
     family = family_of("flux")
     pipe = DiamondMapPipeline.from_pipe(family.build())
-    for name in ("one", "two"):
-        pipe.transformer.add_adapter(LoraConfig(target_modules=["to_q", "to_v"]), adapter_name=name)
+    pipe.transformer.add_adapter(LoraConfig(target_modules=["to_q", "to_v"]), adapter_name="one")
+    if adapters == "few steps of another kind":
+        pipe.transformer.add_adapter(LoHaConfig(target_modules=["to_k"]), adapter_name="two")
+    else:
+        pipe.transformer.add_adapter(LoraConfig(target_modules=["to_q", "to_v"]), adapter_name="two")
     generator = torch.Generator().manual_seed(0)
     for weight_name, weight in pipe.transformer.named_parameters():
-        if "lora_B" in weight_name:
+        if "lora_B" in weight_name or "hada" in weight_name:
             nn.init.normal_(weight, generator=generator)
-    pipe.transformer.set_adapters(["one", "two"], [1.0, 0.5])
+    if adapters != "few steps of another kind":
+        pipe.transformer.set_adapters(["one", "two"], [1.0, 0.5])
     # The one is scaled, and the other is off, while the network is evaluated alone.
     options = {"joint_attention_kwargs": {"scale": 0.3}} if adapters == "scaled" else {}
-    pipe.few_step = "two" if adapters == "few steps" else None
+    pipe.few_step = None if adapters == "scaled" else "two"
     kind = "predict" if adapters == "scaled" else "denoise"
     held = value_and_gradient(prepared(pipe, family, **options), Checkpointing(), kind)
     assert_same(value_and_gradient(prepared(pipe, family, **options), Checkpointing.of_all(True), kind), held)

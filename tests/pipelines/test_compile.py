@@ -94,3 +94,28 @@ def test_nothing_is_compiled_again_between_steps_chunks_and_gradients(build: Any
         images(Guidance(guide=Guide("pathwise"), num_particles=6), 5, 4)
         images(SMC(num_particles=7), 6, 4)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("name", ["transformer", "vae"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_modules_that_the_user_has_wrapped_are_differentiated_as_they_were(name: str) -> None:
+    pipe = DiamondMapPipeline(build_tiny_flux())
+    pipe.set_progress_bar_config(disable=True)
+
+    def image(**options: Any) -> torch.Tensor:
+        arguments = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt", **options}
+        guided = Guidance(guide=Guide("pathwise"))
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            "a star",
+            reward=lambda images, _: images.mean((1, 2, 3)),
+            alignment=guided,
+            generator=generator,
+            **arguments,
+        ).images
+
+    expected = image()
+    # What a call does not see through has no length, and so no truth value.
+    setattr(pipe.pipeline, name, torch.compile(getattr(pipe, name), backend="eager"))
+    torch.testing.assert_close(image(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(image(gradient_checkpointing=True), expected, atol=1e-6, rtol=0)

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from benchmarks.zoo.flux import build_tiny_flux
 from benchmarks.zoo.tiny_models import TINY_MODELS
-from diamond_diffusers import SMC, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
+from diamond_diffusers import (
+    SMC,
+    DiamondMapPipeline,
+    DiamondPosterior,
+    DiamondTransition,
+    Guidance,
+    Guide,
+    NoAlignment,
+)
 from diamond_diffusers.maps import map_config
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import CONDITIONING_NAME, CONFIG_NAME, LORA_NAME, MAP_FILES, save_diamond_map
@@ -48,8 +56,8 @@ def map_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(pipe: DiamondMapPipeline, **options: object) -> torch.Tensor:
-    call = {**CALL, "generator": torch.Generator().manual_seed(0), **options}
-    return pipe("a red circle", reward=brightness, alignment=ALIGNMENT, **call).images
+    call = {**CALL, "alignment": ALIGNMENT, "generator": torch.Generator().manual_seed(0), **options}
+    return pipe("a red circle", reward=brightness, **call).images
 
 
 def test_a_map_loads_with_its_base_and_runs_on_one_evaluation_a_look_ahead(map_folder: Path) -> None:
@@ -112,11 +120,23 @@ def test_baked_in_guidance_and_foreign_bases_are_refused(map_folder: Path) -> No
         ValueError, match="negative_prompt is 'a ring', but the Diamond Map was distilled with the empty"
     ):
         draw(pipe, negative_prompt="a ring")
-    pipe.transformer.enable_gradient_checkpointing()
-    with pytest.raises(ValueError, match=r"pipe\.transformer\.disable_gradient_checkpointing"):
-        draw(pipe)
     with pytest.raises(ValueError, match="no Diamond Map"):
         other.load_diamond_map(map_folder / "base" / "diamond_map")
+
+
+def test_networks_that_checkpoint_themselves_do_so_with_the_map(map_folder: Path) -> None:
+    pipe = DiamondMapPipeline.from_pretrained(map_folder / "map")
+    guided = Guidance(guide=Guide("pathwise", scaling="auto"), posterior=DiamondPosterior(2))
+    expected, plain = draw(pipe, alignment=guided), draw(pipe, alignment="none", true_cfg_scale=1.0)
+    assert not torch.equal(expected, plain)
+    pipe.transformer.enable_gradient_checkpointing()
+    assert torch.equal(draw(pipe, alignment=guided), expected)
+    pipe.transformer.disable_gradient_checkpointing()
+    # Another call of the same pipeline, in another thread, has it evaluated so for a while.
+    with torch.enable_grad(), pipe.family.evaluating_network(True):
+        assert pipe.transformer.is_gradient_checkpointing
+        assert torch.equal(draw(pipe, alignment=guided), expected)
+    assert not pipe.transformer.is_gradient_checkpointing
 
 
 def test_defaults_of_the_map_go_with_it(map_folder: Path, tmp_path: Path) -> None:

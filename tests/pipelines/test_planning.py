@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -181,3 +182,23 @@ def test_demand_counts_what_is_held_at_once(pipe):
         # The whole path is held, and final images are decoded in full.
         assert demand(NoiseOptimization(num_particles=2)) == GraphDemand(rows=2, network=4, decoder=1)
         assert demand(SMC(num_particles=5)).scored == 0
+
+
+def test_a_reward_may_call_the_pipeline_while_a_call_is_planned(
+    pipe: DiamondMapPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free_memory(monkeypatch, PLENTY)
+    inner: list[Any] = []
+
+    def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if not inner:
+            inner.append("planned")
+            inner[0] = draw(pipe, alignment=SMC(num_particles=2), particle_batch_size="auto").plan
+        return images.mean((1, 2, 3))
+
+    outer: list[DiamondMapPipelineOutput] = []
+    # A lock that it waited for would be held for ever.
+    thread = threading.Thread(target=lambda: outer.append(draw(pipe, reward=reward, **AUTO)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert outer[0].plan is not None and inner[0] is not None

@@ -335,3 +335,18 @@ def test_a_run_that_is_interrupted_too_keeps_its_best_images(pipe: DiamondMapPip
     with pytest.raises(OutOfReach) as caught:
         pipe(**call("smc"), reward=Judge(fails))
     assert len(caught.value.best_images) == 2  # type: ignore[attr-defined]
+
+
+def test_a_call_within_a_reward_raises_what_is_wrong_with_itself() -> None:
+    outer, inner = build_pipe(), build_pipe()
+    inner.transformer.proj_out.weight.data.fill_(torch.nan)
+    said: list[str] = []
+
+    def judge(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        with pytest.raises(ValueError, match="has made NaN") as raised:
+            inner(**call("none") | {"alignment": Guidance(guide=Guide("isotropic"))})
+        said.append(str(raised.value))
+        return images.mean((1, 2, 3))
+
+    assert outer(**call("smc"), reward=judge).images.isfinite().all()
+    assert said

@@ -72,6 +72,15 @@ def test_nothing_is_read_between_two_logs(options):
     assert is_logged == [False, False, True, False] and counts == [0, 0, 0, 0]
 
 
+def test_nothing_is_drawn_of_weights_that_a_loss_has_spoilt(options):
+    given = [*CHEAP, "--max_train_steps", 6, "--logging_steps", 6, "--validation_prompt", "a", "--validation_steps", 2]
+    run = Trainer(options(*given))
+    run.parameters[0].data.fill_(torch.nan)
+    run._validate = lambda prompt: pytest.fail("drawn of NaN")
+    with pytest.raises(TrainingError, match=r"^the loss is nan at step 0 \(--loss progressive"):
+        run.run()
+
+
 def test_figures_are_logged_now_and_then(options, monkeypatch):
     given = [*CHEAP, "--max_train_steps", 5, "--logging_steps", 2, "--checkpointing_steps", 9]
     run, logged, losses = Trainer(options(*given)), {}, []
