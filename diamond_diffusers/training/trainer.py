@@ -237,7 +237,7 @@ class Trainer:
 
     @property
     def _is_read(self) -> bool:
-        """Whether figures are read in the update at hand: when they are logged, and before anything is saved or drawn."""
+        """Whether figures are read in the update at hand: to be logged, and before anything is saved or drawn."""
         number, options = self.step + 1, self.options
         intervals = [options.logging.logging_steps, options.checkpoints.checkpointing_steps]
         if options.validation.validation_prompt is not None:

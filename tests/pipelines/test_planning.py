@@ -188,12 +188,10 @@ def test_a_reward_may_call_the_pipeline_while_a_call_is_planned(
     pipe: DiamondMapPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_free_memory(monkeypatch, PLENTY)
-    inner: list[Any] = []
+    inner: list[DiamondMapPipelineOutput] = []
 
     def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        if not inner:
-            inner.append("planned")
-            inner[0] = draw(pipe, alignment=SMC(num_particles=2), particle_batch_size="auto").plan
+        inner.append(draw(pipe, alignment=SMC(num_particles=2), particle_batch_size="auto"))
         return images.mean((1, 2, 3))
 
     outer: list[DiamondMapPipelineOutput] = []
@@ -201,4 +199,4 @@ def test_a_reward_may_call_the_pipeline_while_a_call_is_planned(
     thread = threading.Thread(target=lambda: outer.append(draw(pipe, reward=reward, **AUTO)), daemon=True)
     thread.start()
     thread.join(60)
-    assert outer[0].plan is not None and inner[0] is not None
+    assert outer[0].plan is not None and inner[0].plan is not None
