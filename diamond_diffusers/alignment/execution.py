@@ -38,7 +38,8 @@ class Memory:
 class Checkpointing:
     """The parts that are evaluated again on the backward pass, instead of holding what they computed.
 
-    Each part that is takes less memory and more time. The gradients are the same.
+    Each part that is takes less memory and more time. Networks and decoders of diffusers are evaluated again block by
+    block, so that the graph of one block is all that is held. The gradients are the same.
 
     Args:
         network: whether the network is.

@@ -324,7 +324,7 @@ class LawAtRows:
         with torch.enable_grad():
             z = z.detach().unflatten(0, (len(rows), -1))[row].requires_grad_()
             owners = self.owners[row : row + 1].repeat_interleave(len(z))
-            images = law.model.decode(z, law.conditions.rows(owners), preview)
+            images = self._decode_rows(owners, z, preview)
             pixels = images.detach().requires_grad_()
             prompts = [law.prompts[owner] for owner in owners.tolist()]
             scores = law.reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal).total

@@ -64,7 +64,7 @@ class Family(LoopTensors, EvaluatedParts):
         self.score_model: Family | None = None
         self.posterior_map: PosteriorMap | None = None
         self._device: torch.device | None = None
-        self._moves_weights = {}
+        self._evaluated_parts = {}
 
     @property
     @abstractmethod
@@ -176,7 +176,7 @@ class Family(LoopTensors, EvaluatedParts):
         own = copy(self)
         # Stock pipelines look through all of their modules to find it.
         own._device = self.device
-        own._moves_weights = {}
+        own._evaluated_parts = {}
         own.pipeline = copy(self.pipeline)
         own.pipeline.scheduler = copy(self.pipeline.scheduler)
         return own

@@ -171,7 +171,14 @@ def _hooks_of(module: nn.Module) -> HookRegistry | None:
 
 
 def is_quantised_by_torchao(tensor: Tensor) -> bool:
+    """Whether a tensor is one of torchao's, which holds its numbers in tensors within."""
     return bool(_is_torchao_tensor(tensor))
+
+
+def quantises_activations(module: nn.Module) -> bool:
+    """Whether torchao quantises what goes into layers of a module, too: their results then have no derivative."""
+    weights = (weight for weight in module.parameters() if is_quantised_by_torchao(weight))
+    return any(getattr(weight, "act_quant_kwargs", None) is not None for weight in weights)
 
 
 def _offloads(hook: Any) -> bool:

@@ -22,7 +22,7 @@ from .group_offloading import group_offloading_hooks, onloaded
 class EvaluatedParts(SampledModel):
     """A model whose network and decoders are diffusers modules."""
 
-    _moves_weights: dict[Any, bool]
+    _evaluated_parts: dict[Any, Evaluated]
 
     def evaluating_network(self, in_blocks: bool) -> AbstractContextManager[None]:
         network, _ = self.parts()
@@ -34,9 +34,11 @@ class EvaluatedParts(SampledModel):
 
     def _evaluated(self, module: Any, is_decoder: bool) -> Evaluated:
         # Looked for once a call, since that takes longer than all else here.
-        if module not in self._moves_weights:
-            self._moves_weights[module] = moves_weights(module)
-        return Evaluated(module, is_decoder, self._moves_weights[module])
+        parts = self._evaluated_parts
+        if module not in parts:
+            is_checkpointed = not is_decoder and bool(getattr(module, "is_gradient_checkpointing", False))
+            parts[module] = Evaluated(module, is_decoder, moves_weights(module), is_checkpointed)
+        return parts[module]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Evaluated:
         module: the network, or the autoencoder that decodes.
         is_decoder: whether it decodes.
         moves_weights: whether hooks put its weights elsewhere, or in another precision, between evaluations.
+        is_checkpointed: whether it evaluates its blocks again anyway, which has to be with the adapters of then.
     """
 
     module: nn.Module
     is_decoder: bool
     moves_weights: bool
+    is_checkpointed: bool = False
 
     @contextmanager
     def evaluated(self, in_blocks: bool) -> Iterator[None]:
@@ -67,7 +71,7 @@ class Evaluated:
                 stack.enter_context(alone_with(self.module))
                 stack.enter_context(onloaded(self.module, entries, out_of_turn=False))
             if torch.is_grad_enabled():
-                if in_blocks and not any(map(is_compiled, (self.module, *entries))):
+                if (in_blocks or self.is_checkpointed) and not any(map(is_compiled, (self.module, *entries))):
                     stack.enter_context(_IN_BLOCKS[self.is_decoder].of(self.module))
                 stack.enter_context(self.weights_as_used())
             yield

@@ -33,7 +33,9 @@ def onloaded(module: nn.Module, blocks: Iterable[nn.Module], *, out_of_turn: boo
     hooks = group_offloading_hooks(module)
     inside = [part for block in blocks for part in block.modules()]
     own = {id(tensor): tensor for part in inside for tensor in _tensors_at(part)}
-    parts, left_to_others, whole = set(inside), list[tuple[Tensor, Tensor]](), list[ModuleGroup]()
+    parts = set(inside)
+    left_to_others: list[tuple[Tensor, Tensor]] = []
+    whole: list[ModuleGroup] = []
     for group in {id(hook.group): hook.group for hook in hooks.values()}.values():
         if group.onload_leader in parts and group.offload_leader in parts:
             continue

@@ -9,10 +9,12 @@ from functools import partial
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ..alignment.base import Method
+from ..alignment.look_ahead import NETWORK_GRADIENTS
 from ..core.conversions import Values, shown
 from ..core.held import HeldChange
 from ..families.base import Family
-from ..families.compat import offloads_layers
+from ..families.compat import offloads_layers, quantises_activations
 
 
 @contextmanager
@@ -62,6 +64,21 @@ def check_differentiable(modules: Sequence[nn.Module]) -> None:
             raise ValueError(
                 f"the weights of the {type(module).__name__} were made under torch.inference_mode(), so that nothing "
                 "can be differentiated through it; load the pipeline outside, or take alignment 'smc' or 'best_of_n'"
+            )
+
+
+def check_network_differentiable(family: Family, method: Method) -> None:
+    """Raises a `ValueError` where a method differentiates a network through layers that have no derivative."""
+    guide = getattr(method, "guide", None)
+    if guide is not None and guide.gradient not in NETWORK_GRADIENTS:
+        return
+    models = [family] if family.score_model is None else [family, family.score_model]
+    for network in (model.network_module for model in models):
+        if quantises_activations(network):
+            raise ValueError(
+                f"the {type(network).__name__} is quantised by torchao together with its activations, through which "
+                "nothing can be differentiated; quantise its weights alone (Int8WeightOnlyConfig), or take "
+                "gradient='isotropic' or 'tilted_mean', which do not differentiate the network"
             )
 
 

@@ -30,7 +30,7 @@ from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable
+from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .planning import AUTO, MemoryOptions, with_plan
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
@@ -142,6 +142,7 @@ class Run(Iterator[Progress]):
         method = resolve_method(options.alignment, reward, call, defaults)
         if method.needs_reward_gradient:
             check_differentiable(call.modules)
+            check_network_differentiable(family, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         selection = method.default_selection if options.final_selection is None else options.final_selection
         self._selection = checked_selection(selection, reward, call.texts)

@@ -104,3 +104,22 @@ def test_layerwise_casting(name):
     expected = value_and_gradient(prepared(rounded, family), Checkpointing())
     for is_checkpointed in (False, True):
         assert_same(value_and_gradient(prepared(pipe, family), Checkpointing.of_all(is_checkpointed)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_group_offloading_from_a_gpu(name, way):
+    family, (kind, num_blocks, use_stream) = family_of(name), WAYS[way]
+    pipe = DiamondMapPipeline.from_pipe(family.build().to("cuda"))
+    expected = value_and_gradient(prepared(pipe, family), Checkpointing())
+    for module in modules_of(pipe):
+        module.enable_group_offload(
+            torch.device("cuda"), offload_type=kind, num_blocks_per_group=num_blocks, use_stream=use_stream
+        )
+    call = prepared(pipe, family)
+    for _ in range(2):
+        assert_same(value_and_gradient(call, Checkpointing.of_all(True)), expected, atol=1e-5, rtol=1e-3)
+        weights = [weight for module in modules_of(pipe) for weight in module.parameters()]
+        assert {weight.device.type for weight in weights} == {"cpu"}
