@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
-from ..core.conversions import WrongTypeError, shown
+from ..core.conversions import WrongTypeError
 from ..core.interval import Interval, intervals
 from ..core.model import Model
 from ..core.network import Network
 from ..core.typed import Typed
+from ..core.wording import shown
 from ..posteriors.base import PosteriorSampler
 from ..rewards.base import Reward
 from ..transitions.base import Transition

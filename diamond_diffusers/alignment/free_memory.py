@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
+
+ACCELERATORS = ("cuda", "xpu", "mps")
+"""Types of devices, other than the CPU, whose free memory torch tells."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -13,10 +15,13 @@ def free_memory(device: torch.device) -> int:
         ValueError: torch does not tell for devices of this type.
     """
     if device.type == "cpu":
+        # Nothing else needs it.
+        import psutil
+
         return int(psutil.virtual_memory().available)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    if device.type not in ("cuda", "xpu"):
+    if device.type not in ACCELERATORS:
         raise ValueError(
             f"particle_batch_size or gradient_checkpointing is 'auto', but torch does not tell the free memory of "
             f"{device.type!r} devices; give a number and True or False"

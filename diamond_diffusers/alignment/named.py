@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.conversions import shown
 from ..core.model import Model
 from ..core.serial import NAME, from_dict, with_options
+from ..core.wording import shown
 from .base import Method
 from .methods import METHODS
 from .presets import PRESETS

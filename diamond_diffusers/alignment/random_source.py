@@ -9,9 +9,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..core.conversions import shown
 from ..core.interval import Interval
 from ..core.tensors import sent
+from ..core.wording import shown
 from ..transitions.base import Transition
 
 _WAY = "give torch.Generator objects, such as torch.Generator().manual_seed(0)"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from numbers import Integral
 
-from .conversions import shown
+from .wording import shown
 
 
 def check_counts(**counts: int | None) -> None:

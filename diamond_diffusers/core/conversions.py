@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from numbers import Real
 from operator import index
@@ -15,12 +13,12 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from torch import Tensor
 
+from .wording import shown
+
 NONE = ("none", "null")
 """The texts that stand for None."""
 # In this order the types of a union are tried: a text that is a number is taken as the number.
 _ORDER = (NoneType, bool, int, float)
-_SHOWN = reprlib.Repr()
-_SHOWN.maxother = _SHOWN.maxstring = 80
 
 
 class WrongTypeError(TypeError, ValueError):
@@ -233,21 +231,6 @@ class Texts(Values):
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """The part of an error that names the likeliest of several for one that is none of them; empty without one."""
-    near = get_close_matches(name, names, n=1)
-    return f", did you mean {near[0]!r}" if near else ""
-
-
-def shown(value: Any) -> str:
-    """A value in an error: of a class its name, of arrays and tensors their shape, and of all else its beginning."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if (shape := getattr(value, "shape", ())) != () and hasattr(value, "dtype"):
-        return f"a {type(value).__name__} of shape {list(shape)}"
-    return " ".join(_SHOWN.repr(value).split())
 
 
 @cache

@@ -25,8 +25,9 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any, TypeVar, Union, get_args
 
-from .conversions import Texts, Values, WrongTypeError, did_you_mean, field_hints, members, shown
+from .conversions import Texts, Values, WrongTypeError, field_hints, members
 from .registry import REGISTRIES, Registry, bases_of
+from .wording import did_you_mean, shown
 
 Part = TypeVar("Part")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.registry import Registry
+from ..core.wording import shown
 
 if TYPE_CHECKING:
     from .base import Family
@@ -81,8 +82,6 @@ def family_of(pipeline: Any) -> Family:
         TypeError: as in `check_supported`; or a class of another origin has the name of one of diffusers.
     """
     import diffusers
-
-    from ..core.conversions import shown
 
     kind = type(pipeline)
     if kind.__name__ not in FAMILIES and not isinstance(pipeline, diffusers.DiffusionPipeline):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.conversions import shown
+from ..core.wording import shown
 
 _PROMPTS = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_embeds|_embeds_mask|_attention_mask)?")
 """Arguments of stock calls with a row for each prompt."""

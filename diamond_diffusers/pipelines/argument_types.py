@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.checks import check_counts, check_finite
-from ..core.conversions import Values, WrongTypeError, members, shown
+from ..core.conversions import Values, WrongTypeError, members
+from ..core.wording import shown
 
 _VALUES = Values()
 DEEPEST = 8

@@ -10,7 +10,8 @@ from typing import Any, Self
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..core.conversions import WrongTypeError, shown
+from ..core.conversions import WrongTypeError
+from ..core.wording import shown
 from ..families.base import Family
 from .modules import checked_few_step
 

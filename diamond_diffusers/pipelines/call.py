@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..alignment.base import Method
 from ..alignment.law import ScoreModel
 from ..alignment.random_source import RandomSource
-from ..core.conversions import shown
 from ..core.model import Conditions
 from ..core.tensors import working_dtype
+from ..core.wording import shown
 from ..families.base import Family
 from ..families.compat import alone_with
 from .arguments import NEGATIVE_PROMPTS, StockArguments, resolve_arguments

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..alignment.base import Method
 from ..alignment.noise_rounds import NoiseRounds
 from ..alignment.progress import Progress
-from ..core.conversions import shown
 from ..core.model import Conditions
+from ..core.wording import shown
 from ..families.base import Family
 from .attributes import StockAttributes
 

@@ -8,8 +8,8 @@ from typing import Any
 from ..alignment.methods import METHODS
 from ..alignment.named import as_method
 from ..alignment.presets import PRESETS
-from ..core.conversions import did_you_mean, shown
 from ..core.serial import NAME
+from ..core.wording import did_you_mean, shown
 from .argument_types import call_parameters, fitted_arguments
 from .run import RunOptions
 

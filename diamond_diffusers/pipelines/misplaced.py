@@ -10,9 +10,9 @@ from typing import Any
 from ..alignment.guide import Guide
 from ..alignment.methods import METHODS
 from ..alignment.smc_parts.tempering import TEMPERINGS
-from ..core.conversions import did_you_mean
 from ..core.registry import Registry
 from ..core.serial import option_names
+from ..core.wording import did_you_mean
 from ..posteriors import POSTERIORS
 from ..rewards import REWARDS
 from ..transitions import TRANSITIONS

@@ -11,8 +11,9 @@ from torch import nn
 
 from ..alignment.base import Method
 from ..alignment.look_ahead import NETWORK_GRADIENTS
-from ..core.conversions import Values, shown
+from ..core.conversions import Values
 from ..core.held import HeldChange
+from ..core.wording import shown
 from ..families.base import Family
 from ..families.compat import offloads_layers, quantises_activations
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..alignment.base import Method
 from ..alignment.processes import DistributedState
-from ..core.conversions import Values, shown
+from ..core.conversions import Values
+from ..core.wording import shown
 from ..families.registry import family_of
 from ..maps.storage import read_diamond_map
 from ..rewards import RewardLike

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..alignment.base import Method
 from ..alignment.execution import Checkpointing
-from ..alignment.free_memory import free_memory
+from ..alignment.free_memory import ACCELERATORS, free_memory
 from ..alignment.graph_demand import GraphDemand, graph_demand
 from ..alignment.law import Law
 from ..alignment.memory_plan import CHECKPOINTINGS, ENOUGH_ROWS, USED_SHARE, MemoryPlan, RunSize, plan_memory
@@ -47,12 +47,12 @@ class MemoryOptions:
         particle_batch_size: int | Literal["auto"] | None,
         gradient_checkpointing: bool | Literal["auto"] | None,
     ) -> MemoryOptions:
-        """Fills in what a call leaves open: on the CPU all rows at once, each evaluated once; elsewhere a plan."""
-        offloaded, is_cpu = is_offloaded(call.family.pipeline), call.device.type == "cpu"
-        if particle_batch_size is None and not is_cpu:
+        """Fills in what a call leaves open: a plan on accelerators; elsewhere all rows at once, each evaluated once."""
+        offloaded, plans = is_offloaded(call.family.pipeline), call.device.type in ACCELERATORS
+        if particle_batch_size is None and plans:
             particle_batch_size = AUTO
         if gradient_checkpointing is None:
-            gradient_checkpointing = offloaded if is_cpu else AUTO
+            gradient_checkpointing = AUTO if plans else offloaded
         if gradient_checkpointing != AUTO:
             return cls(particle_batch_size, (Checkpointing.of_all(bool(gradient_checkpointing)),))
         # The graphs of what is offloaded would hold its weights on the device.

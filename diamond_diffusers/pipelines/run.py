@@ -24,9 +24,9 @@ from ..alignment.random_source import RandomSource
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
 from ..core.checks import check_choice, check_counts
-from ..core.conversions import shown
 from ..core.deferred import own_checks
 from ..core.typed import Typed
+from ..core.wording import shown
 from ..rewards import Reward, RewardLike
 from .attributes import StockAttributes
 from .best_images import keep_best_images

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core.conversions import WrongTypeError, shown
+from ..core.conversions import WrongTypeError
 from ..core.levels import Denoiser, Level
 from ..core.model import Sampler
 from ..core.network import Network
+from ..core.wording import shown
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ class WeightedPosterior(PosteriorSampler):
         log_weights = log_weights.unflatten(0, (-1, count)) / self.weight_temperature
         # Only differences matter, and these fit the dtype of the samples.
         log_weights = log_weights - log_weights.amax(1, keepdim=True).detach()
-        is_predicted = network.maps_by_prediction and self.num_map_steps == 1
+        is_predicted = network.maps_by_prediction and num_steps == 1
         predicted_at_copies = z if is_predicted else denoised if network.predicts_mean else None
         return PosteriorSamples(z.unflatten(0, (-1, count)), log_weights.to(z.dtype), predicted_at_copies)
 

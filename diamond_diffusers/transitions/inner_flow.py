@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..core.conversions import shown
 from ..core.glass import EarlyStop
 from ..core.interval import Interval
+from ..core.wording import shown
 from .base import Transition
 
 

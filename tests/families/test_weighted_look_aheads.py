@@ -29,7 +29,7 @@ def test_every_family_takes_weighted_look_aheads(name):
     if name != "sana_sprint":
         ordinary = DiamondMapPipeline(family.build(), few_step=False)
         with pytest.raises(ValueError, match="num_map_steps is 1"):
-            guided(ordinary, family)
+            guided(ordinary, family, num_map_steps=1)
         runs.append(guided(ordinary, family, num_map_steps=2))
         few_step.score_model = ordinary
         runs.append(guided(few_step, family))

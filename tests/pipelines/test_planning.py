@@ -136,7 +136,7 @@ def test_the_defaults_are_those_of_the_device():
     [
         ({"particle_batch_size": "all"}, "particle_batch_size is 'all'; give a whole number or auto or None"),
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing is 'yes'; give True or False or auto or None"),
-        ({"particle_batch_size": 0}, "particle_batch_size is 0; it must be a whole number of at least 1"),
+        ({"particle_batch_size": 0}, "particle_batch_size is 0; give a whole number of at least 1"),
     ],
 )
 def test_other_words_are_refused(pipe, options, message):

@@ -132,7 +132,7 @@ def after_one(pipe: Any, step: int) -> None:
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing is 'yes'; give True or False or auto or None"),
         ({"final_selection": 3}, "final_selection is 3; give a text or None"),
         ({"final_selection": ""}, "final_selection is ''; choose one of sample, heaviest, best, all"),
-        ({"particle_batch_size": 1.5}, "particle_batch_size is 1.5; give a whole number or None"),
+        ({"particle_batch_size": 1.5}, "particle_batch_size is 1.5; give a whole number or auto or None"),
         ({"max_network_evaluations": math.nan}, "max_network_evaluations is nan; give a whole number or None"),
         ({"alignment": SMC}, "alignment is the class SMC; give an instance, SMC()"),
         ({"callback_on_step_end": "log"}, "callback_on_step_end is 'log'; give a function"),

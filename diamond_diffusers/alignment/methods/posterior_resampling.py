@@ -8,11 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...core.conversions import shown
 from ...core.deferred import read
 from ...core.glass import EarlyStop
 from ...core.interval import Interval
 from ...core.tensors import sent
+from ...core.wording import shown
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
 from ...rewards.base import Reward

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ...core.conversions import did_you_mean, shown
+from ...core.wording import did_you_mean, shown
 from ...files.foreign import ForeignFileError, read_text
 from .fields import Option
 
