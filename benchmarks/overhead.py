@@ -83,11 +83,13 @@ class Evaluations:
     Attributes:
         asked: in their order.
         results: the last one of each function.
-        answers: whether functions are answered by these, and not called.
+        watches: whether what is asked for is kept, which takes time.
+        answers: whether functions are answered by these results, and not called.
     """
 
     asked: list[Evaluation] = field(default_factory=list)
     results: dict[Callable[..., Any], Any] = field(default_factory=dict)
+    watches: bool = True
     answers: bool = False
 
     @contextmanager
@@ -105,12 +107,13 @@ class Evaluations:
         """The function, whose calls are kept."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            evaluation = (function, tree_map(_leaf, args), tree_map(_leaf, kwargs))
             if self.answers:
                 # With a graph, which leads nowhere else.
                 links = [leaf.flatten()[0] * 0 for leaf in tree_leaves((args, kwargs)) if _is_differentiated(leaf)]
                 return tree_map(lambda result: sum(links, result), self.results[function])
-            self.asked.append(evaluation)
+            if not self.watches:
+                return function(*args, **kwargs)
+            self.asked.append((function, tree_map(_leaf, args), tree_map(_leaf, kwargs)))
             result = function(*args, **kwargs)
             self.results[function] = tree_map(lambda part: part.detach(), _plain(result))
             return result
@@ -175,14 +178,19 @@ def measure(
     }
     steps, bare, answered = [], [], []
     with pipe.iterate(generator=torch.Generator().manual_seed(0), **arguments) as run, evaluations.watched(pipe):
-        for _ in range(NUM_WARM_UP_STEPS + repetitions):
+        for _ in range(NUM_WARM_UP_STEPS):
             evaluations.asked.clear()
+            next(run)
+        # Every step evaluates the like.
+        evaluations.watches = False
+        evaluations.repeat()
+        for _ in range(repetitions):
             steps.append(seconds(lambda: next(run), pipe.device))
             bare.append(seconds(evaluations.repeat, pipe.device))
         evaluations.answers = True
         for _ in range(repetitions):
             answered.append(seconds(lambda: next(run), pipe.device))
-    return Overhead(family, tuple(steps[NUM_WARM_UP_STEPS:]), tuple(bare[NUM_WARM_UP_STEPS:]), tuple(answered))
+    return Overhead(family, tuple(steps), tuple(bare), tuple(answered))
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
