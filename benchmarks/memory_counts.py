@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,11 @@ from diamond_diffusers.alignment.execution import Checkpointing, Execution
 from diamond_diffusers.alignment.memory_plan import RowUse
 from diamond_diffusers.alignment.memory_probe import checkpointed_use, row_use
 from diamond_diffusers.core.model import Conditions
+from diamond_diffusers.core.tensors import FLOAT64_DEVICES
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.pipelines.modules import frozen
 from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
+from diamond_diffusers.rewards import preprocessing
 from diamond_diffusers.rewards.preprocessing import ImagePreprocessing
 
 from .fused_attention import fused_attention
@@ -130,17 +133,19 @@ def _prepared(name: str, pixels: int, dtype: torch.dtype, size: str, device: str
 
 @cache
 def _of_reward(pixels: int, dtype: torch.dtype, device: str) -> RowUse:
-    return _use("reward", _clip_features(dtype, device), torch.zeros(1, 3, pixels, pixels, device=device))
+    # The meta device stands for CUDA, which has float64, so that images are resized there and not on the CPU.
+    with patch.object(preprocessing, "FLOAT64_DEVICES", (*FLOAT64_DEVICES, device)):
+        return _use("reward", _clip_features(dtype, device), torch.zeros(1, 3, pixels, pixels, device=device))
 
 
 def _clip_features(dtype: torch.dtype, device: str) -> Callable[[Tensor, bool], Tensor]:
     """The features of a CLIP ViT-L, as `CLIPReward` takes them of images."""
     with torch.device(device):
         model = clip_large().to(dtype).eval().requires_grad_(False)
-    preprocessing = ImagePreprocessing([224], [224, 224])
+    prepared = ImagePreprocessing([224], [224, 224])
 
     def features(images: Tensor, in_blocks: bool) -> Tensor:
-        embeds = model.get_image_features(preprocessing(images).to(dtype)).pooler_output
+        embeds = model.get_image_features(prepared(images).to(dtype)).pooler_output
         return nn.functional.normalize(embeds.float(), dim=-1)
 
     return features

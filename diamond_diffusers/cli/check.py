@@ -61,6 +61,8 @@ def check(
     found: dict[str, Found] = {}
     with interruptible(pipe, "the rows so far") as is_interrupted:
         runs = Runs(pipe, prompt, arguments, own, seed, is_interrupted)
+        # What is asked for wrongly is no fault of the model, of which every row would tell.
+        pipe.prepare(**runs.call)
         with Console(stderr=True).status("") as status:
             for name, each in run_checks(runs, lambda name: status.update(name)):
                 if is_interrupted():

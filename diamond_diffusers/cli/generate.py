@@ -192,3 +192,5 @@ def _print_rewards(drawn: SideBySide) -> None:
     console.print(table)
     for name, out in drawn.outputs.items():
         console.print(f"{name}: {out.cost}", soft_wrap=True)
+        if out.plan is not None:
+            console.print(f"{name}, planned for memory: {out.plan}", soft_wrap=True)

@@ -22,14 +22,15 @@ def check_quantization(quantize: str, device: str, offload: str | None) -> None:
     from ..core.checks import check_choice
 
     check_choice("--quantize", quantize, QUANTIZATIONS)
-    package = PACKAGES.get(quantize)
-    if package is not None and find_spec(package) is None:
-        raise ValueError(f"--quantize is {quantize!r}, but {package} is not installed; pip install {package}")
     if quantize == "nf4" and not device.startswith("cuda"):
         raise ValueError(
             f"--quantize is 'nf4', which needs a CUDA device, but the device is {device!r}; take --quantize int8, or "
             "leave it out"
         )
+    # A package is not asked for where it would not help.
+    package = PACKAGES.get(quantize)
+    if package is not None and find_spec(package) is None:
+        raise ValueError(f"--quantize is {quantize!r}, but {package} is not installed; pip install {package}")
     possible = OFFLOADS_OF_QUANTIZED[quantize]
     if offload is not None and offload not in possible:
         raise ValueError(

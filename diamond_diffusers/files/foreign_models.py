@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from ..core.memory_errors import want_of_memory
@@ -31,4 +32,11 @@ def why_unloadable(error: Exception) -> str:
         return f"a file of it lacks {error}"
     if isinstance(error, RecursionError):
         return "a file of it is nested too deep"
+    if _is_offline(error):
+        return "it is not in the cache, and the Hub cannot be reached"
     return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    """Whether it came of a file that could not be asked for; diffusers says of such files that there are none."""
+    return error is not None and (isinstance(error, LocalEntryNotFoundError) or _is_offline(error.__context__))

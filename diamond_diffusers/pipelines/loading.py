@@ -122,7 +122,8 @@ def _declared(model: str | os.PathLike[str], **options: Any) -> dict[str, Any] |
     except LocalEntryNotFoundError:
         # Stock models declare nothing, so that most of those who are offline miss nothing.
         level = logging.INFO if options.get("local_files_only") else logging.WARNING
-        logger.log(level, "%s was not looked at for a Diamond Map: it is not in the cache, and the Hub unseen", model)
+        reason = "it is not in the cache, and the Hub cannot be reached"
+        logger.log(level, "%s was not looked at for a Diamond Map: %s", model, reason)
     except (FileNotFoundError, EntryNotFoundError) as error:
         declared = Path(model) / (options.get("subfolder") or "") / CONFIG_NAME
         if os.path.lexists(declared) and not declared.is_file():

@@ -70,7 +70,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
     kind, handler = accelerator.distributed_type, accelerator.ddp_handler
     if kind != DistributedType.DEEPSPEED and accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise TrainingError(
-            f"--mixed_precision fp16 needs a scaler of gradients, which accelerate has not on the "
+            f"--mixed_precision is fp16, which needs a scaler of gradients, and accelerate has none on the device "
             f"{accelerator.device.type}; take bf16 or no"
         )
     if loss.needs_forward_mode and handler is not None and handler.find_unused_parameters:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from benchmarks import memory_recipes
 from benchmarks.fused_attention import fused_attention
 from benchmarks.memory import app
-from benchmarks.memory_counts import ParticleMemory, particle_memory, weights_of
+from benchmarks.memory_counts import ParticleMemory, _of_reward, particle_memory, weights_of
 from benchmarks.memory_recipes import CARDS, LOADINGS, recipes, resident_bytes
 from benchmarks.zoo.published import PUBLISHED_MODELS
 from diamond_diffusers.alignment.memory_plan import RowUse
@@ -37,6 +37,13 @@ def test_the_meta_device_counts_as_the_cpu_does(name):
         assert counted.graph == pytest.approx(real.graph, rel=0.02), part
         assert counted.checkpointed + counted.again == pytest.approx(real.checkpointed + real.again, rel=0.1), part
         assert real.checkpointed + real.again < real.graph
+
+
+def test_the_reward_is_counted_on_the_meta_device():
+    """CLIP ViT-L, whose images are resized in float64 on the device, as they are on CUDA."""
+    with fused_attention():
+        counted = _of_reward.__wrapped__(512, torch.bfloat16, "meta")
+    assert counted.graph == pytest.approx(0.19 * GB, rel=0.05)
 
 
 def test_attention_holds_no_scores():

@@ -53,6 +53,8 @@ def test_wrong_options_are_refused_as_elsewhere(command, tmp_path):
     assert "MODEL is '/nowhere', which cannot be loaded" in refusal("check", "/nowhere", *command[2:])
     assert "reward is 'magic'; choose one of" in refusal(*command, "--reward", "magic")
     assert not (tmp_path / "out").exists()
+    assert "height is 1, which is less than a token; give" in refusal(*command, "--height", 1)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(("presses", "exit_code"), [(1, 130), (2, 1)])

@@ -378,10 +378,12 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
 
 
 def test_memory_can_be_planned(generate):
-    _, record = generate("--num-particles", 2, "--particle-batch-size", "auto", "--gradient-checkpointing", "auto")
+    auto = ("--particle-batch-size", "auto", "--gradient-checkpointing", "auto")
+    printed, record = generate("--num-particles", 2, *auto)
     assert record["settings"]["particle_batch_size"] == record["settings"]["gradient_checkpointing"] == "auto"
     plan = record["plan"]["aligned"]
     assert plan["particle_batch_size"] is None and 0 < plan["num_bytes"] < plan["free_bytes"]
+    assert "aligned, planned for memory: all rows at once, nothing evaluated twice" in printed
     _, record = generate("--num-particles", 2, "--particle-batch-size", 1, "--gradient-checkpointing", "true")
     assert record["settings"]["particle_batch_size"] == 1 and record["settings"]["gradient_checkpointing"] is True
     assert record["plan"] == {"plain": None, "aligned": None}

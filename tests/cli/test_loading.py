@@ -56,7 +56,8 @@ WRONG = {
     "no_offload": (("--offload", "cpu"), "--offload is 'cpu'; choose one of model, group, sequential"),
     "offload_of_cpu": (("--offload", "model", "--device", "cpu"), "--offload is 'model', but the device is the CPU"),
     "no_quantization": (("--quantize", "int3"), "--quantize is 'int3'; choose one of nf4, int8, fp8"),
-    "package": (("--quantize", "nf4"), "--quantize is 'nf4', but bitsandbytes is not installed; pip install"),
+    "package": (("--quantize", "int8"), "--quantize is 'int8', but torchao is not installed; pip install"),
+    "package_of_no_use": (("--quantize", "nf4", "--device", "cpu"), "--quantize is 'nf4', which needs a CUDA device"),
     "revision_of_folder": (("--revision", "main"), "--revision is 'main', but the folder"),
     "few_step": (("--few-step", "fast"), "--few-step is 'fast', but the adapters that --lora names are none; give"),
     "no_lora": (("--lora", "no/such.safetensors"), "--lora is 'no/such.safetensors', whose source is no file"),
@@ -97,6 +98,12 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(tiny_folder, parts
     output = tmp_path / "out"
     assert sentence in refusal("generate", "a star", "--model", tiny_folder, "--output", output, *filled)
     assert not output.exists()
+
+
+def test_a_model_that_cannot_be_asked_for_is_not_said_to_be_broken(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    sentence = refusal("generate", "a star", "--model", "someone/nowhere", "--alignment", "none", "--output", tmp_path)
+    assert "which cannot be loaded (it is not in the cache, and the Hub cannot be reached); give" in sentence
 
 
 @pytest.mark.parametrize(

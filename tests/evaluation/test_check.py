@@ -56,6 +56,7 @@ def test_all_is_well_with_a_family(tmp_path: Path, name: str) -> None:
     brightness = found["reward rises"].figures
     assert min(brightness["pathwise"], brightness["isotropic"]) > brightness["plain"]
     cost = found["cost, pathwise"].figures
+    assert found["cost, pathwise"].told.count(" GB of the process") == 1
     assert cost["seconds_per_step"] > 0 and cost["size"] == f"{family.call['height']}x{family.call['width']}"
 
 
@@ -184,7 +185,7 @@ def test_a_reward_of_ones_own_is_called_as_users_call_it(tiny_pipe: DiamondMapPi
 
     found = rows_of(lambda images, prompts: images.mean((1, 2, 3)).detach())
     assert found.verdict == "measured" and found.told.startswith("mine: plain 0.")
-    assert type(found.figures["alignment"]).__name__ == "SMC"
+    assert type(found.figures["alignment"]).__name__ == "SMC" and ", with smc 0." in found.told
     with pytest.raises(ZeroDivisionError):
         rows_of(lambda images, prompts: 1 / 0)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...alignment.methods import METHODS
 from ...core.memory_errors import want_of_memory
 from ...files.foreign import one_line
 from ...pipelines.output import DiamondMapPipelineOutput
@@ -94,7 +95,7 @@ def own_reward(runs: Runs) -> Found:
         return Found(SKIPPED, "the model has no reward of its own; name one with --reward")
     plain, aligned = runs.scored_by_own("none"), runs.scored_by_own(None)
     rewards = {"plain": _reward(plain), "aligned": _reward(aligned)}
-    name = type(aligned.alignment).__name__
+    name = METHODS.name_of(type(aligned.alignment)) or type(aligned.alignment).__name__
     told = f"{runs.reward.name}: plain {rewards['plain']:.4f}, with {name} {rewards['aligned']:.4f}"
     verdict = MEASURED if all(map(math.isfinite, rewards.values())) else FAILED
     return Found(verdict, told, {**rewards, "alignment": aligned.alignment})
@@ -105,7 +106,8 @@ def cost(runs: Runs, run: Callable[[Runs], Timed]) -> Found:
     timed = run(runs)
     size = "x".join(map(str, timed.output.images.shape[-2:]))
     figures = {"seconds_per_step": timed.seconds_per_step, "peak_bytes": timed.peak_bytes, "size": size}
-    memory = "memory unknown" if timed.peak_bytes is None else f"peak {timed.peak_bytes / GIGABYTE:.2f} GB with weights"
+    kind = "of the process" if runs.device.type == "cpu" else "with weights"
+    memory = "memory unknown" if timed.peak_bytes is None else f"peak {timed.peak_bytes / GIGABYTE:.2f} GB {kind}"
     return Found(MEASURED, f"{timed.seconds_per_step:.3g} s a step, {memory}, at {size} pixels", figures)
 
 

@@ -109,7 +109,7 @@ def open_pool(cache: ShardedCache, device: torch.device, location: Location, num
     size = size_in_memory(cache)
     if location == "auto":
         location = "device" if size <= SHARE_OF_FREE_MEMORY * free_memory(device) else "disk"
-        logger.info("reading %.2f GB of cached rows from the %s", size / 1e9, location)
+        logger.info("reading %.1f MB of cached rows from the %s", size / 1e6, location)
     if location == "disk":
         return DiskPool(cache, device, num_workers)
     try:
