@@ -60,7 +60,7 @@ def draw(pipe: DiamondMapPipeline, **options: Any) -> DiamondMapPipelineOutput:
     ids=["plenty", "little"],
 )
 def test_a_planned_call_is_the_call_of_the_chosen_sizes(pipe, monkeypatch, caplog, free, size, checkpointing):
-    monkeypatch.setattr(logging.getLogger("diamond_diffusers.pipelines.planning"), "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger="diamond_diffusers.pipelines.planning")
     with_free_memory(monkeypatch, free)
     planned = draw(pipe, **AUTO)
     assert (planned.plan.particle_batch_size, planned.plan.gradient_checkpointing) == (size, checkpointing)
