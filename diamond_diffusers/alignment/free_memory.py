@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 ACCELERATORS = ("cuda", "xpu", "mps")
-"""Types of devices, other than the CPU, whose free memory torch tells."""
+"""Accelerators of NVIDIA and AMD, Intel, and Apple: those that are supported, whose free memory torch tells."""
 
 
 def free_memory(device: torch.device) -> int:

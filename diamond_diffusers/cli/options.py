@@ -22,8 +22,6 @@ MAX_COUNT = 100_000
 MAX_PIXELS = 16_384
 MAX_NUMBER = 10**9
 DTYPES = ("float32", "bfloat16", "float16")
-ACCELERATORS = ("cuda", "xpu", "mps")
-"""Of NVIDIA and AMD, Intel, and Apple."""
 
 
 def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
@@ -95,6 +93,8 @@ def usable_device(device: str) -> str:
         ValueError: it is not usable on this machine.
     """
     import torch
+
+    from ..alignment.free_memory import ACCELERATORS
 
     if device == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
