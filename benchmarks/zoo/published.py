@@ -45,38 +45,6 @@ PUBLISHED_MODELS = {
         pixels=1024,
         text_encoders=("clip_l", "t5_xxl"),
     ),
-    "stable_diffusion_3": PublishedModel(
-        checkpoint="stable-diffusion-3-medium",
-        pipeline="StableDiffusion3Pipeline",
-        modules={
-            "transformer": Part(
-                "SD3Transformer2DModel",
-                {
-                    "num_layers": 24,
-                    "num_attention_heads": 24,
-                    "caption_projection_dim": 1536,
-                    "pos_embed_max_size": 192,
-                },
-                {
-                    "num_layers": 2,
-                    "num_attention_heads": 2,
-                    "attention_head_dim": 32,
-                    "caption_projection_dim": 64,
-                    "joint_attention_dim": 64,
-                    "pooled_projection_dim": 32,
-                },
-            ),
-            "vae": autoencoder(**WITHOUT_QUANTISER, scaling_factor=1.5305, shift_factor=0.0609),
-        },
-        scheduler=Part("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-        features=lambda config, tokens: with_negatives(
-            prompt_embeds=(tokens, config.joint_attention_dim),
-            pooled_prompt_embeds=(config.pooled_projection_dim,),
-        ),
-        tokens=333,
-        pixels=1024,
-        text_encoders=("clip_l", "clip_bigg", "t5_xxl"),
-    ),
     "sdxl": PublishedModel(
         checkpoint="stable-diffusion-xl-base-1.0",
         pipeline="StableDiffusionXLPipeline",

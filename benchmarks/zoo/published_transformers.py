@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from .published_parts import WITHOUT_QUANTISER, Part, PublishedModel, autoencoder, with_negatives
 
 _DEEP_COMPRESSION = Part(
@@ -36,6 +39,45 @@ _SMALL_SANA = {
     "caption_channels": 64,
 }
 _FLUX_AUTOENCODER = autoencoder(**WITHOUT_QUANTISER, scaling_factor=0.3611, shift_factor=0.1159)
+
+
+def _guided_captions(channels: str) -> Callable[[Any, int], dict[str, tuple[int, ...]]]:
+    """Shapes of a prompt's embeddings, of the network's channels of that name, and its mask; and the negative one's."""
+    return lambda config, tokens: with_negatives(
+        prompt_embeds=(tokens, getattr(config, channels)), prompt_attention_mask=(tokens,)
+    )
+
+
+def _stable_diffusion_3(
+    checkpoint: str, config: Mapping[str, Any], tiny: Mapping[str, Any] | None = None
+) -> PublishedModel:
+    """A Stable Diffusion 3 of 24 layers, with what its network has of its own."""
+    medium = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+    small = {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "caption_projection_dim": 64,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 32,
+    }
+    return PublishedModel(
+        checkpoint=checkpoint,
+        pipeline="StableDiffusion3Pipeline",
+        modules={
+            "transformer": Part("SD3Transformer2DModel", {**medium, **config}, {**small, **(tiny or {})}),
+            "vae": autoencoder(**WITHOUT_QUANTISER, scaling_factor=1.5305, shift_factor=0.0609),
+        },
+        scheduler=Part("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        features=lambda config, tokens: with_negatives(
+            prompt_embeds=(tokens, config.joint_attention_dim),
+            pooled_prompt_embeds=(config.pooled_projection_dim,),
+        ),
+        tokens=333,
+        pixels=1024,
+        text_encoders=("clip_l", "clip_bigg", "t5_xxl"),
+    )
+
 
 PUBLISHED_TRANSFORMERS = {
     "sana_sprint": PublishedModel(
@@ -77,9 +119,7 @@ PUBLISHED_TRANSFORMERS = {
             "vae": _DEEP_COMPRESSION,
         },
         scheduler=Part("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-        features=lambda config, tokens: with_negatives(
-            prompt_embeds=(tokens, config.caption_channels), prompt_attention_mask=(tokens,)
-        ),
+        features=_guided_captions("caption_channels"),
         tokens=300,
         pixels=1024,
         text_encoders=("gemma_2_2b",),
@@ -103,48 +143,17 @@ PUBLISHED_TRANSFORMERS = {
             "vae": autoencoder(latent_channels=4, scaling_factor=0.13025, sample_size=1024),
         },
         scheduler=Part("DDIMScheduler", {"beta_start": 0.0001, "beta_end": 0.02, "clip_sample": False}),
-        features=lambda config, tokens: with_negatives(
-            prompt_embeds=(tokens, config.caption_channels), prompt_attention_mask=(tokens,)
-        ),
+        features=_guided_captions("caption_channels"),
         tokens=300,
         pixels=1024,
         text_encoders=("t5_xxl",),
         call={"use_resolution_binning": False, "negative_prompt": None},
     ),
-    "stable_diffusion_3.5": PublishedModel(
-        checkpoint="stable-diffusion-3.5-medium",
-        pipeline="StableDiffusion3Pipeline",
-        modules={
-            "transformer": Part(
-                "SD3Transformer2DModel",
-                {
-                    "num_layers": 24,
-                    "num_attention_heads": 24,
-                    "caption_projection_dim": 1536,
-                    "pos_embed_max_size": 384,
-                    "dual_attention_layers": tuple(range(13)),
-                    "qk_norm": "rms_norm",
-                },
-                {
-                    "num_layers": 2,
-                    "num_attention_heads": 2,
-                    "attention_head_dim": 32,
-                    "caption_projection_dim": 64,
-                    "joint_attention_dim": 64,
-                    "pooled_projection_dim": 32,
-                    "dual_attention_layers": (0,),
-                },
-            ),
-            "vae": autoencoder(**WITHOUT_QUANTISER, scaling_factor=1.5305, shift_factor=0.0609),
-        },
-        scheduler=Part("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-        features=lambda config, tokens: with_negatives(
-            prompt_embeds=(tokens, config.joint_attention_dim),
-            pooled_prompt_embeds=(config.pooled_projection_dim,),
-        ),
-        tokens=333,
-        pixels=1024,
-        text_encoders=("clip_l", "clip_bigg", "t5_xxl"),
+    "stable_diffusion_3": _stable_diffusion_3("stable-diffusion-3-medium", {"pos_embed_max_size": 192}),
+    "stable_diffusion_3.5": _stable_diffusion_3(
+        "stable-diffusion-3.5-medium",
+        {"pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"},
+        {"dual_attention_layers": (0,)},
     ),
     "z_image": PublishedModel(
         checkpoint="Z-Image-Turbo",
@@ -224,9 +233,7 @@ PUBLISHED_TRANSFORMERS = {
             "vae": _FLUX_AUTOENCODER,
         },
         scheduler=Part("FlowMatchEulerDiscreteScheduler", {"shift": 6.0}),
-        features=lambda config, tokens: with_negatives(
-            prompt_embeds=(tokens, config.cap_feat_dim), prompt_attention_mask=(tokens,)
-        ),
+        features=_guided_captions("cap_feat_dim"),
         tokens=256,
         pixels=1024,
         text_encoders=("gemma_2_2b",),

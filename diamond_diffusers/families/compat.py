@@ -6,7 +6,7 @@ The private methods of one stock pipeline, such as how it packs latents, are cal
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -81,26 +81,23 @@ def activate_adapters(layer: BaseTunerLayer, names: Sequence[str], disabled: boo
 
 
 class AdapterState:
-    """Which adapters the layers of a module have active now, and how much each counts.
+    """Which adapters layers have active now, and how much each counts.
 
     Args:
-        module: with adapters or without.
+        layers: with adapters or without.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         self._layers = [
             (layer, layer.active_adapters, layer.disable_adapters, dict(_scaling(layer)))
-            for layer in module.modules()
+            for layer in layers
             if isinstance(layer, BaseTunerLayer)
         ]
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Context in which they are as they were."""
-        now = AdapterState.__new__(AdapterState)
-        now._layers = [
-            (layer, layer.active_adapters, layer.disable_adapters, dict(_scaling(layer))) for layer, *_ in self._layers
-        ]
+        now = AdapterState(layer for layer, *_ in self._layers)
         self._set()
         try:
             yield

@@ -203,7 +203,7 @@ class _Again:
 
     def __init__(self, part: Evaluated, block: nn.Module) -> None:
         self.part, self.block = part, block
-        self._adapters = AdapterState(block)
+        self._adapters = AdapterState(block.modules())
         self._entered: list[ExitStack] = []
 
     def __enter__(self) -> None:

@@ -36,7 +36,7 @@ def onloaded(module: nn.Module, blocks: Iterable[nn.Module], *, out_of_turn: boo
     parts = set(inside)
     left_to_others: list[tuple[Tensor, Tensor]] = []
     whole: list[ModuleGroup] = []
-    for group in {id(hook.group): hook.group for hook in hooks.values()}.values():
+    for group in _groups(hooks.values()):
         if group.onload_leader in parts and group.offload_leader in parts:
             continue
         tensors = [own[id(tensor)] for tensor in _tensors_of(group) if id(tensor) in own]
@@ -67,7 +67,7 @@ def onloaded(module: nn.Module, blocks: Iterable[nn.Module], *, out_of_turn: boo
 
 def offload_again(hooks: Iterable[GroupOffloadingHook]) -> None:
     """Takes away the groups that an evaluation has left on the device, since it was ended on its way."""
-    for group in {id(hook.group): hook.group for hook in hooks}.values():
+    for group in _groups(hooks):
         # One device may have two names, with a number and without.
         if any(tensor.device.type == group.onload_device.type for tensor in _tensors_of(group)):
             group.offload_()
@@ -76,6 +76,11 @@ def offload_again(hooks: Iterable[GroupOffloadingHook]) -> None:
 def brought(tensor: Tensor, group: ModuleGroup) -> Tensor:
     """The numbers of a tensor on the device where its group is used."""
     return tensor.data.to(group.onload_device)
+
+
+def _groups(hooks: Iterable[GroupOffloadingHook]) -> Iterable[ModuleGroup]:
+    """The groups of hooks, each once."""
+    return {id(hook.group): hook.group for hook in hooks}.values()
 
 
 def _tensors_of(group: ModuleGroup) -> list[Tensor]:

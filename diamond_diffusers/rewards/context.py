@@ -106,10 +106,12 @@ def select_context(
                 f"Reward '{name}' needs `{key}`, but this call has none; pass {key}=..., or give the parameter "
                 "a default."
             )
-    selected = {key: available[key] for key in wanted if key in available}
-    return {
-        key: on_device(value, images.device) if isinstance(value, Tensor) else value for key, value in selected.items()
-    }
+    return moved_context({key: available[key] for key in wanted if key in available}, images.device)
+
+
+def moved_context(context: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A context whose tensors are on a device."""
+    return {key: on_device(value, device) if isinstance(value, Tensor) else value for key, value in context.items()}
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ..core.tensors import on_device
 from .base import CompositeReward, Reward, RewardOutput
+from .context import moved_context
 
 
 class PlacedReward(CompositeReward):
@@ -60,17 +60,14 @@ class PlacedReward(CompositeReward):
     ) -> int:
         """Probes the reward within where it scores, whatever the device of the run is. See `Reward.probe`."""
         with self._at_work():
-            return self.rewards[0].probe(self.device, image_size, prompt, needs_gradient, **self._moved(context))
+            return self.rewards[0].probe(
+                self.device, image_size, prompt, needs_gradient, **moved_context(context, self.device)
+            )
 
     def _evaluate(self, images: Tensor, prompts: Sequence[str], context: dict[str, Any]) -> RewardOutput:
-        output = self.rewards[0].evaluate(images.to(self.device), prompts, **self._moved(context))
+        output = self.rewards[0].evaluate(images.to(self.device), prompts, **moved_context(context, self.device))
         terms = {name: term.to(images.device) for name, term in output.terms.items()}
         return RewardOutput(output.total.to(images.device), terms)
-
-    def _moved(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: on_device(value, self.device) if isinstance(value, Tensor) else value for key, value in context.items()
-        }
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
