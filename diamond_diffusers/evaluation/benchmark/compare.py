@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from ...miniature.judge import judge
 from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward
+from ..devices import device_name
 from ..memory import peak_memory
 from ..side_by_side import PACKAGES
 from .plan import SizedMethod
@@ -242,10 +242,8 @@ def draw(
 def machine_facts(pipe: DiamondMapPipeline) -> dict[str, Any]:
     """The facts on which the last bits of an image depend beside its settings."""
     device = pipe.family.device
-    # Of Apple's GPU torch has no name.
-    named = getattr(torch.get_device_module(device), "get_device_name", None)
     return {
-        "device": platform.machine() if named is None else named(device),
+        "device": device_name(device),
         "device_type": device.type,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in PACKAGES},

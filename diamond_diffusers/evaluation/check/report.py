@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..devices import device_name
 from .checks import FAILED, Found
 from .runs import Runs
 
@@ -41,11 +42,9 @@ def report(runs: Runs, found: Mapping[str, Found], settings: Mapping[str, Any]) 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Device, system and versions."""
-    # Of Apple's GPU torch has no name.
-    named = getattr(torch.get_device_module(device), "get_device_name", None)
     facts: dict[str, Any] = {
         "device_type": device.type,
-        "device": platform.machine() if named is None else named(device),
+        "device": device_name(device),
         "num_threads": torch.get_num_threads(),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},

@@ -12,6 +12,7 @@ from accelerate.utils import release_memory
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...alignment.free_memory import free_memory as free_bytes
 from ...core.memory_errors import want_of_memory
 from ..errors import TrainingError
 from .cache import ShardedCache
@@ -137,6 +138,4 @@ def free_memory(device: torch.device) -> int:
         return 0
     # What torch keeps for later is free, too.
     release_memory()
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(torch.get_device_module(device).mem_get_info(device)[0])
+    return free_bytes(device)
