@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from numbers import Real
+from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from ..core.flow_map import flow_map_of
 from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
+from ..core.pending import Pending
 from ..core.tensors import sent
 from ..core.values import scaled_rewards
 from ..rewards.base import Reward, RewardOutput
@@ -23,6 +26,8 @@ from ..transitions.sampled_model import SampledModel
 from .execution import Execution
 from .faults import NotFiniteError, check_decoded, check_evaluated, fault_of_gradient
 from .reward_errors import RewardErrors
+
+Scored = TypeVar("Scored", RewardOutput, Pending[RewardOutput])
 
 
 @dataclass(frozen=True)
@@ -247,20 +252,42 @@ class LawAtRows:
 
     def evaluate(self, z: Tensor, noise_to_signal: Level = 0.0) -> Evaluation:
         """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
-        images = self.decode(z)
         names: list[str] = []
 
         def count(index: Tensor) -> None:
             self.law.cost.reward_calls += len(index)
 
-        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
-            output = self._score_rows(index, self.owners, noise_to_signal, latents, images)
+        def stacked(output: RewardOutput) -> Tensor:
             names[:] = output.terms
             return torch.stack([output.total, *output.terms.values()], 1)
 
-        scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
+        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor | Pending[Tensor]:
+            return self._score_rows(stacked, index, self.owners, noise_to_signal, latents, images)
+
+        images, scores = self._decode_and_score(score_rows, z, count)
         total, *terms = scores.unbind(1)
         return Evaluation(total, dict(zip(names, (term.detach() for term in terms), strict=True)), images)
+
+    def _decode_and_score(
+        self, score_rows: Callable[..., Tensor | Pending[Tensor]], z: Tensor, count: Callable[[Tensor], None]
+    ) -> tuple[Tensor, Tensor]:
+        """The images of latents `[N, ...]`, and what is made of their scores."""
+        law = self.law
+        assert law.reward is not None, "methods ask for scores only where there is a reward"
+        if not law.reward.is_concurrent or law.execution.shards is not None:
+            images = self.decode(z)
+            return images, law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
+        decoded: list[Tensor] = []
+
+        def decode_and_score(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
+            law.cost.decodes += len(index)
+            decoded.append(self._decode_rows(self.owners[index], latents, preview=False))
+            count(index)
+            return score_rows(index, latents, decoded[-1])
+
+        # The next chunk is decoded while the service scores this one.
+        scores = law.execution.over_chunks(decode_and_score, self.groups, z)
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded), scores
 
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
         """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of each row."""
@@ -271,10 +298,10 @@ class LawAtRows:
             self.law.cost.decodes += len(index)
             self.law.cost.reward_calls += len(index)
 
-        def score_rows(index: Tensor, latents: Tensor) -> Tensor:
+        def score_rows(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return self._score_rows(index, owners, noise_to_signal, latents, images).total
+            return self._score_rows(attrgetter("total"), index, owners, noise_to_signal, latents, images)
 
         rewards = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count)
         return scaled_rewards(rewards.to(z.device), self.law.reward_scale)
@@ -291,20 +318,30 @@ class LawAtRows:
         return law.execution.checkpointed("decoder", decode, owners, z)
 
     def _score_rows(
-        self, index: Tensor, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor
-    ) -> RewardOutput:
-        """The scores of one chunk of the rows whose owners and levels are given."""
+        self,
+        made_of: Callable[[RewardOutput], Tensor],
+        index: Tensor,
+        owners: Tensor,
+        noise_to_signal: Level,
+        latents: Tensor,
+        images: Tensor,
+    ) -> Tensor | Pending[Tensor]:
+        """What is made of the scores of one chunk of the rows whose owners and levels are given."""
         law, reward = self.law, self.law.reward
         assert reward is not None, "methods ask for scores only where there is a reward"
         level = as_level(noise_to_signal)
 
-        def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
+        def scored(by: Callable[..., Scored], index: Tensor, latents: Tensor, images: Tensor) -> Scored:
             prompts = [law.prompts[owner] for owner in owners[index].tolist()]
             row_levels = level[sent(index, level.device)] if level.ndim else level
             check_decoded(law.model, images, latents, row_levels)
-            return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
+            return by(images, prompts, latents=latents, noise_to_signal=row_levels)
 
-        return law.reward_errors.scores(law.execution, reward, score, index, latents, images)
+        score, rows = partial(scored, reward.evaluate), (index, latents, images)
+        if reward.is_concurrent:
+            begin = partial(scored, reward.begin)
+            return law.reward_errors.begun(law.execution, reward, begin, score, *rows).then(made_of)
+        return made_of(law.reward_errors.scores(law.execution, reward, score, *rows))
 
     def fault_of_gradient(
         self, z: Tensor, rows: Tensor, noise_to_signal: Level, preview: bool = True

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..alignment.base import Method
 from ..alignment.budget import fit_to_budget
 from ..alignment.execution import Execution
-from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
 from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
@@ -24,7 +23,9 @@ from ..alignment.random_source import RandomSource
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
 from ..core.checks import check_choice, check_counts
+from ..core.cost import Cost, charged_to
 from ..core.deferred import own_checks
+from ..core.interruption import Interrupted
 from ..core.typed import Typed
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
@@ -153,7 +154,9 @@ class Run(Iterator[Progress]):
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
         shards = _checked_shards(options.distributed_state, call, method, self._random)
         self._reward_errors = errors = RewardErrors(options.on_reward_error)
-        num_tried = try_reward(reward, call, method, errors)
+        cost = Cost()
+        with charged_to(cost):
+            num_tried = try_reward(reward, call, method, errors)
 
         levels = call.levels()
         memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
@@ -161,13 +164,16 @@ class Run(Iterator[Progress]):
             None if memory.particle_batch_size == AUTO else memory.particle_batch_size,
             memory.checkpointings[0],
             shards,
+            cost,
             is_interrupted=self._is_to_end,
         )
         law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
         if options.max_network_evaluations is not None:
             method = fit_to_budget(method, law, levels, options.max_network_evaluations)
         x = starting_particles(call, method, levels[0], self._random)
-        execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
+        with charged_to(cost):
+            num_tried += try_reward(reward, call, method, errors, latents=x[:1])
+        cost.reward_calls += num_tried
         law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.attention import differentiable_attention
+from ..core.pending import Pending, together
 from .checks import check_batch, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
@@ -48,6 +49,7 @@ class Reward(ABC):
     Attributes:
         differentiable: whether the scores carry gradients to the pixels.
         reads_prompts: whether the scores depend on the prompts.
+        is_concurrent: whether `begin` returns before the scores are there, as it may where a service computes them.
         max_batch_size: the largest number of images in one call of `score`; None for all at once.
         licence: licence of the weights.
         source: the publication or the project that the score comes from.
@@ -66,6 +68,7 @@ class Reward(ABC):
 
     differentiable: bool = True
     reads_prompts: bool = True
+    is_concurrent: bool = False
     max_batch_size: int | None = None
     licence: str = "unspecified"
     source: str = "unspecified"
@@ -132,6 +135,20 @@ class Reward(ABC):
                 "compute them with torch operations outside `no_grad`, or set `differentiable` to False."
             )
         return RewardOutput(scores if tracked else scores.detach(), {self.name: scores.detach()})
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """The scores of a batch, which can be awaited later; arguments and exceptions as of `evaluate`, then or here.
+
+        A reward that leaves its computations to a service overrides this and sets `is_concurrent`: a run then goes on
+        with other evaluations until the scores are there. Such scores carry no graph.
+
+        Example:
+            >>> from diamond_diffusers.rewards import Brightness
+            >>> Brightness().begin(torch.ones(1, 3, 8, 8), ["a red star"]).result().total
+            tensor([1.])
+        """
+        output = self.evaluate(images, prompts, **context)
+        return Pending(lambda: output)
 
     def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
         selected = select_context(self.name, self.wanted_context, images, context)
@@ -365,10 +382,26 @@ class WeightedSum(CompositeReward):
         rewards = [reward for _, reward in terms]
         super().__init__(rewards, _expression(self.weights, [reward.name for reward in rewards]))
 
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether any term is: the others are computed while it is awaited."""
+        return any(reward.is_concurrent for reward in self.rewards)
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The total, and the unweighted scores of every term; errors name the term. See `Reward.evaluate`."""
+        if self.is_concurrent:
+            return self.begin(images, prompts, **context).result()
         with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
-            outputs = [reward.evaluate(images, prompts, **context) for reward in self.rewards]
+            return self._summed([reward.evaluate(images, prompts, **context) for reward in self.rewards])
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """The terms that are concurrent are begun first, so that the others are computed meanwhile."""
+        order = sorted(range(len(self.rewards)), key=lambda index: not self.rewards[index].is_concurrent)
+        with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
+            terms = together(partial(self.rewards[index].begin, images, prompts, **context) for index in order)
+        return terms.then(lambda outputs: self._summed([outputs[order.index(index)] for index in range(len(order))]))
+
+    def _summed(self, outputs: Sequence[RewardOutput]) -> RewardOutput:
         weighted = [weight * output.total for weight, output in zip(self.weights, outputs, strict=True)]
         total = sum(weighted, torch.zeros_like(weighted[0]))
         scores = [item for output in outputs for item in output.terms.items()]
