@@ -150,7 +150,7 @@ class Execution:
 
     @contextmanager
     def around_reward(self) -> Iterator[None]:
-        """Context in which a reward is called: it waits no longer than the run goes on, and its requests are counted."""
+        """Context in which a reward is called: it waits only while the run goes on, and its requests are counted."""
         with charged_to(self.cost), ended_by(self.is_interrupted if self.shards is None else never):
             yield
 

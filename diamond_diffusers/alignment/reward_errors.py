@@ -96,7 +96,12 @@ class RewardErrors:
         def await_or_score(*rows: Tensor) -> RewardOutput:
             return first.pop().result() if first else score(*rows)
 
-        return Pending(lambda: self.scores(execution, reward, await_or_score, *rows), first[0].cancel)
+        def cancel() -> None:
+            with execution.around_reward():
+                for pending in first:
+                    pending.cancel()
+
+        return Pending(lambda: self.scores(execution, reward, await_or_score, *rows), cancel)
 
     def scores(
         self, execution: Execution, reward: Reward, score: Callable[..., RewardOutput], *rows: Tensor

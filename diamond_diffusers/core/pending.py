@@ -61,7 +61,8 @@ def together(begins: Iterable[Callable[[], Pending[T]]]) -> Pending[list[T]]:
             return [each.result() for each in begun]
 
     with cancelled_by_errors():
-        begun.extend(begin() for begin in begins)
+        for begin in begins:
+            begun.append(begin())
     return Pending(results, cancel)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .miniature import MiniatureReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .remote import RemoteReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .symmetry import Symmetry
@@ -50,6 +51,7 @@ _MODULES = {
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "RemoteReward": "remote",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
@@ -82,6 +84,7 @@ __all__ = [
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "RemoteReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
