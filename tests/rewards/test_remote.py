@@ -4,7 +4,9 @@ import copy
 import gc
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -233,6 +235,16 @@ def test_waiting_ends_where_the_run_does():
         begun = time.monotonic()
         with pytest.raises(Interrupted), ended_by(is_over.is_set):
             reward(grey(1.0), [""])
+        assert time.monotonic() - begun < 0.5
+
+
+def test_control_and_c_ends_waiting():
+    with serving(late(1.0)) as service:
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            judge(service)(grey(1.0), [""])
         assert time.monotonic() - begun < 0.5
 
 

@@ -109,7 +109,8 @@ def test_each_image_is_asked_about_in_the_form_of_openai():
         images = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 4, 6)
         torch.testing.assert_close(reward(images, ["a {}", "b"]), torch.tensor([0.75, 0.75]))
         assert reward.usage.price == pytest.approx(2 * (200 * 10 + 1000) / 1e6)
-    for (path, _, body), level, prompt in zip(service.asked, (0, 255), ("a {}", "b"), strict=True):
+    asked = sorted(service.asked, key=lambda each: each[2]["messages"][0]["content"][1]["text"])
+    for (path, _, body), level, prompt in zip(asked, (0, 255), ("a {}", "b"), strict=True):
         (message,) = body.pop("messages")
         assert path == "/v1/chat/completions"
         assert body == {"model": "qwen", "max_tokens": 1, "logprobs": True, "top_logprobs": 20, "seed": 1}

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...core.wording import shown
 from .protocols import AnswerError, RemoteProtocol
+from .registry import PROTOCOLS, READERS
 
 NUM_LOGPROBS = 20
 """The most that services tell of a token."""
@@ -35,6 +36,7 @@ class AnswerReader(ABC):
         """
 
 
+@READERS.register("number")
 @dataclass(frozen=True)
 class NumberAnswer(AnswerReader):
     """The one number of the answer's text, such as "7", "Score: 7.5" or "7/10".
@@ -82,6 +84,7 @@ class NumberAnswer(AnswerReader):
         return score
 
 
+@READERS.register("yes")
 @dataclass(frozen=True)
 class YesProbability(AnswerReader):
     """The probability that the answer's first token is "yes" and not "no": `p(yes) / (p(yes) + p(no))`.
@@ -114,6 +117,7 @@ class YesProbability(AnswerReader):
         return found["yes"] / total
 
 
+@READERS.register("grade")
 @dataclass(frozen=True)
 class ExpectedGrade(AnswerReader):
     """The mean grade, by the probabilities of the answer's first token: finer than the likeliest grade.
@@ -156,6 +160,7 @@ class ExpectedGrade(AnswerReader):
         return sum(grade * probability for grade, probability in found) / total
 
 
+@PROTOCOLS.register("chat")
 @dataclass(frozen=True)
 class ChatCompletions(RemoteProtocol):
     """A vision-language model behind an OpenAI-compatible service, asked about one image at a time.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...core.wording import shown
+from .registry import PROTOCOLS
 
 LARGEST = 3.4028234663852886e38
 """Of float32, in which scores are kept."""
@@ -82,6 +83,7 @@ class RemoteProtocol(ABC):
         return _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
 
 
+@PROTOCOLS.register("scores")
 @dataclass(frozen=True)
 class ScoreService(RemoteProtocol):
     """A service that gets images and prompts, and returns numbers.
