@@ -103,18 +103,8 @@ def test_a_file_of_another_form_is_refused(tmp_path, text, sentence):
 
 @pytest.mark.slow
 def test_a_served_reward_ends_with_control_and_c():
-    command = [
-        sys.executable,
-        "-m",
-        "diamond_diffusers.cli.main",
-        "serve-reward",
-        "--reward",
-        "brightness",
-        "--port",
-        "0",
-    ]
     start = "from diamond_diffusers.cli.main import main; main()"
-    command = [sys.executable, "-c", start, *command[3:]]
+    command = [sys.executable, "-c", start, "serve-reward", "--reward", "brightness", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         line = process.stdout.readline()

@@ -63,7 +63,10 @@ def draw(pipe: DiamondMapPipeline, reward: Reward, **options: Any) -> Any:
     return pipe("a red star", reward=reward, num_inference_steps=3, output_type="pt", generator=generator, **given)
 
 
-@pytest.mark.parametrize("method", METHODS)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method", ["smc", *(pytest.param(name, marks=SLOW) for name in METHODS if name != "smc")])
 def test_the_bits_are_those_of_a_local_reward(pipe: DiamondMapPipeline, service: Service, method: str) -> None:
     local = draw(pipe, 2 * Local() + Brightness(), alignment=METHODS[method])
     service.default = late(0.003)
@@ -75,7 +78,7 @@ def test_the_bits_are_those_of_a_local_reward(pipe: DiamondMapPipeline, service:
     assert remote.cost.reward_requests == len(service.asked) > 3
 
 
-@pytest.mark.parametrize("method", ["best of n", "smc"])
+@pytest.mark.parametrize("method", ["best of n", pytest.param("smc", marks=SLOW)])
 def test_the_next_chunk_is_decoded_while_a_service_scores(
     pipe: DiamondMapPipeline, service: Service, method: str
 ) -> None:
@@ -153,7 +156,7 @@ def test_an_image_that_the_service_refuses_is_skipped_alone(pipe: DiamondMapPipe
     assert len(service.asked) == 1 + 1 + 4
 
 
-@pytest.mark.parametrize("action", ["raise", "retry", "skip"])
+@pytest.mark.parametrize("action", ["skip", pytest.param("raise", marks=SLOW), pytest.param("retry", marks=SLOW)])
 def test_a_limit_ends_the_run_with_the_best_images(pipe: DiamondMapPipeline, service: Service, action: str) -> None:
     with pytest.raises(LimitError, match="'judge' has sent 6 requests") as caught:
         draw(pipe, judge(service, max_requests=6), on_reward_error=action)
@@ -161,6 +164,7 @@ def test_a_limit_ends_the_run_with_the_best_images(pipe: DiamondMapPipeline, ser
     assert best.size == (64, 64) and len(service.asked) == 6
 
 
+@SLOW
 def test_threads_are_charged_what_is_theirs(pipe: DiamondMapPipeline, service: Service) -> None:
     reward, costs = judge(service, cache_size=0), []
 
@@ -175,6 +179,7 @@ def test_threads_are_charged_what_is_theirs(pipe: DiamondMapPipeline, service: S
     assert sorted(cost.reward_requests for cost in costs) == [3, 6] and reward.usage.requests == 9
 
 
+@SLOW
 def test_the_key_is_in_no_card(pipe: DiamondMapPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-Geheim")
     with serving() as service:

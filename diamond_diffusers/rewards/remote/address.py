@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 from ...core.wording import shown
 from ..errors import UnavailableError
@@ -90,7 +90,8 @@ class Address:
     def at(self, path: str) -> Address:
         """The address of a path below this one."""
         parts = urlsplit(self.url)
-        url = parts._replace(path=f"{parts.path.rstrip('/')}/{path}" if path else parts.path).geturl()
+        below = f"{parts.path.rstrip('/')}/{path}" if path else parts.path
+        url = urlunsplit((parts.scheme, parts.netloc, below, parts.query, ""))
         return Address(self.name, url, self.api_key_env, self.api_key_header)
 
     def opened(self) -> tuple[str, dict[str, str]]:
@@ -100,8 +101,8 @@ class Address:
             UnavailableError: the environment variable is not set any longer.
         """
         parts = urlsplit(self.url)
-        user_info = parts.netloc.rpartition("@")[0]
-        url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        user_info, _, host = parts.netloc.rpartition("@")
+        url = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
         headers: dict[str, str] = {}
         if self.api_key_env is None:
             return url, headers
