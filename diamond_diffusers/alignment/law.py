@@ -16,7 +16,7 @@ from ..core.flow_map import flow_map_of
 from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
-from ..core.tensors import sent
+from ..core.tensors import repeat_each, sent
 from ..core.values import scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
@@ -119,9 +119,10 @@ class Law:
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""
         # On the CPU, where reading them waits for nothing.
-        images, count = torch.arange(self.num_images), len(x) // self.num_images
+        count = len(x) // self.num_images
+        images = torch.tensor([image for image in range(self.num_images) for _ in range(count)], dtype=torch.long)
         groups = self.groups or (1,) * self.num_images
-        return LawAtRows(self, images.repeat_interleave(count), tuple(count * size for size in groups))
+        return LawAtRows(self, images, tuple(count * size for size in groups))
 
     def of_images(self, images: Tensor, groups: tuple[int, ...] | None = None) -> Law:
         """This law with a row for each of the images `[N]`, as an image of its own; costs are counted together.
@@ -201,7 +202,7 @@ class LawAtRows:
         """Rows of states through a function of (states, levels, conditions), in chunks and counted."""
         execution = self.law.execution
         num_copies = len(states[0]) // len(self.owners)
-        row_owners = self.owners.repeat_interleave(num_copies)
+        row_owners = repeat_each(self.owners, num_copies)
         row_levels = [as_level(level) for level in levels]
         counted = 0
 
@@ -265,7 +266,7 @@ class LawAtRows:
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
         """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of each row."""
         num_copies = len(z) // len(self.owners)
-        owners = self.owners.repeat_interleave(num_copies)
+        owners = repeat_each(self.owners, num_copies)
 
         def count(index: Tensor) -> None:
             self.law.cost.decodes += len(index)

@@ -99,7 +99,7 @@ class Reward(ABC):
         """The names of the terms that `evaluate` reports, in their order."""
         return [self.name]
 
-    @property
+    @cached_property
     def wanted_context(self) -> dict[str, bool]:
         """The further parameters that `score` names, and whether each is required."""
         return wanted_context(self.score)
