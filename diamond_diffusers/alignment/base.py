@@ -208,12 +208,10 @@ class Method(Typed, ABC):
     def finish(self, law: Law, cloud: Cloud, trace: Trace) -> AlignmentResult:
         """Scores the final particles, unless that is done already, and normalises their weights."""
         shape = cloud.log_weights.shape
-        rewards, terms, images = None, {}, None
+        rewards, terms, images, violation = None, {}, None, None
         if law.reward is not None:
-            final = cloud.final or law.rows(cloud.x).evaluate(cloud.x)
-            rewards = final.total.reshape(shape)
-            terms = {name: term.reshape(shape) for name, term in final.terms.items()}
-            images = final.images.unflatten(0, shape)
+            final = (cloud.final or law.rows(cloud.x).evaluate(cloud.x)).map(lambda rows: rows.unflatten(0, shape))
+            rewards, terms, images, violation = final.total, final.terms, final.images, final.violation
         return AlignmentResult(
             latents=cloud.x.unflatten(0, shape),
             log_weights=torch.log_softmax(cloud.log_weights, 1),
@@ -223,6 +221,7 @@ class Method(Typed, ABC):
             log_evidence=None,
             trace=trace,
             reward_scale=law.reward_scale,
+            violation=violation,
         )
 
 

@@ -33,20 +33,31 @@ class Evaluation:
         total: the unscaled reward, `[N]`; NaN where it has failed and a run goes on without.
         terms: each of its terms, `[N]`.
         images: `[N, 3, H, W]` in [0, 1].
+        violation: of constraints, `[N]`, as of `RewardOutput`; None where there are none.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     images: Tensor
+    violation: Tensor | None = None
 
     def values(self, reward_scale: float) -> Tensor:
-        """The scaled reward, `[N]`; `-inf` where it has failed."""
-        return scaled_rewards(self.total, reward_scale)
+        """The scaled reward, `[N]`; `-inf` where it has failed, and below all others where a constraint is violated."""
+        return scaled_rewards(self.total, reward_scale, self.violation)
+
+    def map(self, function: Callable[..., Tensor], *others: Evaluation) -> Evaluation:
+        """The function of each tensor of this evaluation and of others of the same reward."""
+
+        def mapped(name: str) -> Tensor:
+            return function(*(getattr(each, name) for each in (self, *others)))
+
+        terms = {name: function(*(each.terms[name] for each in (self, *others))) for name in self.terms}
+        violation = None if self.violation is None else mapped("violation")
+        return Evaluation(mapped("total"), terms, mapped("images"), violation)
 
     def rows(self, index: Tensor) -> Evaluation:
         """The evaluations of the rows `index`."""
-        total, images = (rows[index.to(rows.device)] for rows in (self.total, self.images))
-        return Evaluation(total, {name: term[index.to(term.device)] for name, term in self.terms.items()}, images)
+        return self.map(lambda rows: rows[index.to(rows.device)])
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class ScoreModel:
 
 @dataclass(frozen=True)
 class Law:
-    """`p(z | prompt) exp(reward_scale * reward(z, prompt))` for each of `B` images.
+    """`p(z | prompt) exp(reward_scale * reward(z, prompt))` for each of `B` images, where its constraints hold.
 
     Args:
         model: which gives `p`.
@@ -113,8 +124,13 @@ class Law:
 
     @property
     def is_tilted(self) -> bool:
-        """Whether the reward counts at all."""
-        return self.reward_scale != 0
+        """Whether the reward, or a constraint, counts at all."""
+        return self.reward_scale != 0 or self.is_constrained
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the law is restricted to the images that hold some constraints."""
+        return self.reward is not None and self.reward.is_constrained
 
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""
@@ -257,14 +273,16 @@ class LawAtRows:
         def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
             output = self._score_rows(index, self.owners, noise_to_signal, latents, images)
             names[:] = output.terms
-            return torch.stack([output.total, *output.terms.values()], 1)
+            return torch.stack([*_carried(output), *output.terms.values()], 1)
 
-        scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
-        total, *terms = scores.unbind(1)
-        return Evaluation(total, dict(zip(names, (term.detach() for term in terms), strict=True)), images)
+        scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count).unbind(1)
+        num_carried = len(scores) - len(names)
+        terms = [term.detach() for term in scores[num_carried:]]
+        total, *violation = scores[:num_carried]
+        return Evaluation(total, dict(zip(names, terms, strict=True)), images, *violation)
 
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
-        """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of each row."""
+        """The values of look-aheads `[N K, ...]` from a level, consecutive copies of each row: `scaled_rewards`."""
         num_copies = len(z) // len(self.owners)
         owners = repeat_each(self.owners, num_copies)
 
@@ -275,10 +293,11 @@ class LawAtRows:
         def score_rows(index: Tensor, latents: Tensor) -> Tensor:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return self._score_rows(index, owners, noise_to_signal, latents, images).total
+            return torch.stack(_carried(self._score_rows(index, owners, noise_to_signal, latents, images)), 1)
 
-        rewards = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count)
-        return scaled_rewards(rewards.to(z.device), self.law.reward_scale)
+        carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
+        total, *violation = carried.unbind(1)
+        return scaled_rewards(total, self.law.reward_scale, *violation)
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool) -> Tensor:
         law = self.law
@@ -326,10 +345,16 @@ class LawAtRows:
             images = self._decode_rows(owners, z, preview)
             pixels = images.detach().requires_grad_()
             prompts = [law.prompts[owner] for owner in owners.tolist()]
-            scores = law.reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal).total
-            (of_images,) = torch.autograd.grad(scores.sum(), pixels, materialize_grads=True)
+            output = law.reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal)
+            scores = torch.stack(_carried(output)).sum()
+            (of_images,) = torch.autograd.grad(scores, pixels, materialize_grads=True)
             (of_latents,) = torch.autograd.grad(images, z, of_images)
         return fault_of_gradient(law.model, law.reward, of_images, of_latents, noise_to_signal, preview)
+
+
+def _carried(output: RewardOutput) -> list[Tensor]:
+    """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
+    return [output.total] if output.violation is None else [output.total, output.violation]
 
 
 def check_reward_scale(reward_scale: float) -> None:

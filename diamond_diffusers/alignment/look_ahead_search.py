@@ -90,7 +90,7 @@ class LookAheadSearch(Method):
             ahead=ahead.rows(kept),
             final=final and final.rows(kept),
             values=ahead.values[kept].unflatten(0, (-1, self.num_particles)),
-            figures=ahead.figures(per_image),
+            figures=ahead.figures(per_image, law.is_constrained),
         )
 
     def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:

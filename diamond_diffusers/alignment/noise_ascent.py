@@ -16,7 +16,7 @@ from ..core.deferred import require
 from ..core.tensors import expand, finite_rows, sent
 from ..transitions.base import Transition
 from .faults import NotFiniteError
-from .law import Evaluation, Law
+from .law import Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource
@@ -78,7 +78,10 @@ class NoiseAscent(NoiseRounds):
 
     @abstractmethod
     def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:
-        """Samples of the noises `[N, ...]`, and the gradient of `reward_scale * reward` there, `[N, ...]`."""
+        """Samples of the noises `[N, ...]`, and the gradient there, `[N, ...]`, of their scaled reward.
+
+        Where there are constraints, it is that of `reward_scale * reward - violation`.
+        """
 
     def num_stages(self, law: Law, levels: Sequence[float]) -> int:
         return self.num_iterations
@@ -138,13 +141,15 @@ class NoiseSampler:
         """Samples of `[N, ...]`: of each particle, or of equally many consecutive copies of each."""
         return _joined([self._sample(*part) for part in self._parts(noise)])
 
-    def rewards(self, noise: Tensor) -> Tensor:
-        """As of `__call__`, the rewards alone, `[N]`."""
-        return torch.cat([self._sample(*part).evaluation.total for part in self._parts(noise)])
+    def rewards(self, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As of `__call__`, the unscaled rewards `[N]` and the violations `[N]` of constraints alone."""
+        parts = [self._sample(*part).evaluation for part in self._parts(noise)]
+        violations = [part.violation for part in parts if part.violation is not None]
+        return torch.cat([part.total for part in parts]), torch.cat(violations) if violations else None
 
     @differentiable_attention()
     def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
-        """The samples, and the gradients of `reward_scale * reward` in the noises, `[N, ...]`."""
+        """The samples, and the gradients of `reward_scale * reward - violation` in the noises, `[N, ...]`."""
         samples: list[Sample] = []
         gradients: list[Tensor] = []
         # The graph of one part is all that memory must hold.
@@ -152,12 +157,11 @@ class NoiseSampler:
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 sample = self._sample(rows, index, groups)
-                objective = self.law.reward_scale * sample.evaluation.total.sum()
+                objective = sample.evaluation.values(self.law.reward_scale).sum()
             gradients += torch.autograd.grad(objective, rows)
             right = finite_rows(gradients[-1])
             require(right, partial(self._fault_of_gradient, sample.latents.detach(), index, right))
-            total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
-            samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
+            samples.append(Sample(sample.latents.detach(), sample.evaluation.map(Tensor.detach)))
         return _joined(samples), torch.cat(gradients)
 
     def _fault_of_gradient(self, latents: Tensor, index: Tensor, right: Tensor) -> NotFiniteError:
@@ -198,10 +202,9 @@ class _Repeated(RandomSource):
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    evaluations = [sample.evaluation for sample in samples]
-    terms = {name: torch.cat([part.terms[name] for part in evaluations]) for name in evaluations[0].terms}
-    total, images = (torch.cat([getattr(part, name) for part in evaluations]) for name in ("total", "images"))
-    return Sample(torch.cat([sample.latents for sample in samples]), Evaluation(total, terms, images))
+    first, *others = [sample.evaluation for sample in samples]
+    evaluation = first.map(lambda *parts: torch.cat(parts), *others)
+    return Sample(torch.cat([sample.latents for sample in samples]), evaluation)
 
 
 def log_norm_density_gradient(noise: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from ..core.tensors import where_rows
+from ..core.values import without_barrier
 from ..transitions.base import Transition
 from .cloud import Cloud
 from .law import Evaluation, Law
@@ -84,13 +86,13 @@ class Sample:
         """Row by row the one of higher scaled reward; this one where they are equal."""
         mine, theirs = self.evaluation, other.evaluation
         better = theirs.values(reward_scale) > mine.values(reward_scale)
-        terms = {name: where_rows(better, term, mine.terms[name]) for name, term in theirs.terms.items()}
-        total, images = where_rows(better, theirs.total, mine.total), where_rows(better, theirs.images, mine.images)
-        return Sample(where_rows(better, other.latents, self.latents), Evaluation(total, terms, images))
+        evaluation = theirs.map(partial(where_rows, better), mine)
+        return Sample(where_rows(better, other.latents, self.latents), evaluation)
 
     def figures(self, law: Law) -> dict[str, Tensor]:
         """What the trace records of equally many rows of each image, each `[B]`."""
         values = self.evaluation.values(law.reward_scale).unflatten(0, (law.num_images, -1))
+        values = without_barrier(values) if law.is_constrained else values
         return {"mean_value": values.mean(1), "best_value": values.amax(1)}
 
 
@@ -107,7 +109,6 @@ def plain_sample(
         random: what stochastic transitions draw from.
     """
     result = NoAlignment(transition, len(noise) // law.num_images).run(law, noise, levels, random)
-    terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
     assert result.rewards is not None and result.images is not None, "searches of noises need a reward"
-    evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
-    return Sample(result.latents.flatten(0, 1), evaluation)
+    evaluation = Evaluation(result.rewards, result.reward_terms, result.images, result.violation)
+    return Sample(result.latents.flatten(0, 1), evaluation.map(lambda rows: rows.flatten(0, 1)))

@@ -29,6 +29,8 @@ class AlignmentResult:
             that their transitions sample.
         trace: figures of each step.
         reward_scale: multiplied the reward: the best particle is that of the highest product, the first of equals.
+        violation: of constraints, `[B, P]`, as of `RewardOutput`; None where there are none. A particle that violates
+            one is never better than one that does not.
     """
 
     latents: Tensor
@@ -39,6 +41,13 @@ class AlignmentResult:
     log_evidence: Tensor | None
     trace: Trace
     reward_scale: float = 1.0
+    violation: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The values of the particles, `[B, P]`, as of `scaled_rewards`."""
+        assert self.rewards is not None, "only rewards give values"
+        return scaled_rewards(self.rewards, self.reward_scale, self.violation)
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
         """Indices `[B, n]` of the particles to return: one drawn by weight, the heaviest, the best, or all."""
@@ -47,7 +56,7 @@ class AlignmentResult:
         if final_selection == "heaviest":
             return self.log_weights.cpu().argmax(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
-            return scaled_rewards(self.rewards, self.reward_scale).cpu().argmax(1, keepdim=True)
+            return self.values.cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
         if weights.shape[1] == 1:
             return torch.zeros(weights.shape, dtype=torch.long)

@@ -110,7 +110,7 @@ def draw_side_by_side(
         aligned=aligned,
         settings={
             "alignment": ran.alignment,
-            "reward": reward and reward.name,
+            "reward": None if reward is None else reward.name,
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
             "particle_batch_size": (memory or {}).get("particle_batch_size"),
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),

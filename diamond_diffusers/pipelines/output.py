@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
 
+logger = logging.getLogger(__name__)
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 """In which form a call returns its images."""
 
@@ -37,6 +40,8 @@ class DiamondMapPipelineOutput(BaseOutput):
         rewards: unscaled rewards `[n]`; NaN where the reward has failed and `on_reward_error` is `skip`, and for images
             that a safety checker blacked out. None without a reward.
         reward_terms: each term of the reward before weighting, `[n]`.
+        constraints_met: whether the image holds all constraints of the reward, such as `nsfw < 0.2`, `[n]`; None where
+            it has none.
         log_weights: normalised log-weights `[n]` of the returned particles within their image's cloud.
         log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image; None if the method makes
             none, or if the call was interrupted. The expectation is that of the law which the method's transitions
@@ -69,6 +74,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
     plan: MemoryPlan | None = None
+    constraints_met: Tensor | None = None
 
 
 def make_output(
@@ -116,7 +122,24 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
         plan=plan,
+        constraints_met=None if result.violation is None else _constraints_met(law, pick(result.violation)),
     )
+
+
+def _constraints_met(law: Law, violations: Tensor) -> Tensor:
+    """Whether the chosen images `[B n]` hold the constraints; says so where none of a prompt's does."""
+    met = violations == 0
+    missed = int((~met.unflatten(0, (law.num_images, -1)).any(1)).sum())
+    if missed:
+        assert law.reward is not None, "it has constraints"
+        logger.warning(
+            "For %d of %d images no sample was found that holds every constraint of the reward '%s'; the one returned "
+            "violates one. Take more particles or steps, a looser threshold, or a prompt that asks for it.",
+            missed,
+            law.num_images,
+            law.reward.name,
+        )
+    return met
 
 
 def postprocessed(family: Family, images: Tensor, output_type: str) -> Any:
@@ -142,5 +165,6 @@ def _screened(family: Family, result: AlignmentResult, images: Tensor) -> tuple[
         return scores.masked_fill(blacked_out.to(scores.device), torch.nan)
 
     terms = {name: masked(term) for name, term in result.reward_terms.items()}
-    rewards = None if result.rewards is None else masked(result.rewards)
-    return replace(result, images=finished.unflatten(0, shape), rewards=rewards, reward_terms=terms), blacked_out
+    rewards, violation = (scores if scores is None else masked(scores) for scores in (result.rewards, result.violation))
+    finished = finished.unflatten(0, shape)
+    return replace(result, images=finished, rewards=rewards, reward_terms=terms, violation=violation), blacked_out

@@ -121,7 +121,7 @@ class PosteriorSampler(Sampler, ABC):
         Args:
             log_weights: of the look-aheads, `[N, K]`.
             rewards: their scaled rewards, `[N, K]`.
-            reward_scale: what these are scaled by; not 0.
+            reward_scale: what these are scaled by; 0 where constraints alone count.
         """
         return log_weights + rewards
 

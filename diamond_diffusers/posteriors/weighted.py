@@ -282,7 +282,7 @@ class WeightedPosterior(PosteriorSampler):
         """Those of the weights; of even weights the softmax of the unscaled reward, or equal ones."""
         if self.weights == "equal":
             return torch.zeros_like(rewards)
-        return rewards / abs(reward_scale) if self.weights == "reward_softmax" else log_weights + rewards
+        return rewards / (abs(reward_scale) or 1) if self.weights == "reward_softmax" else log_weights + rewards
 
     @torch.no_grad()
     def _scored(self, network: Network, renoised: Renoised) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
     from .callable_reward import CallableReward
     from .clip import CLIPReward
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .nsfw import NSFWReward
+    from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .sharpness import Sharpness
@@ -40,6 +42,7 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "Constraint": "base",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
@@ -47,6 +50,8 @@ _MODULES = {
     "JPEGSize": "jpeg_size",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
+    "NSFWReward": "nsfw",
+    "OCRReward": "ocr",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
@@ -72,6 +77,7 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "Constraint",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
@@ -79,6 +85,8 @@ __all__ = [
     "JPEGSize",
     "LPIPSReward",
     "MiniatureReward",
+    "NSFWReward",
+    "OCRReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",

@@ -31,7 +31,7 @@ class TransformedReward(CompositeReward):
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The transformed total, and the scores of the original reward. See `Reward.evaluate`."""
         output = self.rewards[0].evaluate(images, prompts, **context)
-        return RewardOutput(self.transform(output.total), output.terms)
+        return RewardOutput(self.transform(output.total), output.terms, output.violation)
 
 
 class StandardisedReward(TransformedReward):
