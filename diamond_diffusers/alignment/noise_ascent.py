@@ -93,7 +93,7 @@ class NoiseAscent(NoiseRounds):
             ascends = iteration < self.num_iterations - 1
             sampled = partial(self._sampled, sampler, noise, ascends, len(sampler.driving))
             sample, gradient = with_smaller_chunks(law.execution, sampled, random)
-            best = sample if best is None else best.improved_by(sample, law.reward_scale)
+            best = sample if best is None else best.improved_by(sample, law)
             yield sample, best
             if gradient is not None:
                 noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
@@ -152,7 +152,8 @@ class NoiseSampler:
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 sample = self._sample(rows, index, groups)
-                objective = self.law.reward_scale * sample.evaluation.total.sum()
+                total = sample.evaluation.total
+                objective = (expand(self.law.scales()[index // self.num_particles], total) * total).sum()
             gradients += torch.autograd.grad(objective, rows)
             right = finite_rows(gradients[-1])
             require(right, partial(self._fault_of_gradient, sample.latents.detach(), index, right))

@@ -28,7 +28,8 @@ class AlignmentResult:
         log_evidence: estimate of `log E[exp(reward_scale * reward)]`, `[B]`, for methods that have one; under the law
             that their transitions sample.
         trace: figures of each step.
-        reward_scale: multiplied the reward: the best particle is that of the highest product, the first of equals.
+        scales: multiplied the reward of each image, `[B]`: the best particle is that of the highest product, the first
+            of equals.
     """
 
     latents: Tensor
@@ -38,7 +39,7 @@ class AlignmentResult:
     images: Tensor | None
     log_evidence: Tensor | None
     trace: Trace
-    reward_scale: float = 1.0
+    scales: Tensor
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
         """Indices `[B, n]` of the particles to return: one drawn by weight, the heaviest, the best, or all."""
@@ -47,7 +48,7 @@ class AlignmentResult:
         if final_selection == "heaviest":
             return self.log_weights.cpu().argmax(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
-            return scaled_rewards(self.rewards, self.reward_scale).cpu().argmax(1, keepdim=True)
+            return scaled_rewards(self.rewards, self.scales).cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
         if weights.shape[1] == 1:
             return torch.zeros(weights.shape, dtype=torch.long)

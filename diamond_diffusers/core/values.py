@@ -17,9 +17,14 @@ from .levels import Level, signal_and_noise
 from .tensors import expand
 
 
-def scaled_rewards(rewards: Tensor, reward_scale: float) -> Tensor:
-    """`reward_scale * rewards`, and `-inf` where a reward is NaN, as that of an image which has no score."""
-    return torch.where(rewards.isnan(), -math.inf, reward_scale * rewards)
+def scaled_rewards(rewards: Tensor, scales: Tensor) -> Tensor:
+    """`scales * rewards`, and `-inf` where a reward is NaN, as that of an image which has no score.
+
+    Args:
+        rewards: `[N, ...]`.
+        scales: of each row, `[N]`.
+    """
+    return torch.where(rewards.isnan(), -math.inf, expand(scales, rewards) * rewards)
 
 
 def value(rewards: Tensor, log_weights: Tensor) -> Tensor:

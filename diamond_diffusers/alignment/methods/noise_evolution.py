@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_counts
+from ...core.tensors import expand
 from ..noise_ascent import NoiseAscent, NoiseSampler
 from ..noise_rounds import Sample
 from . import METHODS
@@ -52,5 +53,6 @@ class NoiseEvolution(NoiseAscent):
         perturbed = torch.stack([centre + size * fresh, centre - size * fresh], 2)
         above, below = sampler.rewards(perturbed.flatten(0, 2)).reshape(*fresh.shape[:2], 2).unbind(2)
         # A pair of which one has no reward tells nothing.
-        rises = (sampler.law.reward_scale * (above - below) / (2 * size)).nan_to_num(nan=0.0)
+        scales = expand(sampler.law.scales(len(noise)), above)
+        rises = (scales * (above - below) / (2 * size)).nan_to_num(nan=0.0)
         return sample, torch.einsum("nk,nk...->n...", rises.to(fresh), fresh) / count

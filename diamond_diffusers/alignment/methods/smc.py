@@ -218,7 +218,7 @@ class SMC(Method):
         assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
         assert result.rewards is not None, "`check` has seen to it that there is a reward"
-        cloud, values = self._read(cloud, scaled_rewards(result.rewards, law.reward_scale).flatten())
+        cloud, values = self._read(cloud, scaled_rewards(result.rewards, law.scales()).flatten())
         log_weights = cloud.log_offset + values
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         return replace(
@@ -311,7 +311,7 @@ class SMC(Method):
     def _weigh_by_reward(self, law: Law, cloud: PathCloud) -> PathCloud:
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
-        ahead = LookAhead(None, final.values(law.reward_scale).to(cloud.x.device))
+        ahead = LookAhead(None, law.values(final).to(cloud.x.device))
         cloud, values = self._read(cloud, ahead.values)
         return self._recorded(
             replace(
