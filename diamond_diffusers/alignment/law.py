@@ -154,7 +154,6 @@ class Law:
             groups=groups,
         )
 
-
     def reward_at(self, images: Tensor) -> Reward | None:
         """The reward of rows that belong to these images, `[N]`."""
         return self.reward.rows(images) if isinstance(self.reward, RewardOfEachImage) else self.reward

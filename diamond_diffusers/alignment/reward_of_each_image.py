@@ -69,6 +69,13 @@ class RewardOfEachImage(CompositeReward):
         return RewardOutput(torch.cat(totals)[back], {name: torch.cat(parts)[back] for name, parts in terms.items()})
 
 
+def rewards_and_images(reward: Reward | None) -> list[tuple[Reward, int]]:
+    """The distinct rewards of a run, each with the first of the images that it scores."""
+    if not isinstance(reward, RewardOfEachImage):
+        return [] if reward is None else [(reward, 0)]
+    return [(each, [other is each for other in reward.rewards_of_rows].index(True)) for each in reward.rewards]
+
+
 def _rows(values: Tensor, index: list[int]) -> Tensor:
     # All of them are those that a reward alone is given.
     return values if len(index) == len(values) else values[torch.tensor(index, device=values.device)]

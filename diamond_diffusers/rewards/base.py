@@ -49,6 +49,8 @@ class Reward(ABC):
         differentiable: whether the scores carry gradients to the pixels.
         reads_prompts: whether the scores depend on the prompts.
         max_batch_size: the largest number of images in one call of `score`; None for all at once.
+        default_reward_scale: the `reward_scale` of calls that give none, at which the reward makes itself felt; None
+            for 1, as of rewards of which that is not known. See `docs/judges/scales.md`.
         licence: licence of the weights.
         source: the publication or the project that the score comes from.
         size: size of the download on first use, such as "1.7 GB".
@@ -67,6 +69,7 @@ class Reward(ABC):
     differentiable: bool = True
     reads_prompts: bool = True
     max_batch_size: int | None = None
+    default_reward_scale: float | None = None
     licence: str = "unspecified"
     source: str = "unspecified"
     size: str = "none"
@@ -374,6 +377,20 @@ class WeightedSum(CompositeReward):
         scores = [item for output in outputs for item in output.terms.items()]
         names = _distinct([name for name, _ in scores])
         return RewardOutput(total, {name: score for name, (_, score) in zip(names, scores, strict=True)})
+
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That at which the sum counts as much as one of its terms by itself; None where that of a term is not known.
+
+        A term's own scale tells how much its scores differ. In the sum these differences are taken as independent, so
+        that it is `1 / sqrt(sum_i (weight_i / scale_i)^2)`. The weights say how terms count beside each other.
+        """
+        shares = []
+        for weight, reward in zip(self.weights, self.rewards, strict=True):
+            if not reward.default_reward_scale:
+                return None
+            shares.append(weight / reward.default_reward_scale)
+        return 1 / math.hypot(*shares) if any(shares) else None
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
         return list(zip(self.weights, self.rewards, strict=True))
