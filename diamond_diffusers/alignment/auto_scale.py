@@ -30,7 +30,8 @@ class AutoRewardScale(Typed):
     Args:
         num_samples: plain samples of each prompt. Of 32 the scale is right to about 15 %. They are drawn once a call,
             which costs as much as so many plain images of each prompt.
-        effective_share: share of `num_samples` that the effective sample size falls to, between 1 / `num_samples` and 1.
+        effective_share: share of `num_samples` to which the effective sample size falls, above 1 / `num_samples` and
+            below 1.
 
     Raises:
         ValueError: an option is out of range.
