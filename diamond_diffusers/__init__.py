@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment.auto_scale import AutoRewardScale
     from .alignment.base import Method
     from .alignment.guide import Guide
     from .alignment.methods import register_method
@@ -55,6 +56,7 @@ _MODULES = {
     "SMC": "alignment.methods.smc",
     "AdaptiveTempering": "alignment.smc_parts.tempering",
     "AncestralTransition": "transitions.ancestral",
+    "AutoRewardScale": "alignment.auto_scale",
     "BeamSearch": "alignment.methods.beam_search",
     "BestOfN": "alignment.methods.best_of_n",
     "Cost": "core.cost",
@@ -103,6 +105,7 @@ __all__ = [
     "SMC",
     "AdaptiveTempering",
     "AncestralTransition",
+    "AutoRewardScale",
     "BeamSearch",
     "BestOfN",
     "Cost",

@@ -220,7 +220,7 @@ class Method(Typed, ABC):
             images=images,
             log_evidence=None,
             trace=trace,
-            reward_scale=law.reward_scale,
+            scales=law.scales(),
             violation=violation,
         )
 

@@ -13,7 +13,7 @@ from ..core.attention import differentiable_attention
 from ..core.deferred import require
 from ..core.levels import Level, signal_and_noise
 from ..core.network import Network
-from ..core.tensors import expand, finite_rows, working_dtype
+from ..core.tensors import expand, finite_rows, sent, working_dtype
 from ..core.values import (
     hybrid_shift,
     isotropic_coefficient,
@@ -281,7 +281,8 @@ class _Particles:
         """
         network, posterior = self.rows.network, self.posterior
         rewards = torch.where(torch.isneginf(rewards).all(1, keepdim=True), 0.0, rewards)
-        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, self.rows.law.reward_scale), 1)
+        scales = sent(self.rows.law.scales()[self.rows.owners], rewards.device, rewards.dtype)
+        proportions = torch.softmax(posterior.log_proportions(log_weights, rewards, scales), 1)
         proportions = proportions.detach()
         of_rewards = pathwise_gradient((proportions * rewards).sum(1), x, aimed_at_copies is not None)
         aim = network.predict if self.aim is None else partial(self.aim, network)

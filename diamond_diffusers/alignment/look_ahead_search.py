@@ -77,7 +77,7 @@ class LookAheadSearch(Method):
         rows, per_image, final = law.rows(x), len(x) // law.num_images, None
         if interval.is_last:
             final = rows.evaluate(x)
-            ahead = LookAhead(None, final.values(law.reward_scale).to(x.device))
+            ahead = LookAhead(None, law.values(final).to(x.device))
         elif per_image == self.num_particles:
             return replace(cloud, x=x, ahead=None, figures={})
         else:

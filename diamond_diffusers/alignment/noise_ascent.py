@@ -14,6 +14,7 @@ from ..core.attention import differentiable_attention
 from ..core.checks import check_choice, check_counts, check_finite
 from ..core.deferred import require
 from ..core.tensors import expand, finite_rows, sent
+from ..core.values import scaled_rewards
 from ..transitions.base import Transition
 from .faults import NotFiniteError
 from .law import Law
@@ -96,7 +97,7 @@ class NoiseAscent(NoiseRounds):
             ascends = iteration < self.num_iterations - 1
             sampled = partial(self._sampled, sampler, noise, ascends, len(sampler.driving))
             sample, gradient = with_smaller_chunks(law.execution, sampled, random)
-            best = sample if best is None else best.improved_by(sample, law.reward_scale)
+            best = sample if best is None else best.improved_by(sample, law)
             yield sample, best
             if gradient is not None:
                 noise.grad = self.clipped(gradient + self.regularization_weight * log_norm_density_gradient(noise))
@@ -157,7 +158,8 @@ class NoiseSampler:
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 sample = self._sample(rows, index, groups)
-                objective = sample.evaluation.values(self.law.reward_scale).sum()
+                scored, scales = sample.evaluation, self.law.scales()[index // self.num_particles]
+                objective = scaled_rewards(scored.total, scales, scored.violation).sum()
             gradients += torch.autograd.grad(objective, rows)
             right = finite_rows(gradients[-1])
             require(right, partial(self._fault_of_gradient, sample.latents.detach(), index, right))

@@ -51,7 +51,7 @@ class NoiseRounds(NoAlignment):
         for index, (sample, best) in enumerate(self.rounds(law, x, levels, random)):
             trace.steps.append(TraceStep(levels[0], **sample.figures(law)))
             cloud = self.start(law, best.latents, 0)
-            values = best.evaluation.values(law.reward_scale).reshape(cloud.log_weights.shape)
+            values = law.values(best.evaluation).reshape(cloud.log_weights.shape)
             cloud = replace(cloud, final=best.evaluation, values=values)
             progress = Progress(
                 self, law, cloud, trace, index, num_stages, len(levels) - 2, levels[-1], True, sample.latents
@@ -82,16 +82,21 @@ class Sample:
     latents: Tensor
     evaluation: Evaluation
 
-    def improved_by(self, other: Sample, reward_scale: float) -> Sample:
-        """Row by row the one of higher scaled reward; this one where they are equal."""
+    def improved_by(self, other: Sample, law: Law) -> Sample:
+        """Row by row the one of higher scaled reward; this one where they are equal.
+
+        Args:
+            other: as many rows.
+            law: whose images have equally many consecutive rows each.
+        """
         mine, theirs = self.evaluation, other.evaluation
-        better = theirs.values(reward_scale) > mine.values(reward_scale)
+        better = law.values(theirs) > law.values(mine)
         evaluation = theirs.map(partial(where_rows, better), mine)
         return Sample(where_rows(better, other.latents, self.latents), evaluation)
 
     def figures(self, law: Law) -> dict[str, Tensor]:
         """What the trace records of equally many rows of each image, each `[B]`."""
-        values = self.evaluation.values(law.reward_scale).unflatten(0, (law.num_images, -1))
+        values = law.values(self.evaluation).unflatten(0, (law.num_images, -1))
         values = without_barrier(values) if law.is_constrained else values
         return {"mean_value": values.mean(1), "best_value": values.amax(1)}
 

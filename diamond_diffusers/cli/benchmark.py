@@ -98,6 +98,7 @@ def benchmark(
     from ..evaluation.benchmark.recipes import all_recipes
     from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
+    from ..pipelines.resolution import own_reward_scale
 
     for name in export or ():
         check_export(name)
@@ -122,7 +123,7 @@ def benchmark(
         loading=loading.of_weights(),
         suite=suite,
         reward=followed,
-        reward_scale=defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
+        reward_scale=own_reward_scale(followed, defaults) if reward_scale is None else reward_scale,
         held_out_rewards=held_out,
         seed=seed,
         num_images_per_prompt=num_images_per_prompt,

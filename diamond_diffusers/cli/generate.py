@@ -13,7 +13,15 @@ from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
 from .interruption import interruptible
-from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .loading import (
+    FoundRewardScale,
+    ModelName,
+    RewardExpression,
+    found_reward_scale,
+    load_model,
+    model_defaults,
+    named_reward,
+)
 from .method import MethodRequest, method_request
 from .options import (
     MAX_COUNT,
@@ -95,7 +103,7 @@ def generate(
     alignment: AlignmentName = None,
     option: MethodOptions = None,
     reward: RewardExpression = None,
-    reward_scale: RewardScale = None,
+    reward_scale: FoundRewardScale = None,
     num_images: NumImages = 1,
     seed: FirstSeed = 0,
     num_inference_steps: NumSteps = None,
@@ -116,7 +124,7 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
-    memory = memory_options(particle_batch_size, gradient_checkpointing)
+    memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
     texts = all_texts(prompts, prompts_file, "PROMPT")
     defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
@@ -133,7 +141,7 @@ def generate(
     own = "none" if scored_by is None else defaults.get("alignment", "smc")
     request = method_request(alignment or own, flags, option or ())
     method = request.build()
-    check_call(method, request, {"reward_scale": reward_scale, "max_network_evaluations": max_network_evaluations})
+    check_call(method, request, {"reward_scale": scale, "max_network_evaluations": max_network_evaluations})
     if method.needs_reward and scored_by is None:
         raise ValueError(
             f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
@@ -151,7 +159,7 @@ def generate(
             scored_by,
             seed,
             num_images,
-            reward_scale,
+            scale,
             memory,
             {"num_inference_steps": num_inference_steps, **stock.given()},
             max_network_evaluations,

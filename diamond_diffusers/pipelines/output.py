@@ -39,7 +39,8 @@ class DiamondMapPipelineOutput(BaseOutput):
             `final_selection="all"` particle after particle of each.
         rewards: unscaled rewards `[n]`; NaN where the reward has failed and `on_reward_error` is `skip`, and for images
             that a safety checker blacked out. None without a reward.
-        reward_terms: each term of the reward before weighting, `[n]`.
+        reward_terms: each term of the reward before weighting, `[n]`; NaN for images whose own reward has no such term,
+            where prompts have different ones.
         constraints_met: whether the image holds all constraints of the reward, such as `nsfw < 0.2`, `[n]`; None where
             it has none.
         log_weights: normalised log-weights `[n]` of the returned particles within their image's cloud.
@@ -54,6 +55,9 @@ class DiamondMapPipelineOutput(BaseOutput):
         interrupted: whether the call was ended before its end, so that its images are clean look-aheads.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
+        reward_scale: what multiplied the reward of each image in its law, `[n]` in float64: as given, or as `"auto"`
+            has found it. None without a reward, and where `"auto"` found none: for alignment `none`, which makes no use
+            of it, and where the call was interrupted before.
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
 
@@ -75,6 +79,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None = None
     plan: MemoryPlan | None = None
     constraints_met: Tensor | None = None
+    reward_scale: Tensor | None = None
 
 
 def make_output(
@@ -86,8 +91,13 @@ def make_output(
     output_type: str,
     interrupted: bool,
     plan: MemoryPlan | None = None,
+    has_scale: bool = True,
 ) -> DiamondMapPipelineOutput:
-    """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
+    """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them.
+
+    Args:
+        has_scale: whether the law's scale is known by now.
+    """
     family = law.model
     assert isinstance(family, Family), "a call samples the model of a pipeline"
     blacked_out = None
@@ -123,6 +133,7 @@ def make_output(
         nsfw_content_detected=flagged,
         plan=plan,
         constraints_met=None if result.violation is None else _constraints_met(law, pick(result.violation)),
+        reward_scale=law.scales(len(latents)) if has_scale and law.reward is not None else None,
     )
 
 

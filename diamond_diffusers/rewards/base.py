@@ -57,6 +57,8 @@ class Reward(ABC):
         reads_prompts: whether the scores depend on the prompts.
         is_constrained: whether it holds a constraint, so that its output says how far images violate it.
         max_batch_size: the largest number of images in one call of `score`; None for all at once.
+        default_reward_scale: the `reward_scale` of calls that give none, at which the reward makes itself felt; None
+            for 1, as of rewards of which that is not known. See `docs/judges/scales.md`.
         licence: licence of the weights.
         source: the publication or the project that the score comes from.
         size: size of the download on first use, such as "1.7 GB".
@@ -76,6 +78,7 @@ class Reward(ABC):
     reads_prompts: bool = True
     is_constrained: bool = False
     max_batch_size: int | None = None
+    default_reward_scale: float | None = None
     licence: str = "unspecified"
     source: str = "unspecified"
     size: str = "none"
@@ -522,6 +525,23 @@ class WeightedSum(CompositeReward):
             for index, reward in enumerate(self.rewards)
             if not isinstance(reward, Constraint) or seen.index(seen[index]) == index
         ]
+
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That at which the sum counts as much as one of its terms by itself; None where that of a term is not known.
+
+        A term's own scale tells how much its scores differ. In the sum these differences are taken as independent, so
+        that it is `1 / sqrt(sum_i (weight_i / scale_i)^2)`. The weights say how terms count beside each other.
+        Constraints are not scaled.
+        """
+        shares = []
+        for weight, reward in zip(self.weights, self.rewards, strict=True):
+            if isinstance(reward, Constraint):
+                continue
+            if not reward.default_reward_scale:
+                return None
+            shares.append(weight / reward.default_reward_scale)
+        return 1 / math.hypot(*shares) if any(shares) else None
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
         return list(zip(self.weights, self.rewards, strict=True))

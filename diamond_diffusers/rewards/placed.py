@@ -34,6 +34,11 @@ class PlacedReward(CompositeReward):
         self.rest_device = None if rest_device is None else torch.device(rest_device)
         reward.to(self.device if rest_device is None else self.rest_device)
 
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That of the reward within."""
+        return self.rewards[0].default_reward_scale
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Casts the reward, in place; it stays on its own device."""
         self.rewards[0].to(dtype=dtype)

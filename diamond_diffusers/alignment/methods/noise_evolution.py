@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_counts
+from ...core.tensors import expand
 from ..noise_ascent import NoiseAscent, NoiseSampler
 from ..noise_rounds import Sample
 from . import METHODS
@@ -56,7 +57,7 @@ class NoiseEvolution(NoiseAscent):
             above, below = scores.reshape(*fresh.shape[:2], 2).unbind(2)
             return above - below
 
-        rises = sampler.law.reward_scale * rise(rewards)
+        rises = expand(sampler.law.scales(len(noise)), rewards[:, None]) * rise(rewards)
         if violations is not None:
             # Of what gradients follow, which knows no barrier.
             rises = rises - rise(violations)

@@ -329,7 +329,7 @@ class SMC(Method):
     def _weigh_by_reward(self, law: Law, cloud: PathCloud) -> PathCloud:
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
-        ahead = LookAhead(None, final.values(law.reward_scale).to(cloud.x.device))
+        ahead = LookAhead(None, law.values(final).to(cloud.x.device))
         cloud, values = self._read(cloud, ahead.values)
         return self._recorded(
             replace(
