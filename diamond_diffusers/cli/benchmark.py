@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .options import (
     MAX_COUNT,
+    MAX_NUMBER,
     Device,
     Offload,
     ParticleBatchSize,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 Budgets = Annotated[
     str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
+]
+MaxRewardCalls = Annotated[
+    int | None, typer.Option(min=1, max=MAX_NUMBER, help="The most scores of the reward for an image, at every budget.")
 ]
 Methods = Annotated[
     str | None,
@@ -70,6 +74,7 @@ Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 def benchmark(
     *,
     budgets: Budgets = "120",
+    max_reward_calls: MaxRewardCalls = None,
     methods: Methods = None,
     prompts_file: PromptsFile = None,
     num_prompts: NumPrompts = None,
@@ -131,12 +136,14 @@ def benchmark(
         arguments=stock.given(),
     )
     steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
-    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes)
+    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes, max_reward_calls)
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
     if processes.is_main_process:
         summaries = summarise(plan, records, output, clip)
-        comparison = Comparison({"budgets": sizes, **setup.settings()}, plan, records, summaries)
+        comparison = Comparison(
+            {"budgets": sizes, "max_reward_calls": max_reward_calls, **setup.settings()}, plan, records, summaries
+        )
         _report(comparison, chosen, export or (), output)
 
 

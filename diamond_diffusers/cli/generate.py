@@ -47,6 +47,7 @@ def help_of_posterior() -> str:
     return f"Draws the look-aheads: {', '.join(POSTERIORS.names())}. Short for -o posterior=NAME."
 
 
+BUDGETS = ("max_network_evaluations", "max_reward_calls")
 AlignmentName = Annotated[str | None, typer.Option(help=help_of_alignment())]
 MethodOptions = Annotated[
     list[str] | None,
@@ -79,6 +80,12 @@ MaxNetworkEvaluations = Annotated[
         min=1, max=MAX_NUMBER, help="Budget of an aligned image, which sets its particles, candidates or iterations."
     ),
 ]
+MaxRewardCalls = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=MAX_NUMBER, help="Budget of scores by the reward for an aligned image, which does likewise."
+    ),
+]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
@@ -107,6 +114,7 @@ def generate(
     guidance_strength: GuidanceStrength = None,
     stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
+    max_reward_calls: MaxRewardCalls = None,
     particle_batch_size: PlannedBatchSize = None,
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
@@ -133,7 +141,8 @@ def generate(
     own = "none" if scored_by is None else defaults.get("alignment", "smc")
     request = method_request(alignment or own, flags, option or ())
     method = request.build()
-    check_call(method, request, {"reward_scale": reward_scale, "max_network_evaluations": max_network_evaluations})
+    budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
+    check_call(method, request, {"reward_scale": reward_scale, **budget})
     if method.needs_reward and scored_by is None:
         raise ValueError(
             f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
@@ -156,6 +165,7 @@ def generate(
             {"num_inference_steps": num_inference_steps, **stock.given()},
             max_network_evaluations,
             with_plain=not no_plain,
+            max_reward_calls=max_reward_calls,
         )
         settings = {"model": model or "embedded", "loading": loading.of_weights(), "offload": loading.offload}
         save(drawn, output, settings)
@@ -165,18 +175,17 @@ def generate(
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
     """Raises a `ValueError` where a method makes no use of what a call is given, or the call replaces an option."""
-    uses = {"reward_scale": method.needs_reward, "max_network_evaluations": method.grows is not None}
     for name, value in given.items():
-        if value is not None and not uses[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {value}, but alignment {request.name!r} does not use it; drop {flag}")
-    budget = given["max_network_evaluations"]
-    if budget is not None and method.grows is not None and method.grows in request.options:
-        flag, _ = request.flags.get(method.grows, (f"-o {method.grows}", None))
-        raise ValueError(
-            f"{flag} is {request.options[method.grows]}, which --max-network-evaluations {budget} would replace; drop "
-            "one of them"
-        )
+        if value is None:
+            continue
+        is_budget, own = name in BUDGETS, f"--{name.replace('_', '-')}"
+        if not (method.grows is not None if is_budget else method.needs_reward):
+            raise ValueError(f"{own} is {value}, but alignment {request.name!r} does not use it; drop {own}")
+        if is_budget and method.grows is not None and method.grows in request.options:
+            flag, _ = request.flags.get(method.grows, (f"-o {method.grows}", None))
+            raise ValueError(
+                f"{flag} is {request.options[method.grows]}, which {own} {value} would replace; drop one of them"
+            )
 
 
 def _print_rewards(drawn: SideBySide) -> None:

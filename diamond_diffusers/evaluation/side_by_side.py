@@ -64,6 +64,7 @@ def draw_side_by_side(
     arguments: Mapping[str, Any] | None = None,
     max_network_evaluations: int | None = None,
     with_plain: bool = True,
+    max_reward_calls: int | None = None,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
@@ -72,6 +73,7 @@ def draw_side_by_side(
         arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
         max_network_evaluations: budget of an aligned image.
         with_plain: whether plain images are drawn beside aligned ones.
+        max_reward_calls: budget of scores for an aligned image.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -85,7 +87,9 @@ def draw_side_by_side(
     resolved = pipe.prepare(**given).arguments
     alignment.check(reward)
 
-    def draw(method: Method, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
+    budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
+
+    def draw(method: Method, name: str, budget: Mapping[str, Any]) -> DiamondMapPipelineOutput:
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with progress_bar(pipe.pipeline, desc=name):
             return pipe(
@@ -93,14 +97,14 @@ def draw_side_by_side(
                 reward=reward,
                 alignment=method,
                 reward_scale=reward_scale,
-                max_network_evaluations=budget,
+                **budget,
                 **(memory or {}),
                 generator=generators,
             )
 
     # First the call that can be refused.
-    aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None
-    plain = draw(NoAlignment(), "plain") if aligned is None or with_plain else None
+    aligned = draw(alignment, "aligned", budget) if alignment.needs_reward else None
+    plain = draw(NoAlignment(), "plain", {}) if aligned is None or with_plain else None
     ran = aligned or plain
     assert ran is not None, "there are plain images where there are no aligned ones"
     return SideBySide(
@@ -114,7 +118,7 @@ def draw_side_by_side(
             "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
             "particle_batch_size": (memory or {}).get("particle_batch_size"),
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
-            "max_network_evaluations": max_network_evaluations,
+            **budget,
             "seed": seed,
             "device": pipe.family.device,
             "dtype": pipe.dtype,

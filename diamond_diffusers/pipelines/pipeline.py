@@ -252,6 +252,7 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         alignment: Method | str | Mapping[str, Any] | None = None,
         reward_scale: float | None = None,
         max_network_evaluations: int | None = None,
+        max_reward_calls: int | None = None,
         final_selection: str | None = None,
         particle_batch_size: int | Literal["auto"] | None = None,
         gradient_checkpointing: bool | Literal["auto"] | None = None,
@@ -282,6 +283,9 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`.
             max_network_evaluations: budget of network evaluations for each image; a backward pass counts 2. The
                 method's count of particles, candidates or iterations is set to the largest within this budget.
+            max_reward_calls: budget of images that the reward scores for each image, look-aheads among them. With both
+                budgets, the count is the largest within both. Trials of the reward before the run, and calls repeated
+                because it failed, come on top.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
             particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is
@@ -325,6 +329,7 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             alignment=alignment,
             reward_scale=reward_scale,
             max_network_evaluations=max_network_evaluations,
+            max_reward_calls=max_reward_calls,
             final_selection=final_selection,
             particle_batch_size=particle_batch_size,
             gradient_checkpointing=gradient_checkpointing,

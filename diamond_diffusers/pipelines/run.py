@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..alignment.base import Method
-from ..alignment.budget import fit_to_budget
+from ..alignment.budget import Budget, fit_to_budget, warn_of_many_scores
 from ..alignment.execution import Execution
 from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale
@@ -47,6 +47,7 @@ class RunOptions(Typed):
     alignment: Any = None
     reward_scale: float | None = None
     max_network_evaluations: int | None = None
+    max_reward_calls: int | None = None
     final_selection: str | None = None
     particle_batch_size: int | Literal["auto"] | None = None
     gradient_checkpointing: bool | Literal["auto"] | None = None
@@ -57,9 +58,8 @@ class RunOptions(Typed):
 
     def __post_init__(self) -> None:
         size = self.particle_batch_size
-        check_counts(
-            max_network_evaluations=self.max_network_evaluations, particle_batch_size=None if size == AUTO else size
-        )
+        Budget(self.max_network_evaluations, self.max_reward_calls)
+        check_counts(particle_batch_size=None if size == AUTO else size)
         RewardErrors(self.on_reward_error)
         if isinstance(self.reward, type):
             raise TypeError(f"reward is {shown(self.reward)}; give an instance, {self.reward.__name__}()")
@@ -164,8 +164,11 @@ class Run(Iterator[Progress]):
             is_interrupted=self._is_to_end,
         )
         law = Law(family, call.conditions, call.texts, reward, scale, call.scores, execution, reward_errors=errors)
-        if options.max_network_evaluations is not None:
-            method = fit_to_budget(method, law, levels, options.max_network_evaluations)
+        budget = options.max_network_evaluations, options.max_reward_calls
+        if any(limit is not None for limit in budget):
+            method = fit_to_budget(method, law, levels, *budget)
+        if options.max_reward_calls is None:
+            warn_of_many_scores(method, law, levels)
         x = starting_particles(call, method, levels[0], self._random)
         execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
         law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)

@@ -28,6 +28,7 @@ class MiniatureReward(CLIPReward):
     licence = "Apache-2.0"
     source = "diamond_diffusers.miniature"
     size = "none"
+    is_free = True
     hub_files = ()
 
     def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
