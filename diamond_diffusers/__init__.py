@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
     from .core.cost import Cost
     from .families.registry import register_family
+    from .pipelines.calibration import Calibration, calibrate
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
     from .posteriors import register_posterior
@@ -57,6 +58,7 @@ _MODULES = {
     "AncestralTransition": "transitions.ancestral",
     "BeamSearch": "alignment.methods.beam_search",
     "BestOfN": "alignment.methods.best_of_n",
+    "Calibration": "pipelines.calibration",
     "Cost": "core.cost",
     "DenoiserPoint": "posteriors.denoiser",
     "DiamondMapPipeline": "pipelines.pipeline",
@@ -89,6 +91,7 @@ _MODULES = {
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
     "available_rewards": "rewards.registry",
+    "calibrate": "pipelines.calibration",
     "register_family": "families.registry",
     "register_loss": "training.losses",
     "register_method": "alignment.methods",
@@ -105,6 +108,7 @@ __all__ = [
     "AncestralTransition",
     "BeamSearch",
     "BestOfN",
+    "Calibration",
     "Cost",
     "DenoiserPoint",
     "DiamondMapPipeline",
@@ -137,6 +141,7 @@ __all__ = [
     "WeightedPosterior",
     "ZeroOrderSearch",
     "available_rewards",
+    "calibrate",
     "register_family",
     "register_loss",
     "register_method",

@@ -12,6 +12,15 @@ from rich.markup import escape
 from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
+from .calibration import (
+    CALIBRATION,
+    Calibrate,
+    CalibrationFile,
+    draw_calibration,
+    print_calibration,
+    read_calibration,
+    recorded,
+)
 from .interruption import interruptible
 from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .method import MethodRequest, method_request
@@ -103,6 +112,8 @@ def generate(
     option: MethodOptions = None,
     reward: RewardExpression = None,
     reward_scale: RewardScale = None,
+    calibrate: Calibrate = None,
+    calibration: CalibrationFile = None,
     num_images: NumImages = 1,
     seed: FirstSeed = 0,
     num_inference_steps: NumSteps = None,
@@ -151,7 +162,14 @@ def generate(
     method.check(scored_by)
     if no_plain and not method.needs_reward:
         raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
+    arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
+    if calibrate is not None and scored_by is not None:
+        used = draw_calibration(pipe, texts, scored_by, calibrate, seed, **memory, **arguments)
+    if used is not None and scored_by is not None:
+        scored_by = used.apply(scored_by)
+        print_calibration(used)
     with interruptible(pipe):
         drawn = draw_side_by_side(
             pipe,
@@ -162,13 +180,21 @@ def generate(
             num_images,
             reward_scale,
             memory,
-            {"num_inference_steps": num_inference_steps, **stock.given()},
+            arguments,
             max_network_evaluations,
             with_plain=not no_plain,
             max_reward_calls=max_reward_calls,
         )
-        settings = {"model": model or "embedded", "loading": loading.of_weights(), "offload": loading.offload}
-        save(drawn, output, settings)
+        settings: dict[str, Any] = {
+            "model": model or "embedded",
+            "loading": loading.of_weights(),
+            "offload": loading.offload,
+        }
+        if used is not None:
+            file = calibration or output / CALIBRATION
+            settings["calibration"] = recorded(used, file)
+            used.save(output / CALIBRATION)
+        save(drawn, output, settings, {} if calibrate is None or used is None else {"calibration": used.cost})
         _print_rewards(drawn)
         Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
 

@@ -127,13 +127,19 @@ def draw_side_by_side(
     )
 
 
-def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
+def save(
+    drawn: SideBySide,
+    folder: Path,
+    settings: Mapping[str, Any],
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
     """Writes every image, `contact_sheet.png`, `trace.png` where there is a trace, and `record.json`.
 
     The files of an earlier run in the same folder are removed, so that no image stays beside a record without it.
 
     Args:
         settings: further settings for the record.
+        costs: of what was drawn beside these images, by name.
     """
     _remove_recorded(folder)
     for name, out in drawn.outputs.items():
@@ -142,7 +148,7 @@ def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
     write_image(folder / SHEET, contact_sheet(drawn))
     if drawn.aligned is not None and drawn.aligned.trace.figures():
         write_bytes(folder / TRACE, _trace_picture(drawn.aligned))
-    write_json(folder / RECORD, record(drawn, settings))
+    write_json(folder / RECORD, record(drawn, settings, costs))
 
 
 def _remove_recorded(folder: Path) -> None:
@@ -178,7 +184,9 @@ def _trace_picture(out: DiamondMapPipelineOutput) -> bytes:
     return picture.getvalue()
 
 
-def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
+def record(
+    drawn: SideBySide, settings: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
     """All settings and the results."""
     images = []
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
@@ -189,7 +197,7 @@ def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "images": images,
         "interrupted": [name for name, out in drawn.outputs.items() if out.interrupted],
-        "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()},
+        "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()} | dict(costs or {}),
         "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }

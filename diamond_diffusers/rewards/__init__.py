@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .aesthetic_v1 import AestheticV1Reward
     from .base import Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
@@ -53,6 +54,7 @@ _MODULES = {
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
     "StandardisedReward": "transformed",
@@ -60,6 +62,7 @@ _MODULES = {
     "VQAScoreReward": "vqascore",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -85,6 +88,7 @@ __all__ = [
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
     "StandardisedReward",
@@ -93,6 +97,7 @@ __all__ = [
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
 ]

@@ -313,7 +313,7 @@ class CompositeReward(Reward):
     @property
     def term_names(self) -> list[str]:
         """Those of all parts; of equal names, the second gets the suffix `_2`, and so on."""
-        return _distinct([name for reward in self.rewards for name in reward.term_names])
+        return distinct([name for reward in self.rewards for name in reward.term_names])
 
     @property
     def wanted_context(self) -> dict[str, bool]:
@@ -380,7 +380,7 @@ class WeightedSum(CompositeReward):
         weighted = [weight * output.total for weight, output in zip(self.weights, outputs, strict=True)]
         total = sum(weighted, torch.zeros_like(weighted[0]))
         scores = [item for output in outputs for item in output.terms.items()]
-        names = _distinct([name for name, _ in scores])
+        names = distinct([name for name, _ in scores])
         return RewardOutput(total, {name: score for name, (_, score) in zip(names, scores, strict=True)})
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
@@ -399,15 +399,16 @@ def random_image(device: torch.device | str, image_size: tuple[int, int]) -> Ten
     return torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    distinct: list[str] = []
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, of which the second of equal ones gets the suffix `_2`, and so on."""
+    found: list[str] = []
     for name in names:
         candidate, count = name, 1
-        while candidate in distinct:
+        while candidate in found:
             count += 1
             candidate = f"{name}_{count}"
-        distinct.append(candidate)
-    return distinct
+        found.append(candidate)
+    return found
 
 
 def _expression(weights: Sequence[float], names: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ REWARDS: Registry[Registered] = Registry(
     helpers=(
         "availability",
         "base",
+        "calibration",
         "callable_reward",
         "checkpointing",
         "checks",

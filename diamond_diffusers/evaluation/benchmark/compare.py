@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ...alignment.trace import FIGURES
 from ...core.cost import Cost
 from ...miniature.judge import judge
+from ...pipelines.calibration import Calibration
 from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward
@@ -52,6 +53,7 @@ class Setup:
         particle_batch_size: the most rows of one network call, all of one image; None for all images at once.
         arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
         loading: how the model was loaded, for the record: its variant, its LoRAs and the like.
+        calibration: by which the terms of `reward` are already measured; None where they are in their own units.
     """
 
     pipe: DiamondMapPipeline
@@ -66,6 +68,7 @@ class Setup:
     particle_batch_size: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     loading: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_images_per_prompt"):
@@ -87,6 +90,7 @@ class Setup:
     def settings(self) -> dict[str, Any]:
         """Everything that the results depend on, except the method."""
         texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
+        calibration = {} if self.calibration is None else {"calibration": self.calibration.statistics()}
         return {
             "model": self.model,
             "loading": self.loading,
@@ -94,7 +98,8 @@ class Setup:
             "model_defaults": self.pipe.defaults,
             "arguments": self.arguments,
             "dtype": str(self.pipe.dtype),
-            "reward": self.reward.name,
+            "reward": self.reward.name if self.calibration is None else self.calibration.reward,
+            **calibration,
             "reward_weights": fingerprint(modules_of(vars(self.reward))),
             "reward_scale": self.reward_scale,
             "held_out_rewards": [reward.name for reward in self.held_out_rewards],
