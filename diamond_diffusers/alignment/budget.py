@@ -16,6 +16,7 @@ from ..core.cost import Cost
 from ..core.levels import Level
 from ..core.model import Conditions
 from ..rewards.base import Reward
+from ..rewards.stages import stages_of
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
 from .base import Method
@@ -182,6 +183,8 @@ def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
     x = torch.zeros(alignment.num_particles, 1)
     with torch.no_grad():
         alignment.run(empty, x, levels, RandomSource(torch.Generator(), 1))
+    if (staged := stages_of(law.reward)) is not None:
+        empty.cost.reward_calls += staged.num_scores(alignment.num_particles)
     return empty.cost
 
 

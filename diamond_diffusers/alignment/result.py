@@ -29,6 +29,8 @@ class AlignmentResult:
             that their transitions sample.
         trace: figures of each step.
         reward_scale: multiplied the reward: the best particle is that of the highest product, the first of equals.
+        places: of the particles in the order that the stages of a reward give them, `[B, P]` on the CPU, where 0 is the
+            best; None where the rewards order them.
     """
 
     latents: Tensor
@@ -39,6 +41,7 @@ class AlignmentResult:
     log_evidence: Tensor | None
     trace: Trace
     reward_scale: float = 1.0
+    places: Tensor | None = None
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
         """Indices `[B, n]` of the particles to return: one drawn by weight, the heaviest, the best, or all."""
@@ -46,6 +49,10 @@ class AlignmentResult:
             return torch.arange(self.log_weights.shape[1]).expand(self.log_weights.shape)
         if final_selection == "heaviest":
             return self.log_weights.cpu().argmax(1, keepdim=True)
+        if final_selection == "best" and self.places is not None and self.rewards is not None:
+            # An image that a safety checker has blacked out since has lost its reward.
+            lost = self.rewards.isnan().cpu()
+            return self.places.masked_fill(lost, self.places.shape[1]).argmin(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
             return scaled_rewards(self.rewards, self.reward_scale).cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()

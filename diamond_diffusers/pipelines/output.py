@@ -51,6 +51,7 @@ class DiamondMapPipelineOutput(BaseOutput):
             there is no checker.
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
+        stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
         >>> out = pipe(["a red star", "a blue ring"], alignment="best_of_n", num_inference_steps=2)
@@ -69,6 +70,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
     plan: MemoryPlan | None = None
+    stage_calls: dict[str, int] | None = None
 
 
 def make_output(
@@ -80,6 +82,7 @@ def make_output(
     output_type: str,
     interrupted: bool,
     plan: MemoryPlan | None = None,
+    stage_calls: dict[str, int] | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
@@ -116,6 +119,7 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
         plan=plan,
+        stage_calls=stage_calls,
     )
 
 

@@ -23,11 +23,13 @@ from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
+from ..alignment.stages import check_stages, judged
 from ..core.checks import check_choice, check_counts
 from ..core.deferred import own_checks
 from ..core.typed import Typed
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
+from ..rewards.stages import stages_of
 from .attributes import StockAttributes
 from .best_images import keep_best_images
 from .call import Call, starting_particles
@@ -146,7 +148,8 @@ class Run(Iterator[Progress]):
             check_differentiable(call.modules)
             check_network_differentiable(family, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
-        selection = method.default_selection if options.final_selection is None else options.final_selection
+        selection = "best" if stages_of(reward) else method.default_selection
+        selection = selection if options.final_selection is None else options.final_selection
         self._selection = checked_selection(selection, reward, call.texts)
         scale = defaults.get("reward_scale", 1.0) if options.reward_scale is None else options.reward_scale
         check_reward_scale(scale)
@@ -167,6 +170,7 @@ class Run(Iterator[Progress]):
         budget = options.max_network_evaluations, options.max_reward_calls
         if any(limit is not None for limit in budget):
             method = fit_to_budget(method, law, levels, *budget)
+        check_stages(reward, method, options.final_selection)
         if options.max_reward_calls is None:
             warn_of_many_scores(method, law, levels)
         x = starting_particles(call, method, levels[0], self._random)
@@ -302,7 +306,7 @@ class Run(Iterator[Progress]):
                 selection = "best"
             with _apart(), self._call.active():
                 try:
-                    result = progress.result()
+                    result, stage_calls = judged(progress.law, progress.result())
                 except Exception as error:
                     self._keep_best_images(error)
                     raise
@@ -315,6 +319,7 @@ class Run(Iterator[Progress]):
                     self._options.output_type,
                     interrupted=not self._is_complete,
                     plan=self._plan,
+                    stage_calls=stage_calls or None,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

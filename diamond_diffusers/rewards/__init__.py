@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .placed import PlacedReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .vqascore import VQAScoreReward
@@ -57,12 +58,14 @@ _MODULES = {
     "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
     "WeightedSum": "base",
     "as_reward": "expressions",
     "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -91,6 +94,7 @@ __all__ = [
     "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
@@ -100,6 +104,7 @@ __all__ = [
     "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 

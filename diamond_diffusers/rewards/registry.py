@@ -40,6 +40,7 @@ REWARDS: Registry[Registered] = Registry(
         "registry",
         "returned_scores",
         "shared_features",
+        "stages",
         "transformed",
         "weight_files",
     ),

@@ -13,6 +13,7 @@ from typing import Any
 from ...alignment.base import Method
 from ...alignment.budget import Budget, cost_of_image
 from ...alignment.law import Law
+from ...alignment.stages import check_stages
 from ...core.cost import Cost
 from ...pipelines.call import Call
 from ...pipelines.pipeline import DiamondMapPipeline
@@ -112,7 +113,7 @@ def plan_methods(
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     with call.active():
-        cost_of = dry_cost(call)
+        cost_of = dry_cost(call, reward)
         for budget in budgets:
             for name in names:
                 try:
@@ -121,6 +122,7 @@ def plan_methods(
                     recipe = replace(recipes[name], alignment=alignment)
                     steps = call.arguments.num_inference_steps
                     sized = sized_to_budget(name, recipe, budget, steps, cost_of, max_reward_calls)
+                    check_stages(reward, sized.alignment)
                     entries.append(Entry(budget, sized))
                 except ValueError as reason:
                     left_out.append(LeftOut(budget, name, str(reason)))
@@ -186,12 +188,16 @@ def _grown(method: SizedMethod, what: str, budget: Budget, cost_of: CostOf) -> S
     return method.resized(what, budget.largest(cost))
 
 
-def dry_cost(call: Call) -> CostOf:
-    """A function that counts what one image of a method costs; valid while the call is active."""
+def dry_cost(call: Call, reward: Reward | None = None) -> CostOf:
+    """A function that counts what one image of a method costs; valid while the call is active.
+
+    Args:
+        reward: that the methods follow, whose later stages cost scores; none of its own are asked for.
+    """
     conditions, scores = call.conditions, call.scores
 
     def cost_of(method: SizedMethod) -> Cost:
-        law = Law(call.family, conditions, call.texts, score_model=scores)
+        law = Law(call.family, conditions, call.texts, reward, score_model=scores)
         return cost_of_image(method.alignment, law, call.levels(method.num_inference_steps))
 
     return cost_of
