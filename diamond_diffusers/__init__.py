@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .pipelines.calibration import Calibration, calibrate
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
+    from .pipelines.watch import Watch
     from .posteriors import register_posterior
     from .posteriors.base import PosteriorSampler
     from .posteriors.denoiser import DenoiserPoint
@@ -88,6 +89,7 @@ _MODULES = {
     "Reward": "rewards.base",
     "ScheduledTempering": "alignment.smc_parts.tempering",
     "Transition": "transitions.base",
+    "Watch": "pipelines.watch",
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
     "available_rewards": "rewards.registry",
@@ -138,6 +140,7 @@ __all__ = [
     "Reward",
     "ScheduledTempering",
     "Transition",
+    "Watch",
     "WeightedPosterior",
     "ZeroOrderSearch",
     "available_rewards",

@@ -41,6 +41,7 @@ from .records import LoadingOptions, StockOptions, takes_records
 if TYPE_CHECKING:
     from ..alignment.base import Method
     from ..evaluation.side_by_side import SideBySide
+    from ..pipelines.watch import Watch
 
 
 def help_of_alignment() -> str:
@@ -95,6 +96,21 @@ MaxRewardCalls = Annotated[
         min=1, max=MAX_NUMBER, help="Budget of scores by the reward for an aligned image, which does likewise."
     ),
 ]
+WatchReward = Annotated[
+    str | None,
+    typer.Option(
+        "--watch",
+        metavar="REWARD",
+        help="A reward that is not followed: a search in rounds ends where it falls, and each image is taken where it "
+        "was the highest.",
+    ),
+]
+WatchPatience = Annotated[
+    int | None, typer.Option(min=1, max=MAX_COUNT, help="Checks in a row below its best at which --watch ends; 3.")
+]
+WatchEvery = Annotated[
+    int | None, typer.Option(min=1, max=MAX_COUNT, help="Rounds from one check of --watch to the next; 1.")
+]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
@@ -126,6 +142,9 @@ def generate(
     stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
     max_reward_calls: MaxRewardCalls = None,
+    watch: WatchReward = None,
+    watch_patience: WatchPatience = None,
+    watch_every: WatchEvery = None,
     particle_batch_size: PlannedBatchSize = None,
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
@@ -162,6 +181,7 @@ def generate(
     method.check(scored_by)
     if no_plain and not method.needs_reward:
         raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    watched_by = _watch(watch, watch_patience, watch_every, method)
     used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
     arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
@@ -184,6 +204,7 @@ def generate(
             max_network_evaluations,
             with_plain=not no_plain,
             max_reward_calls=max_reward_calls,
+            watch=watched_by,
         )
         settings: dict[str, Any] = {
             "model": model or "embedded",
@@ -214,6 +235,21 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
             )
 
 
+def _watch(expression: str | None, patience: int | None, every: int | None, method: Method) -> Watch | None:
+    """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
+    given = {"patience": patience, "every": every}
+    given = {name: count for name, count in given.items() if count is not None}
+    if expression is None:
+        for name, count in given.items():
+            raise ValueError(f"--watch-{name} is {count}, but nothing is watched; name a reward with --watch")
+        return None
+    from ..pipelines.watch import Watch, check_watchable
+    from ..rewards import as_reward
+
+    check_watchable(method)
+    return Watch(as_reward(expression), **given)
+
+
 def _print_rewards(drawn: SideBySide) -> None:
     table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
@@ -227,5 +263,11 @@ def _print_rewards(drawn: SideBySide) -> None:
     console.print(table)
     for name, out in drawn.outputs.items():
         console.print(f"{name}: {out.cost}", soft_wrap=True)
+        if out.watched is not None:
+            chosen, checks = [out.watched.rounds[check] + 1 for check in out.watched.chosen], out.watched.held_out
+            ended = f", which ended the run after {out.watched.rounds[-1] + 1}" if out.watched.is_ended else ""
+            scores = f"{out.watched.reward_calls} scores of '{out.watched.reward}' in {len(checks)} checks{ended}"
+            text = f"{name}, watched: taken from round {', '.join(map(str, chosen))}; {scores}"
+            console.print(text, soft_wrap=True, markup=False)
         if out.plan is not None:
             console.print(f"{name}, planned for memory: {out.plan}", soft_wrap=True)

@@ -19,6 +19,7 @@ from ..alignment.methods.none import NoAlignment
 from ..families.compat import progress_bar
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
+from ..pipelines.watch import Watch
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
 from .sheets import OVERVIEWS, SHEET, TRACE, Block, Tile, draw_sheet
@@ -65,6 +66,7 @@ def draw_side_by_side(
     max_network_evaluations: int | None = None,
     with_plain: bool = True,
     max_reward_calls: int | None = None,
+    watch: Watch | None = None,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
@@ -74,6 +76,7 @@ def draw_side_by_side(
         max_network_evaluations: budget of an aligned image.
         with_plain: whether plain images are drawn beside aligned ones.
         max_reward_calls: budget of scores for an aligned image.
+        watch: of the aligned call.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -89,7 +92,7 @@ def draw_side_by_side(
 
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
 
-    def draw(method: Method, name: str, budget: Mapping[str, Any]) -> DiamondMapPipelineOutput:
+    def draw(method: Method, name: str, own: Mapping[str, Any]) -> DiamondMapPipelineOutput:
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with progress_bar(pipe.pipeline, desc=name):
             return pipe(
@@ -97,13 +100,13 @@ def draw_side_by_side(
                 reward=reward,
                 alignment=method,
                 reward_scale=reward_scale,
-                **budget,
+                **own,
                 **(memory or {}),
                 generator=generators,
             )
 
     # First the call that can be refused.
-    aligned = draw(alignment, "aligned", budget) if alignment.needs_reward else None
+    aligned = draw(alignment, "aligned", {**budget, "watch": watch}) if alignment.needs_reward else None
     plain = draw(NoAlignment(), "plain", {}) if aligned is None or with_plain else None
     ran = aligned or plain
     assert ran is not None, "there are plain images where there are no aligned ones"
@@ -119,12 +122,17 @@ def draw_side_by_side(
             "particle_batch_size": (memory or {}).get("particle_batch_size"),
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
             **budget,
+            "watch": watch and {"reward": ran.watched and ran.watched.reward, **_counts(watch)},
             "seed": seed,
             "device": pipe.family.device,
             "dtype": pipe.dtype,
             "call": {key: value for key, value in resolved.items() if value is not None},
         },
     )
+
+
+def _counts(watch: Watch) -> dict[str, int]:
+    return {"patience": watch.patience, "every": watch.every}
 
 
 def save(
@@ -199,6 +207,7 @@ def record(
         "interrupted": [name for name, out in drawn.outputs.items() if out.interrupted],
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()} | dict(costs or {}),
         "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
+        "watched": {name: vars(out.watched) for name, out in drawn.outputs.items() if out.watched is not None},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }
 

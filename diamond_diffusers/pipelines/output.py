@@ -19,6 +19,7 @@ from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
+from .watch import Watched
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 """In which form a call returns its images."""
@@ -51,6 +52,7 @@ class DiamondMapPipelineOutput(BaseOutput):
             there is no checker.
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
+        watched: what the `watch` of the call has seen; None without one.
         stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
@@ -71,6 +73,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None = None
     plan: MemoryPlan | None = None
     stage_calls: dict[str, int] | None = None
+    watched: Watched | None = None
 
 
 def make_output(
@@ -83,6 +86,7 @@ def make_output(
     interrupted: bool,
     plan: MemoryPlan | None = None,
     stage_calls: dict[str, int] | None = None,
+    watched: Watched | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
     family = law.model
@@ -120,6 +124,7 @@ def make_output(
         nsfw_content_detected=flagged,
         plan=plan,
         stage_calls=stage_calls,
+        watched=watched,
     )
 
 

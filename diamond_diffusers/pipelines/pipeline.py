@@ -40,6 +40,7 @@ from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
 from .saving_methods import SavingMethods
 from .signature import SignatureOfCall, StockCall
+from .watch import Watch
 
 
 class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAttributes):
@@ -257,6 +258,7 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         particle_batch_size: int | Literal["auto"] | None = None,
         gradient_checkpointing: bool | Literal["auto"] | None = None,
         on_reward_error: str = "raise",
+        watch: Watch | None = None,
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -301,6 +303,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
                 far as `best_images`; `retry` it up to 3 times first; or `skip` the images that fail, see
                 `docs/rewards.md`.
+            watch: a `Watch` of a held-out reward, which ends a method in rounds early and returns each image as it was
+                where that reward was the highest.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
                 whose processes make this call together. Each evaluates its share of the particles, and all return what
                 one process would return. All must pass the same arguments, and generators of the same seeds.
@@ -334,6 +338,7 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             particle_batch_size=particle_batch_size,
             gradient_checkpointing=gradient_checkpointing,
             on_reward_error=on_reward_error,
+            watch=watch,
             distributed_state=distributed_state,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,

@@ -38,6 +38,7 @@ from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .planning import AUTO, MemoryOptions, with_plan
 from .resolution import checked_selection, resolve_method, resolve_reward, try_reward
+from .watch import Watch, Watching
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RunOptions(Typed):
     particle_batch_size: int | Literal["auto"] | None = None
     gradient_checkpointing: bool | Literal["auto"] | None = None
     on_reward_error: str = "raise"
+    watch: Watch | None = None
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
@@ -158,6 +160,9 @@ class Run(Iterator[Progress]):
         self._reward_errors = errors = RewardErrors(options.on_reward_error)
         num_tried = try_reward(reward, call, method, errors)
 
+        self._watching = None
+        if options.watch is not None:
+            self._watching = Watching(options.watch, method, reward, call, named_rewards)
         levels = call.levels()
         memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
         execution = Execution(
@@ -200,7 +205,15 @@ class Run(Iterator[Progress]):
                 self._latest = progress
                 self._is_complete = progress.index + 1 == progress.num_stages
                 on_step(progress)
+                if self._watching is not None:
+                    self._watching.check(progress)
                 yield progress
+                if self._is_ended_by_watch:
+                    return
+
+    @property
+    def _is_ended_by_watch(self) -> bool:
+        return self._watching is not None and self._watching.watched.is_ended
 
     def __next__(self) -> Progress:
         self._check_between_steps("stepped")
@@ -301,6 +314,8 @@ class Run(Iterator[Progress]):
         self._check_between_steps("asked for its output")
         if self._output is None:
             progress = self._latest or next(self, self._start)
+            if self._watching is not None:
+                progress = self._watching.best(progress)
             selection = self._selection
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
@@ -317,9 +332,10 @@ class Run(Iterator[Progress]):
                     selection,
                     self._random,
                     self._options.output_type,
-                    interrupted=not self._is_complete,
+                    interrupted=not (self._is_complete or self._is_ended_by_watch),
                     plan=self._plan,
                     stage_calls=stage_calls or None,
+                    watched=None if self._watching is None else self._watching.watched,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

@@ -9,8 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .base import CompositeReward, Reward, RewardOutput, WeightedSum, distinct
+from .base import CompositeReward, Reward, RewardOutput, WeightedSum
 from .expressions import RewardLike, as_reward
+from .parts import terms_of
 from .shared_features import one_evaluation
 from .transformed import StandardisedReward
 
@@ -54,15 +55,6 @@ class ScoreStatistics:
                 "deviation to be measured in; draw more samples, or leave this term out"
             )
         return cls(scores.mean().item(), deviation)
-
-
-def terms_of(reward: Reward) -> dict[str, tuple[float, Reward]]:
-    """The weight and the reward of each term of a sum, by name; a reward that is no sum is its own only term.
-
-    Of equal names, the second gets the suffix `_2`, and so on.
-    """
-    terms = reward._weighted_terms()
-    return dict(zip(distinct([term.name for _, term in terms]), terms, strict=True))
 
 
 def calibrated(reward: RewardLike, statistics: Mapping[str, ScoreStatistics]) -> Reward:

@@ -34,6 +34,7 @@ REWARDS: Registry[Registered] = Registry(
         "expressions",
         "formulas",
         "hub",
+        "parts",
         "placed",
         "preprocessing",
         "references",

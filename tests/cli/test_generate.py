@@ -427,3 +427,16 @@ def test_a_budget_of_scores_is_recorded(generate):
     assert record["settings"]["max_reward_calls"] == 3
     # With two by which the reward is tried, and found to be differentiable.
     assert record["cost"]["aligned"]["reward_calls"] == 3 + 2
+
+
+def test_a_held_out_reward_is_watched(generate):
+    options = ("-o", "num_candidates=3", "-o", "round_size=1", "--watch", "symmetry", "--watch-patience", 1)
+    printed, record = generate("--alignment", "random_search", *options)
+    watched = record["watched"]["aligned"]
+    assert watched["reward"] == "symmetry" and "watched: taken from round" in printed
+    assert watched["chosen"] == [max(range(len(watched["held_out"])), key=lambda check: watched["held_out"][check])]
+    assert record["settings"]["watch"] == {"reward": "symmetry", "patience": 1, "every": 1}
+    alone = refusal("generate", "a star", "--reward", "redness", "--watch-every", 2)
+    assert "--watch-every is 2, but nothing is watched; name a reward with --watch" in alone
+    refused = refusal("generate", "a star", "--alignment", "smc", "--reward", "redness", "--watch", "symmetry")
+    assert "watch is given, but alignment SMC has half-noisy particles" in refused

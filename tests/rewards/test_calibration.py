@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diamond_diffusers.rewards import Brightness, ClippedReward, ScoreStatistics, Symmetry, calibrated
-from diamond_diffusers.rewards.calibration import TermScores, terms_of
+from diamond_diffusers.rewards.calibration import TermScores
+from diamond_diffusers.rewards.parts import terms_of
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a star"] * 3

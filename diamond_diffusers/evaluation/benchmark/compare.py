@@ -21,6 +21,7 @@ from ...pipelines.calibration import Calibration
 from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward
+from ...rewards.parts import names_within
 from ..devices import device_name
 from ..memory import peak_memory
 from ..side_by_side import PACKAGES
@@ -118,17 +119,12 @@ def check_seed(seed: int) -> None:
 def check_held_out(held_out_rewards: Sequence[Reward], reward: Reward) -> None:
     """Raises a `ValueError` if a held-out reward is also followed by the methods, or named twice."""
     names = [held_out.name for held_out in held_out_rewards]
-    followed = _names(reward)
+    followed = names_within(reward)
     for position, held_out in enumerate(held_out_rewards):
-        if shared := sorted(_names(held_out) & followed):
+        if shared := sorted(names_within(held_out) & followed):
             raise ValueError(f"held_out_rewards holds {shared[0]!r}, which alignment follows; choose another")
         if held_out.name in names[:position]:
             raise ValueError(f"held_out_rewards holds {held_out.name!r} twice; name each reward once")
-
-
-def _names(reward: Reward) -> set[str]:
-    """The names of a reward and of all rewards that it is made of."""
-    return {reward.name}.union(*(_names(part) for part in getattr(reward, "rewards", ())))
 
 
 def method_folder(folder: Path, method: SizedMethod) -> Path:
