@@ -41,6 +41,7 @@ class Method(Typed, ABC):
         needs_reward: whether the method is nothing without a reward.
         needs_reward_gradient: whether it differentiates the reward.
         default_selection: which particle of an image is returned if the caller does not say.
+        works_in_rounds: whether particles are clean after every stage, so that a `Watch` can look at them.
         grows: name of the field that `max_network_evaluations` enlarges; None where more of it would buy nothing.
 
     Example:
@@ -63,6 +64,7 @@ class Method(Typed, ABC):
     needs_reward: bool = True
     needs_reward_gradient: bool = False
     default_selection: str = "sample"
+    works_in_rounds: bool = False
     grows: ClassVar[str | None] = "num_particles"
 
     def __post_init__(self) -> None:

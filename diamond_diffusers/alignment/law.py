@@ -291,7 +291,7 @@ class LawAtRows:
         def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
             output = self._score_rows(index, self.owners, noise_to_signal, latents, images)
             names[:] = output.terms
-            return torch.stack([*_carried(output), *output.terms.values()], 1)
+            return torch.stack([*carried_by(output), *output.terms.values()], 1)
 
         scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count).unbind(1)
         num_carried = len(scores) - len(names)
@@ -311,7 +311,7 @@ class LawAtRows:
         def score_rows(index: Tensor, latents: Tensor) -> Tensor:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return torch.stack(_carried(self._score_rows(index, owners, noise_to_signal, latents, images)), 1)
+            return torch.stack(carried_by(self._score_rows(index, owners, noise_to_signal, latents, images)), 1)
 
         carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
         total, *violation = carried.unbind(1)
@@ -367,7 +367,7 @@ class LawAtRows:
             pixels = images.detach().requires_grad_()
             prompts = [law.prompts[owner] for owner in owners.tolist()]
             output = reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal)
-            scores = torch.stack(_carried(output)).sum()
+            scores = torch.stack(carried_by(output)).sum()
             (of_images,) = torch.autograd.grad(scores, pixels, materialize_grads=True)
             (of_latents,) = torch.autograd.grad(images, z, of_images)
         return fault_of_gradient(law.model, reward, of_images, of_latents, noise_to_signal, preview)
@@ -400,7 +400,7 @@ def check_reward_scales(scales: Sequence[float]) -> None:
         )
 
 
-def _carried(output: RewardOutput) -> list[Tensor]:
+def carried_by(output: RewardOutput) -> list[Tensor]:
     """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
     return [output.total] if output.violation is None else [output.total, output.violation]
 

@@ -32,6 +32,7 @@ class NoiseRounds(NoAlignment):
 
     needs_reward = True
     default_selection = "best"
+    works_in_rounds = True
 
     @abstractmethod
     def rounds(

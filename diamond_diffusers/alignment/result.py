@@ -32,6 +32,8 @@ class AlignmentResult:
             of equals.
         violation: of constraints, `[B, P]`, as of `RewardOutput`; None where there are none. A particle that violates
             one is never better than one that does not.
+        places: of the particles in the order that the stages of a reward give them, `[B, P]` on the CPU, where 0 is the
+            best; None where the rewards order them.
     """
 
     latents: Tensor
@@ -43,6 +45,7 @@ class AlignmentResult:
     trace: Trace
     scales: Tensor
     violation: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def values(self) -> Tensor:
@@ -56,6 +59,10 @@ class AlignmentResult:
             return torch.arange(self.log_weights.shape[1]).expand(self.log_weights.shape)
         if final_selection == "heaviest":
             return self.log_weights.cpu().argmax(1, keepdim=True)
+        if final_selection == "best" and self.places is not None and self.rewards is not None:
+            # An image that a safety checker has blacked out since has lost its reward.
+            lost = self.rewards.isnan().cpu()
+            return self.places.masked_fill(lost, self.places.shape[1]).argmin(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
             return self.values.cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()

@@ -20,6 +20,7 @@ from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
+from .watch import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class DiamondMapPipelineOutput(BaseOutput):
             of it, and where the call was interrupted before.
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
+        watched: what the `watch` of the call has seen; None without one.
+        stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
         >>> out = pipe(["a red star", "a blue ring"], alignment="best_of_n", num_inference_steps=2)
@@ -80,6 +83,8 @@ class DiamondMapPipelineOutput(BaseOutput):
     plan: MemoryPlan | None = None
     constraints_met: Tensor | None = None
     reward_scale: Tensor | None = None
+    stage_calls: dict[str, int] | None = None
+    watched: Watched | None = None
 
 
 def make_output(
@@ -92,6 +97,8 @@ def make_output(
     interrupted: bool,
     plan: MemoryPlan | None = None,
     has_scale: bool = True,
+    stage_calls: dict[str, int] | None = None,
+    watched: Watched | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them.
 
@@ -134,6 +141,8 @@ def make_output(
         plan=plan,
         constraints_met=None if result.violation is None else _constraints_met(law, pick(result.violation)),
         reward_scale=law.scales(len(latents)) if has_scale and law.reward is not None else None,
+        stage_calls=stage_calls,
+        watched=watched,
     )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .aesthetic_v1 import AestheticV1Reward
     from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .placed import PlacedReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .vqascore import VQAScoreReward
@@ -58,13 +60,17 @@ _MODULES = {
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -93,16 +99,20 @@ __all__ = [
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 

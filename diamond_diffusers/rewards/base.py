@@ -66,6 +66,8 @@ class Reward(ABC):
             is in the local cache.
         requires: packages that have to be importable, beyond this package's own dependencies. If such a package cannot
             be imported by its name alone, the class has a static method `import_package`, which takes that name.
+        is_free: whether a score costs next to nothing, as that of a formula of the pixels does. A call that is to ask
+            any other reward for more than 200 scores of an image says so before.
 
     Example:
         >>> from diamond_diffusers.rewards import as_reward
@@ -84,6 +86,7 @@ class Reward(ABC):
     size: str = "none"
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
+    is_free: bool = False
     _gave_one_number: bool = False
 
     @abstractmethod
@@ -320,6 +323,11 @@ class CompositeReward(Reward):
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether every part is differentiable."""
         return all(reward.differentiable for reward in self.rewards)
+
+    @property
+    def is_free(self) -> bool:  # type: ignore[override]
+        """Whether every part is free."""
+        return all(reward.is_free for reward in self.rewards)
 
     @property
     def reads_prompts(self) -> bool:  # type: ignore[override]

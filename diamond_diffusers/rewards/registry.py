@@ -24,6 +24,7 @@ REWARDS: Registry[Registered] = Registry(
     helpers=(
         "availability",
         "base",
+        "calibration",
         "callable_reward",
         "checkpointing",
         "checks",
@@ -35,6 +36,7 @@ REWARDS: Registry[Registered] = Registry(
         "hub",
         "names",
         "optional_packages",
+        "parts",
         "placed",
         "preprocessing",
         "quoted_text",
@@ -42,6 +44,7 @@ REWARDS: Registry[Registered] = Registry(
         "registry",
         "returned_scores",
         "shared_features",
+        "stages",
         "threshold",
         "transformed",
         "weight_files",

@@ -24,7 +24,8 @@ class NoiseEvolution(NoiseAscent):
         gradient = mean_k delta_k (r(a eps + perturbation delta_k) - r(a eps - perturbation delta_k)) / (2 perturbation)
 
     estimates without bias the gradient of `r`, averaged over such noises. Its error grows with the number of latents'
-    dimensions over `num_perturbations`. An iteration samples `1 + 2 num_perturbations` noises of each particle.
+    dimensions over `num_perturbations`. An iteration but the last, which samples one noise of each particle, samples
+    `1 + 2 num_perturbations`.
     Further options and what is kept: see `NoiseAscent`.
 
     Args:
@@ -35,7 +36,7 @@ class NoiseEvolution(NoiseAscent):
         >>> pipe("a red star", alignment=NoiseEvolution(num_iterations=1), num_inference_steps=2)
     """
 
-    num_perturbations: int = 8
+    num_perturbations: int = 1
     perturbation: float = 0.2
 
     def __post_init__(self) -> None:
