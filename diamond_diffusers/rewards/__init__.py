@@ -10,8 +10,9 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .nsfw import NSFWReward
+    from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .remote import RemoteReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .vqascore import VQAScoreReward
@@ -41,6 +45,7 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "Constraint": "base",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
@@ -48,6 +53,8 @@ _MODULES = {
     "JPEGSize": "jpeg_size",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
+    "NSFWReward": "nsfw",
+    "OCRReward": "ocr",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
@@ -55,13 +62,17 @@ _MODULES = {
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -74,6 +85,7 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "Constraint",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
@@ -81,6 +93,8 @@ __all__ = [
     "JPEGSize",
     "LPIPSReward",
     "MiniatureReward",
+    "NSFWReward",
+    "OCRReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
@@ -88,16 +102,20 @@ __all__ = [
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 
