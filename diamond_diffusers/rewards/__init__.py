@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .similarity import SimilarityReward
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .vision_language.judge import Judge, VisionLanguageJudge
     from .vqascore import VQAScoreReward
 
 _MODULES = {
@@ -45,6 +46,7 @@ _MODULES = {
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
+    "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
     "PackageImageReward": "imagereward_package",
@@ -58,6 +60,7 @@ _MODULES = {
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
+    "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
     "as_reward": "expressions",
 }
@@ -77,6 +80,7 @@ __all__ = [
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
+    "Judge",
     "LPIPSReward",
     "MiniatureReward",
     "PackageImageReward",
@@ -90,6 +94,7 @@ __all__ = [
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
+    "VisionLanguageJudge",
     "WeightedSum",
     "as_reward",
     "available_rewards",
