@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from .miniature import MiniatureReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .questions import QuestionListReward
+    from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .vision_language.judge import Judge, VisionLanguageJudge
+    from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
 
 _MODULES = {
@@ -41,6 +44,7 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "Criterion": "rubric",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
@@ -52,9 +56,12 @@ _MODULES = {
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "Question": "vision_language.question_lists",
+    "QuestionListReward": "questions",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "RubricReward": "rubric",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
     "StandardisedReward": "transformed",
@@ -75,6 +82,7 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "Criterion",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
@@ -86,9 +94,12 @@ __all__ = [
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "Question",
+    "QuestionListReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "RubricReward",
     "Sharpness",
     "SimilarityReward",
     "StandardisedReward",

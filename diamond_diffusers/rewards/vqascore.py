@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -41,6 +41,7 @@ class VQAScoreReward(JudgedReward):
     """
 
     source = "Lin et al. 2024, arXiv:2404.01291"
+    judge: VisionLanguageJudge
 
     def __init__(
         self,
@@ -50,14 +51,24 @@ class VQAScoreReward(JudgedReward):
         answer: str = "Yes",
         **options: Unpack[JudgeOptions],
     ) -> None:
-        name = options.setdefault("name", "vqascore")
+        name = options.get("name", "vqascore")
         if "{}" not in question:
             raise ValueError(f"Reward '{name}' got question={question!r}; put {{}} in the prompt's place.")
-        super().__init__(VisionLanguageJudge(checkpoint, **options), name)
+        super().__init__(checkpoint, "vqascore", **options)
         self.max_batch_size = options.get("max_batch_size")
         self.question = question
         single_token(name, self.processor.tokenizer, answer)
         self.answer = answer
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers."""
+        return self.judge.model
+
+    @property
+    def processor(self) -> Any:
+        """Its processor."""
+        return self.judge.processor
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Probabilities `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""

@@ -15,6 +15,7 @@ from ..hub import check_hub_options
 from .answers import Answer, AnswerRows, answer_tokens
 from .loading import check_placement, load
 from .model import Asked, Logits, VisionLanguageModel
+from .shared_image import shared_logits, shares_images
 
 CHECKPOINT = "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -163,10 +164,25 @@ class VisionLanguageJudge:
                 f"Reward '{self.name}' got {len(questions)} questions with {len(answers)} answers about {len(shown)} "
                 "images; give as many of each, or the row of each question's image as `rows`."
             )
-        tokenizer = self.processor.tokenizer
-        forms = [answer_tokens(self.name, tokenizer, answer) for answer in answers]
-        reading = AnswerRows(list(shown), questions, forms)
+        written = [answer if isinstance(answer, str) else tuple(answer) for answer in answers]
+        tokens = {answer: answer_tokens(self.name, self.processor.tokenizer, answer) for answer in set(written)}
+        reading = AnswerRows(list(shown), questions, [tokens[answer] for answer in written])
         return reading.log_probabilities(list(self._read(images, reading.asked)))
+
+    def check_exclusive(self, answers: Sequence[Answer]) -> None:
+        """Checks that no reply begins with two of these answers, so that their probabilities add up.
+
+        Raises:
+            ValueError: one answer is the beginning of another in this model's tokens.
+        """
+        tokens = [answer_tokens(self.name, self.processor.tokenizer, answer) for answer in answers]
+        for answer, forms in zip(answers, tokens, strict=True):
+            for other, others in zip(answers, tokens, strict=True):
+                if answer is not other and any(far[: len(near)] == near for near in forms for far in others):
+                    raise ValueError(
+                        f"Reward '{self.name}' has the answers {answer!r} and {other!r}, of which the first begins the "
+                        "second in this model's tokens; give answers that begin apart, such as letters."
+                    )
 
     def generate(self, images: Tensor, questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """The likeliest reply to each of `B` questions about images `[B, 3, H, W]`, token by token."""
@@ -182,7 +198,8 @@ class VisionLanguageJudge:
         size = self.max_batch_size or len(asked)
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
-            yield range(start, start + len(part)), self.language_model.logits(images, part)
+            shared = shares_images(self.model, part) and shared_logits(self.language_model, images, part)
+            yield range(start, start + len(part)), shared or self.language_model.logits(images, part)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the model, in place; one that is quantised or has a device map stays where it is.

@@ -35,6 +35,7 @@ def load(
         quantization: one of `QUANTIZATIONS`.
 
     Raises:
+        ImportError: the model's processor needs a package that is not installed.
         OSError: the checkpoint cannot be found or read.
         ValueError: it is no complete image-text-to-text model with a chat template and a decoder alone.
     """
@@ -48,6 +49,11 @@ def load(
             checkpoint, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **placed, **hub_options
         )
         processor = AutoProcessor.from_pretrained(checkpoint, **hub_options)
+    except ImportError as error:
+        raise ImportError(
+            f"Reward '{name}' cannot load checkpoint='{checkpoint}' ({first_line(error)}); install the package that is "
+            "named there."
+        ) from error
     except (OSError, ValueError) as error:
         raise OSError(
             f"Reward '{name}' cannot load checkpoint='{checkpoint}' ({first_line(error)}); give a name on the Hub, or "

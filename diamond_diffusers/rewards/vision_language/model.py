@@ -48,7 +48,7 @@ class Logits:
     """
 
     values: Tensor
-    places: list[range]
+    places: Sequence[Sequence[int]]
 
 
 class VisionLanguageModel:
@@ -67,6 +67,7 @@ class VisionLanguageModel:
 
     Attributes:
         differentiable: whether the image processor works on tensors, so that gradients reach the pixels.
+        keeps_logits: whether the model can be asked for the logits of some places alone.
     """
 
     def __init__(self, name: str, model: Any, processor: Any) -> None:
@@ -74,7 +75,7 @@ class VisionLanguageModel:
         # Of models that can do both, the template knows how to ask for an answer at once.
         thinks_or_not = "enable_thinking" in str(processor.chat_template)
         self._template_options = {"enable_thinking": False} if thinks_or_not else {}
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._check_template()
         self.differentiable = self._passes_gradients()
 
@@ -133,7 +134,7 @@ class VisionLanguageModel:
         longest = max(len(row.continuation) for row in asked)
         if longest:
             inputs = extended(inputs, [row.continuation for row in asked])
-        kept = {"logits_to_keep": longest + 1} if self._keeps_logits else {}
+        kept = {"logits_to_keep": longest + 1} if self.keeps_logits else {}
         outputs = self.model(**inputs, **self.positions(inputs), **kept, use_cache=False)
         places = [range(longest - len(row.continuation), longest + 1) for row in asked]
         return Logits(outputs.logits[:, -longest - 1 :].float(), places)
