@@ -158,16 +158,26 @@ class VisionLanguageJudge:
         rows: Sequence[int] | None = None,
     ) -> Tensor:
         """Logarithms of `probabilities`, which are told apart where those are all 0 in float32."""
-        shown = range(len(images)) if rows is None else rows
-        if not len(shown) == len(questions) == len(answers):
+        shown = self._shown(images, questions, rows)
+        if len(questions) != len(answers):
             raise ValueError(
-                f"Reward '{self.name}' got {len(questions)} questions with {len(answers)} answers about {len(shown)} "
-                "images; give as many of each, or the row of each question's image as `rows`."
+                f"Reward '{self.name}' got {len(questions)} questions with {len(answers)} answers; give as many."
             )
         written = [answer if isinstance(answer, str) else tuple(answer) for answer in answers]
         tokens = {answer: answer_tokens(self.name, self.processor.tokenizer, answer) for answer in set(written)}
-        reading = AnswerRows(list(shown), questions, [tokens[answer] for answer in written])
+        reading = AnswerRows(shown, questions, [tokens[answer] for answer in written])
         return reading.log_probabilities(list(self._read(images, reading.asked)))
+
+    def next_token_probabilities(
+        self, images: Tensor, questions: Sequence[str], rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """The distribution of the first token of the reply to each question, `[P, vocabulary]`; see `probabilities`."""
+        asked = list(map(Asked, self._shown(images, questions, rows), questions))
+        laws = [
+            torch.stack([values[places[0]] for values, places in zip(logits.values, logits.places, strict=True)])
+            for _, logits in self._read(images, asked)
+        ]
+        return torch.cat(laws).softmax(-1)
 
     def check_exclusive(self, answers: Sequence[Answer]) -> None:
         """Checks that no reply begins with two of these answers, so that their probabilities add up.
@@ -193,6 +203,16 @@ class VisionLanguageJudge:
             for part in parts
             for reply in self.language_model.generate(images[part], questions[part], max_new_tokens)
         ]
+
+    def _shown(self, images: Tensor, questions: Sequence[str], rows: Sequence[int] | None) -> list[int]:
+        """The row of each question's image."""
+        shown = list(range(len(images)) if rows is None else rows)
+        if len(shown) != len(questions) or not all(0 <= row < len(images) for row in shown):
+            raise ValueError(
+                f"Reward '{self.name}' got {len(questions)} questions about {len(images)} images, rows={rows}; give "
+                "a question for each image, or the row of each question's image as `rows`."
+            )
+        return shown
 
     def _read(self, images: Tensor, asked: Sequence[Asked]) -> Iterator[tuple[range, Logits]]:
         size = self.max_batch_size or len(asked)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .model import Asked, Logits, Tokens, VisionLanguageModel
 
-MODEL_TYPES = (
+SHARING_MODELS = (
     "gemma3",
     "idefics3",
     "internvl",
@@ -26,7 +26,7 @@ MODEL_TYPES = (
 
 def shares_images(model: Any, asked: Sequence[Asked]) -> bool:
     """Whether rows are to share what the model has read of their images."""
-    if model.config.model_type not in MODEL_TYPES or len({row.image for row in asked}) == len(asked):
+    if model.config.model_type not in SHARING_MODELS or len({row.image for row in asked}) == len(asked):
         return False
     # A layer that is computed again in the backward pass keeps nothing.
     again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
