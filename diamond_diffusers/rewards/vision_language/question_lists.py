@@ -37,6 +37,9 @@ class Question:
     parents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("answer", "choices", "parents"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(given))
         if not isinstance(self.text, str) or not self.text.strip():
             raise ValueError(f"text is {shown(self.text)}; give a question")
         forms = (self.answer,) if isinstance(self.answer, str) else self.answer
@@ -101,13 +104,10 @@ def _read_question(given: Any) -> Question:
         return Question(given)
     if isinstance(given, Mapping):
         named = {"text" if key == "question" else key: value for key, value in given.items()}
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in named.items()
-        }
-        return Question(**fields)
+        return Question(**named)
     if isinstance(given, Sequence) and len(given) == 2:
         text, answer = given
-        return Question(text, tuple(answer) if isinstance(answer, list) else answer)
+        return Question(text, answer)
     raise ValueError(f"one is {shown(given)}; give a question, or a question with its answer")
 
 
