@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .questions import QuestionListReward
+    from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .vision_language.judge import Judge, VisionLanguageJudge
+    from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
 
 _MODULES = {
@@ -45,11 +49,13 @@ _MODULES = {
     "ClippedReward": "transformed",
     "Colour": "colour",
     "Constraint": "base",
+    "Criterion": "rubric",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
+    "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
     "NSFWReward": "nsfw",
@@ -57,9 +63,12 @@ _MODULES = {
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "Question": "vision_language.question_lists",
+    "QuestionListReward": "questions",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "RubricReward": "rubric",
     "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
@@ -67,6 +76,7 @@ _MODULES = {
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
+    "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
     "as_reward": "expressions",
     "calibrated": "calibration",
@@ -84,11 +94,13 @@ __all__ = [
     "ClippedReward",
     "Colour",
     "Constraint",
+    "Criterion",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
+    "Judge",
     "LPIPSReward",
     "MiniatureReward",
     "NSFWReward",
@@ -96,9 +108,12 @@ __all__ = [
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "Question",
+    "QuestionListReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "RubricReward",
     "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
@@ -106,6 +121,7 @@ __all__ = [
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
+    "VisionLanguageJudge",
     "WeightedSum",
     "as_reward",
     "available_rewards",
