@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
+    from .cyclereward import CycleReward
     from .expressions import RewardLike, as_reward
     from .hpsv2 import HPSv2Reward
     from .hpsv2_1 import HPSv21Reward
+    from .hpsv3 import HPSv3Reward
     from .imagereward import ImageReward
     from .imagereward_package import PackageImageReward
     from .inverse_problem import InverseProblem
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .mps import MPSReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .sharpness import Sharpness
@@ -40,12 +43,15 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "CycleReward": "cyclereward",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
+    "HPSv3Reward": "hpsv3",
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
     "LPIPSReward": "lpips",
+    "MPSReward": "mps",
     "MiniatureReward": "miniature",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
@@ -72,12 +78,15 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
-    "HPSv2Reward",
+    "CycleReward",
     "HPSv21Reward",
+    "HPSv2Reward",
+    "HPSv3Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
     "LPIPSReward",
+    "MPSReward",
     "MiniatureReward",
     "PackageImageReward",
     "PickScoreReward",
