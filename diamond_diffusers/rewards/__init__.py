@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .clip import CLIPReward
     from .colour import Colour
     from .cyclereward import CycleReward
+    from .evalmuse import EvalMuseReward
     from .expressions import RewardLike, as_reward
     from .hpsv2 import HPSv2Reward
     from .hpsv2_1 import HPSv21Reward
@@ -44,6 +45,7 @@ _MODULES = {
     "ClippedReward": "transformed",
     "Colour": "colour",
     "CycleReward": "cyclereward",
+    "EvalMuseReward": "evalmuse",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "HPSv3Reward": "hpsv3",
@@ -79,9 +81,10 @@ __all__ = [
     "ClippedReward",
     "Colour",
     "CycleReward",
-    "HPSv21Reward",
+    "EvalMuseReward",
     "HPSv2Reward",
     "HPSv3Reward",
+    "HPSv21Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",

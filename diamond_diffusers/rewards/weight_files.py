@@ -43,8 +43,12 @@ def find_weights(
     return download(name, str(checkpoint), file_names[-1], hub_options)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of a `.pt` file that holds nothing but tensors.
+
+    Args:
+        path: the file.
+        entry: what a `.pt` file may call its tensors, where it also holds the state of their training.
 
     Raises:
         ValueError: the file cannot be read so.
@@ -55,6 +59,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"'{path}' cannot be read as a file of tensors ({first_line(error)})") from error
+    if isinstance(weights, dict) and entry in weights:
+        weights = weights[entry]
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise ValueError(f"'{path}' holds something other than named tensors")
     return weights

@@ -34,8 +34,8 @@ class HPSv3Reward(Reward):
     """Human preference for the image given the prompt, by a Qwen2-VL 7B that reads both; about -5 to 15.
 
     It was trained on images of many models, old and new, and on photographs, where `hpsv2` saw early models alone. The
-    network predicts a mean and a spread for each image; the score is the mean. Images are preprocessed on tensors as the
-    official code does on PIL images, and scores are differentiable to the pixels.
+    network predicts a mean and a spread for each image; the score is the mean. Images are preprocessed on tensors as
+    the official code does on PIL images, and scores are differentiable to the pixels.
 
     Args:
         checkpoint: a repository on the Hub that holds `HPSv3.safetensors`, or a local `.safetensors` or `.pth` file in
@@ -97,7 +97,7 @@ class HPSv3Reward(Reward):
         self.reward_token_id = self.processor.tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         path = find_weights(name, checkpoint, FILE_NAMES, hub_options)
         try:
-            self.model = build_network(read_weights(path), config, dtype)
+            self.model = build_network(read_weights(path, entry="model"), config, dtype)
         except ValueError as error:
             raise ValueError(
                 f"Reward '{name}' got checkpoint='{checkpoint}', but {error}; give one in its published layout."

@@ -140,17 +140,8 @@ class BLIPReward(Reward):
             ) from error
 
     def _prepare(self, tokenizer: str | PathLike[str], image_size: int, hub_options: dict[str, Any]) -> None:
-        from transformers import BertTokenizer
-
         self.preprocessing = ImagePreprocessing(size=[image_size], crop_size=[image_size, image_size])
-        shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
-        try:
-            self.tokenizer = BertTokenizer.from_pretrained(tokenizer, **shared)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"Reward '{self.name}' cannot load tokenizer='{tokenizer}' ({first_line(error)}); give the "
-                "name or the folder of an uncased BERT tokenizer."
-            ) from error
+        self.tokenizer = load_bert_tokenizer(self.name, tokenizer, hub_options)
         # BLIP's two tokens of its own, which follow BERT's vocabulary.
         self.tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         self._has_warned_of_truncation = False
@@ -171,3 +162,26 @@ class BLIPReward(Reward):
                 logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
                 self._has_warned_of_truncation = True
                 return
+
+
+def load_bert_tokenizer(name: str, tokenizer: str | PathLike[str], hub_options: Mapping[str, Any]) -> Any:
+    """The uncased BERT tokenizer of the reward `name`, to which further tokens may be added.
+
+    Args:
+        name: name of the reward, for messages.
+        tokenizer: a name on the Hub or a folder.
+        hub_options: those of the checkpoint, of which `revision` and `subfolder` are its own.
+
+    Raises:
+        OSError: the tokenizer cannot be found or read.
+    """
+    from transformers import BertTokenizer
+
+    shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
+    try:
+        return BertTokenizer.from_pretrained(tokenizer, **shared)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"Reward '{name}' cannot load tokenizer='{tokenizer}' ({first_line(error)}); give the "
+            "name or the folder of an uncased BERT tokenizer."
+        ) from error
