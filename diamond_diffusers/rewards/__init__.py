@@ -30,10 +30,15 @@ if TYPE_CHECKING:
     from .mps import MPSReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .questions import QuestionListReward
+    from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .unifiedreward import UnifiedReward
+    from .vision_language.judge import Judge, VisionLanguageJudge
+    from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
 
 _MODULES = {
@@ -44,6 +49,7 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "Criterion": "rubric",
     "CycleReward": "cyclereward",
     "EvalMuseReward": "evalmuse",
     "HPSv21Reward": "hpsv2_1",
@@ -52,20 +58,26 @@ _MODULES = {
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
+    "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
     "MPSReward": "mps",
     "MiniatureReward": "miniature",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "Question": "vision_language.question_lists",
+    "QuestionListReward": "questions",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "RubricReward": "rubric",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
+    "UnifiedReward": "unifiedreward",
     "VQAScoreReward": "vqascore",
+    "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
     "as_reward": "expressions",
 }
@@ -80,6 +92,7 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "Criterion",
     "CycleReward",
     "EvalMuseReward",
     "HPSv2Reward",
@@ -88,20 +101,26 @@ __all__ = [
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
+    "Judge",
     "LPIPSReward",
     "MPSReward",
     "MiniatureReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "Question",
+    "QuestionListReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "RubricReward",
     "Sharpness",
     "SimilarityReward",
     "StandardisedReward",
     "Symmetry",
+    "UnifiedReward",
     "VQAScoreReward",
+    "VisionLanguageJudge",
     "WeightedSum",
     "as_reward",
     "available_rewards",
