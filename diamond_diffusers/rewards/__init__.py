@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
+    from .cyclereward import CycleReward
+    from .evalmuse import EvalMuseReward
     from .expressions import RewardLike, as_reward
     from .hpsv2 import HPSv2Reward
     from .hpsv2_1 import HPSv21Reward
+    from .hpsv3 import HPSv3Reward
     from .imagereward import ImageReward
     from .imagereward_package import PackageImageReward
     from .inverse_problem import InverseProblem
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from .miniature import MiniatureReward
     from .nsfw import NSFWReward
     from .ocr import OCRReward
+    from .mps import MPSReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .questions import QuestionListReward
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .unifiedreward import UnifiedReward
     from .vision_language.judge import Judge, VisionLanguageJudge
     from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
@@ -50,13 +55,17 @@ _MODULES = {
     "Colour": "colour",
     "Constraint": "base",
     "Criterion": "rubric",
+    "CycleReward": "cyclereward",
+    "EvalMuseReward": "evalmuse",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
+    "HPSv3Reward": "hpsv3",
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
     "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
+    "MPSReward": "mps",
     "MiniatureReward": "miniature",
     "NSFWReward": "nsfw",
     "OCRReward": "ocr",
@@ -75,6 +84,7 @@ _MODULES = {
     "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
+    "UnifiedReward": "unifiedreward",
     "VQAScoreReward": "vqascore",
     "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
@@ -95,13 +105,17 @@ __all__ = [
     "Colour",
     "Constraint",
     "Criterion",
+    "CycleReward",
+    "EvalMuseReward",
     "HPSv2Reward",
+    "HPSv3Reward",
     "HPSv21Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
     "Judge",
     "LPIPSReward",
+    "MPSReward",
     "MiniatureReward",
     "NSFWReward",
     "OCRReward",
@@ -120,6 +134,7 @@ __all__ = [
     "StagedReward",
     "StandardisedReward",
     "Symmetry",
+    "UnifiedReward",
     "VQAScoreReward",
     "VisionLanguageJudge",
     "WeightedSum",
