@@ -44,15 +44,11 @@ class ImageReward(BLIPReward):
     licence = "Apache-2.0"
     source = "Xu et al. 2023, arXiv:2304.05977"
     size = "1.8 GB"
-<<<<<<< HEAD
     default_reward_scale = 10.0
-    hub_files = (("THUDM/ImageReward", "ImageReward.pt"), ("google-bert/bert-base-uncased", "vocab.txt"))
-=======
     hub_files = (("THUDM/ImageReward", "ImageReward.pt"), (BERT, "vocab.txt"))
 
     max_tokens = 35
     file_names = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
->>>>>>> h-official
 
     def __init__(
         self, checkpoint: str | PathLike[str] = "THUDM/ImageReward", *, name: str = "imagereward", **options: Any
