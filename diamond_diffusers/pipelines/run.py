@@ -16,7 +16,6 @@ from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
 from ..alignment.budget import Budget, fit_to_budget, warn_of_many_scores
 from ..alignment.execution import Execution
-from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale, check_reward_scales
 from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
@@ -26,7 +25,9 @@ from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
 from ..alignment.stages import check_stages, judged
 from ..core.checks import check_choice, check_counts
+from ..core.cost import Cost, charged_to
 from ..core.deferred import own_checks
+from ..core.interruption import Interrupted
 from ..core.typed import Typed
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
@@ -162,7 +163,9 @@ class Run(Iterator[Progress]):
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
         shards = _checked_shards(options.distributed_state, call, method, self._random, reward, scale)
         self._reward_errors = errors = RewardErrors(options.on_reward_error)
-        num_tried = try_reward(reward, call, method, errors)
+        cost = Cost()
+        with charged_to(cost):
+            num_tried = try_reward(reward, call, method, errors)
 
         self._watching = None
         if options.watch is not None:
@@ -173,6 +176,7 @@ class Run(Iterator[Progress]):
             None if memory.particle_batch_size == AUTO else memory.particle_batch_size,
             memory.checkpointings[0],
             shards,
+            cost,
             is_interrupted=self._is_to_end,
         )
         # What is to be found is found in the first step.
@@ -185,7 +189,9 @@ class Run(Iterator[Progress]):
         if options.max_reward_calls is None:
             warn_of_many_scores(method, law, levels)
         x = starting_particles(call, method, levels[0], self._random)
-        execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
+        with charged_to(cost):
+            num_tried += try_reward(reward, call, method, errors, latents=x[:1])
+        cost.reward_calls += num_tried
         law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .mps import MPSReward
     from .nsfw import NSFWReward
     from .ocr import OCRReward
-    from .mps import MPSReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .questions import QuestionListReward
+    from .remote import RemoteReward
     from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
@@ -74,6 +75,7 @@ _MODULES = {
     "PlacedReward": "placed",
     "Question": "vision_language.question_lists",
     "QuestionListReward": "questions",
+    "RemoteReward": "remote",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
@@ -124,6 +126,7 @@ __all__ = [
     "PlacedReward",
     "Question",
     "QuestionListReward",
+    "RemoteReward",
     "Reward",
     "RewardLike",
     "RewardOutput",

@@ -118,9 +118,7 @@ class UnifiedReward(JudgedReward):
 
         processor: Any = self.processor.image_processor
         factor = processor.patch_size * processor.merge_size
-        size: tuple[int, int] = smart_resize(
-            height, width, factor=factor, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS
-        )
+        size: tuple[int, int] = smart_resize(height, width, factor=factor, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
         return size
 
     def _mean(self, answer: str) -> float:

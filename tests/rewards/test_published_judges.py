@@ -341,9 +341,7 @@ class TestCheckpoint:
 
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-        with pytest.raises(
-            OSError, match=r"cannot download https://.*Combo\.pth \(no route to host\); give"
-        ):
+        with pytest.raises(OSError, match=r"cannot download https://.*Combo\.pth \(no route to host\); give"):
             CycleReward()
 
 
