@@ -29,6 +29,7 @@ REWARDS: Registry[Registered] = Registry(
         "checks",
         "context",
         "degradations",
+        "detection",
         "errors",
         "expressions",
         "formulas",
