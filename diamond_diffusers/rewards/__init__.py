@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
+    from .composition import CompositionReward
+    from .count import CountReward
     from .expressions import RewardLike, as_reward
     from .hpsv2 import HPSv2Reward
     from .hpsv2_1 import HPSv21Reward
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .object_colour import ObjectColourReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .position import PositionReward
+    from .presence import PresenceReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .symmetry import Symmetry
@@ -40,6 +45,8 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "CompositionReward": "composition",
+    "CountReward": "count",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
@@ -47,9 +54,12 @@ _MODULES = {
     "JPEGSize": "jpeg_size",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
+    "ObjectColourReward": "object_colour",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "PositionReward": "position",
+    "PresenceReward": "presence",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
@@ -72,6 +82,8 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "CompositionReward",
+    "CountReward",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
@@ -79,9 +91,12 @@ __all__ = [
     "JPEGSize",
     "LPIPSReward",
     "MiniatureReward",
+    "ObjectColourReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "PositionReward",
+    "PresenceReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
