@@ -82,8 +82,9 @@ class Detector(ABC):
         levels = images * 255
         inputs = self._processed(list(levels.detach().round().byte()))
         if images.requires_grad:
-            smooth, exact = self._processed(list(levels))["pixel_values"], inputs["pixel_values"]
-            inputs["pixel_values"] = smooth + (exact - smooth).detach()
+            smooth = self._processed(list(levels))["pixel_values"]
+            # In this order, the values stay those of the stock processor to the last bit.
+            inputs["pixel_values"] = inputs["pixel_values"] + (smooth - smooth.detach())
         return inputs
 
     def _processed(self, images: Sequence[Any]) -> dict[str, Tensor]:
