@@ -1,7 +1,6 @@
 """A detector counts: of eight particles those go on that show three red circles, and the best of them is kept.
 
-The first run downloads OWLv2 (0.6 GB). On the embedded model this takes a few minutes on a laptop's CPU; with a model of
-your own, replace the first line.
+The first run downloads OWLv2 (0.6 GB). For images of your own model, name it in `from_pretrained`.
 """
 
 import torch

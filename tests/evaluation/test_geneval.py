@@ -128,12 +128,17 @@ def test_colours_are_the_official_ones(judge):
     torch.testing.assert_close(found, torch.tensor(expected["logits"]).softmax(-1), rtol=1e-3, atol=1e-5)
 
 
-def test_a_long_thin_object_costs_no_more_than_its_centre(judge):
+def test_a_long_thin_object_costs_no_more_than_its_centre(judge, monkeypatch):
     """Enlarging all of it would take gigabytes; only its centre is seen."""
     line = torch.rand(3, 1, 400, generator=torch.Generator().manual_seed(0))
+    enlarged, preprocessing = [], judge.colours.clip.preprocessing
+    monkeypatch.setattr(
+        judge.colours.clip, "preprocessing", lambda crop: enlarged.append(list(crop.shape)) or preprocessing(crop)
+    )
     with torch.no_grad():
-        whole, centre = judge.colours.probabilities([line, line[..., 192:208]], "tie")
-    torch.testing.assert_close(whole, centre)
+        found = judge.colours.probabilities([line, line.mT, line[..., 192:208]], "tie")
+    assert enlarged == [[1, 3, 1, 16], [1, 3, 16, 1], [1, 3, 1, 16]]
+    torch.testing.assert_close(found[0], found[2])
 
 
 CLAUSE = {"class": "cat", "count": 1}

@@ -1,5 +1,9 @@
 """Rewards by detectors: the stock models on tiny random weights, and the rewards on drawn boxes."""
 
+import re
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
@@ -12,7 +16,7 @@ from diamond_diffusers.rewards import (
     PositionReward,
     PresenceReward,
 )
-from diamond_diffusers.rewards.detection import Count, Detector, Position, Presence, load_detector
+from diamond_diffusers.rewards.detection import Count, Detector, Position, Presence, detectors, load_detector
 from diamond_diffusers.rewards.detection.colours import COLOURS
 from diamond_diffusers.rewards.detection.detectors import Detections
 
@@ -84,6 +88,7 @@ class TestDetectors:
         assert expected.abs().mean() > 1e-3
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
+    @pytest.mark.slow
     def test_half_precision(self, folder, detector, pictures):
         low = load_detector("detector", folder, dtype=torch.bfloat16)
         with torch.no_grad():
@@ -108,6 +113,7 @@ class TestDetectors:
             reward.probe(needs_gradient=True)
         assert reward(pictures, [""] * 3).shape == (3,)
 
+    @pytest.mark.slow
     def test_gradient_checkpointing(self, folder, pictures):
         rewards = [PresenceReward("dog", detector=folder, gradient_checkpointing=given) for given in (False, True)]
         images = pictures.clone().requires_grad_()
@@ -234,7 +240,7 @@ class TestRewards:
         expected = sum(grade(part)[0] for part in parts) / 2
         assert grade(reward, prompt="three apples and a dog") == pytest.approx([expected])
         assert reward.requirements_of("three apples and a dog") == (Count("apple", 3), Presence("dog"))
-        with pytest.raises(ValueError, match="'in' is no part of a name"):
+        with pytest.raises(ValueError, match=r"Reward 'composition': the prompt .* 'in' is no part of a name"):
             grade(reward, prompt="a dog in a park")
         listed = [Count("apple", 3), Position("dog", "right of", "apple")]
         hard = CompositionReward(listed, detector=drawn, graded=False)
@@ -268,6 +274,7 @@ class TestRewards:
             # A bright image shows all apples more clearly.
             assert (gradient > 0).all()
 
+    @pytest.mark.slow
     def test_moves_and_compiles_its_models(self, clip_folder):
         reward = ObjectColourReward("cat", "red", detector=Drawn(), clip=clip_folder)
         assert reward.to(dtype=torch.bfloat16) is reward
@@ -312,3 +319,14 @@ def test_more_phrases_than_the_detector_reads(tmp_path):
     )
     with pytest.raises(ValueError, match="has 84 tokens, of which the detector reads 64; name fewer things"):
         reward(torch.rand(1, 3, 40, 40), [""])
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    """With a tiny detector in place of the one that it downloads."""
+    tiny = load_detector("tiny", save_owlv2(tmp_path))
+    monkeypatch.setattr(detectors, "load_detector", lambda name, checkpoint: tiny)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "counting_with_a_detector.py"))
+    assert (tmp_path / "three_red_circles.png").exists()
+    assert re.search(r"graded \[0\.\d+\] right \[0\.0\]", capsys.readouterr().out)

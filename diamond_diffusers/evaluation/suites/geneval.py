@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy
 import torch
@@ -74,6 +74,9 @@ class GenEvalJudge(SuiteJudge):
     name = "geneval"
     source = "Ghosh et al. 2023, arXiv:2310.11513"
     licence = "MIT"
+    prompts: ClassVar[str] = "geneval"
+    needs: ClassVar[tuple[str, ...]] = ("tag",)
+    overall: ClassVar[Literal["prompts", "categories"]] = "categories"
 
     def __init__(
         self,
@@ -93,6 +96,16 @@ class GenEvalJudge(SuiteJudge):
             self.detector = detector
         self.colours = ColourClassifier(clip, name=self.name, device=device, dtype=dtype, **hub_options)
 
+    @classmethod
+    def check(cls, prompts: Sequence[Prompt]) -> None:
+        """Checks prompts before any model is loaded.
+
+        Raises:
+            ValueError: a prompt lacks GenEval's metadata.
+        """
+        for prompt in prompts:
+            check_metadata(prompt.metadata, prompt.text)
+
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
         """One verdict for each image: its score is 1 or 0, its details are the numbers of detected objects by class.
 
@@ -101,8 +114,7 @@ class GenEvalJudge(SuiteJudge):
         """
         if len(images) != len(prompts):
             raise ValueError(f"there are {len(images)} images and {len(prompts)} prompts; give one prompt per image")
-        for prompt in prompts:
-            check_metadata(prompt.metadata, prompt.text)
+        self.check(prompts)
         return [self._judge(image.convert("RGB"), prompt) for image, prompt in zip(images, prompts, strict=True)]
 
     def _judge(self, image: Image, prompt: Prompt) -> Verdict:

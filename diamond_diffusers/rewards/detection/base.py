@@ -35,7 +35,7 @@ class DetectionReward(Reward):
         requirements: of all images; or those of each prompt, as a mapping or as a function.
         detector: an OWLv2 or a Grounding DINO of transformers, by name on the Hub or as a local folder; or a
             `Detector`, which rewards can share.
-        clip: the CLIP that tells colours, in any form that `CLIPReward` takes; loaded only if a colour is asked for.
+        clip: the CLIP that tells colours, in any form that `CLIPReward` takes; loaded if a colour may be asked for.
         graded: whether scores are graded.
         threshold: the confidence above which a box shows an object, between 0 and 1; by default the detector's own.
         max_overlap: intersection over union from which two boxes of one object show the same one.
@@ -102,7 +102,10 @@ class DetectionReward(Reward):
         if isinstance(self._requirements, tuple):
             return self._requirements
         if not isinstance(self._requirements, Mapping):
-            return self._requirements(prompt)
+            try:
+                return self._requirements(prompt)
+            except ValueError as error:
+                raise ValueError(f"Reward '{self.name}': {error}") from error
         if prompt not in self._requirements:
             known = ", ".join(map(repr, list(self._requirements)[:5]))
             raise ValueError(
