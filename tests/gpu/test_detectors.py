@@ -37,6 +37,9 @@ def test_rewards(save: Callable[[Path], Path], graded: bool, gpu: torch.device, 
 
 def test_instances(gpu: torch.device, tmp_path: Path) -> None:
     picture = to_pil_image(PICTURES[0])
-    here, there = (InstanceSegmenter(save_mask2former(tmp_path), device=each).segment(picture) for each in ("cpu", gpu))
+    here, there = (
+        InstanceSegmenter(save_mask2former(tmp_path), shortest_edge=64, device=each).segment(picture)
+        for each in ("cpu", gpu)
+    )
     assert there.masks.device.type == gpu.type
     torch.testing.assert_close(there.scores.cpu().sort().values, here.scores.sort().values, rtol=0.02, atol=0.01)

@@ -7,13 +7,17 @@ from os import PathLike
 from typing import Any, Self
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
 
 from ..errors import first_line
 from ..hub import check_hub_options
+from ..preprocessing import images_from_pil, resize_like_pil
 
 CHECKPOINT = "facebook/mask2former-swin-small-coco-instance"
+DIVISOR = 32
+"""Of the sides of the pixels that the model is given."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,19 @@ class Instances:
 
 
 class InstanceSegmenter:
-    """A Mask2Former, or another model of transformers with the same outputs, that was trained on instances.
+    """A Mask2Former of transformers that was trained on instances, run as its authors and OpenMMLab run it.
 
-    Scores, boxes and masks are those of OpenMMLab's instance segmentation: of all pairs of a query and a class the
-    likeliest `max_instances`, each scored by its probability times the mean probability within its mask, at the image's
-    own size. The method `post_process_instance_segmentation` of transformers differs in that it measures masks at
-    384x384.
+    Images are resized, keeping their proportions, and padded on the right and below to multiples of 32 pixels. Of all
+    pairs of a query and a class the likeliest `max_instances` are taken, each scored by its probability times the mean
+    probability within its mask, at the image's own size. The image processor of transformers would round sides to
+    multiples of 32 pixels, and measure masks at 384x384.
 
     Args:
-        checkpoint: a name on the Hub or a local folder, with the model and its image processor.
+        checkpoint: a name on the Hub or a local folder, with the model and its image processor, of which the mean and
+            the deviation are taken.
         name: of the judge, for messages.
+        shortest_edge: to which the shorter side of an image is resized.
+        longest_edge: which the longer side does not exceed.
         max_instances: the largest number of instances in an image.
         device: device of the model.
         dtype: dtype of the model.
@@ -62,12 +69,15 @@ class InstanceSegmenter:
         checkpoint: str | PathLike[str] = CHECKPOINT,
         *,
         name: str = "segmenter",
+        shortest_edge: int = 800,
+        longest_edge: int = 1333,
         max_instances: int = 100,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **hub_options: Any,
     ) -> None:
         check_hub_options(name, hub_options)
+        self.shortest_edge, self.longest_edge = shortest_edge, longest_edge
         self.max_instances = max_instances
         self.model, self.processor = _load(name, checkpoint, dtype, hub_options)
         self.to(device)
@@ -80,12 +90,23 @@ class InstanceSegmenter:
     @torch.no_grad()
     def segment(self, image: Image) -> Instances:
         """All instances in an image, the most doubtful ones too, on the model's device."""
-        inputs = self.processor(image.convert("RGB"), return_tensors="pt").to(self.model.device)
-        pixels = inputs["pixel_values"].to(self.model.dtype)
-        outputs = self.model(pixel_values=pixels, pixel_mask=inputs["pixel_mask"])
         size = image.height, image.width
-        masks = _enlarged(_enlarged(outputs.masks_queries_logits.float(), pixels.shape[-2:]), size)[0]
+        resized, pixels = self.pixels(image)
+        outputs = self.model(pixel_values=pixels)
+        masks = _enlarged(outputs.masks_queries_logits.float(), pixels.shape[-2:])
+        masks = _enlarged(masks[..., : resized[0], : resized[1]], size)[0]
         return instances_of(outputs.class_queries_logits[0].float(), masks, self.max_instances)
+
+    def pixels(self, image: Image) -> tuple[tuple[int, int], Tensor]:
+        """The height and width of the resized image, and the padded pixels `[1, 3, h, w]` that the model is given."""
+        sides = image.height, image.width
+        scale = min(self.shortest_edge / min(sides), self.longest_edge / max(sides))
+        height, width = (int(side * scale + 0.5) for side in sides)
+        images = images_from_pil([image]).to(self.model.device)
+        levels = resize_like_pil(images, (height, width), Resampling.BILINEAR)
+        pixels = normalize(levels, list(self.processor.image_mean), list(self.processor.image_std))
+        padded = nn.functional.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
+        return (height, width), padded.to(self.model.dtype)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the model, in place; returns the segmenter."""
