@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
@@ -149,8 +150,8 @@ def boxes_of(masks: Tensor) -> Tensor:
     return torch.where(found, torch.stack([left, top, right, bottom], 1), 0).float()
 
 
-def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+def _enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return nn.functional.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
 
 
 def _load(
