@@ -10,8 +10,9 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .nsfw import NSFWReward
     from .object_colour import ObjectColourReward
+    from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .position import PositionReward
     from .presence import PresenceReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .vqascore import VQAScoreReward
@@ -46,6 +50,7 @@ _MODULES = {
     "ClippedReward": "transformed",
     "Colour": "colour",
     "CompositionReward": "composition",
+    "Constraint": "base",
     "CountReward": "count",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
@@ -54,6 +59,8 @@ _MODULES = {
     "JPEGSize": "jpeg_size",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
+    "NSFWReward": "nsfw",
+    "OCRReward": "ocr",
     "ObjectColourReward": "object_colour",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
@@ -63,13 +70,17 @@ _MODULES = {
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -83,6 +94,7 @@ __all__ = [
     "ClippedReward",
     "Colour",
     "CompositionReward",
+    "Constraint",
     "CountReward",
     "HPSv2Reward",
     "HPSv21Reward",
@@ -91,6 +103,8 @@ __all__ = [
     "JPEGSize",
     "LPIPSReward",
     "MiniatureReward",
+    "NSFWReward",
+    "OCRReward",
     "ObjectColourReward",
     "PackageImageReward",
     "PickScoreReward",
@@ -100,16 +114,20 @@ __all__ = [
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 
