@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
+    from .composition import CompositionReward
+    from .count import CountReward
     from .cyclereward import CycleReward
     from .evalmuse import EvalMuseReward
     from .expressions import RewardLike, as_reward
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from .miniature import MiniatureReward
     from .mps import MPSReward
     from .nsfw import NSFWReward
+    from .object_colour import ObjectColourReward
     from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .position import PositionReward
+    from .presence import PresenceReward
     from .questions import QuestionListReward
     from .remote import RemoteReward
     from .rubric import Criterion, RubricReward
@@ -54,7 +59,9 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "CompositionReward": "composition",
     "Constraint": "base",
+    "CountReward": "count",
     "Criterion": "rubric",
     "CycleReward": "cyclereward",
     "EvalMuseReward": "evalmuse",
@@ -70,9 +77,12 @@ _MODULES = {
     "MiniatureReward": "miniature",
     "NSFWReward": "nsfw",
     "OCRReward": "ocr",
+    "ObjectColourReward": "object_colour",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "PositionReward": "position",
+    "PresenceReward": "presence",
     "Question": "vision_language.question_lists",
     "QuestionListReward": "questions",
     "RemoteReward": "remote",
@@ -105,7 +115,9 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "CompositionReward",
     "Constraint",
+    "CountReward",
     "Criterion",
     "CycleReward",
     "EvalMuseReward",
@@ -121,9 +133,12 @@ __all__ = [
     "MiniatureReward",
     "NSFWReward",
     "OCRReward",
+    "ObjectColourReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "PositionReward",
+    "PresenceReward",
     "Question",
     "QuestionListReward",
     "RemoteReward",

@@ -30,6 +30,7 @@ REWARDS: Registry[Registered] = Registry(
         "checks",
         "context",
         "degradations",
+        "detection",
         "errors",
         "expressions",
         "formulas",
