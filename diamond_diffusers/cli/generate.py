@@ -21,7 +21,7 @@ from .options import (
     MAX_SEED,
     PlannedBatchSize,
     PlannedCheckpointing,
-    PromptsFile,
+    PromptsSource,
     all_texts,
     checked_texts,
     memory_options,
@@ -90,7 +90,7 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
     option: MethodOptions = None,
@@ -117,7 +117,7 @@ def generate(
     from ..evaluation.side_by_side import draw_side_by_side, save
 
     memory = memory_options(particle_batch_size, gradient_checkpointing)
-    texts = all_texts(prompts, prompts_file, "PROMPT")
+    texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
     if scored_by is not None and not any(texts):

@@ -16,7 +16,7 @@ from diamond_diffusers.evaluation.benchmark.plan import Entry, Plan
 from diamond_diffusers.evaluation.benchmark.plots import cost_figures, method_styles, overview_figure, trace_figure
 from diamond_diffusers.evaluation.benchmark.report import write_report
 from diamond_diffusers.evaluation.benchmark.summary import summarise
-from diamond_diffusers.evaluation.benchmark.tables import TextTable, markdown, rich_table
+from diamond_diffusers.evaluation.text_tables import TextTable, markdown, rich_table
 from diamond_diffusers.files.csv_tables import csv_table
 from diamond_diffusers.files.foreign import ForeignFileError
 
