@@ -59,7 +59,7 @@ PromptsSource = Annotated[
         "--prompts",
         metavar="NAME|FILE",
         callback=checked_texts,
-        help="A benchmark's by name, such as geneval or dpg_bench; a file, with a prompt a line (.txt) or of a benchmark; "
+        help="Name of a benchmark, such as geneval or dpg_bench; a benchmark's file, or one with a prompt a line (.txt); "
         "or OWNER/REPOSITORY/FILE[@REVISION] of a data set on the Hub.",
     ),
 ]

@@ -15,6 +15,7 @@ from .scoring.statistics import Estimate
 
 NOTHING = "–"
 
+
 @dataclass(frozen=True)
 class TextTable:
     """A table whose first column holds names and whose others hold figures."""

@@ -44,9 +44,9 @@ def geneval2_prompt(entry: Any, place: str, remedy: str) -> Parts:
 def dsg_prompts(rows: Iterator[tuple[str, dict[str, str]]]) -> Iterator[Parts]:
     """The items of a table of DSG or of DPG-Bench, which has a row for each question.
 
-    The metadata of an item are its `item_id` and its `questions`, each with `id`, `question`, `tuple` and `parents`, the
-    questions that have to be answered with yes before it counts. As in DSG's own program, an item in which a dependency
-    is malformed has none at all.
+    The metadata of an item are its `item_id` and its `questions`, each with `id`, `question`, `tuple` and `parents`,
+    the questions that have to be answered with yes before it counts. As in DSG's own program, an item in which a
+    dependency is malformed has none at all.
 
     Raises:
         ForeignFileError: an id is no whole number, or comes twice within an item.
@@ -58,7 +58,9 @@ def dsg_prompts(rows: Iterator[tuple[str, dict[str, str]]]) -> Iterator[Parts]:
         if not number.isdecimal():
             raise ForeignFileError(f"proposition_id in {place} is {shown(number)}; number the questions of an item")
         if int(number) in item["questions"]:
-            raise ForeignFileError(f"proposition_id in {place} is {number}, which the item has already; number them anew")
+            raise ForeignFileError(
+                f"proposition_id in {place} is {number}, which the item has already; number them anew"
+            )
         parents = row["dependency"].split(",")
         is_sound = all(parent.strip().isdecimal() for parent in parents)
         item["is_sound"] &= is_sound

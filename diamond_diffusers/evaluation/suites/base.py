@@ -30,8 +30,8 @@ class Verdict:
 class SuiteJudge(ABC):
     """Judges images of the prompts of one published benchmark by its rules.
 
-    A subclass that is registered is made by `diamond-diffusers evaluate`, which hands over those of the arguments `vlm`,
-    `detector`, `clip`, `device` and `dtype` that the user has named and that its constructor has.
+    A subclass that is registered is made by `diamond-diffusers evaluate`, which hands over those of the arguments
+    `vlm`, `detector`, `clip`, `device` and `dtype` that the user has named and that its constructor has.
 
     Attributes:
         name: name of the benchmark, such as "geneval".

@@ -49,8 +49,13 @@ class BLIPAnswerer:
         from transformers import AutoTokenizer, BlipForQuestionAnswering, BlipImageProcessor
 
         try:
+            # BLIP's text layers add masks to their scores, which other implementations than eager give as true and false.
             model = BlipForQuestionAnswering.from_pretrained(
-                checkpoint, dtype=dtype or torch.float32, use_safetensors=True, **hub_options
+                checkpoint,
+                dtype=dtype or torch.float32,
+                use_safetensors=True,
+                attn_implementation="eager",
+                **hub_options,
             )
             self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, **hub_options)
             self.image_processor: Any = BlipImageProcessor.from_pretrained(checkpoint, **hub_options)

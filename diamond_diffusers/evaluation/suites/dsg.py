@@ -103,7 +103,7 @@ class DSGJudge(SuiteJudge):
 
 
 def answers_by_kind(prompt: Prompt, verdict: Verdict) -> dict[str, list[float]]:
-    """The answers to the questions of a prompt, before parents are looked at, by the coarse and the fine kind of each."""
+    """The answers to a prompt's questions, before parents are looked at, by the coarse and the fine kind of each."""
     found: dict[str, list[float]] = {}
     for question in prompt.metadata["questions"]:
         answer = verdict.details[str(question["id"])]

@@ -24,9 +24,9 @@ class GenEval2Judge(SuiteJudge):
     """Judges by Soft-TIFA: the geometric mean of the probabilities of the right answers to all questions of a prompt.
 
     Each question is put with "Answer in one word.", and the probability of its answer is that of all its spellings'
-    first tokens. Reported beside it are the arithmetic mean ("Soft-TIFA AM") and the means of each skill; the categories
-    are the numbers of atoms of the prompts. Scores are comparable with published ones where `vlm` is GenEval 2's own,
-    which is the default.
+    first tokens. Reported beside it are the arithmetic mean ("Soft-TIFA AM") and the means of each skill; the
+    categories are the numbers of atoms of the prompts. Scores are comparable with published ones where `vlm` is
+    GenEval 2's own, which is the default.
 
     Args:
         vlm: what answers: a checkpoint, or an object with the method `probabilities`.

@@ -66,9 +66,7 @@ class TIFAJudge(SuiteJudge):
         letters = [list(ascii_uppercase[: len(question["choices"])]) for _, question in asked]
         texts = [with_choices(question["question"], question["choices"]) for _, question in asked]
         found = self.answerer.probabilities([image for image, _ in asked], texts, letters)
-        chosen = [
-            question["choices"][row.index(max(row))] for (_, question), row in zip(asked, found, strict=True)
-        ]
+        chosen = [question["choices"][row.index(max(row))] for (_, question), row in zip(asked, found, strict=True)]
         rows = grouped(chosen, [len(prompt.metadata["questions"]) for prompt in prompts])
         return [verdict_of(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
 
