@@ -14,6 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from ..files.foreign_models import why_unloadable
 from .files import write_bytes
@@ -53,7 +54,8 @@ class PromptFile:
     @property
     def place(self) -> Path:
         """Where the file is kept; its folder is made."""
-        folder = cached_assets_path("diamond-diffusers", namespace="prompts", subfolder=self.commit)
+        cache = constants.HF_ASSETS_CACHE
+        folder = cached_assets_path("diamond-diffusers", "prompts", self.commit, assets_dir=cache)
         return Path(folder) / Path(self.path).name
 
 
@@ -209,7 +211,7 @@ def _from_hub(source: str, found: re.Match[str], name: str) -> Path:
         return Path(
             hf_hub_download(found["repository"], found["file"], repo_type="dataset", revision=found["revision"])
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, EntryNotFoundError) as error:
         raise ValueError(
             f"{name} is {source!r}, which is no file here and cannot be had from the Hub ({why_unloadable(error)}); "
             f"give a file, OWNER/REPOSITORY/FILE of a data set, or one of {', '.join(KNOWN_PROMPTS)}"

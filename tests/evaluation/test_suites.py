@@ -133,7 +133,9 @@ def test_dpg_bench(tmp_path):
 def test_tifa(tmp_path):
     official = OFFICIAL["tifa"]
     prompts = written(tmp_path, "tifa.json", json.dumps(official["entries"]))
-    chosen = [entry["choices"].index(choice) for entry, choice in zip(official["entries"], official["chosen"], strict=True)]
+    chosen = [
+        entry["choices"].index(choice) for entry, choice in zip(official["entries"], official["chosen"], strict=True)
+    ]
     vlm = Scripted(
         [float(position == index) for position in range(len(entry["choices"]))]
         for entry, index in zip(official["entries"], chosen, strict=True)

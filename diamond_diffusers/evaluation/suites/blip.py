@@ -49,13 +49,8 @@ class BLIPAnswerer:
         from transformers import AutoTokenizer, BlipForQuestionAnswering, BlipImageProcessor
 
         try:
-            # BLIP's text layers add masks to their scores, which other implementations than eager give as true and false.
             model = BlipForQuestionAnswering.from_pretrained(
-                checkpoint,
-                dtype=dtype or torch.float32,
-                use_safetensors=True,
-                attn_implementation="eager",
-                **hub_options,
+                checkpoint, dtype=dtype or torch.float32, use_safetensors=True, **hub_options
             )
             self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, **hub_options)
             self.image_processor: Any = BlipImageProcessor.from_pretrained(checkpoint, **hub_options)
@@ -71,41 +66,36 @@ class BLIPAnswerer:
     def probabilities(
         self, images: Sequence[Image], questions: Sequence[str], answers: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        found: list[list[float]] = []
-        for start in range(0, len(questions), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            first = self._first_tokens(images[rows], questions[rows])
-            found += [
-                [tokens[self.tokenizer.encode(answer, add_special_tokens=False)[0]].item() for answer in possible]
-                for tokens, possible in zip(first, answers[rows], strict=True)
-            ]
-        return found
+        asked = [self._tokens(question) for question in questions]
+        rows_by_length: dict[int, list[int]] = {}
+        for row, tokens in enumerate(asked):
+            rows_by_length.setdefault(len(tokens), []).append(row)
+        found: dict[int, list[float]] = {}
+        # Of one length each, since the decoder in transformers attends to padding too.
+        for rows in rows_by_length.values():
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                first = self._first_tokens([images[row] for row in batch], [asked[row] for row in batch])
+                for row, law in zip(batch, first, strict=True):
+                    found[row] = [law[self._first_token(answer)].item() for answer in answers[row]]
+        return [found[row] for row in range(len(questions))]
 
-    def _first_tokens(self, images: Sequence[Image], questions: Sequence[str]) -> torch.Tensor:
-        """The law `[B, vocabulary]` of the first token of each answer."""
-        pixels = self.image_processor(list(images), return_tensors="pt").pixel_values
-        texts = self.tokenizer(
-            [prepared_question(question) for question in questions],
-            padding="longest",
-            truncation=True,
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        ).to(self.model.device)
-        texts.input_ids[:, 0] = ENCODE
-        seen = self.model.vision_model(pixels.to(self.model.device, self.model.dtype))[0]
-        read = self.model.text_encoder(
-            input_ids=texts.input_ids,
-            attention_mask=texts.attention_mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
-        )[0]
-        begin = torch.full((len(questions), 1), self.model.decoder_start_token_id, device=read.device)
-        logits = self.model.text_decoder(
-            input_ids=begin,
-            encoder_hidden_states=read,
-            encoder_attention_mask=texts.attention_mask,
-            use_cache=False,
-        ).logits[:, 0]
+    def _tokens(self, question: str) -> list[int]:
+        ids: list[int] = self.tokenizer(prepared_question(question), truncation=True, max_length=MAX_TOKENS).input_ids
+        return [ENCODE, *ids[1:]]
+
+    def _first_token(self, answer: str) -> int:
+        ids: list[int] = self.tokenizer.encode(answer, add_special_tokens=False)
+        return ids[0]
+
+    def _first_tokens(self, images: Sequence[Image], questions: Sequence[list[int]]) -> torch.Tensor:
+        """The law `[B, vocabulary]` of the first token of each answer to questions of one length."""
+        device = self.model.device
+        pixels = self.image_processor(list(images), return_tensors="pt").pixel_values.to(device, self.model.dtype)
+        seen = self.model.vision_model(pixels)[0]
+        read = self.model.text_encoder(input_ids=torch.tensor(questions, device=device), encoder_hidden_states=seen)[0]
+        begin = torch.full((len(questions), 1), self.model.decoder_start_token_id, device=device)
+        logits = self.model.text_decoder(input_ids=begin, encoder_hidden_states=read, use_cache=False).logits[:, 0]
         return logits.float().softmax(-1)
 
 
