@@ -112,10 +112,10 @@ def pooled_mean(values: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
 
 def _resampled_sums(random: np.random.Generator, rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The sums `[NUM_RESAMPLES, d]` of as many of the rows `[n, d]` as there are, drawn with replacement."""
-    # How often each row is drawn, in parts that stay small for thousands of rows.
-    law = np.full(len(rows), 1 / len(rows))
+    # In parts that stay small for thousands of rows.
     parts = np.array_split(np.arange(NUM_RESAMPLES), 1 + NUM_RESAMPLES * len(rows) // 2_000_000)
-    return np.concatenate([random.multinomial(len(rows), law, size=len(part)) @ rows for part in parts])
+    drawn = (random.integers(len(rows), size=(len(part), len(rows))) for part in parts)
+    return np.concatenate([np.stack([column[chosen].sum(1) for column in rows.T], 1) for chosen in drawn])
 
 
 def _percentile(average: float, resampled: NDArray[np.float64]) -> Estimate:
