@@ -10,11 +10,14 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
+    from .composition import CompositionReward
+    from .count import CountReward
     from .expressions import RewardLike, as_reward
     from .hpsv2 import HPSv2Reward
     from .hpsv2_1 import HPSv21Reward
@@ -24,10 +27,16 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .nsfw import NSFWReward
+    from .object_colour import ObjectColourReward
+    from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .position import PositionReward
+    from .presence import PresenceReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .vqascore import VQAScoreReward
@@ -40,6 +49,9 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "CompositionReward": "composition",
+    "Constraint": "base",
+    "CountReward": "count",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
@@ -47,19 +59,28 @@ _MODULES = {
     "JPEGSize": "jpeg_size",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
+    "NSFWReward": "nsfw",
+    "OCRReward": "ocr",
+    "ObjectColourReward": "object_colour",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "PositionReward": "position",
+    "PresenceReward": "presence",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -72,6 +93,9 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "CompositionReward",
+    "Constraint",
+    "CountReward",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
@@ -79,22 +103,31 @@ __all__ = [
     "JPEGSize",
     "LPIPSReward",
     "MiniatureReward",
+    "NSFWReward",
+    "OCRReward",
+    "ObjectColourReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "PositionReward",
+    "PresenceReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 

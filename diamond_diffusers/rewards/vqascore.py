@@ -53,6 +53,7 @@ class VQAScoreReward(Reward):
     licence = "that of the checkpoint (Qwen2.5-VL-7B: Apache-2.0)"
     source = "Lin et al. 2024, arXiv:2404.01291"
     size = "16.6 GB"
+    default_reward_scale = 10.0
     hub_files = (("Qwen/Qwen2.5-VL-7B-Instruct", "config.json"),)
 
     def __init__(

@@ -12,7 +12,7 @@ from ..text_tables import TextTable, csv_of, markdown
 from .compare import method_folder
 from .html_report import html_report
 from .plan import Plan
-from .plots import cost_figures, example_sheet, method_styles, overview_figure, png, trace_figure
+from .plots import cost_figures, example_sheet, method_styles, overview_figure, pareto_figures, png, trace_figure
 from .records import Record, image_path
 from .summary import Summary
 from .tables import text_tables
@@ -50,6 +50,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     results = {"settings": comparison.settings, "methods": comparison.summaries, "left_out": plan.left_out}
     write_json(folder / "results.json", results)
     figures = {"overview": overview_figure(comparison.summaries), **cost_figures(comparison.summaries)}
+    figures |= pareto_figures(comparison.summaries)
     styles = method_styles(comparison.summaries)
     for budget in dict.fromkeys(entry.budget for entry in plan.entries):
         if (traces := trace_figure(plan.at(budget), records, styles)) is not None:

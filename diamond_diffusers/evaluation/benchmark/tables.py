@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ...miniature.grammar import CATEGORIES
 from ..scoring.statistics import Estimate
 from ..text_tables import NOTHING, TextTable, number_text, percent_text
+from .pareto import points_of
 from .plan import REFERENCES, LeftOut
 from .summary import Summary, method_names
 
@@ -14,7 +15,7 @@ Column = tuple[str, Callable[[Summary], str]]
 
 
 def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) -> list[TextTable]:
-    """The methods at all budgets, then each budget with its differences and costs, then what was left out."""
+    """The methods at all budgets, then each budget with its differences and costs, fronts, and what was left out."""
     tables = [_overview(summaries)]
     budgets = dict.fromkeys(summary.budget for summary in summaries)
     for budget in budgets:
@@ -25,6 +26,7 @@ def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) 
             _table(f"Differences and rewards [95 % intervals]{where}", [METHOD, *SIZES, *_rewards(rows)], rows)
         )
         tables.append(_table(f"Cost of an image{where}", [METHOD, *COSTS], rows))
+    tables += [_pareto(summaries, name) for name in summaries[0].held_out_rewards]
     if left_out:
         tables.append(_left_out(left_out))
     return [table for table in tables if len(table.header) > 1]
@@ -46,6 +48,18 @@ def _overview(summaries: Sequence[Summary]) -> TextTable:
         rows.append([name, *(NOTHING if cell is None else _aim_text(cell) for cell in found)])
     header = ["method", *(str(budget) for budget in budgets)]
     return TextTable(f"{what}, by network evaluations an image [95 % intervals]", header, rows)
+
+
+def _pareto(summaries: Sequence[Summary], held_out: str) -> TextTable:
+    """A row for each method that none of the others beats in the followed reward and in a held-out one."""
+    points = points_of(summaries, held_out)
+    rows = [
+        [point.method.name, f"{point.cost:.0f}", _number(point.reward), _number(point.held_out)]
+        for point in points
+        if point.is_on_front
+    ]
+    title = f"Pareto front of the reward and held out: {held_out}, {len(rows)} of {len(points)} [95 % intervals]"
+    return TextTable(title, ["method", "budget used", "reward", f"held out: {held_out}"], rows)
 
 
 def _left_out(entries: Sequence[LeftOut]) -> TextTable:

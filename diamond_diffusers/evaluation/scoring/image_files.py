@@ -30,10 +30,12 @@ class Scores:
     Attributes:
         terms: the score of every reward in the expression, by name.
         total: the score of the expression.
+        constraints_met: whether the image holds all constraints of the expression; None where it has none.
     """
 
     terms: dict[str, float]
     total: float
+    constraints_met: bool | None = None
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -80,7 +82,8 @@ def score_files(
             output = reward.evaluate(images, [prompts[row] for row in rows])
         for i, row in enumerate(rows):
             terms = {name: term[i].item() for name, term in output.terms.items()}
-            scores[row] = Scores(terms, output.total[i].item())
+            met = None if output.violation is None else output.violation[i].item() == 0
+            scores[row] = Scores(terms, output.total[i].item(), met)
     return [scores[row] for row in range(len(paths))]
 
 
