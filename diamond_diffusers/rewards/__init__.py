@@ -34,11 +34,15 @@ if TYPE_CHECKING:
     from .placed import PlacedReward
     from .position import PositionReward
     from .presence import PresenceReward
+    from .questions import QuestionListReward
+    from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .vision_language.judge import Judge, VisionLanguageJudge
+    from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
 
 _MODULES = {
@@ -52,11 +56,13 @@ _MODULES = {
     "CompositionReward": "composition",
     "Constraint": "base",
     "CountReward": "count",
+    "Criterion": "rubric",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
+    "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
     "NSFWReward": "nsfw",
@@ -71,12 +77,19 @@ _MODULES = {
     "RewardLike": "expressions",
     "RewardOutput": "base",
     "ScoreStatistics": "calibration",
+    "Question": "vision_language.question_lists",
+    "QuestionListReward": "questions",
+    "Reward": "base",
+    "RewardLike": "expressions",
+    "RewardOutput": "base",
+    "RubricReward": "rubric",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
     "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
+    "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
     "as_reward": "expressions",
     "calibrated": "calibration",
@@ -96,11 +109,13 @@ __all__ = [
     "CompositionReward",
     "Constraint",
     "CountReward",
+    "Criterion",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
+    "Judge",
     "LPIPSReward",
     "MiniatureReward",
     "NSFWReward",
@@ -115,12 +130,19 @@ __all__ = [
     "RewardLike",
     "RewardOutput",
     "ScoreStatistics",
+    "Question",
+    "QuestionListReward",
+    "Reward",
+    "RewardLike",
+    "RewardOutput",
+    "RubricReward",
     "Sharpness",
     "SimilarityReward",
     "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
+    "VisionLanguageJudge",
     "WeightedSum",
     "as_reward",
     "available_rewards",

@@ -48,6 +48,7 @@ REWARDS: Registry[Registered] = Registry(
         "stages",
         "threshold",
         "transformed",
+        "vision_language",
         "weight_files",
     ),
     aliases={
