@@ -38,7 +38,7 @@ from .options import (
     MAX_SEED,
     PlannedBatchSize,
     PlannedCheckpointing,
-    PromptsFile,
+    PromptsSource,
     all_texts,
     checked_texts,
     memory_options,
@@ -130,7 +130,7 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
     option: MethodOptions = None,
@@ -163,7 +163,7 @@ def generate(
     from ..evaluation.side_by_side import draw_side_by_side, save
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
-    texts = all_texts(prompts, prompts_file, "PROMPT")
+    texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
     if scored_by is not None and not any(texts):

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .options import Device, PromptsFile, all_texts, checked_texts, named_dtype, text_table, usable_device
+from .options import Device, PromptsSource, all_texts, checked_texts, named_dtype, text_table, usable_device
 
 ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
 RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2, nsfw < 0.2'.")]
@@ -32,7 +32,7 @@ def score(
     images: ImagePaths,
     reward: RewardExpression,
     prompts: Prompts = None,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     output_format: Format = "table",
     batch_size: BatchSize = 8,
     dtype: DType = "auto",
@@ -46,7 +46,7 @@ def score(
     from ..rewards import Constraint, as_reward
 
     paths = find_images(images)
-    given = all_texts(prompts, prompts_file, "--prompt") if prompts or prompts_file else []
+    given = all_texts(prompts, prompts_source, "--prompt") if prompts or prompts_source else []
     if not given and _reads_prompts(reward):
         raise ValueError(
             f"--prompt is not given, but the reward {reward!r} reads prompts; give one, which may be empty"
@@ -86,7 +86,7 @@ def _reads_prompts(expression: str) -> bool:
 def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
     if len(prompts) not in (1, len(paths)):
         raise ValueError(
-            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts-file; give "
+            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts; give "
             "one text, or one for each"
         )
     return list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)

@@ -77,7 +77,7 @@ def score_files(
     """
     scores: dict[int, Scores] = {}
     for rows in batches:
-        images = torch.cat([_read(paths[row]) for row in rows]).to(device)
+        images = torch.cat([read_image(paths[row]) for row in rows]).to(device)
         with torch.no_grad():
             output = reward.evaluate(images, [prompts[row] for row in rows])
         for i, row in enumerate(rows):
@@ -104,8 +104,12 @@ def batches_of_one_size(paths: Sequence[Path], batch_size: int) -> list[list[int
     ]
 
 
-def _read(path: Path) -> Tensor:
-    """The image `[1, 3, H, W]` in [0, 1], upright."""
+def read_image(path: Path) -> Tensor:
+    """The image `[1, 3, H, W]` in [0, 1], upright.
+
+    Raises:
+        ForeignFileError: the file cannot be read as an image.
+    """
     with _opened(path) as image:
         return images_from_pil([ImageOps.exif_transpose(image)])
 
