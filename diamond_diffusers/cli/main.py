@@ -125,9 +125,5 @@ def _list_new_names(ctx: typer.Context) -> None:
                 parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
-<<<<<<< HEAD
-for command in (generate, check, rewards, score, serve_reward, benchmark, redraw, models):
-=======
-for command in (generate, check, rewards, score, benchmark, redraw, evaluate, models):
->>>>>>> h-evaluate
+for command in (generate, check, rewards, score, serve_reward, benchmark, redraw, evaluate, models):
     app.command()(command)
