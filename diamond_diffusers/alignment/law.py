@@ -17,7 +17,7 @@ from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
 from ..core.tensors import sent
-from ..core.values import scaled_rewards
+from ..core.values import final_values, scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
 from .execution import Execution
@@ -42,8 +42,12 @@ class Evaluation:
     violation: Tensor | None = None
 
     def values(self, reward_scale: float) -> Tensor:
-        """The scaled reward, `[N]`; `-inf` where it has failed, and below all others where a constraint is violated."""
+        """The scaled reward less the violation of constraints, `[N]`; `-inf` where it has failed."""
         return scaled_rewards(self.total, reward_scale, self.violation)
+
+    def final_values(self, reward_scale: float) -> Tensor:
+        """As `values` without constraints; with some, images that violate one lie below all others."""
+        return final_values(self.total, reward_scale, self.violation)
 
     def map(self, function: Callable[..., Tensor], *others: Evaluation) -> Evaluation:
         """The function of each tensor of this evaluation and of others of the same reward."""

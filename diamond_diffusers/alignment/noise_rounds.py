@@ -10,7 +10,6 @@ from functools import partial
 from torch import Tensor
 
 from ..core.tensors import where_rows
-from ..core.values import without_barrier
 from ..transitions.base import Transition
 from .cloud import Cloud
 from .law import Evaluation, Law
@@ -51,7 +50,7 @@ class NoiseRounds(NoAlignment):
         for index, (sample, best) in enumerate(self.rounds(law, x, levels, random)):
             trace.steps.append(TraceStep(levels[0], **sample.figures(law)))
             cloud = self.start(law, best.latents, 0)
-            values = best.evaluation.values(law.reward_scale).reshape(cloud.log_weights.shape)
+            values = best.evaluation.final_values(law.reward_scale).reshape(cloud.log_weights.shape)
             cloud = replace(cloud, final=best.evaluation, values=values)
             progress = Progress(
                 self, law, cloud, trace, index, num_stages, len(levels) - 2, levels[-1], True, sample.latents
@@ -85,14 +84,13 @@ class Sample:
     def improved_by(self, other: Sample, reward_scale: float) -> Sample:
         """Row by row the one of higher scaled reward; this one where they are equal."""
         mine, theirs = self.evaluation, other.evaluation
-        better = theirs.values(reward_scale) > mine.values(reward_scale)
+        better = theirs.final_values(reward_scale) > mine.final_values(reward_scale)
         evaluation = theirs.map(partial(where_rows, better), mine)
         return Sample(where_rows(better, other.latents, self.latents), evaluation)
 
     def figures(self, law: Law) -> dict[str, Tensor]:
         """What the trace records of equally many rows of each image, each `[B]`."""
         values = self.evaluation.values(law.reward_scale).unflatten(0, (law.num_images, -1))
-        values = without_barrier(values) if law.is_constrained else values
         return {"mean_value": values.mean(1), "best_value": values.amax(1)}
 
 

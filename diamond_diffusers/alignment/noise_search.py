@@ -92,12 +92,12 @@ class NoiseSearch(NoiseRounds):
         self, reward_scale: float, pivot: Tensor, best: Sample | None, noise: Tensor, sample: Sample
     ) -> tuple[Tensor, Sample]:
         """The noise of each particle whose sample has the highest scaled reward so far, and that sample."""
-        values = sample.evaluation.values(reward_scale).unflatten(0, (len(pivot), -1))
+        values = sample.evaluation.final_values(reward_scale).unflatten(0, (len(pivot), -1))
         rows = highest(values, 1)
         found = Sample(sample.latents[rows], sample.evaluation.rows(rows))
         if best is None:
             return noise[rows], found
-        better = found.evaluation.values(reward_scale) > best.evaluation.values(reward_scale)
+        better = found.evaluation.final_values(reward_scale) > best.evaluation.final_values(reward_scale)
         return where_rows(better, noise[rows], pivot), best.improved_by(found, reward_scale)
 
 
