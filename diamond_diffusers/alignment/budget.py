@@ -88,7 +88,8 @@ def empty_law(law: Law, emptied: Callable[[SampledModel], EmptyModel]) -> Law:
         _without_features(law.conditions),
         [""],
         _MeanPixel(),
-        law.reward_scale,
+        # Constraints count even at a scale of 0.
+        law.reward_scale or float(law.is_constrained),
         scores and ScoreModel(emptied(scores.model), _without_features(scores.conditions)),
     )
 

