@@ -16,12 +16,11 @@ from torch import Tensor
 from .levels import Level, signal_and_noise
 from .tensors import expand
 
-
 BARRIER = 1e6
 """Below minus this lie the final values of images that violate a constraint, and above it those of all others.
 
-Scaled rewards that are told apart in float32 hardly come near it, while numbers of its size are still told apart by less
-than 0.1 nats: a violation from another.
+Scaled rewards that float32 tells apart hardly come near it, while numbers of its size are still told apart by less than
+0.1 nats: a violation from another.
 """
 
 
@@ -39,11 +38,11 @@ def scaled_rewards(rewards: Tensor, reward_scale: float, violations: Tensor | No
 
 
 def final_values(rewards: Tensor, reward_scale: float, violations: Tensor | None = None) -> Tensor:
-    """The values of clean images, without a graph; arguments as of `scaled_rewards`, which they are but for constraints.
+    """The values of clean images, without a graph: those of `scaled_rewards` but for constraints; arguments as there.
 
-    Constraints restrict the law to the images that hold them, `p(z) 1[all hold] exp(reward_scale * reward)`. Images that
-    violate one therefore lie below all others, however high their reward: at `-BARRIER - 1 - violation`, a weight of
-    zero beside any image that holds. (`-inf` would say nothing where none of a prompt's images does.)
+    Constraints restrict the law to the images that hold them, `p(z) 1[all hold] exp(reward_scale * reward)`. Images
+    that violate one therefore lie below all others, however high their reward: at `-BARRIER - 1 - violation`, a weight
+    of zero beside any image that holds. (`-inf` would say nothing where none of a prompt's images does.)
 
     Noisy states have no such barrier. The value of one is an estimate from a few blurred guesses of its image, and a
     state that a barrier has dropped may have led to an image that holds: the samples' law would not be the one above.

@@ -63,7 +63,7 @@ def test_comparing_a_reward_bounds_it_and_adding_that_restricts_others():
     assert again.name == reward.name
     torch.testing.assert_close(again.evaluate(GREYS, PROMPTS).violation, output.violation)
     # A number may stand on the left, and factors leave constraints as they are.
-    assert (0.3 > Brightness()).name == "brightness < 0.3"
+    assert (0.3 > Brightness()).name == "brightness < 0.3"  # noqa: SIM300
     assert (3 * reward).name == "6*colour, brightness < 0.3, brightness - colour >= 0.05"
 
 
@@ -89,9 +89,9 @@ def test_a_reward_that_is_summed_and_bounded_is_asked_once_and_reported_once():
 def test_what_a_constraint_cannot_mean_is_refused():
     bright = Brightness() < 0.2
     for wrong in (lambda: -bright, lambda: 0 * bright, lambda: Colour() - bright):
-        with pytest.raises(ValueError, match="'brightness < 0.2' got the weight .* turn its comparison round"):
+        with pytest.raises(ValueError, match=r"'brightness < 0.2' got the weight .* turn its comparison round"):
             wrong()
-    with pytest.raises(ValueError, match="holds a constraint and is compared with 0.5"):
+    with pytest.raises(ValueError, match=r"holds a constraint and is compared with 0\.5"):
         (Colour() + bright) > 0.5  # noqa: B015
     # The second half alone would be left of these.
     for chained in (lambda: 0.1 < Brightness() < 0.5, lambda: bright and bright):

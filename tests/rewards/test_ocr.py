@@ -1,9 +1,11 @@
 """The OCR reward: what prompts quote, how reading is graded, and the real reader on rendered words."""
 
 import itertools
+import runpy
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +153,16 @@ class TestWithWhatAReaderFinds:
         _, made = recorded("", min_confidence=0.3, num_threads=2)
         assert made.options == {"text_score": 0.3, "intra_op_num_threads": 2, "inter_op_num_threads": 1}
         assert recorded("", num_threads=64)[1].options["intra_op_num_threads"] == 4
+
+
+def test_the_example_makes_a_poster(recorded, tiny_folder, tmp_path, monkeypatch, capsys):
+    _, made = recorded("OPEN\nNOW")
+    script, poster = Path(__file__).parents[2] / "examples" / "poster_with_ocr.py", tmp_path / "poster.png"
+    few = ["--num-particles", "2", "--num-inference-steps", "2"]
+    monkeypatch.setattr(sys, "argv", [script.name, "--model", str(tiny_folder), *few, "--output", str(poster)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert Image.open(poster).size == (16, 16) and made.reader.shapes
+    assert "{'ocr': 1.0}, constraints met; " in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
