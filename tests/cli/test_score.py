@@ -295,9 +295,9 @@ def test_constraints_have_a_column_of_their_own(folder):
     for row in rows:
         assert float(row["2*colour, brightness < 0.5"]) == pytest.approx(2 * float(row["colour"]), rel=1e-4)
         assert row["constraints met"] == str(int(float(row["brightness"]) < 0.5))
-    rows = read_csv(succeed("score", folder, "--reward", "brightness >= 0", "--format", "csv"))
-    assert [row["constraints met"] for row in rows] == ["1"] * 4 and list(rows[0])[2:] == [
-        "brightness",
-        "constraints met",
-    ]
+    for alone, met in {"brightness >= 0": "1", "brightness >= 0, brightness < 0": "0"}.items():
+        rows = read_csv(succeed("score", folder, "--reward", alone, "--format", "csv"))
+        # They have no total.
+        assert list(rows[0])[2:] == ["brightness", "constraints met"]
+        assert [row["constraints met"] for row in rows] == [met] * 4
     assert "has ')' at position 16" in refusal("score", folder, "--reward", "brightness < 0.5)")
