@@ -158,10 +158,10 @@ def test_plain_samples_whose_reward_fails_do_not_count(pipe: DiamondMapPipeline)
 
     reward = CallableReward(failing, differentiable=False)
     options = {**CALL, "num_inference_steps": 1, "alignment": BestOfN(num_particles=1), "particle_batch_size": 1}
-    out = pipe("a red star", reward=reward, reward_scale=AutoRewardScale(5), on_reward_error="skip", **options)
+    out = pipe("a red star", reward=reward, reward_scale=AutoRewardScale(5, 0.5), on_reward_error="skip", **options)
     of_samples = torch.tensor(scored[1:6])
     of_samples[1] = math.nan
-    assert out.reward_scale[0] == AutoRewardScale(5).of_rewards(of_samples)
+    assert out.reward_scale[0] == AutoRewardScale(5, 0.5).of_rewards(of_samples)
     assert out.rewards.isfinite().all()
 
 
@@ -180,6 +180,7 @@ def test_a_call_that_is_interrupted_before_its_scale_is_found_returns_images(pip
     assert sum(calls) < 16
 
 
+@pytest.mark.slow
 def test_a_few_step_model_is_sampled_as_it_samples_whatever_start_is_given() -> None:
     pipe = DiamondMapPipeline.from_pipe(build_tiny_sana_sprint())
     pipe.set_progress_bar_config(disable=True)
