@@ -119,7 +119,7 @@ def test_an_image_that_holds_beats_one_that_does_not(scale):
     rewards[:4] = torch.tensor([-3e8, 3e8, math.nan, 0.0])
     violations = torch.rand(1000, generator=generator) * (torch.rand(1000, generator=generator) < 0.5)
     violations[:4] = torch.tensor([0.0, 1e-6, 0.0, 100.0])
-    values, holds = final_values(rewards, scale, violations), violations == 0
+    values, holds = final_values(rewards, torch.tensor(scale), violations), violations == 0
     assert torch.isneginf(values[2])
     values, rewards, violations, holds = (
         rows[torch.arange(1000) != 2] for rows in (values, rewards, violations, holds)
@@ -134,7 +134,7 @@ def test_an_image_that_holds_beats_one_that_does_not(scale):
 
 def test_without_constraints_nothing_is_changed():
     rewards = torch.tensor([1.0, -3e7, math.nan])
-    assert final_values(rewards, 2.0).equal(scaled_rewards(rewards, 2.0))
+    assert final_values(rewards, torch.tensor(2.0)).equal(scaled_rewards(rewards, torch.tensor(2.0)))
 
 
 def test_guidance_follows_the_hinge_of_the_violation():

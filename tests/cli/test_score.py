@@ -238,6 +238,8 @@ class TestRewardsCommand:
         listed = succeed("rewards")
         assert all(name in listed for name in available_rewards())
         assert all(word in listed for word in ("gradient", "licence", "download", "usable here", "what", "Apache-2.0"))
+        (row,) = [line for line in listed.splitlines() if " sharpness " in line]
+        assert "scale" in listed and " 500 " in row
 
     def test_a_narrow_terminal_gets_no_sentences(self):
         listed = invoke("rewards", columns=80).output
