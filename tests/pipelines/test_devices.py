@@ -106,6 +106,7 @@ def test_methods_keep_float64_on_the_cpu(tiny_pipe: DiamondMapPipeline, name: st
     assert_runs_alike(tiny_pipe, METHODS[name])
 
 
+@pytest.mark.slow
 def test_stages_a_watch_and_a_calibration_keep_float64_on_the_cpu(tiny_pipe: DiamondMapPipeline) -> None:
     short = {"num_inference_steps": 1, "output_type": "pt"}
     in_stages = {"alignment": BestOfN(num_particles=3), "reward": staged([brightness, (certain, 2), ("colour", 1)])}
