@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment.auto_scale import AutoRewardScale
     from .alignment.base import Method
     from .alignment.guide import Guide
     from .alignment.methods import register_method
@@ -57,6 +58,7 @@ _MODULES = {
     "SMC": "alignment.methods.smc",
     "AdaptiveTempering": "alignment.smc_parts.tempering",
     "AncestralTransition": "transitions.ancestral",
+    "AutoRewardScale": "alignment.auto_scale",
     "BeamSearch": "alignment.methods.beam_search",
     "BestOfN": "alignment.methods.best_of_n",
     "Calibration": "pipelines.calibration",
@@ -108,6 +110,7 @@ __all__ = [
     "SMC",
     "AdaptiveTempering",
     "AncestralTransition",
+    "AutoRewardScale",
     "BeamSearch",
     "BestOfN",
     "Calibration",

@@ -196,7 +196,7 @@ def empty_law(law: Law, emptied: Callable[[SampledModel], EmptyModel]) -> Law:
         _without_features(law.conditions),
         [""],
         _MeanPixel(),
-        law.reward_scale,
+        law.scales()[:1],
         scores and ScoreModel(emptied(scores.model), _without_features(scores.conditions)),
     )
 

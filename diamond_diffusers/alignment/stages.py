@@ -14,10 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, RewardOutput, distinct
+from ..core.values import scaled_rewards
+from ..rewards.base import Reward, RewardOutput
+from ..rewards.names import distinct
 from ..rewards.stages import stages_of
 from .base import Method
-from .law import Law
+from .law import Law, carried_by
 from .out_of_memory import with_smaller_chunks
 from .result import AlignmentResult
 
@@ -60,13 +62,14 @@ def judged(law: Law, result: AlignmentResult) -> tuple[AlignmentResult, dict[str
     if reward is None or result.rewards is None or result.images is None:
         return result, {}
     started = time.perf_counter()
-    signs = torch.as_tensor(law.reward_scale).sign().reshape(-1, 1)
-    order = _from_best(result.rewards.cpu(), signs)
+    signs = law.scales().sign()
+    order = _from_best(result.rewards, signs, result.violation)
     terms, calls = dict(result.reward_terms), {reward.first.name: order.numel()}
     for stage in reward.later:
         chosen = order[:, : stage.keep]
         output = with_smaller_chunks(law.execution, partial(_scores, law, stage.reward, result, chosen))
-        best = _from_best(output.total.cpu().reshape(chosen.shape), signs)
+        violations = None if output.violation is None else output.violation.reshape(chosen.shape)
+        best = _from_best(output.total.reshape(chosen.shape), signs, violations)
         order = torch.cat([chosen.gather(1, best), order[:, stage.keep :]], 1)
         for name, scores in output.terms.items():
             everywhere = torch.full(order.shape, math.nan)
@@ -77,10 +80,10 @@ def judged(law: Law, result: AlignmentResult) -> tuple[AlignmentResult, dict[str
     return replace(result, reward_terms=terms, places=order.argsort(1)), calls
 
 
-def _from_best(scores: Tensor, signs: Tensor) -> Tensor:
+def _from_best(scores: Tensor, signs: Tensor, violations: Tensor | None) -> Tensor:
     """The columns of scores `[B, n]` from the best to the worst, the first of equals first; those without one last."""
-    scaled = torch.where(scores.isnan(), -math.inf, signs.to(scores) * scores.nan_to_num())
-    return scaled.sort(dim=1, descending=True, stable=True).indices
+    values = scaled_rewards(scores, signs, violations).cpu()
+    return values.sort(dim=1, descending=True, stable=True).indices
 
 
 @torch.no_grad()
@@ -101,11 +104,13 @@ def _scores(law: Law, reward: Reward, result: AlignmentResult, chosen: Tensor) -
     def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
         output = law.reward_errors.scores(law.execution, reward, score, index, latents, images)
         names[:] = output.terms
-        return torch.stack([output.total, *output.terms.values()], 1)
+        return torch.stack([*carried_by(output), *output.terms.values()], 1)
 
     groups = [chosen.shape[1]] * len(chosen)
-    total, *terms = law.execution.over_chunks(score_rows, groups, latents, images, count=count).unbind(1)
-    return RewardOutput(total, dict(zip(names or reward.term_names, terms, strict=True)))
+    scores = law.execution.over_chunks(score_rows, groups, latents, images, count=count).unbind(1)
+    names = names or reward.term_names
+    total, *violation = scores[: len(scores) - len(names)]
+    return RewardOutput(total, dict(zip(names, scores[len(scores) - len(names) :], strict=True)), *violation)
 
 
 def _rows(particles: Tensor, owners: Tensor, chosen: Tensor) -> Tensor:

@@ -22,7 +22,15 @@ from .calibration import (
     recorded,
 )
 from .interruption import interruptible
-from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
+from .loading import (
+    FoundRewardScale,
+    ModelName,
+    RewardExpression,
+    found_reward_scale,
+    load_model,
+    model_defaults,
+    named_reward,
+)
 from .method import MethodRequest, method_request
 from .options import (
     MAX_COUNT,
@@ -30,7 +38,7 @@ from .options import (
     MAX_SEED,
     PlannedBatchSize,
     PlannedCheckpointing,
-    PromptsFile,
+    PromptsSource,
     all_texts,
     checked_texts,
     memory_options,
@@ -122,12 +130,12 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
     option: MethodOptions = None,
     reward: RewardExpression = None,
-    reward_scale: RewardScale = None,
+    reward_scale: FoundRewardScale = None,
     calibrate: Calibrate = None,
     calibration: CalibrationFile = None,
     num_images: NumImages = 1,
@@ -154,8 +162,8 @@ def generate(
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
-    memory = memory_options(particle_batch_size, gradient_checkpointing)
-    texts = all_texts(prompts, prompts_file, "PROMPT")
+    memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
+    texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
     if scored_by is not None and not any(texts):
@@ -172,7 +180,7 @@ def generate(
     request = method_request(alignment or own, flags, option or ())
     method = request.build()
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
-    check_call(method, request, {"reward_scale": reward_scale, **budget})
+    check_call(method, request, {"reward_scale": scale, **budget})
     if method.needs_reward and scored_by is None:
         raise ValueError(
             f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
@@ -198,7 +206,7 @@ def generate(
             scored_by,
             seed,
             num_images,
-            reward_scale,
+            scale,
             memory,
             arguments,
             max_network_evaluations,

@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
 
+from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
 from ..alignment.methods.none import NoAlignment
 from ..families.compat import progress_bar
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
+from ..pipelines.resolution import own_reward_scale
 from ..pipelines.watch import Watch
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
@@ -60,7 +62,7 @@ def draw_side_by_side(
     reward: Reward | None,
     seed: int = 0,
     num_images: int = 1,
-    reward_scale: float | None = None,
+    reward_scale: float | AutoRewardScale | Literal["auto"] | None = None,
     memory: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     max_network_evaluations: int | None = None,
@@ -117,8 +119,8 @@ def draw_side_by_side(
         aligned=aligned,
         settings={
             "alignment": ran.alignment,
-            "reward": reward and reward.name,
-            "reward_scale": pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale,
+            "reward": None if reward is None else reward.name,
+            "reward_scale": own_reward_scale(reward, pipe.defaults) if reward_scale is None else reward_scale,
             "particle_batch_size": (memory or {}).get("particle_batch_size"),
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
             **budget,
@@ -218,4 +220,5 @@ def _image_facts(out: DiamondMapPipelineOutput, name: str, i: int) -> dict[str, 
         "reward": None if out.rewards is None else out.rewards[i],
         "reward_terms": {term: values[i] for term, values in out.reward_terms.items()},
         "log_evidence": None if out.log_evidence is None else out.log_evidence[i],
+        "reward_scale": None if out.reward_scale is None else out.reward_scale[i],
     }

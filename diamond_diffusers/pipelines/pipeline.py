@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
 from ..alignment.processes import DistributedState
 from ..core.conversions import Values
@@ -249,9 +250,9 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         /,
         prompt: str | list[str] | None = None,
         *,
-        reward: RewardLike | None = None,
+        reward: RewardLike | list[RewardLike] | None = None,
         alignment: Method | str | Mapping[str, Any] | None = None,
-        reward_scale: float | None = None,
+        reward_scale: float | list[float] | AutoRewardScale | Literal["auto"] | None = None,
         max_network_evaluations: int | None = None,
         max_reward_calls: int | None = None,
         final_selection: str | None = None,
@@ -278,11 +279,14 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         Args:
             prompt: one or several texts.
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
-                None for the model's own, if it has one.
+                None for the model's own, if it has one. A list has one of these for each prompt.
             alignment: a `Method`, its name or its serial form. None takes the model's own method, or else `smc` with a
                 reward and `none` without. If the model's own method differentiates the reward, but the reward cannot be
                 differentiated, SMC takes its place.
-            reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`.
+            reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`, or a list with one
+                for each prompt. `"auto"`, short for `AutoRewardScale()`, finds that of each prompt from the rewards of
+                plain samples. None takes the model's own, else the reward's (`default_reward_scale`), else 1; see
+                `docs/judges/scales.md`.
             max_network_evaluations: budget of network evaluations for each image; a backward pass counts 2. The
                 method's count of particles, candidates or iterations is set to the largest within this budget.
             max_reward_calls: budget of images that the reward scores for each image, look-aheads among them. With both

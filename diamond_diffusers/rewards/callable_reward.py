@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class CallableReward(Reward):
             assert self._differentiable is not None
         return self._differentiable
 
-    @property
+    @cached_property
     def wanted_context(self) -> dict[str, bool]:
         """The further parameters that the function names, and whether each is required."""
         return wanted_context(self.function)

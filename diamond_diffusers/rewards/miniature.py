@@ -28,6 +28,7 @@ class MiniatureReward(CLIPReward):
     licence = "Apache-2.0"
     source = "diamond_diffusers.miniature"
     size = "none"
+    default_reward_scale = 1.0
     is_free = True
     hub_files = ()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Reward, distinct
+from .base import Reward
+from .names import distinct
 
 
 def terms_of(reward: Reward) -> dict[str, tuple[float, Reward]]:

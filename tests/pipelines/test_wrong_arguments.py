@@ -129,7 +129,11 @@ def after_one(pipe: Any, step: int) -> None:
         ({"guidance_scale": "3"}, "guidance_scale is '3'; give a number"),
         ({"output_type": "PIL"}, "output_type is 'PIL'; choose one of pil, np, pt, latent"),
         ({"return_dict": "no"}, "return_dict is 'no'; give True or False"),
-        ({"reward_scale": "1"}, "reward_scale is '1'; give a number or None"),
+        (
+            {"reward_scale": "1"},
+            "reward_scale is '1'; give a number or a list, each of which is a number or auto, or an object, such as "
+            "AutoRewardScale(), or None",
+        ),
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing is 'yes'; give True or False or auto or None"),
         ({"final_selection": 3}, "final_selection is 3; give a text or None"),
         ({"final_selection": ""}, "final_selection is ''; choose one of sample, heaviest, best, all"),

@@ -74,12 +74,12 @@ GENERATE = {
     "revision": ODD[:4],
     "preview-vae": ("", "/no/such/folder", "/", "a\nb"),
     "diamond-map": ("", "/no/such/folder", "/", "a\nb"),
-    "prompts-file": ("", "no_such.txt", "/"),
+    "prompts": ("", "no_such.txt", "/"),
 }
 BENCHMARK = {
     "budgets": ("", "0", "-1", "x", "1,", ",", "1.5", "nan", "9" * 40, "1,x"),
     "methods": ("", "x", "plain,x", "plain,plain", ",", "plain,", " "),
-    "prompts-file": ("", "no_such.txt", "/", "x.exe"),
+    "prompts": ("", "no_such.txt", "/", "x.exe"),
     "num-prompts": ("0", "-1", "x", "1.5"),
     "batch-size": ("0", "-1", "x"),
     "seed": ("-1", "x", "9" * 40),

@@ -1,0 +1,306 @@
+"""The rules of published benchmarks, on made-up answers, against what their own programs make of the same answers.
+
+`fixtures/suites/official.json` holds these answers and the results of the official programs.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForQuestionAnswering,
+    BlipImageProcessor,
+)
+
+from diamond_diffusers.evaluation.benchmark.prompts import Prompt, prompts_in
+from diamond_diffusers.evaluation.suites import SUITES
+from diamond_diffusers.evaluation.suites.answering import VLMAnswerer, spellings, yes_probabilities
+from diamond_diffusers.evaluation.suites.base import SuiteJudge
+from diamond_diffusers.evaluation.suites.blip import ENCODE, BLIPAnswerer, prepared_question
+from diamond_diffusers.evaluation.suites.dpg_bench import DPGBenchJudge
+from diamond_diffusers.evaluation.suites.dsg import DSGJudge
+from diamond_diffusers.evaluation.suites.geneval2 import ARITHMETIC_MEAN, GenEval2Judge
+from diamond_diffusers.evaluation.suites.miniature import MiniatureJudge
+from diamond_diffusers.evaluation.suites.t2i_compbench import T2ICompBenchJudge, kind_of, three_in_one
+from diamond_diffusers.evaluation.suites.tifa import TIFAJudge
+
+from ..rewards.test_vqascore import save_tiny_model
+
+OFFICIAL = json.loads((Path(__file__).parent.parent / "fixtures" / "suites" / "official.json").read_text())
+PICTURE = Image.new("RGB", (32, 32), (200, 30, 40))
+
+
+class Scripted:
+    """Gives the answers that it is told, and keeps what it was asked."""
+
+    def __init__(self, probabilities):
+        self.remaining, self.asked = list(probabilities), []
+
+    def probabilities(self, images, questions, answers):
+        assert len(images) == len(questions) == len(answers)
+        self.asked += zip(questions, answers, strict=True)
+        return [self.remaining.pop(0) for _ in questions]
+
+
+def yes_or_no(answers):
+    """Answers as pairs of probabilities of yes and no, not normalised."""
+    return [[0.3, 0.1] if answer == "yes" else [0.2, 0.6] for answer in answers]
+
+
+def written(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    return prompts_in(path)
+
+
+def pooled(judge, prompts, verdicts):
+    """The further figures of a suite."""
+    gathered = {}
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        for name, scores in judge.parts(prompt, verdict).items():
+            gathered.setdefault(name, []).extend(scores)
+    return {name: sum(scores) / len(scores) for name, scores in gathered.items()}
+
+
+def test_geneval2(tmp_path):
+    official = OFFICIAL["geneval2"]
+    prompts = written(tmp_path, "geneval2.jsonl", "\n".join(map(json.dumps, official["prompts"])))
+    vlm = Scripted([[asked["probability"]] for asked in official["asked"]])
+    judge = GenEval2Judge(vlm)
+    verdicts = judge.judge([PICTURE] * len(prompts), prompts)
+    assert [question for question, _ in vlm.asked] == [asked["question"] for asked in official["asked"]]
+    for (_, (answer,)), asked in zip(vlm.asked, official["asked"], strict=True):
+        assert set(spellings(answer)) == set(asked["answers"])
+    assert [verdict.score for verdict in verdicts] == pytest.approx(official["gm"])
+    figures = pooled(judge, prompts, verdicts)
+    assert 100 * figures.pop(ARITHMETIC_MEAN) == pytest.approx(official["score_am"])
+    assert {name: 100 * share for name, share in figures.items()} == pytest.approx(official["skills"])
+    by_atoms = {}
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        by_atoms.setdefault(prompt.category, []).append(verdict.score)
+    means = {name: 100 * sum(scores) / len(scores) for name, scores in by_atoms.items()}
+    assert means == pytest.approx(official["atomicity"])
+    impossible = judge.__class__(Scripted([[0.0]] * 10)).judge([PICTURE], prompts[:1])
+    assert impossible[0].score == 0 and impossible[0].reason.startswith(prompts[0].metadata["vqa_list"][0][0])
+
+
+def dsg_table(items):
+    """The rows of items as a table."""
+    columns = list(items[0][0])
+    lines = [",".join(columns)]
+    lines += [",".join(f'"{row[column]}"' for column in columns) for rows in items for row in rows]
+    return "\n".join(lines)
+
+
+def test_dsg(tmp_path):
+    official = OFFICIAL["dsg"]
+    prompts = written(tmp_path, "dsg.csv", dsg_table(official["items"]))
+    answers = [list(each.values()) for each in official["answers"]]
+    vlm = Scripted(yes_or_no(sum(answers, [])))
+    judge = DSGJudge(vlm)
+    verdicts = judge.judge([PICTURE] * len(prompts), prompts)
+    assert [verdict.score for verdict in verdicts] == pytest.approx(official["scores"])
+    asked = [row["question_natural_language"] for rows in official["items"] for row in rows]
+    assert vlm.asked == [(question, ("yes", "no")) for question in asked]
+    for prompt, verdict, collection in zip(prompts, verdicts, official["collections"], strict=True):
+        expected = {"defying": "defying"}.get(collection, collection)
+        assert judge.parts(prompt, verdict)[f"collection: {expected}"] == [verdict.score]
+    assert prompts[0].category == "whoops"
+
+
+def test_dpg_bench(tmp_path):
+    official = OFFICIAL["dpg_bench"]
+    kept = [number for number in range(len(OFFICIAL["dsg"]["items"])) if number != official["left_out"]]
+    prompts = written(tmp_path, "dpg.csv", dsg_table([OFFICIAL["dsg"]["items"][number] for number in kept]))
+    answers = [list(OFFICIAL["dsg"]["answers"][number].values()) for number in kept]
+    judge = DPGBenchJudge(Scripted(yes_or_no(sum(answers, []))))
+    verdicts = judge.judge([PICTURE] * len(prompts), prompts)
+    scores = [verdict.score for verdict in verdicts]
+    assert scores == pytest.approx(official["scores"])
+    assert sum(scores) / len(scores) == pytest.approx(official["score"])
+    assert pooled(judge, prompts, verdicts) == pytest.approx(official["kinds"])
+    # The two rules differ on these cases.
+    assert scores != [OFFICIAL["dsg"]["scores"][number] for number in kept]
+
+
+def test_tifa(tmp_path):
+    official = OFFICIAL["tifa"]
+    prompts = written(tmp_path, "tifa.json", json.dumps(official["entries"]))
+    chosen = [
+        entry["choices"].index(choice) for entry, choice in zip(official["entries"], official["chosen"], strict=True)
+    ]
+    vlm = Scripted(
+        [float(position == index) for position in range(len(entry["choices"]))]
+        for entry, index in zip(official["entries"], chosen, strict=True)
+    )
+    judge = TIFAJudge(vlm)
+    verdicts = judge.judge([PICTURE] * len(prompts), prompts)
+    found = {prompt.metadata["item_id"]: verdict.score for prompt, verdict in zip(prompts, verdicts, strict=True)}
+    assert found == pytest.approx(official["scores"])
+    assert sum(found.values()) / len(found) == pytest.approx(official["score"])
+    assert pooled(judge, prompts, verdicts) == pytest.approx(official["types"])
+    question, letters = vlm.asked[0]
+    assert letters == ["A", "B", "C", "D"][: len(official["entries"][0]["choices"])]
+    assert f"\nA. {official['entries'][0]['choices'][0]}\n" in question
+
+
+class Grammar:
+    """Splits at " and ", and takes "red" for an adjective."""
+
+    def noun_phrases(self, text):
+        return text.split(" and ")
+
+    def without_adjectives(self, text):
+        return " ".join(word for word in text.split() if word != "red")
+
+
+def test_t2i_compbench_attributes():
+    official = OFFICIAL["t2i_compbench"]
+    prompts = [
+        Prompt(index, "unused", "color_val", {"noun_phrases": [f"a thing {k}" for k in range(len(row))]})
+        for index, row in enumerate(official["probabilities"])
+    ]
+    # Probabilities of yes and no that the decoder shares with other answers.
+    vlm = Scripted([0.5 * yes, 0.5 * (1 - yes)] for row in official["probabilities"] for yes in row)
+    verdicts = T2ICompBenchJudge(vlm).judge([PICTURE] * len(prompts), prompts)
+    # The published program rounds to four digits.
+    assert [verdict.score for verdict in verdicts] == pytest.approx(official["product"], abs=1e-4)
+    assert vlm.asked[0] == ("a thing 0?", ("yes", "no"))
+    vlm = Scripted([[0.5, 0.5]] * 2 + [[0.2, 0.1]] * 8)
+    judge = T2ICompBenchJudge(vlm, parser=Grammar())
+    (pair, many) = judge.judge(
+        [PICTURE, PICTURE],
+        [Prompt(0, "a red cup and a vase", "texture"), Prompt(1, " and ".join("abcdefghij"), "shape_val_seen")],
+    )
+    assert [question for question, _ in vlm.asked[:2]] == ["a red cup?", "a vase?"]
+    assert pair.score == pytest.approx(0.25) and many.score == pytest.approx((2 / 3) ** 8) and len(vlm.asked) == 10
+
+
+def test_t2i_compbench_three_in_one():
+    for case in OFFICIAL["t2i_compbench"]["three_in_one"]:
+        expected = case.pop("score")
+        assert three_in_one(**case) == pytest.approx(expected)
+    read = []
+
+    class Cosine(T2ICompBenchJudge):
+        def _cosine(self, image, text):
+            read.append(text)
+            return 0.3
+
+    judge = Cosine(Scripted([[0.5, 0.5]] * 3), parser=Grammar(), spatial=lambda image, text: 0.9)
+    kinds = ["complex_val_spatial", "complex_val_action", "complex_val_spatialaction", "spatial_val", "non_spatial_val"]
+    prompts = [Prompt(index, "the red cup", kind) for index, kind in enumerate(kinds)]
+    scores = [verdict.score for verdict in judge.judge([PICTURE] * 5, prompts)]
+    assert scores == pytest.approx([(0.5 + 0.9) / 2, (0.5 + 0.3) / 2, (0.5 + 0.9 + 0.3) / 3, 0.9, 0.3])
+    assert read == ["the cup", "the cup", "the red cup"]
+    assert kind_of(prompts[2]) == "complex_spatialaction"
+    with pytest.raises(ValueError, match="'numeracy_val', but suite 't2i_compbench' judges color_val"):
+        judge.judge([PICTURE], [Prompt(0, "two boys", "numeracy_val")])
+    with pytest.raises(ValueError, match="'spatial_val', but suite"):
+        T2ICompBenchJudge.check([prompts[3]])
+
+
+def test_t2i_compbench_needs_a_parser_before_models(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "spacy", None)
+    T2ICompBenchJudge.check([Prompt(0, "a cup", "color_val", {"noun_phrases": ["a cup"]})])
+    with pytest.raises(ImportError, match="splits prompts with spaCy .*pip install spacy"):
+        T2ICompBenchJudge.check([Prompt(0, "a cup", "color_val")])
+
+
+def test_the_miniature_suite_is_its_judge():
+    prompt = Prompt(0, "a red star", "single_object")
+    assert MiniatureJudge().judge([PICTURE], [prompt])[0].score == 0
+    with pytest.raises(ValueError):
+        MiniatureJudge.check([Prompt(0, "a photo of a dog")])
+
+
+@pytest.mark.parametrize("name", sorted({*SUITES} - {"t2i_compbench", "miniature"}))
+def test_prompts_without_metadata_are_refused_with_the_suites_own(name):
+    kind = SUITES.get(name)
+    assert issubclass(kind, SuiteJudge) and kind.name == name and kind.source and kind.licence
+    with pytest.raises(ValueError, match=f"'a cat' has no .* suite '{name}' needs; give --prompts {kind.prompts}"):
+        kind.check([Prompt(0, "a cat")])
+
+
+def test_questions_without_choices_are_not_tifas():
+    prompt = Prompt(0, "a cat", "", {"item_id": "x", "questions": [{"question": "is it?"}]})
+    with pytest.raises(ValueError, match="without choices, which suite 'tifa' needs"):
+        TIFAJudge.check([prompt])
+
+
+def test_one_prompt_for_each_image():
+    with pytest.raises(ValueError, match="there are 2 images and 1 prompts"):
+        MiniatureJudge().judge([PICTURE] * 2, [Prompt(0, "a red star")])
+
+
+def test_an_answer_that_is_neither_yes_nor_no():
+    assert yes_probabilities(Scripted([[0.0, 0.0], [0.2, 0.6]]), [PICTURE] * 2, ["?"] * 2) == [0.0, pytest.approx(0.25)]
+
+
+def test_a_vlm_answers_as_it_would_generate(tmp_path):
+    save_tiny_model("qwen3_vl", tmp_path)
+    vlm = VLMAnswerer(tmp_path, batch_size=2)
+    pictures = [PICTURE, Image.new("RGB", (40, 24), (0, 90, 200)), PICTURE]
+    questions = ["Does this show a cat ?", "red", "Please answer yes or no"]
+    found = vlm.probabilities(pictures, questions, [("yes", "no"), ("cat",), ("two",)])
+    model, processor = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    ids = processor.tokenizer.convert_tokens_to_ids
+    for picture, question, own, words in zip(
+        pictures, questions, found, [[{"yes", "Yes"}, {"no", "No"}], [{"cat", "<unk>"}], [{"<unk>"}]], strict=True
+    ):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(text=[text], images=[picture], return_tensors="pt")
+        drawn = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+        )
+        law = drawn.scores[0][0].softmax(-1)
+        assert own == pytest.approx([sum(law[ids(word)].item() for word in group) for group in words], abs=1e-5)
+
+
+def tiny_blip(folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "green", "bench", "?", "yes", "no"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config=sizes | {"vocab_size": ENCODE + 1, "encoder_hidden_size": 16, "bos_token_id": 12},
+        vision_config=sizes | {"image_size": 16, "patch_size": 8},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BlipForQuestionAnswering(config).save_pretrained(folder)
+    BlipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_blip_answers_as_it_would_generate(tmp_path):
+    tokenizer = tiny_blip(tmp_path)
+    found = BLIPAnswerer(tmp_path).probabilities([PICTURE], ["A Green Bench?"], [("yes", "no")])
+    model = BlipForQuestionAnswering.from_pretrained(tmp_path).eval()
+    ids = tokenizer("a green bench?", return_tensors="pt").input_ids
+    ids[:, 0] = ENCODE
+    pixels = BlipImageProcessor.from_pretrained(tmp_path)([PICTURE], return_tensors="pt").pixel_values
+    drawn = model.generate(ids, pixels, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+    law = drawn.logits[0][0].softmax(-1)
+    expected = [law[tokenizer.convert_tokens_to_ids(word)].item() for word in ("yes", "no")]
+    assert found[0] == pytest.approx(expected, rel=1e-4) and not math.isclose(*expected, rel_tol=1e-3)
+    # A padded question is answered as it is alone.
+    both = BLIPAnswerer(tmp_path).probabilities([PICTURE] * 2, ["bench", "A Green Bench?"], [("yes", "no")] * 2)
+    alone = BLIPAnswerer(tmp_path).probabilities([PICTURE], ["bench"], [("yes", "no")])
+    assert both[0] == pytest.approx(alone[0], rel=1e-4) and both[1] == pytest.approx(found[0], rel=1e-4)
+    with pytest.raises(OSError, match="vlm is '/no/such', which cannot be loaded"):
+        BLIPAnswerer("/no/such")
+
+
+def test_questions_as_blip_prepares_them():
+    assert prepared_question('A "Red" Cup (left); top. ') == "a red cup left top"
+    assert len(prepared_question("word " * 80).split(" ")) == 50
