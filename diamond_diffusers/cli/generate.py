@@ -246,8 +246,8 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
 
 def _watch(expression: str | None, patience: int | None, every: int | None, method: Method) -> Watch | None:
     """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
-    given = {"patience": patience, "every": every}
-    given = {name: count for name, count in given.items() if count is not None}
+    counts = {"patience": patience, "every": every}
+    given = {name: count for name, count in counts.items() if count is not None}
     if expression is None:
         for name, count in given.items():
             raise ValueError(f"--watch-{name} is {count}, but nothing is watched; name a reward with --watch")

@@ -437,6 +437,7 @@ def test_terms_are_calibrated_and_the_record_tells_how(generate, tmp_path):
     assert "statistics are of redness, but the terms of the reward are brightness" in other
 
 
+@pytest.mark.slow
 def test_a_budget_of_scores_is_recorded(generate):
     _, record = generate("--alignment", "best_of_n", "--max-reward-calls", "3")
     assert record["settings"]["max_reward_calls"] == 3
@@ -444,6 +445,7 @@ def test_a_budget_of_scores_is_recorded(generate):
     assert record["cost"]["aligned"]["reward_calls"] == 3 + 2
 
 
+@pytest.mark.slow
 def test_a_held_out_reward_is_watched(generate):
     options = ("-o", "num_candidates=3", "-o", "round_size=1", "--watch", "symmetry", "--watch-patience", 1)
     printed, record = generate("--alignment", "random_search", *options)
