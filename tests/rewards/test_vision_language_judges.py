@@ -11,7 +11,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from diamond_diffusers.rewards import VisionLanguageJudge
 from diamond_diffusers.rewards.vision_language import judge as judging
 from diamond_diffusers.rewards.vision_language import loading
-from diamond_diffusers.rewards.vision_language.answers import answer_tokens, surface_forms
+from diamond_diffusers.rewards.vision_language import model as asking
+from diamond_diffusers.rewards.vision_language.answers import AnswerRows, answer_tokens, surface_forms
+from diamond_diffusers.rewards.vision_language.model import Asked
 from diamond_diffusers.rewards.vision_language.shared_image import SHARING_MODELS
 
 from ..documentation import METHODS, documented
@@ -21,9 +23,9 @@ PAGE = METHODS.parent / "judges" / "vlm.md"
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "idefics3", "smolvlm", "gemma3"]
 """Of these, the default run takes the first that is a Qwen with sections of positions, and one of the others."""
 QUICK = ["qwen2_5_vl", "internvl"]
-QUESTIONS = ["Is it a cat", "Is it", "How many cats are in it", "Is it a", "Is it"]
-ANSWERS = ["Yes", ["yes", "Yes"], ["2", "two"], ["No", "a red cat"], "a dog"]
-ROWS = [0, 0, 1, 2, 2]
+QUESTIONS = ["Is it a cat", "Is it", "How many cats are in it", "Is it a", "Is it", "Is it a cat"]
+ANSWERS = ["Yes", ["yes", "Yes"], ["2", "two"], ["No", "a red cat"], "a dog", "No"]
+ROWS = [0, 0, 1, 2, 2, 0]
 
 
 @pytest.fixture(
@@ -189,6 +191,24 @@ def test_gradient_checkpointing_reads_whole_rows(qwen_folder, qwen, pictures, mo
     monkeypatch.setattr(judging, "shared_logits", lambda *given: pytest.fail("shared"))
     for found, known in zip(evaluated(checkpointed, pictures), expected, strict=True):
         assert (found - known).norm() < 1e-5 * known.norm()
+
+
+def test_a_call_leaves_nothing_in_the_model(qwen, pictures, monkeypatch):
+    """Where images have their places is else an attribute of the model, and generation, which needs it, has to wait."""
+    monkeypatch.setattr(qwen.model.model, "rope_deltas", "another thread's")
+    qwen.probabilities(pictures, QUESTIONS[:3], ["Yes"] * 3)
+    qwen.probabilities(pictures, QUESTIONS, ANSWERS, ROWS)
+    assert qwen.model.model.rope_deltas == "another thread's"
+    locked = []
+    monkeypatch.setattr(
+        qwen.model, "generate", lambda input_ids, **_: locked.append(asking._GENERATING.locked()) or input_ids
+    )
+    assert qwen.generate(pictures, QUESTIONS[:3]) == [""] * 3 and locked == [True]
+
+
+def test_one_row_tells_all_answers_to_a_question():
+    reading = AnswerRows([0, 0, 0, 1], ["a?", "a?", "b?", "a?"], [[(1,)], [(2, 3, 4), (2, 5)], [(6,)], [(1,)]])
+    assert reading.asked == [Asked(0, "a?", (2, 3)), Asked(0, "b?"), Asked(1, "a?")]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.smolvlm import processing_smolvlm
 
@@ -175,6 +175,9 @@ def gemma3():
     )
     spoken = all_words(boi_token="<img>", eoi_token="</img>", image_token="<image>")
     spoken.bos_token = "<bos>"
+    # As the real one does, although its template writes the token, too.
+    begin = [("<bos>", ALL_IDS["<bos>"])]
+    spoken.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=begin)
     images = transformers.Gemma3ImageProcessor(size={"height": 28, "width": 28})
     processor = transformers.Gemma3Processor(
         images, spoken, chat_template=template("<img>", "<bos>"), image_seq_length=4
