@@ -199,6 +199,9 @@ def test_a_call_leaves_nothing_in_the_model(qwen, pictures, monkeypatch):
     qwen.probabilities(pictures, QUESTIONS[:3], ["Yes"] * 3)
     qwen.probabilities(pictures, QUESTIONS, ANSWERS, ROWS)
     assert qwen.model.model.rope_deltas == "another thread's"
+    # One thread must not turn off the padding that another is about to use.
+    qwen.check_exclusive(["Yes", "No"])
+    assert qwen.processor.tokenizer.backend_tokenizer.padding is not None
     locked = []
     monkeypatch.setattr(
         qwen.model, "generate", lambda input_ids, **_: locked.append(asking._GENERATING.locked()) or input_ids
