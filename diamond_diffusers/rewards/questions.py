@@ -93,8 +93,8 @@ class QuestionListReward(JudgedReward):
         listed = dict(questions) if isinstance(questions, Mapping) else {}
         if not listed and not callable(questions):
             raise ValueError(
-                f"questions is {shown(questions)}; give a list of questions by prompt, a JSON file of such, or a function "
-                "of the prompt"
+                f"questions is {shown(questions)}; give a list of questions by prompt, a JSON file of such, or a "
+                "function of the prompt"
             )
         self.questions = {prompt: read_questions(prompt, given) for prompt, given in listed.items()}
         self.function = questions if callable(questions) else None

@@ -11,8 +11,6 @@ from diamond_diffusers.rewards import Question, QuestionListReward, RubricReward
 from diamond_diffusers.rewards.vision_language.answers import surface_forms
 from diamond_diffusers.rewards.vision_language.question_lists import soft_minimum
 
-from .vision_language_models import save_tiny_model
-
 
 class KnowingJudge:
     """Knows the probability of each answer to each question, times the brightness of the image."""
@@ -199,10 +197,9 @@ def test_bad_input(tmp_path):
         asking([choice], silent)(IMAGE, ["it"])
 
 
-def test_of_a_model(tmp_path):
+def test_of_a_model(qwen_folder):
     """Questions of a batch share the images, whose every choice is one token of one distribution."""
-    save_tiny_model("qwen2_5_vl", tmp_path)
-    judge = VisionLanguageJudge(tmp_path)
+    judge = VisionLanguageJudge(qwen_folder)
     lists = {"a cat": ["Is it a cat", Question("How many cats", "2", ("1", "2"))], "a dog": [["Is it", "a dog"]]}
     reward = QuestionListReward(lists, judge, aggregate="geometric_mean")
     pictures = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -1,5 +1,6 @@
 """Judges by vision-language models: tiny random ones of the real classes, held to what transformers itself computes."""
 
+import copy
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,13 +41,6 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(folder):
     return VisionLanguageJudge(folder)
-
-
-@pytest.fixture(scope="module")
-def qwen_folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("qwen")
-    save_tiny_model("qwen2_5_vl", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -331,13 +325,11 @@ def test_a_device_map_is_kept(qwen_folder, qwen, pictures):
     )
 
 
-def with_template(folder, change, tmp_path):
+def with_template(judge, change):
     """The model with another chat template."""
-    AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(tmp_path)
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = copy.copy(judge.processor)
     processor.chat_template = change(processor.chat_template)
-    processor.save_pretrained(tmp_path)
-    return tmp_path
+    return asking.VisionLanguageModel("it", judge.model, processor)
 
 
 THINKING = "{% if enable_thinking is not defined or enable_thinking %}<think>{% else %}<think></think>{% endif %}"
@@ -351,14 +343,14 @@ THINKING = "{% if enable_thinking is not defined or enable_thinking %}<think>{% 
         (lambda text: text.replace("{{ part['text'] }}", ""), "shows no question"),
     ],
 )
-def test_templates_that_are_refused(qwen_folder, tmp_path, change, sentence):
+def test_templates_that_are_refused(qwen, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        VisionLanguageJudge(with_template(qwen_folder, change, tmp_path))
+        with_template(qwen, change)
 
 
-def test_a_model_that_can_think_is_asked_not_to(qwen_folder, tmp_path):
-    judge = VisionLanguageJudge(with_template(qwen_folder, lambda text: text + THINKING, tmp_path))
-    assert judge.language_model.conversation("Is it").endswith("<think></think>")
+def test_a_model_that_can_think_is_asked_not_to(qwen):
+    model = with_template(qwen, lambda text: text + THINKING)
+    assert model.conversation("Is it").endswith("<think></think>")
 
 
 def test_paligemma_has_no_template(tmp_path):

@@ -4,7 +4,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from transformers.models.smolvlm import processing_smolvlm
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 WORDS = ["user", "assistant", "Does", "this", "figure", "show", "Please", "answer", "yes", "or", "no", ".", "?", '"']
@@ -152,6 +151,8 @@ def idefics(name):
         named = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>"}
         videos = []
         if name == "SmolVLM":
+            from transformers.models.smolvlm import processing_smolvlm
+
             # It words the lengths of videos, for which its own processor asks, images or not.
             processing_smolvlm.num2words = processing_smolvlm.num2words or str
             videos = [transformers.SmolVLMVideoProcessor()]
