@@ -2,7 +2,10 @@
 
 import json
 import logging
-from functools import partial
+import re
+import runpy
+from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,17 +113,18 @@ def golden(name):
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def write_qwen(folder):
-    """A Qwen2-VL without weights, whose tokens are bytes."""
+def write_qwen(folder, processor_class=Qwen2VLProcessor):
+    """A model of the Qwen family without weights, whose tokens are bytes."""
     vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], unk_token="<|endoftext|>", pad_token="<|endoftext|>")
     tokenizer.add_tokens(list(QWEN_SPECIAL), special_tokens=True)
-    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
+    processor = processor_class(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
     processor.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(QWEN))
     return folder
 
 
+@cache
 def meta(make):
     with torch.device("meta"):
         return make()
@@ -262,6 +266,12 @@ class TestParity:
         optional = {key for key in found if name == "mps" and key.endswith("position_ids")}
         assert {key: found[key] for key in found if key not in optional} == expected
 
+    def test_the_page_counts_the_published_parameters(self):
+        page = (Path(__file__).parents[2] / "docs" / "judges" / "published_judges.md").read_text(encoding="utf-8")
+        counts = dict(re.findall(r"^\| `(\w+)` \| (\d+\.\d+) \| ", page, re.MULTILINE))
+        found = {name: sum(w.numel() for w in meta(NETWORKS[name][2]).parameters()) for name in NAMES}
+        assert counts == {name: f"{count / 1e9:.2f}" for name, count in found.items()}
+
     def test_hpsv3_reads_the_same_tokens_and_pixels(self, judges):
         values = golden("hpsv3")
         inputs = judges["hpsv3"]._inputs(picture("exact224"), [values["prompts"][GRADIENT_PROMPT]])
@@ -315,7 +325,7 @@ class TestCheckpoint:
     def test_cyclereward_is_downloaded_once_from_its_release(self, judges, weights, tmp_path, monkeypatch):
         asked = []
 
-        def download(url, path, progress):
+        def download(url, path, hash_prefix, progress):
             asked.append(url)
             torch.save(weights["cyclereward"], path)
 
@@ -341,9 +351,7 @@ class TestCheckpoint:
 
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-        with pytest.raises(
-            OSError, match=r"cannot download https://.*Combo\.pth \(no route to host\); give"
-        ):
+        with pytest.raises(OSError, match=r"cannot download https://.*Combo\.pth \(no route to host\); give"):
             CycleReward()
 
 
@@ -430,3 +438,14 @@ class TestUse:
                 judge(picture("small96"), [prompt])
         (record,) = caplog.records
         assert f"'{name}' reads only {limit}" in record.message
+
+
+@pytest.mark.slow
+def test_the_example_compares_judges(capsys, monkeypatch):
+    example = Path(__file__).parents[2] / "examples" / "agreeing_judges.py"
+    monkeypatch.setattr("sys.argv", [str(example), "miniature", "brightness"])
+    runpy.run_path(str(example))
+    *ranks, correlation = capsys.readouterr().out.splitlines()
+    for name, line in zip(("miniature", "brightness"), ranks, strict=True):
+        assert sorted(json.loads(line.removeprefix(name))) == list(range(1, 9))
+    assert re.fullmatch(r"miniature and brightness: -?[01]\.\d\d", correlation)
