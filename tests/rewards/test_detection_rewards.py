@@ -290,11 +290,17 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path, clip_folder):
         PresenceReward("dog", detector="/nowhere")
 
 
-def test_more_phrases_than_the_detector_reads(tmp_path):
-    reward = CompositionReward(
-        [Presence("dog cat " * 20), Presence("cat dog " * 20)], detector=save_grounding_dino(tmp_path)
-    )
-    with pytest.raises(ValueError, match="has 84 tokens, of which the detector reads 64; name fewer things"):
+@pytest.mark.parametrize(
+    ("save", "words", "sentence"),
+    [
+        (save_grounding_dino, 40, "has 84 tokens, of which the detector reads 64; name fewer things"),
+        (save_owlv2, 3, "'a photo of a dog dog dog' has 9 tokens, of which the detector reads 8"),
+    ],
+)
+def test_more_words_than_the_detector_reads(save, words, sentence, tmp_path):
+    required = [Presence(" ".join([name] * words)) for name in ("dog", "cat")]
+    reward = CompositionReward(required, detector=save(tmp_path))
+    with pytest.raises(ValueError, match=sentence):
         reward(torch.rand(1, 3, 40, 40), [""])
 
 
