@@ -54,7 +54,7 @@ def _pareto(summaries: Sequence[Summary], held_out: str) -> TextTable:
     """A row for each method that none of the others beats in the followed reward and in a held-out one."""
     points = points_of(summaries, held_out)
     rows = [
-        [point.method.name, f"{point.cost:.0f}", _number(point.reward), _number(point.held_out)]
+        [point.method.name, f"{point.cost:.0f}", number_text(point.reward), number_text(point.held_out)]
         for point in points
         if point.is_on_front
     ]

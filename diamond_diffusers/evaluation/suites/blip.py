@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from ...files.foreign_models import UNLOADABLE, why_unloadable
+from ...rewards.preprocessing import images_to_pil
+from ...rewards.vision_language.answers import Answer
 
 BLIP_VQA = "Salesforce/blip-vqa-capfilt-large"
 """The checkpoint by which T2I-CompBench scores attributes, in transformers."""
@@ -20,8 +23,8 @@ MAX_TOKENS = 35
 MAX_WORDS = 50
 
 
-class BLIPAnswerer:
-    """Answers with a BLIP that was trained on questions about images; an answer's probability is its first token's.
+class BLIPJudge:
+    """A judge: a BLIP that was trained on questions about images. An answer is as likely as its first token.
 
     Questions are prepared as BLIP's own program prepares them: in small letters, without some marks, cut to 35 tokens,
     and begun with BLIP's token for the encoder, which `BlipForQuestionAnswering` itself leaves out.
@@ -62,33 +65,51 @@ class BLIPAnswerer:
         self.model: Any = model.eval().requires_grad_(False).to(device)
         self.batch_size = batch_size
 
+    @property
+    def differentiable(self) -> bool:
+        """Its image processor works on pixels of 8 bits."""
+        return False
+
     @torch.no_grad()
     def probabilities(
-        self, images: Sequence[Image], questions: Sequence[str], answers: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        asked = [self._tokens(question) for question in questions]
+        self, images: Tensor, questions: Sequence[str], answers: Sequence[Answer], rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """How likely each question is to be answered so, `[P]`; see `Judge.probabilities`."""
+        pictures = images_to_pil(images)
+        places = range(len(questions)) if rows is None else rows
+        asked = list(dict.fromkeys(zip(places, questions, strict=True)))
+        laws = self._laws([pictures[place] for place, _ in asked], [self._tokens(question) for _, question in asked])
+        of_pair = dict(zip(asked, laws, strict=True))
+        found = [
+            of_pair[pair][self._first_tokens(answer)].sum()
+            for pair, answer in zip(zip(places, questions, strict=True), answers, strict=True)
+        ]
+        return torch.stack(found)
+
+    def _laws(self, pictures: Sequence[Image], asked: Sequence[list[int]]) -> list[Tensor]:
+        """The law `[vocabulary]` of the first token of each answer."""
         rows_by_length: dict[int, list[int]] = {}
         for row, tokens in enumerate(asked):
             rows_by_length.setdefault(len(tokens), []).append(row)
-        found: dict[int, list[float]] = {}
+        found: dict[int, Tensor] = {}
         # Of one length each, since the decoder in transformers attends to padding too.
         for rows in rows_by_length.values():
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
-                first = self._first_tokens([images[row] for row in batch], [asked[row] for row in batch])
-                for row, law in zip(batch, first, strict=True):
-                    found[row] = [law[self._first_token(answer)].item() for answer in answers[row]]
-        return [found[row] for row in range(len(questions))]
+                laws = self._laws_of_batch([pictures[row] for row in batch], [asked[row] for row in batch])
+                found |= zip(batch, laws, strict=True)
+        return [found[row] for row in range(len(asked))]
 
     def _tokens(self, question: str) -> list[int]:
         ids: list[int] = self.tokenizer(prepared_question(question), truncation=True, max_length=MAX_TOKENS).input_ids
         return [ENCODE, *ids[1:]]
 
-    def _first_token(self, answer: str) -> int:
-        ids: list[int] = self.tokenizer.encode(answer, add_special_tokens=False)
-        return ids[0]
+    def _first_tokens(self, answer: Answer) -> list[int]:
+        """The distinct tokens with which an answer begins; letters are all small ones here."""
+        forms = [answer] if isinstance(answer, str) else answer
+        return sorted({self.tokenizer.encode(form, add_special_tokens=False)[0] for form in forms})
 
-    def _first_tokens(self, images: Sequence[Image], questions: Sequence[list[int]]) -> torch.Tensor:
+    def _laws_of_batch(self, images: Sequence[Image], questions: Sequence[list[int]]) -> Tensor:
         """The law `[B, vocabulary]` of the first token of each answer to questions of one length."""
         device = self.model.device
         pixels = self.image_processor(list(images), return_tensors="pt").pixel_values.to(device, self.model.dtype)
