@@ -237,6 +237,26 @@ def test_shares_and_processes_make_up_the_whole(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in (tmp_path / "shared").iterdir()} == expected
 
 
+OWN_SUITE = """
+from diamond_diffusers.evaluation.suites import register_suite
+from diamond_diffusers.evaluation.suites.base import SuiteJudge, Verdict
+
+@register_suite("night_of_a_test")
+class Night(SuiteJudge):
+    name, source, licence = "night_of_a_test", "my own", "Apache-2.0"
+
+    def judge(self, images, prompts):
+        return [Verdict(float(max(image.getpixel((0, 0))) < 64)) for image in images]
+"""
+
+
+def test_a_suite_of_ones_own_is_one_file(tmp_path):
+    (tmp_path / "my_suite.py").write_text(OWN_SUITE)
+    call = ("evaluate", table_folder(tmp_path / "images"), "--suite", "night_of_a_test", "--output", tmp_path / "out")
+    succeed("--import", tmp_path / "my_suite.py", *call)
+    assert scores(tmp_path / "out") == {("suite night_of_a_test", "images"): 1.0}
+
+
 SLOW_SUITE = """
 import time
 from diamond_diffusers.evaluation.suites import register_suite
