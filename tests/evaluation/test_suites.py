@@ -4,25 +4,18 @@
 """
 
 import json
-import math
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    BertTokenizerFast,
-    BlipConfig,
-    BlipForQuestionAnswering,
-    BlipImageProcessor,
-)
 
 from diamond_diffusers.evaluation.benchmark.prompts import Prompt, prompts_in
 from diamond_diffusers.evaluation.suites import SUITES
 from diamond_diffusers.evaluation.suites.answering import answer_probabilities, judge_of, yes_probabilities
 from diamond_diffusers.evaluation.suites.base import SuiteJudge
-from diamond_diffusers.evaluation.suites.blip import ENCODE, BLIPJudge, prepared_question
+from diamond_diffusers.evaluation.suites.blip import BLIPJudge, prepared_question
 from diamond_diffusers.evaluation.suites.dpg_bench import DPGBenchJudge
 from diamond_diffusers.evaluation.suites.dsg import DSGJudge
 from diamond_diffusers.evaluation.suites.geneval2 import ARITHMETIC_MEAN, GenEval2Judge
@@ -33,8 +26,10 @@ from diamond_diffusers.rewards.preprocessing import images_from_pil
 from diamond_diffusers.rewards.vision_language.answers import surface_forms
 
 from ..rewards.test_vqascore import save_tiny_model
+from .tiny_blip import pictures, save_tiny_blip
 
-OFFICIAL = json.loads((Path(__file__).parent.parent / "fixtures" / "suites" / "official.json").read_text())
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "suites"
+OFFICIAL = json.loads((FIXTURES / "official.json").read_text())
 PICTURE = Image.new("RGB", (32, 32), (200, 30, 40))
 
 
@@ -263,39 +258,33 @@ def test_pictures_of_several_sizes_are_asked_about_in_their_order(tmp_path):
         assert found == pytest.approx(vlm.probabilities(images_from_pil([picture]), [question], forms).item(), abs=1e-5)
 
 
-def tiny_blip(folder):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "green", "bench", "?", "yes", "no"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BlipConfig(
-        text_config=sizes | {"vocab_size": ENCODE + 1, "encoder_hidden_size": 16, "bos_token_id": 12},
-        vision_config=sizes | {"image_size": 16, "patch_size": 8},
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BlipForQuestionAnswering(config).save_pretrained(folder)
-    BlipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blip")
+    save_tiny_blip(folder)
+    return BLIPJudge(folder)
 
 
-def test_blip_answers_as_it_would_generate(tmp_path):
-    tokenizer = tiny_blip(tmp_path)
-    blip, picture = BLIPJudge(tmp_path), images_from_pil([PICTURE])
-    found = blip.probabilities(picture, ["A Green Bench?"] * 2, [surface_forms("yes"), "no"], [0, 0])
-    model = BlipForQuestionAnswering.from_pretrained(tmp_path).eval()
-    ids = tokenizer("a green bench?", return_tensors="pt").input_ids
-    ids[:, 0] = ENCODE
-    pixels = BlipImageProcessor.from_pretrained(tmp_path)([PICTURE], return_tensors="pt").pixel_values
-    drawn = model.generate(ids, pixels, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
-    law = drawn.logits[0][0].softmax(-1)
-    expected = [law[tokenizer.convert_tokens_to_ids(word)].item() for word in ("yes", "no")]
-    assert found.tolist() == pytest.approx(expected, rel=1e-5) and not math.isclose(*expected, rel_tol=1e-3)
-    # Questions of other lengths do not change an answer.
-    both = blip.probabilities(picture.expand(2, -1, -1, -1), ["bench", "A Green Bench?"], ["yes", "yes"])
-    alone = blip.probabilities(picture, ["bench"], ["yes"])
-    assert both.tolist() == pytest.approx([alone.item(), expected[0]], rel=1e-5) and alone.item() != expected[0]
+def test_blip_is_the_official_one(blip):
+    """`vqa_prob` of T2I-CompBench's own BLIP, with the same weights, tokens and pixels."""
+    official = json.loads((FIXTURES / "blip.json").read_text())
+    for picture, expected in zip(pictures(), official["probabilities"], strict=True):
+        found = yes_probabilities(blip, [picture] * len(expected), official["questions"])
+        assert found == pytest.approx(expected, abs=2e-6)
+
+
+def test_questions_of_other_lengths_do_not_change_blips_answers(blip):
+    shown = images_from_pil(pictures())
+    together = blip.probabilities(shown, ["bench", "a green bench?", "bench"], ["yes", "no", ("yes", "no")], [0, 1, 2])
+    one_by_one = [
+        blip.probabilities(shown[:1], ["bench"], ["yes"]),
+        blip.probabilities(shown[1:2], ["a green bench?"], ["no"]),
+        sum(blip.probabilities(shown[2:], ["bench"], [word]) for word in ("yes", "no")),
+    ]
+    assert together.tolist() == pytest.approx([each.item() for each in one_by_one], rel=1e-5)
+
+
+def test_what_is_no_blip_is_refused():
     with pytest.raises(OSError, match="vlm is '/no/such', which cannot be loaded"):
         BLIPJudge("/no/such")
 

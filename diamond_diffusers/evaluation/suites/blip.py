@@ -8,11 +8,10 @@ from os import PathLike
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from ...files.foreign_models import UNLOADABLE, why_unloadable
-from ...rewards.preprocessing import images_to_pil
+from ...rewards.preprocessing import ImagePreprocessing
 from ...rewards.vision_language.answers import Answer
 
 BLIP_VQA = "Salesforce/blip-vqa-capfilt-large"
@@ -56,18 +55,21 @@ class BLIPJudge:
                 checkpoint, dtype=dtype or torch.float32, use_safetensors=True, **hub_options
             )
             self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, **hub_options)
-            self.image_processor: Any = BlipImageProcessor.from_pretrained(checkpoint, **hub_options)
+            stock = BlipImageProcessor.from_pretrained(checkpoint, **hub_options)
         except UNLOADABLE as error:
             raise OSError(
                 f"vlm is '{checkpoint}', which cannot be loaded ({why_unloadable(error)}); give a "
                 f"BlipForQuestionAnswering in safetensors such as {BLIP_VQA}"
             ) from error
+        # Resized as Pillow does, which the processor of transformers does not.
+        size = [stock.size["height"], stock.size["width"]]
+        self.preprocess = ImagePreprocessing(size, None, tuple(stock.image_mean), tuple(stock.image_std))
         self.model: Any = model.eval().requires_grad_(False).to(device)
         self.batch_size = batch_size
 
     @property
     def differentiable(self) -> bool:
-        """Its image processor works on pixels of 8 bits."""
+        """It is asked without a graph."""
         return False
 
     @torch.no_grad()
@@ -75,10 +77,9 @@ class BLIPJudge:
         self, images: Tensor, questions: Sequence[str], answers: Sequence[Answer], rows: Sequence[int] | None = None
     ) -> Tensor:
         """How likely each question is to be answered so, `[P]`; see `Judge.probabilities`."""
-        pictures = images_to_pil(images)
         places = range(len(questions)) if rows is None else rows
         asked = list(dict.fromkeys(zip(places, questions, strict=True)))
-        laws = self._laws([pictures[place] for place, _ in asked], [self._tokens(question) for _, question in asked])
+        laws = self._laws(images, [place for place, _ in asked], [self._tokens(question) for _, question in asked])
         of_pair = dict(zip(asked, laws, strict=True))
         found = [
             of_pair[pair][self._first_tokens(answer)].sum()
@@ -86,8 +87,10 @@ class BLIPJudge:
         ]
         return torch.stack(found)
 
-    def _laws(self, pictures: Sequence[Image], asked: Sequence[list[int]]) -> list[Tensor]:
-        """The law `[vocabulary]` of the first token of each answer."""
+    def _laws(self, images: Tensor, places: Sequence[int], asked: Sequence[list[int]]) -> list[Tensor]:
+        """The law `[vocabulary]` of the first token of each answer, to a question about the image in its place."""
+        pixels = self.preprocess(images.float()).to(self.model.device, self.model.dtype)
+        seen = torch.cat([self.model.vision_model(part)[0] for part in pixels.split(self.batch_size)])
         rows_by_length: dict[int, list[int]] = {}
         for row, tokens in enumerate(asked):
             rows_by_length.setdefault(len(tokens), []).append(row)
@@ -96,7 +99,7 @@ class BLIPJudge:
         for rows in rows_by_length.values():
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
-                laws = self._laws_of_batch([pictures[row] for row in batch], [asked[row] for row in batch])
+                laws = self._laws_of_batch(seen[[places[row] for row in batch]], [asked[row] for row in batch])
                 found |= zip(batch, laws, strict=True)
         return [found[row] for row in range(len(asked))]
 
@@ -109,13 +112,11 @@ class BLIPJudge:
         forms = [answer] if isinstance(answer, str) else answer
         return sorted({self.tokenizer.encode(form, add_special_tokens=False)[0] for form in forms})
 
-    def _laws_of_batch(self, images: Sequence[Image], questions: Sequence[list[int]]) -> Tensor:
+    def _laws_of_batch(self, seen: Tensor, questions: Sequence[list[int]]) -> Tensor:
         """The law `[B, vocabulary]` of the first token of each answer to questions of one length."""
-        device = self.model.device
-        pixels = self.image_processor(list(images), return_tensors="pt").pixel_values.to(device, self.model.dtype)
-        seen = self.model.vision_model(pixels)[0]
-        read = self.model.text_encoder(input_ids=torch.tensor(questions, device=device), encoder_hidden_states=seen)[0]
-        begin = torch.full((len(questions), 1), self.model.decoder_start_token_id, device=device)
+        asked = torch.tensor(questions, device=seen.device)
+        read = self.model.text_encoder(input_ids=asked, encoder_hidden_states=seen)[0]
+        begin = torch.full((len(questions), 1), self.model.decoder_start_token_id, device=seen.device)
         logits = self.model.text_decoder(input_ids=begin, encoder_hidden_states=read, use_cache=False).logits[:, 0]
         return logits.float().softmax(-1)
 
