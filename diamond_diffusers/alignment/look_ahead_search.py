@@ -77,7 +77,7 @@ class LookAheadSearch(Method):
         rows, per_image, final = law.rows(x), len(x) // law.num_images, None
         if interval.is_last:
             final = rows.evaluate(x)
-            ahead = LookAhead(None, final.values(law.reward_scale).to(x.device))
+            ahead = LookAhead(None, law.values(final).to(x.device))
         elif per_image == self.num_particles:
             return replace(cloud, x=x, ahead=None, figures={})
         else:
@@ -90,7 +90,7 @@ class LookAheadSearch(Method):
             ahead=ahead.rows(kept),
             final=final and final.rows(kept),
             values=ahead.values[kept].unflatten(0, (-1, self.num_particles)),
-            figures=ahead.figures(per_image),
+            figures=ahead.figures(per_image, law.is_constrained),
         )
 
     def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:

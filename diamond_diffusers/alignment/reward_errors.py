@@ -163,4 +163,6 @@ def _joined(reward: Reward, images: Tensor, outputs: list[RewardOutput | None]) 
     missing = [nan + 0 * images[row].float().sum() if images.requires_grad else nan for row in range(len(images))]
     total = [missing[row] if output is None else output.total for row, output in enumerate(outputs)]
     terms = {name: torch.cat([nan if output is None else output.terms[name] for output in outputs]) for name in names}
-    return RewardOutput(torch.cat(total), terms)
+    is_constrained = reward.is_constrained
+    violations = [missing[row] if output is None else output.violation for row, output in enumerate(outputs)]
+    return RewardOutput(torch.cat(total), terms, torch.cat(violations) if is_constrained else None)

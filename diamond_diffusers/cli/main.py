@@ -16,6 +16,7 @@ from ..core.memory_errors import want_of_memory
 from ..files.extensions import import_extension
 from .benchmark import benchmark, redraw
 from .check import check
+from .evaluate import evaluate
 from .generate import generate, help_of_alignment, help_of_posterior
 from .models import models
 from .rewards import rewards
@@ -106,5 +107,5 @@ def _list_new_names(ctx: typer.Context) -> None:
                 parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
-for command in (generate, check, rewards, score, benchmark, redraw, models):
+for command in (generate, check, rewards, score, benchmark, redraw, evaluate, models):
     app.command()(command)

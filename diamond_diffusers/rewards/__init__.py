@@ -10,8 +10,9 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
@@ -26,15 +27,22 @@ if TYPE_CHECKING:
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .nsfw import NSFWReward
     from .object_colour import ObjectColourReward
+    from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .position import PositionReward
     from .presence import PresenceReward
+    from .questions import QuestionListReward
+    from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .vision_language.judge import Judge, VisionLanguageJudge
+    from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
 
 _MODULES = {
@@ -46,14 +54,19 @@ _MODULES = {
     "ClippedReward": "transformed",
     "Colour": "colour",
     "CompositionReward": "composition",
+    "Constraint": "base",
     "CountReward": "count",
+    "Criterion": "rubric",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
+    "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
     "MiniatureReward": "miniature",
+    "NSFWReward": "nsfw",
+    "OCRReward": "ocr",
     "ObjectColourReward": "object_colour",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
@@ -63,13 +76,21 @@ _MODULES = {
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
+    "ScoreStatistics": "calibration",
+    "Question": "vision_language.question_lists",
+    "QuestionListReward": "questions",
+    "RubricReward": "rubric",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "VQAScoreReward": "vqascore",
+    "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -83,33 +104,46 @@ __all__ = [
     "ClippedReward",
     "Colour",
     "CompositionReward",
+    "Constraint",
     "CountReward",
+    "Criterion",
     "HPSv2Reward",
     "HPSv21Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
+    "Judge",
     "LPIPSReward",
     "MiniatureReward",
+    "NSFWReward",
+    "OCRReward",
     "ObjectColourReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
     "PositionReward",
     "PresenceReward",
+    "Question",
+    "QuestionListReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
+    "RubricReward",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "VQAScoreReward",
+    "VisionLanguageJudge",
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 

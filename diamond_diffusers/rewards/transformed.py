@@ -31,7 +31,7 @@ class TransformedReward(CompositeReward):
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The transformed total, and the scores of the original reward. See `Reward.evaluate`."""
         output = self.rewards[0].evaluate(images, prompts, **context)
-        return RewardOutput(self.transform(output.total), output.terms)
+        return RewardOutput(self.transform(output.total), output.terms, output.violation)
 
 
 class StandardisedReward(TransformedReward):
@@ -70,6 +70,12 @@ class StandardisedReward(TransformedReward):
             scores = reward(images, prompts)
         return cls(reward, scores.mean().item(), scores.std().item())
 
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That of the original reward, in deviations."""
+        scale = self.rewards[0].default_reward_scale
+        return None if scale is None else scale * self.standard_deviation
+
     def transform(self, scores: Tensor) -> Tensor:
         """`(scores - mean) / standard_deviation`."""
         return (scores - self.mean) / self.standard_deviation
@@ -95,6 +101,11 @@ class ClippedReward(TransformedReward):
         super().__init__(reward, f"clipped({reward.name})")
         self.lowest = lowest
         self.highest = highest
+
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That of the original reward."""
+        return self.rewards[0].default_reward_scale
 
     def transform(self, scores: Tensor) -> Tensor:
         """`min(max(scores, lowest), highest)`."""

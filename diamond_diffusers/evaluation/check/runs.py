@@ -129,7 +129,12 @@ class Runs:
         return self._once(name, lambda: self._timed(method, self.reward)).output
 
     def _timed(self, method: Method | str | None, reward: Reward | None = None) -> Timed:
-        given = {**self.call, "reward": reward or Brightness(), "alignment": method, "output_type": "pt"}
+        given = {
+            **self.call,
+            "reward": Brightness() if reward is None else reward,
+            "alignment": method,
+            "output_type": "pt",
+        }
         seconds: list[float] = []
         with (
             progress_bar(self.pipe.pipeline, disable=True),

@@ -63,6 +63,7 @@ class ImageReward(Reward):
     licence = "Apache-2.0"
     source = "Xu et al. 2023, arXiv:2304.05977"
     size = "1.8 GB"
+    default_reward_scale = 10.0
     hub_files = (("THUDM/ImageReward", "ImageReward.pt"), ("google-bert/bert-base-uncased", "vocab.txt"))
 
     def __init__(
