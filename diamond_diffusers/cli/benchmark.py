@@ -19,7 +19,7 @@ from .options import (
     Device,
     Offload,
     ParticleBatchSize,
-    PromptsFile,
+    PromptsSource,
     positive_numbers,
 )
 from .records import LoadingOptions, StockOptions, WeightOptions, takes_records
@@ -79,7 +79,7 @@ def benchmark(
     budgets: Budgets = "120",
     max_reward_calls: MaxRewardCalls = None,
     methods: Methods = None,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     num_prompts: NumPrompts = None,
     num_images_per_prompt: NumImages = 1,
     batch_size: BatchSize = 25,
@@ -108,6 +108,7 @@ def benchmark(
     from ..evaluation.benchmark.recipes import all_recipes
     from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
+    from ..evaluation.known_prompts import find_prompts
     from ..pipelines.resolution import own_reward_scale
 
     for name in export or ():
@@ -117,7 +118,7 @@ def benchmark(
     sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
     check_request(names, sizes, recipes)
     check_seed(seed)
-    suite = miniature_suite() if prompts_file is None else read_prompts(prompts_file)
+    suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
     chosen = suite.first(num_prompts)
     defaults = model_defaults(model, loading)
     followed, held_out = _rewards(reward, held_out_reward or (), defaults)
@@ -226,7 +227,7 @@ def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence
     """Writes what came of a comparison, copies its images where they are asked for, and prints its tables."""
     from ..evaluation.benchmark.exports import export
     from ..evaluation.benchmark.report import write_report
-    from ..evaluation.benchmark.tables import rich_table
+    from ..evaluation.text_tables import rich_table
 
     write_report(comparison, output)
     for name in exports:

@@ -16,6 +16,7 @@ from ..core.memory_errors import want_of_memory
 from ..files.extensions import import_extension
 from .benchmark import benchmark, redraw
 from .check import check
+from .evaluate import evaluate
 from .generate import generate, help_of_alignment, help_of_posterior
 from .models import models
 from .remote_rewards import name_remote_reward
@@ -124,5 +125,5 @@ def _list_new_names(ctx: typer.Context) -> None:
                 parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
-for command in (generate, check, rewards, score, serve_reward, benchmark, redraw, models):
+for command in (generate, check, rewards, score, serve_reward, benchmark, redraw, evaluate, models):
     app.command()(command)

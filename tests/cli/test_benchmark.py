@@ -47,7 +47,7 @@ def test_a_prompts_file_is_exported_and_redrawn(command, tmp_path):
     out, prompts = tmp_path / "out", tmp_path / "evaluation_metadata.jsonl"
     entries = [{"tag": "counting", "include": [], "prompt": text} for text in ("two cats", "three dogs")]
     prompts.write_text("\n".join(map(json.dumps, entries)))
-    call = (*command, "--prompts-file", prompts, "--methods", "best_of_n", "--budgets", 8, "--num-inference-steps", 2)
+    call = (*command, "--prompts", prompts, "--methods", "best_of_n", "--budgets", 8, "--num-inference-steps", 2)
     printed = succeed(*call, "--num-images-per-prompt", 2, "--export", "geneval", "--export", "unigenbench",
                       "--diversity-clip", clip_folder())  # fmt: skip
     assert "Mean reward" in printed and "diversity" in printed
@@ -88,7 +88,7 @@ def clip_folder():
         (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),
         (("--budgets", "1" + "0" * 30), "give positive numbers such as 50,100,200,400, up to 1000000000"),
         (("--export", "coco"), "export is 'coco'; choose one of geneval, unigenbench"),
-        (("--prompts-file", "nowhere.txt"), "does not exist"),
+        (("--prompts", "nowhere.txt"), "does not exist"),
         (("--methods", "plain", "--height", 3), "height is 3, which is less than a token"),
         (("--held-out-reward", "redness"), "held_out_rewards holds 'redness', which alignment follows"),
     ],
@@ -149,6 +149,7 @@ def test_only_records_are_redrawn(tmp_path):
         assert sentence in re.sub(r"[│\s]+", " ", result.output)
 
 
+@pytest.mark.slow
 def test_a_calibrated_run_resumes_and_is_redrawn(command, tmp_path):
     out = tmp_path / "out"
     call = (*command, "--num-prompts", 1, "--budgets", 8, "--methods", "best_of_n", "--num-inference-steps", 1)

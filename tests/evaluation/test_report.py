@@ -23,8 +23,9 @@ from diamond_diffusers.evaluation.benchmark.plots import (
 )
 from diamond_diffusers.evaluation.benchmark.report import write_report
 from diamond_diffusers.evaluation.benchmark.summary import summarise
-from diamond_diffusers.evaluation.benchmark.tables import TextTable, markdown, rich_table, text_tables
+from diamond_diffusers.evaluation.benchmark.tables import text_tables
 from diamond_diffusers.evaluation.scoring.statistics import Estimate
+from diamond_diffusers.evaluation.text_tables import TextTable, markdown, rich_table
 from diamond_diffusers.files.csv_tables import csv_table
 from diamond_diffusers.files.foreign import ForeignFileError
 

@@ -19,12 +19,12 @@ from PIL import Image
 from ...files.foreign_images import load_image
 from ..scoring.statistics import NORMAL_QUANTILE, Estimate
 from ..sheets import Block, Tile, draw_sheet
+from ..text_tables import NOTHING
 from .compare import method_folder
 from .pareto import Point, points_of
 from .plan import SizedMethod
 from .records import AGAIN, Key, Record, image_path
 from .summary import Summary, method_names
-from .tables import NOTHING
 
 Style = Mapping[str, Any]
 """Options of a line: `color` and `linestyle`."""

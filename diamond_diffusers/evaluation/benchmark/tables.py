@@ -1,33 +1,17 @@
-"""The columns of a comparison's tables, and the tables as text for the console and in markdown."""
+"""The columns of a comparison's tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from ...miniature.grammar import CATEGORIES
 from ..scoring.statistics import Estimate
+from ..text_tables import NOTHING, TextTable, number_text, percent_text
 from .pareto import points_of
 from .plan import REFERENCES, LeftOut
 from .summary import Summary, method_names
 
-NOTHING = "–"
-
 Column = tuple[str, Callable[[Summary], str]]
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose first column holds names and whose others hold figures."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) -> list[TextTable]:
@@ -48,35 +32,9 @@ def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) 
     return [table for table in tables if len(table.header) > 1]
 
 
-def rich_table(table: TextTable) -> Table:
-    """A table for the console, without its title."""
-    # Words and intervals under each other keep the table within 80 columns.
-    drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-    for position, header in enumerate(table.header):
-        justify: Literal["left", "right"] = "left" if position == 0 or header == "reason" else "right"
-        drawn.add_column(header.replace(" ", "\n"), justify=justify, overflow="fold", no_wrap=position == 0)
-    for row in table.rows:
-        drawn.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
-    return drawn
-
-
-def markdown(table: TextTable) -> str:
-    """A table in markdown, under its title."""
-    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-    escaped = [[_markdown_cell(cell) for cell in cells] for cells in lines]
-    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
-
-
-def _markdown_cell(text: str) -> str:
-    """A text as it is, in one line: without markup, links, and the end of its cell."""
-    for sign in ("\\", "|", "`", "*", "<"):
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split()).replace("](", r"]\(")
-
-
 def aim(summary: Summary) -> tuple[Estimate, Callable[[Estimate | None, str], str]]:
     """The figure by which methods are compared, with its format: the judge's score, or the reward without a judge."""
-    return (summary.reward, _number) if summary.score is None else (summary.score, _percent)
+    return (summary.reward, number_text) if summary.score is None else (summary.score, percent_text)
 
 
 def _overview(summaries: Sequence[Summary]) -> TextTable:
@@ -96,7 +54,7 @@ def _pareto(summaries: Sequence[Summary], held_out: str) -> TextTable:
     """A row for each method that none of the others beats in the followed reward and in a held-out one."""
     points = points_of(summaries, held_out)
     rows = [
-        [point.method.name, f"{point.cost:.0f}", _number(point.reward), _number(point.held_out)]
+        [point.method.name, f"{point.cost:.0f}", number_text(point.reward), number_text(point.held_out)]
         for point in points
         if point.is_on_front
     ]
@@ -122,21 +80,6 @@ def _table(title: str, columns: Sequence[Column], rows: Sequence[Summary]) -> Te
     return TextTable(title, [header for header, _ in columns], [[text(row) for _, text in columns] for row in rows])
 
 
-def _percent(estimate: Estimate | None, sign: str = "") -> str:
-    return _interval(estimate, 100, f"{sign}.1f")
-
-
-def _number(estimate: Estimate | None, sign: str = "") -> str:
-    return _interval(estimate, 1, f"{sign}.3g" if sign else ".4g")
-
-
-def _interval(estimate: Estimate | None, factor: float, form: str) -> str:
-    if estimate is None:
-        return NOTHING
-    mean, lower, upper = (format(factor * x, form) for x in (estimate.mean, estimate.lower, estimate.upper))
-    return f"{mean} [{lower}, {upper}]"
-
-
 def _quality_title(rows: Sequence[Summary]) -> str:
     if rows[0].score is None:
         return f"Images of {rows[0].num_prompts} prompts"
@@ -149,9 +92,9 @@ def _quality(rows: Sequence[Summary]) -> list[Column]:
     ordered = [*(name for name in CATEGORIES if name in found), *(name for name in found if name not in CATEGORIES)]
     columns = [_category(name) for name in ordered]
     if rows[0].score is not None:
-        columns.append(("all", lambda summary: _percent(summary.score)))
+        columns.append(("all", lambda summary: percent_text(summary.score)))
     if any(row.diversity is not None for row in rows):
-        columns.append(("diversity", lambda summary: _number(summary.diversity)))
+        columns.append(("diversity", lambda summary: number_text(summary.diversity)))
     return columns
 
 
@@ -160,7 +103,7 @@ def _rewards(rows: Sequence[Summary]) -> list[Column]:
     held_out = dict.fromkeys(name for row in rows for name in row.held_out_rewards)
     return [
         *(_difference(name) for name in REFERENCES if name in present),
-        ("reward", lambda summary: _number(summary.reward)),
+        ("reward", lambda summary: number_text(summary.reward)),
         *(_held_out(name) for name in held_out),
     ]
 
@@ -177,7 +120,7 @@ def _difference(name: str) -> Column:
 
 
 def _held_out(name: str) -> Column:
-    return f"held out: {name}", lambda summary: _number(summary.held_out_rewards.get(name))
+    return f"held out: {name}", lambda summary: number_text(summary.held_out_rewards.get(name))
 
 
 def _cost(key: str, title: str, digits: int = 0) -> Column:

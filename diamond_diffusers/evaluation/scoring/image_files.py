@@ -78,7 +78,7 @@ def score_files(
     """
 
     def begin(rows: Sequence[int]) -> RewardOutput | Pending[RewardOutput]:
-        images = torch.cat([_read(paths[row]) for row in rows]).to(device)
+        images = torch.cat([read_image(paths[row]) for row in rows]).to(device)
         return reward.begin(images, [prompts[row] for row in rows])
 
     scores: dict[int, Scores] = {}
@@ -110,8 +110,12 @@ def batches_of_one_size(paths: Sequence[Path], batch_size: int) -> list[list[int
     ]
 
 
-def _read(path: Path) -> Tensor:
-    """The image `[1, 3, H, W]` in [0, 1], upright."""
+def read_image(path: Path) -> Tensor:
+    """The image `[1, 3, H, W]` in [0, 1], upright.
+
+    Raises:
+        ForeignFileError: the file cannot be read as an image.
+    """
     with _opened(path) as image:
         return images_from_pil([ImageOps.exif_transpose(image)])
 
