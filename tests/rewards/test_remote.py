@@ -323,6 +323,24 @@ def test_the_other_terms_of_a_sum_are_computed_while_it_is_awaited():
     assert output.total.tolist() == [2.0] and list(output.terms) == ["Local", "judge"]
 
 
+def test_a_judge_that_is_summed_and_bounded_is_asked_once(service):
+    reward = judge(service)
+    total = 2 * reward + (reward > 5.0) + Brightness()
+    output = total.begin(grey(1.0, 9.0), ["", ""]).result()
+    assert len(service.asked) == 1 and reward.usage.cache_hits == 0
+    assert (output.violation > 0).tolist() == [True, False] and list(output.terms) == ["judge", "brightness"]
+    torch.testing.assert_close(output.total, torch.tensor([2 + 1 / 255, 18 + 9 / 255]))
+    bound = reward > 5.0
+    assert bound.is_concurrent and (bound.evaluate(grey(1.0, 9.0), ["", ""]).violation > 0).tolist() == [True, False]
+
+
+def test_a_bounded_judge_leaves_the_gradient_of_the_others(service):
+    images = grey(1.0, 9.0).clone().requires_grad_()
+    output = (Brightness() + (judge(service) > 5.0)).evaluate(images, ["", ""])
+    output.total.sum().backward()
+    assert (images.grad != 0).all() and (output.violation > 0).tolist() == [True, False]
+
+
 def test_a_term_that_fails_calls_off_the_others():
     def fail(images, prompts):
         raise RuntimeError("broken")
