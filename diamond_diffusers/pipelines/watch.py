@@ -137,7 +137,7 @@ class Watching:
         def score(index: Tensor, rows: Tensor) -> Tensor:
             return self.reward(rows, [prompts[row] for row in index.tolist()])
 
-        scores = progress.law.execution.over_chunks(score, [1] * len(images), images).double().cpu()
+        scores = progress.law.execution.over_chunks(score, [1] * len(images), images).cpu().double()
         self.watched.reward_calls += len(images)
         self._keep(progress, scores)
 

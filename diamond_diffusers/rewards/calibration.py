@@ -43,7 +43,7 @@ class ScoreStatistics:
         Raises:
             ValueError: there are fewer, one is not finite, or they are equal up to the rounding of float32.
         """
-        scores = scores.double()
+        scores = scores.cpu().double()
         if len(scores) < 2:
             raise ValueError(f"reward {name!r} has {len(scores)} scores to be calibrated by; give at least 2")
         if not scores.isfinite().all():

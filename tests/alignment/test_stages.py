@@ -46,7 +46,7 @@ def result_of(law):
     images = torch.tensor([FIRST, SECOND, THIRD]).permute(1, 2, 0)[..., None, None].expand(-1, -1, -1, 4, 4)
     rewards = torch.tensor(FIRST)
     weights = torch.zeros(2, 5)
-    return AlignmentResult(images, weights, rewards, {"first": rewards}, images, None, Trace())
+    return AlignmentResult(images, weights, rewards, {"first": rewards}, images, None, Trace(), torch.ones(2))
 
 
 def law_of(reward, **options):

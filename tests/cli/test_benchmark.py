@@ -149,6 +149,7 @@ def test_only_records_are_redrawn(tmp_path):
         assert sentence in re.sub(r"[│\s]+", " ", result.output)
 
 
+@pytest.mark.slow
 def test_a_calibrated_run_resumes_and_is_redrawn(command, tmp_path):
     out = tmp_path / "out"
     call = (*command, "--num-prompts", 1, "--budgets", 8, "--methods", "best_of_n", "--num-inference-steps", 1)

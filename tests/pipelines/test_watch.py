@@ -86,6 +86,16 @@ def test_each_image_is_taken_where_it_was_best_and_all_have_to_fall(tiny_pipe):
         assert name == "redness" and torch.equal(terms, out.rewards)
 
 
+def test_latents_are_those_of_the_image_that_is_returned(tiny_pipe):
+    reward = Script([5, 6, 4, 4, 4, 4, 4, 4, 4, 4], [9, 2, 3, 2, 2, 2, 2, 2, 2, 2])
+    out = drawn(tiny_pipe, Watch(reward, patience=2), num_images=2, output_type="latent")
+    plain = drawn(tiny_pipe, None, num_images=2, output_type="latent", alignment="none")
+    assert out.watched.chosen == [1, 0] and torch.equal(out.images[1], plain.images[1])
+    # What was found last is another one, for the other image as well.
+    further = drawn(tiny_pipe, None, num_images=2, output_type="latent")
+    assert not torch.equal(further.images[1], plain.images[1])
+
+
 def test_some_rounds_alone_are_looked_at_and_the_last(tiny_pipe):
     out = drawn(tiny_pipe, Watch(Script([1, 2, 3, 4, 5]), every=4))
     assert out.watched.rounds == [0, 4, 8, 9] and out.watched.chosen == [3]

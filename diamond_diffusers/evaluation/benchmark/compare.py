@@ -268,5 +268,7 @@ def _share(cost: Cost, count: int) -> Cost:
         backward_passes=cost.backward_passes // count,
         decodes=cost.decodes // count,
         reward_calls=cost.reward_calls // count,
+        reward_requests=cost.reward_requests // count,
+        reward_price=cost.reward_price / count,
         seconds=cost.seconds / count,
     )
