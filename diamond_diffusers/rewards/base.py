@@ -502,8 +502,10 @@ class WeightedSum(CompositeReward):
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether every term but constraints is differentiable, or any constraint where there is nothing else."""
-        summed = [reward.differentiable for reward in self.rewards if not isinstance(reward, Constraint)]
-        return all(summed) if summed else any(reward.differentiable for reward in self.rewards)
+        summed = [reward for reward in self.rewards if not isinstance(reward, Constraint)]
+        # Whether a callable is differentiable is tried only where that counts.
+        decides = all if summed else any
+        return decides(reward.differentiable for reward in summed or self.rewards)
 
     def probe(
         self,
@@ -514,15 +516,13 @@ class WeightedSum(CompositeReward):
         **context: Tensor | float,
     ) -> int:
         """Probes every term; the gradient of no constraint is needed that has none. See `CompositeReward.probe`."""
-        guides = not needs_gradient or self.differentiable
+
+        def is_differentiated(reward: Reward) -> bool:
+            restricts_alone = isinstance(reward, Constraint) and not reward.differentiable and self.differentiable
+            return not restricts_alone
+
         return max(
-            reward.probe(
-                device,
-                image_size,
-                prompt,
-                needs_gradient and not (guides and isinstance(reward, Constraint) and not reward.differentiable),
-                **context,
-            )
+            reward.probe(device, image_size, prompt, needs_gradient and is_differentiated(reward), **context)
             for reward in self.rewards
         )
 
