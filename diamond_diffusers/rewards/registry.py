@@ -40,6 +40,7 @@ REWARDS: Registry[Registered] = Registry(
         "returned_scores",
         "shared_features",
         "transformed",
+        "truncation",
         "vision_language",
         "weight_files",
     ),

@@ -25,6 +25,7 @@ from transformers import (
 from diamond_diffusers.rewards import CycleReward, EvalMuseReward, HPSv3Reward, MPSReward
 from diamond_diffusers.rewards.availability import availability
 from diamond_diffusers.rewards.evalmuse import network as evalmuse
+from diamond_diffusers.rewards.evalmuse.reward import MAX_WORDS, _words
 from diamond_diffusers.rewards.hpsv3 import network as hpsv3
 from diamond_diffusers.rewards.imagereward import network as blip
 from diamond_diffusers.rewards.mps import network as mps
@@ -284,9 +285,9 @@ class TestParity:
         score = judges["hpsv3"](picture("odd301x227"), [values["prompts"][2]])
         torch.testing.assert_close(score, torch.tensor([values["scores"][2][1][1]]), atol=1e-5, rtol=0)
 
-    def test_evalmuse_reads_the_same_words(self, judges):
+    def test_evalmuse_reads_the_same_words(self):
         values = golden("evalmuse")
-        assert [judges["evalmuse"]._caption(prompt) for prompt in values["prompts"]] == values["captions"]
+        assert [" ".join(_words(prompt)[:MAX_WORDS]) for prompt in values["prompts"]] == values["captions"]
 
 
 class TestCheckpoint:
@@ -417,6 +418,11 @@ class TestUse:
         assert scores.dtype == torch.float32
         assert 0 < (scores - exact).abs().max() < 0.1 * max(1, exact.abs().max())
 
+    @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|Reward|>"])
+    def test_hpsv3_refuses_prompts_with_tokens_of_its_own(self, judges, token):
+        with pytest.raises(ValueError, match=r"'hpsv3' got the prompt .* has a meaning of its own to the model; leave"):
+            judges["hpsv3"](picture("small96"), [f"a {token}"])
+
     def test_mps_keeps_its_angles_in_half_precision(self, make):
         rotary = make("mps", dtype=torch.bfloat16).model.layers[0].parallel.rotary_emb
         torch.testing.assert_close(rotary.inv_freq, 10000.0 ** -(torch.arange(0, 8, 2) / 8))
@@ -436,7 +442,7 @@ class TestUse:
     @pytest.mark.parametrize(("name", "limit"), [("mps", "77 of the 102 tokens"), ("evalmuse", "50 of the 100 words")])
     def test_cut_prompts_are_warned_of_once(self, judges, monkeypatch, caplog, name, limit):
         judge = judges[name]
-        monkeypatch.setattr(judge, "_has_warned_of_truncation", False)
+        monkeypatch.setattr(judge._warn_of_truncation, "given", False)
         long = " ".join(["cat"] * 100)
         with caplog.at_level(logging.WARNING):
             for prompt in ("a cat", long, f"{long} dog"):
