@@ -90,6 +90,11 @@ class VisionLanguageJudge:
         TypeError: an option is unknown.
         ValueError: the checkpoint is no such model or thinks before it answers, or an option is malformed.
 
+    Example:
+        >>> judge = VisionLanguageJudge("Qwen/Qwen2.5-VL-7B-Instruct", device="cuda")  # doctest: +SKIP
+        >>> judge.probabilities(images, ["Is there a dog?"] * len(images), ["Yes"] * len(images))  # doctest: +SKIP
+        tensor([0.9871, 0.0312])
+
     Source: the scores of VQAScore (Lin et al. 2024, arXiv:2404.01291) and Soft-TIFA (Kamath et al. 2025,
     arXiv:2512.16853).
     """

@@ -37,6 +37,9 @@ class Question:
     parents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("answer", "choices", "parents"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(given))
         if not isinstance(self.text, str) or not self.text.strip():
             raise ValueError(f"text is {shown(self.text)}; give a question")
         forms = (self.answer,) if isinstance(self.answer, str) else self.answer
@@ -85,6 +88,10 @@ def read_question_file(path: str | PathLike[str]) -> dict[str, Questions]:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(
+            f"questions is '{path}', which cannot be read ({error.strerror or error}); give a JSON file"
+        ) from error
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"questions is '{path}', which is no JSON ({error}); give an object of lists") from error
     if not isinstance(found, dict):
@@ -101,13 +108,10 @@ def _read_question(given: Any) -> Question:
         return Question(given)
     if isinstance(given, Mapping):
         named = {"text" if key == "question" else key: value for key, value in given.items()}
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in named.items()
-        }
-        return Question(**fields)
+        return Question(**named)
     if isinstance(given, Sequence) and len(given) == 2:
         text, answer = given
-        return Question(text, tuple(answer) if isinstance(answer, list) else answer)
+        return Question(text, answer)
     raise ValueError(f"one is {shown(given)}; give a question, or a question with its answer")
 
 

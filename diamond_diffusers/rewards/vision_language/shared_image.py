@@ -56,14 +56,18 @@ def shared_logits(language_model: VisionLanguageModel, images: Tensor, asked: Se
     # Nothing that is read stands behind the padding, so that it may be any token and need not be masked.
     rest = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in rests], device=device)
     positions = (positions + torch.arange(longest, device=device)).expand(*positions.shape[:-2], len(rests), -1)
-    ends = [
+    last = [
         range(len(tokens) - 1 - len(row.continuation), len(tokens)) for tokens, row in zip(rests, asked, strict=True)
     ]
-    read = sorted({place for end in ends for place in end})
+    read = sorted({place for places in last for place in places})
     kept = {"logits_to_keep": torch.tensor(read, device=device)} if language_model.keeps_logits else {}
     logits = model(input_ids=rest, position_ids=positions, **cache.argument, use_cache=True, **kept).logits
-    values = logits if kept else logits[:, read]
-    return Logits(values.float(), [[read.index(place) for place in end] for end in ends])
+    # Of all places where some row ends, each row needs its own: a vocabulary is long.
+    most = max(map(len, last))
+    own = [[*places, *[places[0]] * (most - len(places))] for places in last]
+    where = torch.tensor([[read.index(place) if kept else place for place in places] for places in own], device=device)
+    values = logits[torch.arange(len(asked), device=device)[:, None], where]
+    return Logits(values.float(), [range(len(places)) for places in last])
 
 
 class _Cache:
