@@ -21,7 +21,8 @@ from diamond_diffusers.cli.loading import (
 from diamond_diffusers.cli.options import MAX_COUNT, MAX_SEED, checked_texts, positive_numbers
 from diamond_diffusers.cli.records import LoadingOptions, takes_records
 from diamond_diffusers.evaluation.benchmark.records import fingerprint, modules_of
-from diamond_diffusers.evaluation.benchmark.tables import rich_table
+from diamond_diffusers.evaluation.text_tables import rich_table
+from diamond_diffusers.pipelines.resolution import own_reward_scale
 
 from ..command_line import command
 from .comparison import Settings, compare_posteriors
@@ -70,7 +71,7 @@ def benchmark_posteriors(
     pipe.set_progress_bar_config(disable=True)
     # A Diamond Map brings defaults of its own.
     scored_by = scored_by or named_reward(None, pipe.defaults)
-    scale = pipe.defaults.get("reward_scale", 1.0) if reward_scale is None else reward_scale
+    scale = own_reward_scale(scored_by, pipe.defaults) if reward_scale is None else reward_scale
     settings.reference.check(pipe.family)
     clean = sampled_latents(pipe, texts, seed, batch_size) if prompt else rendered_latents(pipe, captions, seed)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()

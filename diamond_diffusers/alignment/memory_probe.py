@@ -15,11 +15,13 @@ from ..core.attention import differentiable_attention
 from ..core.levels import as_level
 from ..core.memory_errors import want_of_memory
 from ..core.memory_use import memory_use, peak_bytes
+from ..rewards.base import Reward
 from .execution import Checkpointing, Execution
 from .graph_demand import GraphDemand
 from .law import Law, LawAtRows
 from .memory_plan import PartName, RowUse
 from .reward_errors import is_of_reward
+from .reward_of_each_image import rewards_and_images
 
 
 @dataclass
@@ -97,14 +99,19 @@ class MemoryProbe:
         return replace(law, execution=execution).rows(self.x[:1])
 
     def _of_reward(self, images: Tensor, z: Tensor) -> RowUse:
+        """The use of the reward, or what the largest uses of several ones come to."""
+        found = [self._of_one_reward(*each, images, z) for each in rewards_and_images(self.law.reward)]
+        graph, working = (max(getattr(use, name) for use in found) for name in ("graph", "working"))
+        return found[0] if len(found) == 1 else RowUse.as_a_whole(graph, working)
+
+    def _of_one_reward(self, reward: Reward, image: int, images: Tensor, z: Tensor) -> RowUse:
         law = self.law
-        assert law.reward is not None, "the caller has looked"
-        evaluate = partial(
-            law.reward.evaluate, prompts=law.prompts[:1], latents=z, noise_to_signal=as_level(self.noise_to_signal)
-        )
+        prompts = law.prompts[image : image + 1]
+        evaluate = partial(reward.evaluate, prompts=prompts, latents=z, noise_to_signal=as_level(self.noise_to_signal))
         law.cost.reward_calls += 1
         try:
-            return row_use(lambda images: evaluate(images).total, images, True)[0]
+            with law.execution.around_reward():
+                return row_use(lambda images: evaluate(images).total, images, True)[0]
         except Exception as error:
             # The run says what becomes of it, as it does of all failures of a reward.
             if law.reward_errors.action == "raise" or not is_of_reward(error):

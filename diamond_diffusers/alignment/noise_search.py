@@ -77,7 +77,7 @@ class NoiseSearch(NoiseRounds):
                 noise[:, 0] = pivot
             noise = noise.flatten(0, 1)
             sample = with_smaller_chunks(law.execution, partial(self._sample, law, noise, levels))
-            pivot, best = self._best(law.reward_scale, pivot, best, noise, sample)
+            pivot, best = self._best(law, pivot, best, noise, sample)
             yield sample, best
 
     def _sample(self, law: Law, noise: Tensor, levels: Sequence[float]) -> Sample:
@@ -89,16 +89,16 @@ class NoiseSearch(NoiseRounds):
         return torch.stack([x, *(random.normal(self.num_particles, x.shape[1:]).to(x) for _ in range(num_draws))], 1)
 
     def _best(
-        self, reward_scale: float, pivot: Tensor, best: Sample | None, noise: Tensor, sample: Sample
+        self, law: Law, pivot: Tensor, best: Sample | None, noise: Tensor, sample: Sample
     ) -> tuple[Tensor, Sample]:
         """The noise of each particle whose sample has the highest scaled reward so far, and that sample."""
-        values = sample.evaluation.values(reward_scale).unflatten(0, (len(pivot), -1))
+        values = law.final_values(sample.evaluation).unflatten(0, (len(pivot), -1))
         rows = highest(values, 1)
         found = Sample(sample.latents[rows], sample.evaluation.rows(rows))
         if best is None:
             return noise[rows], found
-        better = found.evaluation.values(reward_scale) > best.evaluation.values(reward_scale)
-        return where_rows(better, noise[rows], pivot), best.improved_by(found, reward_scale)
+        better = law.final_values(found.evaluation) > law.final_values(best.evaluation)
+        return where_rows(better, noise[rows], pivot), best.improved_by(found, law)
 
 
 class _Draws(RandomSource):

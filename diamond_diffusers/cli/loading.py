@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,7 +33,20 @@ RewardExpression = Annotated[
     str | None, typer.Option("--reward", help="Such as 'clip' or '5*clip - miniature'; by default the model's own.")
 ]
 RewardScale = Annotated[
-    float | None, typer.Option(help="Multiplies the reward in the law p(image) exp(scale * reward); default 1.")
+    float | None,
+    typer.Option(
+        help="Multiplies the reward in the law p(image) exp(scale * reward); by default the model's own, else the "
+        "reward's."
+    ),
+]
+FoundRewardScale = Annotated[
+    str | None,
+    typer.Option(
+        "--reward-scale",
+        metavar="FLOAT|auto",
+        help="Multiplies the reward in the law p(image) exp(scale * reward); by default the model's own, else the "
+        "reward's. 'auto' finds that of each prompt from the rewards of 32 plain samples, drawn besides.",
+    ),
 ]
 
 
@@ -88,6 +101,21 @@ def load_model(model: str | None, loading: LoadingOptions, output: Path, source:
         cast_layerwise(pipe.family.network_module, dtype)
     _place(pipe, loading.offload, device)
     return pipe
+
+
+def found_reward_scale(text: str | None) -> float | Literal["auto"] | None:
+    """The scale that a call is given.
+
+    Raises:
+        ValueError: the text is neither a number nor auto.
+    """
+    from ..alignment.law import check_reward_scale
+    from ..core.conversions import Texts
+
+    scale: float | Literal["auto"] | None = Texts().fitted(text, float | Literal["auto"] | None, "--reward-scale")
+    if isinstance(scale, float):
+        check_reward_scale(scale, "--reward-scale")
+    return scale
 
 
 @dataclass(frozen=True)

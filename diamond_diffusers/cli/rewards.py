@@ -20,14 +20,15 @@ def rewards() -> None:
         try:
             reward = registered_reward(name)
         except ImportError as error:
-            rows.append((name, "–", "–", "–", f"no: {error}", "–"))
+            rows.append((name, "–", "–", "–", "–", f"no: {error}", "–"))
             continue
         differentiable: bool | None = getattr(reward, "differentiable", None)
         gradient = "found on use" if differentiable is None else "yes" if differentiable else "no"
         licence, size = getattr(reward, "licence", "–"), getattr(reward, "size", "–")
-        rows.append((name, gradient, licence, size, availability(reward), first_sentence(reward)))
+        scale = getattr(reward, "default_reward_scale", None) or 1.0
+        rows.append((name, gradient, f"{scale:g}", licence, size, availability(reward), first_sentence(reward)))
     console = Console()
-    headers = ["name", "gradient", "licence", "download", "usable here", "what"]
+    headers = ["name", "gradient", "scale", "licence", "download", "usable here", "what"]
     if console.width < WIDTH_FOR_SENTENCES:
         headers.remove("what")
     table = text_table(*headers)

@@ -238,20 +238,22 @@ def fitted_option(values: Values, raw: Any, hint: Any, path: str, current: Any) 
     is_optional = NoneType in get_args(hint)
     if is_optional and values.is_none(raw):
         return None
-    others = [member for member in members(hint) if member not in (kind, NoneType)]
+    others, before = [member for member in members(hint) if member not in (kind, NoneType)], ""
     if others:
+        plain: Any = Union[tuple(others)]  # noqa: UP007 - of as many as there are
         try:
-            return values.fitted(raw, Union[tuple(others)], path)  # noqa: UP007 - of as many as there are
+            return values.fitted(raw, plain, path)
         except WrongTypeError:
-            pass
-    return _part(values, raw, kind, path, current, f", or {values.words[NoneType]}" if is_optional else "")
+            before = f"{values.described(plain)}, or "
+    return _part(values, raw, kind, path, current, before, f", or {values.words[NoneType]}" if is_optional else "")
 
 
-def _part(values: Values, raw: Any, kind: type, path: str, current: Any, none: str) -> Any:
+def _part(values: Values, raw: Any, kind: type, path: str, current: Any, before: str, none: str) -> Any:
     """A part of some kind from its name, its form, or options that change the current one.
 
     Args:
-        none: what errors say of None, where that is allowed.
+        before: what errors say of values that are no parts, where such are allowed.
+        none: what they say of None, where that is allowed.
     """
     registry = registry_of(kind)
     if isinstance(raw, type) and issubclass(raw, kind):
@@ -259,7 +261,7 @@ def _part(values: Values, raw: Any, kind: type, path: str, current: Any, none: s
     if isinstance(raw, str) and registry is not None:
         raw = {NAME: raw}
     if not isinstance(raw, Mapping):
-        raise WrongTypeError(f"{path} is {shown(raw)}; give {_ways_to_give(values, kind, path)}{none}")
+        raise WrongTypeError(f"{path} is {shown(raw)}; give {before}{_ways_to_give(values, kind, path)}{none}")
     raw = nested(raw)
     if registry is not None and NAME in raw:
         return _named(registry, kind, raw, path, path)

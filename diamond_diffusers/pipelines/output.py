@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
+from .watch import Watched
+
+logger = logging.getLogger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 """In which form a call returns its images."""
@@ -36,7 +40,10 @@ class DiamondMapPipelineOutput(BaseOutput):
             `final_selection="all"` particle after particle of each.
         rewards: unscaled rewards `[n]`; NaN where the reward has failed and `on_reward_error` is `skip`, and for images
             that a safety checker blacked out. None without a reward.
-        reward_terms: each term of the reward before weighting, `[n]`.
+        reward_terms: each term of the reward before weighting, `[n]`; NaN for images whose own reward has no such term,
+            where prompts have different ones.
+        constraints_met: whether the image holds all constraints of the reward, such as `nsfw < 0.2`, `[n]`; None where
+            it has none.
         log_weights: normalised log-weights `[n]` of the returned particles within their image's cloud.
         log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image; None if the method makes
             none, or if the call was interrupted. The expectation is that of the law which the method's transitions
@@ -49,8 +56,13 @@ class DiamondMapPipelineOutput(BaseOutput):
         interrupted: whether the call was ended before its end, so that its images are clean look-aheads.
         nsfw_content_detected: for each image, whether the stock pipeline's safety checker blacked it out; None where
             there is no checker.
+        reward_scale: what multiplied the reward of each image in its law, `[n]` in float64: as given, or as `"auto"`
+            has found it. None without a reward, and where `"auto"` found none: for alignment `none`, which makes no use
+            of it, and where the call was interrupted before.
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
+        watched: what the `watch` of the call has seen; None without one.
+        stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
         >>> out = pipe(["a red star", "a blue ring"], alignment="best_of_n", num_inference_steps=2)
@@ -69,6 +81,10 @@ class DiamondMapPipelineOutput(BaseOutput):
     interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
     plan: MemoryPlan | None = None
+    constraints_met: Tensor | None = None
+    reward_scale: Tensor | None = None
+    stage_calls: dict[str, int] | None = None
+    watched: Watched | None = None
 
 
 def make_output(
@@ -80,8 +96,15 @@ def make_output(
     output_type: str,
     interrupted: bool,
     plan: MemoryPlan | None = None,
+    has_scale: bool = True,
+    stage_calls: dict[str, int] | None = None,
+    watched: Watched | None = None,
 ) -> DiamondMapPipelineOutput:
-    """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them."""
+    """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them.
+
+    Args:
+        has_scale: whether the law's scale is known by now.
+    """
     family = law.model
     assert isinstance(family, Family), "a call samples the model of a pipeline"
     blacked_out = None
@@ -116,7 +139,27 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
         plan=plan,
+        constraints_met=None if result.violation is None else _constraints_met(law, alignment, pick(result.violation)),
+        reward_scale=law.scales(len(latents)) if has_scale and law.reward is not None else None,
+        stage_calls=stage_calls,
+        watched=watched,
     )
+
+
+def _constraints_met(law: Law, alignment: Method, violations: Tensor) -> Tensor:
+    """Whether the chosen images `[B n]` hold the constraints; says so where a method has found none for a prompt."""
+    met = violations == 0
+    missed = int((~met.unflatten(0, (law.num_images, -1)).any(1)).sum())
+    if missed and alignment.needs_reward:
+        assert law.reward is not None, "it has constraints"
+        logger.warning(
+            "For %d of %d images no sample was found that holds every constraint of the reward '%s'; the one returned "
+            "violates one. Take more particles or steps, a looser threshold, or a prompt that asks for it.",
+            missed,
+            law.num_images,
+            law.reward.name,
+        )
+    return met
 
 
 def postprocessed(family: Family, images: Tensor, output_type: str) -> Any:
@@ -142,5 +185,6 @@ def _screened(family: Family, result: AlignmentResult, images: Tensor) -> tuple[
         return scores.masked_fill(blacked_out.to(scores.device), torch.nan)
 
     terms = {name: masked(term) for name, term in result.reward_terms.items()}
-    rewards = None if result.rewards is None else masked(result.rewards)
-    return replace(result, images=finished.unflatten(0, shape), rewards=rewards, reward_terms=terms), blacked_out
+    rewards, violation = (scores if scores is None else masked(scores) for scores in (result.rewards, result.violation))
+    finished = finished.unflatten(0, shape)
+    return replace(result, images=finished, rewards=rewards, reward_terms=terms, violation=violation), blacked_out

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
 from ..alignment.processes import DistributedState
 from ..core.conversions import Values
@@ -40,6 +41,7 @@ from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
 from .saving_methods import SavingMethods
 from .signature import SignatureOfCall, StockCall
+from .watch import Watch
 
 
 class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAttributes):
@@ -248,14 +250,16 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         /,
         prompt: str | list[str] | None = None,
         *,
-        reward: RewardLike | None = None,
+        reward: RewardLike | list[RewardLike] | None = None,
         alignment: Method | str | Mapping[str, Any] | None = None,
-        reward_scale: float | None = None,
+        reward_scale: float | list[float] | AutoRewardScale | Literal["auto"] | None = None,
         max_network_evaluations: int | None = None,
+        max_reward_calls: int | None = None,
         final_selection: str | None = None,
         particle_batch_size: int | Literal["auto"] | None = None,
         gradient_checkpointing: bool | Literal["auto"] | None = None,
         on_reward_error: str = "raise",
+        watch: Watch | None = None,
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -275,13 +279,19 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         Args:
             prompt: one or several texts.
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
-                None for the model's own, if it has one.
+                None for the model's own, if it has one. A list has one of these for each prompt.
             alignment: a `Method`, its name or its serial form. None takes the model's own method, or else `smc` with a
                 reward and `none` without. If the model's own method differentiates the reward, but the reward cannot be
                 differentiated, SMC takes its place.
-            reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`.
+            reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`, or a list with one
+                for each prompt. `"auto"`, short for `AutoRewardScale()`, finds that of each prompt from the rewards of
+                plain samples. None takes the model's own, else the reward's (`default_reward_scale`), else 1; see
+                `docs/judges/scales.md`.
             max_network_evaluations: budget of network evaluations for each image; a backward pass counts 2. The
                 method's count of particles, candidates or iterations is set to the largest within this budget.
+            max_reward_calls: budget of images that the reward scores for each image, look-aheads among them. With both
+                budgets, the count is the largest within both. Trials of the reward before the run, and calls repeated
+                because it failed, come on top.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
             particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is
@@ -297,6 +307,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
                 far as `best_images`; `retry` it up to 3 times first; or `skip` the images that fail, see
                 `docs/rewards.md`.
+            watch: a `Watch` of a held-out reward, which ends a method in rounds early and returns each image as it was
+                where that reward was the highest.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
                 whose processes make this call together. Each evaluates its share of the particles, and all return what
                 one process would return. All must pass the same arguments, and generators of the same seeds.
@@ -325,10 +337,12 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             alignment=alignment,
             reward_scale=reward_scale,
             max_network_evaluations=max_network_evaluations,
+            max_reward_calls=max_reward_calls,
             final_selection=final_selection,
             particle_batch_size=particle_batch_size,
             gradient_checkpointing=gradient_checkpointing,
             on_reward_error=on_reward_error,
+            watch=watch,
             distributed_state=distributed_state,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,

@@ -3,47 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
+from ..alignment.law import check_reward_scales, scale_of_each_image
 from ..alignment.methods.none import NoAlignment
 from ..alignment.named import as_method
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RETRY_DELAYS, RewardErrors
+from ..alignment.reward_of_each_image import RewardOfEachImage, rewards_and_images
 from ..core.checks import check_choice
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .call import Call
 
+Value = TypeVar("Value")
+
 
 def resolve_reward(
-    reward: RewardLike | None,
+    reward: RewardLike | Sequence[RewardLike] | None,
     alignment: Method | str | Mapping[str, Any] | None,
-    family: Family,
+    call: Call,
     defaults: Mapping[str, Any],
     named: dict[str, Reward],
 ) -> Reward | None:
     """The reward of a call, on the model's device: as given, else the model's own, if it has one.
 
     Args:
+        reward: one for all prompts, or one for each.
         named: rewards that were loaded by name before; a reward that is named for the first time is added.
 
     Raises:
-        ValueError: the method needs a reward, but there is none.
+        ValueError: the method needs a reward, but there is none; or several are not one for each prompt.
     """
-    pipeline = family.pipeline
-    if reward is None:
-        reward = defaults.get("reward")
-    if reward is None:
+    family, pipeline = call.family, call.family.pipeline
+    chosen: Any = defaults.get("reward") if reward is None else reward
+    if chosen is None:
         if alignment is not None and as_method(alignment).needs_reward:
             raise ValueError(
                 f"reward is None, and this {type(pipeline).__name__} has no reward of its own; "
                 "give reward=... or alignment='none'"
             )
         return None
-    return loaded_reward(reward, named).to(device=family.device)
+    if isinstance(chosen, list | tuple):
+        rewards = [loaded_reward(each, named) for each in of_each_image("reward", chosen, call)]
+        is_one = all(each is rewards[0] for each in rewards)
+        return (rewards[0] if is_one else RewardOfEachImage(rewards)).to(device=family.device)
+    return loaded_reward(chosen, named).to(device=family.device)
+
+
+def of_each_image(name: str, values: Sequence[Value], call: Call) -> list[Value]:
+    """The values of each image, of an argument that has one for each prompt.
+
+    Raises:
+        ValueError: it has another number of values.
+    """
+    num_images = call.arguments.num_images_per_prompt
+    if len(values) * num_images != call.num_images:
+        raise ValueError(
+            f"{name} holds {len(values)} values for {call.num_images // num_images} prompts; give one for each prompt, "
+            "or a single one for all"
+        )
+    return [value for value in values for _ in range(num_images)]
+
+
+def resolve_reward_scale(
+    reward_scale: float | Sequence[float] | AutoRewardScale | str | None,
+    reward: Reward | None,
+    call: Call,
+    defaults: Mapping[str, Any],
+) -> Tensor | AutoRewardScale:
+    """The scale of each image of a call, `[B]`, or how it is to be found.
+
+    Raises:
+        ValueError: several are not one for each prompt, or some of them alone are 0.
+    """
+    scale: Any = own_reward_scale(reward, defaults) if reward_scale is None else reward_scale
+    if isinstance(scale, AutoRewardScale | str):
+        if reward is None:
+            raise ValueError("reward_scale is 'auto', but there is no reward to scale; give reward=...")
+        return AutoRewardScale() if isinstance(scale, str) else scale
+    if isinstance(scale, list | tuple):
+        check_reward_scales(scale)
+        scale = torch.tensor(of_each_image("reward_scale", scale, call), dtype=torch.float64)
+    return scale_of_each_image(scale, call.num_images)
+
+
+def own_reward_scale(reward: Reward | None, defaults: Mapping[str, Any]) -> Any:
+    """The scale of a call that gives none: the model's own, else the reward's, else 1; of several rewards `[B]`."""
+    declared = defaults.get("reward_scale")
+    if declared is not None:
+        return declared
+    if isinstance(reward, RewardOfEachImage):
+        return torch.tensor([own_reward_scale(each, {}) for each in reward.rewards_of_rows], dtype=torch.float64)
+    default = None if reward is None else reward.default_reward_scale
+    return 1.0 if default is None else default
 
 
 def loaded_reward(reward: RewardLike, named: dict[str, Reward]) -> Reward:
@@ -72,7 +131,10 @@ def resolve_method(
     if alignment is None:
         alignment = _own_method(reward, family, defaults)
     method = as_method(alignment, family)
-    method.check(reward)
+    if reward is None:
+        method.check(None)
+    for each, _ in rewards_and_images(reward):
+        method.check(each)
     if not isinstance(method, NoAlignment) or method.needs_reward_gradient:
         family.check_alignable()
     method = method.resolve(family)
@@ -125,15 +187,17 @@ def try_reward(
     Raises:
         TypeError, ValueError: as of `Reward.probe`.
     """
-    if reward is None or reward.wanted_context.get("latents", False) != (latents is not None):
-        return 0
     size = (call.arguments.height or 64, call.arguments.width or 64)
     context = {} if latents is None else {"latents": latents}
     delays = () if errors.action == "raise" else RETRY_DELAYS
-    failed: list[int] = []
-    scored = errors.retried(
-        lambda: reward.probe(call.device, size, call.texts[0] or "a photo", method.needs_reward_gradient, **context),
-        delays,
-        lambda: failed.append(1),
-    )
-    return scored + sum(failed)
+    scored, failed = 0, [0]
+
+    def count_failure() -> None:
+        failed[0] += 1
+
+    for each, image in rewards_and_images(reward):
+        if each.wanted_context.get("latents", False) == (latents is not None):
+            text = call.texts[image] or "a photo"
+            tried = partial(each.probe, call.device, size, text, method.needs_reward_gradient, **context)
+            scored += errors.retried(tried, delays, count_failure)
+    return scored + failed[0]

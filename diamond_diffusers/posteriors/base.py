@@ -113,7 +113,7 @@ class PosteriorSampler(Sampler, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient_terms, which has_gradient_terms asks for")
 
-    def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
+    def log_proportions(self, log_weights: Tensor, rewards: Tensor, scales: Tensor) -> Tensor:
         """Log-proportions `[N, K]`, up to a constant, in which `gradient_terms` are averaged over the look-aheads.
 
         By default they are those of the tilted posterior.
@@ -121,7 +121,7 @@ class PosteriorSampler(Sampler, ABC):
         Args:
             log_weights: of the look-aheads, `[N, K]`.
             rewards: their scaled rewards, `[N, K]`.
-            reward_scale: what these are scaled by; not 0.
+            scales: what these are scaled by, `[N]`; 0 where constraints alone count.
         """
         return log_weights + rewards
 

@@ -278,11 +278,14 @@ class WeightedPosterior(PosteriorSampler):
             differences = there.unflatten(0, (-1, count)) - here.unsqueeze(1)
         return GradientTerms(log_likelihoods.unflatten(0, (-1, count)), differences)
 
-    def log_proportions(self, log_weights: Tensor, rewards: Tensor, reward_scale: float) -> Tensor:
+    def log_proportions(self, log_weights: Tensor, rewards: Tensor, scales: Tensor) -> Tensor:
         """Those of the weights; of even weights the softmax of the unscaled reward, or equal ones."""
         if self.weights == "equal":
             return torch.zeros_like(rewards)
-        return rewards / abs(reward_scale) if self.weights == "reward_softmax" else log_weights + rewards
+        if self.weights != "reward_softmax":
+            return log_weights + rewards
+        # Constraints alone are not scaled.
+        return rewards / torch.where(scales == 0, 1, scales.abs())[:, None]
 
     @torch.no_grad()
     def _scored(self, network: Network, renoised: Renoised) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,14 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, RewardOutput, WeightedSum
     from .brightness import Brightness
+    from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
     from .clip import CLIPReward
     from .colour import Colour
+    from .composition import CompositionReward
+    from .count import CountReward
     from .cyclereward import CycleReward
     from .evalmuse import EvalMuseReward
     from .expressions import RewardLike, as_reward
@@ -28,12 +31,19 @@ if TYPE_CHECKING:
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
     from .mps import MPSReward
+    from .nsfw import NSFWReward
+    from .object_colour import ObjectColourReward
+    from .ocr import OCRReward
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
+    from .position import PositionReward
+    from .presence import PresenceReward
     from .questions import QuestionListReward
+    from .remote import RemoteReward
     from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
+    from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
     from .unifiedreward import UnifiedReward
@@ -49,6 +59,9 @@ _MODULES = {
     "CallableReward": "callable_reward",
     "ClippedReward": "transformed",
     "Colour": "colour",
+    "CompositionReward": "composition",
+    "Constraint": "base",
+    "CountReward": "count",
     "Criterion": "rubric",
     "CycleReward": "cyclereward",
     "EvalMuseReward": "evalmuse",
@@ -62,17 +75,25 @@ _MODULES = {
     "LPIPSReward": "lpips",
     "MPSReward": "mps",
     "MiniatureReward": "miniature",
+    "NSFWReward": "nsfw",
+    "OCRReward": "ocr",
+    "ObjectColourReward": "object_colour",
     "PackageImageReward": "imagereward_package",
     "PickScoreReward": "pickscore",
     "PlacedReward": "placed",
+    "PositionReward": "position",
+    "PresenceReward": "presence",
     "Question": "vision_language.question_lists",
     "QuestionListReward": "questions",
+    "RemoteReward": "remote",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
     "RubricReward": "rubric",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
+    "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
     "UnifiedReward": "unifiedreward",
@@ -80,6 +101,8 @@ _MODULES = {
     "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
     "as_reward": "expressions",
+    "calibrated": "calibration",
+    "staged": "stages",
 }
 """Where each class is. It is imported when it is asked for, since the libraries that some need take seconds."""
 
@@ -92,6 +115,9 @@ __all__ = [
     "CallableReward",
     "ClippedReward",
     "Colour",
+    "CompositionReward",
+    "Constraint",
+    "CountReward",
     "Criterion",
     "CycleReward",
     "EvalMuseReward",
@@ -105,17 +131,25 @@ __all__ = [
     "LPIPSReward",
     "MPSReward",
     "MiniatureReward",
+    "NSFWReward",
+    "OCRReward",
+    "ObjectColourReward",
     "PackageImageReward",
     "PickScoreReward",
     "PlacedReward",
+    "PositionReward",
+    "PresenceReward",
     "Question",
     "QuestionListReward",
+    "RemoteReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
     "RubricReward",
+    "ScoreStatistics",
     "Sharpness",
     "SimilarityReward",
+    "StagedReward",
     "StandardisedReward",
     "Symmetry",
     "UnifiedReward",
@@ -124,8 +158,10 @@ __all__ = [
     "WeightedSum",
     "as_reward",
     "available_rewards",
+    "calibrated",
     "register_reward",
     "registered_reward",
+    "staged",
 ]
 
 

@@ -25,6 +25,7 @@ class Colour(Formula):
     """
 
     source = "Hasler and Süsstrunk 2003"
+    default_reward_scale = 50.0
 
     def __init__(self, *, name: str = "colour") -> None:
         self.name = name

@@ -50,6 +50,7 @@ class CycleReward(BLIPReward):
     licence = "MIT"
     source = "Bahng et al. 2025, arXiv:2506.02095"
     size = "1.8 GB"
+    default_reward_scale = 1.0
     hub_files = ((BERT, "vocab.txt"),)
 
     max_tokens = 128

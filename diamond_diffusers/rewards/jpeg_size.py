@@ -28,6 +28,7 @@ class JPEGSize(Formula):
 
     differentiable = False
     source = "Black et al. 2023, arXiv:2305.13301"
+    default_reward_scale = 0.1
 
     def __init__(self, quality: int = 95, *, name: str = "jpeg_size") -> None:
         check_jpeg_quality(quality)

@@ -46,6 +46,7 @@ class LPIPSReward(Reward):
     source = "Zhang et al. 2018, arXiv:1801.03924"
     size = "0.2 GB (alex), 0.5 GB (vgg), 5 MB (squeeze)"
     requires = ("lpips",)
+    default_reward_scale = 20.0
     reads_prompts = False
 
     def __init__(

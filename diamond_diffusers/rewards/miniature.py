@@ -28,6 +28,8 @@ class MiniatureReward(CLIPReward):
     licence = "Apache-2.0"
     source = "diamond_diffusers.miniature"
     size = "none"
+    default_reward_scale = 1.0
+    is_free = True
     hub_files = ()
 
     def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:

@@ -33,6 +33,7 @@ class PickScoreReward(CLIPReward):
     licence = "MIT"
     source = "Kirstain et al. 2023, arXiv:2305.01569"
     size = "3.9 GB"
+    default_reward_scale = 1.0
     hub_files = ((OFFICIAL_CHECKPOINT, "model.safetensors"), (OFFICIAL_PROCESSOR, "preprocessor_config.json"))
 
     def __init__(

@@ -73,6 +73,7 @@ class QuestionListReward(JudgedReward):
     """
 
     source = "Hu et al. 2023, arXiv:2303.11897"
+    default_reward_scale = 10.0
 
     def __init__(
         self,

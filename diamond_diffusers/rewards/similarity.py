@@ -45,6 +45,7 @@ class SimilarityReward(Reward):
     licence = "that of the checkpoint (DINOv2: Apache-2.0)"
     source = "Oquab et al. 2023, arXiv:2304.07193"
     size = "0.4 GB"
+    default_reward_scale = 20.0
     hub_files = (("facebook/dinov2-base", "model.safetensors"),)
     reads_prompts = False
     _reference_features: Tensor | None = None

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..core.pending import Pending
 from .base import CompositeReward, Reward, RewardOutput
 
 
@@ -28,10 +29,21 @@ class TransformedReward(CompositeReward):
     def transform(self, scores: Tensor) -> Tensor:
         """Maps scores `[B]` to scores `[B]`, differentiably."""
 
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether the original reward is."""
+        return self.rewards[0].is_concurrent
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The transformed total, and the scores of the original reward. See `Reward.evaluate`."""
-        output = self.rewards[0].evaluate(images, prompts, **context)
-        return RewardOutput(self.transform(output.total), output.terms)
+        return self._transformed(self.rewards[0].evaluate(images, prompts, **context))
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """See `Reward.begin`."""
+        return self.rewards[0].begin(images, prompts, **context).then(self._transformed)
+
+    def _transformed(self, output: RewardOutput) -> RewardOutput:
+        return RewardOutput(self.transform(output.total), output.terms, output.violation)
 
 
 class StandardisedReward(TransformedReward):
@@ -70,6 +82,12 @@ class StandardisedReward(TransformedReward):
             scores = reward(images, prompts)
         return cls(reward, scores.mean().item(), scores.std().item())
 
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That of the original reward, in deviations."""
+        scale = self.rewards[0].default_reward_scale
+        return None if scale is None else scale * self.standard_deviation
+
     def transform(self, scores: Tensor) -> Tensor:
         """`(scores - mean) / standard_deviation`."""
         return (scores - self.mean) / self.standard_deviation
@@ -95,6 +113,11 @@ class ClippedReward(TransformedReward):
         super().__init__(reward, f"clipped({reward.name})")
         self.lowest = lowest
         self.highest = highest
+
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That of the original reward."""
+        return self.rewards[0].default_reward_scale
 
     def transform(self, scores: Tensor) -> Tensor:
         """`min(max(scores, lowest), highest)`."""

@@ -64,6 +64,7 @@ class UnifiedReward(JudgedReward):
     licence = "MIT (Qwen2.5-VL-7B: Apache-2.0)"
     source = "Wang et al. 2025, arXiv:2503.05236"
     size = "16.6 GB"
+    default_reward_scale = 5.0
     hub_files = ((REPOSITORY, "config.json"),)
     differentiable = False
     judge: VisionLanguageJudge

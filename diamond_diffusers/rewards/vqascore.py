@@ -41,6 +41,7 @@ class VQAScoreReward(JudgedReward):
     """
 
     source = "Lin et al. 2024, arXiv:2404.01291"
+    default_reward_scale = 10.0
     judge: VisionLanguageJudge
 
     def __init__(

@@ -160,6 +160,12 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
         (("--alignment", "none", "--num-particles", 2), "--num-particles is 2, but alignment 'none' does not use it"),
         (("--alignment", "none", "--max-network-evaluations", 9), "--max-network-evaluations is 9, but alignment"),
         (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),
+        (
+            ("--alignment", "none", "--reward-scale", "auto"),
+            "--reward-scale is auto, but alignment 'none' does not use",
+        ),
+        (("--reward-scale", "strong"), "--reward-scale is 'strong'; give a number or auto"),
+        (("--reward-scale", "inf"), "--reward-scale is inf; give a finite number"),
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
         (("--num-particles", 4, "--max-network-evaluations", 9), "--num-particles is 4, which --max-network-eval"),
@@ -377,6 +383,15 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
         assert image.size == (64, 64)
 
 
+@pytest.mark.slow
+def test_the_scale_of_the_reward_is_recorded(generate):
+    _, record = generate("--num-particles", 2, "--reward-scale", "auto")
+    assert record["settings"]["reward_scale"] == "auto"
+    (image,) = record["images"]
+    assert image["aligned"]["reward_scale"] > 0 and image["plain"]["reward_scale"] is None
+    assert record["cost"]["aligned"]["reward_calls"] > 32
+
+
 def test_memory_can_be_planned(generate):
     auto = ("--particle-batch-size", "auto", "--gradient-checkpointing", "auto")
     printed, record = generate("--num-particles", 2, *auto)
@@ -401,3 +416,44 @@ def test_other_uses_of_memory_are_refused(option, value, message):
     result = invoke("generate", "a star", option, value)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_terms_are_calibrated_and_the_record_tells_how(generate, tmp_path):
+    printed, record = generate("--alignment", "best_of_n", "--calibrate", "2")
+    settings, reward = record["settings"], record["images"][0]["aligned"]["reward"]
+    assert settings["reward"] == "standardised(redness)" and "calibration: redness is " in printed
+    (term,) = settings["calibration"]["terms"].values()
+    raw = record["images"][0]["aligned"]["reward_terms"]["redness"]
+    assert reward == pytest.approx((raw - term["mean"]) / term["standard_deviation"], abs=1e-3)
+    assert record["cost"]["calibration"]["network_evaluations"] == 2 * 3 * 2
+    # Again, as the record says, without samples; also into the same folder.
+    option, file = settings["calibration"]["again"].split(" ")
+    _, again = generate("--alignment", "best_of_n", option, file)
+    assert again["images"] == record["images"] and again["settings"] == settings
+    assert set(again["cost"]) == {"plain", "aligned"}
+    both = refusal("generate", "a star", "--reward", "redness", "--calibrate", 2, option, file)
+    assert "--calibrate is 2, but --calibration" in both
+    other = refusal("generate", "a star", "--reward", "brightness", option, file)
+    assert "statistics are of redness, but the terms of the reward are brightness" in other
+
+
+@pytest.mark.slow
+def test_a_budget_of_scores_is_recorded(generate):
+    _, record = generate("--alignment", "best_of_n", "--max-reward-calls", "3")
+    assert record["settings"]["max_reward_calls"] == 3
+    # With two by which the reward is tried, and found to be differentiable.
+    assert record["cost"]["aligned"]["reward_calls"] == 3 + 2
+
+
+@pytest.mark.slow
+def test_a_held_out_reward_is_watched(generate):
+    options = ("-o", "num_candidates=3", "-o", "round_size=1", "--watch", "symmetry", "--watch-patience", 1)
+    printed, record = generate("--alignment", "random_search", *options)
+    watched = record["watched"]["aligned"]
+    assert watched["reward"] == "symmetry" and "watched: taken from round" in printed
+    assert watched["chosen"] == [max(range(len(watched["held_out"])), key=lambda check: watched["held_out"][check])]
+    assert record["settings"]["watch"] == {"reward": "symmetry", "patience": 1, "every": 1}
+    alone = refusal("generate", "a star", "--reward", "redness", "--watch-every", 2)
+    assert "--watch-every is 2, but nothing is watched; name a reward with --watch" in alone
+    refused = refusal("generate", "a star", "--alignment", "smc", "--reward", "redness", "--watch", "symmetry")
+    assert "watch is given, but alignment SMC has half-noisy particles" in refused

@@ -269,7 +269,7 @@ class Guidance(Method):
         if cloud.best is None:
             return super().finish(law, cloud, trace)
         last, best = (Sample(z, law.rows(z).evaluate(z)) for z in (cloud.x, cloud.best))
-        kept = last.improved_by(best, law.reward_scale)
+        kept = last.improved_by(best, law)
         return super().finish(law, replace(cloud, x=kept.latents, final=kept.evaluation), trace)
 
     def _guides(self, law: Law, noise_to_signal: float) -> bool:

@@ -43,6 +43,7 @@ class CLIPHeadReward(CLIPBasedReward):
 
     reads_prompts = False
     size = "1.7 GB"
+    default_reward_scale = 5.0
     hub_files = ((CLIP_CHECKPOINT, "model.safetensors"),)
     default_name: ClassVar[str]
     url: ClassVar[str]

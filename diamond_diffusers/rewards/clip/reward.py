@@ -48,6 +48,7 @@ class CLIPReward(CLIPBasedReward):
     licence = "that of the checkpoint (OpenAI's: MIT)"
     source = "Radford et al. 2021, arXiv:2103.00020"
     size = "1.7 GB"
+    default_reward_scale = 100.0
     hub_files: tuple[tuple[str, str], ...] = (("openai/clip-vit-large-patch14", "model.safetensors"),)
 
     def __init__(
@@ -68,6 +69,9 @@ class CLIPReward(CLIPBasedReward):
         super().__init__(checkpoint, name=name, **options)
         self.prompt_template = prompt_template or "{}"
         self.scale = self.tower.logit_scale if scale == "logit_scale" else float(scale)
+        if self.scale:
+            # The temperature that the checkpoint was trained at, in units of these scores.
+            self.default_reward_scale = self.tower.logit_scale / abs(self.scale)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """`scale * cosine`, `[B]`, of images `[B, 3, H, W]` in [0, 1] and `B` prompts; in float32 at least."""

@@ -65,6 +65,7 @@ class HPSv3Reward(Reward):
     licence = "MIT"
     source = "Ma et al. 2025, arXiv:2508.03789"
     size = "16.6 GB"
+    default_reward_scale = 1.0
     hub_files = ((REPOSITORY, FILE_NAMES[-1]), (BASE, "tokenizer.json"))
     requires = ("hpsv3",)
 

@@ -44,6 +44,7 @@ class ImageReward(BLIPReward):
     licence = "Apache-2.0"
     source = "Xu et al. 2023, arXiv:2304.05977"
     size = "1.8 GB"
+    default_reward_scale = 10.0
     hub_files = (("THUDM/ImageReward", "ImageReward.pt"), (BERT, "vocab.txt"))
 
     max_tokens = 35

@@ -1,0 +1,98 @@
+"""Different rewards for the images of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..rewards.base import CompositeReward, Reward, RewardOutput
+
+
+class RewardOfEachImage(CompositeReward):
+    """A reward for each of the rows that it scores: the images of a run, or rows that belong to them.
+
+    Rows of one reward are scored together, as they would be without the others. The terms are those of all rewards; a
+    row whose reward has no such term has NaN there. Terms of one name are one term, whichever reward they are of.
+
+    Args:
+        rewards: of each row.
+        term_names: the terms to report; by default those of all rewards, in the order of the rows.
+
+    Example:
+        >>> from diamond_diffusers.rewards import as_reward
+        >>> reward = RewardOfEachImage([as_reward("brightness"), as_reward("colour")])
+        >>> reward(torch.ones(2, 3, 8, 8), ["a white dove", "a green field"]).tolist()[0]
+        1.0
+        >>> reward.rows(torch.tensor([0, 0, 1])).rewards_of_rows[-1].name
+        'colour'
+    """
+
+    def __init__(self, rewards: Sequence[Reward], term_names: Sequence[str] | None = None) -> None:
+        self.rewards_of_rows = tuple(rewards)
+        distinct = list({id(reward): reward for reward in rewards}.values())
+        super().__init__(distinct, ", ".join(dict.fromkeys(reward.name for reward in distinct)))
+        found = [name for reward in distinct for name in reward.term_names]
+        self._term_names = list(dict.fromkeys(found if term_names is None else term_names))
+
+    @property
+    def term_names(self) -> list[str]:
+        """Those of all rewards, each once."""
+        return list(self._term_names)
+
+    def rows(self, index: Tensor) -> Self:
+        """The rewards of the rows `index [N]`, with the same terms."""
+        return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self._term_names)
+
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
+        """The score of each row by its own reward; see `Reward.evaluate`.
+
+        Raises:
+            TypeError, ValueError: as of `Reward.evaluate`; or the number of images is not that of the rewards.
+        """
+        if len(images) != len(self.rewards_of_rows):
+            raise ValueError(f"Reward '{self.name}' has {len(self.rewards_of_rows)} rows for {len(images)} images.")
+        order: list[int] = []
+        outputs: list[RewardOutput] = []
+        terms: dict[str, list[Tensor]] = {name: [] for name in self._term_names}
+        for reward in self.rewards:
+            mine = [row for row, other in enumerate(self.rewards_of_rows) if other is reward]
+            output = reward.evaluate(_rows(images, mine), [prompts[row] for row in mine], **_context(context, mine))
+            order += mine
+            outputs.append(output)
+            nan = torch.full_like(output.total.detach(), torch.nan)
+            for name, parts in terms.items():
+                parts.append(output.terms.get(name, nan))
+        back = torch.tensor(order).argsort().to(images.device)
+        return RewardOutput(
+            torch.cat([output.total for output in outputs])[back],
+            {name: torch.cat(parts)[back] for name, parts in terms.items()},
+            # A reward without constraints violates none.
+            torch.cat([_violation(output) for output in outputs])[back] if self.is_constrained else None,
+        )
+
+
+def rewards_and_images(reward: Reward | None) -> list[tuple[Reward, int]]:
+    """The distinct rewards of a run, each with the first of the images that it scores."""
+    if not isinstance(reward, RewardOfEachImage):
+        return [] if reward is None else [(reward, 0)]
+    return [(each, [other is each for other in reward.rewards_of_rows].index(True)) for each in reward.rewards]
+
+
+def _rows(values: Tensor, index: list[int]) -> Tensor:
+    # All of them are those that a reward alone is given.
+    return values if len(index) == len(values) else values[torch.tensor(index, device=values.device)]
+
+
+def _violation(output: RewardOutput) -> Tensor:
+    return torch.zeros_like(output.total) if output.violation is None else output.violation
+
+
+def _context(context: dict[str, Tensor | float], index: list[int]) -> dict[str, Tensor | float]:
+    """The context of some rows; what all rows share stays as it is."""
+    return {
+        name: _rows(value, index) if isinstance(value, Tensor) and value.ndim else value
+        for name, value in context.items()
+    }
