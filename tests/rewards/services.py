@@ -27,6 +27,7 @@ class Service:
         default: answers scores.
         asked: path, headers and body of each request.
         most_at_once: the most requests that were being answered together.
+        megabytes: that `huge` answers have sent.
     """
 
     url: str = ""
@@ -35,6 +36,7 @@ class Service:
     asked: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     most_at_once: int = 0
+    megabytes: int = 0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -178,4 +180,5 @@ def huge(handler: Handler, request: dict[str, Any]) -> None:
     handler.close_connection = True
     piece = b" " * 2**20
     while True:
+        handler.service.megabytes += 1
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))

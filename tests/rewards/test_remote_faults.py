@@ -101,6 +101,8 @@ def test_what_stays_is_told_at_once(fault, error, sentence):
         assert type(caught.value) is error and not isinstance(caught.value, LimitError)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
         assert len(service.asked) == 1 and caught.value.__context__ is None
+        # No more is read than may come.
+        assert service.megabytes < 30
 
 
 def test_no_redirect_is_followed():

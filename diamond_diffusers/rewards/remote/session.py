@@ -50,7 +50,8 @@ class Session:
         connections = httpx2.AsyncHTTPTransport(
             # Certificates take a while to load, and redirects are not followed to where they would be needed.
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.url.startswith("http:") else True,
-            limits=httpx2.Limits(max_connections=max_concurrent_requests),
+            # None waits for a connection, which would take of its time.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=max_concurrent_requests),
             proxy=_proxy(address),
         )
         self._client = httpx2.AsyncClient(
