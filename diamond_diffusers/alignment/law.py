@@ -20,7 +20,7 @@ from ..core.model import Conditions, Model
 from ..core.network import Network
 from ..core.pending import Pending
 from ..core.tensors import repeat_each, sent
-from ..core.values import scaled_rewards
+from ..core.values import final_values, scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
 from .execution import Execution
@@ -148,6 +148,10 @@ class Law:
     def values(self, evaluation: Evaluation) -> Tensor:
         """The values of rows, equally many consecutive ones of each image, `[N]`: `scaled_rewards`."""
         return scaled_rewards(evaluation.total, self.scales(len(evaluation.total)), evaluation.violation)
+
+    def final_values(self, evaluation: Evaluation) -> Tensor:
+        """As `values` without constraints; with some, images that violate one lie below all others."""
+        return final_values(evaluation.total, self.scales(len(evaluation.total)), evaluation.violation)
 
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""

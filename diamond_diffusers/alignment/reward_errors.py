@@ -202,6 +202,8 @@ def _joined(reward: Reward, images: Tensor, outputs: list[RewardOutput | None]) 
     missing = [nan + 0 * images[row].float().sum() if images.requires_grad else nan for row in range(len(images))]
     total = [missing[row] if output is None else output.total for row, output in enumerate(outputs)]
     terms = {name: torch.cat([nan if output is None else output.terms[name] for output in outputs]) for name in names}
-    is_constrained = reward.is_constrained
-    violations = [missing[row] if output is None else output.violation for row, output in enumerate(outputs)]
-    return RewardOutput(torch.cat(total), terms, torch.cat(violations) if is_constrained else None)
+    if not reward.is_constrained:
+        return RewardOutput(torch.cat(total), terms)
+    violations = [None if output is None else output.violation for output in outputs]
+    known = [missing[row] if violation is None else violation for row, violation in enumerate(violations)]
+    return RewardOutput(torch.cat(total), terms, torch.cat(known))

@@ -59,8 +59,8 @@ PromptsSource = Annotated[
         "--prompts",
         metavar="NAME|FILE",
         callback=checked_texts,
-        help="Name of a benchmark, such as geneval or dpg_bench; a benchmark's file, or one with a prompt a line (.txt); "
-        "or OWNER/REPOSITORY/FILE[@REVISION] of a data set on the Hub.",
+        help="Name of a benchmark, such as geneval or dpg_bench; its file, or one with a prompt a line (.txt); or "
+        "OWNER/REPOSITORY/FILE[@REVISION] of a data set on the Hub.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1, xpu, mps or cpu; 'auto' is a GPU where there is one.")]

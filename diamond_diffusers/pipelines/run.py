@@ -33,7 +33,7 @@ from ..core.wording import shown
 from ..rewards import Reward, RewardLike
 from ..rewards.stages import stages_of
 from .attributes import StockAttributes
-from .auto_scale import found_reward_scale
+from .auto_scale import found_reward_scale, random_of_prompts
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
@@ -179,6 +179,8 @@ class Run(Iterator[Progress]):
             cost,
             is_interrupted=self._is_to_end,
         )
+        # Before anything is drawn, so that neither the method nor a given start counts.
+        self._random_of_prompts = random_of_prompts(call) if isinstance(scale, AutoRewardScale) else None
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
@@ -202,8 +204,9 @@ class Run(Iterator[Progress]):
         self, law: Law, x: Tensor, levels: list[float], watched: Sequence[str]
     ) -> Generator[Progress, None, None]:
         """The stages of the run, with the stock pipeline's progress bar and callback."""
-        if isinstance(self._scale, AutoRewardScale) and self._method.needs_reward:
-            self._scale = found_reward_scale(self._scale, self._call, law, levels)
+        random = self._random_of_prompts
+        if isinstance(self._scale, AutoRewardScale) and random is not None and self._method.needs_reward:
+            self._scale = found_reward_scale(self._scale, self._call, law, levels, random)
             law = replace(law, reward_scale=self._scale)
         total = self._method.num_stages(law, levels)
         with self._call.family.pipeline.progress_bar(total=total) as progress_bar:

@@ -1,8 +1,8 @@
 """The base class of rewards, and their sums.
 
 A reward maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to `B` scores, higher is better. Rewards are values of a
-small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total. A comparison
-makes a constraint of a reward: `2 * a + (b < 0.2)` asks for images of a high `a` among those for which `b < 0.2` holds.
+small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total. A
+comparison makes a constraint of a reward: `2 * a + (b < 0.2)` asks for a high `a` among images for which `b < 0.2`.
 """
 
 from __future__ import annotations
@@ -410,7 +410,7 @@ class Constraint(CompositeReward):
         comparison: `<`, `<=`, `>` or `>=`.
         bound: any finite number.
         strength: nats by which an image that violates the constraint loses for each unit of excess: how hard samples
-            are drawn to where it holds. A twentieth of the bound counts a factor of e by default.
+            are drawn to where it holds. Missing the bound by a tenth of it counts a factor of e by default.
         unit: of the excess; None for the size of the bound, or 1 where that is 0.
 
     Raises:
@@ -579,7 +579,7 @@ class WeightedSum(CompositeReward):
 
     @property
     def _reported(self) -> list[int]:
-        """Which terms' scores are reported: those of constraints only where nothing before them bounds or sums these."""
+        """Which terms' scores are reported: of those that bound or sum one reward the first."""
         seen = [id(_bounded(reward)) for reward in self.rewards]
         return [
             index

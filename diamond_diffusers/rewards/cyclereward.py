@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from .errors import first_line
+from .hub import download_from_page, page_path
 from .imagereward.base import BERT, BLIPReward
 from .registry import register_reward
 
@@ -50,6 +50,7 @@ class CycleReward(BLIPReward):
     licence = "MIT"
     source = "Bahng et al. 2025, arXiv:2506.02095"
     size = "1.8 GB"
+    default_reward_scale = 1.0
     hub_files = ((BERT, "vocab.txt"),)
 
     max_tokens = 128
@@ -79,23 +80,16 @@ class CycleReward(BLIPReward):
     @classmethod
     def missing_downloads(cls) -> list[str]:
         """See `Reward`; the released weights count too."""
-        path = _release_path(VARIANTS["combo"])
+        path = page_path(VARIANTS["combo"])
         return super().missing_downloads() + ([] if path.exists() else [path.name])
 
 
-def _release_path(file: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / file
-
-
 def _released(name: str, file: str) -> Path:
-    path = _release_path(file)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(f"{RELEASE}/{file}", str(path), progress=False)
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"Reward '{name}' cannot download {RELEASE}/{file} ({first_line(error)}); give checkpoint=..., a local "
-                "copy of that file."
-            ) from error
-    return path
+    url = f"{RELEASE}/{file}"
+    try:
+        return download_from_page(url)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"Reward '{name}' cannot download {url} ({first_line(error)}); give checkpoint=..., a local copy of that "
+            "file."
+        ) from error

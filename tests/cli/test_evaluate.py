@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 from itertools import islice
+from typing import ClassVar
 
 import pytest
+import torch
 from accelerate import PartialState
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
@@ -17,8 +20,10 @@ from diamond_diffusers.evaluation.judging import judges
 from diamond_diffusers.evaluation.judging.verdicts import VERDICTS
 from diamond_diffusers.evaluation.suites import SUITES
 from diamond_diffusers.evaluation.suites.base import SuiteJudge, Verdict
+from diamond_diffusers.evaluation.suites.geneval import GenEvalJudge
 from diamond_diffusers.miniature.grammar import held_out_captions
 from diamond_diffusers.miniature.render import render, sample_scene
+from diamond_diffusers.rewards.detection.segmenters import Instances
 
 from ..evaluation.test_image_sets import benchmark_run, table_folder
 from ..rewards.test_vqascore import save_tiny_model
@@ -111,6 +116,47 @@ def test_a_vision_language_model_answers_questions(tmp_path):
     assert verdict["details"].keys() == {"1", "2"} and set(verdict["details"].values()) <= {0.0, 1.0}
 
 
+class OneCat:
+    """Finds a cat in every image."""
+
+    def segment(self, image):
+        mask = torch.ones(1, image.height, image.width, dtype=torch.bool)
+        return Instances(torch.tensor([15]), torch.tensor([0.95]), torch.tensor([[0.0, 0.0, 8.0, 8.0]]), mask)
+
+
+class GenEvalOfOneCat(GenEvalJudge):
+    """GenEval's rules on what `OneCat` finds."""
+
+    def __init__(self, detector=None, clip=None, *, device=None):
+        super().__init__(OneCat(), clip, device=device)
+
+
+def test_geneval_in_its_own_layout(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES._entries, "geneval", GenEvalOfOneCat)
+    entries = [
+        {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "two cats"},
+        {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a cat"},
+        {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"},
+    ]
+    for number, entry in enumerate(entries):
+        inner = tmp_path / "model" / f"{number:05d}"
+        (inner / "samples").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(inner / "samples" / "0000.png")
+        (inner / "metadata.jsonl").write_text(json.dumps(entry))
+    clip = resources.files("diamond_diffusers.miniature") / "weights" / "clip"
+    out = tmp_path / "out"
+    call = ("evaluate", tmp_path / "model", "--suite", "geneval", "--clip", clip, "--output", out, "--device", "cpu")
+    assert "suite geneval, by category, %" in succeed(*call)
+    (row,) = json.loads((out / "results.json").read_text())["scores"]
+    # GenEval's score is the mean of its tasks, not of its images.
+    assert row["score"]["mean"] == pytest.approx((0 + 1 / 2) / 2)
+    assert {name: found["mean"] for name, found in row["categories"].items()} == {"counting": 0, "single_object": 0.5}
+    lines = [json.loads(line) for line in (out / "geneval" / "model" / "results.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [False, True, False]
+    assert lines[0]["filename"] == "00000/samples/0000.png" and lines[0]["reason"] == "expected cat>=2, found 1"
+    assert [json.loads(line["metadata"]) for line in lines] == entries
+
+
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
     def load(*arguments):
@@ -156,7 +202,7 @@ class Counting(SuiteJudge):
     """Keeps how many images it was shown."""
 
     name, source, licence = "counting", "here", "MIT"
-    shown = []
+    shown: ClassVar = []
 
     def judge(self, images, prompts):
         self.shown.append(len(images))
@@ -191,10 +237,31 @@ def test_shares_and_processes_make_up_the_whole(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in (tmp_path / "shared").iterdir()} == expected
 
 
+OWN_SUITE = """
+from diamond_diffusers.evaluation.suites import register_suite
+from diamond_diffusers.evaluation.suites.base import SuiteJudge, Verdict
+
+@register_suite("night_of_a_test")
+class Night(SuiteJudge):
+    name, source, licence = "night_of_a_test", "my own", "Apache-2.0"
+
+    def judge(self, images, prompts):
+        return [Verdict(float(max(image.getpixel((0, 0))) < 64)) for image in images]
+"""
+
+
+def test_a_suite_of_ones_own_is_one_file(tmp_path):
+    (tmp_path / "my_suite.py").write_text(OWN_SUITE)
+    call = ("evaluate", table_folder(tmp_path / "images"), "--suite", "night_of_a_test", "--output", tmp_path / "out")
+    succeed("--import", tmp_path / "my_suite.py", *call)
+    assert scores(tmp_path / "out") == {("suite night_of_a_test", "images"): 1.0}
+
+
 SLOW_SUITE = """
 import time
 from diamond_diffusers.evaluation.suites import register_suite
 from diamond_diffusers.evaluation.suites.base import SuiteJudge, Verdict
+from diamond_diffusers.evaluation.suites.geneval import GenEvalJudge
 
 @register_suite("slow")
 class Slow(SuiteJudge):

@@ -160,6 +160,12 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
         (("--alignment", "none", "--num-particles", 2), "--num-particles is 2, but alignment 'none' does not use it"),
         (("--alignment", "none", "--max-network-evaluations", 9), "--max-network-evaluations is 9, but alignment"),
         (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),
+        (
+            ("--alignment", "none", "--reward-scale", "auto"),
+            "--reward-scale is auto, but alignment 'none' does not use",
+        ),
+        (("--reward-scale", "strong"), "--reward-scale is 'strong'; give a number or auto"),
+        (("--reward-scale", "inf"), "--reward-scale is inf; give a finite number"),
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
         (("--num-particles", 4, "--max-network-evaluations", 9), "--num-particles is 4, which --max-network-eval"),
@@ -375,6 +381,15 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
     assert (record["settings"]["model"], record["settings"]["reward"]) == ("embedded", "miniature")
     with Image.open(tmp_path / "aligned_000.png") as image:
         assert image.size == (64, 64)
+
+
+@pytest.mark.slow
+def test_the_scale_of_the_reward_is_recorded(generate):
+    _, record = generate("--num-particles", 2, "--reward-scale", "auto")
+    assert record["settings"]["reward_scale"] == "auto"
+    (image,) = record["images"]
+    assert image["aligned"]["reward_scale"] > 0 and image["plain"]["reward_scale"] is None
+    assert record["cost"]["aligned"]["reward_calls"] > 32
 
 
 def test_memory_can_be_planned(generate):

@@ -128,13 +128,13 @@ def test_verdicts_of_other_sets_are_kept(sets, tmp_path):
 
 def test_damaged_verdicts_are_refused(tmp_path):
     (tmp_path / VERDICTS).write_text('{"image_set": 1}\n')
-    with pytest.raises(ValueError, match="line 1 of '.*verdicts.jsonl' .*; delete the file to have its images judged"):
+    with pytest.raises(ValueError, match=r"line 1 of '.*verdicts.jsonl' .*; delete the file to have its images judged"):
         VerdictFolder(tmp_path)
 
 
 def test_unreadable_images_are_refused_before_judges_see_any(sets):
     sets[1].images[3].path.write_bytes(sets[1].images[3].path.read_bytes()[:40])
-    with pytest.raises(ValueError, match="3.png', which cannot be read"):
+    with pytest.raises(ValueError, match=r"3\.png', which cannot be read"):
         CheckedImages(sets)
 
 
@@ -143,7 +143,7 @@ def test_a_score_has_to_be_a_number(sets, tmp_path):
         def judge(self, images, prompts):
             return [Verdict(math.nan)] * len(prompts)
 
-    with pytest.raises(ValueError, match="suite geneval gives '.*0.png' the score nan; mend the judge"):
+    with pytest.raises(ValueError, match=r"suite geneval gives '.*0\.png' the score nan; mend the judge"):
         judged(sets, tmp_path / "out", Broken())
     assert not list((tmp_path / "out").glob("*"))
 

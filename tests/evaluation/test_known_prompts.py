@@ -91,7 +91,7 @@ def test_a_data_set_on_the_hub(tmp_path, monkeypatch):
     assert find_prompts("someone/data/prompts.txt@v1").read_text() == "a fox"
     assert find_prompts("someone/data/prompts.txt").read_text() == "a fox"
     assert asked == [("dataset", "v1"), ("dataset", None)]
-    with pytest.raises(ValueError, match="is no file here and cannot be had from the Hub .there is no such file"):
+    with pytest.raises(ValueError, match=r"is no file here and cannot be had from the Hub \(there is no such file"):
         find_prompts("someone/data/other.txt")
 
 

@@ -157,7 +157,7 @@ def test_geneval2(tmp_path):
     assert read(tmp_path, "geneval2_data.jsonl", json.dumps(entry)) == [Prompt(0, "two cats", "atomicity 3", entry)]
 
 
-DSG = """item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language
+DSG = """item_id,text,keywords,proposition_id,dependency,category_broad,x,tuple,question_natural_language
 whoops_5,A cube,cube,1,0,entity,whole,entity - whole (cube),Is there a cube?
 whoops_5,A cube,"cube, red",2,"1, 3",attribute,color,"attribute - color (cube, red)",Is the cube red?
 COCOval2,A sky,sky,1,"1, blue",entity,whole,entity - whole (sky),Is there a sky?

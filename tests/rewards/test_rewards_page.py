@@ -28,12 +28,12 @@ def namespace(monkeypatch):
 
 
 def test_the_table_lists_every_reward_with_its_declarations():
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
     assert sorted(row[0] for row in rows) == available_rewards()
     for name, gradient, *cells in rows:
         reward = registered_reward(name)
         assert gradient == ("yes" if reward.differentiable else "no")
-        assert cells == [reward.licence, reward.size, reward.source]
+        assert cells == [reward.licence, reward.size, reward.source, f"{reward.default_reward_scale or 1:g}"]
 
 
 def test_the_examples_run(namespace):

@@ -40,7 +40,7 @@ class Evaluation:
     rows: Sequence[JudgedSet]
 
     def tables(self) -> list[TextTable]:
-        """The scores of all sets by all judges, their differences, then each judge's by category and further figures."""
+        """The scores of all sets by all judges, their differences, then each judge's categories and further figures."""
         tables = [self._scores(), self._differences()]
         for judge in self.judges:
             own = [row for row in self.rows if row.judge == judge.name]

@@ -19,8 +19,8 @@ class DPGBenchJudge(DSGJudge):
     answers; name the model with the scores of any other.
 
     Args:
-        vlm: what answers: a checkpoint, or an object with the method `probabilities`; yes is the answer where it is
-            likelier than no.
+        vlm: what answers: a checkpoint, or an object that judges (`rewards.vision_language.judge.Judge`); yes is the
+            answer where it is likelier than no.
         device: device of a checkpoint's model.
         dtype: dtype of a checkpoint's model; by default its own.
 

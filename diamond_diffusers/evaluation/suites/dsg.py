@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from PIL.Image import Image
 
+from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import VLM, Answerer, answerer_of, grouped, one_prompt_each, yes_probabilities
+from .answering import VLM, grouped, judge_of, one_prompt_each, yes_probabilities
 from .base import SuiteJudge, Verdict
 
 COLLECTIONS = {
@@ -37,8 +38,8 @@ class DSGJudge(SuiteJudge):
     shares of yes by kind of question and, for DSG-1k, the scores by collection.
 
     Args:
-        vlm: what answers: a checkpoint, or an object with the method `probabilities`; yes is the answer where it is
-            likelier than no.
+        vlm: what answers: a checkpoint, or an object that judges (`rewards.vision_language.judge.Judge`); yes is the
+            answer where it is likelier than no.
         device: device of a checkpoint's model.
         dtype: dtype of a checkpoint's model; by default its own.
 
@@ -56,12 +57,12 @@ class DSGJudge(SuiteJudge):
 
     def __init__(
         self,
-        vlm: str | PathLike[str] | Answerer = VLM,
+        vlm: str | PathLike[str] | Judge = VLM,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.answerer = answerer_of(vlm, device, dtype)
+        self.vlm = judge_of(vlm, self.name, device, dtype)
 
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
         self.check(prompts)
@@ -70,7 +71,7 @@ class DSGJudge(SuiteJudge):
             for image, prompt in one_prompt_each(images, prompts)
             for question in prompt.metadata["questions"]
         ]
-        yes = yes_probabilities(self.answerer, [image for image, _ in asked], [question for _, question in asked])
+        yes = yes_probabilities(self.vlm, [image for image, _ in asked], [question for _, question in asked])
         rows = grouped(yes, [len(prompt.metadata["questions"]) for prompt in prompts])
         return [
             self.verdict(prompt, [float(probability > 0.5) for probability in row])

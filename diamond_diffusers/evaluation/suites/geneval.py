@@ -17,6 +17,7 @@ from ...rewards.detection.colours import COLOURS, ColourClassifier
 from ...rewards.detection.segmenters import CHECKPOINT, Instances, InstanceSegmenter
 from ...rewards.preprocessing import images_from_pil
 from ..benchmark.prompts import Prompt
+from . import register_suite
 from .base import SuiteJudge, Verdict
 from .geneval_rules import OBJECTS, DetectedObject, Thresholds, check_metadata, faults, most_confident
 
@@ -48,6 +49,7 @@ class GenEvalScores:
     prompts: float
 
 
+@register_suite("geneval")
 class GenEvalJudge(SuiteJudge):
     """Judges by GenEval's rules: a detector finds the objects, CLIP names the colours of those that it has masked.
 

@@ -9,9 +9,10 @@ from os import PathLike
 import torch
 from PIL.Image import Image
 
+from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import VLM, Answerer, answerer_of, grouped, one_prompt_each
+from .answering import VLM, answer_probabilities, grouped, judge_of, one_prompt_each
 from .base import SuiteJudge, Verdict
 
 ARITHMETIC_MEAN = "Soft-TIFA AM"
@@ -23,13 +24,13 @@ WRONG = 0.5
 class GenEval2Judge(SuiteJudge):
     """Judges by Soft-TIFA: the geometric mean of the probabilities of the right answers to all questions of a prompt.
 
-    Each question is put with "Answer in one word.", and the probability of its answer is that of all its spellings'
-    first tokens. Reported beside it are the arithmetic mean ("Soft-TIFA AM") and the means of each skill; the
+    Each question is put with "Answer in one word.", and the probability of its answer is that of all its
+    spellings. Reported beside it are the arithmetic mean ("Soft-TIFA AM") and the means of each skill; the
     categories are the numbers of atoms of the prompts. Scores are comparable with published ones where `vlm` is
     GenEval 2's own, which is the default.
 
     Args:
-        vlm: what answers: a checkpoint, or an object with the method `probabilities`.
+        vlm: what answers: a checkpoint, or an object that judges (`rewards.vision_language.judge.Judge`).
         device: device of a checkpoint's model.
         dtype: dtype of a checkpoint's model; by default its own.
 
@@ -44,12 +45,12 @@ class GenEval2Judge(SuiteJudge):
 
     def __init__(
         self,
-        vlm: str | PathLike[str] | Answerer = VLM,
+        vlm: str | PathLike[str] | Judge = VLM,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.answerer = answerer_of(vlm, device, dtype)
+        self.vlm = judge_of(vlm, self.name, device, dtype)
 
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
         self.check(prompts)
@@ -59,10 +60,10 @@ class GenEval2Judge(SuiteJudge):
             for question, answer in prompt.metadata["vqa_list"]
         ]
         questions = [f"{question} Answer in one word." for _, question, _ in asked]
-        answers = [[answer] for _, _, answer in asked]
-        found = self.answerer.probabilities([image for image, _, _ in asked], questions, answers)
+        answers = [answer for _, _, answer in asked]
+        found = answer_probabilities(self.vlm, [image for image, _, _ in asked], questions, answers)
         counts = [len(prompt.metadata["vqa_list"]) for prompt in prompts]
-        rows = grouped([probability for (probability,) in found], counts)
+        rows = grouped(found, counts)
         return [soft_tifa(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
 
     @classmethod

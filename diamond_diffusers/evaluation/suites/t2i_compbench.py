@@ -11,11 +11,12 @@ from PIL.Image import Image
 
 from ...rewards.clip import CLIPReward
 from ...rewards.preprocessing import images_from_pil
+from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import Answerer, grouped, one_prompt_each, yes_probabilities
+from .answering import grouped, one_prompt_each, yes_probabilities
 from .base import SuiteJudge, Verdict
-from .blip import BLIP_VQA, BLIPAnswerer
+from .blip import BLIP_VQA, BLIPJudge
 from .noun_phrases import Parser, SpacyParser
 
 ATTRIBUTES = ("color", "shape", "texture")
@@ -44,8 +45,8 @@ class T2ICompBenchJudge(SuiteJudge):
     UniDet in the published program, which has no counterpart here; without `spatial` their prompts are refused.
 
     Args:
-        vlm: what answers: a `BlipForQuestionAnswering` by name or folder, or an object with the method
-            `probabilities`.
+        vlm: what answers: a `BlipForQuestionAnswering` by name or folder, or an object that judges
+            (`rewards.vision_language.judge.Judge`).
         clip: a CLIP in any form that `CLIPReward` takes.
         parser: splits prompts; spaCy's by default. Phrases under `noun_phrases` in a prompt's metadata go before it.
         spatial: the score of positions.
@@ -63,7 +64,7 @@ class T2ICompBenchJudge(SuiteJudge):
 
     def __init__(
         self,
-        vlm: str | PathLike[str] | Answerer = BLIP_VQA,
+        vlm: str | PathLike[str] | Judge = BLIP_VQA,
         clip: str | PathLike[str] | CLIPReward = "openai/clip-vit-base-patch32",
         *,
         parser: Parser | None = None,
@@ -73,8 +74,10 @@ class T2ICompBenchJudge(SuiteJudge):
     ) -> None:
         self._parser, self._clip = parser, clip
         self.spatial, self.device, self.dtype = spatial, device, dtype
-        is_named = isinstance(vlm, str | PathLike)
-        self.answerer: Answerer = BLIPAnswerer(vlm, device=device, dtype=dtype) if is_named else vlm  # type: ignore[arg-type, assignment]
+        if isinstance(vlm, str | PathLike):
+            self.vlm: Judge = BLIPJudge(vlm, device=device, dtype=dtype)
+        else:
+            self.vlm = vlm
 
     @classmethod
     def check(cls, prompts: Sequence[Prompt]) -> None:
@@ -112,7 +115,7 @@ class T2ICompBenchJudge(SuiteJudge):
         asked = [(image, phrase) for (image, _), own in zip(pairs, phrases, strict=True) for phrase in own]
         questions = [f"{phrase}?" for _, phrase in asked]
         found = grouped(
-            yes_probabilities(self.answerer, [image for image, _ in asked], questions), [len(own) for own in phrases]
+            yes_probabilities(self.vlm, [image for image, _ in asked], questions), [len(own) for own in phrases]
         )
         return [
             {f"{number}. {phrase}": score for number, (phrase, score) in enumerate(zip(own, scores, strict=True), 1)}

@@ -9,9 +9,10 @@ from string import ascii_uppercase
 import torch
 from PIL.Image import Image
 
+from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import VLM, Answerer, answerer_of, grouped, one_prompt_each
+from .answering import VLM, answer_probabilities, grouped, judge_of, one_prompt_each
 from .base import SuiteJudge, Verdict
 
 
@@ -23,7 +24,7 @@ class TIFAJudge(SuiteJudge):
     freely and takes the choice that is most similar. Reported beside the score are the shares by type of element.
 
     Args:
-        vlm: what answers: a checkpoint, or an object with the method `probabilities`.
+        vlm: what answers: a checkpoint, or an object that judges (`rewards.vision_language.judge.Judge`).
         device: device of a checkpoint's model.
         dtype: dtype of a checkpoint's model; by default its own.
 
@@ -39,12 +40,12 @@ class TIFAJudge(SuiteJudge):
 
     def __init__(
         self,
-        vlm: str | PathLike[str] | Answerer = VLM,
+        vlm: str | PathLike[str] | Judge = VLM,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.answerer = answerer_of(vlm, device, dtype)
+        self.vlm = judge_of(vlm, self.name, device, dtype)
 
     @classmethod
     def check(cls, prompts: Sequence[Prompt]) -> None:
@@ -63,9 +64,14 @@ class TIFAJudge(SuiteJudge):
             for image, prompt in one_prompt_each(images, prompts)
             for question in prompt.metadata["questions"]
         ]
-        letters = [list(ascii_uppercase[: len(question["choices"])]) for _, question in asked]
         texts = [with_choices(question["question"], question["choices"]) for _, question in asked]
-        found = self.answerer.probabilities([image for image, _ in asked], texts, letters)
+        each = [
+            (image, text, letter)
+            for (image, question), text in zip(asked, texts, strict=True)
+            for letter, _ in zip(ascii_uppercase, question["choices"], strict=False)
+        ]
+        of_letters = answer_probabilities(self.vlm, *zip(*each, strict=True))
+        found = grouped(of_letters, [len(question["choices"]) for _, question in asked])
         chosen = [question["choices"][row.index(max(row))] for (_, question), row in zip(asked, found, strict=True)]
         rows = grouped(chosen, [len(prompt.metadata["questions"]) for prompt in prompts])
         return [verdict_of(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]

@@ -60,7 +60,8 @@ class EvalMuseReward(Reward):
 
     licence = "unspecified (code: Apache-2.0)"
     source = "Han et al. 2024, arXiv:2412.18150"
-    size = "4.9 GB"
+    size = "4.8 GB"
+    default_reward_scale = 5.0
     hub_files = ((REPOSITORY, FILE_NAMES[-1]), (BERT, "vocab.txt"))
 
     def __init__(

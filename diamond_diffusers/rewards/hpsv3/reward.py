@@ -31,7 +31,7 @@ STEP = 28
 
 @register_reward("hpsv3")
 class HPSv3Reward(Reward):
-    """Human preference for the image given the prompt, by a Qwen2-VL 7B that reads both; about -5 to 15.
+    """Human preference for the image given the prompt, by a Qwen2-VL 7B that reads both; of no fixed range.
 
     It was trained on images of many models, old and new, and on photographs, where `hpsv2` saw early models alone. The
     network predicts a mean and a spread for each image; the score is the mean. Images are preprocessed on tensors as
@@ -66,6 +66,7 @@ class HPSv3Reward(Reward):
     licence = "MIT"
     source = "Ma et al. 2025, arXiv:2508.03789"
     size = "16.6 GB"
+    default_reward_scale = 1.0
     hub_files = ((REPOSITORY, FILE_NAMES[-1]), (BASE, "tokenizer.json"))
     requires = ("hpsv3",)
 

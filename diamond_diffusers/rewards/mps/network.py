@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,17 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("inv_freq", 10000.0 ** -(torch.arange(0, dim, 2) / dim))
 
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
+        # In bfloat16 the angles of the last patches would be off by up to 0.5.
+        exact = self.inv_freq
+        super()._apply(function, recurse)
+        self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
     def forward(self, states: Tensor) -> Tensor:
         """States `[..., L, D]` rotated by the positions 0 to `L - 1`."""
         positions = torch.arange(states.shape[-2], device=states.device, dtype=torch.float32)
-        angles = torch.outer(positions, self.inv_freq.float()).repeat(1, 2)
+        angles = torch.outer(positions, self.inv_freq).repeat(1, 2)
         first, second = states.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
         return states * angles.cos().to(states.dtype) + turned * angles.sin().to(states.dtype)

@@ -75,7 +75,8 @@ class MPSReward(Reward):
 
     licence = "MIT"
     source = "Zhang et al. 2024, arXiv:2405.14705"
-    size = "4.2 GB"
+    size = "4.4 GB"
+    default_reward_scale = 1.0
     hub_files = ((REPOSITORY, "model.safetensors"), (TOKENIZER, "vocab.json"))
 
     def __init__(
