@@ -42,6 +42,11 @@ class RewardOfEachImage(CompositeReward):
         """Those of all rewards, each once."""
         return list(self._term_names)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """The prompt of each row, by its own reward; see `Reward.check_prompts`."""
+        for reward, prompt in zip(self.rewards_of_rows, prompts, strict=True):
+            reward.check_prompts([prompt])
+
     def rows(self, index: Tensor) -> Self:
         """The rewards of the rows `index [N]`, with the same terms."""
         return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self._term_names)
