@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import check_counts
 from ..core.conversions import WrongTypeError
+from ..core.interruption import Interrupted
 from ..core.interval import Interval, intervals
 from ..core.model import Model
 from ..core.network import Network
@@ -23,7 +24,6 @@ from ..rewards.base import Reward
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
 from .cloud import Cloud
-from .interruption import Interrupted
 from .law import Law
 from .out_of_memory import with_smaller_chunks
 from .progress import InterruptedWithin, Progress, timed

@@ -196,7 +196,8 @@ def empty_law(law: Law, emptied: Callable[[SampledModel], EmptyModel]) -> Law:
         _without_features(law.conditions),
         [""],
         _MeanPixel(),
-        law.scales()[:1],
+        # Constraints count even at a scale of 0.
+        law.scales()[:1] if law.scales().any() else float(law.is_constrained),
         scores and ScoreModel(emptied(scores.model), _without_features(scores.conditions)),
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from numbers import Real
+from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +18,17 @@ from ..core.flow_map import flow_map_of
 from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
+from ..core.pending import Pending
 from ..core.tensors import repeat_each, sent
-from ..core.values import scaled_rewards
+from ..core.values import final_values, scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
 from .execution import Execution
 from .faults import NotFiniteError, check_decoded, check_evaluated, fault_of_gradient
 from .reward_errors import RewardErrors
 from .reward_of_each_image import RewardOfEachImage
+
+Scored = TypeVar("Scored", RewardOutput, Pending[RewardOutput])
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,10 @@ class Law:
     def values(self, evaluation: Evaluation) -> Tensor:
         """The values of rows, equally many consecutive ones of each image, `[N]`: `scaled_rewards`."""
         return scaled_rewards(evaluation.total, self.scales(len(evaluation.total)), evaluation.violation)
+
+    def final_values(self, evaluation: Evaluation) -> Tensor:
+        """As `values` without constraints; with some, images that violate one lie below all others."""
+        return final_values(evaluation.total, self.scales(len(evaluation.total)), evaluation.violation)
 
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""
@@ -282,22 +291,45 @@ class LawAtRows:
 
     def evaluate(self, z: Tensor, noise_to_signal: Level = 0.0) -> Evaluation:
         """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
-        images = self.decode(z)
         names: list[str] = []
 
         def count(index: Tensor) -> None:
             self.law.cost.reward_calls += len(index)
 
-        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
-            output = self._score_rows(index, self.owners, noise_to_signal, latents, images)
+        def stacked(output: RewardOutput) -> Tensor:
             names[:] = output.terms
             return torch.stack([*carried_by(output), *output.terms.values()], 1)
 
-        scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count).unbind(1)
+        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor | Pending[Tensor]:
+            return self._score_rows(stacked, index, self.owners, noise_to_signal, latents, images)
+
+        images, rows = self._decode_and_score(score_rows, z, count)
+        scores = rows.unbind(1)
         num_carried = len(scores) - len(names)
         terms = [term.detach() for term in scores[num_carried:]]
         total, *violation = scores[:num_carried]
         return Evaluation(total, dict(zip(names, terms, strict=True)), images, *violation)
+
+    def _decode_and_score(
+        self, score_rows: Callable[..., Tensor | Pending[Tensor]], z: Tensor, count: Callable[[Tensor], None]
+    ) -> tuple[Tensor, Tensor]:
+        """The images of latents `[N, ...]`, and what is made of their scores."""
+        law = self.law
+        assert law.reward is not None, "methods ask for scores only where there is a reward"
+        if not _awaits(law.reward, z) or law.execution.shards is not None:
+            images = self.decode(z)
+            return images, law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
+        decoded: list[Tensor] = []
+
+        def decode_and_score(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
+            law.cost.decodes += len(index)
+            decoded.append(self._decode_rows(self.owners[index], latents, preview=False))
+            count(index)
+            return score_rows(index, latents, decoded[-1])
+
+        # The next chunk is decoded while the service scores this one.
+        scores = law.execution.over_chunks(decode_and_score, self.groups, z)
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded), scores
 
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
         """The values of look-aheads `[N K, ...]` from a level, consecutive copies of each row: `scaled_rewards`."""
@@ -308,10 +340,13 @@ class LawAtRows:
             self.law.cost.decodes += len(index)
             self.law.cost.reward_calls += len(index)
 
-        def score_rows(index: Tensor, latents: Tensor) -> Tensor:
+        def stacked(output: RewardOutput) -> Tensor:
+            return torch.stack(carried_by(output), 1)
+
+        def score_rows(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return torch.stack(carried_by(self._score_rows(index, owners, noise_to_signal, latents, images)), 1)
+            return self._score_rows(stacked, index, owners, noise_to_signal, latents, images)
 
         carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
         total, *violation = carried.unbind(1)
@@ -329,22 +364,32 @@ class LawAtRows:
         return law.execution.checkpointed("decoder", decode, owners, z)
 
     def _score_rows(
-        self, index: Tensor, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor
-    ) -> RewardOutput:
-        """The scores of one chunk of the rows whose owners and levels are given."""
+        self,
+        made_of: Callable[[RewardOutput], Tensor],
+        index: Tensor,
+        owners: Tensor,
+        noise_to_signal: Level,
+        latents: Tensor,
+        images: Tensor,
+    ) -> Tensor | Pending[Tensor]:
+        """What is made of the scores of one chunk of the rows whose owners and levels are given."""
         law, chunk = self.law, self.law.reward_at(owners[index])
         assert chunk is not None, "methods ask for scores only where there is a reward"
         level = as_level(noise_to_signal)
 
-        def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
+        def scored(by: Callable[..., Callable[..., Scored]], index: Tensor, latents: Tensor, images: Tensor) -> Scored:
             reward = law.reward_at(owners[index])
             assert reward is not None, "that of the chunk has been looked at"
             prompts = [law.prompts[owner] for owner in owners[index].tolist()]
             row_levels = level[sent(index, level.device)] if level.ndim else level
             check_decoded(law.model, images, latents, row_levels)
-            return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
+            return by(reward)(images, prompts, latents=latents, noise_to_signal=row_levels)
 
-        return law.reward_errors.scores(law.execution, chunk, score, index, latents, images)
+        score, rows = partial(scored, attrgetter("evaluate")), (index, latents, images)
+        if _awaits(chunk, images):
+            begin = partial(scored, attrgetter("begin"))
+            return law.reward_errors.begun(law.execution, chunk, begin, score, *rows).then(made_of)
+        return made_of(law.reward_errors.scores(law.execution, chunk, score, *rows))
 
     def fault_of_gradient(
         self, z: Tensor, rows: Tensor, noise_to_signal: Level, preview: bool = True
@@ -398,6 +443,11 @@ def check_reward_scales(scales: Sequence[float]) -> None:
             f"reward_scale[{list(scales).index(0)}] is 0 and others are not, but images of scale 0 are plain samples, "
             "which are drawn otherwise; draw them in a call of their own"
         )
+
+
+def _awaits(reward: Reward, rows: Tensor) -> bool:
+    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
+    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
 
 
 def carried_by(output: RewardOutput) -> list[Tensor]:

@@ -23,7 +23,6 @@ from ..core.values import (
     tilted_log_weights,
     tilted_mean_shift,
     value,
-    without_barrier,
 )
 from ..posteriors.base import PosteriorSampler, PosteriorSamples, check_samples
 from .law import Law, LawAtRows
@@ -91,10 +90,9 @@ class LookAhead:
         made = [field.name for field in fields(cls) if getattr(parts[0], field.name) is not None]
         return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in made})
 
-    def figures(self, num_particles: int, is_constrained: bool) -> dict[str, Tensor]:
-        """What the trace records of `num_particles` particles an image, each `[B]`; under constraints or not."""
+    def figures(self, num_particles: int) -> dict[str, Tensor]:
+        """What the trace records of `num_particles` particles an image, each `[B]`."""
         values = self.values.unflatten(0, (-1, num_particles))
-        values = without_barrier(values) if is_constrained else values
         figures = {"mean_value": values.mean(1), "best_value": values.amax(1)}
         if self.effective_sample_size is not None:
             sizes = self.effective_sample_size.unflatten(0, (-1, num_particles))

@@ -10,7 +10,6 @@ from functools import partial
 from torch import Tensor
 
 from ..core.tensors import where_rows
-from ..core.values import without_barrier
 from ..transitions.base import Transition
 from .cloud import Cloud
 from .law import Evaluation, Law
@@ -52,7 +51,7 @@ class NoiseRounds(NoAlignment):
         for index, (sample, best) in enumerate(self.rounds(law, x, levels, random)):
             trace.steps.append(TraceStep(levels[0], **sample.figures(law)))
             cloud = self.start(law, best.latents, 0)
-            values = law.values(best.evaluation).reshape(cloud.log_weights.shape)
+            values = law.final_values(best.evaluation).reshape(cloud.log_weights.shape)
             cloud = replace(cloud, final=best.evaluation, values=values)
             progress = Progress(
                 self, law, cloud, trace, index, num_stages, len(levels) - 2, levels[-1], True, sample.latents
@@ -91,14 +90,13 @@ class Sample:
             law: whose images have equally many consecutive rows each.
         """
         mine, theirs = self.evaluation, other.evaluation
-        better = law.values(theirs) > law.values(mine)
+        better = law.final_values(theirs) > law.final_values(mine)
         evaluation = theirs.map(partial(where_rows, better), mine)
         return Sample(where_rows(better, other.latents, self.latents), evaluation)
 
     def figures(self, law: Law) -> dict[str, Tensor]:
         """What the trace records of equally many rows of each image, each `[B]`."""
         values = law.values(self.evaluation).unflatten(0, (law.num_images, -1))
-        values = without_barrier(values) if law.is_constrained else values
         return {"mean_value": values.mean(1), "best_value": values.amax(1)}
 
 

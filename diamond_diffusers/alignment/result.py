@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.values import scaled_rewards
+from ..core.values import final_values
 from .random_source import RandomSource
 from .smc_parts.resampling import invert, uniform
 from .trace import Trace
@@ -49,9 +49,9 @@ class AlignmentResult:
 
     @property
     def values(self) -> Tensor:
-        """The values of the particles, `[B, P]`, as of `scaled_rewards`."""
+        """The final values of the particles, `[B, P]`, as of `final_values`."""
         assert self.rewards is not None, "only rewards give values"
-        return scaled_rewards(self.rewards, self.scales, self.violation)
+        return final_values(self.rewards, self.scales, self.violation)
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
         """Indices `[B, n]` of the particles to return: one drawn by weight, the heaviest, the best, or all."""

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..core.values import scaled_rewards
+from ..core.values import final_values
 from ..rewards.base import Reward, RewardOutput
 from ..rewards.names import distinct
 from ..rewards.stages import stages_of
@@ -82,7 +82,7 @@ def judged(law: Law, result: AlignmentResult) -> tuple[AlignmentResult, dict[str
 
 def _from_best(scores: Tensor, signs: Tensor, violations: Tensor | None) -> Tensor:
     """The columns of scores `[B, n]` from the best to the worst, the first of equals first; those without one last."""
-    values = scaled_rewards(scores, signs, violations).cpu()
+    values = final_values(scores, signs, violations).cpu()
     return values.sort(dim=1, descending=True, stable=True).indices
 
 

@@ -49,6 +49,7 @@ from .records import LoadingOptions, StockOptions, takes_records
 if TYPE_CHECKING:
     from ..alignment.base import Method
     from ..evaluation.side_by_side import SideBySide
+    from ..pipelines.output import DiamondMapPipelineOutput
     from ..pipelines.watch import Watch
 
 
@@ -245,8 +246,8 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
 
 def _watch(expression: str | None, patience: int | None, every: int | None, method: Method) -> Watch | None:
     """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
-    given = {"patience": patience, "every": every}
-    given = {name: count for name, count in given.items() if count is not None}
+    counts = {"patience": patience, "every": every}
+    given = {name: count for name, count in counts.items() if count is not None}
     if expression is None:
         for name, count in given.items():
             raise ValueError(f"--watch-{name} is {count}, but nothing is watched; name a reward with --watch")
@@ -258,11 +259,17 @@ def _watch(expression: str | None, patience: int | None, every: int | None, meth
     return Watch(as_reward(expression), **given)
 
 
+def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
+    if out.rewards is None:
+        return "–"
+    violates = out.constraints_met is not None and not out.constraints_met[i]
+    return f"{out.rewards[i]:.3f}" + (", violates" if violates else "")
+
+
 def _print_rewards(drawn: SideBySide) -> None:
     table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
-        rewards = [None if out.rewards is None else out.rewards[i] for out in drawn.outputs.values()]
-        table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
+        table.add_row(escape(prompt), str(seed), *(_shown_reward(out, i) for out in drawn.outputs.values()))
     means = [f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None]
     if means and len(drawn.prompts) > 1:
         table.add_section()

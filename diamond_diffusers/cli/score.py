@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from .options import Device, PromptsSource, all_texts, checked_texts, named_dtype, text_table, usable_device
+
+if TYPE_CHECKING:
+    from ..evaluation.scoring.image_files import Scores
+    from ..rewards import Reward
 
 ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
 RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2, nsfw < 0.2'.")]
@@ -43,7 +47,7 @@ def score(
         raise ValueError(f"--format is {output_format!r}; choose table or csv")
 
     from ..evaluation.scoring.image_files import batches_of_one_size, find_images, score_files
-    from ..rewards import Constraint, as_reward
+    from ..rewards import as_reward
 
     paths = find_images(images)
     given = all_texts(prompts, prompts_source, "--prompt") if prompts or prompts_source else []
@@ -56,22 +60,26 @@ def score(
     place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
     judge = as_reward(reward).to(place, precision)
     scores = score_files(judge, paths, texts, batches, place)
-    # A reward of one term is that term, and one of constraints alone has no total.
-    sums = [] if list(scores[0].terms) == [judge.name] or isinstance(judge, Constraint) else [judge.name]
-    bounds = [] if scores[0].constraints_met is None else ["constraints met"]
-    rows = [
-        [
-            *result.terms.values(),
-            *([result.total] if sums else []),
-            *([float(bool(result.constraints_met))] if bounds else []),
-        ]
-        for result in scores
-    ]
-    headers = [*scores[0].terms, *sums, *bounds]
+    columns = [_columns(judge, result) for result in scores]
+    headers, rows = list(columns[0]), [list(column.values()) for column in columns]
     if output_format == "csv":
         _print_csv(headers, paths, texts, rows)
     else:
         _print_table(headers, paths, rows)
+
+
+def _columns(judge: Reward, result: Scores) -> dict[str, float]:
+    """What is printed of an image, by its header."""
+    from ..rewards import Constraint, WeightedSum
+
+    columns = dict(result.terms)
+    parts = judge.rewards if isinstance(judge, WeightedSum) else [judge]
+    # A reward of one term is that term, and constraints alone have no total.
+    if list(result.terms) != [judge.name] and not all(isinstance(part, Constraint) for part in parts):
+        columns[judge.name] = result.total
+    if result.constraints_met is not None:
+        columns["constraints met"] = float(result.constraints_met)
+    return columns
 
 
 def _reads_prompts(expression: str) -> bool:

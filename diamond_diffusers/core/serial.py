@@ -240,7 +240,7 @@ def fitted_option(values: Values, raw: Any, hint: Any, path: str, current: Any) 
         return None
     others, before = [member for member in members(hint) if member not in (kind, NoneType)], ""
     if others:
-        plain = Union[tuple(others)]  # noqa: UP007 - of as many as there are
+        plain: Any = Union[tuple(others)]  # noqa: UP007 - of as many as there are
         try:
             return values.fitted(raw, plain, path)
         except WrongTypeError:

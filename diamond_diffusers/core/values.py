@@ -17,47 +17,41 @@ from .levels import Level, signal_and_noise
 from .tensors import expand
 
 BARRIER = 1e6
-"""Below minus this lie the values of images that violate a constraint, and above it those of all others.
+"""Below minus this lie the final values of images that violate a constraint, and above it those of all others.
 
-No scaled rewards that are told apart in float32 come near it, while numbers of this size are still told apart by less
-than 0.1: a violation of one image from that of another.
+Scaled rewards that float32 tells apart hardly come near it, while numbers of its size are still told apart by less than
+0.1 nats: a violation from another.
 """
 
 
 def scaled_rewards(rewards: Tensor, scales: Tensor, violations: Tensor | None = None) -> Tensor:
-    """The value of images: `scales * rewards`, and `-inf` where a reward is NaN, as where there is no score.
-
-    Constraints restrict the law to the images that hold them, `p(z) 1[all hold] exp(scale * reward)`. As a value of the
-    others `-inf` would be exact, and would say nothing where none of a prompt's particles holds. So it is
-    `-BARRIER - 1 - violation`, a weight of zero beside any image that holds: a violation is a number of nats.
-
-    The gradient is that of `scales * rewards - violations` everywhere. The reward counts in it beyond the border, too,
-    since guidance would have nothing to follow where a constraint without a gradient is violated.
+    """`scales * rewards - violations`, and `-inf` where a reward is NaN, as that of an image which has no score.
 
     Args:
         rewards: `[N, ...]`.
         scales: of each row, `[N]`; constraints are not scaled.
-        violations: of the shape of `rewards`, 0 where all constraints hold and positive elsewhere; None where there are
-            none.
+        violations: how far images are from holding all constraints, in nats, of the shape of `rewards`: 0 where they do
+            and positive elsewhere; None where there are none.
     """
     scaled = expand(scales, rewards) * rewards
-    if violations is not None:
-        barred = -BARRIER - 1 - violations.detach()
-        values = torch.where(violations > 0, barred, scaled.detach().clamp(min=-BARRIER))
-        # Numbers of the first and derivatives of the second.
-        ascended = scaled - violations
-        scaled = values + (ascended - ascended.detach())
-    return torch.where(rewards.isnan(), -math.inf, scaled)
+    return torch.where(rewards.isnan(), -math.inf, scaled if violations is None else scaled - violations)
 
 
-def without_barrier(values: Tensor) -> Tensor:
-    """Values under constraints, of which those beyond the barrier are minus the violation alone."""
-    return torch.where(is_beyond_barrier(values), values + BARRIER + 1, values)
+def final_values(rewards: Tensor, scales: Tensor, violations: Tensor | None = None) -> Tensor:
+    """The values of clean images, without a graph: those of `scaled_rewards` but for constraints; arguments as there.
 
+    Constraints restrict the law to the images that hold them, `p(z) 1[all hold] exp(scale * reward)`. Images
+    that violate one therefore lie below all others, however high their reward: at `-BARRIER - 1 - violation`, a weight
+    of zero beside any image that holds. (`-inf` would say nothing where none of a prompt's images does.)
 
-def is_beyond_barrier(values: Tensor) -> Tensor:
-    """Which values under constraints are those of images that violate one."""
-    return torch.isfinite(values) & (values < -BARRIER)
+    Noisy states have no such barrier. The value of one is an estimate from a few blurred guesses of its image, and a
+    state that a barrier has dropped may have led to an image that holds: the samples' law would not be the one above.
+    """
+    values = scaled_rewards(rewards, scales, violations).detach()
+    if violations is None:
+        return values
+    barred = torch.where(violations > 0, -BARRIER - 1 - violations.detach(), values.clamp(min=-BARRIER))
+    return torch.where(rewards.isnan(), -math.inf, barred)
 
 
 def value(rewards: Tensor, log_weights: Tensor) -> Tensor:

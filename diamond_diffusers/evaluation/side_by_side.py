@@ -183,6 +183,8 @@ def contact_sheet(drawn: SideBySide) -> Image:
     for i, prompt in enumerate(drawn.prompts):
         for name, out in drawn.outputs.items():
             reward = "" if out.rewards is None else f": reward {out.rewards[i]:.2f}"
+            if out.constraints_met is not None and not out.constraints_met[i]:
+                reward += ", violates a constraint"
             blocks.setdefault(prompt, []).append(Tile(out.images[i], f"{name}{reward}"))
     widest = max(len(tiles) for tiles in blocks.values())
     return draw_sheet([Block(prompt, tiles) for prompt, tiles in blocks.items()], columns=min(widest, 4))
@@ -219,6 +221,7 @@ def _image_facts(out: DiamondMapPipelineOutput, name: str, i: int) -> dict[str, 
         "file": image_name(name, i),
         "reward": None if out.rewards is None else out.rewards[i],
         "reward_terms": {term: values[i] for term, values in out.reward_terms.items()},
+        **({} if out.constraints_met is None else {"constraints_met": out.constraints_met[i]}),
         "log_evidence": None if out.log_evidence is None else out.log_evidence[i],
         "reward_scale": None if out.reward_scale is None else out.reward_scale[i],
     }

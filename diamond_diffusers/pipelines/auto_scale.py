@@ -21,7 +21,21 @@ SAMPLES_AT_ONCE = 4
 """Of each prompt: as many as most methods have particles, for which there is memory."""
 
 
-def found_reward_scale(scale: AutoRewardScale, call: Call, law: Law, levels: Sequence[float]) -> Tensor:
+def random_of_prompts(call: Call) -> RandomSource:
+    """Random numbers of each prompt, apart from those of the run, which is what it would be without.
+
+    They go by the generator of the prompt's first image, as it stands by now.
+    """
+    first, given = _first_images(call), call.arguments.generator
+    if isinstance(given, Sequence) and len(given) == call.num_images:
+        given = [given[image] for image in first.tolist()]
+    # What the run draws aside is seeded by the same generators.
+    return RandomSource(given, len(first), call.device).aside.aside
+
+
+def found_reward_scale(
+    scale: AutoRewardScale, call: Call, law: Law, levels: Sequence[float], random: RandomSource
+) -> Tensor:
     """The scale of each image, `[B]`: that of its prompt.
 
     Args:
@@ -29,11 +43,12 @@ def found_reward_scale(scale: AutoRewardScale, call: Call, law: Law, levels: Seq
         call: whose prompts are sampled.
         law: of the call; what is evaluated is counted in its cost.
         levels: of the run.
+        random: as of `random_of_prompts`.
 
     Raises:
         ValueError: the rewards of a prompt's samples tell no scale.
     """
-    rewards = plain_rewards(call, law, levels, scale.num_samples)
+    rewards = plain_rewards(call, law, levels, scale.num_samples, random)
     num_images = call.arguments.num_images_per_prompt
     scales: list[float] = []
     for prompt, row in zip(call.texts[::num_images], rewards, strict=True):
@@ -53,18 +68,9 @@ def shown_scales(scales: Sequence[float]) -> str:
 
 
 @torch.no_grad()
-def plain_rewards(call: Call, law: Law, levels: Sequence[float], num_samples: int) -> Tensor:
-    """The rewards of plain samples of each prompt, `[prompts, num_samples]` on the CPU; NaN where one was skipped.
-
-    They are drawn from random numbers apart from those of the run, which go by the generators of each prompt's first
-    image: the run itself is what it would be without.
-    """
-    first = torch.arange(0, call.num_images, call.arguments.num_images_per_prompt)
-    plain, given = law.of_images(first), call.arguments.generator
-    if isinstance(given, Sequence) and len(given) == call.num_images:
-        given = [given[image] for image in first.tolist()]
-    # What the run draws aside is seeded by the same generators.
-    random = RandomSource(given, len(first), call.device).aside.aside
+def plain_rewards(call: Call, law: Law, levels: Sequence[float], num_samples: int, random: RandomSource) -> Tensor:
+    """The rewards of plain samples of each prompt, `[prompts, num_samples]` on the CPU; NaN where one was skipped."""
+    plain = law.of_images(_first_images(call))
     drawn: list[Tensor] = []
     for start in range(0, num_samples, SAMPLES_AT_ONCE):
         method = NoAlignment(num_particles=min(SAMPLES_AT_ONCE, num_samples - start))
@@ -72,6 +78,11 @@ def plain_rewards(call: Call, law: Law, levels: Sequence[float], num_samples: in
         assert result.rewards is not None, "a scale is looked for where there is a reward"
         drawn.append(result.rewards.cpu())
     return torch.cat(drawn, 1)
+
+
+def _first_images(call: Call) -> Tensor:
+    """The first image of each prompt."""
+    return torch.arange(0, call.num_images, call.arguments.num_images_per_prompt)
 
 
 def _noise(call: Call, random: RandomSource, num_rows: int, level: float) -> Tensor:

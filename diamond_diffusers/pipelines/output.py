@@ -139,18 +139,18 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
         plan=plan,
-        constraints_met=None if result.violation is None else _constraints_met(law, pick(result.violation)),
+        constraints_met=None if result.violation is None else _constraints_met(law, alignment, pick(result.violation)),
         reward_scale=law.scales(len(latents)) if has_scale and law.reward is not None else None,
         stage_calls=stage_calls,
         watched=watched,
     )
 
 
-def _constraints_met(law: Law, violations: Tensor) -> Tensor:
-    """Whether the chosen images `[B n]` hold the constraints; says so where none of a prompt's does."""
+def _constraints_met(law: Law, alignment: Method, violations: Tensor) -> Tensor:
+    """Whether the chosen images `[B n]` hold the constraints; says so where a method has found none for a prompt."""
     met = violations == 0
     missed = int((~met.unflatten(0, (law.num_images, -1)).any(1)).sum())
-    if missed:
+    if missed and alignment.needs_reward:
         assert law.reward is not None, "it has constraints"
         logger.warning(
             "For %d of %d images no sample was found that holds every constraint of the reward '%s'; the one returned "

@@ -16,7 +16,6 @@ from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
 from ..alignment.budget import Budget, fit_to_budget, warn_of_many_scores
 from ..alignment.execution import Execution
-from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale, check_reward_scales
 from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
@@ -26,13 +25,15 @@ from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
 from ..alignment.stages import check_stages, judged
 from ..core.checks import check_choice, check_counts
+from ..core.cost import Cost, charged_to
 from ..core.deferred import own_checks
+from ..core.interruption import Interrupted
 from ..core.typed import Typed
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
 from ..rewards.stages import stages_of
 from .attributes import StockAttributes
-from .auto_scale import found_reward_scale
+from .auto_scale import found_reward_scale, random_of_prompts
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
@@ -162,7 +163,9 @@ class Run(Iterator[Progress]):
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
         shards = _checked_shards(options.distributed_state, call, method, self._random, reward, scale)
         self._reward_errors = errors = RewardErrors(options.on_reward_error)
-        num_tried = try_reward(reward, call, method, errors)
+        cost = Cost()
+        with charged_to(cost):
+            num_tried = try_reward(reward, call, method, errors)
 
         self._watching = None
         if options.watch is not None:
@@ -173,8 +176,11 @@ class Run(Iterator[Progress]):
             None if memory.particle_batch_size == AUTO else memory.particle_batch_size,
             memory.checkpointings[0],
             shards,
+            cost,
             is_interrupted=self._is_to_end,
         )
+        # Before anything is drawn, so that neither the method nor a given start counts.
+        self._random_of_prompts = random_of_prompts(call) if isinstance(scale, AutoRewardScale) else None
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
@@ -185,7 +191,9 @@ class Run(Iterator[Progress]):
         if options.max_reward_calls is None:
             warn_of_many_scores(method, law, levels)
         x = starting_particles(call, method, levels[0], self._random)
-        execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
+        with charged_to(cost):
+            num_tried += try_reward(reward, call, method, errors, latents=x[:1])
+        cost.reward_calls += num_tried
         law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards
@@ -196,8 +204,9 @@ class Run(Iterator[Progress]):
         self, law: Law, x: Tensor, levels: list[float], watched: Sequence[str]
     ) -> Generator[Progress, None, None]:
         """The stages of the run, with the stock pipeline's progress bar and callback."""
-        if isinstance(self._scale, AutoRewardScale) and self._method.needs_reward:
-            self._scale = found_reward_scale(self._scale, self._call, law, levels)
+        random = self._random_of_prompts
+        if isinstance(self._scale, AutoRewardScale) and random is not None and self._method.needs_reward:
+            self._scale = found_reward_scale(self._scale, self._call, law, levels, random)
             law = replace(law, reward_scale=self._scale)
         total = self._method.num_stages(law, levels)
         with self._call.family.pipeline.progress_bar(total=total) as progress_bar:

@@ -18,15 +18,19 @@ if TYPE_CHECKING:
     from .colour import Colour
     from .composition import CompositionReward
     from .count import CountReward
+    from .cyclereward import CycleReward
+    from .evalmuse import EvalMuseReward
     from .expressions import RewardLike, as_reward
     from .hpsv2 import HPSv2Reward
     from .hpsv2_1 import HPSv21Reward
+    from .hpsv3 import HPSv3Reward
     from .imagereward import ImageReward
     from .imagereward_package import PackageImageReward
     from .inverse_problem import InverseProblem
     from .jpeg_size import JPEGSize
     from .lpips import LPIPSReward
     from .miniature import MiniatureReward
+    from .mps import MPSReward
     from .nsfw import NSFWReward
     from .object_colour import ObjectColourReward
     from .ocr import OCRReward
@@ -35,12 +39,14 @@ if TYPE_CHECKING:
     from .position import PositionReward
     from .presence import PresenceReward
     from .questions import QuestionListReward
+    from .remote import RemoteReward
     from .rubric import Criterion, RubricReward
     from .sharpness import Sharpness
     from .similarity import SimilarityReward
     from .stages import StagedReward, staged
     from .symmetry import Symmetry
     from .transformed import ClippedReward, StandardisedReward
+    from .unifiedreward import UnifiedReward
     from .vision_language.judge import Judge, VisionLanguageJudge
     from .vision_language.question_lists import Question
     from .vqascore import VQAScoreReward
@@ -57,13 +63,17 @@ _MODULES = {
     "Constraint": "base",
     "CountReward": "count",
     "Criterion": "rubric",
+    "CycleReward": "cyclereward",
+    "EvalMuseReward": "evalmuse",
     "HPSv21Reward": "hpsv2_1",
     "HPSv2Reward": "hpsv2",
+    "HPSv3Reward": "hpsv3",
     "ImageReward": "imagereward",
     "InverseProblem": "inverse_problem",
     "JPEGSize": "jpeg_size",
     "Judge": "vision_language.judge",
     "LPIPSReward": "lpips",
+    "MPSReward": "mps",
     "MiniatureReward": "miniature",
     "NSFWReward": "nsfw",
     "OCRReward": "ocr",
@@ -73,18 +83,20 @@ _MODULES = {
     "PlacedReward": "placed",
     "PositionReward": "position",
     "PresenceReward": "presence",
+    "Question": "vision_language.question_lists",
+    "QuestionListReward": "questions",
+    "RemoteReward": "remote",
     "Reward": "base",
     "RewardLike": "expressions",
     "RewardOutput": "base",
-    "ScoreStatistics": "calibration",
-    "Question": "vision_language.question_lists",
-    "QuestionListReward": "questions",
     "RubricReward": "rubric",
+    "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",
     "SimilarityReward": "similarity",
     "StagedReward": "stages",
     "StandardisedReward": "transformed",
     "Symmetry": "symmetry",
+    "UnifiedReward": "unifiedreward",
     "VQAScoreReward": "vqascore",
     "VisionLanguageJudge": "vision_language.judge",
     "WeightedSum": "base",
@@ -107,13 +119,17 @@ __all__ = [
     "Constraint",
     "CountReward",
     "Criterion",
+    "CycleReward",
+    "EvalMuseReward",
     "HPSv2Reward",
+    "HPSv3Reward",
     "HPSv21Reward",
     "ImageReward",
     "InverseProblem",
     "JPEGSize",
     "Judge",
     "LPIPSReward",
+    "MPSReward",
     "MiniatureReward",
     "NSFWReward",
     "OCRReward",
@@ -125,6 +141,7 @@ __all__ = [
     "PresenceReward",
     "Question",
     "QuestionListReward",
+    "RemoteReward",
     "Reward",
     "RewardLike",
     "RewardOutput",
@@ -135,6 +152,7 @@ __all__ = [
     "StagedReward",
     "StandardisedReward",
     "Symmetry",
+    "UnifiedReward",
     "VQAScoreReward",
     "VisionLanguageJudge",
     "WeightedSum",

@@ -1,8 +1,8 @@
 """The base class of rewards, and their sums.
 
 A reward maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to `B` scores, higher is better. Rewards are values of a
-small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total. A comparison
-makes a constraint of a reward: `2 * a + (b < 0.2)` asks for images of a high `a` among those for which `b < 0.2` holds.
+small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total. A
+comparison makes a constraint of a reward: `2 * a + (b < 0.2)` asks for a high `a` among images for which `b < 0.2`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.attention import differentiable_attention
+from ..core.pending import Pending, together
 from .checks import check_batch, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
@@ -55,6 +56,7 @@ class Reward(ABC):
     Attributes:
         differentiable: whether the scores carry gradients to the pixels.
         reads_prompts: whether the scores depend on the prompts.
+        is_concurrent: whether `begin` returns before the scores are there, as it may where a service computes them.
         is_constrained: whether it holds a constraint, so that its output says how far images violate it.
         max_batch_size: the largest number of images in one call of `score`; None for all at once.
         default_reward_scale: the `reward_scale` of calls that give none, at which the reward makes itself felt; None
@@ -78,6 +80,7 @@ class Reward(ABC):
 
     differentiable: bool = True
     reads_prompts: bool = True
+    is_concurrent: bool = False
     is_constrained: bool = False
     max_batch_size: int | None = None
     default_reward_scale: float | None = None
@@ -147,6 +150,20 @@ class Reward(ABC):
                 "compute them with torch operations outside `no_grad`, or set `differentiable` to False."
             )
         return RewardOutput(scores if tracked else scores.detach(), {self.name: scores.detach()})
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """The scores of a batch, which can be awaited later; arguments and exceptions as of `evaluate`, then or here.
+
+        A reward that leaves its computations to a service overrides this and sets `is_concurrent`: a run then goes on
+        with other evaluations until the scores are there. Such scores carry no graph.
+
+        Example:
+            >>> from diamond_diffusers.rewards import Brightness
+            >>> Brightness().begin(torch.ones(1, 3, 8, 8), ["a red star"]).result().total
+            tensor([1.])
+        """
+        output = self.evaluate(images, prompts, **context)
+        return Pending(lambda: output)
 
     def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
         selected = select_context(self.name, self.wanted_context, images, context)
@@ -393,7 +410,7 @@ class Constraint(CompositeReward):
         comparison: `<`, `<=`, `>` or `>=`.
         bound: any finite number.
         strength: nats by which an image that violates the constraint loses for each unit of excess: how hard samples
-            are drawn to where it holds. A twentieth of the bound counts a factor of e by default.
+            are drawn to where it holds. Missing the bound by a tenth of it counts a factor of e by default.
         unit: of the excess; None for the size of the bound, or 1 where that is 0.
 
     Raises:
@@ -426,6 +443,15 @@ class Constraint(CompositeReward):
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """A total of 0, the scores of the bounded reward, and how far they violate the constraint."""
         return self.of_scores(self.rewards[0].evaluate(images, prompts, **context))
+
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether the bounded reward is."""
+        return self.rewards[0].is_concurrent
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """See `Reward.begin`."""
+        return self.rewards[0].begin(images, prompts, **context).then(self.of_scores)
 
     def of_scores(self, output: RewardOutput) -> RewardOutput:
         """The output of this constraint where that of the bounded reward is known."""
@@ -476,8 +502,10 @@ class WeightedSum(CompositeReward):
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether every term but constraints is differentiable, or any constraint where there is nothing else."""
-        summed = [reward.differentiable for reward in self.rewards if not isinstance(reward, Constraint)]
-        return all(summed) if summed else any(reward.differentiable for reward in self.rewards)
+        summed = [reward for reward in self.rewards if not isinstance(reward, Constraint)]
+        # Whether a callable is differentiable is tried only where that counts.
+        decides = all if summed else any
+        return decides(reward.differentiable for reward in summed or self.rewards)
 
     def probe(
         self,
@@ -488,29 +516,54 @@ class WeightedSum(CompositeReward):
         **context: Tensor | float,
     ) -> int:
         """Probes every term; the gradient of no constraint is needed that has none. See `CompositeReward.probe`."""
-        guides = not needs_gradient or self.differentiable
+
+        def is_differentiated(reward: Reward) -> bool:
+            restricts_alone = isinstance(reward, Constraint) and not reward.differentiable and self.differentiable
+            return not restricts_alone
+
         return max(
-            reward.probe(
-                device,
-                image_size,
-                prompt,
-                needs_gradient and not (guides and isinstance(reward, Constraint) and not reward.differentiable),
-                **context,
-            )
+            reward.probe(device, image_size, prompt, needs_gradient and is_differentiated(reward), **context)
             for reward in self.rewards
         )
 
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether any term is: the others are computed while it is awaited."""
+        return any(_bounded(reward).is_concurrent for reward in self.rewards)
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The total, and the unweighted scores of every term; errors name the term. See `Reward.evaluate`."""
+        if self.is_concurrent:
+            return self.begin(images, prompts, **context).result()
         with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
-            outputs: list[RewardOutput] = []
-            known: dict[int, RewardOutput] = {}
-            for reward in self.rewards:
-                bounded = _bounded(reward)
-                if not isinstance(reward, Constraint) or id(bounded) not in known:
-                    known[id(bounded)] = bounded.evaluate(images, prompts, **context)
-                output = known[id(bounded)]
-                outputs.append(reward.of_scores(output) if isinstance(reward, Constraint) else output)
+            return self._summed([reward.evaluate(images, prompts, **context) for reward in self._evaluated()[0]])
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """The terms that are concurrent are begun first, so that the others are computed meanwhile."""
+        evaluated, _ = self._evaluated()
+        order = sorted(range(len(evaluated)), key=lambda index: not evaluated[index].is_concurrent)
+        with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
+            terms = together(partial(evaluated[index].begin, images, prompts, **context) for index in order)
+        return terms.then(lambda outputs: self._summed([outputs[order.index(index)] for index in range(len(order))]))
+
+    def _evaluated(self) -> tuple[list[Reward], list[int]]:
+        """The rewards to evaluate, and which of them each term is made of: constraints take one that is there."""
+        evaluated: list[Reward] = []
+        places: list[int] = []
+        known: dict[int, int] = {}
+        for reward in self.rewards:
+            bounded = _bounded(reward)
+            if not isinstance(reward, Constraint) or id(bounded) not in known:
+                known[id(bounded)] = len(evaluated)
+                evaluated.append(bounded)
+            places.append(known[id(bounded)])
+        return evaluated, places
+
+    def _summed(self, evaluations: Sequence[RewardOutput]) -> RewardOutput:
+        outputs: list[RewardOutput] = []
+        for reward, place in zip(self.rewards, self._evaluated()[1], strict=True):
+            output = evaluations[place]
+            outputs.append(reward.of_scores(output) if isinstance(reward, Constraint) else output)
         weighted = [weight * output.total for weight, output in zip(self.weights, outputs, strict=True)]
         total = sum(weighted, torch.zeros_like(weighted[0]))
         scores = [item for index in self._reported for item in outputs[index].terms.items()]
@@ -526,7 +579,7 @@ class WeightedSum(CompositeReward):
 
     @property
     def _reported(self) -> list[int]:
-        """Which terms' scores are reported: those of constraints only where nothing before them bounds or sums these."""
+        """Which terms' scores are reported: of those that bound or sum one reward the first."""
         seen = [id(_bounded(reward)) for reward in self.rewards]
         return [
             index

@@ -19,7 +19,7 @@ class Brightness(Formula):
     """
 
     source = "luminance of ITU-R BT.601"
-    default_reward_scale = 20.0
+    default_reward_scale = 50.0
 
     def __init__(self, *, name: str = "brightness") -> None:
         self.name = name

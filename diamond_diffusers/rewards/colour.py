@@ -25,7 +25,7 @@ class Colour(Formula):
     """
 
     source = "Hasler and Süsstrunk 2003"
-    default_reward_scale = 30.0
+    default_reward_scale = 50.0
 
     def __init__(self, *, name: str = "colour") -> None:
         self.name = name

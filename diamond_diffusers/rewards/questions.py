@@ -73,6 +73,7 @@ class QuestionListReward(JudgedReward):
     """
 
     source = "Hu et al. 2023, arXiv:2303.11897"
+    default_reward_scale = 10.0
 
     def __init__(
         self,
@@ -90,35 +91,42 @@ class QuestionListReward(JudgedReward):
             raise ValueError(f"question_format is {shown(question_format)}; put {{}} in the question's place")
         if isinstance(questions, str | PathLike):
             questions = read_question_file(questions)
-        self.questions: dict[str, tuple[Question, ...]] | Callable[[str], Questions] = (
-            {prompt: read_questions(prompt, given) for prompt, given in questions.items()}
-            if isinstance(questions, Mapping)
-            else questions
-        )
-        if not self.questions:
-            raise ValueError("questions is empty; give the questions of at least one prompt")
+        listed = dict(questions) if isinstance(questions, Mapping) else {}
+        if not listed and not callable(questions):
+            raise ValueError(
+                f"questions is {shown(questions)}; give a list of questions by prompt, a JSON file of such, or a "
+                "function of the prompt"
+            )
+        self.questions = {prompt: read_questions(prompt, given) for prompt, given in listed.items()}
+        self.function = questions if callable(questions) else None
         super().__init__(judge, "questions", **options)
         self.aggregate = AGGREGATES[aggregate] if isinstance(aggregate, str) else aggregate
         self.soft, self.question_format = soft, question_format
         self.differentiable = self.differentiable and soft
-        if isinstance(self.questions, dict):
-            for question in {question for asked in self.questions.values() for question in asked}:
-                self.check_exclusive([surface_forms(choice) for choice in question.choices])
+        for asked in self.questions.values():
+            self._check_choices(asked)
 
     def questions_of(self, prompt: str) -> tuple[Question, ...]:
-        """The questions of a prompt.
+        """The questions of a prompt. A function is asked once for each.
 
         Raises:
             ValueError: there are none, or those that a function returned are malformed.
         """
-        if not isinstance(self.questions, dict):
-            return read_questions(prompt, self.questions(prompt))
         if prompt not in self.questions:
-            raise ValueError(
-                f"Reward '{self.name}' has no questions for the prompt {shown(prompt)}, but for {len(self.questions)} "
-                "others; add a list under the very words of the prompt, or give a function of the prompt."
-            )
+            if self.function is None:
+                raise ValueError(
+                    f"Reward '{self.name}' has no questions for the prompt {shown(prompt)}, but for "
+                    f"{len(self.questions)} others; add a list under the prompt's own words, or give a function of the "
+                    "prompt."
+                )
+            asked = read_questions(prompt, self.function(prompt))
+            self._check_choices(asked)
+            self.questions[prompt] = asked
         return self.questions[prompt]
+
+    def _check_choices(self, asked: Sequence[Question]) -> None:
+        for choices in {question.choices for question in asked}:
+            self.check_exclusive([surface_forms(choice) for choice in choices])
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts that have questions."""
@@ -184,6 +192,6 @@ class QuestionListReward(JudgedReward):
         **context: Tensor | float,
     ) -> int:
         """Scores one random image for a prompt that has questions. See `Reward.probe`."""
-        if isinstance(self.questions, dict) and prompt not in self.questions:
+        if self.function is None and prompt not in self.questions:
             prompt = next(iter(self.questions))
         return super().probe(device, image_size, prompt, needs_gradient, **context)

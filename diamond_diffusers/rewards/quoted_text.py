@@ -12,7 +12,7 @@ MAX_PERMUTED = 4
 
 # Marks that open and close, and those that do neither within words, as apostrophes.
 _DOUBLE = re.compile(
-    r'"([^"]+)"|“([^“”"]+)[”"]|„([^„“”]+)[“”]|«([^«»]+)»|»([^«»]+)«|「([^「」]+)」|『([^『』]+)』|《([^《》]+)》'
+    r'"([^"]*)"|“([^“”"]+)[”"]|„([^„“”]+)[“”]|«([^«»]+)»|»([^«»]+)«|「([^「」]+)」|『([^『』]+)』|《([^《》]+)》'
 )
 _SINGLE = re.compile(r"(?<!\w)[‘'‚](\S(?:[^‘‚]*?\S)?)[’'‘](?!\w)|‹([^‹›]+)›")
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "`": "'", "“": '"', "”": '"', "„": '"'})
@@ -25,8 +25,8 @@ def quoted_parts(prompt: str) -> list[str]:
     quoted text is `OPEN`.
     """
     for marks in (_DOUBLE, _SINGLE):
-        found = [next(filter(None, match.groups())) for match in marks.finditer(prompt)]
-        parts = [part.strip() for part in found if part.strip()]
+        found = [next(filter(None, match.groups()), "").strip() for match in marks.finditer(prompt)]
+        parts = [part for part in found if part]
         if parts:
             return parts
     return []

@@ -48,18 +48,22 @@ REWARDS: Registry[Registered] = Registry(
         "stages",
         "threshold",
         "transformed",
+        "truncation",
         "vision_language",
         "weight_files",
     ),
     aliases={
         "aesthetic-v1": "aesthetic_v1",
         "aesthetic-v2": "aesthetic",
+        "cycle-reward": "cyclereward",
         "hps-v2": "hpsv2",
         "hps-v2.1": "hpsv2_1",
+        "hps-v3": "hpsv3",
         "hpsv2.1": "hpsv2_1",
         "image-reward": "imagereward",
         "jpeg-size": "jpeg_size",
         "pick-score": "pickscore",
+        "unified-reward": "unifiedreward",
     },
 )
 

@@ -80,6 +80,7 @@ class RubricReward(JudgedReward):
     """
 
     source = "Liu et al. 2023, arXiv:2303.16634"
+    default_reward_scale = 5.0
 
     def __init__(
         self,
@@ -94,6 +95,8 @@ class RubricReward(JudgedReward):
         self.grades = _read_grades(grades)
         super().__init__(judge, "rubric", **options)
         self.normalised = normalised
+        # That of the whole range is the same in every unit.
+        self.default_reward_scale = 20 / (1.0 if normalised else max(self.grades.values()) - min(self.grades.values()))
         self.answers = [surface_forms(grade) for grade in self.grades]
         self.check_exclusive(self.answers)
         self.reads_prompts = any("{}" in criterion.rubric for criterion in self.criteria.values())

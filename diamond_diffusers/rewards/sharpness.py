@@ -23,7 +23,7 @@ class Sharpness(Formula):
     """
 
     source = "Pech-Pacheco et al. 2000"
-    default_reward_scale = 100.0
+    default_reward_scale = 500.0
 
     def __init__(self, *, name: str = "sharpness") -> None:
         self.name = name

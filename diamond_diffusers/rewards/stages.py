@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_counts
+from ..core.pending import Pending
 from ..core.wording import shown
 from .base import CompositeReward, Reward, RewardOutput
 from .expressions import RewardLike, as_reward
@@ -67,6 +68,21 @@ class StagedReward(CompositeReward):
         return self.first.is_free
 
     @property
+    def is_constrained(self) -> bool:  # type: ignore[override]
+        """Whether the first stage is; constraints of later ones order what these score."""
+        return self.first.is_constrained
+
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether the first stage is."""
+        return self.first.is_concurrent
+
+    @property
+    def default_reward_scale(self) -> float | None:  # type: ignore[override]
+        """That of the first stage."""
+        return self.first.default_reward_scale
+
+    @property
     def term_names(self) -> list[str]:
         """Those of the first stage."""
         return self.first.term_names
@@ -74,6 +90,10 @@ class StagedReward(CompositeReward):
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The scores of the first stage. See `Reward.evaluate`."""
         return self.first.evaluate(images, prompts, **context)
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """See `Reward.begin`."""
+        return self.first.begin(images, prompts, **context)
 
     def probe(
         self,

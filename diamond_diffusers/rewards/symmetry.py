@@ -20,7 +20,7 @@ class Symmetry(Formula):
     """
 
     source = "mean absolute difference"
-    default_reward_scale = 20.0
+    default_reward_scale = 50.0
 
     def __init__(self, *, name: str = "symmetry") -> None:
         self.name = name

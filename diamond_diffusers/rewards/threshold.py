@@ -17,11 +17,11 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-STRENGTH = 20.0
-"""Nats for each unit of excess: a score that is off by a twentieth of its threshold counts `exp(-1)`.
+STRENGTH = 10.0
+"""Nats for each unit of excess: particles that miss a threshold by a tenth of it count `exp(-1)`.
 
-That is the size of the errors that such scores have, a few hundredths: much smaller ones would be told apart by noise
-where particles are weighed, much larger ones hardly at all. `docs/judges/constraints.md` has figures of other strengths.
+Weaker ones find fewer of the images that hold a rare constraint, and stronger ones distort the law of those that they
+find; `docs/judges/constraints.md` has the figures.
 """
 
 

@@ -84,7 +84,13 @@ def test_a_budget_is_filled_as_far_as_one_more_allows(name, kind):
     assert all(spent[key] == 2 * planned[key] for key in spent if key != "seconds")
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+BY_DEFAULT = ("best_of_n", "beam_search with look-aheads", "smc", "guidance", "path_search")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [pytest.param(*case, marks=[] if case[0] in BY_DEFAULT else pytest.mark.slow) for case in CASES],
+)
 def test_a_budget_of_scores_is_filled_as_far_as_one_more_allows(name, kind):
     law, larger = LAWS[kind](), LAWS[kind]()
     fitted = fit_to_budget(METHODS[name], law, COARSE_LEVELS, max_reward_calls=MAX_SCORES)

@@ -11,6 +11,7 @@ from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     SMC,
     AncestralTransition,
+    AutoRewardScale,
     BeamSearch,
     BestOfN,
     DiamondMapPipeline,
@@ -173,6 +174,31 @@ def test_a_pipeline_call_is_shared():
             draw(seed=state.process_index, distributed_state=state)
         with pytest.raises(ValueError, match="prompt is not the same in all 2 processes"):
             draw(prompt=["a ring", "a star"][state.process_index], distributed_state=state)
+
+    in_processes(2, child)
+
+
+@pytest.mark.slow
+def test_rewards_and_scales_of_each_prompt_are_shared():
+    pipe = DiamondMapPipeline.from_pipe(build_tiny_flux(guidance_embeds=False))
+    pipe.set_progress_bar_config(disable=True)
+    call = {**CALL, "prompt": ["a ring", "a star"], "reward": ["colour", brightness], "alignment": SMC(num_particles=4)}
+
+    def draw(reward_scale, **options):
+        return pipe(**{**call, "reward_scale": reward_scale, "generator": [seeded(0), seeded(1)], **options})
+
+    given, found = draw([50.0, -2.0]), draw(AutoRewardScale(4, 0.5))
+
+    def child() -> None:
+        state = PartialState(cpu=True)
+        for scale, alone in (([50.0, -2.0], given), (AutoRewardScale(4, 0.5), found)):
+            shared = draw(scale, distributed_state=state)
+            assert torch.equal(shared.images, alone.images)
+            assert torch.equal(shared.reward_scale, alone.reward_scale)
+        with pytest.raises(ValueError, match="reward_scale is not the same in all 2 processes"):
+            draw(1.0 + state.process_index, distributed_state=state)
+        with pytest.raises(ValueError, match="reward is not the same in all 2 processes"):
+            draw(1.0, reward=["colour", "symmetry"][state.process_index], distributed_state=state)
 
     in_processes(2, child)
 

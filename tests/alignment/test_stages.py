@@ -46,7 +46,7 @@ def result_of(law):
     images = torch.tensor([FIRST, SECOND, THIRD]).permute(1, 2, 0)[..., None, None].expand(-1, -1, -1, 4, 4)
     rewards = torch.tensor(FIRST)
     weights = torch.zeros(2, 5)
-    return AlignmentResult(images, weights, rewards, {"first": rewards}, images, None, Trace())
+    return AlignmentResult(images, weights, rewards, {"first": rewards}, images, None, Trace(), torch.ones(2))
 
 
 def law_of(reward, **options):
@@ -87,6 +87,15 @@ def test_a_negative_scale_turns_every_stage_round_and_none_keeps_the_first():
     assert judged(law, result_of(law))[0].places.argsort(1).tolist() == [[1, 4, 3, 2, 0], [2, 1, 0, 3, 4]]
     law = law_of(stages(3, 2), reward_scale=0.0)
     assert judged(law, result_of(law))[0].places.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_images_that_hold_a_constraint_of_a_stage_come_first():
+    first, second, third = (Channel(name, number) for number, name in enumerate(("first", "second", "third")))
+    reward = staged([first, (second + (third < 0.5), 3)])
+    assert not reward.is_constrained and reward.default_reward_scale is None
+    law = law_of(reward)
+    # Of 0 2 1 the third of 1 alone is below 0.5, and of 4 3 2 that of 2.
+    assert judged(law, result_of(law))[0].places.argsort(1).tolist() == [[1, 2, 0, 4, 3], [2, 3, 4, 1, 0]]
 
 
 def test_more_than_there_are_is_all_of_them():

@@ -99,6 +99,14 @@ def test_generate_writes_images_sheet_trace_and_record(generate, tmp_path):
     assert "72 network evaluations" in output
 
 
+def test_what_violates_a_constraint_is_marked(generate, caplog):
+    output, record = generate("--reward", "redness, brightness < 0.001", "--num-particles", "2")
+    (image,) = record["images"]
+    assert image["aligned"]["constraints_met"] is image["plain"]["constraints_met"] is False
+    assert record["settings"]["reward"] == "redness, brightness < 0.001"
+    assert output.count(", violates") == 2 and "no sample was found that holds every constraint" in caplog.text
+
+
 def test_every_image_has_a_seed_of_its_own(generate, tmp_path):
     generate("--num-images", "2", "--seed", "5")
     second = np.asarray(Image.open(tmp_path / "aligned_001.png")).astype(int)
@@ -160,6 +168,12 @@ def test_a_model_without_a_reward_is_drawn_from_plainly(tiny_folder, tmp_path):
         (("--alignment", "none", "--num-particles", 2), "--num-particles is 2, but alignment 'none' does not use it"),
         (("--alignment", "none", "--max-network-evaluations", 9), "--max-network-evaluations is 9, but alignment"),
         (("--alignment", "none", "--reward-scale", 2), "--reward-scale is 2.0, but alignment 'none' does not use it"),
+        (
+            ("--alignment", "none", "--reward-scale", "auto"),
+            "--reward-scale is auto, but alignment 'none' does not use",
+        ),
+        (("--reward-scale", "strong"), "--reward-scale is 'strong'; give a number or auto"),
+        (("--reward-scale", "inf"), "--reward-scale is inf; give a finite number"),
         (("--alignment", "best_of_n", "--posterior", "glass"), "--posterior is glass, but alignment 'best_of_n' does"),
         (("--alignment", "best_of_n", "--guidance-strength", 2), "--guidance-strength is 2.0, but alignment"),
         (("--num-particles", 4, "--max-network-evaluations", 9), "--num-particles is 4, which --max-network-eval"),
@@ -377,6 +391,15 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
         assert image.size == (64, 64)
 
 
+@pytest.mark.slow
+def test_the_scale_of_the_reward_is_recorded(generate):
+    _, record = generate("--num-particles", 2, "--reward-scale", "auto")
+    assert record["settings"]["reward_scale"] == "auto"
+    (image,) = record["images"]
+    assert image["aligned"]["reward_scale"] > 0 and image["plain"]["reward_scale"] is None
+    assert record["cost"]["aligned"]["reward_calls"] > 32
+
+
 def test_memory_can_be_planned(generate):
     auto = ("--particle-batch-size", "auto", "--gradient-checkpointing", "auto")
     printed, record = generate("--num-particles", 2, *auto)
@@ -422,6 +445,7 @@ def test_terms_are_calibrated_and_the_record_tells_how(generate, tmp_path):
     assert "statistics are of redness, but the terms of the reward are brightness" in other
 
 
+@pytest.mark.slow
 def test_a_budget_of_scores_is_recorded(generate):
     _, record = generate("--alignment", "best_of_n", "--max-reward-calls", "3")
     assert record["settings"]["max_reward_calls"] == 3
@@ -429,6 +453,7 @@ def test_a_budget_of_scores_is_recorded(generate):
     assert record["cost"]["aligned"]["reward_calls"] == 3 + 2
 
 
+@pytest.mark.slow
 def test_a_held_out_reward_is_watched(generate):
     options = ("-o", "num_candidates=3", "-o", "round_size=1", "--watch", "symmetry", "--watch-patience", 1)
     printed, record = generate("--alignment", "random_search", *options)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diamond_diffusers.evaluation.benchmark.prompts import Prompt
 from diamond_diffusers.evaluation.suites.base import Verdict
-from diamond_diffusers.evaluation.suites.geneval import GenEvalJudge, cut_out, summarise
+from diamond_diffusers.evaluation.suites.geneval import GenEvalJudge, summarise
 from diamond_diffusers.evaluation.suites.geneval_rules import OBJECTS, DetectedObject, Thresholds
 from diamond_diffusers.rewards.detection.segmenters import Instances
 
@@ -118,14 +118,13 @@ def picture_and_objects():
     return Image.fromarray(numpy.stack(channels, -1).astype(numpy.uint8)), objects
 
 
-def test_colours_are_the_official_ones(judge):
+def test_colours_are_the_official_ones(judge, monkeypatch):
     """Grey around the mask, the crop, the prompts, and the mean of their features."""
     expected, (picture, objects) = OFFICIAL["colours"], picture_and_objects()
+    told, tell = [], judge.colours.probabilities
+    monkeypatch.setattr(judge.colours, "probabilities", lambda *shown: told.append(tell(*shown)) or told[0])
     assert judge._name_colours(picture, objects, expected["object"]) == expected["colours"]
-    crops = [torch.from_numpy(numpy.array(cut_out(picture, each))).permute(2, 0, 1) / 255 for each in objects]
-    with torch.no_grad():
-        found = judge.colours.probabilities(crops, expected["object"])
-    torch.testing.assert_close(found, torch.tensor(expected["logits"]).softmax(-1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(told[0], torch.tensor(expected["logits"]).softmax(-1), rtol=1e-3, atol=1e-5)
 
 
 def test_a_long_thin_object_costs_no_more_than_its_centre(judge, monkeypatch):

@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 
+from benchmarks.zoo.sana import build_tiny_sana_sprint
 from diamond_diffusers import AutoRewardScale, BestOfN, DiamondMapPipeline
+from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.pipelines.auto_scale import random_of_prompts
 from diamond_diffusers.pipelines.resolution import own_reward_scale
 from diamond_diffusers.rewards import CallableReward, ClippedReward, PlacedReward, StandardisedReward, as_reward
 
+FEW_STEP_CALL = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 8}
 PROMPTS = ["a red star", "two blue rings"]
 CALL = {"num_inference_steps": 2, "output_type": "pt", "particle_batch_size": 2}
 
@@ -71,25 +75,25 @@ def test_wrong_rewards_and_scales_are_refused(pipe: DiamondMapPipeline, options:
 def test_a_reward_of_one_s_own_scale_is_taken_where_none_is_given(pipe: DiamondMapPipeline) -> None:
     # The embedded model's own reward is a log-likelihood.
     assert own_reward_scale(as_reward("miniature"), pipe.defaults) == 1.0
-    assert own_reward_scale(as_reward("colour"), pipe.defaults) == 30.0
+    assert own_reward_scale(as_reward("colour"), pipe.defaults) == 50.0
     assert own_reward_scale(as_reward(redness), pipe.defaults) == own_reward_scale(None, {}) == 1.0
     assert own_reward_scale(as_reward("colour"), {"reward": "colour", "reward_scale": 3.0}) == 3.0
     options = {**CALL, "num_inference_steps": 1, "alignment": BestOfN(num_particles=1), "generator": torch.Generator()}
-    assert pipe(PROMPTS, reward=["brightness", redness], **options).reward_scale.tolist() == [20.0, 1.0]
-    assert pipe("a star", reward="colour", **options).reward_scale.tolist() == [30.0]
+    assert pipe(PROMPTS, reward=["brightness", redness], **options).reward_scale.tolist() == [50.0, 1.0]
+    assert pipe("a star", reward="colour", **options).reward_scale.tolist() == [50.0]
 
 
 def test_the_own_scale_of_what_is_made_of_rewards() -> None:
     colour, brightness = as_reward("colour"), as_reward("brightness")
-    assert colour.default_reward_scale == 30.0
+    assert colour.default_reward_scale == 50.0
     # A factor changes the unit of a reward, and its scale with it: the law is the same.
-    assert (-2 * colour).default_reward_scale == pytest.approx(15.0)
+    assert (-2 * colour).default_reward_scale == pytest.approx(25.0)
     both = (colour + 2 * brightness).default_reward_scale
-    assert both == pytest.approx(1 / math.sqrt((1 / 30) ** 2 + (2 / 20) ** 2))
+    assert both == pytest.approx(1 / math.sqrt((1 / 50) ** 2 + (2 / 50) ** 2))
     assert (colour + CallableReward(redness)).default_reward_scale is None
     assert (0 * colour).default_reward_scale is None
-    assert StandardisedReward(colour, 0.2, 0.05).default_reward_scale == pytest.approx(1.5)
-    assert ClippedReward(colour, 0.1).default_reward_scale == PlacedReward(colour, "cpu").default_reward_scale == 30.0
+    assert StandardisedReward(colour, 0.2, 0.05).default_reward_scale == pytest.approx(2.5)
+    assert ClippedReward(colour, 0.1).default_reward_scale == PlacedReward(colour, "cpu").default_reward_scale == 50.0
 
 
 @pytest.mark.parametrize("alignment", ["smc", pytest.param("best_of_n", marks=pytest.mark.slow)])
@@ -112,7 +116,7 @@ def test_a_scale_that_is_found_is_that_of_the_prompt(
     assert torch.equal(alone.images[0], found.images[1]) and alone.reward_scale[0] == found.reward_scale[1]
 
 
-def test_the_scale_is_that_of_plain_samples(pipe: DiamondMapPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scale_is_that_of_plain_samples(pipe: DiamondMapPipeline) -> None:
     """The same samples, drawn by calls without alignment, tell the same scale."""
     seen: list[torch.Tensor] = []
 
@@ -121,15 +125,35 @@ def test_the_scale_is_that_of_plain_samples(pipe: DiamondMapPipeline, monkeypatc
         return seen[-1]
 
     reward = CallableReward(watched, differentiable=False)
-    options = {**CALL, "alignment": BestOfN(num_particles=1), "reward": reward, "particle_batch_size": 1}
+    options = {**CALL, "alignment": BestOfN(num_particles=3), "reward": reward, "particle_batch_size": 1}
     found = pipe("a red star", reward_scale=AutoRewardScale(5), generator=torch.Generator().manual_seed(3), **options)
     of_samples = torch.cat(seen)[1:6]
-    assert len(of_samples.unique()) == 5
+    # Apart from each other and from the run's own particles.
+    assert len(seen) == 1 + 5 + 3 and len(torch.cat(seen).unique()) == 9
     assert found.reward_scale[0] == AutoRewardScale(5).of_rewards(of_samples)
     seeds, plain = {"generator": torch.Generator().manual_seed(4)}, {**CALL, "alignment": "none", "reward": redness}
     drawn = pipe(["a red star"] * 16, **seeds, **plain).rewards
     assert 0.2 * drawn.std() < of_samples.std() < 4 * drawn.std()
     assert abs(of_samples.mean() - drawn.mean()) < 4 * drawn.std() / math.sqrt(5)
+
+
+@pytest.mark.parametrize("given", [None, "one", "each"])
+def test_plain_samples_are_drawn_apart_from_everything_that_the_run_draws(
+    pipe: DiamondMapPipeline, given: str | None
+) -> None:
+    torch.manual_seed(7)
+    generator = {None: None, "one": seeded(7)[0], "each": seeded(7, 8, 9, 10)}[given]
+    call = pipe.prepare(PROMPTS, num_images_per_prompt=2, generator=generator)
+    run = RandomSource(generator, 4)
+    before = run.states()
+    drawn = random_of_prompts(call).normal(1, (3,))
+    assert drawn.shape == (2, 3) and all(map(torch.equal, before, run.states()))
+    others = torch.cat([run.aside.normal(2, (3,)), run.normal(2, (3,))])
+    assert not torch.isin(drawn, others).any()
+    if given == "each":
+        # A prompt alone draws the same.
+        alone = pipe.prepare(PROMPTS[1:], num_images_per_prompt=2, generator=seeded(9, 10))
+        assert torch.equal(random_of_prompts(alone).normal(1, (3,)), drawn[1:])
 
 
 def test_rewards_that_tell_no_scale_are_refused_by_name_of_the_prompt(pipe: DiamondMapPipeline) -> None:
@@ -142,3 +166,54 @@ def test_rewards_that_tell_no_scale_are_refused_by_name_of_the_prompt(pipe: Diam
 def test_plain_samples_need_no_scale(pipe: DiamondMapPipeline) -> None:
     out = pipe("a red star", reward="colour", reward_scale="auto", alignment="none", **CALL)
     assert out.reward_scale is None and out.cost.network_evaluations == 4
+
+
+def test_plain_samples_whose_reward_fails_do_not_count(pipe: DiamondMapPipeline) -> None:
+    scored: list[float] = []
+
+    def failing(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        scored.extend(redness(images, prompts).tolist())
+        # The first is the random image on which rewards are tried.
+        if len(scored) == 3:
+            raise OSError("no answer")
+        return redness(images, prompts)
+
+    reward = CallableReward(failing, differentiable=False)
+    options = {**CALL, "num_inference_steps": 1, "alignment": BestOfN(num_particles=1), "particle_batch_size": 1}
+    out = pipe("a red star", reward=reward, reward_scale=AutoRewardScale(5, 0.5), on_reward_error="skip", **options)
+    of_samples = torch.tensor(scored[1:6])
+    of_samples[1] = math.nan
+    assert out.reward_scale[0] == AutoRewardScale(5, 0.5).of_rewards(of_samples)
+    assert out.rewards.isfinite().all()
+
+
+def test_a_call_that_is_interrupted_before_its_scale_is_found_returns_images(pipe: DiamondMapPipeline) -> None:
+    calls: list[int] = []
+
+    def interrupting(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) == 3:
+            pipe.interrupt()
+        return redness(images, prompts)
+
+    reward = CallableReward(interrupting, differentiable=False)
+    out = pipe("a red star", reward=reward, reward_scale=AutoRewardScale(16), alignment="smc", **CALL)
+    assert out.interrupted and out.reward_scale is None and out.images.isfinite().all()
+    assert sum(calls) < 16
+
+
+@pytest.mark.slow
+def test_a_few_step_model_is_sampled_as_it_samples_whatever_start_is_given() -> None:
+    pipe = DiamondMapPipeline.from_pipe(build_tiny_sana_sprint())
+    pipe.set_progress_bar_config(disable=True)
+    options = {**FEW_STEP_CALL, "alignment": BestOfN(num_particles=2), "reward": redness, "output_type": "pt"}
+    call = pipe.prepare("a star", **FEW_STEP_CALL)
+    latents = pipe.family.prepare_latents(call.arguments, call.conditions, 2, seeded(6)[0])
+    scales = []
+    for given in ({}, {"latents": latents}):
+        found = pipe("a star", reward_scale=AutoRewardScale(4, 0.5), generator=seeded(5), **given, **options)
+        again = pipe("a star", reward_scale=found.reward_scale.item(), generator=seeded(5), **given, **options)
+        assert torch.equal(found.images, again.images)
+        scales.append(found.reward_scale.item())
+    # The start that is given is the run's own, and no plain sample's.
+    assert scales[0] == scales[1] > 0

@@ -15,7 +15,7 @@ from diamond_diffusers import (
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.methods import METHODS
-from diamond_diffusers.rewards import CallableReward, Reward
+from diamond_diffusers.rewards import CallableReward, Reward, as_reward
 
 from ..conftest import redness
 
@@ -84,6 +84,22 @@ def test_each_image_is_taken_where_it_was_best_and_all_have_to_fall(tiny_pipe):
     assert torch.equal(out.images, torch.stack([reward.seen[1][0], reward.seen[3][1]]))
     for name, terms in out.reward_terms.items():
         assert name == "redness" and torch.equal(terms, out.rewards)
+
+
+def test_latents_are_those_of_the_image_that_is_returned(tiny_pipe):
+    reward = Script([5, 6, 4, 4, 4, 4, 4, 4, 4, 4], [9, 2, 3, 2, 2, 2, 2, 2, 2, 2])
+    out = drawn(tiny_pipe, Watch(reward, patience=2), num_images=2, output_type="latent")
+    plain = drawn(tiny_pipe, None, num_images=2, output_type="latent", alignment="none")
+    assert out.watched.chosen == [1, 0] and torch.equal(out.images[1], plain.images[1])
+    # What was found last is another one, for the other image as well.
+    further = drawn(tiny_pipe, None, num_images=2, output_type="latent")
+    assert not torch.equal(further.images[1], plain.images[1])
+
+
+def test_constraints_are_known_of_what_is_returned(tiny_pipe):
+    reward = as_reward(redness) + (as_reward("brightness") > 0.0)
+    out = drawn(tiny_pipe, Watch(Script([*range(ROUNDS)])), reward=reward)
+    assert out.constraints_met.tolist() == [True]
 
 
 def test_some_rounds_alone_are_looked_at_and_the_last(tiny_pipe):

@@ -16,11 +16,10 @@ from diamond_diffusers.rewards import (
     PositionReward,
     PresenceReward,
 )
-from diamond_diffusers.rewards.detection import Count, Detector, Position, Presence, detectors, load_detector
+from diamond_diffusers.rewards.detection import Count, Position, Presence, detectors, load_detector
 from diamond_diffusers.rewards.detection.colours import COLOURS
-from diamond_diffusers.rewards.detection.detectors import Detections
 
-from .tiny_detectors import save_grounding_dino, save_mask2former, save_owlv2
+from .tiny_detectors import Drawn, save_grounding_dino, save_mask2former, save_owlv2
 
 KINDS = {"owlv2": save_owlv2, "grounding_dino": save_grounding_dino}
 PHRASES = ["a red apple", "traffic light", "dog"]
@@ -133,28 +132,6 @@ def stock_scores(outputs, inputs, processor):
     words = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     assert words == ["[CLS]", "a", "red", "apple", ".", "traffic", "light", ".", "dog", ".", "[SEP]"]
     return torch.stack([tokens[:, first:last].amax(1) for first, last in ((1, 4), (5, 7), (8, 9))], 1)
-
-
-class Drawn(Detector):
-    """Finds boxes that were drawn: of each phrase, corners and confidences; the same in all images."""
-
-    architecture, threshold, template = "drawn", 0.5, "{}"
-    differentiable = True
-
-    def __init__(self, **boxes):
-        self.boxes = {name.replace("_", " "): found for name, found in boxes.items()}
-        self.model = torch.nn.Identity()
-        self.asked = []
-
-    def detect(self, images, phrases):
-        self.asked.append(list(phrases))
-        every = [(phrase, *each) for phrase in phrases for each in self.boxes.get(phrase, [])] or [
-            ("", (0, 0, 1, 1), 0)
-        ]
-        scores = torch.tensor([[confidence * (name == phrase) for phrase in phrases] for name, _, confidence in every])
-        boxes = torch.tensor([corners for _, corners, _ in every], dtype=torch.float32)
-        # A bright image is seen a little more clearly.
-        return [Detections(scores * (0.9 + 0.1 * image.mean()), boxes) for image in images]
 
 
 WHITE = torch.ones(1, 3, 40, 80)
@@ -313,11 +290,17 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path, clip_folder):
         PresenceReward("dog", detector="/nowhere")
 
 
-def test_more_phrases_than_the_detector_reads(tmp_path):
-    reward = CompositionReward(
-        [Presence("dog cat " * 20), Presence("cat dog " * 20)], detector=save_grounding_dino(tmp_path)
-    )
-    with pytest.raises(ValueError, match="has 84 tokens, of which the detector reads 64; name fewer things"):
+@pytest.mark.parametrize(
+    ("save", "words", "sentence"),
+    [
+        (save_grounding_dino, 40, "has 84 tokens, of which the detector reads 64; name fewer things"),
+        (save_owlv2, 3, "'a photo of a dog dog dog' has 9 tokens, of which the detector reads 8"),
+    ],
+)
+def test_more_words_than_the_detector_reads(save, words, sentence, tmp_path):
+    required = [Presence(" ".join([name] * words)) for name in ("dog", "cat")]
+    reward = CompositionReward(required, detector=save(tmp_path))
+    with pytest.raises(ValueError, match=sentence):
         reward(torch.rand(1, 3, 40, 40), [""])
 
 

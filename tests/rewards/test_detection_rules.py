@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diamond_diffusers.evaluation.suites.geneval_rules import OBJECTS
 from diamond_diffusers.rewards.detection.geometry import (
     agreement,
     certainty,
@@ -131,6 +132,15 @@ class TestReading:
     )
     def test_understands(self, prompt, expected):
         assert read_requirements(prompt) == tuple(expected)
+
+    def test_understands_how_geneval_writes_plurals(self):
+        """Which is any name and an s."""
+        plurals = {"bench": "benchs", "knife": "knifes", "sheep": "sheeps", "broccoli": "broccolis", "bus": "buses"}
+        for name in OBJECTS:
+            plural = plurals.get(name, f"{name}s")
+            if name not in ("scissors", "skis", "tennis racket") and not name.endswith("glass"):
+                assert read_requirements(f"a photo of two {plural}") == (Count(name, 2),), name
+        assert read_requirements("a photo of four wine glasses") == (Count("wine glass", 4),)
 
     @pytest.mark.parametrize(
         ("prompt", "part"),

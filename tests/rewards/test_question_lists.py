@@ -11,8 +11,6 @@ from diamond_diffusers.rewards import Question, QuestionListReward, RubricReward
 from diamond_diffusers.rewards.vision_language.answers import surface_forms
 from diamond_diffusers.rewards.vision_language.question_lists import soft_minimum
 
-from .vision_language_models import save_tiny_model
-
 
 class KnowingJudge:
     """Knows the probability of each answer to each question, times the brightness of the image."""
@@ -136,7 +134,8 @@ def test_each_prompt_has_its_own_questions(tmp_path):
         "How many dogs? Answer in one word.": {"two": 0.6},
         "Are they big? Answer in one word.": {"no": 0.2},
     }
-    for given in (lists, file, str(file), lists.get):
+    calls = []
+    for given in (lists, file, str(file), lambda prompt: calls.append(prompt) or lists[prompt]):
         judge = KnowingJudge(known)
         reward = QuestionListReward(given, judge)
         images = torch.stack([IMAGE[0], 0.5 * IMAGE[0], IMAGE[0]])
@@ -145,13 +144,17 @@ def test_each_prompt_has_its_own_questions(tmp_path):
         torch.testing.assert_close(found, [torch.tensor(scores) for scores in expected])
         assert [row for _, _, row in judge.asked] == [0, 0, 1, 1, 2]
         torch.testing.assert_close(reward(images[:2], ["two dogs"] * 2), torch.tensor([0.4, 0.15]))
+    assert calls == ["two dogs", "a cat"]
     assert QuestionListReward(lists, judge).probe() == 1
 
 
 @pytest.mark.parametrize(
     ("questions", "sentence"),
     [
-        ({}, "questions is empty; give the questions of at least one prompt"),
+        (
+            {},
+            "questions is {}; give a list of questions by prompt, a JSON file of such, or a function",
+        ),
         ({"it": []}, "the questions of the prompt 'it' are malformed: they are []; give a list of at least one"),
         ({"it": "Is it?"}, "they are 'Is it?'; give a list"),
         ({"it": [3]}, "one is 3; give a question, or a question with its answer"),
@@ -183,6 +186,8 @@ def test_bad_input(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json', which is no JSON"):
         QuestionListReward(tmp_path / "broken.json", KnowingJudge({}))
+    with pytest.raises(OSError, match=r"none\.json', which cannot be read \(No such file"):
+        QuestionListReward(tmp_path / "none.json", KnowingJudge({}))
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"list\.json', which holds \[1\]; give an object with a list"):
         QuestionListReward(tmp_path / "list.json", KnowingJudge({}))
@@ -192,10 +197,9 @@ def test_bad_input(tmp_path):
         asking([choice], silent)(IMAGE, ["it"])
 
 
-def test_of_a_model(tmp_path):
+def test_of_a_model(qwen_folder):
     """Questions of a batch share the images, whose every choice is one token of one distribution."""
-    save_tiny_model("qwen2_5_vl", tmp_path)
-    judge = VisionLanguageJudge(tmp_path)
+    judge = VisionLanguageJudge(qwen_folder)
     lists = {"a cat": ["Is it a cat", Question("How many cats", "2", ("1", "2"))], "a dog": [["Is it", "a dog"]]}
     reward = QuestionListReward(lists, judge, aggregate="geometric_mean")
     pictures = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).requires_grad_()

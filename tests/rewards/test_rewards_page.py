@@ -28,12 +28,12 @@ def namespace(monkeypatch):
 
 
 def test_the_table_lists_every_reward_with_its_declarations():
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
     assert sorted(row[0] for row in rows) == available_rewards()
     for name, gradient, *cells in rows:
         reward = registered_reward(name)
         assert gradient == ("yes" if reward.differentiable else "no")
-        assert cells == [reward.licence, reward.size, reward.source]
+        assert cells == [reward.licence, reward.size, reward.source, f"{reward.default_reward_scale or 1:g}"]
 
 
 def test_the_examples_run(namespace):
@@ -65,7 +65,7 @@ def test_a_remote_reward_asks_its_service(namespace):
     server = HTTPServer(("localhost", 0), Scorer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        reward = namespace["RemoteReward"]("remote", f"http://localhost:{server.server_port}")
+        reward = namespace["RemoteReward"](f"http://localhost:{server.server_port}", name="remote")
         levels = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 8, 8)
         torch.testing.assert_close(reward(levels, ["a", "abc"]), torch.tensor([1.0, 258.0]))
         with pytest.raises(ValueError, match="'remote' gives no gradients"):

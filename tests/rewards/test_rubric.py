@@ -8,8 +8,6 @@ from PIL import Image
 
 from diamond_diffusers.rewards import Criterion, RubricReward, VisionLanguageJudge, as_reward
 
-from .vision_language_models import save_tiny_model
-
 FAIR, SHARP = "How fair is it? 1: not. 5: very.", 'How sharp is "{}"? 1: not. 5: very.'
 
 
@@ -69,10 +67,18 @@ def test_each_criterion_is_a_term():
     assert list(both.evaluate(images(1.0), ["a cat"]).terms) == both.term_names == [*reward.term_names, "brightness"]
 
 
-def test_of_a_model(tmp_path):
+def test_a_judge_of_one_s_own_may_tell_that_grades_are_alike():
+    class CarefulJudge(GradingJudge):
+        def check_exclusive(self, answers):
+            raise ValueError(f"{len(answers)} grades that begin alike")
+
+    with pytest.raises(ValueError, match="3 grades that begin alike"):
+        RubricReward(FAIR, CarefulJudge({}), grades=(1, 10, 100))
+
+
+def test_of_a_model(qwen_folder):
     """Tokens of grades, gradients to the pixels, and grades that cannot be told apart by their first tokens."""
-    save_tiny_model("qwen2_5_vl", tmp_path)
-    judge = VisionLanguageJudge(tmp_path)
+    judge = VisionLanguageJudge(qwen_folder)
     reward = RubricReward({"fair": "Is it", "sharp": "Is it a {}"}, judge)
     pictures = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).requires_grad_()
     scores = reward(pictures, ["cat", "red dog"])
@@ -118,11 +124,10 @@ def test_bad_weights_options_and_replies():
 
 
 @pytest.mark.slow
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_example_runs(qwen_folder, tmp_path, monkeypatch, capsys):
     """On the embedded model, with a tiny judge."""
-    save_tiny_model("qwen2_5_vl", tmp_path / "judge")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["vlm_rubric.py", str(tmp_path / "judge")])
+    monkeypatch.setattr(sys, "argv", ["vlm_rubric.py", str(qwen_folder)])
     runpy.run_path(str(Path(__file__).parents[2] / "examples" / "vlm_rubric.py"))
     with Image.open(tmp_path / "graded_stars.png") as image:
         assert image.size == (64, 64)

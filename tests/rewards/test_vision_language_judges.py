@@ -1,5 +1,6 @@
 """Judges by vision-language models: tiny random ones of the real classes, held to what transformers itself computes."""
 
+import copy
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from diamond_diffusers.rewards import VisionLanguageJudge
 from diamond_diffusers.rewards.vision_language import judge as judging
 from diamond_diffusers.rewards.vision_language import loading
-from diamond_diffusers.rewards.vision_language.answers import answer_tokens, surface_forms
+from diamond_diffusers.rewards.vision_language import model as asking
+from diamond_diffusers.rewards.vision_language.answers import AnswerRows, answer_tokens, surface_forms
+from diamond_diffusers.rewards.vision_language.model import Asked
 from diamond_diffusers.rewards.vision_language.shared_image import SHARING_MODELS
 
 from ..documentation import METHODS, documented
@@ -21,9 +24,9 @@ PAGE = METHODS.parent / "judges" / "vlm.md"
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "idefics3", "smolvlm", "gemma3"]
 """Of these, the default run takes the first that is a Qwen with sections of positions, and one of the others."""
 QUICK = ["qwen2_5_vl", "internvl"]
-QUESTIONS = ["Is it a cat", "Is it", "How many cats are in it", "Is it a", "Is it"]
-ANSWERS = ["Yes", ["yes", "Yes"], ["2", "two"], ["No", "a red cat"], "a dog"]
-ROWS = [0, 0, 1, 2, 2]
+QUESTIONS = ["Is it a cat", "Is it", "How many cats are in it", "Is it a", "Is it", "Is it a cat"]
+ANSWERS = ["Yes", ["yes", "Yes"], ["2", "two"], ["No", "a red cat"], "a dog", "No"]
+ROWS = [0, 0, 1, 2, 2, 0]
 
 
 @pytest.fixture(
@@ -38,13 +41,6 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(folder):
     return VisionLanguageJudge(folder)
-
-
-@pytest.fixture(scope="module")
-def qwen_folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("qwen")
-    save_tiny_model("qwen2_5_vl", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +105,24 @@ def test_an_image_that_is_read_once_gives_the_same(judge, pictures, monkeypatch)
     monkeypatch.setattr(judging, "shares_images", lambda *given: False)
     for once, anew in zip(shared, evaluated(judge, pictures), strict=True):
         assert (once - anew).norm() < 1e-5 * anew.norm()
+
+
+def test_questions_before_the_image_are_read_with_it(qwen, pictures, monkeypatch):
+    last = copy.copy(qwen)
+    last.language_model = with_template(qwen, lambda text: text.replace("['content']", "['content'] | reverse"))
+    assert last.language_model.conversation("Is it").index("Is it") < last.language_model.conversation("Is it").index(
+        "<|image"
+    )
+    taken = []
+    share = judging.shared_logits
+    monkeypatch.setattr(judging, "shared_logits", lambda *given: taken.append(share(*given)) or taken[-1])
+    together = last.log_probabilities(pictures, QUESTIONS, ANSWERS, ROWS)
+    assert taken == [None]
+    alone = [
+        last.log_probabilities(pictures[row : row + 1], [question], [answer])
+        for row, question, answer in zip(ROWS, QUESTIONS, ANSWERS, strict=True)
+    ]
+    torch.testing.assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-5)
 
 
 def test_what_else_is_in_the_batch_changes_nothing_but_rounding(judge, pictures, monkeypatch):
@@ -189,6 +203,27 @@ def test_gradient_checkpointing_reads_whole_rows(qwen_folder, qwen, pictures, mo
     monkeypatch.setattr(judging, "shared_logits", lambda *given: pytest.fail("shared"))
     for found, known in zip(evaluated(checkpointed, pictures), expected, strict=True):
         assert (found - known).norm() < 1e-5 * known.norm()
+
+
+def test_a_call_leaves_nothing_in_the_model(qwen, pictures, monkeypatch):
+    """Where images have their places is else an attribute of the model, and generation, which needs it, has to wait."""
+    monkeypatch.setattr(qwen.model.model, "rope_deltas", "another thread's")
+    qwen.probabilities(pictures, QUESTIONS[:3], ["Yes"] * 3)
+    qwen.probabilities(pictures, QUESTIONS, ANSWERS, ROWS)
+    assert qwen.model.model.rope_deltas == "another thread's"
+    # One thread must not turn off the padding that another is about to use.
+    qwen.check_exclusive(["Yes", "No"])
+    assert qwen.processor.tokenizer.backend_tokenizer.padding is not None
+    locked = []
+    monkeypatch.setattr(
+        qwen.model, "generate", lambda input_ids, **_: locked.append(asking._GENERATING.locked()) or input_ids
+    )
+    assert qwen.generate(pictures, QUESTIONS[:3]) == [""] * 3 and locked == [True]
+
+
+def test_one_row_tells_all_answers_to_a_question():
+    reading = AnswerRows([0, 0, 0, 1], ["a?", "a?", "b?", "a?"], [[(1,)], [(2, 3, 4), (2, 5)], [(6,)], [(1,)]])
+    assert reading.asked == [Asked(0, "a?", (2, 3)), Asked(0, "b?"), Asked(1, "a?")]
 
 
 @pytest.mark.slow
@@ -308,13 +343,11 @@ def test_a_device_map_is_kept(qwen_folder, qwen, pictures):
     )
 
 
-def with_template(folder, change, tmp_path):
+def with_template(judge, change):
     """The model with another chat template."""
-    AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(tmp_path)
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = copy.copy(judge.processor)
     processor.chat_template = change(processor.chat_template)
-    processor.save_pretrained(tmp_path)
-    return tmp_path
+    return asking.VisionLanguageModel("it", judge.model, processor)
 
 
 THINKING = "{% if enable_thinking is not defined or enable_thinking %}<think>{% else %}<think></think>{% endif %}"
@@ -328,14 +361,14 @@ THINKING = "{% if enable_thinking is not defined or enable_thinking %}<think>{% 
         (lambda text: text.replace("{{ part['text'] }}", ""), "shows no question"),
     ],
 )
-def test_templates_that_are_refused(qwen_folder, tmp_path, change, sentence):
+def test_templates_that_are_refused(qwen, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        VisionLanguageJudge(with_template(qwen_folder, change, tmp_path))
+        with_template(qwen, change)
 
 
-def test_a_model_that_can_think_is_asked_not_to(qwen_folder, tmp_path):
-    judge = VisionLanguageJudge(with_template(qwen_folder, lambda text: text + THINKING, tmp_path))
-    assert judge.language_model.conversation("Is it").endswith("<think></think>")
+def test_a_model_that_can_think_is_asked_not_to(qwen):
+    model = with_template(qwen, lambda text: text + THINKING)
+    assert model.conversation("Is it").endswith("<think></think>")
 
 
 def test_paligemma_has_no_template(tmp_path):

@@ -2,9 +2,8 @@
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from transformers.models.smolvlm import processing_smolvlm
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 WORDS = ["user", "assistant", "Does", "this", "figure", "show", "Please", "answer", "yes", "or", "no", ".", "?", '"']
@@ -152,6 +151,8 @@ def idefics(name):
         named = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>"}
         videos = []
         if name == "SmolVLM":
+            from transformers.models.smolvlm import processing_smolvlm
+
             # It words the lengths of videos, for which its own processor asks, images or not.
             processing_smolvlm.num2words = processing_smolvlm.num2words or str
             videos = [transformers.SmolVLMVideoProcessor()]
@@ -175,6 +176,9 @@ def gemma3():
     )
     spoken = all_words(boi_token="<img>", eoi_token="</img>", image_token="<image>")
     spoken.bos_token = "<bos>"
+    # As the real one does, although its template writes the token, too.
+    begin = [("<bos>", ALL_IDS["<bos>"])]
+    spoken.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=begin)
     images = transformers.Gemma3ImageProcessor(size={"height": 28, "width": 28})
     processor = transformers.Gemma3Processor(
         images, spoken, chat_template=template("<img>", "<bos>"), image_seq_length=4

@@ -304,7 +304,7 @@ class Guidance(Method):
             again = drawn(x=x + expand(share, x) * shift, with_prediction=False)
             shift = torch.lerp(shift, self.guide.shift(again, level), 1 / (part + 1))
         sizes = root_mean_square(shift).unflatten(0, (-1, count))
-        return ahead, shift, {**ahead.figures(count, law.is_constrained), "gradient_norm": sizes.mean(1)}
+        return ahead, shift, {**ahead.figures(count), "gradient_norm": sizes.mean(1)}
 
     def _tilted(self, network: Network, law: Law, random: RandomSource) -> Network:
         """The model with `D_r` in place of `D` at the inner queries of a transition, which is handed the first one."""

@@ -112,10 +112,7 @@ class PosteriorResampling(Method):
 
         shape = (-1, self.num_particles)
         sizes = effective_sample_size(log_weights).unflatten(0, shape)
-        figures = {
-            **ahead.figures(self.num_particles, law.is_constrained),
-            "look_ahead_effective_sample_size": sizes.mean(1),
-        }
+        figures = {**ahead.figures(self.num_particles), "look_ahead_effective_sample_size": sizes.mean(1)}
         values = ahead.values.unflatten(0, shape)
         return Cloud(x, cloud.log_weights, cloud.log_evidence, values=values, figures=figures)
 

@@ -12,7 +12,6 @@ from ...core.checks import check_choice
 from ...core.deferred import read
 from ...core.interval import Interval
 from ...core.tensors import expand, row_dot, sent
-from ...core.values import is_beyond_barrier, without_barrier
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
@@ -47,7 +46,6 @@ class PathCloud(Cloud):
         log_ratio: what the last move, if it was a guided proposal, adds to the log-weights, `[B P]` on the device; None
             once it is added.
         num_moves: that they have made.
-        is_constrained: whether values may lie beyond the barrier of a constraint.
         is_valued: whether the last of the values is that of this level.
     """
 
@@ -58,7 +56,6 @@ class PathCloud(Cloud):
     log_ratio: Tensor | None = None
     num_moves: int = 0
     is_valued: bool = False
-    is_constrained: bool = False
 
 
 @METHODS.register("smc")
@@ -96,9 +93,10 @@ class SMC(Method):
     (arXiv 2501.05803).
 
     Values may be any numbers below infinity. A particle of value `-inf` has weight zero, and resampling drops it even
-    where its end might be allowed: hard constraints need exact values, or `resampling="none"`. While all particles of
-    an image have weight zero they go on without resampling, and if that lasts to the end they are equally weighted and
-    `log Z` is `-inf`.
+    where its end might be allowed: hard constraints need exact values, or `resampling="none"`. Those that a threshold
+    makes of a reward, such as `nsfw < 0.2`, are therefore soft in values and hard in the last weights. While all
+    particles of an image have weight zero they go on without resampling, and if that lasts to the end they are equally
+    weighted and `log Z` is `-inf`.
 
     With `reward_scale=0` no look-ahead is drawn, and particles and selection are those of `NoAlignment` with the same
     transition, number of particles and generator, bit for bit.
@@ -194,7 +192,6 @@ class SMC(Method):
             log_offset=cloud.log_weights,
             inverse_temperature=torch.full_like(cloud.log_evidence, 1.0 if self.tempering is None else 0.0),
             valuations=valuations(self.num_valuations, num_steps),
-            is_constrained=law.is_constrained,
         )
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> PathCloud:
@@ -220,16 +217,15 @@ class SMC(Method):
         """The last factor makes the product of potentials `exp(r(z))`, wherever the run has ended."""
         assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
+        assert result.rewards is not None, "`check` has seen to it that there is a reward"
         cloud, values = self._read(cloud, result.values.flatten())
         log_weights = cloud.log_offset + values
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
         log_evidence = cloud.log_evidence + _log_mean(log_weights)
-        none_holds = is_beyond_barrier(values).all(1) & cloud.is_constrained
         return replace(
             result,
             log_weights=torch.log_softmax(torch.where(weightless, 0.0, log_weights), 1),
-            # Of the images that hold all constraints there was none.
-            log_evidence=log_evidence.masked_fill(none_holds, -math.inf),
+            log_evidence=log_evidence.masked_fill(_none_holds(result.violation, log_weights), -math.inf),
         )
 
     def _look_ahead(self, law: Law, cloud: PathCloud, noise_to_signal: float, random: RandomSource) -> PathCloud:
@@ -296,7 +292,7 @@ class SMC(Method):
         if not cloud.is_valued:
             return cloud
         path_values = torch.cat([cloud.path_values, values[..., None]], 2)
-        log_potentials = self._log_potentials(path_values, cloud.is_constrained)
+        log_potentials = POTENTIALS.get(self.potential)(path_values)
         inverse_temperature = cloud.inverse_temperature
         if self.tempering is not None:
             inverse_temperature = self.tempering.inverse_temperature(
@@ -313,25 +309,12 @@ class SMC(Method):
             )
         )
 
-    def _log_potentials(self, path_values: Tensor, is_constrained: bool) -> Tensor:
-        """`log(G_0 ... G_k)` of the values `[B, P, k + 1]` along paths, `[B, P]`.
-
-        A particle that now violates a constraint has the weight zero beside one that holds, whatever the temperature.
-        Where none holds, all are weighed by how far they violate it.
-        """
-        potential = POTENTIALS.get(self.potential)
-        if not is_constrained:
-            return potential(path_values)
-        violates = is_beyond_barrier(path_values[..., -1])
-        barred = violates & ~violates.all(1, keepdim=True)
-        return potential(without_barrier(path_values)).masked_fill(barred, -math.inf)
-
     def _weigh_by_reward(self, law: Law, cloud: PathCloud) -> PathCloud:
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
         ahead = LookAhead(None, law.values(final).to(cloud.x.device))
-        cloud, values = self._read(cloud, ahead.values)
-        return self._recorded(
+        cloud, values = self._read(cloud, law.final_values(final).to(cloud.x.device))
+        cloud = self._recorded(
             replace(
                 cloud,
                 ahead=ahead,
@@ -342,11 +325,14 @@ class SMC(Method):
                 is_valued=False,
             )
         )
+        none_holds = _none_holds(final.violation, values)
+        log_evidence = cloud.figures["log_evidence"].masked_fill(none_holds, -math.inf)
+        return replace(cloud, figures={**cloud.figures, "log_evidence": log_evidence})
 
     def _recorded(self, cloud: PathCloud) -> PathCloud:
         """The cloud with what the trace records of it."""
         figures = {
-            **cloud.estimates.figures(self.num_particles, cloud.is_constrained),
+            **cloud.estimates.figures(self.num_particles),
             "effective_sample_size": effective_sample_size(cloud.log_weights),
             "log_evidence": cloud.log_evidence + _log_mean(cloud.log_weights),
         }
@@ -420,6 +406,18 @@ def valuations(count: int | None, num_steps: int) -> frozenset[int]:
     if count is None or count >= num_steps:
         return frozenset(range(1, num_steps))
     return frozenset(-(-num_steps * share // (count + 1)) for share in range(1, count + 1)) - {num_steps}
+
+
+def _none_holds(violations: Tensor | None, like: Tensor) -> Tensor:
+    """For which images all particles, `[B, P]` as those of `like`, violate a constraint, so that they tell no evidence.
+
+    Args:
+        violations: `[B, P]` or `[B P]`; None where there are no constraints.
+        like: any figure of the particles.
+    """
+    if violations is None:
+        return torch.zeros(len(like), dtype=torch.bool)
+    return (read(violations).reshape(like.shape) > 0).all(1)
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:

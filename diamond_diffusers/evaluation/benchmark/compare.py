@@ -193,6 +193,9 @@ def draw_batch(
     verdicts = judge(images, texts).tolist() if setup.suite.is_judged else [None] * len(texts)
     with torch.no_grad():
         held_out = {reward.name: reward(out.images.float(), texts).tolist() for reward in setup.held_out_rewards}
+    if out.constraints_met is not None:
+        # A figure of the images beside the reward, which does not say it.
+        held_out["constraints met"] = out.constraints_met.float().tolist()
     share, traces, machine = _share(out.cost, len(keys)), _traces(out, len(keys)), machine_facts(setup.pipe)
     assert out.rewards is not None, "a comparison has a reward"
     for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
@@ -268,5 +271,7 @@ def _share(cost: Cost, count: int) -> Cost:
         backward_passes=cost.backward_passes // count,
         decodes=cost.decodes // count,
         reward_calls=cost.reward_calls // count,
+        reward_requests=cost.reward_requests // count,
+        reward_price=cost.reward_price / count,
         seconds=cost.seconds / count,
     )

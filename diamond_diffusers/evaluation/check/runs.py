@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...alignment.base import Method
 from ...alignment.guide import Guide
-from ...alignment.interruption import never
 from ...alignment.memory_plan import MemoryPlan
 from ...alignment.methods.guidance import Guidance
+from ...core.interruption import never
 from ...families.compat import progress_bar
 from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline

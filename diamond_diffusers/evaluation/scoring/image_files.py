@@ -12,9 +12,10 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from ...core.pending import Pending, in_order
 from ...files.foreign import ForeignFileError
 from ...files.foreign_images import UNDECODABLE, why_undecodable
-from ...rewards import Reward
+from ...rewards import Reward, RewardOutput
 from ...rewards.preprocessing import images_from_pil
 from ..sheets import OVERVIEWS
 
@@ -75,11 +76,16 @@ def score_files(
     Raises:
         ValueError: a file cannot be read as an image.
     """
-    scores: dict[int, Scores] = {}
-    for rows in batches:
+
+    def begin(rows: Sequence[int]) -> RewardOutput | Pending[RewardOutput]:
         images = torch.cat([read_image(paths[row]) for row in rows]).to(device)
-        with torch.no_grad():
-            output = reward.evaluate(images, [prompts[row] for row in rows])
+        return reward.begin(images, [prompts[row] for row in rows])
+
+    scores: dict[int, Scores] = {}
+    with torch.no_grad():
+        # The next files are read while a service scores those before.
+        outputs = in_order(begin(rows) for rows in batches)
+    for rows, output in zip(batches, outputs, strict=True):
         for i, row in enumerate(rows):
             terms = {name: term[i].item() for name, term in output.terms.items()}
             met = None if output.violation is None else output.violation[i].item() == 0

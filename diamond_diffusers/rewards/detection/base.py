@@ -56,6 +56,7 @@ class DetectionReward(Reward):
     licence = "that of the checkpoint (OWLv2: Apache-2.0)"
     source = "Minderer et al. 2023, arXiv:2306.09683"
     size = "0.6 GB"
+    default_reward_scale = 10.0
     hub_files: tuple[tuple[str, str], ...] = ((CHECKPOINT, "model.safetensors"),)
 
     def __init__(

@@ -115,8 +115,16 @@ class OWLv2(Detector):
     template = "a photo of a {}"
 
     def detect(self, images: Tensor, phrases: Sequence[str]) -> list[Detections]:
-        """See `Detector`."""
-        texts = self.processor.tokenizer(list(phrases), padding="max_length", truncation=True, return_tensors="pt")
+        """See `Detector`.
+
+        Raises:
+            ValueError: a phrase is longer than the model reads.
+        """
+        limit = self.model.config.text_config.max_position_embeddings
+        for phrase, tokens in zip(phrases, self.processor.tokenizer(list(phrases)).input_ids, strict=True):
+            if len(tokens) > limit:
+                raise _too_long(phrase, len(tokens), limit)
+        texts = self.processor.tokenizer(list(phrases), padding="max_length", max_length=limit, return_tensors="pt")
         repeated = {
             key: texts[key].to(self.model.device).repeat(len(images), 1) for key in ("input_ids", "attention_mask")
         }
@@ -147,9 +155,7 @@ class GroundingDINO(Detector):
         encoding = self.processor.tokenizer([text], return_tensors="pt", return_token_type_ids=True)
         length, limit = encoding["input_ids"].shape[1], self.model.config.max_text_len
         if length > limit:
-            raise ValueError(
-                f"{text!r:.200} has {length} tokens, of which the detector reads {limit}; name fewer things"
-            )
+            raise _too_long(text, length, limit)
         repeated = {key: value.to(self.model.device).expand(len(images), -1) for key, value in encoding.items()}
         outputs = self.model(**self.pixels(images), **repeated)
         tokens = outputs.logits.float().sigmoid()
@@ -229,6 +235,12 @@ def _joined(phrases: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
         spans.append((start, len(text)))
         text += ". "
     return text.rstrip(), spans
+
+
+def _too_long(text: str, length: int, limit: int) -> ValueError:
+    return ValueError(
+        f"{text!r:.200} has {length} tokens, of which the detector reads {limit}; name fewer things, or in fewer words."
+    )
 
 
 def _of_each_image(scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Detections]:

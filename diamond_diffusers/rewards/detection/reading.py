@@ -33,6 +33,7 @@ _PLURALS = {
     "feet": "foot",
     "fish": "fish",
     "geese": "goose",
+    "goldfish": "goldfish",
     "knives": "knife",
     "leaves": "leaf",
     "loaves": "loaf",
@@ -44,6 +45,7 @@ _PLURALS = {
     "sheep": "sheep",
     "shelves": "shelf",
     "shoes": "shoe",
+    "shrimp": "shrimp",
     "skis": "skis",
     "teeth": "tooth",
     "toes": "toe",
@@ -122,7 +124,7 @@ def _singular(word: str, prompt: str) -> str:
         return f"{word[:-3]}y"
     if word.endswith(("sses", "xes", "ches", "shes", "oes")):
         return word[:-2]
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+    if word.endswith("s") and not word.endswith(("ss", "us", "sis", "nis", "ris")):
         return word[:-1]
     raise _refusal(prompt, f"{word!r}, whose plural is not understood")
 

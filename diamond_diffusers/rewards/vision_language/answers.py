@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -38,20 +38,28 @@ def surface_forms(answer: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*ways, *(f" {way}" for way in ways)]))
 
 
+def _tokens(tokenizer: Any, text: str) -> Tokens:
+    """A text without the tokens that begin or end one."""
+    # By itself, a fast tokeniser would turn off the padding that another thread is about to use.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tuple(backend.encode(text, add_special_tokens=False).ids)
+
+
 def single_token(name: str, tokenizer: Any, answer: str) -> int:
     """The token that an answer of the reward `name` is.
 
     Raises:
         ValueError: it is several tokens, or none that the tokeniser knows.
     """
-    ids = tokenizer.encode(answer, add_special_tokens=False)
+    ids = _tokens(tokenizer, answer)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise ValueError(
             f"Reward '{name}' got answer={answer!r}, which is {len(ids)} tokens or an unknown one of this model; "
             "give a word that is one token, such as 'Yes'."
         )
-    token: int = ids[0]
-    return token
+    return ids[0]
 
 
 def answer_tokens(name: str, tokenizer: Any, answer: Answer) -> list[Tokens]:
@@ -66,7 +74,7 @@ def answer_tokens(name: str, tokenizer: Any, answer: Answer) -> list[Tokens]:
     forms = [answer] if isinstance(answer, str) else list(answer)
     known: dict[Tokens, bool] = {}
     for form in forms:
-        ids = tuple(tokenizer.encode(form, add_special_tokens=False))
+        ids = _tokens(tokenizer, form)
         if ids and tokenizer.unk_token_id not in ids:
             known.setdefault(ids, bool(tokenizer.decode([ids[0]]).strip()))
     words = [ids for ids, begins_with_word in known.items() if begins_with_word] or list(known)
@@ -110,7 +118,7 @@ class AnswerRows:
         pairs = zip(images, questions, forms, strict=True)
         self._row_of = [[reading[(image, question, form[:-1])] for form in answer] for image, question, answer in pairs]
 
-    def log_probabilities(self, found: Sequence[tuple[range, Logits]]) -> Tensor:
+    def log_probabilities(self, found: Iterable[tuple[range, Logits]]) -> Tensor:
         """The logarithm of the probability of each pair's answer, `[P]`, float32.
 
         Args:
@@ -122,7 +130,8 @@ class AnswerRows:
             for form, row in zip(answer, rows, strict=True)
             for depth, token in enumerate(form)
         ]
-        order, parts = [], []
+        order: list[int] = []
+        parts: list[Tensor] = []
         for rows, logits in found:
             here = [index for index, (row, _, _) in enumerate(wanted) if row in rows]
             local = [(wanted[index][0] - rows.start, *wanted[index][1:]) for index in here]

@@ -171,7 +171,7 @@ class VisionLanguageJudge:
         written = [answer if isinstance(answer, str) else tuple(answer) for answer in answers]
         tokens = {answer: answer_tokens(self.name, self.processor.tokenizer, answer) for answer in set(written)}
         reading = AnswerRows(shown, questions, [tokens[answer] for answer in written])
-        return reading.log_probabilities(list(self._read(images, reading.asked)))
+        return reading.log_probabilities(self._read(images, reading.asked))
 
     def next_token_probabilities(
         self, images: Tensor, questions: Sequence[str], rows: Sequence[int] | None = None

@@ -77,6 +77,8 @@ class VisionLanguageModel:
         self._template_options = {"enable_thinking": False} if thinks_or_not else {}
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._check_template()
+        # A fast tokeniser keeps how it pads, and only one thread may set it.
+        processor.tokenizer(["a"], padding=True)
         self.differentiable = self._passes_gradients()
 
     @property

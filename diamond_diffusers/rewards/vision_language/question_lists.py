@@ -88,6 +88,10 @@ def read_question_file(path: str | PathLike[str]) -> dict[str, Questions]:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(
+            f"questions is '{path}', which cannot be read ({error.strerror or error}); give a JSON file"
+        ) from error
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"questions is '{path}', which is no JSON ({error}); give an object of lists") from error
     if not isinstance(found, dict):
