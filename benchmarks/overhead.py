@@ -108,9 +108,10 @@ class Evaluations:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if self.answers:
-                # With a graph, which leads nowhere else.
-                links = [leaf.flatten()[0] * 0 for leaf in tree_leaves((args, kwargs)) if _is_differentiated(leaf)]
-                return tree_map(lambda result: sum(links, result), self.results[function])
+                # With a graph, which leads nowhere else. What is not nested is found at once, as this time counts too.
+                links = [part.flatten()[0] * 0 for part in (*args, *kwargs.values()) if _is_differentiated(part)]
+                result = self.results[function]
+                return (sum(links, result[0]), *result[1:]) if isinstance(result, tuple) else sum(links, result)
             if not self.watches:
                 return function(*args, **kwargs)
             self.asked.append((function, tree_map(_leaf, args), tree_map(_leaf, kwargs)))

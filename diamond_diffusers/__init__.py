@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
     from .core.cost import Cost
     from .families.registry import register_family
+    from .pipelines.calibration import Calibration, calibrate
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
+    from .pipelines.watch import Watch
     from .posteriors import register_posterior
     from .posteriors.base import PosteriorSampler
     from .posteriors.denoiser import DenoiserPoint
@@ -59,6 +61,7 @@ _MODULES = {
     "AutoRewardScale": "alignment.auto_scale",
     "BeamSearch": "alignment.methods.beam_search",
     "BestOfN": "alignment.methods.best_of_n",
+    "Calibration": "pipelines.calibration",
     "Cost": "core.cost",
     "DenoiserPoint": "posteriors.denoiser",
     "DiamondMapPipeline": "pipelines.pipeline",
@@ -88,9 +91,11 @@ _MODULES = {
     "Reward": "rewards.base",
     "ScheduledTempering": "alignment.smc_parts.tempering",
     "Transition": "transitions.base",
+    "Watch": "pipelines.watch",
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
     "available_rewards": "rewards.registry",
+    "calibrate": "pipelines.calibration",
     "register_family": "families.registry",
     "register_loss": "training.losses",
     "register_method": "alignment.methods",
@@ -108,6 +113,7 @@ __all__ = [
     "AutoRewardScale",
     "BeamSearch",
     "BestOfN",
+    "Calibration",
     "Cost",
     "DenoiserPoint",
     "DiamondMapPipeline",
@@ -137,9 +143,11 @@ __all__ = [
     "Reward",
     "ScheduledTempering",
     "Transition",
+    "Watch",
     "WeightedPosterior",
     "ZeroOrderSearch",
     "available_rewards",
+    "calibrate",
     "register_family",
     "register_loss",
     "register_method",

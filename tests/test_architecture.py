@@ -152,7 +152,7 @@ def test_private_names_of_other_libraries_are_gathered():
 
 def _defined(node):
     """The names that a node defines, but not those that it sets on objects of other classes."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         return {node.id}

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 
@@ -19,12 +19,16 @@ class Point:
 class Named(TypedDict):
     name: str
     point: Point | None
+    size: NotRequired[int]
 
 
 def test_what_fits_becomes_what_was_asked_for():
     assert fitted({"x": 1, "names": ["a"]}, Point, "f", "r") == Point(1.0, ["a"])
     named = fitted({"name": "inf", "point": {"x": "-inf", "names": []}, "more": [1]}, Named, "f", "r")
     assert named == {"name": "inf", "point": Point(-math.inf, []), "more": [1]}
+    assert fitted({**named, "size": 2}, Named, "f", "r")["size"] == 2
+    with pytest.raises(ForeignFileError, match="size of f is 'x' in place of a whole number; r"):
+        fitted({**named, "size": "x"}, Named, "f", "r")
     assert math.isnan(fitted(["nan"], list[float], "f", "r")[0])
     assert fitted({"a": None, "b": 2}, dict[str, int | None], "f", "r") == {"a": None, "b": 2}
     assert fitted({"a": [None, {}]}, Any, "f", "r") == {"a": [None, {}]}

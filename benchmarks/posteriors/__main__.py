@@ -21,7 +21,7 @@ from diamond_diffusers.cli.loading import (
 from diamond_diffusers.cli.options import MAX_COUNT, MAX_SEED, checked_texts, positive_numbers
 from diamond_diffusers.cli.records import LoadingOptions, takes_records
 from diamond_diffusers.evaluation.benchmark.records import fingerprint, modules_of
-from diamond_diffusers.evaluation.benchmark.tables import rich_table
+from diamond_diffusers.evaluation.text_tables import rich_table
 from diamond_diffusers.pipelines.resolution import own_reward_scale
 
 from ..command_line import command

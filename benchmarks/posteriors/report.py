@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diamond_diffusers.evaluation.benchmark.tables import TextTable, markdown
 from diamond_diffusers.evaluation.files import write_bytes, write_json
+from diamond_diffusers.evaluation.text_tables import TextTable, markdown
 from diamond_diffusers.files.csv_tables import csv_table
 
 from .comparison import REFERENCE, LawDistance, PosteriorBenchmark, Settings, ValueAccuracy

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import check_counts
 from ..core.conversions import WrongTypeError
+from ..core.interruption import Interrupted
 from ..core.interval import Interval, intervals
 from ..core.model import Model
 from ..core.network import Network
@@ -23,7 +24,6 @@ from ..rewards.base import Reward
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
 from .cloud import Cloud
-from .interruption import Interrupted
 from .law import Law
 from .out_of_memory import with_smaller_chunks
 from .progress import InterruptedWithin, Progress, timed
@@ -41,6 +41,7 @@ class Method(Typed, ABC):
         needs_reward: whether the method is nothing without a reward.
         needs_reward_gradient: whether it differentiates the reward.
         default_selection: which particle of an image is returned if the caller does not say.
+        works_in_rounds: whether particles are clean after every stage, so that a `Watch` can look at them.
         grows: name of the field that `max_network_evaluations` enlarges; None where more of it would buy nothing.
 
     Example:
@@ -63,6 +64,7 @@ class Method(Typed, ABC):
     needs_reward: bool = True
     needs_reward_gradient: bool = False
     default_selection: str = "sample"
+    works_in_rounds: bool = False
     grows: ClassVar[str | None] = "num_particles"
 
     def __post_init__(self) -> None:
@@ -208,12 +210,10 @@ class Method(Typed, ABC):
     def finish(self, law: Law, cloud: Cloud, trace: Trace) -> AlignmentResult:
         """Scores the final particles, unless that is done already, and normalises their weights."""
         shape = cloud.log_weights.shape
-        rewards, terms, images = None, {}, None
+        rewards, terms, images, violation = None, {}, None, None
         if law.reward is not None:
-            final = cloud.final or law.rows(cloud.x).evaluate(cloud.x)
-            rewards = final.total.reshape(shape)
-            terms = {name: term.reshape(shape) for name, term in final.terms.items()}
-            images = final.images.unflatten(0, shape)
+            final = (cloud.final or law.rows(cloud.x).evaluate(cloud.x)).map(lambda rows: rows.unflatten(0, shape))
+            rewards, terms, images, violation = final.total, final.terms, final.images, final.violation
         return AlignmentResult(
             latents=cloud.x.unflatten(0, shape),
             log_weights=torch.log_softmax(cloud.log_weights, 1),
@@ -223,6 +223,7 @@ class Method(Typed, ABC):
             log_evidence=None,
             trace=trace,
             scales=law.scales(),
+            violation=violation,
         )
 
 

@@ -1,25 +1,95 @@
-"""How much of a method a budget of network evaluations pays for."""
+"""How much of a method a budget of network evaluations or of the reward's calls pays for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
+from ..core.checks import check_counts
 from ..core.cost import Cost
 from ..core.levels import Level
 from ..core.model import Conditions
 from ..rewards.base import Reward
+from ..rewards.stages import stages_of
 from ..transitions.base import Transition
 from ..transitions.sampled_model import SampledModel
 from .base import Method
 from .law import Law, ScoreModel
 from .random_source import RandomSource
 
+logger = logging.getLogger(__name__)
 
-def fit_to_budget(alignment: Method, law: Law, levels: Sequence[float], max_network_evaluations: int) -> Method:
+MANY_SCORES = 200
+"""Scores of one image, above which a run says before it starts how many there will be."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that sampling one image may cost.
+
+    Args:
+        max_network_evaluations: an evaluation under classifier-free guidance counts 2 and a backward pass 2
+            (`Cost.equivalent_evaluations`); None for no limit.
+        max_reward_calls: images that the reward scores, look-aheads among them; None for no limit. What a call spends
+            beside its sampling does not count: its trial of the reward, a plan for memory, and calls that are repeated
+            because the reward has failed.
+
+    Raises:
+        ValueError, TypeError: a limit is no whole number of at least 1.
+
+    Example:
+        >>> list(Budget(max_reward_calls=16).exceeded(Cost(network_evaluations=400, reward_calls=20)))
+        [('max_reward_calls', 16, 20)]
+    """
+
+    max_network_evaluations: int | None = None
+    max_reward_calls: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(**asdict(self))
+
+    def exceeded(self, cost: Cost) -> Iterator[tuple[str, int, int]]:
+        """Each limit that the cost of an image exceeds: its name, the limit, and what was spent."""
+        for name, limit, spent_of in self._limits():
+            if (spent := spent_of(cost)) > limit:
+                yield name, limit, spent
+
+    def largest(self, cost_of: Callable[[int], Cost]) -> int:
+        """The largest size whose cost is within all limits, or 1 if none is.
+
+        Args:
+            cost_of: the cost of each size, which is at least 1; it falls nowhere.
+
+        Raises:
+            ValueError: nothing that is limited rises with the size.
+        """
+        return largest_within([(limit, _composed(spent_of, cost_of)) for _, limit, spent_of in self._limits()])
+
+    def _limits(self) -> Iterator[tuple[str, int, Callable[[Cost], int]]]:
+        """What is limited: its name, the limit, and how much of it a cost has spent."""
+        if self.max_network_evaluations is not None:
+            yield "max_network_evaluations", self.max_network_evaluations, attrgetter("equivalent_evaluations")
+        if self.max_reward_calls is not None:
+            yield "max_reward_calls", self.max_reward_calls, attrgetter("reward_calls")
+
+
+def _composed(spent_of: Callable[[Cost], int], cost_of: Callable[[int], Cost]) -> Callable[[int], int]:
+    return lambda size: spent_of(cost_of(size))
+
+
+def fit_to_budget(
+    alignment: Method,
+    law: Law,
+    levels: Sequence[float],
+    max_network_evaluations: int | None = None,
+    max_reward_calls: int | None = None,
+) -> Method:
     """The method with the largest count (`alignment.grows`) whose cost of one image is within a budget.
 
     It is never exceeded, and one more of the count would exceed it. A method whose count buys nothing stays as it is.
@@ -28,47 +98,83 @@ def fit_to_budget(alignment: Method, law: Law, levels: Sequence[float], max_netw
         alignment: its own count is replaced.
         law: what it will run on; nothing of it is evaluated.
         levels: of the run.
-        max_network_evaluations: the budget of an image, in which an evaluation under classifier-free guidance counts 2
-            and a backward pass 2 (`Cost.equivalent_evaluations`).
+        max_network_evaluations: the budget of an image, as of `Budget`.
+        max_reward_calls: likewise.
 
     Raises:
         ValueError: the budget is too small for the method.
     """
+    budget = Budget(max_network_evaluations, max_reward_calls)
 
-    def price(size: int) -> int:
+    @cache
+    def cost_of(size: int) -> Cost:
         sized = alignment if alignment.grows is None else replace(alignment, **{alignment.grows: size})
-        return cost_of_image(sized, law, levels).equivalent_evaluations
+        return cost_of_image(sized, law, levels)
 
-    least = price(1)
-    if least > max_network_evaluations:
+    for name, limit, least in budget.exceeded(cost_of(1)):
+        takes = f"takes at least {least}" if name == "max_network_evaluations" else f"needs at least {least} scores"
         raise ValueError(
-            f"max_network_evaluations is {max_network_evaluations}, but an image of {type(alignment).__name__} takes "
-            f"at least {least} in {len(levels) - 1} steps; raise it, or lower num_inference_steps"
+            f"{name} is {limit}, but an image of {type(alignment).__name__} {takes} in {len(levels) - 1} steps; raise "
+            "it, or lower num_inference_steps"
         )
     if alignment.grows is None:
         return alignment
-    return replace(alignment, **{alignment.grows: largest_within(max_network_evaluations, price)})
+    return replace(alignment, **{alignment.grows: budget.largest(cost_of)})
 
 
-def largest_within(budget: int, price: Callable[[int], int]) -> int:
-    """The largest size whose price is within the budget, or 1 if none is.
+def largest_within(limits: Sequence[tuple[int, Callable[[int], int]]]) -> int:
+    """The largest size of which every price is within its limit, or 1 if there is none.
 
     Args:
-        price: rises with the size, which is at least 1.
+        limits: each with the price of a size, which is at least 1; it falls nowhere.
 
     Raises:
-        ValueError: it does not rise.
+        ValueError: no price rises.
     """
-    first, second = price(1), price(2)
-    if second <= first:
-        raise ValueError(f"a size of 1 costs {first} and one of 2 costs {second}; nothing can be bought with a budget")
-    # The price is nearly linear in the size; a few steps mend the guess.
-    size = max(1, 1 + (budget - first) // (second - first))
-    while size > 1 and price(size) > budget:
+    firsts, seconds = ([price(size) for _, price in limits] for size in (1, 2))
+    # What does not rise, as the calls of a reward do not with the steps of a search, sets no bound.
+    guesses = [
+        1 + (limit - first) // (second - first)
+        for (limit, _), first, second in zip(limits, firsts, seconds, strict=True)
+        if second > first
+    ]
+    if not guesses:
+        raise ValueError(
+            f"a size of 1 costs {firsts[0]} and one of 2 costs {seconds[0]}; nothing can be bought with a budget"
+        )
+
+    def is_within(size: int) -> bool:
+        return all(price(size) <= limit for limit, price in limits)
+
+    # Prices are nearly linear in the size; a few steps mend the guess.
+    size = max(1, min(guesses))
+    while size > 1 and not is_within(size):
         size -= 1
-    while price(size + 1) <= budget:
+    while is_within(size + 1):
         size += 1
     return size
+
+
+def warn_of_many_scores(alignment: Method, law: Law, levels: Sequence[float]) -> None:
+    """Says so where a run is to ask its reward for more than `MANY_SCORES` scores of each image.
+
+    Rewards that are free (`Reward.is_free`) may be asked as often as a method likes. What a run costs is counted as by
+    `cost_of_image`. A method that this cannot be counted of, as one of a user's own that does not run on the empty
+    model, runs without the warning.
+    """
+    if law.reward is None or law.reward.is_free:
+        return
+    try:
+        count = cost_of_image(alignment, law, levels).reward_calls
+    except Exception as error:
+        logger.debug("The scores of %s were not counted: %s", type(alignment).__name__, error)
+        return
+    if count > MANY_SCORES:
+        logger.warning(
+            "Reward '%s' will be asked for %d scores of each image by %s in %d steps; max_reward_calls=%d sets the "
+            "method's count to fewer, and so do fewer steps.",
+            *(law.reward.name, count, type(alignment).__name__, len(levels) - 1, MANY_SCORES),
+        )
 
 
 def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
@@ -77,6 +183,8 @@ def cost_of_image(alignment: Method, law: Law, levels: Sequence[float]) -> Cost:
     x = torch.zeros(alignment.num_particles, 1)
     with torch.no_grad():
         alignment.run(empty, x, levels, RandomSource(torch.Generator(), 1))
+    if (staged := stages_of(law.reward)) is not None:
+        empty.cost.reward_calls += staged.num_scores(alignment.num_particles)
     return empty.cost
 
 
@@ -88,7 +196,8 @@ def empty_law(law: Law, emptied: Callable[[SampledModel], EmptyModel]) -> Law:
         _without_features(law.conditions),
         [""],
         _MeanPixel(),
-        law.scales()[:1],
+        # Constraints count even at a scale of 0.
+        law.scales()[:1] if law.scales().any() else float(law.is_constrained),
         scores and ScoreModel(emptied(scores.model), _without_features(scores.conditions)),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from typing import Literal, Self, TypeVar
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core.cost import Cost
-from .interruption import Interrupted, never
+from ..core.cost import Cost, charged_to
+from ..core.interruption import Interrupted, ended_by, never
+from ..core.pending import Pending, in_order
 from .processes import Chunk, ParticleShards
 
 Result = TypeVar("Result")
@@ -146,9 +148,15 @@ class Execution:
             self.memory.largest = max(self.memory.largest, num_copies * max(part))
             yield part
 
+    @contextmanager
+    def around_reward(self) -> Iterator[None]:
+        """Context in which a reward is called: it waits only while the run goes on, and its requests are counted."""
+        with charged_to(self.cost), ended_by(self.is_interrupted if self.shards is None else never):
+            yield
+
     def over_chunks(
         self,
-        function: Callable[..., Tensor],
+        function: Callable[..., Tensor | Pending[Tensor]],
         groups: Sequence[int],
         *rows: Tensor,
         count: Callable[[Tensor], None] = lambda index: None,
@@ -156,7 +164,8 @@ class Execution:
         """Rows through a function of (index, rows) of a chunk.
 
         Args:
-            function: maps the indices of a chunk, on the CPU, and its rows to what is made of them, row by row.
+            function: maps the indices of a chunk, on the CPU, and its rows to what is made of them, row by row; while
+                that is pending, further chunks are evaluated.
             groups: the sizes of the groups of rows.
             *rows: each `[N, ...]`.
             count: told the indices of each chunk that is evaluated, by whichever process.
@@ -165,7 +174,7 @@ class Execution:
             Interrupted: the run is to end here.
         """
 
-        def evaluate_chunk(chunk: Chunk, *rows: Tensor) -> Tensor:
+        def evaluate_chunk(chunk: Chunk, *rows: Tensor) -> Tensor | Pending[Tensor]:
             index = torch.arange(chunk.start, chunk.stop)
             if self.shards is None:
                 if self.is_interrupted():
@@ -176,7 +185,7 @@ class Execution:
             return function(index, *(row[chunk.start : chunk.stop].clone() for row in rows))
 
         def evaluate(chunks: Sequence[Chunk], *rows: Tensor) -> Tensor:
-            results = [evaluate_chunk(chunk, *rows) for chunk in chunks]
+            results = in_order(evaluate_chunk(chunk, *rows) for chunk in chunks)
             return results[0] if len(results) == 1 else torch.cat(results)
 
         chunks = self.chunks(groups)

@@ -32,6 +32,14 @@ def check_evaluated(model: Model, result: Tensor, states: tuple[Tensor, ...], no
         NotFiniteError: the result is not finite.
     """
 
+    # They are as small as they are few, and looked at only where something is wrong.
+    given = [state.detach() for state in states]
+
+    def fault(are_finite: Tensor) -> NotFiniteError:
+        of_states = [finite_rows(state) for state in given]
+        wrong = next((rows for rows in of_states if not rows.all()), None)
+        return fault_of_network(are_finite) if wrong is None else fault_of_states(wrong)
+
     def fault_of_states(are_finite: Tensor) -> NotFiniteError:
         return NotFiniteError(
             f"the latents {_first(are_finite, noise_to_signal)} are not finite before the network is evaluated there; "
@@ -52,9 +60,7 @@ def check_evaluated(model: Model, result: Tensor, states: tuple[Tensor, ...], no
             f"{_first(are_finite, noise_to_signal)}; {remedy}"
         )
 
-    for state in states:
-        _require_rows(finite_rows(state), fault_of_states)
-    _require_rows(finite_rows(result), fault_of_network)
+    _require_rows(finite_rows(result), fault)
 
 
 def check_decoded(model: Model, images: Tensor, latents: Tensor, noise_to_signal: Level) -> None:

@@ -125,6 +125,7 @@ class Guide(Typed):
         aim: Aim | None = None,
     ) -> LookAhead:
         """Look-aheads with the gradient in the form that `shift` takes; arguments as of `look_ahead.look_ahead`."""
+        scaling = SCALINGS.get(self.scaling)
         return look_ahead(
             law,
             posterior,
@@ -133,7 +134,8 @@ class Guide(Typed):
             random,
             self.gradient,
             with_prediction=with_prediction,
-            with_terms=SCALINGS.get(self.scaling).takes_terms,
+            with_terms=scaling.takes_terms,
+            with_drift=scaling.takes_drift,
             with_samples=with_samples,
             aim=aim,
         )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from numbers import Real
+from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +18,17 @@ from ..core.flow_map import flow_map_of
 from ..core.levels import Level, as_level
 from ..core.model import Conditions, Model
 from ..core.network import Network
-from ..core.tensors import sent
-from ..core.values import scaled_rewards
+from ..core.pending import Pending
+from ..core.tensors import repeat_each, sent
+from ..core.values import final_values, scaled_rewards
 from ..rewards.base import Reward, RewardOutput
 from ..transitions.sampled_model import SampledModel
 from .execution import Execution
 from .faults import NotFiniteError, check_decoded, check_evaluated, fault_of_gradient
 from .reward_errors import RewardErrors
 from .reward_of_each_image import RewardOfEachImage
+
+Scored = TypeVar("Scored", RewardOutput, Pending[RewardOutput])
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,27 @@ class Evaluation:
         total: the unscaled reward, `[N]`; NaN where it has failed and a run goes on without.
         terms: each of its terms, `[N]`.
         images: `[N, 3, H, W]` in [0, 1].
+        violation: of constraints, `[N]`, as of `RewardOutput`; None where there are none.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     images: Tensor
+    violation: Tensor | None = None
+
+    def map(self, function: Callable[..., Tensor], *others: Evaluation) -> Evaluation:
+        """The function of each tensor of this evaluation and of others of the same reward."""
+
+        def mapped(name: str) -> Tensor:
+            return function(*(getattr(each, name) for each in (self, *others)))
+
+        terms = {name: function(*(each.terms[name] for each in (self, *others))) for name in self.terms}
+        violation = None if self.violation is None else mapped("violation")
+        return Evaluation(mapped("total"), terms, mapped("images"), violation)
 
     def rows(self, index: Tensor) -> Evaluation:
         """The evaluations of the rows `index`."""
-        total, images = (rows[index.to(rows.device)] for rows in (self.total, self.images))
-        return Evaluation(total, {name: term[index.to(term.device)] for name, term in self.terms.items()}, images)
+        return self.map(lambda rows: rows[index.to(rows.device)])
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class ScoreModel:
 
 @dataclass(frozen=True)
 class Law:
-    """`p(z | prompt) exp(reward_scale * reward(z, prompt))` for each of `B` images.
+    """`p(z | prompt) exp(reward_scale * reward(z, prompt))` for each of `B` images, where its constraints hold.
 
     Args:
         model: which gives `p`.
@@ -111,8 +127,13 @@ class Law:
 
     @property
     def is_tilted(self) -> bool:
-        """Whether the reward counts at all: for all images, or for none."""
-        return bool(self.scales().any())
+        """Whether the reward, or a constraint, counts at all: for all images, or for none."""
+        return bool(self.scales().any()) or self.is_constrained
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the law is restricted to the images that hold some constraints."""
+        return self.reward is not None and self.reward.is_constrained
 
     def scales(self, num_rows: int | None = None) -> Tensor:
         """The reward's scale at `num_rows` rows, equally many consecutive ones of each image; by default one of each.
@@ -122,18 +143,23 @@ class Law:
         """
         scale = self.reward_scale
         assert isinstance(scale, Tensor), "it is kept as one for each image"
-        return scale if num_rows is None else scale.repeat_interleave(num_rows // self.num_images)
+        return scale if num_rows is None else repeat_each(scale, num_rows // self.num_images)
 
     def values(self, evaluation: Evaluation) -> Tensor:
-        """The scaled rewards of rows, equally many consecutive ones of each image, `[N]`; `-inf` where one failed."""
-        return scaled_rewards(evaluation.total, self.scales(len(evaluation.total)))
+        """The values of rows, equally many consecutive ones of each image, `[N]`: `scaled_rewards`."""
+        return scaled_rewards(evaluation.total, self.scales(len(evaluation.total)), evaluation.violation)
+
+    def final_values(self, evaluation: Evaluation) -> Tensor:
+        """As `values` without constraints; with some, images that violate one lie below all others."""
+        return final_values(evaluation.total, self.scales(len(evaluation.total)), evaluation.violation)
 
     def rows(self, x: Tensor) -> LawAtRows:
         """The law at the rows `x [N, ...]`, equally many consecutive ones of each image."""
         # On the CPU, where reading them waits for nothing.
-        images, count = torch.arange(self.num_images), len(x) // self.num_images
+        count = len(x) // self.num_images
+        images = torch.tensor([image for image in range(self.num_images) for _ in range(count)], dtype=torch.long)
         groups = self.groups or (1,) * self.num_images
-        return LawAtRows(self, images.repeat_interleave(count), tuple(count * size for size in groups))
+        return LawAtRows(self, images, tuple(count * size for size in groups))
 
     def of_images(self, images: Tensor, groups: tuple[int, ...] | None = None) -> Law:
         """This law with a row for each of the images `[N]`, as an image of its own; costs are counted together.
@@ -219,7 +245,7 @@ class LawAtRows:
         """Rows of states through a function of (states, levels, conditions), in chunks and counted."""
         execution = self.law.execution
         num_copies = len(states[0]) // len(self.owners)
-        row_owners = self.owners.repeat_interleave(num_copies)
+        row_owners = repeat_each(self.owners, num_copies)
         row_levels = [as_level(level) for level in levels]
         counted = 0
 
@@ -265,37 +291,66 @@ class LawAtRows:
 
     def evaluate(self, z: Tensor, noise_to_signal: Level = 0.0) -> Evaluation:
         """Decodes and scores clean latents `[N, ...]`, looked ahead to from a level, which rewards may ask for."""
-        images = self.decode(z)
         names: list[str] = []
 
         def count(index: Tensor) -> None:
             self.law.cost.reward_calls += len(index)
 
-        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
-            output = self._score_rows(index, self.owners, noise_to_signal, latents, images)
+        def stacked(output: RewardOutput) -> Tensor:
             names[:] = output.terms
-            return torch.stack([output.total, *output.terms.values()], 1)
+            return torch.stack([*carried_by(output), *output.terms.values()], 1)
 
-        scores = self.law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
-        total, *terms = scores.unbind(1)
-        return Evaluation(total, dict(zip(names, (term.detach() for term in terms), strict=True)), images)
+        def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor | Pending[Tensor]:
+            return self._score_rows(stacked, index, self.owners, noise_to_signal, latents, images)
+
+        images, rows = self._decode_and_score(score_rows, z, count)
+        scores = rows.unbind(1)
+        num_carried = len(scores) - len(names)
+        terms = [term.detach() for term in scores[num_carried:]]
+        total, *violation = scores[:num_carried]
+        return Evaluation(total, dict(zip(names, terms, strict=True)), images, *violation)
+
+    def _decode_and_score(
+        self, score_rows: Callable[..., Tensor | Pending[Tensor]], z: Tensor, count: Callable[[Tensor], None]
+    ) -> tuple[Tensor, Tensor]:
+        """The images of latents `[N, ...]`, and what is made of their scores."""
+        law = self.law
+        assert law.reward is not None, "methods ask for scores only where there is a reward"
+        if not _awaits(law.reward, z) or law.execution.shards is not None:
+            images = self.decode(z)
+            return images, law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
+        decoded: list[Tensor] = []
+
+        def decode_and_score(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
+            law.cost.decodes += len(index)
+            decoded.append(self._decode_rows(self.owners[index], latents, preview=False))
+            count(index)
+            return score_rows(index, latents, decoded[-1])
+
+        # The next chunk is decoded while the service scores this one.
+        scores = law.execution.over_chunks(decode_and_score, self.groups, z)
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded), scores
 
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
-        """`reward_scale * reward` of look-aheads `[N K, ...]` from a level, consecutive copies of each row."""
+        """The values of look-aheads `[N K, ...]` from a level, consecutive copies of each row: `scaled_rewards`."""
         num_copies = len(z) // len(self.owners)
-        owners = self.owners.repeat_interleave(num_copies)
+        owners = repeat_each(self.owners, num_copies)
 
         def count(index: Tensor) -> None:
             self.law.cost.decodes += len(index)
             self.law.cost.reward_calls += len(index)
 
-        def score_rows(index: Tensor, latents: Tensor) -> Tensor:
+        def stacked(output: RewardOutput) -> Tensor:
+            return torch.stack(carried_by(output), 1)
+
+        def score_rows(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return self._score_rows(index, owners, noise_to_signal, latents, images).total
+            return self._score_rows(stacked, index, owners, noise_to_signal, latents, images)
 
-        rewards = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count)
-        return scaled_rewards(rewards.to(z.device), self.law.scales()[owners])
+        carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
+        total, *violation = carried.unbind(1)
+        return scaled_rewards(total, self.law.scales()[owners], *violation)
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool) -> Tensor:
         law = self.law
@@ -309,22 +364,32 @@ class LawAtRows:
         return law.execution.checkpointed("decoder", decode, owners, z)
 
     def _score_rows(
-        self, index: Tensor, owners: Tensor, noise_to_signal: Level, latents: Tensor, images: Tensor
-    ) -> RewardOutput:
-        """The scores of one chunk of the rows whose owners and levels are given."""
+        self,
+        made_of: Callable[[RewardOutput], Tensor],
+        index: Tensor,
+        owners: Tensor,
+        noise_to_signal: Level,
+        latents: Tensor,
+        images: Tensor,
+    ) -> Tensor | Pending[Tensor]:
+        """What is made of the scores of one chunk of the rows whose owners and levels are given."""
         law, chunk = self.law, self.law.reward_at(owners[index])
         assert chunk is not None, "methods ask for scores only where there is a reward"
         level = as_level(noise_to_signal)
 
-        def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
+        def scored(by: Callable[..., Callable[..., Scored]], index: Tensor, latents: Tensor, images: Tensor) -> Scored:
             reward = law.reward_at(owners[index])
             assert reward is not None, "that of the chunk has been looked at"
             prompts = [law.prompts[owner] for owner in owners[index].tolist()]
             row_levels = level[sent(index, level.device)] if level.ndim else level
             check_decoded(law.model, images, latents, row_levels)
-            return reward.evaluate(images, prompts, latents=latents, noise_to_signal=row_levels)
+            return by(reward)(images, prompts, latents=latents, noise_to_signal=row_levels)
 
-        return law.reward_errors.scores(law.execution, chunk, score, index, latents, images)
+        score, rows = partial(scored, attrgetter("evaluate")), (index, latents, images)
+        if _awaits(chunk, images):
+            begin = partial(scored, attrgetter("begin"))
+            return law.reward_errors.begun(law.execution, chunk, begin, score, *rows).then(made_of)
+        return made_of(law.reward_errors.scores(law.execution, chunk, score, *rows))
 
     def fault_of_gradient(
         self, z: Tensor, rows: Tensor, noise_to_signal: Level, preview: bool = True
@@ -346,8 +411,9 @@ class LawAtRows:
             images = self._decode_rows(owners, z, preview)
             pixels = images.detach().requires_grad_()
             prompts = [law.prompts[owner] for owner in owners.tolist()]
-            scores = reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal).total
-            (of_images,) = torch.autograd.grad(scores.sum(), pixels, materialize_grads=True)
+            output = reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal)
+            scores = torch.stack(carried_by(output)).sum()
+            (of_images,) = torch.autograd.grad(scores, pixels, materialize_grads=True)
             (of_latents,) = torch.autograd.grad(images, z, of_images)
         return fault_of_gradient(law.model, reward, of_images, of_latents, noise_to_signal, preview)
 
@@ -377,6 +443,16 @@ def check_reward_scales(scales: Sequence[float]) -> None:
             f"reward_scale[{list(scales).index(0)}] is 0 and others are not, but images of scale 0 are plain samples, "
             "which are drawn otherwise; draw them in a call of their own"
         )
+
+
+def _awaits(reward: Reward, rows: Tensor) -> bool:
+    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
+    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
+
+
+def carried_by(output: RewardOutput) -> list[Tensor]:
+    """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
+    return [output.total] if output.violation is None else [output.total, output.violation]
 
 
 def check_reward_scale(reward_scale: float, name: str = "reward_scale") -> None:

@@ -52,8 +52,8 @@ class LookAhead:
         terms: summands of the value's gradient, `[N, T, ...]`, where it was asked for: one, or those of the rewards, of
             the likelihoods and of the scores.
         coefficient: what turns their sum into the shift of the denoised samples, `[N]`.
-        drift: root-mean-square of `kappa / (1 + kappa)` times the velocity of rectified flow, `[N]`; the shift of the
-            denoised samples that would double or cancel that velocity has this size.
+        drift: root-mean-square of `kappa / (1 + kappa)` times the velocity of rectified flow, `[N]`, where it was asked
+            for; the shift of the denoised samples that would double or cancel that velocity has this size.
         effective_sample_size: of each particle's look-aheads, `[N]`, where they differ in weight.
         samples: the look-aheads `[N, K, ...]`, where they were asked for.
         rewards: their scaled rewards `[N, K]`, with `samples`.
@@ -110,6 +110,7 @@ def look_ahead(
     *,
     with_prediction: bool = True,
     with_terms: bool = False,
+    with_drift: bool = False,
     with_samples: bool = False,
     with_values: bool = True,
     aim: Aim | None = None,
@@ -122,6 +123,7 @@ def look_ahead(
         with_prediction: whether the predicted sample is needed for more than the look-aheads.
         with_terms: whether the pathwise gradient is wanted in terms where the posterior has them: of the rewards, of
             the likelihoods and of the scores.
+        with_drift: whether the size of the velocity is wanted, with a gradient.
         with_samples: whether the look-aheads themselves are wanted.
         with_values: whether they are decoded and scored; else their rewards are taken as 0, and there is no gradient.
         aim: of the step to be guided; None where that is what the model predicts.
@@ -138,6 +140,7 @@ def look_ahead(
             gradient,
             with_prediction=with_prediction,
             with_terms=with_terms,
+            with_drift=with_drift,
             with_samples=with_samples,
             with_values=with_values,
         )
@@ -176,7 +179,14 @@ class _Particles:
     aim: Aim | None
 
     def estimate(
-        self, gradient: str | None, *, with_prediction: bool, with_terms: bool, with_samples: bool, with_values: bool
+        self,
+        gradient: str | None,
+        *,
+        with_prediction: bool,
+        with_terms: bool,
+        with_drift: bool,
+        with_samples: bool,
+        with_values: bool,
     ) -> LookAhead:
         """The estimates; arguments as of `look_ahead`."""
         through_network = gradient in NETWORK_GRADIENTS
@@ -218,7 +228,7 @@ class _Particles:
             require(right, lambda: self.rows.fault_of_gradient(looked_at, ~right, self.noise_to_signal))
         # Where no look-ahead has a reward, nothing tells where to go.
         terms = terms.masked_fill(torch.isneginf(values).reshape(-1, *[1] * (terms.ndim - 1)), 0.0)
-        drift = drift_size(self.x, _mean(drawn) if known is None else known, self.noise_to_signal)
+        drift = self.drift(known, drawn) if with_drift else None
         coefficients = torch.full((len(x),), coefficient, device=x.device, dtype=working_dtype(x))
         return LookAhead(known, values.detach(), terms, coefficients, drift, **kept)
 
@@ -237,6 +247,10 @@ class _Particles:
             return predicted, drawn
         with torch.no_grad():
             return self.aim(network, x, self.noise_to_signal), drawn
+
+    def drift(self, predicted: Tensor | None, drawn: PosteriorSamples) -> Tensor:
+        """The size of the velocity `[N]`, by what the look-aheads say on average where nothing is predicted."""
+        return drift_size(self.x, _mean(drawn) if predicted is None else predicted, self.noise_to_signal)
 
     def rewards(self, samples: Tensor) -> Tensor:
         """Scaled rewards `[N, K]` of the look-aheads `[N, K, ...]`."""

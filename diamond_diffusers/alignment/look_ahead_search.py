@@ -78,18 +78,20 @@ class LookAheadSearch(Method):
         if interval.is_last:
             final = rows.evaluate(x)
             ahead = LookAhead(None, law.values(final).to(x.device))
+            values = law.final_values(final).to(x.device)
         elif per_image == self.num_particles:
             return replace(cloud, x=x, ahead=None, figures={})
         else:
             needed = self.moves.needs_prediction(rows.network)
             ahead = look_ahead(law, self.posterior, x, interval.end, random.aside, with_prediction=needed)
-        kept = highest(ahead.values.unflatten(0, (-1, per_image)), self.num_particles)
+            values = ahead.values
+        kept = highest(values.unflatten(0, (-1, per_image)), self.num_particles)
         return replace(
             cloud,
             x=x[kept],
             ahead=ahead.rows(kept),
             final=final and final.rows(kept),
-            values=ahead.values[kept].unflatten(0, (-1, self.num_particles)),
+            values=values[kept].unflatten(0, (-1, self.num_particles)),
             figures=ahead.figures(per_image),
         )
 

@@ -110,7 +110,8 @@ class MemoryProbe:
         evaluate = partial(reward.evaluate, prompts=prompts, latents=z, noise_to_signal=as_level(self.noise_to_signal))
         law.cost.reward_calls += 1
         try:
-            return row_use(lambda images: evaluate(images).total, images, True)[0]
+            with law.execution.around_reward():
+                return row_use(lambda images: evaluate(images).total, images, True)[0]
         except Exception as error:
             # The run says what becomes of it, as it does of all failures of a reward.
             if law.reward_errors.action == "raise" or not is_of_reward(error):

@@ -14,9 +14,10 @@ from ..core.attention import differentiable_attention
 from ..core.checks import check_choice, check_counts, check_finite
 from ..core.deferred import require
 from ..core.tensors import expand, finite_rows, sent
+from ..core.values import scaled_rewards
 from ..transitions.base import Transition
 from .faults import NotFiniteError
-from .law import Evaluation, Law
+from .law import Law
 from .noise_rounds import NoiseRounds, Sample, plain_sample
 from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource
@@ -45,7 +46,8 @@ class NoiseAscent(NoiseRounds):
     A callback is called once an iteration: see `NoiseRounds`. Subclasses say how the reward's gradient is found.
 
     Args:
-        num_iterations: noises tried of each particle, the plain one included.
+        num_iterations: noises tried of each particle, the plain one included. With the default a run costs as much as
+            the searches over noises by default, 16 plain samples; ReNO takes 50.
         optimizer: a name in `OPTIMIZERS`.
         learning_rate: of the optimiser.
         max_gradient_norm: limit of the norm of each particle's gradient; None for no limit.
@@ -54,7 +56,7 @@ class NoiseAscent(NoiseRounds):
         num_particles: noises of each image that are optimised; the best is returned.
     """
 
-    num_iterations: int = 50
+    num_iterations: int = 6
     optimizer: str = "sgd"
     learning_rate: float = 5.0
     max_gradient_norm: float | None = 0.1
@@ -78,7 +80,10 @@ class NoiseAscent(NoiseRounds):
 
     @abstractmethod
     def sample_and_gradient(self, sampler: NoiseSampler, noise: Tensor) -> tuple[Sample, Tensor]:
-        """Samples of the noises `[N, ...]`, and the gradient of `reward_scale * reward` there, `[N, ...]`."""
+        """Samples of the noises `[N, ...]`, and the gradient there, `[N, ...]`, of their scaled reward.
+
+        Where there are constraints, it is that of `reward_scale * reward - violation`.
+        """
 
     def num_stages(self, law: Law, levels: Sequence[float]) -> int:
         return self.num_iterations
@@ -138,13 +143,15 @@ class NoiseSampler:
         """Samples of `[N, ...]`: of each particle, or of equally many consecutive copies of each."""
         return _joined([self._sample(*part) for part in self._parts(noise)])
 
-    def rewards(self, noise: Tensor) -> Tensor:
-        """As of `__call__`, the rewards alone, `[N]`."""
-        return torch.cat([self._sample(*part).evaluation.total for part in self._parts(noise)])
+    def rewards(self, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As of `__call__`, the unscaled rewards `[N]` and the violations `[N]` of constraints alone."""
+        parts = [self._sample(*part).evaluation for part in self._parts(noise)]
+        violations = [part.violation for part in parts if part.violation is not None]
+        return torch.cat([part.total for part in parts]), torch.cat(violations) if violations else None
 
     @differentiable_attention()
     def differentiated(self, noise: Tensor) -> tuple[Sample, Tensor]:
-        """The samples, and the gradients of `reward_scale * reward` in the noises, `[N, ...]`."""
+        """The samples, and the gradients of `reward_scale * reward - violation` in the noises, `[N, ...]`."""
         samples: list[Sample] = []
         gradients: list[Tensor] = []
         # The graph of one part is all that memory must hold.
@@ -152,13 +159,12 @@ class NoiseSampler:
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 sample = self._sample(rows, index, groups)
-                total = sample.evaluation.total
-                objective = (expand(self.law.scales()[index // self.num_particles], total) * total).sum()
+                scored, scales = sample.evaluation, self.law.scales()[index // self.num_particles]
+                objective = scaled_rewards(scored.total, scales, scored.violation).sum()
             gradients += torch.autograd.grad(objective, rows)
             right = finite_rows(gradients[-1])
             require(right, partial(self._fault_of_gradient, sample.latents.detach(), index, right))
-            total, terms, images = sample.evaluation.total, sample.evaluation.terms, sample.evaluation.images
-            samples.append(Sample(sample.latents.detach(), Evaluation(total.detach(), terms, images.detach())))
+            samples.append(Sample(sample.latents.detach(), sample.evaluation.map(Tensor.detach)))
         return _joined(samples), torch.cat(gradients)
 
     def _fault_of_gradient(self, latents: Tensor, index: Tensor, right: Tensor) -> NotFiniteError:
@@ -199,10 +205,9 @@ class _Repeated(RandomSource):
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    evaluations = [sample.evaluation for sample in samples]
-    terms = {name: torch.cat([part.terms[name] for part in evaluations]) for name in evaluations[0].terms}
-    total, images = (torch.cat([getattr(part, name) for part in evaluations]) for name in ("total", "images"))
-    return Sample(torch.cat([sample.latents for sample in samples]), Evaluation(total, terms, images))
+    first, *others = [sample.evaluation for sample in samples]
+    evaluation = first.map(lambda *parts: torch.cat(parts), *others)
+    return Sample(torch.cat([sample.latents for sample in samples]), evaluation)
 
 
 def log_norm_density_gradient(noise: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class NoiseRounds(NoAlignment):
 
     needs_reward = True
     default_selection = "best"
+    works_in_rounds = True
 
     @abstractmethod
     def rounds(
@@ -49,7 +51,7 @@ class NoiseRounds(NoAlignment):
         for index, (sample, best) in enumerate(self.rounds(law, x, levels, random)):
             trace.steps.append(TraceStep(levels[0], **sample.figures(law)))
             cloud = self.start(law, best.latents, 0)
-            values = law.values(best.evaluation).reshape(cloud.log_weights.shape)
+            values = law.final_values(best.evaluation).reshape(cloud.log_weights.shape)
             cloud = replace(cloud, final=best.evaluation, values=values)
             progress = Progress(
                 self, law, cloud, trace, index, num_stages, len(levels) - 2, levels[-1], True, sample.latents
@@ -88,10 +90,9 @@ class Sample:
             law: whose images have equally many consecutive rows each.
         """
         mine, theirs = self.evaluation, other.evaluation
-        better = law.values(theirs) > law.values(mine)
-        terms = {name: where_rows(better, term, mine.terms[name]) for name, term in theirs.terms.items()}
-        total, images = where_rows(better, theirs.total, mine.total), where_rows(better, theirs.images, mine.images)
-        return Sample(where_rows(better, other.latents, self.latents), Evaluation(total, terms, images))
+        better = law.final_values(theirs) > law.final_values(mine)
+        evaluation = theirs.map(partial(where_rows, better), mine)
+        return Sample(where_rows(better, other.latents, self.latents), evaluation)
 
     def figures(self, law: Law) -> dict[str, Tensor]:
         """What the trace records of equally many rows of each image, each `[B]`."""
@@ -112,7 +113,6 @@ def plain_sample(
         random: what stochastic transitions draw from.
     """
     result = NoAlignment(transition, len(noise) // law.num_images).run(law, noise, levels, random)
-    terms = {name: term.flatten(0, 1) for name, term in result.reward_terms.items()}
     assert result.rewards is not None and result.images is not None, "searches of noises need a reward"
-    evaluation = Evaluation(result.rewards.flatten(0, 1), terms, result.images.flatten(0, 1))
-    return Sample(result.latents.flatten(0, 1), evaluation)
+    evaluation = Evaluation(result.rewards, result.reward_terms, result.images, result.violation)
+    return Sample(result.latents.flatten(0, 1), evaluation.map(lambda rows: rows.flatten(0, 1)))

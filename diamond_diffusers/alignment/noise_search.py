@@ -92,12 +92,12 @@ class NoiseSearch(NoiseRounds):
         self, law: Law, pivot: Tensor, best: Sample | None, noise: Tensor, sample: Sample
     ) -> tuple[Tensor, Sample]:
         """The noise of each particle whose sample has the highest scaled reward so far, and that sample."""
-        values = law.values(sample.evaluation).unflatten(0, (len(pivot), -1))
+        values = law.final_values(sample.evaluation).unflatten(0, (len(pivot), -1))
         rows = highest(values, 1)
         found = Sample(sample.latents[rows], sample.evaluation.rows(rows))
         if best is None:
             return noise[rows], found
-        better = law.values(found.evaluation) > law.values(best.evaluation)
+        better = law.final_values(found.evaluation) > law.final_values(best.evaluation)
         return where_rows(better, noise[rows], pivot), best.improved_by(found, law)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.cost import Cost
+from ..core.interruption import Interrupted
 from .cloud import Cloud
-from .interruption import Interrupted
 from .law import Law
 from .out_of_memory import with_smaller_chunks
 from .random_source import RandomSource

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.values import scaled_rewards
+from ..core.values import final_values
 from .random_source import RandomSource
 from .smc_parts.resampling import invert, uniform
 from .trace import Trace
@@ -30,6 +30,10 @@ class AlignmentResult:
         trace: figures of each step.
         scales: multiplied the reward of each image, `[B]`: the best particle is that of the highest product, the first
             of equals.
+        violation: of constraints, `[B, P]`, as of `RewardOutput`; None where there are none. A particle that violates
+            one is never better than one that does not.
+        places: of the particles in the order that the stages of a reward give them, `[B, P]` on the CPU, where 0 is the
+            best; None where the rewards order them.
     """
 
     latents: Tensor
@@ -40,6 +44,14 @@ class AlignmentResult:
     log_evidence: Tensor | None
     trace: Trace
     scales: Tensor
+    violation: Tensor | None = None
+    places: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The final values of the particles, `[B, P]`, as of `final_values`."""
+        assert self.rewards is not None, "only rewards give values"
+        return final_values(self.rewards, self.scales, self.violation)
 
     def select(self, final_selection: str, random: RandomSource) -> Tensor:
         """Indices `[B, n]` of the particles to return: one drawn by weight, the heaviest, the best, or all."""
@@ -47,8 +59,12 @@ class AlignmentResult:
             return torch.arange(self.log_weights.shape[1]).expand(self.log_weights.shape)
         if final_selection == "heaviest":
             return self.log_weights.cpu().argmax(1, keepdim=True)
+        if final_selection == "best" and self.places is not None and self.rewards is not None:
+            # An image that a safety checker has blacked out since has lost its reward.
+            lost = self.rewards.isnan().cpu()
+            return self.places.masked_fill(lost, self.places.shape[1]).argmin(1, keepdim=True)
         if final_selection == "best" and self.rewards is not None:
-            return scaled_rewards(self.rewards, self.scales).cpu().argmax(1, keepdim=True)
+            return self.values.cpu().argmax(1, keepdim=True)
         weights = self.log_weights.exp().cpu()
         if weights.shape[1] == 1:
             return torch.zeros(weights.shape, dtype=torch.long)

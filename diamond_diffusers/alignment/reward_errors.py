@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..core.checks import check_choice
 from ..core.deferred import checks_at_once, faults_shown_to, require
+from ..core.interruption import Interrupted, pause
 from ..core.memory_errors import want_of_memory
+from ..core.pending import Pending
 from ..rewards.base import Reward, RewardOutput
-from ..rewards.errors import first_line
+from ..rewards.errors import LimitError, RefusedError, UnavailableError, first_line
 from .execution import Execution
 from .faults import NotFiniteError
-from .interruption import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class RewardErrors:
     Attributes:
         action: `raise` lets the reward's own exception through. `retry` calls the reward again after `RETRY_DELAYS`
             first, which suits rewards on a network. `skip` calls it again image by image, and goes on without those
-            that fail: their reward is NaN and stands for a value of `-inf`, without a gradient.
+            that fail: their reward is NaN and stands for a value of `-inf`, without a gradient. Neither does what is of
+            no use, as the reward says by its exception; see `rewards.errors`.
         raised: the last exception of a reward, by which a run knows whose one is.
         num_skipped: how many scores are NaN.
 
@@ -69,12 +71,37 @@ class RewardErrors:
             try:
                 return function()
             except Exception as error:
-                if not is_of_reward(error):
+                if not is_of_reward(error) or isinstance(error, RefusedError):
                     raise
                 logger.warning("The reward failed (%s), and is called again in %g s.", first_line(error), delay)
-            time.sleep(delay)
+            pause(delay)
             again()
         return function()
+
+    def begun(
+        self,
+        execution: Execution,
+        reward: Reward,
+        begin: Callable[..., Pending[RewardOutput]],
+        score: Callable[..., RewardOutput],
+        *rows: Tensor,
+    ) -> Pending[RewardOutput]:
+        """The scores as of `scores`, whose first call is begun by `begin` here, and awaited when they are."""
+        try:
+            with execution.around_reward():
+                first = [begin(*rows)]
+        except Exception as error:
+            first = [Pending(partial(_raise, error))]
+
+        def await_or_score(*rows: Tensor) -> RewardOutput:
+            return first.pop().result() if first else score(*rows)
+
+        def cancel() -> None:
+            with execution.around_reward():
+                for pending in first:
+                    pending.cancel()
+
+        return Pending(lambda: self.scores(execution, reward, await_or_score, *rows), cancel)
 
     def scores(
         self, execution: Execution, reward: Reward, score: Callable[..., RewardOutput], *rows: Tensor
@@ -87,6 +114,12 @@ class RewardErrors:
             score: maps the rows to their scores.
             *rows: indices, latents and images.
         """
+        with execution.around_reward():
+            return self._scores(execution, reward, score, *rows)
+
+    def _scores(
+        self, execution: Execution, reward: Reward, score: Callable[..., RewardOutput], *rows: Tensor
+    ) -> RewardOutput:
         images = rows[-1]
 
         def again() -> None:
@@ -110,11 +143,12 @@ class RewardErrors:
         try:
             return execution.checkpointed("reward", score_finite, *rows)
         except Exception as error:
-            if self.action != "skip" or not is_of_reward(error):
+            if self.action != "skip" or not is_of_reward(error) or isinstance(error, LimitError):
                 raise
             failed = error
         # One image alone has just been tried.
-        outputs = [None] if len(images) == 1 else self._one_by_one(execution, score_finite, *rows)
+        is_lost = len(images) == 1 or isinstance(failed, UnavailableError)
+        outputs = [None] * len(images) if is_lost else self._one_by_one(execution, score_finite, *rows)
         missing = sum(output is None for output in outputs)
         if missing and not self.num_skipped:
             logger.warning(
@@ -132,16 +166,21 @@ class RewardErrors:
         self, execution: Execution, score: Callable[..., RewardOutput], *rows: Tensor
     ) -> list[RewardOutput | None]:
         """The scores of each row, after all of them together have failed; None where it fails by itself."""
-        outputs: list[RewardOutput | None] = []
+        outputs: list[RewardOutput | None] = [None] * len(rows[0])
         for row in range(len(rows[0])):
             execution.cost.reward_calls += 1
             try:
-                outputs.append(execution.checkpointed("reward", score, *(part[row : row + 1] for part in rows)))
+                outputs[row] = execution.checkpointed("reward", score, *(part[row : row + 1] for part in rows))
             except Exception as error:
-                if not is_of_reward(error):
+                if not is_of_reward(error) or isinstance(error, LimitError):
                     raise
-                outputs.append(None)
+                if isinstance(error, UnavailableError):
+                    break
         return outputs
+
+
+def _raise(error: Exception) -> RewardOutput:
+    raise error
 
 
 def check_no_nan(reward: Reward, output: RewardOutput) -> None:
@@ -163,4 +202,8 @@ def _joined(reward: Reward, images: Tensor, outputs: list[RewardOutput | None]) 
     missing = [nan + 0 * images[row].float().sum() if images.requires_grad else nan for row in range(len(images))]
     total = [missing[row] if output is None else output.total for row, output in enumerate(outputs)]
     terms = {name: torch.cat([nan if output is None else output.terms[name] for output in outputs]) for name in names}
-    return RewardOutput(torch.cat(total), terms)
+    if not reward.is_constrained:
+        return RewardOutput(torch.cat(total), terms)
+    violations = [None if output is None else output.violation for output in outputs]
+    known = [missing[row] if violation is None else violation for row, violation in enumerate(violations)]
+    return RewardOutput(torch.cat(total), terms, torch.cat(known))

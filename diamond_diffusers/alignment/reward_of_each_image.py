@@ -19,7 +19,8 @@ class RewardOfEachImage(CompositeReward):
 
     Args:
         rewards: of each row.
-        term_names: the terms to report; by default those of all rewards, in the order of the rows.
+        whole: the rewards of a run, of which these are some rows, and whose outputs these have the form of; None where
+            these are all.
 
     Example:
         >>> from diamond_diffusers.rewards import as_reward
@@ -30,21 +31,27 @@ class RewardOfEachImage(CompositeReward):
         'colour'
     """
 
-    def __init__(self, rewards: Sequence[Reward], term_names: Sequence[str] | None = None) -> None:
+    def __init__(self, rewards: Sequence[Reward], whole: RewardOfEachImage | None = None) -> None:
         self.rewards_of_rows = tuple(rewards)
         distinct = list({id(reward): reward for reward in rewards}.values())
         super().__init__(distinct, ", ".join(dict.fromkeys(reward.name for reward in distinct)))
-        found = [name for reward in distinct for name in reward.term_names]
-        self._term_names = list(dict.fromkeys(found if term_names is None else term_names))
+        found = dict.fromkeys(name for reward in distinct for name in reward.term_names)
+        self._term_names = list(found) if whole is None else whole.term_names
+        self._is_constrained = super().is_constrained if whole is None else whole.is_constrained
 
     @property
     def term_names(self) -> list[str]:
         """Those of all rewards, each once."""
         return list(self._term_names)
 
+    @property
+    def is_constrained(self) -> bool:  # type: ignore[override]
+        """Whether any of the rewards is, also where none of these rows' is."""
+        return self._is_constrained
+
     def rows(self, index: Tensor) -> Self:
-        """The rewards of the rows `index [N]`, with the same terms."""
-        return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self._term_names)
+        """The rewards of the rows `index [N]`, whose outputs have the same form."""
+        return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self)
 
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The score of each row by its own reward; see `Reward.evaluate`.
@@ -55,18 +62,23 @@ class RewardOfEachImage(CompositeReward):
         if len(images) != len(self.rewards_of_rows):
             raise ValueError(f"Reward '{self.name}' has {len(self.rewards_of_rows)} rows for {len(images)} images.")
         order: list[int] = []
-        totals: list[Tensor] = []
+        outputs: list[RewardOutput] = []
         terms: dict[str, list[Tensor]] = {name: [] for name in self._term_names}
         for reward in self.rewards:
             mine = [row for row, other in enumerate(self.rewards_of_rows) if other is reward]
             output = reward.evaluate(_rows(images, mine), [prompts[row] for row in mine], **_context(context, mine))
             order += mine
-            totals.append(output.total)
+            outputs.append(output)
             nan = torch.full_like(output.total.detach(), torch.nan)
             for name, parts in terms.items():
                 parts.append(output.terms.get(name, nan))
         back = torch.tensor(order).argsort().to(images.device)
-        return RewardOutput(torch.cat(totals)[back], {name: torch.cat(parts)[back] for name, parts in terms.items()})
+        return RewardOutput(
+            torch.cat([output.total for output in outputs])[back],
+            {name: torch.cat(parts)[back] for name, parts in terms.items()},
+            # A reward without constraints violates none.
+            torch.cat([_violation(output) for output in outputs])[back] if self.is_constrained else None,
+        )
 
 
 def rewards_and_images(reward: Reward | None) -> list[tuple[Reward, int]]:
@@ -79,6 +91,10 @@ def rewards_and_images(reward: Reward | None) -> list[tuple[Reward, int]]:
 def _rows(values: Tensor, index: list[int]) -> Tensor:
     # All of them are those that a reward alone is given.
     return values if len(index) == len(values) else values[torch.tensor(index, device=values.device)]
+
+
+def _violation(output: RewardOutput) -> Tensor:
+    return torch.zeros_like(output.total) if output.violation is None else output.violation
 
 
 def _context(context: dict[str, Tensor | float], index: list[int]) -> dict[str, Tensor | float]:

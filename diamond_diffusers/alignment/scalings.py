@@ -34,11 +34,13 @@ class Scaling:
     Attributes:
         shift: of estimates of particles.
         takes_terms: whether it scales the terms of the gradient each for itself, where the look-aheads have terms.
+        takes_drift: whether it uses the size of the velocity.
         has_coefficient: whether it multiplies by a coefficient, which `max_coefficient` can limit.
     """
 
     shift: ShiftOfGradient
     takes_terms: bool = False
+    takes_drift: bool = False
     has_coefficient: bool = True
 
 
@@ -46,12 +48,12 @@ SCALINGS: Registry[Scaling] = Registry("scaling", "scalings")
 
 
 def scaling(
-    name: str, *, takes_terms: bool = False, has_coefficient: bool = True
+    name: str, *, takes_terms: bool = False, takes_drift: bool = False, has_coefficient: bool = True
 ) -> Callable[[ShiftOfGradient], ShiftOfGradient]:
     """Registers the decorated function as the scaling of that name; arguments as of `Scaling`."""
 
     def register(shift: ShiftOfGradient) -> ShiftOfGradient:
-        SCALINGS.register(name)(Scaling(shift, takes_terms, has_coefficient))
+        SCALINGS.register(name)(Scaling(shift, takes_terms, takes_drift, has_coefficient))
         return shift
 
     return register
@@ -97,7 +99,7 @@ def sana_sprint_norm(ahead: LookAhead, noise_to_signal: float, max_coefficient: 
     return math.sin(angle) * coefficient / SANA_SPRINT_DEVIATION * _sum_of_units(ahead.terms)
 
 
-@scaling("auto", has_coefficient=False)
+@scaling("auto", takes_drift=True, has_coefficient=False)
 def auto(ahead: LookAhead, noise_to_signal: float, max_coefficient: float) -> Tensor:
     """The change of the velocity gets the size of the velocity (FMRG, arXiv 2604.27147)."""
     assert ahead.terms is not None and ahead.drift is not None, NO_GRADIENT

@@ -11,13 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .calibration import CALIBRATION, Calibrate, CalibrationFile, draw_calibration, read_calibration
 from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .options import (
     MAX_COUNT,
+    MAX_NUMBER,
     Device,
     Offload,
     ParticleBatchSize,
-    PromptsFile,
+    PromptsSource,
     positive_numbers,
 )
 from .records import LoadingOptions, StockOptions, WeightOptions, takes_records
@@ -30,11 +32,16 @@ if TYPE_CHECKING:
     from ..evaluation.benchmark.prompts import Prompt, Suite
     from ..evaluation.benchmark.records import Record
     from ..evaluation.benchmark.report import Comparison
+    from ..pipelines.calibration import Calibration
+    from ..pipelines.pipeline import DiamondMapPipeline
     from ..rewards import Reward
     from ..rewards.clip import CLIPBasedReward
 
 Budgets = Annotated[
     str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
+]
+MaxRewardCalls = Annotated[
+    int | None, typer.Option(min=1, max=MAX_NUMBER, help="The most scores of the reward for an image, at every budget.")
 ]
 Methods = Annotated[
     str | None,
@@ -70,8 +77,9 @@ Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 def benchmark(
     *,
     budgets: Budgets = "120",
+    max_reward_calls: MaxRewardCalls = None,
     methods: Methods = None,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     num_prompts: NumPrompts = None,
     num_images_per_prompt: NumImages = 1,
     batch_size: BatchSize = 25,
@@ -79,6 +87,8 @@ def benchmark(
     model: ModelName = None,
     reward: RewardExpression = None,
     reward_scale: RewardScale = None,
+    calibrate: Calibrate = None,
+    calibration: CalibrationFile = None,
     held_out_reward: HeldOut = None,
     diversity_clip: DiversityCLIP = None,
     num_inference_steps: NumSteps = None,
@@ -98,6 +108,7 @@ def benchmark(
     from ..evaluation.benchmark.recipes import all_recipes
     from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
+    from ..evaluation.known_prompts import find_prompts
     from ..pipelines.resolution import own_reward_scale
 
     for name in export or ():
@@ -107,15 +118,23 @@ def benchmark(
     sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
     check_request(names, sizes, recipes)
     check_seed(seed)
-    suite = miniature_suite() if prompts_file is None else read_prompts(prompts_file)
+    suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
     chosen = suite.first(num_prompts)
     defaults = model_defaults(model, loading)
     followed, held_out = _rewards(reward, held_out_reward or (), defaults)
+    used = read_calibration(calibrate, calibration, followed)
     clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
     # A share takes as long as its images.
     processes = PartialState(cpu=loading.device == "cpu", timeout=timedelta(days=7))
     pipe = load_model(model, loading, output)
     pipe.set_progress_bar_config(disable=True)
+    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+    if calibrate is not None:
+        texts = [prompt.text for prompt in chosen]
+        with processes.main_process_first():
+            used = _calibration(pipe, texts, followed, calibrate, seed, output, stock.given() | steps)
+    if used is not None:
+        followed = used.apply(followed)
     followed.to(device=pipe.family.device)
     setup = Setup(
         pipe=pipe,
@@ -130,15 +149,44 @@ def benchmark(
         batch_size=batch_size,
         particle_batch_size=particle_batch_size,
         arguments=stock.given(),
+        calibration=used,
     )
-    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
-    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes)
+    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes, max_reward_calls)
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
     if processes.is_main_process:
         summaries = summarise(plan, records, output, clip)
-        comparison = Comparison({"budgets": sizes, **setup.settings()}, plan, records, summaries)
+        settings = {"budgets": sizes, "max_reward_calls": max_reward_calls, **setup.settings()}
+        if used is not None:
+            settings["calibration_cost"] = used.cost
+        comparison = Comparison(settings, plan, records, summaries)
         _report(comparison, chosen, export or (), output)
+
+
+def _calibration(
+    pipe: DiamondMapPipeline,
+    texts: Sequence[str],
+    reward: Reward,
+    num_samples: int,
+    seed: int,
+    output: Path,
+    arguments: dict[str, Any],
+) -> Calibration:
+    """The calibration of a run: drawn once, and read again by other processes and where a killed run goes on."""
+    from ..pipelines.calibration import Calibration
+
+    file = output / CALIBRATION
+    if file.exists():
+        found = Calibration.load(file)
+        if (found.reward, found.num_samples, found.seed) != (reward.name, num_samples, seed):
+            raise ValueError(
+                f"output is '{output}', which holds a calibration of {found.reward!r} by {found.num_samples} samples "
+                f"of seed {found.seed}; take another folder, or the options of that run"
+            )
+        return found
+    found = draw_calibration(pipe, texts, reward, num_samples, seed, **arguments)
+    found.save(file)
+    return found
 
 
 def _rewards(
@@ -179,7 +227,7 @@ def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence
     """Writes what came of a comparison, copies its images where they are asked for, and prints its tables."""
     from ..evaluation.benchmark.exports import export
     from ..evaluation.benchmark.report import write_report
-    from ..evaluation.benchmark.tables import rich_table
+    from ..evaluation.text_tables import rich_table
 
     write_report(comparison, output)
     for name in exports:
@@ -202,13 +250,12 @@ def redraw(
     from ..evaluation.files import check_image_path, write_image
     from ..files.foreign import ForeignFileError
     from ..files.json_forms import fitted
-    from ..rewards import as_reward
 
     check_image_path(output)
     recorded = redrawing.read_recorded(record)
     settings = recorded.settings
     try:
-        reward = as_reward(settings["reward"])
+        reward = redrawing.reward_of(settings, record)
     except (ValueError, ImportError) as error:
         raise ForeignFileError(f"settings.reward of '{record}' cannot be used here: {error}") from error
     model = None if settings["model"] == "embedded" else settings["model"]

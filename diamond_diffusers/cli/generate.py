@@ -12,6 +12,15 @@ from rich.markup import escape
 from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
+from .calibration import (
+    CALIBRATION,
+    Calibrate,
+    CalibrationFile,
+    draw_calibration,
+    print_calibration,
+    read_calibration,
+    recorded,
+)
 from .interruption import interruptible
 from .loading import (
     FoundRewardScale,
@@ -29,7 +38,7 @@ from .options import (
     MAX_SEED,
     PlannedBatchSize,
     PlannedCheckpointing,
-    PromptsFile,
+    PromptsSource,
     all_texts,
     checked_texts,
     memory_options,
@@ -40,6 +49,8 @@ from .records import LoadingOptions, StockOptions, takes_records
 if TYPE_CHECKING:
     from ..alignment.base import Method
     from ..evaluation.side_by_side import SideBySide
+    from ..pipelines.output import DiamondMapPipelineOutput
+    from ..pipelines.watch import Watch
 
 
 def help_of_alignment() -> str:
@@ -55,6 +66,7 @@ def help_of_posterior() -> str:
     return f"Draws the look-aheads: {', '.join(POSTERIORS.names())}. Short for -o posterior=NAME."
 
 
+BUDGETS = ("max_network_evaluations", "max_reward_calls")
 AlignmentName = Annotated[str | None, typer.Option(help=help_of_alignment())]
 MethodOptions = Annotated[
     list[str] | None,
@@ -87,6 +99,27 @@ MaxNetworkEvaluations = Annotated[
         min=1, max=MAX_NUMBER, help="Budget of an aligned image, which sets its particles, candidates or iterations."
     ),
 ]
+MaxRewardCalls = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=MAX_NUMBER, help="Budget of scores by the reward for an aligned image, which does likewise."
+    ),
+]
+WatchReward = Annotated[
+    str | None,
+    typer.Option(
+        "--watch",
+        metavar="REWARD",
+        help="A reward that is not followed: a search in rounds ends where it falls, and each image is taken where it "
+        "was the highest.",
+    ),
+]
+WatchPatience = Annotated[
+    int | None, typer.Option(min=1, max=MAX_COUNT, help="Checks in a row below its best at which --watch ends; 3.")
+]
+WatchEvery = Annotated[
+    int | None, typer.Option(min=1, max=MAX_COUNT, help="Rounds from one check of --watch to the next; 1.")
+]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
@@ -98,12 +131,14 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
     option: MethodOptions = None,
     reward: RewardExpression = None,
     reward_scale: FoundRewardScale = None,
+    calibrate: Calibrate = None,
+    calibration: CalibrationFile = None,
     num_images: NumImages = 1,
     seed: FirstSeed = 0,
     num_inference_steps: NumSteps = None,
@@ -115,6 +150,10 @@ def generate(
     guidance_strength: GuidanceStrength = None,
     stock: StockOptions,
     max_network_evaluations: MaxNetworkEvaluations = None,
+    max_reward_calls: MaxRewardCalls = None,
+    watch: WatchReward = None,
+    watch_patience: WatchPatience = None,
+    watch_every: WatchEvery = None,
     particle_batch_size: PlannedBatchSize = None,
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
@@ -125,7 +164,7 @@ def generate(
     from ..evaluation.side_by_side import draw_side_by_side, save
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
-    texts = all_texts(prompts, prompts_file, "PROMPT")
+    texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
     scored_by = named_reward(reward, defaults)
     if scored_by is not None and not any(texts):
@@ -141,7 +180,8 @@ def generate(
     own = "none" if scored_by is None else defaults.get("alignment", "smc")
     request = method_request(alignment or own, flags, option or ())
     method = request.build()
-    check_call(method, request, {"reward_scale": scale, "max_network_evaluations": max_network_evaluations})
+    budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
+    check_call(method, request, {"reward_scale": scale, **budget})
     if method.needs_reward and scored_by is None:
         raise ValueError(
             f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
@@ -150,7 +190,15 @@ def generate(
     method.check(scored_by)
     if no_plain and not method.needs_reward:
         raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    watched_by = _watch(watch, watch_patience, watch_every, method)
+    used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
+    arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
+    if calibrate is not None and scored_by is not None:
+        used = draw_calibration(pipe, texts, scored_by, calibrate, seed, **memory, **arguments)
+    if used is not None and scored_by is not None:
+        scored_by = used.apply(scored_by)
+        print_calibration(used)
     with interruptible(pipe):
         drawn = draw_side_by_side(
             pipe,
@@ -161,37 +209,67 @@ def generate(
             num_images,
             scale,
             memory,
-            {"num_inference_steps": num_inference_steps, **stock.given()},
+            arguments,
             max_network_evaluations,
             with_plain=not no_plain,
+            max_reward_calls=max_reward_calls,
+            watch=watched_by,
         )
-        settings = {"model": model or "embedded", "loading": loading.of_weights(), "offload": loading.offload}
-        save(drawn, output, settings)
+        settings: dict[str, Any] = {
+            "model": model or "embedded",
+            "loading": loading.of_weights(),
+            "offload": loading.offload,
+        }
+        if used is not None:
+            file = calibration or output / CALIBRATION
+            settings["calibration"] = recorded(used, file)
+            used.save(output / CALIBRATION)
+        save(drawn, output, settings, {} if calibrate is None or used is None else {"calibration": used.cost})
         _print_rewards(drawn)
         Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
 
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
     """Raises a `ValueError` where a method makes no use of what a call is given, or the call replaces an option."""
-    uses = {"reward_scale": method.needs_reward, "max_network_evaluations": method.grows is not None}
     for name, value in given.items():
-        if value is not None and not uses[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {value}, but alignment {request.name!r} does not use it; drop {flag}")
-    budget = given["max_network_evaluations"]
-    if budget is not None and method.grows is not None and method.grows in request.options:
-        flag, _ = request.flags.get(method.grows, (f"-o {method.grows}", None))
-        raise ValueError(
-            f"{flag} is {request.options[method.grows]}, which --max-network-evaluations {budget} would replace; drop "
-            "one of them"
-        )
+        if value is None:
+            continue
+        is_budget, own = name in BUDGETS, f"--{name.replace('_', '-')}"
+        if not (method.grows is not None if is_budget else method.needs_reward):
+            raise ValueError(f"{own} is {value}, but alignment {request.name!r} does not use it; drop {own}")
+        if is_budget and method.grows is not None and method.grows in request.options:
+            flag, _ = request.flags.get(method.grows, (f"-o {method.grows}", None))
+            raise ValueError(
+                f"{flag} is {request.options[method.grows]}, which {own} {value} would replace; drop one of them"
+            )
+
+
+def _watch(expression: str | None, patience: int | None, every: int | None, method: Method) -> Watch | None:
+    """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
+    counts = {"patience": patience, "every": every}
+    given = {name: count for name, count in counts.items() if count is not None}
+    if expression is None:
+        for name, count in given.items():
+            raise ValueError(f"--watch-{name} is {count}, but nothing is watched; name a reward with --watch")
+        return None
+    from ..pipelines.watch import Watch, check_watchable
+    from ..rewards import as_reward
+
+    check_watchable(method)
+    return Watch(as_reward(expression), **given)
+
+
+def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
+    if out.rewards is None:
+        return "–"
+    violates = out.constraints_met is not None and not out.constraints_met[i]
+    return f"{out.rewards[i]:.3f}" + (", violates" if violates else "")
 
 
 def _print_rewards(drawn: SideBySide) -> None:
     table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
-        rewards = [None if out.rewards is None else out.rewards[i] for out in drawn.outputs.values()]
-        table.add_row(escape(prompt), str(seed), *("–" if reward is None else f"{reward:.3f}" for reward in rewards))
+        table.add_row(escape(prompt), str(seed), *(_shown_reward(out, i) for out in drawn.outputs.values()))
     means = [f"{out.rewards.mean():.3f}" for out in drawn.outputs.values() if out.rewards is not None]
     if means and len(drawn.prompts) > 1:
         table.add_section()
@@ -200,5 +278,11 @@ def _print_rewards(drawn: SideBySide) -> None:
     console.print(table)
     for name, out in drawn.outputs.items():
         console.print(f"{name}: {out.cost}", soft_wrap=True)
+        if out.watched is not None:
+            chosen, checks = [out.watched.rounds[check] + 1 for check in out.watched.chosen], out.watched.held_out
+            ended = f", which ended the run after {out.watched.rounds[-1] + 1}" if out.watched.is_ended else ""
+            scores = f"{out.watched.reward_calls} scores of '{out.watched.reward}' in {len(checks)} checks{ended}"
+            text = f"{name}, watched: taken from round {', '.join(map(str, chosen))}; {scores}"
+            console.print(text, soft_wrap=True, markup=False)
         if out.plan is not None:
             console.print(f"{name}, planned for memory: {out.plan}", soft_wrap=True)

@@ -16,10 +16,13 @@ from ..core.memory_errors import want_of_memory
 from ..files.extensions import import_extension
 from .benchmark import benchmark, redraw
 from .check import check
+from .evaluate import evaluate
 from .generate import generate, help_of_alignment, help_of_posterior
 from .models import models
+from .remote_rewards import name_remote_reward
 from .rewards import rewards
 from .score import score
+from .serve_reward import serve_reward
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 SAVING = {
@@ -85,13 +88,29 @@ Extensions = Annotated[
         "may come several times.",
     ),
 ]
+RemoteRewards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remote-reward",
+        metavar="NAME=URL",
+        help="A service that scores images, whose NAME expressions can then use; or NAME=FILE, a .yaml or .json file "
+        "that describes one; before the command; may come several times.",
+    ),
+]
 
 
 @app.callback()
-def root(ctx: typer.Context, extensions: Extensions = None, show_version: Version = False) -> None:
+def root(
+    ctx: typer.Context,
+    extensions: Extensions = None,
+    remote_rewards: RemoteRewards = None,
+    show_version: Version = False,
+) -> None:
     """Draws images that obey a reward, with diffusion and flow models as they are."""
     for extension in extensions or ():
         import_extension(extension)
+    for remote in remote_rewards or ():
+        name_remote_reward(remote)
     if extensions:
         _list_new_names(ctx)
 
@@ -106,5 +125,5 @@ def _list_new_names(ctx: typer.Context) -> None:
                 parameter.help = lists[parameter.name]()  # type: ignore[attr-defined]
 
 
-for command in (generate, check, rewards, score, benchmark, redraw, models):
+for command in (generate, check, rewards, score, serve_reward, benchmark, redraw, evaluate, models):
     app.command()(command)

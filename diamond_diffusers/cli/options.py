@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -33,31 +32,35 @@ def checked_texts(option: typer.CallbackParam, given: Any) -> Any:
     return given
 
 
-def all_texts(given: Sequence[str] | None, file: Path | None, name: str) -> list[str]:
-    """The texts that a command was given, then those of a file.
+def all_texts(given: Sequence[str] | None, source: str | None, name: str) -> list[str]:
+    """The texts that a command was given, then those of a file of prompts.
 
     Args:
-        name: of what gives texts besides `--prompts-file`, for the user.
+        source: what `--prompts` names.
+        name: of what gives texts besides `--prompts`, for the user.
 
     Raises:
         ValueError: there is none, or the file cannot be read.
     """
     from ..evaluation.benchmark.prompts import prompts_in
+    from ..evaluation.known_prompts import find_prompts
 
     texts = list(given or ())
-    if file is not None:
-        texts += [prompt.text for prompt in prompts_in(file)]
+    if source is not None:
+        texts += [prompt.text for prompt in prompts_in(find_prompts(source))]
     if not texts:
-        raise ValueError(f"{name} is not given, and neither is --prompts-file; give at least one text")
+        raise ValueError(f"{name} is not given, and neither is --prompts; give at least one text")
     return texts
 
 
-PromptsFile = Annotated[
-    Path | None,
+PromptsSource = Annotated[
+    str | None,
     typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="File with a prompt a line (.txt), or of GenEval (.jsonl), DrawBench or UniGenBench (.csv).",
+        "--prompts",
+        metavar="NAME|FILE",
+        callback=checked_texts,
+        help="Name of a benchmark, such as geneval or dpg_bench; its file, or one with a prompt a line (.txt); or "
+        "OWNER/REPOSITORY/FILE[@REVISION] of a data set on the Hub.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1, xpu, mps or cpu; 'auto' is a GPU where there is one.")]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .options import Device, PromptsFile, all_texts, checked_texts, named_dtype, text_table, usable_device
+from .options import Device, PromptsSource, all_texts, checked_texts, named_dtype, text_table, usable_device
+
+if TYPE_CHECKING:
+    from ..evaluation.scoring.image_files import Scores
+    from ..rewards import Reward
 
 ImagePaths = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders of them.")]
-RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2 - 0.2*jpeg_size'.")]
+RewardExpression = Annotated[str, typer.Option("--reward", help="Such as 'imagereward + 5*hpsv2, nsfw < 0.2'.")]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,7 +36,7 @@ def score(
     images: ImagePaths,
     reward: RewardExpression,
     prompts: Prompts = None,
-    prompts_file: PromptsFile = None,
+    prompts_source: PromptsSource = None,
     output_format: Format = "table",
     batch_size: BatchSize = 8,
     dtype: DType = "auto",
@@ -46,7 +50,7 @@ def score(
     from ..rewards import as_reward
 
     paths = find_images(images)
-    given = all_texts(prompts, prompts_file, "--prompt") if prompts or prompts_file else []
+    given = all_texts(prompts, prompts_source, "--prompt") if prompts or prompts_source else []
     if not given and _reads_prompts(reward):
         raise ValueError(
             f"--prompt is not given, but the reward {reward!r} reads prompts; give one, which may be empty"
@@ -56,14 +60,26 @@ def score(
     place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
     judge = as_reward(reward).to(place, precision)
     scores = score_files(judge, paths, texts, batches, place)
-    # A reward of one term is that term.
-    totals = [] if list(scores[0].terms) == [judge.name] else [judge.name]
-    rows = [[*result.terms.values(), *([result.total] if totals else [])] for result in scores]
-    headers = [*scores[0].terms, *totals]
+    columns = [_columns(judge, result) for result in scores]
+    headers, rows = list(columns[0]), [list(column.values()) for column in columns]
     if output_format == "csv":
         _print_csv(headers, paths, texts, rows)
     else:
         _print_table(headers, paths, rows)
+
+
+def _columns(judge: Reward, result: Scores) -> dict[str, float]:
+    """What is printed of an image, by its header."""
+    from ..rewards import Constraint, WeightedSum
+
+    columns = dict(result.terms)
+    parts = judge.rewards if isinstance(judge, WeightedSum) else [judge]
+    # A reward of one term is that term, and constraints alone have no total.
+    if list(result.terms) != [judge.name] and not all(isinstance(part, Constraint) for part in parts):
+        columns[judge.name] = result.total
+    if result.constraints_met is not None:
+        columns["constraints met"] = float(result.constraints_met)
+    return columns
 
 
 def _reads_prompts(expression: str) -> bool:
@@ -78,7 +94,7 @@ def _reads_prompts(expression: str) -> bool:
 def _one_each(prompts: Sequence[str], paths: Sequence[Path]) -> list[str]:
     if len(prompts) not in (1, len(paths)):
         raise ValueError(
-            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts-file; give "
+            f"--prompt is given {len(prompts)} times for {len(paths)} images, with the lines of --prompts; give "
             "one text, or one for each"
         )
     return list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)

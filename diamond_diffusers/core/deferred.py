@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ from .tensors import sent
 Fault = Callable[[], Exception]
 """Makes the exception of a check that fails."""
 
-_pending: ContextVar[list[tuple[Tensor, Fault]] | None] = ContextVar("pending", default=None)
+Pending = list[tuple[Tensor, Fault]]
+"""Checks that are still to be settled: their flags, `[n]`, and what makes their exception."""
+
+_pending: ContextVar[Pending | None] = ContextVar("pending", default=None)
 
 
 def require(holds: Tensor, fault: Fault) -> None:
@@ -33,7 +37,7 @@ def require(holds: Tensor, fault: Fault) -> None:
     """
     pending = _pending.get()
     if pending is not None:
-        pending.append((holds.detach().all(), fault))
+        pending.append((holds.detach().reshape(-1), fault))
     elif not holds.all():
         raise fault()
 
@@ -102,8 +106,7 @@ def settle() -> None:
     """Raises the exception of the first check that has failed, of those that are still to be settled."""
     pending = _pending.get()
     if pending:
-        device = pending[0][0].device
-        _settle(pending, torch.stack([sent(holds, device) for holds, _ in pending]).tolist())
+        _settle(pending, _flags(pending, pending[0][0].device).tolist())
 
 
 def read(values: Tensor) -> Tensor:
@@ -111,15 +114,23 @@ def read(values: Tensor) -> Tensor:
     pending = _pending.get()
     if not pending:
         return values.detach().cpu()
-    flags = torch.stack([sent(holds, values.device) for holds, _ in pending])
-    both = torch.cat([values.detach().flatten(), flags.to(values.dtype)]).cpu()
+    both = torch.cat([values.detach().flatten(), _flags(pending, values.device).to(values.dtype)]).cpu()
     _settle(pending, (both[values.numel() :] > 0).tolist())
     return both[: values.numel()].reshape(values.shape)
 
 
-def _settle(pending: list[tuple[Tensor, Fault]], held: list[bool]) -> None:
+def _flags(pending: Pending, device: torch.device) -> Tensor:
+    """The flags of all checks in their order, on a device."""
+    return torch.cat([sent(holds, device) for holds, _ in pending])
+
+
+def _settle(pending: Pending, flags: list[bool]) -> None:
+    """Raises the exception of the first check of which not all `flags` hold; they are those of `_flags`."""
+    ends = accumulate(holds.numel() for holds, _ in pending)
     # What the exceptions are made by may check, too.
-    faults = [fault for (_, fault), is_held in zip(pending, held, strict=True) if not is_held]
+    faults = [
+        fault for (holds, fault), end in zip(pending, ends, strict=True) if not all(flags[end - holds.numel() : end])
+    ]
     pending.clear()
     if faults:
         with checks_at_once():

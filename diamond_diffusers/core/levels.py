@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,8 +36,19 @@ def as_level(noise_to_signal: Level) -> Tensor:
 
 def signal_and_noise(noise_to_signal: Level) -> tuple[Tensor, Tensor]:
     """`alpha` and `sigma` of the bounded coordinate, with `alpha^2 + sigma^2 = 1`; exact at 0 and at infinity."""
+    if isinstance(noise_to_signal, float):
+        alpha, sigma = _signal_and_noise_of_step(noise_to_signal)
+        return torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
     kappa = as_level(noise_to_signal)
     return 1 / torch.sqrt(1 + kappa**2), 1 / torch.sqrt(1 + kappa**-2)
+
+
+@lru_cache(maxsize=1024)
+def _signal_and_noise_of_step(noise_to_signal: float) -> tuple[float, float]:
+    """The same as numbers: a step asks many times for the levels that it leads from and to."""
+    # By torch, whose roots are rounded otherwise than those of Python.
+    alpha, sigma = signal_and_noise(torch.tensor(noise_to_signal, dtype=torch.float64))
+    return alpha.item(), sigma.item()
 
 
 def add_noise(z: Tensor, eps: Tensor, noise_to_signal: Level) -> Tensor:

@@ -32,8 +32,8 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def repeat_each(rows: Tensor, count: int) -> Tensor:
-    """`count` consecutive copies of each row; a level for all rows stays one."""
-    return rows if rows.ndim == 0 else rows.repeat_interleave(count, 0)
+    """`count` consecutive copies of each row; a level for all rows stays one, and single rows are not copied."""
+    return rows if rows.ndim == 0 or count == 1 else rows.repeat_interleave(count, 0)
 
 
 def row_dot(first: Tensor, second: Tensor) -> Tensor:

@@ -16,15 +16,42 @@ from torch import Tensor
 from .levels import Level, signal_and_noise
 from .tensors import expand
 
+BARRIER = 1e6
+"""Below minus this lie the final values of images that violate a constraint, and above it those of all others.
 
-def scaled_rewards(rewards: Tensor, scales: Tensor) -> Tensor:
-    """`scales * rewards`, and `-inf` where a reward is NaN, as that of an image which has no score.
+Scaled rewards that float32 tells apart hardly come near it, while numbers of its size are still told apart by less than
+0.1 nats: a violation from another.
+"""
+
+
+def scaled_rewards(rewards: Tensor, scales: Tensor, violations: Tensor | None = None) -> Tensor:
+    """`scales * rewards - violations`, and `-inf` where a reward is NaN, as that of an image which has no score.
 
     Args:
         rewards: `[N, ...]`.
-        scales: of each row, `[N]`.
+        scales: of each row, `[N]`; constraints are not scaled.
+        violations: how far images are from holding all constraints, in nats, of the shape of `rewards`: 0 where they do
+            and positive elsewhere; None where there are none.
     """
-    return torch.where(rewards.isnan(), -math.inf, expand(scales, rewards) * rewards)
+    scaled = expand(scales, rewards) * rewards
+    return torch.where(rewards.isnan(), -math.inf, scaled if violations is None else scaled - violations)
+
+
+def final_values(rewards: Tensor, scales: Tensor, violations: Tensor | None = None) -> Tensor:
+    """The values of clean images, without a graph: those of `scaled_rewards` but for constraints; arguments as there.
+
+    Constraints restrict the law to the images that hold them, `p(z) 1[all hold] exp(scale * reward)`. Images
+    that violate one therefore lie below all others, however high their reward: at `-BARRIER - 1 - violation`, a weight
+    of zero beside any image that holds. (`-inf` would say nothing where none of a prompt's images does.)
+
+    Noisy states have no such barrier. The value of one is an estimate from a few blurred guesses of its image, and a
+    state that a barrier has dropped may have led to an image that holds: the samples' law would not be the one above.
+    """
+    values = scaled_rewards(rewards, scales, violations).detach()
+    if violations is None:
+        return values
+    barred = torch.where(violations > 0, -BARRIER - 1 - violations.detach(), values.clamp(min=-BARRIER))
+    return torch.where(rewards.isnan(), -math.inf, barred)
 
 
 def value(rewards: Tensor, log_weights: Tensor) -> Tensor:

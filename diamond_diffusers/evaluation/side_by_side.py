@@ -21,6 +21,7 @@ from ..families.compat import progress_bar
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.resolution import own_reward_scale
+from ..pipelines.watch import Watch
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
 from .sheets import OVERVIEWS, SHEET, TRACE, Block, Tile, draw_sheet
@@ -66,6 +67,8 @@ def draw_side_by_side(
     arguments: Mapping[str, Any] | None = None,
     max_network_evaluations: int | None = None,
     with_plain: bool = True,
+    max_reward_calls: int | None = None,
+    watch: Watch | None = None,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
@@ -74,6 +77,8 @@ def draw_side_by_side(
         arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
         max_network_evaluations: budget of an aligned image.
         with_plain: whether plain images are drawn beside aligned ones.
+        max_reward_calls: budget of scores for an aligned image.
+        watch: of the aligned call.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -87,7 +92,9 @@ def draw_side_by_side(
     resolved = pipe.prepare(**given).arguments
     alignment.check(reward)
 
-    def draw(method: Method, name: str, budget: int | None = None) -> DiamondMapPipelineOutput:
+    budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
+
+    def draw(method: Method, name: str, own: Mapping[str, Any]) -> DiamondMapPipelineOutput:
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with progress_bar(pipe.pipeline, desc=name):
             return pipe(
@@ -95,14 +102,14 @@ def draw_side_by_side(
                 reward=reward,
                 alignment=method,
                 reward_scale=reward_scale,
-                max_network_evaluations=budget,
+                **own,
                 **(memory or {}),
                 generator=generators,
             )
 
     # First the call that can be refused.
-    aligned = draw(alignment, "aligned", max_network_evaluations) if alignment.needs_reward else None
-    plain = draw(NoAlignment(), "plain") if aligned is None or with_plain else None
+    aligned = draw(alignment, "aligned", {**budget, "watch": watch}) if alignment.needs_reward else None
+    plain = draw(NoAlignment(), "plain", {}) if aligned is None or with_plain else None
     ran = aligned or plain
     assert ran is not None, "there are plain images where there are no aligned ones"
     return SideBySide(
@@ -112,11 +119,12 @@ def draw_side_by_side(
         aligned=aligned,
         settings={
             "alignment": ran.alignment,
-            "reward": reward and reward.name,
+            "reward": None if reward is None else reward.name,
             "reward_scale": own_reward_scale(reward, pipe.defaults) if reward_scale is None else reward_scale,
             "particle_batch_size": (memory or {}).get("particle_batch_size"),
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
-            "max_network_evaluations": max_network_evaluations,
+            **budget,
+            "watch": watch and {"reward": ran.watched and ran.watched.reward, **_counts(watch)},
             "seed": seed,
             "device": pipe.family.device,
             "dtype": pipe.dtype,
@@ -125,13 +133,23 @@ def draw_side_by_side(
     )
 
 
-def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
+def _counts(watch: Watch) -> dict[str, int]:
+    return {"patience": watch.patience, "every": watch.every}
+
+
+def save(
+    drawn: SideBySide,
+    folder: Path,
+    settings: Mapping[str, Any],
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
     """Writes every image, `contact_sheet.png`, `trace.png` where there is a trace, and `record.json`.
 
     The files of an earlier run in the same folder are removed, so that no image stays beside a record without it.
 
     Args:
         settings: further settings for the record.
+        costs: of what was drawn beside these images, by name.
     """
     _remove_recorded(folder)
     for name, out in drawn.outputs.items():
@@ -140,7 +158,7 @@ def save(drawn: SideBySide, folder: Path, settings: Mapping[str, Any]) -> None:
     write_image(folder / SHEET, contact_sheet(drawn))
     if drawn.aligned is not None and drawn.aligned.trace.figures():
         write_bytes(folder / TRACE, _trace_picture(drawn.aligned))
-    write_json(folder / RECORD, record(drawn, settings))
+    write_json(folder / RECORD, record(drawn, settings, costs))
 
 
 def _remove_recorded(folder: Path) -> None:
@@ -165,6 +183,8 @@ def contact_sheet(drawn: SideBySide) -> Image:
     for i, prompt in enumerate(drawn.prompts):
         for name, out in drawn.outputs.items():
             reward = "" if out.rewards is None else f": reward {out.rewards[i]:.2f}"
+            if out.constraints_met is not None and not out.constraints_met[i]:
+                reward += ", violates a constraint"
             blocks.setdefault(prompt, []).append(Tile(out.images[i], f"{name}{reward}"))
     widest = max(len(tiles) for tiles in blocks.values())
     return draw_sheet([Block(prompt, tiles) for prompt, tiles in blocks.items()], columns=min(widest, 4))
@@ -176,7 +196,9 @@ def _trace_picture(out: DiamondMapPipelineOutput) -> bytes:
     return picture.getvalue()
 
 
-def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
+def record(
+    drawn: SideBySide, settings: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
     """All settings and the results."""
     images = []
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
@@ -187,8 +209,9 @@ def record(drawn: SideBySide, settings: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "images": images,
         "interrupted": [name for name, out in drawn.outputs.items() if out.interrupted],
-        "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()},
+        "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()} | dict(costs or {}),
         "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
+        "watched": {name: vars(out.watched) for name, out in drawn.outputs.items() if out.watched is not None},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }
 
@@ -198,6 +221,7 @@ def _image_facts(out: DiamondMapPipelineOutput, name: str, i: int) -> dict[str, 
         "file": image_name(name, i),
         "reward": None if out.rewards is None else out.rewards[i],
         "reward_terms": {term: values[i] for term, values in out.reward_terms.items()},
+        **({} if out.constraints_met is None else {"constraints_met": out.constraints_met[i]}),
         "log_evidence": None if out.log_evidence is None else out.log_evidence[i],
         "reward_scale": None if out.reward_scale is None else out.reward_scale[i],
     }

@@ -64,6 +64,7 @@ class Family(LoopTensors, EvaluatedParts):
         self.score_model: Family | None = None
         self.posterior_map: PosteriorMap | None = None
         self._device: torch.device | None = None
+        self._is_few_step: bool | None = None
         self._evaluated_parts = {}
 
     @property
@@ -79,6 +80,8 @@ class Family(LoopTensors, EvaluatedParts):
     @property
     def is_few_step(self) -> bool:
         """Whether the loaded model is a few-step one: a flow map, not a denoiser."""
+        if self._is_few_step is not None:
+            return self._is_few_step
         if self.few_step is not None:
             return bool(self.few_step)
         configured = self.is_configured_few_step
@@ -174,8 +177,8 @@ class Family(LoopTensors, EvaluatedParts):
             ValueError: the scheduler is not one that the model can be sampled with.
         """
         own = copy(self)
-        # Stock pipelines look through all of their modules to find it.
-        own._device = self.device
+        # Stock pipelines look through all of their modules to find the device, and steps ask for both many times.
+        own._device, own._is_few_step = self.device, self.is_few_step
         own._evaluated_parts = {}
         for module in (self.network_module, self.decoder(False), self.decoder(True)):
             # What torch.compile wraps around a module has no truth value.

@@ -23,15 +23,25 @@ class DiscreteTimeFamily(Family):
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         self._eta = 0.0
-        self._table: tuple[Tensor, Tensor] | None = None
+        self._trained: tuple[Tensor, Tensor, tuple[float, float]] | None = None
 
     @property
     def training_levels(self) -> Tensor:
-        """As of `schedules.training_levels`; of one schedule they are computed once."""
+        """As of `schedules.training_levels`."""
+        return self._levels_and_range()[0]
+
+    @property
+    def trained_range(self) -> tuple[float, float]:
+        """As of `schedules.trained_range`."""
+        return self._levels_and_range()[1]
+
+    def _levels_and_range(self) -> tuple[Tensor, tuple[float, float]]:
+        """Both; of one schedule they are computed once."""
         schedule = self.pipeline.scheduler.alphas_cumprod
-        if self._table is None or self._table[0] is not schedule:
-            self._table = schedule, training_levels(self.pipeline.scheduler)
-        return self._table[1]
+        if self._trained is None or self._trained[0] is not schedule:
+            table = training_levels(self.pipeline.scheduler)
+            self._trained = schedule, table, range_of(table)
+        return self._trained[1:]
 
     def for_call(self, arguments: Mapping[str, Any]) -> Self:
         check_discrete_time(self.pipeline.scheduler)
@@ -48,7 +58,7 @@ class DiscreteTimeFamily(Family):
 
     @property
     def max_noise_to_signal(self) -> float:
-        return range_of(self.training_levels)[1]
+        return self.trained_range[1]
 
     def timestep(self, noise_to_signal: Level) -> Tensor:
         return interpolate_timesteps(as_level(noise_to_signal), self.training_levels)
@@ -65,7 +75,7 @@ class DiscreteTimeFamily(Family):
         noise is kept: `D = y - kappa eps_hat`.
         """
         kappa = as_level(noise_to_signal)
-        queried = kappa.clamp(*range_of(self.training_levels))
+        queried = kappa.clamp(*self.trained_range)
         raised = kappa < queried
         # The same y = x sqrt(1 + kappa^2) at the queried level.
         scale = torch.where(raised, torch.sqrt((1 + kappa**2) / (1 + queried**2)), 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from .foreign import ForeignFileError
 
@@ -27,7 +27,7 @@ def fitted(value: Any, form: Any, name: str, remedy: str) -> Any:
 
     Args:
         form: Any, a class, or `list`, `dict`, `|`, `Literal`, a `TypedDict` or a dataclass of such. Of a `TypedDict` an
-            object may have further keys, of a dataclass it may not.
+            object may have further keys, and may lack those that are `NotRequired`; of a dataclass it may not.
         name: of the file, or of the place in it that the value is from.
         remedy: what the user should do where it does not fit.
 
@@ -95,14 +95,14 @@ def _one_of(value: Any, forms: Sequence[Any], place: str) -> Any:
 
 def _object(value: dict[str, Any], form: type, place: str) -> dict[str, Any]:
     hints = get_type_hints(form)
-    for key in hints:
-        if key not in value:
+    for key, hint in get_type_hints(form, include_extras=True).items():
+        if key not in value and get_origin(hint) is not NotRequired:
             raise _MisfitError(place, f"has no {key!r}", is_of_keys=True)
     if dataclasses.is_dataclass(form):
         for key in value:
             if key not in hints:
                 raise _MisfitError(place, f"has {shown(key)}, which is unknown", is_of_keys=True)
-    return {key: _fitted(value[key], hint, f"{place}.{key}") for key, hint in hints.items()}
+    return {key: _fitted(value[key], hint, f"{place}.{key}") for key, hint in hints.items() if key in value}
 
 
 def _is(value: Any, kind: Any) -> bool:

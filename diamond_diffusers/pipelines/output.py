@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
+from .watch import Watched
+
+logger = logging.getLogger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 """In which form a call returns its images."""
@@ -38,6 +42,8 @@ class DiamondMapPipelineOutput(BaseOutput):
             that a safety checker blacked out. None without a reward.
         reward_terms: each term of the reward before weighting, `[n]`; NaN for images whose own reward has no such term,
             where prompts have different ones.
+        constraints_met: whether the image holds all constraints of the reward, such as `nsfw < 0.2`, `[n]`; None where
+            it has none.
         log_weights: normalised log-weights `[n]` of the returned particles within their image's cloud.
         log_evidence: estimate of `log E[exp(reward_scale * reward)]` for each prompt's image; None if the method makes
             none, or if the call was interrupted. The expectation is that of the law which the method's transitions
@@ -55,6 +61,8 @@ class DiamondMapPipelineOutput(BaseOutput):
             of it, and where the call was interrupted before.
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
+        watched: what the `watch` of the call has seen; None without one.
+        stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
         >>> out = pipe(["a red star", "a blue ring"], alignment="best_of_n", num_inference_steps=2)
@@ -73,7 +81,10 @@ class DiamondMapPipelineOutput(BaseOutput):
     interrupted: bool = False
     nsfw_content_detected: list[bool] | None = None
     plan: MemoryPlan | None = None
+    constraints_met: Tensor | None = None
     reward_scale: Tensor | None = None
+    stage_calls: dict[str, int] | None = None
+    watched: Watched | None = None
 
 
 def make_output(
@@ -86,6 +97,8 @@ def make_output(
     interrupted: bool,
     plan: MemoryPlan | None = None,
     has_scale: bool = True,
+    stage_calls: dict[str, int] | None = None,
+    watched: Watched | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them.
 
@@ -126,8 +139,27 @@ def make_output(
         interrupted=interrupted,
         nsfw_content_detected=flagged,
         plan=plan,
+        constraints_met=None if result.violation is None else _constraints_met(law, alignment, pick(result.violation)),
         reward_scale=law.scales(len(latents)) if has_scale and law.reward is not None else None,
+        stage_calls=stage_calls,
+        watched=watched,
     )
+
+
+def _constraints_met(law: Law, alignment: Method, violations: Tensor) -> Tensor:
+    """Whether the chosen images `[B n]` hold the constraints; says so where a method has found none for a prompt."""
+    met = violations == 0
+    missed = int((~met.unflatten(0, (law.num_images, -1)).any(1)).sum())
+    if missed and alignment.needs_reward:
+        assert law.reward is not None, "it has constraints"
+        logger.warning(
+            "For %d of %d images no sample was found that holds every constraint of the reward '%s'; the one returned "
+            "violates one. Take more particles or steps, a looser threshold, or a prompt that asks for it.",
+            missed,
+            law.num_images,
+            law.reward.name,
+        )
+    return met
 
 
 def postprocessed(family: Family, images: Tensor, output_type: str) -> Any:
@@ -153,5 +185,6 @@ def _screened(family: Family, result: AlignmentResult, images: Tensor) -> tuple[
         return scores.masked_fill(blacked_out.to(scores.device), torch.nan)
 
     terms = {name: masked(term) for name, term in result.reward_terms.items()}
-    rewards = None if result.rewards is None else masked(result.rewards)
-    return replace(result, images=finished.unflatten(0, shape), rewards=rewards, reward_terms=terms), blacked_out
+    rewards, violation = (scores if scores is None else masked(scores) for scores in (result.rewards, result.violation))
+    finished = finished.unflatten(0, shape)
+    return replace(result, images=finished, rewards=rewards, reward_terms=terms, violation=violation), blacked_out

@@ -41,6 +41,7 @@ from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
 from .saving_methods import SavingMethods
 from .signature import SignatureOfCall, StockCall
+from .watch import Watch
 
 
 class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAttributes):
@@ -253,10 +254,12 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         alignment: Method | str | Mapping[str, Any] | None = None,
         reward_scale: float | list[float] | AutoRewardScale | Literal["auto"] | None = None,
         max_network_evaluations: int | None = None,
+        max_reward_calls: int | None = None,
         final_selection: str | None = None,
         particle_batch_size: int | Literal["auto"] | None = None,
         gradient_checkpointing: bool | Literal["auto"] | None = None,
         on_reward_error: str = "raise",
+        watch: Watch | None = None,
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -286,6 +289,9 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
                 `docs/judges/scales.md`.
             max_network_evaluations: budget of network evaluations for each image; a backward pass counts 2. The
                 method's count of particles, candidates or iterations is set to the largest within this budget.
+            max_reward_calls: budget of images that the reward scores for each image, look-aheads among them. With both
+                budgets, the count is the largest within both. Trials of the reward before the run, and calls repeated
+                because it failed, come on top.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
             particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is
@@ -301,6 +307,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             on_reward_error: what to do where the reward fails: `raise` its exception, which then has the best images so
                 far as `best_images`; `retry` it up to 3 times first; or `skip` the images that fail, see
                 `docs/rewards.md`.
+            watch: a `Watch` of a held-out reward, which ends a method in rounds early and returns each image as it was
+                where that reward was the highest.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
                 whose processes make this call together. Each evaluates its share of the particles, and all return what
                 one process would return. All must pass the same arguments, and generators of the same seeds.
@@ -329,10 +337,12 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             alignment=alignment,
             reward_scale=reward_scale,
             max_network_evaluations=max_network_evaluations,
+            max_reward_calls=max_reward_calls,
             final_selection=final_selection,
             particle_batch_size=particle_batch_size,
             gradient_checkpointing=gradient_checkpointing,
             on_reward_error=on_reward_error,
+            watch=watch,
             distributed_state=distributed_state,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
-from ..alignment.budget import fit_to_budget
+from ..alignment.budget import Budget, fit_to_budget, warn_of_many_scores
 from ..alignment.execution import Execution
-from ..alignment.interruption import Interrupted
 from ..alignment.law import Law, check_reward_scale, check_reward_scales
 from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
@@ -24,11 +23,15 @@ from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
+from ..alignment.stages import check_stages, judged
 from ..core.checks import check_choice, check_counts
+from ..core.cost import Cost, charged_to
 from ..core.deferred import own_checks
+from ..core.interruption import Interrupted
 from ..core.typed import Typed
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
+from ..rewards.stages import stages_of
 from .attributes import StockAttributes
 from .auto_scale import found_reward_scale, random_of_prompts
 from .best_images import keep_best_images
@@ -38,6 +41,7 @@ from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .planning import AUTO, MemoryOptions, with_plan
 from .resolution import checked_selection, resolve_method, resolve_reward, resolve_reward_scale, try_reward
+from .watch import Watch, Watching
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,20 @@ class RunOptions(Typed):
     alignment: Any = None
     reward_scale: float | list[float] | AutoRewardScale | Literal["auto"] | None = None
     max_network_evaluations: int | None = None
+    max_reward_calls: int | None = None
     final_selection: str | None = None
     particle_batch_size: int | Literal["auto"] | None = None
     gradient_checkpointing: bool | Literal["auto"] | None = None
     on_reward_error: str = "raise"
+    watch: Watch | None = None
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
 
     def __post_init__(self) -> None:
         size = self.particle_batch_size
-        check_counts(
-            max_network_evaluations=self.max_network_evaluations, particle_batch_size=None if size == AUTO else size
-        )
+        Budget(self.max_network_evaluations, self.max_reward_calls)
+        check_counts(particle_batch_size=None if size == AUTO else size)
         RewardErrors(self.on_reward_error)
         for reward in self.reward if isinstance(self.reward, list) else [self.reward]:
             if isinstance(reward, type):
@@ -151,20 +156,27 @@ class Run(Iterator[Progress]):
             check_differentiable(call.modules)
             check_network_differentiable(family, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
-        selection = method.default_selection if options.final_selection is None else options.final_selection
+        selection = "best" if stages_of(reward) else method.default_selection
+        selection = selection if options.final_selection is None else options.final_selection
         self._selection = checked_selection(selection, reward, call.texts)
         self._scale = scale = resolve_reward_scale(options.reward_scale, reward, call, defaults)
         self._random = RandomSource(call.arguments.generator, call.num_images, call.device)
         shards = _checked_shards(options.distributed_state, call, method, self._random, reward, scale)
         self._reward_errors = errors = RewardErrors(options.on_reward_error)
-        num_tried = try_reward(reward, call, method, errors)
+        cost = Cost()
+        with charged_to(cost):
+            num_tried = try_reward(reward, call, method, errors)
 
+        self._watching = None
+        if options.watch is not None:
+            self._watching = Watching(options.watch, method, reward, call, named_rewards)
         levels = call.levels()
         memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
         execution = Execution(
             None if memory.particle_batch_size == AUTO else memory.particle_batch_size,
             memory.checkpointings[0],
             shards,
+            cost,
             is_interrupted=self._is_to_end,
         )
         # Before anything is drawn, so that neither the method nor a given start counts.
@@ -172,10 +184,16 @@ class Run(Iterator[Progress]):
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
-        if options.max_network_evaluations is not None:
-            method = fit_to_budget(method, law, levels, options.max_network_evaluations)
+        budget = options.max_network_evaluations, options.max_reward_calls
+        if any(limit is not None for limit in budget):
+            method = fit_to_budget(method, law, levels, *budget)
+        check_stages(reward, method, options.final_selection)
+        if options.max_reward_calls is None:
+            warn_of_many_scores(method, law, levels)
         x = starting_particles(call, method, levels[0], self._random)
-        execution.cost.reward_calls += num_tried + try_reward(reward, call, method, errors, latents=x[:1])
+        with charged_to(cost):
+            num_tried += try_reward(reward, call, method, errors, latents=x[:1])
+        cost.reward_calls += num_tried
         law, self._plan = with_plan(memory, self.pipe.pipeline, method, law, x, levels)
         family.pipeline._num_timesteps = len(levels) - 1
         self._method, self._shards = method, shards
@@ -205,7 +223,15 @@ class Run(Iterator[Progress]):
                 self._latest = progress
                 self._is_complete = progress.index + 1 == progress.num_stages
                 on_step(progress)
+                if self._watching is not None:
+                    self._watching.check(progress)
                 yield progress
+                if self._is_ended_by_watch:
+                    return
+
+    @property
+    def _is_ended_by_watch(self) -> bool:
+        return self._watching is not None and self._watching.watched.is_ended
 
     def __next__(self) -> Progress:
         self._check_between_steps("stepped")
@@ -306,12 +332,14 @@ class Run(Iterator[Progress]):
         self._check_between_steps("asked for its output")
         if self._output is None:
             progress = self._latest or next(self, self._start)
+            if self._watching is not None:
+                progress = self._watching.best(progress)
             selection = self._selection
             if not progress.is_final and self._options.final_selection is None and progress.law.reward is not None:
                 selection = "best"
             with _apart(), self._call.active():
                 try:
-                    result = progress.result()
+                    result, stage_calls = judged(progress.law, progress.result())
                 except Exception as error:
                     self._keep_best_images(error)
                     raise
@@ -322,9 +350,11 @@ class Run(Iterator[Progress]):
                     selection,
                     self._random,
                     self._options.output_type,
-                    interrupted=not self._is_complete,
+                    interrupted=not (self._is_complete or self._is_ended_by_watch),
                     plan=self._plan,
                     has_scale=not isinstance(self._scale, AutoRewardScale),
+                    stage_calls=stage_calls or None,
+                    watched=None if self._watching is None else self._watching.watched,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

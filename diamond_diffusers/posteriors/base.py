@@ -121,7 +121,7 @@ class PosteriorSampler(Sampler, ABC):
         Args:
             log_weights: of the look-aheads, `[N, K]`.
             rewards: their scaled rewards, `[N, K]`.
-            scales: what these are scaled by, `[N]`; not 0.
+            scales: what these are scaled by, `[N]`; 0 where constraints alone count.
         """
         return log_weights + rewards
 

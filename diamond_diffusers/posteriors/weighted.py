@@ -282,7 +282,10 @@ class WeightedPosterior(PosteriorSampler):
         """Those of the weights; of even weights the softmax of the unscaled reward, or equal ones."""
         if self.weights == "equal":
             return torch.zeros_like(rewards)
-        return rewards / scales.abs()[:, None] if self.weights == "reward_softmax" else log_weights + rewards
+        if self.weights != "reward_softmax":
+            return log_weights + rewards
+        # Constraints alone are not scaled.
+        return rewards / torch.where(scales == 0, 1, scales.abs())[:, None]
 
     @torch.no_grad()
     def _scored(self, network: Network, renoised: Renoised) -> tuple[Tensor, Tensor]:

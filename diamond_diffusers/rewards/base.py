@@ -1,7 +1,8 @@
 """The base class of rewards, and their sums.
 
 A reward maps images `[B, 3, H, W]` in [0, 1] and `B` prompts to `B` scores, higher is better. Rewards are values of a
-small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total.
+small algebra: `2 * a + b - c / 2` is a reward again, and reports the scores of `a`, `b` and `c` next to the total. A
+comparison makes a constraint of a reward: `2 * a + (b < 0.2)` asks for a high `a` among images for which `b < 0.2`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any, Self
 
@@ -19,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.attention import differentiable_attention
+from ..core.pending import Pending, together
 from .checks import check_batch, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
+from .names import distinct, sum_of
 from .returned_scores import is_one_number, read_scores
 from .shared_features import one_evaluation
+from .threshold import STRENGTH, Threshold
 
 GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc' or guidance with gradient='tilted_mean'"
 
@@ -36,10 +40,14 @@ class RewardOutput:
         total: `[B]`, float32, on the images' device; carries the graph to the images where they require gradients.
         terms: the scores `[B]` of every reward by name, before weights and transforms, float32, without a graph; for
             reports.
+        violation: `[B]`, 0 for images that hold all constraints, and positive, in nats, for those that violate one; as
+            `total`, with its graph. None for a reward without constraints. A reward that passes on the total of another
+            passes on this, too.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    violation: Tensor | None = None
 
 
 class Reward(ABC):
@@ -48,6 +56,8 @@ class Reward(ABC):
     Attributes:
         differentiable: whether the scores carry gradients to the pixels.
         reads_prompts: whether the scores depend on the prompts.
+        is_concurrent: whether `begin` returns before the scores are there, as it may where a service computes them.
+        is_constrained: whether it holds a constraint, so that its output says how far images violate it.
         max_batch_size: the largest number of images in one call of `score`; None for all at once.
         default_reward_scale: the `reward_scale` of calls that give none, at which the reward makes itself felt; None
             for 1, as of rewards of which that is not known. See `docs/judges/scales.md`.
@@ -58,6 +68,8 @@ class Reward(ABC):
             is in the local cache.
         requires: packages that have to be importable, beyond this package's own dependencies. If such a package cannot
             be imported by its name alone, the class has a static method `import_package`, which takes that name.
+        is_free: whether a score costs next to nothing, as that of a formula of the pixels does. A call that is to ask
+            any other reward for more than 200 scores of an image says so before.
 
     Example:
         >>> from diamond_diffusers.rewards import as_reward
@@ -68,6 +80,8 @@ class Reward(ABC):
 
     differentiable: bool = True
     reads_prompts: bool = True
+    is_concurrent: bool = False
+    is_constrained: bool = False
     max_batch_size: int | None = None
     default_reward_scale: float | None = None
     licence: str = "unspecified"
@@ -75,6 +89,7 @@ class Reward(ABC):
     size: str = "none"
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
+    is_free: bool = False
     _gave_one_number: bool = False
 
     @abstractmethod
@@ -102,7 +117,7 @@ class Reward(ABC):
         """The names of the terms that `evaluate` reports, in their order."""
         return [self.name]
 
-    @property
+    @cached_property
     def wanted_context(self) -> dict[str, bool]:
         """The further parameters that `score` names, and whether each is required."""
         return wanted_context(self.score)
@@ -135,6 +150,20 @@ class Reward(ABC):
                 "compute them with torch operations outside `no_grad`, or set `differentiable` to False."
             )
         return RewardOutput(scores if tracked else scores.detach(), {self.name: scores.detach()})
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """The scores of a batch, which can be awaited later; arguments and exceptions as of `evaluate`, then or here.
+
+        A reward that leaves its computations to a service overrides this and sets `is_concurrent`: a run then goes on
+        with other evaluations until the scores are there. Such scores carry no graph.
+
+        Example:
+            >>> from diamond_diffusers.rewards import Brightness
+            >>> Brightness().begin(torch.ones(1, 3, 8, 8), ["a red star"]).result().total
+            tensor([1.])
+        """
+        output = self.evaluate(images, prompts, **context)
+        return Pending(lambda: output)
 
     def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
         selected = select_context(self.name, self.wanted_context, images, context)
@@ -274,6 +303,18 @@ class Reward(ABC):
     def __sub__(self, other: Reward) -> Reward:
         return self + -other if isinstance(other, Reward) else NotImplemented
 
+    def __lt__(self, bound: float) -> Reward:
+        return Constraint(self, "<", bound) if isinstance(bound, Real) else NotImplemented
+
+    def __le__(self, bound: float) -> Reward:
+        return Constraint(self, "<=", bound) if isinstance(bound, Real) else NotImplemented
+
+    def __gt__(self, bound: float) -> Reward:
+        return Constraint(self, ">", bound) if isinstance(bound, Real) else NotImplemented
+
+    def __ge__(self, bound: float) -> Reward:
+        return Constraint(self, ">=", bound) if isinstance(bound, Real) else NotImplemented
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
@@ -301,14 +342,24 @@ class CompositeReward(Reward):
         return all(reward.differentiable for reward in self.rewards)
 
     @property
+    def is_free(self) -> bool:  # type: ignore[override]
+        """Whether every part is free."""
+        return all(reward.is_free for reward in self.rewards)
+
+    @property
     def reads_prompts(self) -> bool:  # type: ignore[override]
         """Whether any part reads prompts."""
         return any(reward.reads_prompts for reward in self.rewards)
 
     @property
+    def is_constrained(self) -> bool:  # type: ignore[override]
+        """Whether any part is."""
+        return any(reward.is_constrained for reward in self.rewards)
+
+    @property
     def term_names(self) -> list[str]:
         """Those of all parts; of equal names, the second gets the suffix `_2`, and so on."""
-        return _distinct([name for reward in self.rewards for name in reward.term_names])
+        return distinct([name for reward in self.rewards for name in reward.term_names])
 
     @property
     def wanted_context(self) -> dict[str, bool]:
@@ -347,15 +398,85 @@ class CompositeReward(Reward):
         return max(reward.probe(device, image_size, prompt, needs_gradient, **context) for reward in self.rewards)
 
 
+class Constraint(CompositeReward):
+    """A threshold on a reward: the law is restricted to images whose score is on the right side of it.
+
+    Comparing a reward with a number makes one, and adding it to other rewards restricts these. By itself it adds
+    nothing to the total. Images that violate it are only taken where no other is found, and then by how little they do:
+    see `docs/judges/constraints.md`.
+
+    Args:
+        reward: what is bounded; a reward without constraints.
+        comparison: `<`, `<=`, `>` or `>=`.
+        bound: any finite number.
+        strength: nats by which an image that violates the constraint loses for each unit of excess: how hard samples
+            are drawn to where it holds. Missing the bound by a tenth of it counts a factor of e by default.
+        unit: of the excess; None for the size of the bound, or 1 where that is 0.
+
+    Raises:
+        ValueError: an argument is out of range, or `reward` is a constraint already.
+
+    Example:
+        >>> from diamond_diffusers.rewards import Brightness, Colour
+        >>> reward = Colour() + (Brightness() < 0.5)
+        >>> images = torch.tensor([0.1, 0.9])[:, None, None, None].expand(-1, 3, 8, 8)
+        >>> reward.name, reward.evaluate(images, ["a red star"] * 2).violation == 0
+        ('colour, brightness < 0.5', tensor([ True, False]))
+    """
+
+    def __init__(
+        self, reward: Reward, comparison: str, bound: float, *, strength: float = STRENGTH, unit: float | None = None
+    ) -> None:
+        if reward.is_constrained:
+            raise ValueError(
+                f"Reward '{reward.name}' holds a constraint and is compared with {bound}; compare the rewards in it, "
+                "each by itself, and add the constraints."
+            )
+        self.threshold = Threshold(comparison, float(bound), strength, unit)
+        super().__init__([reward], f"{reward.name} {self.threshold}")
+
+    @property
+    def is_constrained(self) -> bool:  # type: ignore[override]
+        """True."""
+        return True
+
+    def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
+        """A total of 0, the scores of the bounded reward, and how far they violate the constraint."""
+        return self.of_scores(self.rewards[0].evaluate(images, prompts, **context))
+
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether the bounded reward is."""
+        return self.rewards[0].is_concurrent
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """See `Reward.begin`."""
+        return self.rewards[0].begin(images, prompts, **context).then(self.of_scores)
+
+    def of_scores(self, output: RewardOutput) -> RewardOutput:
+        """The output of this constraint where that of the bounded reward is known."""
+        return RewardOutput(0 * output.total, output.terms, self.threshold.violation(output.total))
+
+    def __bool__(self) -> bool:
+        # Else `a < r < b`, which is `a < r and r < b`, would be its second half alone.
+        raise TypeError(
+            f"The constraint '{self.name}' is neither true nor false; add constraints instead of chaining them or "
+            "joining them by `and`: (reward > 0.1) + (reward < 0.5)."
+        )
+
+
 class WeightedSum(CompositeReward):
-    """The sum `sum_i weight_i * reward_i`, made by arithmetic on rewards.
+    """The sum `sum_i weight_i * reward_i`, made by arithmetic on rewards, of which some may be constraints.
+
+    It is differentiable if every term but the constraints is. Those that are not restrict images without guiding them;
+    of constraints alone it takes one that is.
 
     Args:
         terms: at least one pair of a finite weight and a reward. If two rewards share a name, the scores of the
-            second are reported with the suffix `_2`, and so on.
+            second are reported with the suffix `_2`, and so on. Constraints have positive weights, which do not count.
 
     Raises:
-        ValueError: there is no term, or a weight is not finite.
+        ValueError: there is no term, a weight is not finite, or that of a constraint is not positive.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
@@ -364,19 +485,107 @@ class WeightedSum(CompositeReward):
         for weight, reward in terms:
             if not math.isfinite(weight):
                 raise ValueError(f"Reward '{reward.name}' got the weight {weight}; give a finite number.")
-        self.weights = [float(weight) for weight, _ in terms]
-        rewards = [reward for _, reward in terms]
-        super().__init__(rewards, _expression(self.weights, [reward.name for reward in rewards]))
+            if isinstance(reward, Constraint) and not weight > 0:
+                raise ValueError(
+                    f"The constraint '{reward.name}' got the weight {weight}; add it as it is, or turn its comparison "
+                    "round."
+                )
+        # Those without constraints come first, as in the expression.
+        ordered = sorted(terms, key=lambda term: isinstance(term[1], Constraint))
+        rewards = [reward for _, reward in ordered]
+        self.weights = [1.0 if isinstance(reward, Constraint) else float(weight) for weight, reward in ordered]
+        summed = [reward.name for reward in rewards if not isinstance(reward, Constraint)]
+        constraints = [reward.name for reward in rewards if isinstance(reward, Constraint)]
+        total = [sum_of(self.weights[: len(summed)], summed)] if summed else []
+        super().__init__(rewards, ", ".join([*total, *constraints]))
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether every term but constraints is differentiable, or any constraint where there is nothing else."""
+        summed = [reward.differentiable for reward in self.rewards if not isinstance(reward, Constraint)]
+        return all(summed) if summed else any(reward.differentiable for reward in self.rewards)
+
+    def probe(
+        self,
+        device: torch.device | str = "cpu",
+        image_size: tuple[int, int] = (64, 64),
+        prompt: str = "a photo",
+        needs_gradient: bool = False,
+        **context: Tensor | float,
+    ) -> int:
+        """Probes every term; the gradient of no constraint is needed that has none. See `CompositeReward.probe`."""
+        guides = not needs_gradient or self.differentiable
+        return max(
+            reward.probe(
+                device,
+                image_size,
+                prompt,
+                needs_gradient and not (guides and isinstance(reward, Constraint) and not reward.differentiable),
+                **context,
+            )
+            for reward in self.rewards
+        )
+
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether any term is: the others are computed while it is awaited."""
+        return any(_bounded(reward).is_concurrent for reward in self.rewards)
 
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The total, and the unweighted scores of every term; errors name the term. See `Reward.evaluate`."""
+        if self.is_concurrent:
+            return self.begin(images, prompts, **context).result()
         with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
-            outputs = [reward.evaluate(images, prompts, **context) for reward in self.rewards]
+            return self._summed([reward.evaluate(images, prompts, **context) for reward in self._evaluated()[0]])
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """The terms that are concurrent are begun first, so that the others are computed meanwhile."""
+        evaluated, _ = self._evaluated()
+        order = sorted(range(len(evaluated)), key=lambda index: not evaluated[index].is_concurrent)
+        with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():
+            terms = together(partial(evaluated[index].begin, images, prompts, **context) for index in order)
+        return terms.then(lambda outputs: self._summed([outputs[order.index(index)] for index in range(len(order))]))
+
+    def _evaluated(self) -> tuple[list[Reward], list[int]]:
+        """The rewards to evaluate, and which of them each term is made of: constraints take one that is there."""
+        evaluated: list[Reward] = []
+        places: list[int] = []
+        known: dict[int, int] = {}
+        for reward in self.rewards:
+            bounded = _bounded(reward)
+            if not isinstance(reward, Constraint) or id(bounded) not in known:
+                known[id(bounded)] = len(evaluated)
+                evaluated.append(bounded)
+            places.append(known[id(bounded)])
+        return evaluated, places
+
+    def _summed(self, evaluations: Sequence[RewardOutput]) -> RewardOutput:
+        outputs: list[RewardOutput] = []
+        for reward, place in zip(self.rewards, self._evaluated()[1], strict=True):
+            output = evaluations[place]
+            outputs.append(reward.of_scores(output) if isinstance(reward, Constraint) else output)
         weighted = [weight * output.total for weight, output in zip(self.weights, outputs, strict=True)]
         total = sum(weighted, torch.zeros_like(weighted[0]))
-        scores = [item for output in outputs for item in output.terms.items()]
-        names = _distinct([name for name, _ in scores])
-        return RewardOutput(total, {name: score for name, (_, score) in zip(names, scores, strict=True)})
+        scores = [item for index in self._reported for item in outputs[index].terms.items()]
+        names = distinct([name for name, _ in scores])
+        terms = {name: score for name, (_, score) in zip(names, scores, strict=True)}
+        violations = [output.violation for output in outputs if output.violation is not None]
+        return RewardOutput(total, terms, torch.stack(violations).sum(0) if violations else None)
+
+    @property
+    def term_names(self) -> list[str]:
+        """As of `CompositeReward`; a reward that is both bounded and summed is reported once."""
+        return distinct([name for index in self._reported for name in self.rewards[index].term_names])
+
+    @property
+    def _reported(self) -> list[int]:
+        """Which terms' scores are reported: of those that bound or sum one reward the first."""
+        seen = [id(_bounded(reward)) for reward in self.rewards]
+        return [
+            index
+            for index, reward in enumerate(self.rewards)
+            if not isinstance(reward, Constraint) or seen.index(seen[index]) == index
+        ]
 
     @property
     def default_reward_scale(self) -> float | None:  # type: ignore[override]
@@ -384,9 +593,12 @@ class WeightedSum(CompositeReward):
 
         A term's own scale tells how much its scores differ. In the sum these differences are taken as independent, so
         that it is `1 / sqrt(sum_i (weight_i / scale_i)^2)`. The weights say how terms count beside each other.
+        Constraints are not scaled.
         """
         shares = []
         for weight, reward in zip(self.weights, self.rewards, strict=True):
+            if isinstance(reward, Constraint):
+                continue
             if not reward.default_reward_scale:
                 return None
             shares.append(weight / reward.default_reward_scale)
@@ -394,6 +606,11 @@ class WeightedSum(CompositeReward):
 
     def _weighted_terms(self) -> list[tuple[float, Reward]]:
         return list(zip(self.weights, self.rewards, strict=True))
+
+
+def _bounded(reward: Reward) -> Reward:
+    """The reward that a constraint bounds, or the reward itself."""
+    return reward.rewards[0] if isinstance(reward, Constraint) else reward
 
 
 @contextmanager
@@ -406,23 +623,3 @@ def _differentiated(name: str) -> Iterator[None]:
 def random_image(device: torch.device | str, image_size: tuple[int, int]) -> Tensor:
     """One image `[1, 3, H, W]` of uniform noise, always the same; torch's global generator stays untouched."""
     return torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    distinct: list[str] = []
-    for name in names:
-        candidate, count = name, 1
-        while candidate in distinct:
-            count += 1
-            candidate = f"{name}_{count}"
-        distinct.append(candidate)
-    return distinct
-
-
-def _expression(weights: Sequence[float], names: Sequence[str]) -> str:
-    parts = []
-    for weight, name in zip(weights, names, strict=True):
-        magnitude = "" if abs(weight) == 1 else f"{abs(weight):.12g}*"
-        parts.append(f"{'-' if weight < 0 else '+'} {magnitude}{name}")
-    expression = " ".join(parts)
-    return expression.removeprefix("+ ") if weights[0] >= 0 else "-" + expression.removeprefix("- ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class CallableReward(Reward):
             by `probe` on the run's device, or on the CPU when the answer is first needed.
         max_batch_size: the largest number of images in one call; None for all at once.
         reads_prompts: whether the scores depend on the prompts. If so, a run without prompts is refused.
+        is_free: whether a score costs next to nothing. Say False for a function that asks a model or a service, so that
+            a call that is to ask it for more than 200 scores of an image says so before.
 
     Raises:
         TypeError: `function` cannot be called with images and prompts, or is asynchronous or a generator.
@@ -45,6 +48,7 @@ class CallableReward(Reward):
         differentiable: bool | None = None,
         max_batch_size: int | None = None,
         reads_prompts: bool = True,
+        is_free: bool = True,
     ) -> None:
         own_name: str = getattr(function, "__name__", type(function).__name__)
         self.name = name or own_name
@@ -52,6 +56,7 @@ class CallableReward(Reward):
         self.function = function
         self.max_batch_size = max_batch_size
         self.reads_prompts = reads_prompts
+        self.is_free = is_free
         self._differentiable = differentiable
         self._num_untold = 0
 
@@ -74,7 +79,7 @@ class CallableReward(Reward):
             assert self._differentiable is not None
         return self._differentiable
 
-    @property
+    @cached_property
     def wanted_context(self) -> dict[str, bool]:
         """The further parameters that the function names, and whether each is required."""
         return wanted_context(self.function)

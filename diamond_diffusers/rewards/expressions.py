@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from .base import Reward, WeightedSum
+from .base import Constraint, Reward, WeightedSum
 from .callable_reward import CallableReward, ScoreFunction
 from .registry import REWARDS, Registered, registered_reward, required_arguments
 
-EXAMPLE = "imagereward + 5*hpsv2 - 0.01*clip"
+EXAMPLE = "imagereward + 5*hpsv2 - 0.01*clip, nsfw < 0.2"
 
 RewardLike = Reward | ScoreFunction | str
 
@@ -20,8 +21,9 @@ def as_reward(reward: RewardLike) -> Reward:
 
     Args:
         reward: a `Reward`, which is returned as it is; a callable `(images, prompts) -> scores`; or an expression of
-            registered names such as `"imagereward + 5*hpsv2 - 0.01*clip"`, each of which is instantiated here, after
-            the whole expression has been checked.
+            registered names such as `"imagereward + 5*hpsv2 - 0.01*clip"`, perhaps with constraints after commas:
+            `"imagereward + 5*hpsv2, nsfw < 0.2, ocr >= 0.9"`. Each name is instantiated here, once, after the whole
+            expression has been checked.
 
     Raises:
         TypeError: `reward` is none of these.
@@ -43,11 +45,22 @@ def as_reward(reward: RewardLike) -> Reward:
 
 
 def _build(expression: str) -> Reward:
-    found = [(weight, name, registered_reward(name)) for weight, name in parse_expression(expression)]
-    terms = [(weight, _instantiate(name, registered)) for weight, name, registered in found]
-    if len(terms) == 1 and terms[0][0] == 1:
-        return terms[0][1]
-    return WeightedSum(terms)
+    clauses = parse_clauses(expression)
+    found = {name: registered_reward(name) for clause in clauses for _, name in clause.terms}
+    # A reward that is bounded and maximised is one model.
+    made = {name: _instantiate(name, registered) for name, registered in found.items()}
+    terms: list[tuple[float, Reward]] = []
+    for clause in clauses:
+        summed = [(weight, made[name]) for weight, name in clause.terms]
+        if clause.threshold is None:
+            terms += summed
+        else:
+            terms.append((1.0, Constraint(_sum(summed), *clause.threshold)))
+    return _sum(terms)
+
+
+def _sum(terms: list[tuple[float, Reward]]) -> Reward:
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else WeightedSum(terms)
 
 
 def _instantiate(name: str, registered: Registered) -> Reward:
@@ -61,22 +74,63 @@ def _instantiate(name: str, registered: Registered) -> Reward:
     return made if isinstance(made, Reward) else CallableReward(made, name)
 
 
-def parse_expression(expression: str) -> list[tuple[float, str]]:
-    """Reads `[sign] [number *] name {sign [number *] name}` into pairs of a weight and a name.
+@dataclass(frozen=True)
+class Clause:
+    """What stands between two commas of an expression.
 
+    Attributes:
+        terms: pairs of a weight and a name, which are summed.
+        threshold: a comparison and the number that the sum is compared with; None where there is none.
+    """
+
+    terms: list[tuple[float, str]]
+    threshold: tuple[str, float] | None = None
+
+
+def parse_expression(expression: str) -> list[tuple[float, str]]:
+    """The pairs of a weight and a name of all terms of an expression, those of constraints included.
+
+    Raises:
+        ValueError: as of `parse_clauses`.
+    """
+    return [term for clause in parse_clauses(expression) for term in clause.terms]
+
+
+def parse_clauses(expression: str) -> list[Clause]:
+    """Reads `clause {, clause}`, where a clause is `[sign] [number *] name {sign [number *] name} [comparison number]`.
+
+    Comparisons are `<`, `<=`, `>` and `>=`. One clause at most is without a comparison, the first or another.
     A known alias with dashes or dots is read as a whole; `a-b` is a difference unless it is an alias.
 
     Raises:
         ValueError: the text is no such expression; the error names the place where reading stopped.
     """
     tokens = list(_tokens(expression))
+    clauses: list[Clause] = []
+    while not clauses or tokens[0][0] != "end":
+        if clauses:
+            _take(expression, tokens, "comma", "','")
+        terms = _take_sum(expression, tokens)
+        if tokens[0][0] == "comparison":
+            comparison = tokens.pop(0)[1]
+            sign = -1.0 if tokens[0][0] == "sign" and tokens.pop(0)[1] == "-" else 1.0
+            bound = sign * float(_take(expression, tokens, "number", "a number"))
+            clauses.append(Clause(terms, (comparison, bound)))
+        elif any(clause.threshold is None for clause in clauses):
+            raise _unexpected(expression, "a comparison such as '< 0.2' (join what is summed by '+')", tokens[0])
+        else:
+            clauses.append(Clause(terms))
+    return clauses
+
+
+def _take_sum(expression: str, tokens: list[Token]) -> list[tuple[float, str]]:
     terms: list[tuple[float, str]] = []
-    while not terms or tokens[0][0] != "end":
+    while not terms or tokens[0][0] not in ("end", "comma", "comparison"):
         sign = 1.0
         if tokens[0][0] == "sign":
             sign = -1.0 if tokens.pop(0)[1] == "-" else 1.0
         elif terms:
-            raise _unexpected(expression, "'+' or '-'", tokens[0])
+            raise _unexpected(expression, "'+', '-', ',' or a comparison", tokens[0])
         weight = 1.0
         if tokens[0][0] == "number":
             weight = float(tokens.pop(0)[1])
@@ -89,7 +143,7 @@ Token = tuple[str, str, int]
 
 _TOKEN = (
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>{aliases}[^\W\d]\w*)|(?P<sign>[+-])|(?P<times>\*)"
-    r"|(?P<end>$)|(?P<unknown>.))"
+    r"|(?P<comma>,)|(?P<comparison>[<>]=?)|(?P<end>$)|(?P<unknown>.))"
 )
 
 

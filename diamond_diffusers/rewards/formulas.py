@@ -19,6 +19,7 @@ class Formula(Reward):
 
     licence = "Apache-2.0"
     size = "none"
+    is_free = True
     reads_prompts = False
 
 

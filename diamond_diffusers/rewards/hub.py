@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub: options, the local cache, and errors in one sentence."""
+"""Files from the Hugging Face Hub and from pages of projects: options, local caches, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from .errors import first_line
@@ -45,3 +46,26 @@ def download(name: str, repository: str, file: str, options: Mapping[str, Any]) 
 def is_cached(repository: str, file: str) -> bool:
     """Whether a file of a repository is in the local cache."""
     return isinstance(try_to_load_from_cache(repository, file), str)
+
+
+def page_path(url: str) -> Path:
+    """Where the file of a project's own page is once it was downloaded, by its name, beside those of torch's hub."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
+def download_from_page(url: str, sha256: str | None = None) -> Path:
+    """The file of a project's own page, from the local cache or downloaded.
+
+    Args:
+        url: address of the file.
+        sha256: its hash, if it is known; a file with another one is refused.
+
+    Raises:
+        OSError: the file cannot be downloaded.
+        RuntimeError: its hash is another one.
+    """
+    path = page_path(url)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    return path

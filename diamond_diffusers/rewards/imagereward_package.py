@@ -14,9 +14,9 @@ from .base import Reward
 from .errors import first_line
 from .hub import check_hub_options, download
 from .imagereward import ImageReward
-from .imagereward.checkpoint import check_layout
 from .imagereward.official import import_official
 from .registry import register_reward
+from .weight_files import check_layout
 
 
 class PackageNetwork(nn.Module):

@@ -37,6 +37,7 @@ class InverseProblem(Reward):
     source = "Chung et al. 2022, arXiv:2209.14687"
     size = "none"
     default_reward_scale = 1.0
+    is_free = True
     reads_prompts = False
 
     def __init__(

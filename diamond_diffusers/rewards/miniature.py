@@ -29,6 +29,7 @@ class MiniatureReward(CLIPReward):
     source = "diamond_diffusers.miniature"
     size = "none"
     default_reward_scale = 1.0
+    is_free = True
     hub_files = ()
 
     def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:

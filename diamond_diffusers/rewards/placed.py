@@ -52,8 +52,8 @@ class PlacedReward(CompositeReward):
             output = self._evaluate(images, prompts, context)
         if not self._tracks(images, *context.values()):
             return output
-        total = _ScoreAgainBackwards.apply(self, prompts, context, output.total, images, context.get("latents"))
-        return RewardOutput(total, output.terms)
+        scores = _ScoreAgainBackwards.apply(self, prompts, context, _scores(output), images, context.get("latents"))
+        return RewardOutput(scores[0], output.terms, scores[1] if output.violation is not None else None)
 
     def probe(
         self,
@@ -72,7 +72,8 @@ class PlacedReward(CompositeReward):
     def _evaluate(self, images: Tensor, prompts: Sequence[str], context: dict[str, Any]) -> RewardOutput:
         output = self.rewards[0].evaluate(images.to(self.device), prompts, **moved_context(context, self.device))
         terms = {name: term.to(images.device) for name, term in output.terms.items()}
-        return RewardOutput(output.total.to(images.device), terms)
+        violation = None if output.violation is None else output.violation.to(images.device)
+        return RewardOutput(output.total.to(images.device), terms, violation)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -86,6 +87,11 @@ class PlacedReward(CompositeReward):
             self.rewards[0].to(self.rest_device)
 
 
+def _scores(output: RewardOutput) -> Tensor:
+    """What carries a graph: the total and, where there are constraints, their violation."""
+    return torch.stack([output.total] if output.violation is None else [output.total, output.violation])
+
+
 class _ScoreAgainBackwards(torch.autograd.Function):
     """Returns scores that were computed without a graph unchanged; their graph is built in the backward pass."""
 
@@ -95,13 +101,13 @@ class _ScoreAgainBackwards(torch.autograd.Function):
         placed: PlacedReward,
         prompts: Sequence[str],
         context: dict[str, Any],
-        total: Tensor,
+        scores: Tensor,
         images: Tensor,
         latents: Tensor | None,
     ) -> Tensor:
         ctx.placed, ctx.prompts, ctx.context = placed, prompts, context
         ctx.save_for_backward(images, latents)
-        return total.clone()
+        return scores.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -111,6 +117,6 @@ class _ScoreAgainBackwards(torch.autograd.Function):
         context = ctx.context if latents is None else {**ctx.context, "latents": latents}
         leaves = [leaf for leaf in inputs if leaf is not None]
         with torch.enable_grad(), ctx.placed._at_work():
-            total = ctx.placed._evaluate(images, ctx.prompts, context).total
-            found = iter(torch.autograd.grad(total, leaves, gradient, allow_unused=True))
+            scores = _scores(ctx.placed._evaluate(images, ctx.prompts, context))
+            found = iter(torch.autograd.grad(scores, leaves, gradient, allow_unused=True))
         return None, None, None, None, *(None if leaf is None else next(found) for leaf in inputs)

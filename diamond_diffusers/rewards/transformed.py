@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..core.pending import Pending
 from .base import CompositeReward, Reward, RewardOutput
 
 
@@ -28,10 +29,21 @@ class TransformedReward(CompositeReward):
     def transform(self, scores: Tensor) -> Tensor:
         """Maps scores `[B]` to scores `[B]`, differentiably."""
 
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether the original reward is."""
+        return self.rewards[0].is_concurrent
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The transformed total, and the scores of the original reward. See `Reward.evaluate`."""
-        output = self.rewards[0].evaluate(images, prompts, **context)
-        return RewardOutput(self.transform(output.total), output.terms)
+        return self._transformed(self.rewards[0].evaluate(images, prompts, **context))
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """See `Reward.begin`."""
+        return self.rewards[0].begin(images, prompts, **context).then(self._transformed)
+
+    def _transformed(self, output: RewardOutput) -> RewardOutput:
+        return RewardOutput(self.transform(output.total), output.terms, output.violation)
 
 
 class StandardisedReward(TransformedReward):

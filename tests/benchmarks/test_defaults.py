@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks.defaults import NAMES, measure
 
-DEAR = ("noise_optimization", "reno", "noise_evolution")
-"""They take thousands of evaluations an image, and keep the best image that they see, the plain one among them."""
+DEAR = ("reno",)
+"""It takes thousands of evaluations an image, and keeps the best image that it sees, the plain one among them."""
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_a_prompts_file_is_exported_and_redrawn(command, tmp_path):
     out, prompts = tmp_path / "out", tmp_path / "evaluation_metadata.jsonl"
     entries = [{"tag": "counting", "include": [], "prompt": text} for text in ("two cats", "three dogs")]
     prompts.write_text("\n".join(map(json.dumps, entries)))
-    call = (*command, "--prompts-file", prompts, "--methods", "best_of_n", "--budgets", 8, "--num-inference-steps", 2)
+    call = (*command, "--prompts", prompts, "--methods", "best_of_n", "--budgets", 8, "--num-inference-steps", 2)
     printed = succeed(*call, "--num-images-per-prompt", 2, "--export", "geneval", "--export", "unigenbench",
                       "--diversity-clip", clip_folder())  # fmt: skip
     assert "Mean reward" in printed and "diversity" in printed
@@ -88,7 +88,7 @@ def clip_folder():
         (("--budgets", "50,many"), "--budgets is '50,many'; give positive numbers such as 50,100,200,400"),
         (("--budgets", "1" + "0" * 30), "give positive numbers such as 50,100,200,400, up to 1000000000"),
         (("--export", "coco"), "export is 'coco'; choose one of geneval, unigenbench"),
-        (("--prompts-file", "nowhere.txt"), "does not exist"),
+        (("--prompts", "nowhere.txt"), "does not exist"),
         (("--methods", "plain", "--height", 3), "height is 3, which is less than a token"),
         (("--held-out-reward", "redness"), "held_out_rewards holds 'redness', which alignment follows"),
     ],
@@ -147,3 +147,29 @@ def test_only_records_are_redrawn(tmp_path):
         result = invoke("redraw", *arguments)
         assert result.exit_code == 2
         assert sentence in re.sub(r"[│\s]+", " ", result.output)
+
+
+@pytest.mark.slow
+def test_a_calibrated_run_resumes_and_is_redrawn(command, tmp_path):
+    out = tmp_path / "out"
+    call = (*command, "--num-prompts", 1, "--budgets", 8, "--methods", "best_of_n", "--num-inference-steps", 1)
+    call += ("--calibrate", 2, "--max-reward-calls", 2)
+    succeed(*call)
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["reward"] == "redness" and results["settings"]["max_reward_calls"] == 2
+    (term,) = results["settings"]["calibration"].values()
+    (row,) = results["methods"]
+    # Two particles are all the scores, and further steps all the evaluations that there are.
+    assert (row["method"]["alignment"]["num_particles"], row["method"]["num_inference_steps"]) == (2, 2)
+    record = json.loads((out / "images/best_of_n_8/" / next(out.glob("images/*/*.json")).name).read_text())["record"]
+    raw = record["reward_terms"]["redness"]
+    assert record["reward"] == pytest.approx((raw - term["mean"]) / term["standard_deviation"], abs=1e-3)
+    # A calibration that is there is not drawn again: with other figures in it, the results do not go together.
+    calibration = json.loads((out / "calibration.json").read_text())
+    calibration["terms"]["redness"]["mean"] += 1
+    (out / "calibration.json").write_text(json.dumps(calibration))
+    assert "calibration is" in invoke(*call).output
+    refused = invoke(*call, "--calibrate", 3)
+    printed = succeed("redraw", next(out.glob("images/*/*.json")), "--output", tmp_path / "again.png")
+    assert "bit for bit" in printed and refused.exit_code == 2
+    assert "holds a calibration of 'redness' by 2 samples of seed 0" in " ".join(refused.output.split())

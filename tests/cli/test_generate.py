@@ -416,3 +416,44 @@ def test_other_uses_of_memory_are_refused(option, value, message):
     result = invoke("generate", "a star", option, value)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_terms_are_calibrated_and_the_record_tells_how(generate, tmp_path):
+    printed, record = generate("--alignment", "best_of_n", "--calibrate", "2")
+    settings, reward = record["settings"], record["images"][0]["aligned"]["reward"]
+    assert settings["reward"] == "standardised(redness)" and "calibration: redness is " in printed
+    (term,) = settings["calibration"]["terms"].values()
+    raw = record["images"][0]["aligned"]["reward_terms"]["redness"]
+    assert reward == pytest.approx((raw - term["mean"]) / term["standard_deviation"], abs=1e-3)
+    assert record["cost"]["calibration"]["network_evaluations"] == 2 * 3 * 2
+    # Again, as the record says, without samples; also into the same folder.
+    option, file = settings["calibration"]["again"].split(" ")
+    _, again = generate("--alignment", "best_of_n", option, file)
+    assert again["images"] == record["images"] and again["settings"] == settings
+    assert set(again["cost"]) == {"plain", "aligned"}
+    both = refusal("generate", "a star", "--reward", "redness", "--calibrate", 2, option, file)
+    assert "--calibrate is 2, but --calibration" in both
+    other = refusal("generate", "a star", "--reward", "brightness", option, file)
+    assert "statistics are of redness, but the terms of the reward are brightness" in other
+
+
+@pytest.mark.slow
+def test_a_budget_of_scores_is_recorded(generate):
+    _, record = generate("--alignment", "best_of_n", "--max-reward-calls", "3")
+    assert record["settings"]["max_reward_calls"] == 3
+    # With two by which the reward is tried, and found to be differentiable.
+    assert record["cost"]["aligned"]["reward_calls"] == 3 + 2
+
+
+@pytest.mark.slow
+def test_a_held_out_reward_is_watched(generate):
+    options = ("-o", "num_candidates=3", "-o", "round_size=1", "--watch", "symmetry", "--watch-patience", 1)
+    printed, record = generate("--alignment", "random_search", *options)
+    watched = record["watched"]["aligned"]
+    assert watched["reward"] == "symmetry" and "watched: taken from round" in printed
+    assert watched["chosen"] == [max(range(len(watched["held_out"])), key=lambda check: watched["held_out"][check])]
+    assert record["settings"]["watch"] == {"reward": "symmetry", "patience": 1, "every": 1}
+    alone = refusal("generate", "a star", "--reward", "redness", "--watch-every", 2)
+    assert "--watch-every is 2, but nothing is watched; name a reward with --watch" in alone
+    refused = refusal("generate", "a star", "--alignment", "smc", "--reward", "redness", "--watch", "symmetry")
+    assert "watch is given, but alignment SMC has half-noisy particles" in refused

@@ -288,15 +288,15 @@ def test_texts_of_a_file_join_the_arguments(tiny_folder, redness_reward, tmp_pat
     file, out = tmp_path / "prompts.txt", tmp_path / "out"
     file.write_text("a ring\n\ntwo stars\n")
     call = ("--model", tiny_folder, "--reward", redness_reward, "--num-inference-steps", 1, "--output", out)
-    succeed("generate", "a star", "--prompts-file", file, *call, "--no-plain", "--num-particles", 2)
+    succeed("generate", "a star", "--prompts", file, *call, "--no-plain", "--num-particles", 2)
     record = json.loads((out / "record.json").read_text())
     assert [image["prompt"] for image in record["images"]] == ["a star", "a ring", "two stars"]
     assert set(record["cost"]) == {"aligned"} and not list(out.glob("plain_*"))
     assert (out / "contact_sheet.png").exists() and len(list(out.glob("aligned_*.png"))) == 3
     scored = ("score", *sorted(out.glob("aligned_*.png")), "--reward", redness_reward, "--format", "csv")
-    rows = succeed(*scored, "--prompt", "a star", "--prompts-file", file).splitlines()
+    rows = succeed(*scored, "--prompt", "a star", "--prompts", file).splitlines()
     assert [row.split(",")[1] for row in rows[1:]] == ["a star", "a ring", "two stars"]
     assert "--no-plain is given, but alignment 'none' draws plain images" in refusal(
         "generate", "a star", *call, "--alignment", "none", "--no-plain"
     )
-    assert "PROMPT is not given, and neither is --prompts-file" in refusal("generate", *call)
+    assert "PROMPT is not given, and neither is --prompts" in refusal("generate", *call)

@@ -86,6 +86,7 @@ def test_options_describe_a_method(options, expected):
         ("reno", {"reward_scale": 2.0}),
         ("guidance", {"reward_scale": 2.0}),
         ("random_search", {"max_network_evaluations": 60}),
+        ("random_search", {"max_reward_calls": 60}),
     ],
 )
 def test_a_call_has_options_of_its_own(name, call):

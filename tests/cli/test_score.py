@@ -289,3 +289,17 @@ class TestAvailability:
 
     def test_functions(self):
         assert availability(lambda images, prompts: images.mean((1, 2, 3))) == "yes"
+
+
+def test_constraints_have_a_column_of_their_own(folder):
+    rows = read_csv(succeed("score", folder, "--reward", "2*colour, brightness < 0.5", "--format", "csv"))
+    assert list(rows[0]) == ["image", "prompt", "colour", "brightness", "2*colour, brightness < 0.5", "constraints met"]
+    for row in rows:
+        assert float(row["2*colour, brightness < 0.5"]) == pytest.approx(2 * float(row["colour"]), rel=1e-4)
+        assert row["constraints met"] == str(int(float(row["brightness"]) < 0.5))
+    for alone, met in {"brightness >= 0": "1", "brightness >= 0, brightness < 0": "0"}.items():
+        rows = read_csv(succeed("score", folder, "--reward", alone, "--format", "csv"))
+        # They have no total.
+        assert list(rows[0])[2:] == ["brightness", "constraints met"]
+        assert [row["constraints met"] for row in rows] == [met] * 4
+    assert "has ')' at position 16" in refusal("score", folder, "--reward", "brightness < 0.5)")

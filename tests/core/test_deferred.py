@@ -41,6 +41,15 @@ def test_within_a_context_the_first_fault_is_raised_at_its_end() -> None:
         settle()
 
 
+def test_checks_of_several_flags_are_told_apart() -> None:
+    for wrong in range(3):
+        with pytest.raises(ValueError, match=f"check {wrong}$"), deferred_checks():
+            for number, count in enumerate((3, 1, 2)):
+                flags = torch.ones(count, dtype=torch.bool)
+                flags[-1] = number != wrong
+                require(flags.reshape(1, count), lambda number=number: fault(f"check {number}"))
+
+
 def test_what_is_read_settles_what_was_checked_before() -> None:
     values = torch.tensor([[1.0, -torch.inf], [torch.nan, 3.0]], dtype=torch.float64)
     torch.testing.assert_close(read(values), values, equal_nan=True)

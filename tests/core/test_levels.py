@@ -33,6 +33,26 @@ def test_signal_and_noise_are_exact_at_both_ends():
     torch.testing.assert_close(signal_and_noise(levels), coefficients(levels))
 
 
+def test_a_level_of_all_rows_has_the_coefficients_of_a_row_at_that_level():
+    # By a root that rounds otherwise one in a hundred would differ.
+    levels = [0.0, math.inf, *normal(500).exp().tolist()]
+    of_rows = torch.stack(signal_and_noise(torch.tensor(levels, dtype=torch.float64)), 1)
+    for level, expected in zip(levels, of_rows.tolist(), strict=True):
+        assert [c.item() for c in signal_and_noise(level)] == [
+            c.item() for c in signal_and_noise(torch.tensor(level, dtype=torch.float64))
+        ]
+        assert [c.item() for c in signal_and_noise(level)] == pytest.approx(expected, rel=1e-15)
+
+
+def test_coefficients_that_were_first_asked_for_in_inference_mode_can_be_differentiated():
+    level = 0.123456
+    with torch.inference_mode():
+        signal_and_noise(level)
+    x = torch.ones(2, 1, requires_grad=True)
+    (signal_and_noise(level)[0] * x).square().sum().backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize("first_level", [*LEVELS, math.inf])
 @pytest.mark.parametrize("second_level", [0.2, 3.0, math.inf])
 def test_fusing_is_bayes_rule_for_two_observations(first_level, second_level):

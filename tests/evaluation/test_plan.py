@@ -5,6 +5,7 @@ import pytest
 from diamond_diffusers import (
     SMC,
     AncestralTransition,
+    BeamSearch,
     BestOfN,
     DenoiserPoint,
     DiamondTransition,
@@ -57,6 +58,20 @@ def test_a_dry_run_costs_what_the_formula_says(cost_of, alignment, expected):
 
 
 ALL = pytest.param(list(RECIPES), marks=pytest.mark.slow, id="all")
+
+
+def test_scores_are_limited_too(cost_of):
+    recipe, limits = Recipe(BestOfN()), {"default_steps": 3, "cost_of": cost_of, "max_reward_calls": 4}
+    method = sized_to_budget("best_of_n", recipe, 40, **limits)
+    # Four particles are scored; what is left of the evaluations goes into steps, of which more cost no score.
+    assert (method.alignment.num_particles, method.num_inference_steps) == (4, 5)
+    method = sized_to_budget("smc", Recipe(SMC()), 40, **limits)
+    assert cost_of(method).reward_calls <= 4
+    limits["max_reward_calls"] = 1
+    with pytest.raises(
+        ValueError, match="max_reward_calls is 1, but method 'beam' takes at least 5 scores an image; ra"
+    ):
+        sized_to_budget("beam", Recipe(BeamSearch(branching=2), grows=("num_particles",)), 40, **limits)
 
 
 @pytest.mark.parametrize("names", [pytest.param(KINDS, id="one of each method"), ALL])

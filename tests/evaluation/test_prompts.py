@@ -150,3 +150,57 @@ def test_a_file_in_another_encoding_is_refused_with_its_line(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(ForeignFileError, match=r"folder.txt' cannot be read \(Is a directory\)"):
         read_prompts(tmp_path / "folder.txt")
+
+
+def test_geneval2(tmp_path):
+    entry = {"prompt": "two cats", "atom_count": 3, "vqa_list": [["How many cats?", "two"]], "skills": ["count"]}
+    assert read(tmp_path, "geneval2_data.jsonl", json.dumps(entry)) == [Prompt(0, "two cats", "atomicity 3", entry)]
+
+
+DSG = """item_id,text,keywords,proposition_id,dependency,category_broad,x,tuple,question_natural_language
+whoops_5,A cube,cube,1,0,entity,whole,entity - whole (cube),Is there a cube?
+whoops_5,A cube,"cube, red",2,"1, 3",attribute,color,"attribute - color (cube, red)",Is the cube red?
+COCOval2,A sky,sky,1,"1, blue",entity,whole,entity - whole (sky),Is there a sky?
+"""
+
+
+def test_dsg_and_dpg_bench(tmp_path):
+    cube, sky = read(tmp_path, "dsg.csv", DSG)
+    assert (cube.text, cube.category, cube.metadata["item_id"]) == ("A cube", "whoops", "whoops_5")
+    assert [question["parents"] for question in cube.metadata["questions"]] == [[], [1, 3]]
+    assert cube.metadata["questions"][1]["question"] == "Is the cube red?"
+    # A malformed dependency leaves its item without any.
+    assert sky.category == "COCOval" and sky.metadata["questions"][0]["parents"] == []
+
+
+def test_tifa(tmp_path):
+    entry = {"id": "coco_1", "caption": "A dog.", "question": "is it a dog?", "choices": ["yes", "no"], "answer": "yes"}
+    entries = [{**entry, "element_type": "animal/human"}, {**entry, "question": "what?", "element_type": "object"}]
+    (prompt,) = read(tmp_path, "tifa.json", json.dumps(entries))
+    assert (prompt.text, prompt.category, len(prompt.metadata["questions"])) == ("A dog.", "coco", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a", "vqa_list": []}', "line 1 of '.*' has no 'atom_count'; give GenEval's"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "atom_count": 1, "vqa_list": [["?", "Yes"]], "skills": []}',
+            "vqa_list in line 1 of '.*' holds 1 questions for 0 skills",
+        ),
+        ("a.csv", DSG.replace("cube,1,0", "cube,x,0"), "proposition_id in line 2 of '.*' is 'x'; number the questions"),
+        ("a.csv", DSG.replace('red",2', 'red",1'), "proposition_id in line 3 of '.*' is 1, which the item has already"),
+        ("a.json", "{}", "'.*' is an object in place of a list; give TIFA's"),
+        (
+            "a.json",
+            '[{"id": "a", "caption": "b", "question": "?", "choices": ["no"], "answer": "yes", "element_type": "c"}]',
+            r"\[0\].answer of '.*' is 'yes', which is none of its choices",
+        ),
+    ],
+)
+def test_other_questions_are_refused(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ForeignFileError, match=message):
+        read_prompts(path)

@@ -12,11 +12,20 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from diamond_diffusers.evaluation.benchmark.pareto import on_front
 from diamond_diffusers.evaluation.benchmark.plan import Entry, Plan
-from diamond_diffusers.evaluation.benchmark.plots import cost_figures, method_styles, overview_figure, trace_figure
+from diamond_diffusers.evaluation.benchmark.plots import (
+    cost_figures,
+    method_styles,
+    overview_figure,
+    pareto_figures,
+    trace_figure,
+)
 from diamond_diffusers.evaluation.benchmark.report import write_report
 from diamond_diffusers.evaluation.benchmark.summary import summarise
-from diamond_diffusers.evaluation.benchmark.tables import TextTable, markdown, rich_table
+from diamond_diffusers.evaluation.benchmark.tables import text_tables
+from diamond_diffusers.evaluation.scoring.statistics import Estimate
+from diamond_diffusers.evaluation.text_tables import TextTable, markdown, rich_table
 from diamond_diffusers.files.csv_tables import csv_table
 from diamond_diffusers.files.foreign import ForeignFileError
 
@@ -90,6 +99,7 @@ def test_tables(comparison):
         "Right images, % of 4 [95 % interval], budget 24",
         "Differences and rewards [95 % intervals], budget 24",
         "Cost of an image, budget 24",
+        "Pareto front of the reward and held out: 2*other, 1 of 3 [95 % intervals]",
         "Left out",
     ]
     overview, scores, differences, costs, *_, left_out = comparison.tables()
@@ -216,7 +226,7 @@ def test_everything_is_written(comparison, tmp_path):
     )
     pictures = {path.name for path in (tmp_path / "plots").iterdir()}
     curves = {f"{name}_against_cost.png" for name in ("reward", "score", "held_out_2_other")}
-    assert pictures == {"overview.png"} | curves | {
+    assert pictures == {"overview.png", "pareto_2_other.png"} | curves | {
         f"{kind}_{budget}.png" for kind in ("traces", "images") for budget in (12, 24)
     }
     assert not list(tmp_path.rglob("*.partial*"))
@@ -226,8 +236,8 @@ def test_the_page_stands_alone(comparison, tmp_path):
     write_report(comparison, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert not page.tags & {"script", "link", "iframe", "heart", "method"}
-    # Six figures, and four prompts drawn by two methods at two budgets.
-    assert len(page.sources) == 6 + 16
+    # Seven figures, and four prompts drawn by two methods at two budgets.
+    assert len(page.sources) == 7 + 16
     for source in page.sources:
         kind, content = source.split(",")
         assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
@@ -258,6 +268,42 @@ def test_the_overview_has_the_means_best_methods_first(tmp_path, comparison):
     plan = Plan(comparison.plan.entries[1:], [])
     (alone,) = overview_figure(summarise(plan, made_up_comparison(tmp_path, is_judged=False).records, tmp_path)).axes
     assert [text.get_text() for text in alone.texts] == ["3.0", "4.0", "–", "2.5"]
+
+
+PAIRS = [(1.0, 3.0), (2.0, 2.0), (1.0, 2.0), (3.0, 1.0), (2.0, 2.0), (2.5, 0.5)]
+
+
+def test_a_front_holds_what_nothing_beats_in_both():
+    assert on_front(PAIRS) == [True, True, False, True, True, False]
+    assert on_front([(1.0, 1.0)]) == [True] and on_front([]) == []
+
+
+def test_the_front_is_drawn_and_tabled(comparison):
+    rows = [
+        replace(
+            comparison.summaries[0],
+            method=replace(PLAIN, name=f"method {number}", evaluations=number),
+            cost={**comparison.summaries[0].cost, "equivalent_evaluations": number},
+            reward=Estimate(first, first - 0.1, first + 0.2),
+            held_out_rewards={"other": Estimate(second, second - 0.3, second + 0.4)},
+        )
+        for number, (first, second) in enumerate(PAIRS)
+    ]
+    # A method that does not grow is the same at a further budget.
+    rows.append(replace(rows[0], budget=24))
+    (axes,) = pareto_figures(rows)["pareto_other"].axes
+    front, *points = axes.get_lines()
+    assert front.get_xydata().tolist() == [[1, 3], [2, 2], [2, 2], [3, 1]]
+    assert front.get_drawstyle() == "steps-pre"
+    drawn = {tuple(point.get_xydata()[0]): point.get_alpha() for point in points if len(point.get_xydata()) == 1}
+    assert drawn == {(1, 3): 1, (2, 2): 1, (1, 2): 0.3, (3, 1): 1, (2.5, 0.5): 0.3}
+    bars = [part.get_segments()[0].round(6).tolist() for part in axes.collections]
+    assert [[0.9, 3.0], [1.2, 3.0]] in bars and [[1.0, 2.7], [1.0, 3.4]] in bars
+    assert {text.xy: text.get_text() for text in axes.texts} == {(3, 1): "1", (2, 2): "3", (1, 3): "4"}
+    table = text_tables(rows)[-1]
+    assert table.title.startswith("Pareto front of the reward and held out: other, 4 of 6")
+    assert table.rows[0] == ["method 3", "3", "3 [2.9, 3.2]", "1 [0.7, 1.4]"]
+    assert [row[0] for row in table.rows] == ["method 3", "method 1", "method 4", "method 0"]
 
 
 def test_many_methods_have_lines_of_their_own(comparison):

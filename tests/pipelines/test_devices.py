@@ -29,11 +29,14 @@ from diamond_diffusers import (
     PosteriorResampling,
     PosteriorSMC,
     RandomSearch,
+    Watch,
     WeightedPosterior,
+    calibrate,
 )
 from diamond_diffusers.alignment.base import Method
 from diamond_diffusers.alignment.smc_parts.tempering import AdaptiveTempering
 from diamond_diffusers.evaluation.memory import peak_memory
+from diamond_diffusers.rewards import staged
 from diamond_diffusers.rewards.preprocessing import resize_like_pil
 from diamond_diffusers.training.data.trajectories import Trajectories
 from diamond_diffusers.training.losses.base import DistillationLoss
@@ -101,6 +104,25 @@ def by_default(names: Iterable[str], *those: str) -> list[ParameterSet]:
 )
 def test_methods_keep_float64_on_the_cpu(tiny_pipe: DiamondMapPipeline, name: str) -> None:
     assert_runs_alike(tiny_pipe, METHODS[name])
+
+
+@pytest.mark.slow
+def test_stages_a_watch_and_a_calibration_keep_float64_on_the_cpu(tiny_pipe: DiamondMapPipeline) -> None:
+    short = {"num_inference_steps": 1, "output_type": "pt"}
+    in_stages = {"alignment": BestOfN(num_particles=3), "reward": staged([brightness, (certain, 2), ("colour", 1)])}
+    search = {"alignment": RandomSearch(num_candidates=3, round_size=1), "reward": certain}
+    search["watch"] = Watch("colour", patience=1)
+
+    def run(pipe: DiamondMapPipeline) -> list[Tensor]:
+        drawn = [pipe(PROMPTS, generator=generators(), **given, **short) for given in (in_stages, search)]
+        (term,) = calibrate(pipe, PROMPTS, brightness, 2, num_inference_steps=1).terms.values()
+        return [*(out.images.cpu() for out in drawn), torch.tensor([term.mean])]
+
+    there = run(tiny_pipe)
+    with Accelerator():
+        here = run(tiny_pipe.to(DEVICE))
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", by_default(WITH_A_MAP, "posterior_smc"))

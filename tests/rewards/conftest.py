@@ -11,6 +11,7 @@ from diamond_diffusers.rewards import expressions, registry
 from diamond_diffusers.rewards.clip import tower
 
 from .golden import FIXTURES, L14_CONFIG, Golden, picture, write_heads, write_open_clip, write_transformers
+from .vision_language_models import save_tiny_model
 
 WORDS = ["a", "photo", "of", "one", "two", "red", "blue", "green", "circle", "square", "star", "left", "above"]
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>"]
@@ -47,6 +48,14 @@ def tiny_clip(vocabulary_size):
             if weight.ndim >= 2:
                 weight.normal_(0, 2 * weight[0].numel() ** -0.5)
     return model
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory):
+    """A tiny vision-language model."""
+    folder = tmp_path_factory.mktemp("qwen")
+    save_tiny_model("qwen2_5_vl", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
 """Official outputs on tiny networks with the published checkpoints' layout; see fixtures/rewards/README.md."""
 
 import json
+import re
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -101,3 +104,30 @@ def gradient_of_normalised_pixels(reward, image, prompt):
     image = image.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(reward(image, [prompt]).sum(), image)
     return gradient * torch.tensor(CLIP_STD)[:, None, None]
+
+
+def formula_weights(shapes):
+    """Random weights that depend on their names alone, so that they need not be stored.
+
+    The official code was run on the same: a tensor that is taken for another, or left out, shows in the scores.
+    """
+    return {name: _formula_weight(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def _formula_weight(name, shape):
+    drawn = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    weight = torch.from_numpy(np.asarray(drawn)).float()
+    if weight.ndim > 1:
+        return 1.6 * weight * weight[0].numel() ** -0.5
+    # The weights of norms are about 1.
+    return 0.3 * weight + name.endswith("weight")
+
+
+def shape_counts(shapes):
+    """How many tensors of each shape there are by name, in which `*` stands for the numbers of layers."""
+    counts = {}
+    for name, shape in shapes.items():
+        of_name = counts.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), {})
+        text = "x".join(map(str, shape))
+        of_name[text] = of_name.get(text, 0) + 1
+    return counts

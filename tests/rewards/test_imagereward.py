@@ -23,7 +23,7 @@ from diamond_diffusers.rewards.imagereward.network import (
     build_network,
     published_shapes,
 )
-from diamond_diffusers.rewards.imagereward.reward import MAX_TOKENS, ImageReward
+from diamond_diffusers.rewards.imagereward.reward import ImageReward
 from diamond_diffusers.rewards.imagereward_package import PackageImageReward, PackageNetwork
 from diamond_diffusers.rewards.preprocessing import CLIP_MEAN, CLIP_STD, images_from_pil
 
@@ -217,7 +217,7 @@ class TestUse:
         reward(pictures[1].expand(2, -1, -1, -1), ["short", long])
         reward(pictures[1], [long])
         (record,) = caplog.records
-        assert f"reads only {MAX_TOKENS} of the" in record.message
+        assert f"reads only {ImageReward.max_tokens} of the" in record.message
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
     def test_half_precision(self, reward, pictures, dtype, tolerance):

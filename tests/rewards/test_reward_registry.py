@@ -66,6 +66,15 @@ def toys(empty_registry):
         ("hps-v23", [(1, "hps"), (-1, "v23")]),
         ("hps-v2.2", None),
         ("a-b", [(1, "a"), (-1, "b")]),
+        ("a, b < 1", [(1, "a"), (1, "b")]),
+        ("a > -1, 2*b - c", [(1, "a"), (2, "b"), (-1, "c")]),
+        ("a, b", None),
+        ("a < b", None),
+        ("1 < a", None),
+        ("a < 1 < 2", None),
+        ("a == 1", None),
+        ("a < 1,", None),
+        (", a", None),
     ],
 )
 def test_expressions(expression, terms, monkeypatch):
@@ -82,6 +91,12 @@ def test_the_place_of_a_mistake_is_named():
         parse_expression("a + 2 b")
     with pytest.raises(ValueError, match=r"'a -' has the end where a reward name was expected"):
         parse_expression("a -")
+    with pytest.raises(ValueError, match=r"'a, b' has the end where a comparison such as '< 0.2' \(join .* by '\+'\)"):
+        parse_expression("a, b")
+    with pytest.raises(ValueError, match=r"'a < ' has the end where a number was expected"):
+        parse_expression("a < ")
+    with pytest.raises(ValueError, match=r"'a, b < 1 2' has '2' at position 9 where ',' was expected"):
+        parse_expression("a, b < 1 2")
 
 
 class TestAsReward:

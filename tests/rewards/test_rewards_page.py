@@ -65,7 +65,7 @@ def test_a_remote_reward_asks_its_service(namespace):
     server = HTTPServer(("localhost", 0), Scorer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        reward = namespace["RemoteReward"]("remote", f"http://localhost:{server.server_port}")
+        reward = namespace["RemoteReward"](f"http://localhost:{server.server_port}", name="remote")
         levels = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 8, 8)
         torch.testing.assert_close(reward(levels, ["a", "abc"]), torch.tensor([1.0, 258.0]))
         with pytest.raises(ValueError, match="'remote' gives no gradients"):

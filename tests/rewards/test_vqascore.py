@@ -1,93 +1,20 @@
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torchvision.transforms.functional import to_pil_image
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-)
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from diamond_diffusers.rewards import VQAScoreReward
 
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-WORDS = ["user", "assistant", "Does", "this", "figure", "show", "Please", "answer", "yes", "or", "no", ".", "?", '"']
-WORDS += ["Yes", "No", "a", "red", "cat"]
-IDS = {word: index for index, word in enumerate(["<pad>", "<unk>", *SPECIAL, *WORDS])}
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|> {{ message['role'] }} {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
-)
+from .vision_language_models import IDS, save_tiny_model
+
 PROMPTS = ["a cat", "a red cat", "red"]
-MODELS = {
-    "qwen2_5_vl": (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLVideoProcessor,
-        {"fullatt_block_indexes": [1]},
-        14,
-    ),
-    "qwen3_vl": (
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-        {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
-        16,
-    ),
-}
-
-
-def tokenizer():
-    words = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", additional_special_tokens=SPECIAL
-    )
-
-
-def save_tiny_model(kind, folder):
-    config_class, model_class, processor_class, video_class, vision, patch = MODELS[kind]
-    tower = {"hidden_size": 32, "intermediate_size": 64}
-    text = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(IDS)}
-    text |= {"head_dim": 8, "bos_token_id": None, "eos_token_id": IDS["<|im_end|>"]}
-    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
-    vision |= {"depth": 2, "num_heads": 2, "out_hidden_size": 32, "patch_size": patch}
-    places = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    places |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
-    config = config_class(
-        text_config=tower | text,
-        vision_config=tower | vision,
-        **{f"{place}_token_id": IDS[token] for place, token in places.items()},
-    )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = model_class(config)
-        for weight in model.parameters():
-            # The default initialisation is so small that all images score alike.
-            if weight.ndim >= 2:
-                weight.normal_(0, 1.5 * weight[0].numel() ** -0.5)
-    model.save_pretrained(folder)
-    images = Qwen2VLImageProcessor(size={"shortest_edge": 4096, "longest_edge": 16384}, patch_size=patch)
-    processor_class(images, tokenizer(), video_class(), chat_template=TEMPLATE).save_pretrained(folder)
+MODELS = ["qwen2_5_vl", "qwen3_vl"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
-    save_tiny_model(request.param, path)
+    save_tiny_model(f"few_words_{request.param}", path)
     return path
 
 

@@ -36,7 +36,10 @@ STOCK_ALONE = (
     *("ip_adapter_image", "ip_adapter_image_embeds", "callback_on_step_end_tensor_inputs"),
 )
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "reward_prompt")
-COUNTS = ("num_inference_steps", "num_images_per_prompt", "max_network_evaluations", "particle_batch_size")
+COUNTS = (
+    *("num_inference_steps", "num_images_per_prompt", "max_network_evaluations", "max_reward_calls"),
+    "particle_batch_size",
+)
 
 
 @dataclass

@@ -74,12 +74,12 @@ GENERATE = {
     "revision": ODD[:4],
     "preview-vae": ("", "/no/such/folder", "/", "a\nb"),
     "diamond-map": ("", "/no/such/folder", "/", "a\nb"),
-    "prompts-file": ("", "no_such.txt", "/"),
+    "prompts": ("", "no_such.txt", "/"),
 }
 BENCHMARK = {
     "budgets": ("", "0", "-1", "x", "1,", ",", "1.5", "nan", "9" * 40, "1,x"),
     "methods": ("", "x", "plain,x", "plain,plain", ",", "plain,", " "),
-    "prompts-file": ("", "no_such.txt", "/", "x.exe"),
+    "prompts": ("", "no_such.txt", "/", "x.exe"),
     "num-prompts": ("0", "-1", "x", "1.5"),
     "batch-size": ("0", "-1", "x"),
     "seed": ("-1", "x", "9" * 40),
@@ -91,6 +91,19 @@ SCORE = {
     "reward": ODD,
     "prompt": ("\udcff",),
     "format": ("", "x", "TABLE", "json"),
+    "batch-size": ("0", "-1", "x"),
+    "dtype": ODD[:4],
+    "device": ("", "x", "cuda:99"),
+}
+EVALUATE = {
+    "suite": ("", "x", "dsg,tifa", " "),
+    "reward": ODD,
+    "prompts": ("", "no_such.txt", "/", "a\nb"),
+    "vlm": ("", "/no/such/folder"),
+    "detector": ("", "x"),
+    "clip": ("", "x"),
+    "format": ("", "x", "TABLE"),
+    "shard": ("", "x", "1", "1/1", "-1/2", "0/0", "0/" + "9" * 40, "a/b"),
     "batch-size": ("0", "-1", "x"),
     "dtype": ODD[:4],
     "device": ("", "x", "cuda:99"),
@@ -183,7 +196,24 @@ def test_score(option: str, tmp_path: Path, tally: Tally) -> None:
     tally.check()
 
 
-@pytest.mark.parametrize("command", ["generate", "benchmark", "score", "rewards", "models", "redraw"])
+@pytest.mark.parametrize("option", EVALUATE)
+def test_evaluate(option: str, tmp_path: Path, tally: Tally) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "ring.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "ring.png", "prompt": "a red ring"}')
+    for number, value in enumerate(EVALUATE[option]):
+        output = tmp_path / str(number)
+        flags = [f"--{name}={text}" for name, text in {"reward": "brightness", option: value}.items()]
+        arguments = ("evaluate", str(folder), *flags, "--output", str(output))
+        names = (option, option.upper(), "reward", "Reward")
+        tally.count(*fault_of_command(arguments, output, names, value), " ".join(arguments)[:200])
+    tally.check()
+
+
+@pytest.mark.parametrize("command", ["generate", "benchmark", "score", "evaluate", "rewards", "models", "redraw"])
 def test_commands_without_what_they_need(command: str, tmp_path: Path, tally: Tally) -> None:
     """Unknown options and stray arguments; files in place of folders."""
     (tmp_path / "file").write_text("x")

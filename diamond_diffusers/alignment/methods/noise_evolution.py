@@ -24,7 +24,8 @@ class NoiseEvolution(NoiseAscent):
         gradient = mean_k delta_k (r(a eps + perturbation delta_k) - r(a eps - perturbation delta_k)) / (2 perturbation)
 
     estimates without bias the gradient of `r`, averaged over such noises. Its error grows with the number of latents'
-    dimensions over `num_perturbations`. An iteration samples `1 + 2 num_perturbations` noises of each particle.
+    dimensions over `num_perturbations`. An iteration but the last, which samples one noise of each particle, samples
+    `1 + 2 num_perturbations`.
     Further options and what is kept: see `NoiseAscent`.
 
     Args:
@@ -35,7 +36,7 @@ class NoiseEvolution(NoiseAscent):
         >>> pipe("a red star", alignment=NoiseEvolution(num_iterations=1), num_inference_steps=2)
     """
 
-    num_perturbations: int = 8
+    num_perturbations: int = 1
     perturbation: float = 0.2
 
     def __post_init__(self) -> None:
@@ -51,8 +52,16 @@ class NoiseEvolution(NoiseAscent):
         fresh = fresh.unflatten(0, (-1, count))
         centre = (1 - size**2) ** 0.5 * noise[:, None]
         perturbed = torch.stack([centre + size * fresh, centre - size * fresh], 2)
-        above, below = sampler.rewards(perturbed.flatten(0, 2)).reshape(*fresh.shape[:2], 2).unbind(2)
+        rewards, violations = sampler.rewards(perturbed.flatten(0, 2))
+
+        def rise(scores: Tensor) -> Tensor:
+            above, below = scores.reshape(*fresh.shape[:2], 2).unbind(2)
+            return above - below
+
+        rises = expand(sampler.law.scales(len(noise)), rewards[:, None]) * rise(rewards)
+        if violations is not None:
+            # Of what gradients follow, which knows no barrier.
+            rises = rises - rise(violations)
         # A pair of which one has no reward tells nothing.
-        scales = expand(sampler.law.scales(len(noise)), above)
-        rises = (scales * (above - below) / (2 * size)).nan_to_num(nan=0.0)
+        rises = (rises / (2 * size)).nan_to_num(nan=0.0)
         return sample, torch.einsum("nk,nk...->n...", rises.to(fresh), fresh) / count

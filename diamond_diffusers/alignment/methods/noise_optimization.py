@@ -19,7 +19,8 @@ class NoiseOptimization(NoiseAscent):
 
     Made for one-step and few-step models: each iteration differentiates all steps, and memory holds them all, of
     `particle_batch_size` particles at a time (see `gradient_checkpointing`). An ordinary model of many steps works the
-    same, at that price. The defaults are those of the paper. Options and what is kept: see `NoiseAscent`.
+    same, at that price. The defaults are those of the paper but for the number of iterations,
+    which the preset `reno` has too. Options and what is kept: see `NoiseAscent`.
 
     Example:
         >>> pipe("a red star", alignment=NoiseOptimization(num_iterations=1), num_inference_steps=1)

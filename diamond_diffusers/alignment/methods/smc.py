@@ -12,7 +12,6 @@ from ...core.checks import check_choice
 from ...core.deferred import read
 from ...core.interval import Interval
 from ...core.tensors import expand, row_dot, sent
-from ...core.values import scaled_rewards
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
@@ -218,13 +217,14 @@ class SMC(Method):
         assert isinstance(cloud, PathCloud), "`start` makes one"
         result = super().finish(law, cloud, trace)
         assert result.rewards is not None, "`check` has seen to it that there is a reward"
-        cloud, values = self._read(cloud, scaled_rewards(result.rewards, law.scales()).flatten())
+        cloud, values = self._read(cloud, result.values.flatten())
         log_weights = cloud.log_offset + values
         weightless = torch.isneginf(log_weights).all(1, keepdim=True)
+        log_evidence = cloud.log_evidence + _log_mean(log_weights)
         return replace(
             result,
             log_weights=torch.log_softmax(torch.where(weightless, 0.0, log_weights), 1),
-            log_evidence=cloud.log_evidence + _log_mean(log_weights),
+            log_evidence=log_evidence.masked_fill(_none_holds(result.violation, log_weights), -math.inf),
         )
 
     def _look_ahead(self, law: Law, cloud: PathCloud, noise_to_signal: float, random: RandomSource) -> PathCloud:
@@ -312,8 +312,8 @@ class SMC(Method):
         """Weighs clean particles, whose potentials' product is `exp(r(z))`."""
         final = law.rows(cloud.x).evaluate(cloud.x)
         ahead = LookAhead(None, law.values(final).to(cloud.x.device))
-        cloud, values = self._read(cloud, ahead.values)
-        return self._recorded(
+        cloud, values = self._read(cloud, law.final_values(final).to(cloud.x.device))
+        cloud = self._recorded(
             replace(
                 cloud,
                 ahead=ahead,
@@ -324,6 +324,9 @@ class SMC(Method):
                 is_valued=False,
             )
         )
+        none_holds = _none_holds(final.violation, values)
+        log_evidence = cloud.figures["log_evidence"].masked_fill(none_holds, -math.inf)
+        return replace(cloud, figures={**cloud.figures, "log_evidence": log_evidence})
 
     def _recorded(self, cloud: PathCloud) -> PathCloud:
         """The cloud with what the trace records of it."""
@@ -402,6 +405,18 @@ def valuations(count: int | None, num_steps: int) -> frozenset[int]:
     if count is None or count >= num_steps:
         return frozenset(range(1, num_steps))
     return frozenset(-(-num_steps * share // (count + 1)) for share in range(1, count + 1)) - {num_steps}
+
+
+def _none_holds(violations: Tensor | None, like: Tensor) -> Tensor:
+    """For which images all particles, `[B, P]` as those of `like`, violate a constraint, so that they tell no evidence.
+
+    Args:
+        violations: `[B, P]` or `[B P]`; None where there are no constraints.
+        like: any figure of the particles.
+    """
+    if violations is None:
+        return torch.zeros(len(like), dtype=torch.bool)
+    return (read(violations).reshape(like.shape) > 0).all(1)
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:

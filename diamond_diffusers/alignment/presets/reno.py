@@ -22,4 +22,4 @@ def reno(model: Model | None = None, **options: Any) -> NoiseOptimization:
     reward alone is kept. Their reward is `"imagereward + 5*hpsv2 + 0.01*clip + 0.05*pickscore"`, in float16; here
     gradients and noises are in float32.
     """
-    return with_options(NoiseOptimization(), options)
+    return with_options(NoiseOptimization(num_iterations=50), options)

@@ -17,9 +17,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ...alignment.trace import FIGURES
 from ...core.cost import Cost
 from ...miniature.judge import judge
+from ...pipelines.calibration import Calibration
 from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward
+from ...rewards.parts import names_within
 from ..devices import device_name
 from ..memory import peak_memory
 from ..side_by_side import PACKAGES
@@ -52,6 +54,7 @@ class Setup:
         particle_batch_size: the most rows of one network call, all of one image; None for all images at once.
         arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
         loading: how the model was loaded, for the record: its variant, its LoRAs and the like.
+        calibration: by which the terms of `reward` are already measured; None where they are in their own units.
     """
 
     pipe: DiamondMapPipeline
@@ -66,6 +69,7 @@ class Setup:
     particle_batch_size: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     loading: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_images_per_prompt"):
@@ -87,6 +91,7 @@ class Setup:
     def settings(self) -> dict[str, Any]:
         """Everything that the results depend on, except the method."""
         texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
+        calibration = {} if self.calibration is None else {"calibration": self.calibration.statistics()}
         return {
             "model": self.model,
             "loading": self.loading,
@@ -94,7 +99,8 @@ class Setup:
             "model_defaults": self.pipe.defaults,
             "arguments": self.arguments,
             "dtype": str(self.pipe.dtype),
-            "reward": self.reward.name,
+            "reward": self.reward.name if self.calibration is None else self.calibration.reward,
+            **calibration,
             "reward_weights": fingerprint(modules_of(vars(self.reward))),
             "reward_scale": self.reward_scale,
             "held_out_rewards": [reward.name for reward in self.held_out_rewards],
@@ -113,17 +119,12 @@ def check_seed(seed: int) -> None:
 def check_held_out(held_out_rewards: Sequence[Reward], reward: Reward) -> None:
     """Raises a `ValueError` if a held-out reward is also followed by the methods, or named twice."""
     names = [held_out.name for held_out in held_out_rewards]
-    followed = _names(reward)
+    followed = names_within(reward)
     for position, held_out in enumerate(held_out_rewards):
-        if shared := sorted(_names(held_out) & followed):
+        if shared := sorted(names_within(held_out) & followed):
             raise ValueError(f"held_out_rewards holds {shared[0]!r}, which alignment follows; choose another")
         if held_out.name in names[:position]:
             raise ValueError(f"held_out_rewards holds {held_out.name!r} twice; name each reward once")
-
-
-def _names(reward: Reward) -> set[str]:
-    """The names of a reward and of all rewards that it is made of."""
-    return {reward.name}.union(*(_names(part) for part in getattr(reward, "rewards", ())))
 
 
 def method_folder(folder: Path, method: SizedMethod) -> Path:
@@ -267,5 +268,7 @@ def _share(cost: Cost, count: int) -> Cost:
         backward_passes=cost.backward_passes // count,
         decodes=cost.decodes // count,
         reward_calls=cost.reward_calls // count,
+        reward_requests=cost.reward_requests // count,
+        reward_price=cost.reward_price / count,
         seconds=cost.seconds / count,
     )

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...files.foreign_images import load_image
 from ..files import plain
+from ..text_tables import TextTable
 from .compare import method_folder
 from .plan import Plan, SizedMethod
 from .plots import example_keys
 from .records import AGAIN, Record, image_path
-from .tables import TextTable
 
 THUMBNAIL_SIDE = 192
 TEMPLATE = "report.html.jinja"

@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any
 
 from ...alignment.base import Method
-from ...alignment.budget import cost_of_image, largest_within
+from ...alignment.budget import Budget, cost_of_image
 from ...alignment.law import Law
+from ...alignment.stages import check_stages
 from ...core.cost import Cost
 from ...pipelines.call import Call
 from ...pipelines.pipeline import DiamondMapPipeline
@@ -92,6 +93,7 @@ def plan_methods(
     reward: Reward,
     arguments: Mapping[str, Any] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
+    max_reward_calls: int | None = None,
 ) -> Plan:
     """The named methods at each budget, each as large as possible without exceeding it.
 
@@ -100,6 +102,7 @@ def plan_methods(
         reward: the reward that the methods follow.
         arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
         recipes: the recipes by name; None for all.
+        max_reward_calls: the most scores of the reward for each image, at every budget; None for no limit.
 
     Raises:
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
@@ -110,7 +113,7 @@ def plan_methods(
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     with call.active():
-        cost_of = dry_cost(call)
+        cost_of = dry_cost(call, reward)
         for budget in budgets:
             for name in names:
                 try:
@@ -118,7 +121,9 @@ def plan_methods(
                     _check_usable(alignment, call, reward)
                     recipe = replace(recipes[name], alignment=alignment)
                     steps = call.arguments.num_inference_steps
-                    entries.append(Entry(budget, sized_to_budget(name, recipe, budget, steps, cost_of)))
+                    sized = sized_to_budget(name, recipe, budget, steps, cost_of, max_reward_calls)
+                    check_stages(reward, sized.alignment)
+                    entries.append(Entry(budget, sized))
                 except ValueError as reason:
                     left_out.append(LeftOut(budget, name, str(reason)))
     if not entries:
@@ -144,39 +149,55 @@ def _check_usable(alignment: Method, call: Call, reward: Reward) -> None:
         call.check_baked_guidance()
 
 
-def sized_to_budget(name: str, recipe: Recipe, budget: int, default_steps: int, cost_of: CostOf) -> SizedMethod:
-    """The largest method of a recipe whose `equivalent_evaluations` for an image are within the budget."""
+def sized_to_budget(
+    name: str,
+    recipe: Recipe,
+    budget: int,
+    default_steps: int,
+    cost_of: CostOf,
+    max_reward_calls: int | None = None,
+) -> SizedMethod:
+    """The largest method of a recipe whose `equivalent_evaluations` and scores for an image are within the budgets."""
+    limits = Budget(budget, max_reward_calls)
     assert isinstance(recipe.alignment, Method), "the recipe is that of one model, for which its method was made"
     method = SizedMethod(name, recipe.alignment, recipe.num_inference_steps or default_steps)
     for what in recipe.growth_of(recipe.alignment):
-        method = _grown(method, what, budget, cost_of)
-    price = cost_of(method).equivalent_evaluations
-    if price > budget:
+        method = _grown(method, what, limits, cost_of)
+    cost = cost_of(method)
+    for limit, most, spent in limits.exceeded(cost):
+        named, unit, option = {
+            "max_network_evaluations": ("budget", "network evaluations", "--budgets"),
+            "max_reward_calls": (limit, "scores", "--max-reward-calls"),
+        }[limit]
         raise ValueError(
-            f"budget is {budget}, but method {name!r} takes at least {price} network evaluations an image; "
-            "raise --budgets or leave the method out"
+            f"{named} is {most}, but method {name!r} takes at least {spent} {unit} an image; "
+            f"raise {option} or leave the method out"
         )
-    return replace(method, evaluations=price)
+    return replace(method, evaluations=cost.equivalent_evaluations)
 
 
-def _grown(method: SizedMethod, what: str, budget: int, cost_of: CostOf) -> SizedMethod:
+def _grown(method: SizedMethod, what: str, budget: Budget, cost_of: CostOf) -> SizedMethod:
     """The method of the largest size within the budget, or of size 1."""
 
     @cache
-    def price(size: int) -> int:
-        return cost_of(method.resized(what, size)).equivalent_evaluations
+    def cost(size: int) -> Cost:
+        return cost_of(method.resized(what, size))
 
-    if price(2) <= price(1):
+    if cost(2).equivalent_evaluations <= cost(1).equivalent_evaluations:
         raise ValueError(f"method {method.name!r} grows in {what}, which costs nothing; name another in its recipe")
-    return method.resized(what, largest_within(budget, price))
+    return method.resized(what, budget.largest(cost))
 
 
-def dry_cost(call: Call) -> CostOf:
-    """A function that counts what one image of a method costs; valid while the call is active."""
+def dry_cost(call: Call, reward: Reward | None = None) -> CostOf:
+    """A function that counts what one image of a method costs; valid while the call is active.
+
+    Args:
+        reward: that the methods follow, whose later stages cost scores; none of its own are asked for.
+    """
     conditions, scores = call.conditions, call.scores
 
     def cost_of(method: SizedMethod) -> Cost:
-        law = Law(call.family, conditions, call.texts, score_model=scores)
+        law = Law(call.family, conditions, call.texts, reward, score_model=scores)
         return cost_of_image(method.alignment, law, call.levels(method.num_inference_steps))
 
     return cost_of

@@ -12,17 +12,19 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter
 from PIL import Image
 
 from ...files.foreign_images import load_image
 from ..scoring.statistics import NORMAL_QUANTILE, Estimate
 from ..sheets import Block, Tile, draw_sheet
+from ..text_tables import NOTHING
 from .compare import method_folder
+from .pareto import Point, points_of
 from .plan import SizedMethod
 from .records import AGAIN, Key, Record, image_path
 from .summary import Summary, method_names
-from .tables import NOTHING
 
 Style = Mapping[str, Any]
 """Options of a line: `color` and `linestyle`."""
@@ -78,6 +80,58 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
     axes.minorticks_off()
     _legend(figure, axes)
     return figure
+
+
+def pareto_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
+    """Figures by file name: the followed reward against each held-out one, with the front that no method beats."""
+    return {
+        f"pareto_{_file_name(name)}": _pareto(points_of(summaries, name), name, method_styles(summaries))
+        for name in summaries[0].held_out_rewards
+    }
+
+
+def _pareto(points: Sequence[Point], held_out: str, styles: Mapping[str, Style]) -> Figure:
+    """Draws each method with its two intervals, those that another one dominates lighter, and the others numbered."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    front = [point for point in reversed(points) if point.is_on_front]
+    # What is reached at a followed reward and all below it.
+    corners = [(point.reward.mean, point.held_out.mean) for point in front]
+    axes.plot(*zip(*corners, strict=True), drawstyle="steps-pre", color="black", linewidth=1, zorder=1)
+    for point in reversed(points):
+        axes.errorbar(
+            point.reward.mean,
+            point.held_out.mean,
+            xerr=_half_widths(point.reward),
+            yerr=_half_widths(point.held_out),
+            color=styles[point.method.name]["color"],
+            alpha=1.0 if point.is_on_front else 0.3,
+            marker="o" if point.is_on_front else ".",
+            elinewidth=1,
+            linestyle="none",
+            zorder=3 if point.is_on_front else 2,
+        )
+    # By numbers, since names of methods that are close would cover each other.
+    labels = {}
+    for number, point in enumerate(reversed(front), 1):
+        where = point.reward.mean, point.held_out.mean
+        axes.annotate(str(number), where, xytext=(4, 4), textcoords="offset points", fontweight="bold")
+        labels[f"{number}: {point.method.name}, {point.cost:.0f}"] = point.method.name
+    labels |= {name: name for name in dict.fromkeys(point.method.name for point in points if not point.is_on_front)}
+    axes.set_xlabel("reward that was followed")
+    axes.set_ylabel(f"held out: {held_out}")
+    handles = [
+        Line2D([], [], color=styles[name]["color"], marker="o", linestyle="none", alpha=0.4 if label == name else 1.0)
+        for label, name in labels.items()
+    ]
+    figure.legend(handles, list(labels), loc="outside right center", fontsize="small")
+    return figure
+
+
+def _half_widths(estimate: Estimate) -> list[list[float]]:
+    """How far an interval reaches below and above its mean."""
+    # A mean of equal numbers may differ from its bounds by rounding.
+    return [[max(0.0, estimate.mean - estimate.lower)], [max(0.0, estimate.upper - estimate.mean)]]
 
 
 def _right_share(summary: Summary) -> float:

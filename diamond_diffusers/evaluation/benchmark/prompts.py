@@ -12,6 +12,7 @@ from ...files.foreign import ForeignFileError, parse_json, read_lines
 from ...files.foreign_tables import read_csv, read_json_lines
 from ...files.json_forms import fitted, shown
 from ...miniature.grammar import held_out_captions
+from .question_files import DSG_COLUMNS, dsg_prompts, geneval2_prompt, tifa_prompts
 
 MAX_PROMPTS = 1_000_000
 """From prompt to prompt seeds go up by one, and from image to image of a prompt by this or more."""
@@ -73,9 +74,10 @@ def read_prompts(path: Path) -> Suite:
 def prompts_in(path: Path) -> list[Prompt]:
     """The prompts of a file, in its order.
 
-    The file is, by its suffix and its header: GenEval's `evaluation_metadata.jsonl`; a `.csv` of DrawBench (columns
-    `Prompts`, `Category`) or of UniGenBench (`index`, `prompt`, `sub_dims`, the latter two perhaps with `_en` or
-    `_zh`); or a `.txt` with a prompt a line, as of T2I-CompBench, whose file names are its categories.
+    The file is, by its suffix and its header: GenEval's `evaluation_metadata.jsonl` or GenEval 2's
+    `geneval2_data.jsonl`; a `.csv` of DrawBench (columns `Prompts`, `Category`), of UniGenBench (`index`, `prompt`,
+    `sub_dims`, the latter two perhaps with `_en` or `_zh`), or of DPG-Bench and DSG (a row for each question); the
+    `.json` of TIFA; or a `.txt` with a prompt a line, as of T2I-CompBench, whose file names are its categories.
 
     Raises:
         ForeignFileError: the file cannot be read, has another form, or holds no prompts.
@@ -102,8 +104,11 @@ class _GenEvalEntry(TypedDict):
 
 
 def _geneval(path: Path) -> Iterator[Prompt]:
-    remedy = "give GenEval's objects with 'prompt' and 'tag', one a line"
+    remedy = "give GenEval's objects with 'prompt' and 'tag', or GenEval 2's with 'prompt' and 'vqa_list', one a line"
     for number, place, entry in read_json_lines(path, remedy):
+        if isinstance(entry, dict) and "vqa_list" in entry:
+            yield Prompt(number - 1, *geneval2_prompt(entry, place, remedy))
+            continue
         metadata = fitted(entry, _GenEvalEntry, place, remedy)
         yield Prompt(number - 1, metadata["prompt"].strip(), metadata["tag"], metadata)
 
@@ -114,6 +119,9 @@ def _table(path: Path) -> Iterator[Prompt]:
         for index, (_, row) in enumerate(rows):
             yield Prompt(index, row["Prompts"].strip(), row["Category"].strip())
         return
+    if set(DSG_COLUMNS) <= set(columns):
+        yield from (Prompt(index, *parts) for index, parts in enumerate(dsg_prompts(rows)))
+        return
     for suffix in ("", "_en", "_zh"):
         if {"index", f"prompt{suffix}", f"sub_dims{suffix}"} <= set(columns):
             yield from (_unigenbench(row, f"prompt{suffix}", f"sub_dims{suffix}", place) for place, row in rows)
@@ -121,7 +129,7 @@ def _table(path: Path) -> Iterator[Prompt]:
     found = " ".join(", ".join(columns).split())[:200] or "none"
     raise ForeignFileError(
         f"prompts is '{path}' with the columns {found}; give those of DrawBench (Prompts, "
-        "Category) or of UniGenBench (index, prompt_en, sub_dims_en)"
+        f"Category), of UniGenBench (index, prompt_en, sub_dims_en), or of DPG-Bench and DSG ({', '.join(DSG_COLUMNS)})"
     )
 
 
@@ -144,4 +152,13 @@ def _lines(path: Path) -> Iterator[Prompt]:
         yield Prompt(number - 1, line.strip(), path.stem)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Prompt]]] = {".jsonl": _geneval, ".csv": _table, ".txt": _lines}
+def _tifa(path: Path) -> Iterator[Prompt]:
+    return (Prompt(index, *parts) for index, parts in enumerate(tifa_prompts(path)))
+
+
+READERS: dict[str, Callable[[Path], Iterator[Prompt]]] = {
+    ".jsonl": _geneval,
+    ".csv": _table,
+    ".txt": _lines,
+    ".json": _tifa,
+}

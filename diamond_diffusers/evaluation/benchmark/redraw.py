@@ -19,7 +19,7 @@ from ...core.serial import from_dict, to_dict
 from ...files.foreign import ForeignFileError
 from ...files.json_forms import fitted, shown, whole_numbers
 from ...pipelines.pipeline import DiamondMapPipeline
-from ...rewards import Reward
+from ...rewards import Reward, ScoreStatistics, as_reward, calibrated
 from ..files import plain
 from .compare import draw, machine_facts
 from .plan import SizedMethod
@@ -116,6 +116,19 @@ def read_recorded(path: Path) -> Recorded:
             "with that version"
         )
     return Recorded(record, settings, SizedMethod(path.parent.name, alignment, settings["num_inference_steps"]))
+
+
+def reward_of(settings: Mapping[str, Any], path: Path) -> Reward:
+    """The reward that a record names, with its terms in the units that they had.
+
+    Raises:
+        ValueError, ImportError: it cannot be made here.
+    """
+    reward = as_reward(settings["reward"])
+    if "calibration" not in settings:
+        return reward
+    terms = fitted(settings["calibration"], dict[str, ScoreStatistics], f"settings.calibration of '{path}'", IS_RECORD)
+    return calibrated(reward, terms)
 
 
 def _out_of_bounds(settings: Mapping[str, Any], record: Record) -> str | None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files.csv_tables import csv_table
 from ..files import write_bytes, write_image, write_json
+from ..text_tables import TextTable, csv_of, markdown
 from .compare import method_folder
 from .html_report import html_report
 from .plan import Plan
-from .plots import cost_figures, example_sheet, method_styles, overview_figure, png, trace_figure
+from .plots import cost_figures, example_sheet, method_styles, overview_figure, pareto_figures, png, trace_figure
 from .records import Record, image_path
 from .summary import Summary
-from .tables import TextTable, markdown, text_tables
+from .tables import text_tables
 
 TITLE = "Alignment methods at equal cost"
 
@@ -45,11 +45,12 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     """Writes `table.md`, `results.csv`, `images.csv`, `results.json`, the pictures of `plots/`, and `report.html`."""
     plan, records, tables = comparison.plan, comparison.records, comparison.tables()
     write_bytes(folder / "table.md", "\n".join(markdown(table) for table in tables).encode())
-    write_bytes(folder / "results.csv", _csv([summary.flat() for summary in comparison.summaries]))
-    write_bytes(folder / "images.csv", _csv(_image_rows(comparison, folder)))
+    write_bytes(folder / "results.csv", csv_of([summary.flat() for summary in comparison.summaries]))
+    write_bytes(folder / "images.csv", csv_of(_image_rows(comparison, folder)))
     results = {"settings": comparison.settings, "methods": comparison.summaries, "left_out": plan.left_out}
     write_json(folder / "results.json", results)
     figures = {"overview": overview_figure(comparison.summaries), **cost_figures(comparison.summaries)}
+    figures |= pareto_figures(comparison.summaries)
     styles = method_styles(comparison.summaries)
     for budget in dict.fromkeys(entry.budget for entry in plan.entries):
         if (traces := trace_figure(plan.at(budget), records, styles)) is not None:
@@ -60,12 +61,6 @@ def write_report(comparison: Comparison, folder: Path) -> None:
         write_bytes(folder / "plots" / f"{name}.png", picture)
     page = html_report(TITLE, comparison.settings, tables, pictures, plan, records, folder)
     write_bytes(folder / "report.html", page.encode())
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows of possibly different columns, in the order in which columns first come."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return csv_table(columns, [[row.get(name) for name in columns] for row in rows]).encode()
 
 
 def _image_rows(comparison: Comparison, folder: Path) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...rewards.clip import CLIPBasedReward
 from ..scoring.diversity import diversities
-from ..scoring.statistics import Estimate, mean, means_by_group, paired_difference, proportion
+from ..scoring.statistics import Estimate, clustered_mean, mean, means_by_group, paired_difference
+from ..text_tables import flat_row
 from .compare import method_folder
 from .plan import REFERENCES, Plan, SizedMethod
 from .records import AGAIN, Record, image_path
@@ -55,7 +56,7 @@ class Summary:
             "num_inference_steps": self.method.num_inference_steps,
         }
         rest = [name for name in self.__dataclass_fields__ if name not in ("budget", "method")]
-        return options | _flat({name: getattr(self, name) for name in rest})
+        return options | flat_row({name: getattr(self, name) for name in rest})
 
 
 def summarise(
@@ -104,7 +105,7 @@ def _summarise(
         method=method,
         num_prompts=len(by_prompt),
         num_images=len(own),
-        score=_share(own, right) if is_judged else None,
+        score=_share(own) if is_judged else None,
         scores=means_by_group(right, list(by_prompt.values())) if is_judged else {},
         reward=mean(per_prompt(own, "reward")),
         held_out_rewards={
@@ -135,20 +136,6 @@ def _per_prompt(records: Sequence[Record], values: Sequence[float]) -> list[floa
     return list(means_by_group(values, [str(record.index) for record in records]).values())
 
 
-def _share(records: Sequence[Record], right: Sequence[float]) -> Estimate:
-    """The share of right images. Images of one prompt are not independent, so that prompts are resampled then."""
-    if len(right) == len(records):
-        return proportion([bool(record.is_right) for record in records])
-    return mean(right)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Estimate):
-            value = asdict(value)
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}_")
-        elif value is not None:
-            flat[prefix + name] = value
-    return flat
+def _share(records: Sequence[Record]) -> Estimate:
+    """The share of right images."""
+    return clustered_mean([bool(record.is_right) for record in records], [str(record.index) for record in records])

@@ -1,36 +1,21 @@
-"""The columns of a comparison's tables, and the tables as text for the console and in markdown."""
+"""The columns of a comparison's tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from ...miniature.grammar import CATEGORIES
 from ..scoring.statistics import Estimate
+from ..text_tables import NOTHING, TextTable, number_text, percent_text
+from .pareto import points_of
 from .plan import REFERENCES, LeftOut
 from .summary import Summary, method_names
-
-NOTHING = "–"
 
 Column = tuple[str, Callable[[Summary], str]]
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose first column holds names and whose others hold figures."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
 def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) -> list[TextTable]:
-    """The methods at all budgets, then each budget with its differences and costs, then what was left out."""
+    """The methods at all budgets, then each budget with its differences and costs, fronts, and what was left out."""
     tables = [_overview(summaries)]
     budgets = dict.fromkeys(summary.budget for summary in summaries)
     for budget in budgets:
@@ -41,40 +26,15 @@ def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) 
             _table(f"Differences and rewards [95 % intervals]{where}", [METHOD, *SIZES, *_rewards(rows)], rows)
         )
         tables.append(_table(f"Cost of an image{where}", [METHOD, *COSTS], rows))
+    tables += [_pareto(summaries, name) for name in summaries[0].held_out_rewards]
     if left_out:
         tables.append(_left_out(left_out))
     return [table for table in tables if len(table.header) > 1]
 
 
-def rich_table(table: TextTable) -> Table:
-    """A table for the console, without its title."""
-    # Words and intervals under each other keep the table within 80 columns.
-    drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-    for position, header in enumerate(table.header):
-        justify: Literal["left", "right"] = "left" if position == 0 or header == "reason" else "right"
-        drawn.add_column(header.replace(" ", "\n"), justify=justify, overflow="fold", no_wrap=position == 0)
-    for row in table.rows:
-        drawn.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
-    return drawn
-
-
-def markdown(table: TextTable) -> str:
-    """A table in markdown, under its title."""
-    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-    escaped = [[_markdown_cell(cell) for cell in cells] for cells in lines]
-    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
-
-
-def _markdown_cell(text: str) -> str:
-    """A text as it is, in one line: without markup, links, and the end of its cell."""
-    for sign in ("\\", "|", "`", "*", "<"):
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split()).replace("](", r"]\(")
-
-
 def aim(summary: Summary) -> tuple[Estimate, Callable[[Estimate | None, str], str]]:
     """The figure by which methods are compared, with its format: the judge's score, or the reward without a judge."""
-    return (summary.reward, _number) if summary.score is None else (summary.score, _percent)
+    return (summary.reward, number_text) if summary.score is None else (summary.score, percent_text)
 
 
 def _overview(summaries: Sequence[Summary]) -> TextTable:
@@ -88,6 +48,18 @@ def _overview(summaries: Sequence[Summary]) -> TextTable:
         rows.append([name, *(NOTHING if cell is None else _aim_text(cell) for cell in found)])
     header = ["method", *(str(budget) for budget in budgets)]
     return TextTable(f"{what}, by network evaluations an image [95 % intervals]", header, rows)
+
+
+def _pareto(summaries: Sequence[Summary], held_out: str) -> TextTable:
+    """A row for each method that none of the others beats in the followed reward and in a held-out one."""
+    points = points_of(summaries, held_out)
+    rows = [
+        [point.method.name, f"{point.cost:.0f}", number_text(point.reward), number_text(point.held_out)]
+        for point in points
+        if point.is_on_front
+    ]
+    title = f"Pareto front of the reward and held out: {held_out}, {len(rows)} of {len(points)} [95 % intervals]"
+    return TextTable(title, ["method", "budget used", "reward", f"held out: {held_out}"], rows)
 
 
 def _left_out(entries: Sequence[LeftOut]) -> TextTable:
@@ -108,21 +80,6 @@ def _table(title: str, columns: Sequence[Column], rows: Sequence[Summary]) -> Te
     return TextTable(title, [header for header, _ in columns], [[text(row) for _, text in columns] for row in rows])
 
 
-def _percent(estimate: Estimate | None, sign: str = "") -> str:
-    return _interval(estimate, 100, f"{sign}.1f")
-
-
-def _number(estimate: Estimate | None, sign: str = "") -> str:
-    return _interval(estimate, 1, f"{sign}.3g" if sign else ".4g")
-
-
-def _interval(estimate: Estimate | None, factor: float, form: str) -> str:
-    if estimate is None:
-        return NOTHING
-    mean, lower, upper = (format(factor * x, form) for x in (estimate.mean, estimate.lower, estimate.upper))
-    return f"{mean} [{lower}, {upper}]"
-
-
 def _quality_title(rows: Sequence[Summary]) -> str:
     if rows[0].score is None:
         return f"Images of {rows[0].num_prompts} prompts"
@@ -135,9 +92,9 @@ def _quality(rows: Sequence[Summary]) -> list[Column]:
     ordered = [*(name for name in CATEGORIES if name in found), *(name for name in found if name not in CATEGORIES)]
     columns = [_category(name) for name in ordered]
     if rows[0].score is not None:
-        columns.append(("all", lambda summary: _percent(summary.score)))
+        columns.append(("all", lambda summary: percent_text(summary.score)))
     if any(row.diversity is not None for row in rows):
-        columns.append(("diversity", lambda summary: _number(summary.diversity)))
+        columns.append(("diversity", lambda summary: number_text(summary.diversity)))
     return columns
 
 
@@ -146,7 +103,7 @@ def _rewards(rows: Sequence[Summary]) -> list[Column]:
     held_out = dict.fromkeys(name for row in rows for name in row.held_out_rewards)
     return [
         *(_difference(name) for name in REFERENCES if name in present),
-        ("reward", lambda summary: _number(summary.reward)),
+        ("reward", lambda summary: number_text(summary.reward)),
         *(_held_out(name) for name in held_out),
     ]
 
@@ -163,7 +120,7 @@ def _difference(name: str) -> Column:
 
 
 def _held_out(name: str) -> Column:
-    return f"held out: {name}", lambda summary: _number(summary.held_out_rewards.get(name))
+    return f"held out: {name}", lambda summary: number_text(summary.held_out_rewards.get(name))
 
 
 def _cost(key: str, title: str, digits: int = 0) -> Column:

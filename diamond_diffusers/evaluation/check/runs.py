@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...alignment.base import Method
 from ...alignment.guide import Guide
-from ...alignment.interruption import never
 from ...alignment.memory_plan import MemoryPlan
 from ...alignment.methods.guidance import Guidance
+from ...core.interruption import never
 from ...families.compat import progress_bar
 from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline
@@ -129,7 +129,12 @@ class Runs:
         return self._once(name, lambda: self._timed(method, self.reward)).output
 
     def _timed(self, method: Method | str | None, reward: Reward | None = None) -> Timed:
-        given = {**self.call, "reward": reward or Brightness(), "alignment": method, "output_type": "pt"}
+        given = {
+            **self.call,
+            "reward": Brightness() if reward is None else reward,
+            "alignment": method,
+            "output_type": "pt",
+        }
         seconds: list[float] = []
         with (
             progress_bar(self.pipe.pipeline, disable=True),

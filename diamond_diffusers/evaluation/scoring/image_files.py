@@ -30,10 +30,12 @@ class Scores:
     Attributes:
         terms: the score of every reward in the expression, by name.
         total: the score of the expression.
+        constraints_met: whether the image holds all constraints of the expression; None where it has none.
     """
 
     terms: dict[str, float]
     total: float
+    constraints_met: bool | None = None
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -75,12 +77,13 @@ def score_files(
     """
     scores: dict[int, Scores] = {}
     for rows in batches:
-        images = torch.cat([_read(paths[row]) for row in rows]).to(device)
+        images = torch.cat([read_image(paths[row]) for row in rows]).to(device)
         with torch.no_grad():
             output = reward.evaluate(images, [prompts[row] for row in rows])
         for i, row in enumerate(rows):
             terms = {name: term[i].item() for name, term in output.terms.items()}
-            scores[row] = Scores(terms, output.total[i].item())
+            met = None if output.violation is None else output.violation[i].item() == 0
+            scores[row] = Scores(terms, output.total[i].item(), met)
     return [scores[row] for row in range(len(paths))]
 
 
@@ -101,8 +104,12 @@ def batches_of_one_size(paths: Sequence[Path], batch_size: int) -> list[list[int
     ]
 
 
-def _read(path: Path) -> Tensor:
-    """The image `[1, 3, H, W]` in [0, 1], upright."""
+def read_image(path: Path) -> Tensor:
+    """The image `[1, 3, H, W]` in [0, 1], upright.
+
+    Raises:
+        ForeignFileError: the file cannot be read as an image.
+    """
     with _opened(path) as image:
         return images_from_pil([ImageOps.exif_transpose(image)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from PIL.Image import Image
 
@@ -29,15 +30,40 @@ class Verdict:
 class SuiteJudge(ABC):
     """Judges images of the prompts of one published benchmark by its rules.
 
+    A subclass that is registered is made by `diamond-diffusers evaluate`, which hands over those of the arguments
+    `vlm`, `detector`, `clip`, `device` and `dtype` that the user has named and that its constructor has.
+
     Attributes:
         name: name of the benchmark, such as "geneval".
         source: its publication.
         licence: of its prompts and rules.
+        prompts: the name of its file of prompts in `known_prompts`; empty where it has none of its own.
+        needs: fields that the metadata of a prompt must have.
+        overall: what the score of a set of images is: the mean over its prompts, or over its categories.
     """
 
     name: str
     source: str
     licence: str
+    prompts: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    overall: ClassVar[Literal["prompts", "categories"]] = "prompts"
+
+    @classmethod
+    def check(cls, prompts: Sequence[Prompt]) -> None:
+        """Checks prompts before any model is loaded.
+
+        Raises:
+            ValueError: a prompt lacks the metadata that the rules need.
+        """
+        for prompt in prompts:
+            lacking = next((field for field in cls.needs if field not in prompt.metadata), None)
+            if lacking is not None:
+                remedy = f"give --prompts {cls.prompts}" if cls.prompts else "give prompts with metadata"
+                raise ValueError(
+                    f"the prompt {prompt.text[:60]!r} has no {lacking!r} in its metadata, which suite {cls.name!r} "
+                    f"needs; {remedy} or the suite's own file"
+                )
 
     @abstractmethod
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
@@ -46,3 +72,11 @@ class SuiteJudge(ABC):
         Raises:
             ValueError: a prompt lacks the metadata that the rules need.
         """
+
+    @classmethod
+    def parts(cls, prompt: Prompt, verdict: Verdict) -> Mapping[str, Sequence[float]]:
+        """The scores that an image gives to further figures of the suite, such as those of kinds of questions.
+
+        A figure is the mean of all the scores that the images give to it.
+        """
+        return {}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ..hub import download_from_page, page_path
 from ..weight_files import read_weights
 from .base import CLIPBasedReward
 
@@ -99,7 +100,7 @@ class CLIPHeadReward(CLIPBasedReward):
 
     def _read_head(self, name: str, head: str | PathLike[str] | None) -> dict[str, Tensor]:
         try:
-            return read_weights(self._download_head() if head is None else Path(head))
+            return read_weights(download_from_page(self.url, self.sha256) if head is None else Path(head))
         except (OSError, RuntimeError, ValueError) as error:
             raise OSError(
                 f"Reward '{name}' cannot load head='{head or self.url}' ({' '.join(str(error).split())[:300]}); "
@@ -109,16 +110,5 @@ class CLIPHeadReward(CLIPBasedReward):
     @classmethod
     def missing_downloads(cls) -> list[str]:
         """See `Reward`; the weights of the head count too."""
-        path = cls._head_path()
+        path = page_path(cls.url)
         return super().missing_downloads() + ([] if path.exists() else [path.name])
-
-    @classmethod
-    def _head_path(cls) -> Path:
-        return Path(torch.hub.get_dir()) / "checkpoints" / cls.url.rpartition("/")[2]
-
-    def _download_head(self) -> Path:
-        path = self._head_path()
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256, progress=False)
-        return path

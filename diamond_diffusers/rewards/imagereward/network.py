@@ -1,9 +1,9 @@
-"""ImageReward's network on transformers' BLIP modules, and the names under which its checkpoint was published."""
+"""Networks that score by BLIP, on transformers' modules, and the names under which their checkpoints were published."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from .checkpoint import check_layout
+from ..weight_files import check_layout
 
 # The published network: ViT-L/16 and BERT-base with cross-attention. transformers' own BLIP defaults differ in the
 # vision layer norm's eps (1e-5) and in the number of text heads (8).
@@ -48,35 +48,70 @@ _PUBLISHED_NAMES = (
 )
 
 
-class ImageRewardNetwork(nn.Module):
-    """ImageReward's network, which maps pixels and token ids to standardised scores.
+class BLIPRewardNetwork(nn.Module):
+    """A BLIP whose text tower reads the prompt and sees the image, with a head on the prompt's first token.
 
     Args:
         vision_config: configuration of the image tower.
         text_config: configuration of the text tower, which attends to the image tower's patches in every layer.
+        head: maps the first token's state `[B, D]` to scores `[B, 1]`; its layers have their published names.
 
     Source: Xu et al. 2023, "ImageReward", arXiv:2304.05977, section 3; the BLIP towers are Li et al. 2022,
     arXiv:2201.12086.
     """
 
-    def __init__(self, vision_config: BlipVisionConfig, text_config: BlipTextConfig) -> None:
+    head: nn.Sequential
+
+    def __init__(self, vision_config: BlipVisionConfig, text_config: BlipTextConfig, head: nn.Sequential) -> None:
         super().__init__()
         self.vision = BlipVisionModel(vision_config)
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
-        widths = (text_config.hidden_size, *HEAD_WIDTHS)
-        layers = (nn.Linear(*pair) for pair in pairwise(widths))
-        # No activations: the published head is a chain of linear maps.
-        self.head = nn.Sequential(OrderedDict(zip(HEAD_NAMES, layers, strict=True)))
+        self.head = head
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores `[B]` of normalised pixels `[B, 3, H, W]` and token ids and their mask, both `[B, L]`."""
         patches = self.vision(pixels).last_hidden_state
         states = self.text(input_ids, attention_mask=attention_mask, encoder_hidden_states=patches).last_hidden_state
-        score = self.head(states[:, 0].to(self.head[0].weight.dtype))[:, 0]
-        return (score - SCORE_MEAN) / SCORE_STD
+        return self.head(states[:, 0].to(next(self.head.parameters()).dtype))[:, 0]
 
 
-def published_shapes(network: ImageRewardNetwork) -> dict[str, torch.Size]:
+class ImageRewardNetwork(BLIPRewardNetwork):
+    """ImageReward's network, which maps pixels and token ids to standardised scores.
+
+    Args:
+        vision_config: configuration of the image tower.
+        text_config: configuration of the text tower.
+    """
+
+    def __init__(self, vision_config: BlipVisionConfig, text_config: BlipTextConfig) -> None:
+        layers = (nn.Linear(*pair) for pair in pairwise((text_config.hidden_size, *HEAD_WIDTHS)))
+        # No activations: the published head is a chain of linear maps.
+        head = nn.Sequential(OrderedDict(zip(HEAD_NAMES, layers, strict=True)))
+        super().__init__(vision_config, text_config, head)
+
+    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Standardised scores `[B]`; see `BLIPRewardNetwork`."""
+        return (super().forward(pixels, input_ids, attention_mask) - SCORE_MEAN) / SCORE_STD
+
+
+class CycleRewardNetwork(BLIPRewardNetwork):
+    """CycleReward's network, which maps pixels and token ids to logits.
+
+    Args:
+        vision_config: configuration of the image tower.
+        text_config: configuration of the text tower.
+
+    Source: Bahng et al. 2025, "Cycle Consistency as Reward", arXiv:2506.02095.
+    """
+
+    def __init__(self, vision_config: BlipVisionConfig, text_config: BlipTextConfig) -> None:
+        layers: list[nn.Module] = []
+        for pair in pairwise((text_config.hidden_size, *HEAD_WIDTHS)):
+            layers += [nn.Linear(*pair), nn.GELU()]
+        super().__init__(vision_config, text_config, nn.Sequential(*layers[:-1]))
+
+
+def published_shapes(network: BLIPRewardNetwork) -> dict[str, torch.Size]:
     """Name and shape of every tensor of the network's checkpoint, in the layout in which it was published."""
     vision, text = network.vision.config, network.text.config
     unused = {
@@ -91,15 +126,18 @@ def published_shapes(network: ImageRewardNetwork) -> dict[str, torch.Size]:
 
 
 def build_network(
-    weights: Mapping[str, Tensor], vision_config: BlipVisionConfig, text_config: BlipTextConfig
-) -> ImageRewardNetwork:
+    weights: Mapping[str, Tensor],
+    vision_config: BlipVisionConfig,
+    text_config: BlipTextConfig,
+    network_class: Callable[[BlipVisionConfig, BlipTextConfig], BLIPRewardNetwork] = ImageRewardNetwork,
+) -> BLIPRewardNetwork:
     """The network with published weights, in float32, for inference.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape; the first such one is named.
     """
     with torch.device("meta"):
-        network = ImageRewardNetwork(vision_config, text_config)
+        network = network_class(vision_config, text_config)
     check_layout(weights, published_shapes(network))
     named = {name: weights[_published_name(name)].float() for name in network.state_dict()}
     network.load_state_dict(named, assign=True)

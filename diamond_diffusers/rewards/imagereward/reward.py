@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...core.tensors import at_least_float32
-from ..base import Reward
-from ..checkpointing import checkpoint_layers
-from ..errors import first_line
-from ..hub import check_hub_options
-from ..preprocessing import ImagePreprocessing
 from ..registry import register_reward
-from ..weight_files import read_weights
-from .checkpoint import find_checkpoint
+from .base import BERT, BLIPReward
 
 if TYPE_CHECKING:
     from transformers import BlipTextConfig, BlipVisionConfig
 
-logger = logging.getLogger(__name__)
-
-MAX_TOKENS = 35
-OWN_HUB_OPTIONS = ("revision", "subfolder")
+    from .network import BLIPRewardNetwork
 
 
 @register_reward("imagereward")
-class ImageReward(Reward):
+class ImageReward(BLIPReward):
     """Human preference for the image given the prompt, standardised to zero mean and unit deviation on its own data.
 
     It runs the published checkpoint on transformers' BLIP modules. Images of any size are preprocessed on tensors as
@@ -43,14 +31,7 @@ class ImageReward(Reward):
         checkpoint: a repository on the Hub that holds `ImageReward.pt`, or a local `.pt` or `.safetensors` file in
             the published layout, or a folder with `ImageReward.safetensors`, `model.safetensors` or `ImageReward.pt`.
         name: name under which the scores are reported.
-        tokenizer: name or folder of the uncased BERT tokenizer.
-        vision_config: configuration of the checkpoint's image tower, if it is not the published one.
-        text_config: configuration of the checkpoint's text tower, if it is not the published one.
-        gradient_checkpointing: whether the backward pass recomputes each layer instead of storing its activations.
-        max_batch_size: the largest number of images in one call of the model; None for all at once.
-        device: device of the model; images are moved to it.
-        dtype: dtype of the two towers.
-        hub_options: forwarded to the Hub, see `CLIPReward`; the tokenizer gets all but `revision` and `subfolder`.
+        options: those of `BLIPReward`.
 
     Raises:
         OSError: the checkpoint or the tokenizer cannot be found or read.
@@ -64,102 +45,21 @@ class ImageReward(Reward):
     source = "Xu et al. 2023, arXiv:2304.05977"
     size = "1.8 GB"
     default_reward_scale = 10.0
-    hub_files = (("THUDM/ImageReward", "ImageReward.pt"), ("google-bert/bert-base-uncased", "vocab.txt"))
+    hub_files = (("THUDM/ImageReward", "ImageReward.pt"), (BERT, "vocab.txt"))
+
+    max_tokens = 35
+    file_names = ("ImageReward.safetensors", "model.safetensors", "ImageReward.pt")
 
     def __init__(
-        self,
-        checkpoint: str | PathLike[str] = "THUDM/ImageReward",
-        *,
-        name: str = "imagereward",
-        tokenizer: str | PathLike[str] = "google-bert/bert-base-uncased",
-        vision_config: BlipVisionConfig | None = None,
-        text_config: BlipTextConfig | None = None,
-        gradient_checkpointing: bool = False,
-        max_batch_size: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        **hub_options: Any,
+        self, checkpoint: str | PathLike[str] = "THUDM/ImageReward", *, name: str = "imagereward", **options: Any
     ) -> None:
+        super().__init__(checkpoint, name=name, **options)
+
+    def build_network(
+        self, weights: Mapping[str, Tensor], vision_config: BlipVisionConfig, text_config: BlipTextConfig
+    ) -> BLIPRewardNetwork:
+        """See `BLIPReward`."""
         # It loads transformers' BLIP.
-        from .network import TEXT_CONFIG, VISION_CONFIG, build_network
+        from .network import build_network
 
-        vision_config, text_config = vision_config or VISION_CONFIG, text_config or TEXT_CONFIG
-        self.name = name
-        self.max_batch_size = max_batch_size
-        check_hub_options(name, hub_options)
-        self.model = self._load(
-            checkpoint, hub_options, lambda weights: build_network(weights, vision_config, text_config)
-        )
-        self._prepare(tokenizer, vision_config.image_size, hub_options)
-        if gradient_checkpointing:
-            checkpoint_layers(self.model)
-        self.to(device, dtype)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Standardised scores `[B]`, about -2.5 to 2, of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
-        weight = next(self.model.parameters())
-        pixels = self.preprocessing(at_least_float32(images.to(weight.device)))
-        tokens = self._tokenize(prompts)
-        ids, mask = tokens.input_ids.to(weight.device), tokens.attention_mask.to(weight.device)
-        return self.model(pixels.to(weight.dtype), ids, mask)
-
-    def compile(self, **options: Any) -> Self:
-        """Compiles the model with `torch.compile(**options)`, in place; returns the reward."""
-        self.model.compile(**options)
-        return self
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves and casts the model, in place; returns the reward. The head is in float32 at least."""
-        self.model.to(device=device)
-        if dtype is not None:
-            self.model.vision.to(dtype)
-            self.model.text.to(dtype)
-            self.model.head.to(torch.promote_types(dtype, torch.float32))
-        return self
-
-    def _load(
-        self,
-        checkpoint: str | PathLike[str],
-        hub_options: dict[str, Any],
-        build: Callable[[Mapping[str, Tensor]], nn.Module],
-    ) -> nn.Module:
-        path = find_checkpoint(self.name, checkpoint, hub_options)
-        try:
-            return build(read_weights(path))
-        except ValueError as error:
-            raise ValueError(
-                f"Reward '{self.name}' got checkpoint='{checkpoint}', but {error}; give one in its published layout."
-            ) from error
-
-    def _prepare(self, tokenizer: str | PathLike[str], image_size: int, hub_options: dict[str, Any]) -> None:
-        from transformers import BertTokenizer
-
-        self.preprocessing = ImagePreprocessing(size=[image_size], crop_size=[image_size, image_size])
-        shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
-        try:
-            self.tokenizer = BertTokenizer.from_pretrained(tokenizer, **shared)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"Reward '{self.name}' cannot load tokenizer='{tokenizer}' ({first_line(error)}); give the "
-                "name or the folder of an uncased BERT tokenizer."
-            ) from error
-        # BLIP's two tokens of its own, which follow BERT's vocabulary.
-        self.tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-        self._has_warned_of_truncation = False
-
-    def _tokenize(self, prompts: Sequence[str]) -> Any:
-        self._warn_of_truncation(prompts)
-        return self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        )
-
-    def _warn_of_truncation(self, prompts: Sequence[str]) -> None:
-        if self._has_warned_of_truncation:
-            return
-        distinct = list(dict.fromkeys(prompts))
-        for prompt, tokens in zip(distinct, self.tokenizer(distinct, verbose=False).input_ids, strict=True):
-            if len(tokens) > MAX_TOKENS:
-                cut = f"reads only {MAX_TOKENS} of the {len(tokens)} tokens of {prompt!r}"
-                logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
-                self._has_warned_of_truncation = True
-                return
+        return build_network(weights, vision_config, text_config)

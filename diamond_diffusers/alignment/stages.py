@@ -1,0 +1,118 @@
+"""The later stages of a reward, which choose among the particles that a run ends with.
+
+This is the ranking cascade of information retrieval (Wang, Lin and Metzler 2011, "A cascade ranking model for efficient
+ranked retrieval"): each stage orders the best of the stage before anew, and what it does not see stays below.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..core.values import final_values
+from ..rewards.base import Reward, RewardOutput
+from ..rewards.names import distinct
+from ..rewards.stages import stages_of
+from .base import Method
+from .law import Law, carried_by
+from .out_of_memory import with_smaller_chunks
+from .result import AlignmentResult
+
+
+def check_stages(reward: Reward | None, method: Method, final_selection: str | None = None) -> None:
+    """Raises a `ValueError` where a reward has stages that would have nothing to choose.
+
+    Args:
+        reward: of a call.
+        method: with its count known.
+        final_selection: as it was given.
+    """
+    if stages_of(reward) is None:
+        return
+    if final_selection in ("sample", "heaviest"):
+        raise ValueError(
+            f"final_selection is {final_selection!r}, but the stages of the reward choose the best; leave it out, or "
+            "give 'best' or 'all'"
+        )
+    if method.needs_reward and method.num_particles == 1:
+        raise ValueError(
+            f"reward has stages, which choose among the particles of an image, but alignment {type(method).__name__} "
+            "ends with 1; give num_particles of at least 2, or the first stage alone"
+        )
+
+
+def judged(law: Law, result: AlignmentResult) -> tuple[AlignmentResult, dict[str, int]]:
+    """The result of a run whose particles the later stages of its reward have scored.
+
+    Args:
+        law: of the run, whose cost counts the scores.
+        result: whose particles the first stage has scored.
+
+    Returns:
+        The result with the order of its particles and with the terms of the later stages, NaN where a stage has not
+        scored; and how many scores each stage has given to the final particles. Both as they were where the reward has
+        no stages.
+    """
+    reward = stages_of(law.reward)
+    if reward is None or result.rewards is None or result.images is None:
+        return result, {}
+    started = time.perf_counter()
+    signs = law.scales().sign()
+    order = _from_best(result.rewards, signs, result.violation)
+    terms, calls = dict(result.reward_terms), {reward.first.name: order.numel()}
+    for stage in reward.later:
+        chosen = order[:, : stage.keep]
+        output = with_smaller_chunks(law.execution, partial(_scores, law, stage.reward, result, chosen))
+        violations = None if output.violation is None else output.violation.reshape(chosen.shape)
+        best = _from_best(output.total.reshape(chosen.shape), signs, violations)
+        order = torch.cat([chosen.gather(1, best), order[:, stage.keep :]], 1)
+        for name, scores in output.terms.items():
+            everywhere = torch.full(order.shape, math.nan)
+            everywhere.scatter_(1, chosen, scores.cpu().reshape(chosen.shape))
+            terms[distinct([*terms, name])[-1]] = everywhere.to(result.rewards.device)
+        calls[distinct([*calls, stage.reward.name])[-1]] = chosen.numel()
+    law.cost.seconds += time.perf_counter() - started
+    return replace(result, reward_terms=terms, places=order.argsort(1)), calls
+
+
+def _from_best(scores: Tensor, signs: Tensor, violations: Tensor | None) -> Tensor:
+    """The columns of scores `[B, n]` from the best to the worst, the first of equals first; those without one last."""
+    values = final_values(scores, signs, violations).cpu()
+    return values.sort(dim=1, descending=True, stable=True).indices
+
+
+@torch.no_grad()
+def _scores(law: Law, reward: Reward, result: AlignmentResult, chosen: Tensor) -> RewardOutput:
+    """The scores of chosen particles `[B, n]`, image after image."""
+    assert result.images is not None, "their images were scored by the first stage"
+    owners = torch.arange(len(chosen)).repeat_interleave(chosen.shape[1])
+    images, latents = (_rows(each, owners, chosen) for each in (result.images, result.latents))
+    names: list[str] = []
+
+    def count(index: Tensor) -> None:
+        law.cost.reward_calls += len(index)
+
+    def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
+        prompts = [law.prompts[owner] for owner in owners[index].tolist()]
+        return reward.evaluate(images, prompts, latents=latents, noise_to_signal=0.0)
+
+    def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
+        output = law.reward_errors.scores(law.execution, reward, score, index, latents, images)
+        names[:] = output.terms
+        return torch.stack([*carried_by(output), *output.terms.values()], 1)
+
+    groups = [chosen.shape[1]] * len(chosen)
+    scores = law.execution.over_chunks(score_rows, groups, latents, images, count=count).unbind(1)
+    names = names or reward.term_names
+    total, *violation = scores[: len(scores) - len(names)]
+    return RewardOutput(total, dict(zip(names, scores[len(scores) - len(names) :], strict=True)), *violation)
+
+
+def _rows(particles: Tensor, owners: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen ones of particles `[B, P, ...]`, image after image."""
+    return particles[owners.to(particles.device), chosen.flatten().to(particles.device)]

@@ -1,0 +1,5 @@
+"""The reward `evalmuse`, and its network."""
+
+from .reward import EvalMuseReward
+
+__all__ = ["EvalMuseReward"]

@@ -1,0 +1,166 @@
+"""A held-out reward ends a run that improves the followed one at its expense."""
+
+import pytest
+import torch
+
+from diamond_diffusers import (
+    SMC,
+    BeamSearch,
+    BestOfN,
+    Guidance,
+    NoiseEvolution,
+    NoiseOptimization,
+    RandomSearch,
+    Watch,
+    ZeroOrderSearch,
+)
+from diamond_diffusers.alignment.methods import METHODS
+from diamond_diffusers.rewards import CallableReward, Reward
+
+from ..conftest import redness
+
+CALL = {"num_inference_steps": 1, "output_type": "pt"}
+ROUNDS = 10
+
+
+class Script(Reward):
+    """Scores of each check by a script, whatever the images: one list for each image of the call."""
+
+    name = "script"
+    reads_prompts = False
+
+    def __init__(self, *scores):
+        self.scores, self.seen = scores, []
+
+    def score(self, images, prompts):
+        if images.shape[0] == 1 and not self.seen:
+            # The trial before the run.
+            self.seen.append(images)
+            return torch.zeros(1)
+        check = len(self.seen) - 1
+        self.seen.append(images)
+        return torch.tensor([each[check] for each in self.scores])
+
+
+def drawn(pipe, watch, num_images=1, **options):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(num_images)]
+    search = RandomSearch(num_candidates=ROUNDS, round_size=1)
+    call = {"reward": redness, "alignment": search, "generator": generators, "watch": watch, **CALL, **options}
+    return pipe(["a star"] * num_images, **call)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rounds", "chosen", "is_ended"),
+    [
+        # Below its best for three checks in a row.
+        ([1, 2, 1.5, 1.75, 1.875, 9, 9, 9, 9, 9], [0, 1, 2, 3, 4], 1, True),
+        # What rises again in between, or stays as it is, is no fall.
+        ([1, 0, 0, 1, 0, 0, 2, 1, 1, 1], [*range(10)], 6, False),
+        ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [*range(10)], 0, False),
+        ([3, 2, 2, 2, 2, 2, 2, 2, 2, 2], [0, 1, 2, 3], 0, True),
+    ],
+)
+def test_when_a_run_ends_and_what_it_returns(tiny_pipe, scores, rounds, chosen, is_ended):
+    reward = Script(scores)
+    out = drawn(tiny_pipe, Watch(reward, patience=3))
+    watched = out.watched
+    assert (watched.rounds, watched.chosen, watched.is_ended) == (rounds, [chosen], is_ended)
+    assert watched.held_out == [[score] for score in scores[: len(rounds)]]
+    assert not out.interrupted and len(out.trace.steps) == len(rounds)
+    # The image is that of the check, and its reward that of the image.
+    assert torch.equal(out.images, reward.seen[1 + chosen])
+    torch.testing.assert_close(out.rewards, redness(out.images, [""]))
+    assert out.rewards.item() == pytest.approx(watched.followed[chosen][0], abs=1e-6)
+    assert watched.followed == sorted(watched.followed)
+    # The trials are two of the followed reward and one of the held-out one.
+    assert watched.reward_calls == len(rounds) + 1
+    assert out.cost.reward_calls == len(rounds) + 2
+
+
+def test_each_image_is_taken_where_it_was_best_and_all_have_to_fall(tiny_pipe):
+    reward = Script([5, 4, 4, 4, 4, 4, 4, 4, 4, 4], [1, 2, 3, 2, 2, 2, 2, 2, 2, 2])
+    out = drawn(tiny_pipe, Watch(reward, patience=2), num_images=2)
+    assert out.watched.rounds == [0, 1, 2, 3, 4] and out.watched.chosen == [0, 2]
+    assert torch.equal(out.images, torch.stack([reward.seen[1][0], reward.seen[3][1]]))
+    for name, terms in out.reward_terms.items():
+        assert name == "redness" and torch.equal(terms, out.rewards)
+
+
+def test_latents_are_those_of_the_image_that_is_returned(tiny_pipe):
+    reward = Script([5, 6, 4, 4, 4, 4, 4, 4, 4, 4], [9, 2, 3, 2, 2, 2, 2, 2, 2, 2])
+    out = drawn(tiny_pipe, Watch(reward, patience=2), num_images=2, output_type="latent")
+    plain = drawn(tiny_pipe, None, num_images=2, output_type="latent", alignment="none")
+    assert out.watched.chosen == [1, 0] and torch.equal(out.images[1], plain.images[1])
+    # What was found last is another one, for the other image as well.
+    further = drawn(tiny_pipe, None, num_images=2, output_type="latent")
+    assert not torch.equal(further.images[1], plain.images[1])
+
+
+def test_some_rounds_alone_are_looked_at_and_the_last(tiny_pipe):
+    out = drawn(tiny_pipe, Watch(Script([1, 2, 3, 4, 5]), every=4))
+    assert out.watched.rounds == [0, 4, 8, 9] and out.watched.chosen == [3]
+
+
+def test_a_watch_that_never_ends_changes_nothing(tiny_pipe):
+    plain, watched = drawn(tiny_pipe, None), drawn(tiny_pipe, Watch(Script([*range(ROUNDS)])))
+    assert torch.equal(plain.images, watched.images) and plain.watched is None
+    assert plain.cost.network_evaluations == watched.cost.network_evaluations
+
+
+def test_optimising_too_far_lowers_what_is_held_out(tiny_pipe):
+    """The held-out reward is the followed one up to a bound, and falls beyond it."""
+    plain = tiny_pipe("a star", reward=redness, generator=torch.Generator().manual_seed(0), alignment="none", **CALL)
+    bound = plain.rewards.item() + 0.002
+
+    def held_out(images, prompts):
+        return bound - (redness(images, prompts) - bound).abs()
+
+    method = NoiseOptimization(num_iterations=12, learning_rate=5.0)
+    call = {"reward": redness, "alignment": method, **CALL}
+    far = tiny_pipe("a star", generator=torch.Generator().manual_seed(0), **call)
+    watch = Watch(CallableReward(held_out, "held_out", differentiable=True), patience=2)
+    out = tiny_pipe("a star", generator=torch.Generator().manual_seed(0), watch=watch, **call)
+    assert out.watched.is_ended and len(out.trace.steps) < len(far.trace.steps)
+    assert far.rewards > out.rewards > plain.rewards
+    assert held_out(out.images, [""]) > held_out(far.images, [""])
+    assert held_out(out.images, [""]).item() == pytest.approx(max(score for (score,) in out.watched.held_out))
+
+
+def test_iterating_ends_too(tiny_pipe):
+    watch = Watch(Script([3, 2, 2, 2, 2, 2]), patience=2)
+    options = {"reward": redness, "alignment": ZeroOrderSearch(num_candidates=6, round_size=1), "watch": watch, **CALL}
+    with tiny_pipe.iterate("a star", **options) as run:
+        assert [progress.index for progress in run] == [0, 1, 2]
+    assert run.output().watched.chosen == [0]
+
+
+@pytest.mark.parametrize(
+    "method", [SMC(), BestOfN(), Guidance(), BeamSearch()], ids=lambda method: type(method).__name__
+)
+def test_methods_without_rounds_refuse_a_watch(tiny_pipe, method):
+    with pytest.raises(ValueError, match=f"watch is given, but alignment {type(method).__name__} has half-noisy"):
+        tiny_pipe("a star", reward=redness, alignment=method, watch=Watch("brightness"))
+
+
+def test_methods_in_rounds_are_those_that_the_watch_names():
+    named = {name for name in METHODS.names() if METHODS.get(name).works_in_rounds}
+    assert named == {"noise_optimization", "noise_evolution", "random_search", "zero_order_search"}
+    assert all(f"`{name}`" in Watch.__doc__ for name in named)
+    assert NoiseEvolution().works_in_rounds
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Watch("brightness", patience=0), ValueError, "patience is 0; give a whole number"),
+        (lambda: Watch("brightness", every=1.5), ValueError, r"every is 1\.5; give a whole number"),
+        (lambda: Watch(Script), TypeError, r"reward is .*; give an instance, Script\(\)"),
+        (lambda: Watch(redness), ValueError, "watch is of 'redness', which the run follows"),
+        (lambda: Watch("no_such_reward"), ValueError, "no_such_reward"),
+        (lambda: Watch(lambda images, prompts: None), TypeError, "lambda"),
+        (lambda: "brightness", TypeError, "watch is 'brightness'; give"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_any_work(tiny_pipe, make, error, message):
+    with pytest.raises(error, match=message):
+        tiny_pipe.iterate("a star", reward=redness, alignment="random_search", watch=make(), **CALL)
