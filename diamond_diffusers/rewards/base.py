@@ -122,7 +122,7 @@ class Reward(ABC):
         """The further parameters that `score` names, and whether each is required."""
         return wanted_context(self.score)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most rewards take any
         """Raises a `ValueError` for a prompt that no image of it could be scored by; asked before a run samples any.
 
         Rewards that take any prompt leave this as it is, which does nothing.

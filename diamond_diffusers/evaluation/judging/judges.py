@@ -46,7 +46,7 @@ class Judge(ABC):
     def judge(self, images: Tensor, prompts: Sequence[Prompt]) -> list[Verdict]:
         """A verdict on each of the images `[B, 3, H, W]` in [0, 1]."""
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - of suites it is asked before they are loaded
         """Raises a `ValueError` for a prompt whose images cannot be judged."""
 
     def parts(self, prompt: Prompt, verdict: Verdict) -> Mapping[str, Sequence[float]]:
