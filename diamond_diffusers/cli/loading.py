@@ -30,7 +30,8 @@ ModelName = Annotated[
     str | None, typer.Option(help="Folder or Hub repository of a diffusers pipeline; by default the embedded model.")
 ]
 RewardExpression = Annotated[
-    str | None, typer.Option("--reward", help="Such as 'clip' or '5*clip - miniature'; by default the model's own.")
+    str | None,
+    typer.Option("--reward", help="Such as '5*clip - miniature, nsfw < 0.2'; by default the model's own."),
 ]
 RewardScale = Annotated[
     float | None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..alignment.cloud import Cloud
-from ..alignment.law import Evaluation
 from ..core.checks import check_counts
 from ..core.tensors import where_rows
 from ..core.wording import shown
@@ -181,9 +181,6 @@ def _of_images(is_new: Tensor, new: Cloud, old: Cloud) -> Cloud:
 
     final = None
     if new.final is not None and old.final is not None:
-        one, other = new.final, old.final
-        terms = {name: where_rows(rows, term, other.terms[name]) for name, term in one.terms.items()}
-        total, images = where_rows(rows, one.total, other.total), where_rows(rows, one.images, other.images)
-        final = Evaluation(total, terms, images)
+        final = new.final.map(partial(where_rows, rows), old.final)
     x, values = where_rows(rows, new.x, old.x), where_rows(is_new, new.values, old.values)
     return replace(new, x=x, final=final, values=values)

@@ -122,6 +122,12 @@ class Reward(ABC):
         """The further parameters that `score` names, and whether each is required."""
         return wanted_context(self.score)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most rewards take any
+        """Raises a `ValueError` for a prompt that no image of it could be scored by; asked before a run samples any.
+
+        Rewards that take any prompt leave this as it is, which does nothing.
+        """
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The checked scores of a batch. A reward that is not differentiable never sees a graph.
 
@@ -374,6 +380,11 @@ class CompositeReward(Reward):
         """The total `[B]`."""
         return self.evaluate(images, prompts, **context).total
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: no part may refuse a prompt."""
+        for reward in self.rewards:
+            reward.check_prompts(prompts)
+
     def compile(self, **options: Any) -> Self:
         """Compiles every part, in place; returns this reward."""
         for reward in self.rewards:
@@ -502,8 +513,10 @@ class WeightedSum(CompositeReward):
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether every term but constraints is differentiable, or any constraint where there is nothing else."""
-        summed = [reward.differentiable for reward in self.rewards if not isinstance(reward, Constraint)]
-        return all(summed) if summed else any(reward.differentiable for reward in self.rewards)
+        summed = [reward for reward in self.rewards if not isinstance(reward, Constraint)]
+        # Whether a callable is differentiable is tried only where that counts.
+        decides = all if summed else any
+        return decides(reward.differentiable for reward in summed or self.rewards)
 
     def probe(
         self,
@@ -514,15 +527,13 @@ class WeightedSum(CompositeReward):
         **context: Tensor | float,
     ) -> int:
         """Probes every term; the gradient of no constraint is needed that has none. See `CompositeReward.probe`."""
-        guides = not needs_gradient or self.differentiable
+
+        def is_differentiated(reward: Reward) -> bool:
+            restricts_alone = isinstance(reward, Constraint) and not reward.differentiable and self.differentiable
+            return not restricts_alone
+
         return max(
-            reward.probe(
-                device,
-                image_size,
-                prompt,
-                needs_gradient and not (guides and isinstance(reward, Constraint) and not reward.differentiable),
-                **context,
-            )
+            reward.probe(device, image_size, prompt, needs_gradient and is_differentiated(reward), **context)
             for reward in self.rewards
         )
 

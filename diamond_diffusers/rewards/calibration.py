@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .base import CompositeReward, Reward, RewardOutput, WeightedSum
 from .expressions import RewardLike, as_reward
-from .parts import terms_of
+from .parts import measured_terms, terms_of
 from .shared_features import one_evaluation
 from .transformed import StandardisedReward
 
@@ -65,7 +65,8 @@ def calibrated(reward: RewardLike, statistics: Mapping[str, ScoreStatistics]) ->
         statistics: of each term of the sum by its name, as `calibrate(...).terms` holds them.
 
     Returns:
-        The sum of `weight * StandardisedReward(term, mean, standard_deviation)`. It reports the terms as they were.
+        The sum of `weight * StandardisedReward(term, mean, standard_deviation)`, under the same constraints. It reports
+        the terms as they were.
 
     Raises:
         ValueError: the statistics are those of other terms, or no mean and deviation.
@@ -78,16 +79,18 @@ def calibrated(reward: RewardLike, statistics: Mapping[str, ScoreStatistics]) ->
         >>> reward.name
         '2*standardised(brightness) - standardised(jpeg_size)'
     """
-    terms = terms_of(as_reward(reward))
+    reward = as_reward(reward)
+    terms = measured_terms(reward)
     if set(statistics) != set(terms):
         raise ValueError(
             f"statistics are of {', '.join(statistics) or 'nothing'}, but the terms of the reward are "
             f"{', '.join(terms)}; give those of just these terms, or calibrate anew"
         )
-    measured: list[tuple[float, Reward]] = [
-        (weight, StandardisedReward(term, statistics[name].mean, statistics[name].standard_deviation))
-        for name, (weight, term) in terms.items()
-    ]
+    measured: list[tuple[float, Reward]] = []
+    for name, (weight, term) in terms_of(reward).items():
+        if name in terms:
+            term = StandardisedReward(term, statistics[name].mean, statistics[name].standard_deviation)
+        measured.append((weight, term))
     return measured[0][1] if len(measured) == 1 and measured[0][0] == 1 else WeightedSum(measured)
 
 
@@ -95,11 +98,16 @@ class TermScores(CompositeReward):
     """Reports for each term of a sum what counts in it: the term's total, after its own transforms.
 
     Args:
-        reward: the sum.
+        reward: the sum, of which constraints are left out.
+
+    Raises:
+        ValueError: it consists of constraints alone.
     """
 
     def __init__(self, reward: Reward) -> None:
-        self._terms = terms_of(reward)
+        self._terms = measured_terms(reward)
+        if not self._terms:
+            raise ValueError(f"reward {reward.name!r} has constraints alone, which have no unit; calibrate a sum")
         super().__init__([term for _, term in self._terms.values()], reward.name)
 
     @property

@@ -12,6 +12,8 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from .errors import first_line
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+OWN_OPTIONS = ("revision", "subfolder")
+"""Those that are about one repository alone."""
 
 
 def check_hub_options(name: str, options: Mapping[str, Any]) -> None:
@@ -26,6 +28,11 @@ def check_hub_options(name: str, options: Mapping[str, Any]) -> None:
                 f"Reward '{name}' got the unknown option {option}={value!r}; for loading it takes "
                 f"{', '.join(HUB_OPTIONS)}."
             )
+
+
+def options_of_others(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint without those that are its own, for what comes from another repository."""
+    return {key: value for key, value in options.items() if key not in OWN_OPTIONS}
 
 
 def download(name: str, repository: str, file: str, options: Mapping[str, Any]) -> Path:

@@ -15,6 +15,11 @@ def terms_of(reward: Reward) -> dict[str, tuple[float, Reward]]:
     return dict(zip(distinct([term.name for _, term in terms]), terms, strict=True))
 
 
+def measured_terms(reward: Reward) -> dict[str, tuple[float, Reward]]:
+    """As `terms_of`, without constraints, which add nothing to the sum."""
+    return {name: term for name, term in terms_of(reward).items() if not term[1].is_constrained}
+
+
 def names_within(reward: Reward) -> set[str]:
     """The names of a reward and of all rewards that it is made of."""
     return {reward.name}.union(*(names_within(part) for part in getattr(reward, "rewards", ())))

@@ -48,6 +48,7 @@ REWARDS: Registry[Registered] = Registry(
         "stages",
         "threshold",
         "transformed",
+        "truncation",
         "vision_language",
         "weight_files",
     ),

@@ -1,12 +1,24 @@
 """Constraints against the law that they restrict, in closed form: a Gaussian mixture in a half space."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from diamond_diffusers import SMC, BestOfN, DenoiserPoint, GlassPosterior, Guidance, Guide
+from diamond_diffusers import (
+    SMC,
+    BestOfN,
+    DenoiserPoint,
+    GlassPosterior,
+    Guidance,
+    Guide,
+    NoiseEvolution,
+    NoiseOptimization,
+)
 from diamond_diffusers.alignment.budget import fit_to_budget
+from diamond_diffusers.alignment.law import Evaluation
+from diamond_diffusers.alignment.noise_rounds import Sample
 from diamond_diffusers.core.values import BARRIER, final_values, scaled_rewards
 from diamond_diffusers.rewards import Constraint
 
@@ -152,6 +164,24 @@ def test_guidance_follows_the_hinge_of_the_violation():
     guide = Guide("isotropic", max_shift=None)
     guided = run(Guidance(DenoiserPoint(), guide), law)
     assert guided.violation.mean() < plain.violation.mean() / 2
+
+
+@pytest.mark.parametrize("method", [NoiseEvolution(num_iterations=8), NoiseOptimization(num_iterations=8)])
+def test_noises_climb_against_the_violation(method):
+    """Of a constraint alone, whose total is 0 throughout."""
+    law = make_law(MIXTURE, bounded(1.5), num_images=32)
+    first = run(replace(method, num_iterations=1), law)
+    last = run(method, law)
+    assert last.violation.mean() < first.violation.mean() / 2
+
+
+def test_a_later_sample_that_holds_takes_the_place_of_one_that_does_not():
+    reward, violation = torch.tensor([9.0, 1.0, 1.0, 2.0]), torch.tensor([1e-3, 0.0, 2.0, 0.0])
+    images = torch.zeros(4, 3, 1, 1)
+    before = Sample(reward, Evaluation(reward, {"r": reward}, images, violation))
+    after = before.improved_by(Sample(reward[[1, 0, 0, 1]], before.evaluation.rows(torch.tensor([1, 0, 0, 1]))), 1.0)
+    assert after.latents.tolist() == after.evaluation.terms["r"].tolist() == [1.0, 1.0, 9.0, 2.0]
+    torch.testing.assert_close(after.evaluation.violation, torch.tensor([0.0, 0.0, 1e-3, 0.0]))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

@@ -15,7 +15,8 @@ from diamond_diffusers.alignment.stages import judged
 from diamond_diffusers.alignment.trace import Trace
 from diamond_diffusers.evaluation.benchmark.plan import plan_methods
 from diamond_diffusers.evaluation.benchmark.recipes import Recipe
-from diamond_diffusers.rewards import CallableReward, Reward, as_reward, staged
+from diamond_diffusers.rewards import REWARDS, CallableReward, Reward, as_reward, register_reward, staged
+from diamond_diffusers.rewards.stages import stages_of
 
 from ..conftest import redness
 
@@ -87,6 +88,15 @@ def test_a_negative_scale_turns_every_stage_round_and_none_keeps_the_first():
     assert judged(law, result_of(law))[0].places.argsort(1).tolist() == [[1, 4, 3, 2, 0], [2, 1, 0, 3, 4]]
     law = law_of(stages(3, 2), reward_scale=0.0)
     assert judged(law, result_of(law))[0].places.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_images_that_hold_a_constraint_of_a_stage_come_first():
+    first, second, third = (Channel(name, number) for number, name in enumerate(("first", "second", "third")))
+    reward = staged([first, (second + (third < 0.5), 3)])
+    assert not reward.is_constrained and reward.default_reward_scale is None
+    law = law_of(reward)
+    # Of 0 2 1 the third of 1 alone is below 0.5, and of 4 3 2 that of 2.
+    assert judged(law, result_of(law))[0].places.argsort(1).tolist() == [[1, 2, 0, 4, 3], [2, 3, 4, 1, 0]]
 
 
 def test_more_than_there_are_is_all_of_them():
@@ -205,6 +215,12 @@ def test_what_stages_cannot_do_is_refused_before_any_work(tiny_pipe, options, me
 def test_wrong_stages_are_named(given, error, message):
     with pytest.raises(error, match=message):
         staged(given)
+
+
+def test_stages_are_registered_under_a_name(monkeypatch):
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
+    register_reward("judged")(staged(["brightness", ("colour", 2)], name="judged"))
+    assert as_reward("judged").name == "judged" and stages_of(as_reward("judged")).later[0].keep == 2
 
 
 def test_only_the_first_stage_is_differentiated(tiny_pipe):

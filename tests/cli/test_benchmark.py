@@ -43,6 +43,18 @@ def test_it_prints_saves_and_resumes(command, tmp_path):
     assert "seed is 1, but" in result.output
 
 
+@pytest.mark.slow
+def test_under_constraints_the_share_of_images_that_hold_is_a_figure(command, tmp_path):
+    command += ("--num-prompts", 2, "--methods", "plain, best_of_n", "--budgets", 12)
+    printed = succeed(*command, "--reward", "redness, brightness < 0.5")
+    assert "constraints" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    shares = {row["method"]["name"]: row["held_out_rewards"]["constraints met"]["mean"] for row in results["methods"]}
+    assert 0 <= shares["plain"] <= shares["best_of_n"] <= 1
+    record = json.loads((tmp_path / "out" / "images" / "best_of_n_12" / "0000_0.json").read_text())["record"]
+    assert record["held_out_rewards"]["constraints met"] == float(record["reward_terms"]["brightness"] < 0.5)
+
+
 def test_a_prompts_file_is_exported_and_redrawn(command, tmp_path):
     out, prompts = tmp_path / "out", tmp_path / "evaluation_metadata.jsonl"
     entries = [{"tag": "counting", "include": [], "prompt": text} for text in ("two cats", "three dogs")]

@@ -170,7 +170,7 @@ def nothing_is_loaded(monkeypatch):
     ("arguments", "sentence"),
     [
         ((), "--suite and --reward are not given; name a suite"),
-        (("--suite", "magic"), "--suite is 'magic'; choose one of dpg_bench"),
+        (("--suite", "magic"), "--suite is 'magic'; choose one of compbench_spatial, dpg_bench"),
         (("--suite", "dsg"), "has no 'item_id' in its metadata, which suite 'dsg' needs; give --prompts dsg"),
         (("--suite", "miniature"), "'two cats'"),
         (("--reward", "2*"), "2*"),

@@ -99,6 +99,14 @@ def test_generate_writes_images_sheet_trace_and_record(generate, tmp_path):
     assert "72 network evaluations" in output
 
 
+def test_what_violates_a_constraint_is_marked(generate, caplog):
+    output, record = generate("--reward", "redness, brightness < 0.001", "--num-particles", "2")
+    (image,) = record["images"]
+    assert image["aligned"]["constraints_met"] is image["plain"]["constraints_met"] is False
+    assert record["settings"]["reward"] == "redness, brightness < 0.001"
+    assert output.count(", violates") == 2 and "no sample was found that holds every constraint" in caplog.text
+
+
 def test_every_image_has_a_seed_of_its_own(generate, tmp_path):
     generate("--num-images", "2", "--seed", "5")
     second = np.asarray(Image.open(tmp_path / "aligned_001.png")).astype(int)

@@ -45,6 +45,7 @@ def test_scores_of_numbers_are_the_official_ones():
         ("a bird on side of a airplane", ("bird", "on side of", "airplane")),
         ("A pig near a wallet.", ("pig", "near", "wallet")),
         ("a cat and a dog", None),
+        ("the dog is next to the cat", None),
     ],
 )
 def test_reads_positions(text, expected):
@@ -79,8 +80,6 @@ def test_judges_positions():
     assert left.details == pytest.approx({"cat": 0.8, "dog": 0.7})
     assert right.score == 0 and right.reason == "cat is not on the right of dog"
     assert missing.score == 0 and missing.reason == "no cow"
-    assert CompBenchSpatialJudge(drawn).position(BLANK, prompts[0].text) == left.score
-    assert CompBenchSpatialJudge(drawn).position(BLANK, "a cat") == 0
 
 
 def test_judges_numbers():

@@ -2,8 +2,10 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from diamond_diffusers.evaluation.benchmark.prompts import Prompt
@@ -85,8 +87,11 @@ def test_a_run_that_was_ended_goes_on_and_ends_with_the_same_bytes(sets, tmp_pat
     with part.open("a") as opened:
         # What a killed process leaves.
         opened.write('{"image_set": "one", "jud')
+    with pytest.raises(KeyboardInterrupt):
+        judged(sets, tmp_path / "ended", Redness(fails_at=3))
+    assert len(part.read_text().splitlines()) == 5
     _, seen = judged(sets, tmp_path / "ended")
-    assert len(seen) == 9
+    assert len(seen) == 7
     assert (tmp_path / "ended" / VERDICTS).read_bytes() == expected
     assert judged(sets, tmp_path / "ended")[1] == []
     assert (tmp_path / "ended" / VERDICTS).read_bytes() == expected
@@ -250,6 +255,19 @@ def test_suites_get_the_options_that_they_take(mine, sets, tmp_path):
     assert folder.get(key, checked.inputs(sets[0].images[2], judge)).score == pytest.approx(51 / 255)
     judge.release()
     assert judge.parts(Prompt(0, ""), Verdict(1.0)) == {}
+
+
+@pytest.mark.parametrize("hold", [lambda each: each, lambda each: [each], lambda each: {"a": (each,)}, SimpleNamespace])
+def test_other_weights_are_another_judge(hold):
+    identities = set()
+    for value in (1.0, 2.0):
+        network = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(network.weight, value)
+        torch.nn.init.zeros_(network.bias)
+        suite = Suite()
+        suite.held = hold(network) if hold is not SimpleNamespace else SimpleNamespace(inner=SimpleNamespace(x=network))
+        identities.add(JudgeOfSuite(suite).identity)
+    assert len(identities) == 2
 
 
 def test_rewards_judge_with_their_terms(sets, tmp_path):

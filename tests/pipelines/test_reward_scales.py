@@ -8,6 +8,8 @@ import torch
 
 from benchmarks.zoo.sana import build_tiny_sana_sprint
 from diamond_diffusers import AutoRewardScale, BestOfN, DiamondMapPipeline
+from diamond_diffusers.alignment.random_source import RandomSource
+from diamond_diffusers.pipelines.auto_scale import random_of_prompts
 from diamond_diffusers.pipelines.resolution import own_reward_scale
 from diamond_diffusers.rewards import CallableReward, ClippedReward, PlacedReward, StandardisedReward, as_reward
 
@@ -114,7 +116,7 @@ def test_a_scale_that_is_found_is_that_of_the_prompt(
     assert torch.equal(alone.images[0], found.images[1]) and alone.reward_scale[0] == found.reward_scale[1]
 
 
-def test_the_scale_is_that_of_plain_samples(pipe: DiamondMapPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scale_is_that_of_plain_samples(pipe: DiamondMapPipeline) -> None:
     """The same samples, drawn by calls without alignment, tell the same scale."""
     seen: list[torch.Tensor] = []
 
@@ -123,15 +125,35 @@ def test_the_scale_is_that_of_plain_samples(pipe: DiamondMapPipeline, monkeypatc
         return seen[-1]
 
     reward = CallableReward(watched, differentiable=False)
-    options = {**CALL, "alignment": BestOfN(num_particles=1), "reward": reward, "particle_batch_size": 1}
+    options = {**CALL, "alignment": BestOfN(num_particles=3), "reward": reward, "particle_batch_size": 1}
     found = pipe("a red star", reward_scale=AutoRewardScale(5), generator=torch.Generator().manual_seed(3), **options)
     of_samples = torch.cat(seen)[1:6]
-    assert len(of_samples.unique()) == 5
+    # Apart from each other and from the run's own particles.
+    assert len(seen) == 1 + 5 + 3 and len(torch.cat(seen).unique()) == 9
     assert found.reward_scale[0] == AutoRewardScale(5).of_rewards(of_samples)
     seeds, plain = {"generator": torch.Generator().manual_seed(4)}, {**CALL, "alignment": "none", "reward": redness}
     drawn = pipe(["a red star"] * 16, **seeds, **plain).rewards
     assert 0.2 * drawn.std() < of_samples.std() < 4 * drawn.std()
     assert abs(of_samples.mean() - drawn.mean()) < 4 * drawn.std() / math.sqrt(5)
+
+
+@pytest.mark.parametrize("given", [None, "one", "each"])
+def test_plain_samples_are_drawn_apart_from_everything_that_the_run_draws(
+    pipe: DiamondMapPipeline, given: str | None
+) -> None:
+    torch.manual_seed(7)
+    generator = {None: None, "one": seeded(7)[0], "each": seeded(7, 8, 9, 10)}[given]
+    call = pipe.prepare(PROMPTS, num_images_per_prompt=2, generator=generator)
+    run = RandomSource(generator, 4)
+    before = run.states()
+    drawn = random_of_prompts(call).normal(1, (3,))
+    assert drawn.shape == (2, 3) and all(map(torch.equal, before, run.states()))
+    others = torch.cat([run.aside.normal(2, (3,)), run.normal(2, (3,))])
+    assert not torch.isin(drawn, others).any()
+    if given == "each":
+        # A prompt alone draws the same.
+        alone = pipe.prepare(PROMPTS[1:], num_images_per_prompt=2, generator=seeded(9, 10))
+        assert torch.equal(random_of_prompts(alone).normal(1, (3,)), drawn[1:])
 
 
 def test_rewards_that_tell_no_scale_are_refused_by_name_of_the_prompt(pipe: DiamondMapPipeline) -> None:
@@ -195,3 +217,11 @@ def test_a_few_step_model_is_sampled_as_it_samples_whatever_start_is_given() -> 
         scales.append(found.reward_scale.item())
     # The start that is given is the run's own, and no plain sample's.
     assert scales[0] == scales[1] > 0
+
+
+def test_one_prompt_alone_may_be_constrained(pipe: DiamondMapPipeline) -> None:
+    rewards, options = ["colour", "brightness < 0.8"], {**CALL, "alignment": "smc"}
+    out = pipe(PROMPTS, reward=rewards, generator=seeded(1, 2), **options)
+    for image, reward in enumerate(rewards):
+        alone = pipe(PROMPTS[image], reward=reward, generator=seeded(image + 1), **options)
+        assert torch.equal(out.images[image], alone.images[0]) and out.rewards[image] == alone.rewards[0]

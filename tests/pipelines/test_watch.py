@@ -15,7 +15,7 @@ from diamond_diffusers import (
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.methods import METHODS
-from diamond_diffusers.rewards import CallableReward, Reward
+from diamond_diffusers.rewards import CallableReward, Reward, as_reward
 
 from ..conftest import redness
 
@@ -94,6 +94,12 @@ def test_latents_are_those_of_the_image_that_is_returned(tiny_pipe):
     # What was found last is another one, for the other image as well.
     further = drawn(tiny_pipe, None, num_images=2, output_type="latent")
     assert not torch.equal(further.images[1], plain.images[1])
+
+
+def test_constraints_are_known_of_what_is_returned(tiny_pipe):
+    reward = as_reward(redness) + (as_reward("brightness") > 0.0)
+    out = drawn(tiny_pipe, Watch(Script([*range(ROUNDS)])), reward=reward)
+    assert out.constraints_met.tolist() == [True]
 
 
 def test_some_rounds_alone_are_looked_at_and_the_last(tiny_pipe):

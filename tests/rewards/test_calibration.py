@@ -40,6 +40,16 @@ def test_weights_are_in_deviations():
     assert reward.differentiable and reward.is_free
 
 
+def test_constraints_stay_as_they_are():
+    reward = 2 * Brightness() + (Symmetry() < -0.25)
+    assert list(TermScores(reward).evaluate(IMAGES, PROMPTS).terms) == ["brightness"]
+    measured = calibrated(reward, {"brightness": ScoreStatistics(0.5, 0.1)}).evaluate(IMAGES, PROMPTS)
+    torch.testing.assert_close(measured.total, 2 * (Brightness()(IMAGES, PROMPTS) - 0.5) / 0.1)
+    assert torch.equal(measured.violation, reward.evaluate(IMAGES, PROMPTS).violation)
+    with pytest.raises(ValueError, match=r"reward 'symmetry < -0\.25' has constraints alone"):
+        TermScores(Symmetry() < -0.25)
+
+
 def test_a_reward_that_is_no_sum_is_its_only_term():
     reward = calibrated("brightness", {"brightness": ScoreStatistics(0.5, 0.1)})
     torch.testing.assert_close(reward(IMAGES, PROMPTS), (Brightness()(IMAGES, PROMPTS) - 0.5) / 0.1)

@@ -97,14 +97,16 @@ def drawn(text, size=40, turned=0, blur=0.0, side=256):
 
 
 class Recorded:
-    """A reader that finds a text whose letters are the width of the image apart, and notes what it was given."""
+    """A reader that finds the same text in every image, and notes what it was given."""
 
     def __init__(self, text):
         self.text = text
         self.shapes = []
+        self.corner = None
 
     def __call__(self, pixels):
         self.shapes.append(pixels.shape)
+        self.corner = pixels[0, 0].tolist()
         return ([[None, line, 1.0] for line in self.text.split("\n")] if self.text else None), None
 
 
@@ -145,6 +147,11 @@ class TestWithWhatAReaderFinds:
         reward, _ = recorded("SALE", without_text=0.5)
         assert reward(self.images, ['"SALE"', "a dog"]).tolist() == [1, 0.5]
 
+    def test_the_reader_gets_8_bits_in_the_order_of_opencv(self, recorded):
+        reward, made = recorded("SALE")
+        reward(torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 8, 8), ['"SALE"'])
+        assert made.reader.corner == [0, 128, 255]
+
     def test_where_nothing_is_read_the_score_is_zero(self, recorded):
         assert recorded("")[0](self.images, ['"SALE"'] * 2).tolist() == [0, 0]
 
@@ -161,7 +168,8 @@ def test_the_example_makes_a_poster(recorded, tiny_folder, tmp_path, monkeypatch
     few = ["--num-particles", "2", "--num-inference-steps", "2"]
     monkeypatch.setattr(sys, "argv", [script.name, "--model", str(tiny_folder), *few, "--output", str(poster)])
     runpy.run_path(str(script), run_name="__main__")
-    assert Image.open(poster).size == (16, 16) and made.reader.shapes
+    with Image.open(poster) as image:
+        assert image.size == (16, 16) and made.reader.shapes
     assert "{'ocr': 1.0}, constraints met; " in capsys.readouterr().out
 
 

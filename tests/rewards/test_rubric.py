@@ -67,6 +67,15 @@ def test_each_criterion_is_a_term():
     assert list(both.evaluate(images(1.0), ["a cat"]).terms) == both.term_names == [*reward.term_names, "brightness"]
 
 
+def test_a_judge_of_one_s_own_may_tell_that_grades_are_alike():
+    class CarefulJudge(GradingJudge):
+        def check_exclusive(self, answers):
+            raise ValueError(f"{len(answers)} grades that begin alike")
+
+    with pytest.raises(ValueError, match="3 grades that begin alike"):
+        RubricReward(FAIR, CarefulJudge({}), grades=(1, 10, 100))
+
+
 def test_of_a_model(qwen_folder):
     """Tokens of grades, gradients to the pixels, and grades that cannot be told apart by their first tokens."""
     judge = VisionLanguageJudge(qwen_folder)

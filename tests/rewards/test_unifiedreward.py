@@ -15,7 +15,7 @@ from diamond_diffusers.rewards.degradations import JPEG
 from diamond_diffusers.rewards.unifiedreward import grades_in
 
 from .golden import FIXTURES, formula_weights, picture
-from .test_published_judges import QWEN, write_qwen
+from .judge_networks import QWEN, write_qwen
 
 GOLDEN = json.loads((FIXTURES / "published_judges" / "unifiedreward.json").read_text())
 QWEN_25 = {key: value for key, value in QWEN.items() if key != "model_type"} | {

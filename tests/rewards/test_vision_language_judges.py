@@ -107,6 +107,24 @@ def test_an_image_that_is_read_once_gives_the_same(judge, pictures, monkeypatch)
         assert (once - anew).norm() < 1e-5 * anew.norm()
 
 
+def test_questions_before_the_image_are_read_with_it(qwen, pictures, monkeypatch):
+    last = copy.copy(qwen)
+    last.language_model = with_template(qwen, lambda text: text.replace("['content']", "['content'] | reverse"))
+    assert last.language_model.conversation("Is it").index("Is it") < last.language_model.conversation("Is it").index(
+        "<|image"
+    )
+    taken = []
+    share = judging.shared_logits
+    monkeypatch.setattr(judging, "shared_logits", lambda *given: taken.append(share(*given)) or taken[-1])
+    together = last.log_probabilities(pictures, QUESTIONS, ANSWERS, ROWS)
+    assert taken == [None]
+    alone = [
+        last.log_probabilities(pictures[row : row + 1], [question], [answer])
+        for row, question, answer in zip(ROWS, QUESTIONS, ANSWERS, strict=True)
+    ]
+    torch.testing.assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-5)
+
+
 def test_what_else_is_in_the_batch_changes_nothing_but_rounding(judge, pictures, monkeypatch):
     together = judge.log_probabilities(pictures, QUESTIONS, ANSWERS, ROWS)
     alone = [
@@ -314,6 +332,7 @@ def test_eight_bits(qwen_folder, qwen, pictures):
     assert (found[1] - known[1]).norm() < 0.3 * known[1].norm()
     with pytest.raises(ValueError, match=r"dtype=torch\.float16, but its model was placed or quantised"):
         small.to(dtype=torch.float16)
+    assert small.to("meta").model.device.type == "meta"
 
 
 def test_a_device_map_is_kept(qwen_folder, qwen, pictures):

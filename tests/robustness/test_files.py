@@ -22,8 +22,10 @@ from diamond_diffusers import DiamondMapPipeline
 from diamond_diffusers.cli.method import method_request
 from diamond_diffusers.evaluation.benchmark.prompts import read_prompts
 from diamond_diffusers.evaluation.benchmark.redraw import read_recorded
+from diamond_diffusers.evaluation.judging.image_sets import find_image_sets
+from diamond_diffusers.evaluation.judging.verdicts import VERDICTS, VerdictFolder
 from diamond_diffusers.evaluation.scoring.image_files import batches_of_one_size, find_images
-from diamond_diffusers.files.foreign import ForeignFileError, parse_json
+from diamond_diffusers.files.foreign import ForeignFileError, parse_json, read_text
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import load_diamond_map, save_diamond_map
 from diamond_diffusers.training.options.config import ConfigError, read_config
@@ -108,12 +110,22 @@ def as_images(file: Path) -> None:
     batches_of_one_size(paths, 2)
 
 
+def as_table(file: Path) -> None:
+    # A folder without the file has another layout.
+    if not os.path.lexists(file):
+        read_text(file)
+    find_image_sets([file.parent])
+
+
 READERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "method.json": (as_method, ("an odd one",)),
     "method.yaml": (as_method, ("an odd one",)),
     "record.json": (read_recorded, ()),
     "prompts.jsonl": (read_prompts, ()),
     "prompts.csv": (read_prompts, ()),
+    "questions.json": (read_prompts, ()),
+    "metadata.jsonl": (as_table, ()),
+    "metadata.csv": (as_table, ()),
     "image.png": (as_images, ()),
     "image.webp": (as_images, ()),
 }
@@ -132,6 +144,18 @@ def test_file(name: str, tmp_path: Path, tally: Tally) -> None:
             lambda file=file: read(file), names, shown, f"{read.__name__}({name}: {kind})", lambda _: "silent: read"
         )
     tally.check()
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    """A file without a line is one without verdicts; any other is refused."""
+    for kind in (*CONTENTS, *PLACES[:3]):
+        put(tmp_path / VERDICTS, kind)
+        try:
+            folder = VerdictFolder(tmp_path)
+        except ForeignFileError as error:
+            assert VERDICTS in str(error), kind
+        else:
+            assert "\n" not in (tmp_path / VERDICTS).read_text(errors="replace") and not folder._found, kind
 
 
 @pytest.mark.parametrize("kind", [*CONTENTS, *PLACES[:4]])

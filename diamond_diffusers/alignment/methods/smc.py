@@ -93,9 +93,10 @@ class SMC(Method):
     (arXiv 2501.05803).
 
     Values may be any numbers below infinity. A particle of value `-inf` has weight zero, and resampling drops it even
-    where its end might be allowed: hard constraints need exact values, or `resampling="none"`. While all particles of
-    an image have weight zero they go on without resampling, and if that lasts to the end they are equally weighted and
-    `log Z` is `-inf`.
+    where its end might be allowed: hard constraints need exact values, or `resampling="none"`. Those that a threshold
+    makes of a reward, such as `nsfw < 0.2`, are therefore soft in values and hard in the last weights. While all
+    particles of an image have weight zero they go on without resampling, and if that lasts to the end they are equally
+    weighted and `log Z` is `-inf`.
 
     With `reward_scale=0` no look-ahead is drawn, and particles and selection are those of `NoAlignment` with the same
     transition, number of particles and generator, bit for bit.

@@ -149,10 +149,13 @@ def compare(
         The records by the label of their method, in the order of the prompts.
 
     Raises:
-        ValueError: the folder holds results of other settings, or a held-out reward fails; nothing is drawn then.
+        ValueError: the folder holds results of other settings, a held-out reward fails, or a reward knows nothing
+            of a prompt; nothing is drawn then.
     """
     for reward in setup.held_out_rewards:
         reward.to(device=setup.pipe.family.device).probe(setup.pipe.family.device)
+    for reward in (setup.reward, *setup.held_out_rewards):
+        reward.check_prompts([prompt.text for prompt in prompts])
     shared, keys = setup.settings(), setup.keys(prompts)
     folders = {}
     for method in methods:
@@ -193,6 +196,9 @@ def draw_batch(
     verdicts = judge(images, texts).tolist() if setup.suite.is_judged else [None] * len(texts)
     with torch.no_grad():
         held_out = {reward.name: reward(out.images.float(), texts).tolist() for reward in setup.held_out_rewards}
+    if out.constraints_met is not None:
+        # A figure of the images beside the reward, which does not say it.
+        held_out["constraints met"] = out.constraints_met.float().tolist()
     share, traces, machine = _share(out.cost, len(keys)), _traces(out, len(keys)), machine_facts(setup.pipe)
     assert out.rewards is not None, "a comparison has a reward"
     for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):

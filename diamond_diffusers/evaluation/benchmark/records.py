@@ -59,7 +59,8 @@ class Record:
         seed: seed of its generator.
         reward: the reward that the method followed, unscaled.
         reward_terms: each term of this reward.
-        held_out_rewards: scores by the rewards that no method sees.
+        held_out_rewards: scores by the rewards that no method sees; and under constraints, whether the image holds all
+            of them (`constraints met`, 1 or 0).
         is_right: the judge's verdict, where there is a judge.
         cost: its share of the cost of its batch.
         peak_bytes: the most memory that its batch held; None where that is not known.

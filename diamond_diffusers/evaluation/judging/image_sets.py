@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def _of_geneval(folder: Path) -> Iterator[tuple[str, list[JudgedImage]]]:
 
 
 def _table_of(folder: Path) -> Path | None:
-    return next((folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()), None)
+    return next((folder / name for name in ("metadata.jsonl", "metadata.csv") if os.path.lexists(folder / name)), None)
 
 
 class _Row(TypedDict):
@@ -215,22 +216,29 @@ def _of_table(folder: Path) -> Iterator[tuple[str, list[JudgedImage]]]:
     file = _table_of(folder)
     assert file is not None, "the layout is that of a table"
     remedy = "give file_name and prompt of each image, and perhaps its category and metadata of its suite"
-    rows: Iterator[tuple[str, Any]]
-    if file.suffix == ".csv":
-        rows = read_csv(file)[1]
-    else:
-        rows = ((place, row) for _, place, row in read_json_lines(file, remedy))
     images, indices = [], dict[str, int]()
-    for place, row in rows:
+    for place, row in _rows_of(file, remedy):
         fields = fitted(row, _Row, place, remedy)
         text = fields["prompt"].strip()
         metadata = {key: value for key, value in fields.items() if key not in _Row.__annotations__}
         prompt = Prompt(indices.setdefault(text, len(indices)), text, fields.get("category", ""), metadata)
         images.append(JudgedImage(_within(folder, fields["file_name"], place), fields["file_name"], prompt))
+    if not images:
+        raise ForeignFileError(f"'{file}' has no row; {remedy}")
     unnamed = sorted({file.name for file in _image_files(folder)} - {image.name for image in images})
     if unnamed:
         raise ValueError(f"'{file}' has no row for {unnamed[0]!r}; add one, or remove the image")
     yield "", images
+
+
+def _rows_of(file: Path, remedy: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a table, each with its place."""
+    if file.suffix == ".csv":
+        columns, rows = read_csv(file)
+        if lacking := [name for name in ("file_name", "prompt") if name not in columns]:
+            raise ForeignFileError(f"'{file}' has no column {lacking[0]!r}; {remedy}")
+        return rows
+    return ((place, row) for _, place, row in read_json_lines(file, remedy))
 
 
 def _within(folder: Path, name: str, place: str) -> Path:

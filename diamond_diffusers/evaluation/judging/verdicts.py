@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ...files.foreign import parse_json
+from ...files.foreign import parse_json, read_text
 from ...files.json_forms import fitted
 from ...files.output import writing
 from ..files import write_bytes
@@ -109,7 +109,7 @@ class VerdictFolder:
     def _files(self) -> list[Path]:
         whole = self.folder / VERDICTS
         # Parts are later than the whole.
-        return [*([whole] if whole.exists() else []), *self._parts()]
+        return [*([whole] if os.path.lexists(whole) else []), *self._parts()]
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("verdicts.*.part.jsonl")) if self.folder.is_dir() else []
@@ -121,11 +121,10 @@ def _line(verdict: StoredVerdict) -> str:
 
 def _read(file: Path) -> Iterator[StoredVerdict]:
     """The verdicts of a file, but for a last line without an end, which a killed process leaves."""
-    content = file.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].decode(errors="replace").split("\n"), 1):
-        if line:
-            place = f"line {number} of '{file}'"
-            yield fitted(parse_json(line, place, _AGAIN), StoredVerdict, place, _AGAIN)
+    *whole, _ = read_text(file).split("\n")
+    for number, line in enumerate(whole, 1):
+        place = f"line {number} of '{file}'"
+        yield fitted(parse_json(line, place, _AGAIN), StoredVerdict, place, _AGAIN)
 
 
 def _drop_unfinished_line(file: Path) -> None:

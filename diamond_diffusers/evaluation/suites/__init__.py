@@ -13,7 +13,7 @@ SUITES: Registry[type[SuiteJudge]] = Registry(
     "suite",
     "suites",
     __name__,
-    helpers=("answering", "base", "blip", "geneval_rules", "noun_phrases"),
+    helpers=("answering", "base", "blip", "compbench_spatial_rules", "geneval_rules", "noun_phrases"),
     aliases={"dpg": "dpg_bench", "geneval-2": "geneval2", "dpg-bench": "dpg_bench", "t2i-compbench": "t2i_compbench"},
     base="diamond_diffusers.evaluation.suites.base:SuiteJudge",
 )

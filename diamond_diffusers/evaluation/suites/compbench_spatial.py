@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -13,6 +13,7 @@ from ...rewards.detection.detectors import CHECKPOINT, Detector, load_detector
 from ...rewards.detection.geometry import distinct
 from ...rewards.preprocessing import images_from_pil
 from ..benchmark.prompts import Prompt
+from . import register_suite
 from .base import SuiteJudge, Verdict
 from .compbench_spatial_rules import (
     Seen,
@@ -27,6 +28,7 @@ MAX_BOXES = 100
 MAX_OVERLAP = 0.5
 
 
+@register_suite("compbench_spatial")
 class CompBenchSpatialJudge(SuiteJudge):
     """Judges T2I-CompBench's prompts of positions (`spatial_val`) and of numbers (`numeracy_val`) by its rules.
 
@@ -52,6 +54,7 @@ class CompBenchSpatialJudge(SuiteJudge):
     name = "compbench_spatial"
     source = "Huang et al. 2023, arXiv:2307.06350"
     licence = "MIT"
+    prompts: ClassVar[str] = "t2i_compbench_spatial"
 
     def __init__(
         self,
@@ -92,10 +95,6 @@ class CompBenchSpatialJudge(SuiteJudge):
             raise ValueError(f"there are {len(images)} images and {len(prompts)} prompts; give one prompt per image")
         self.check(prompts)
         return [self._judge(image, prompt.text) for image, prompt in zip(images, prompts, strict=True)]
-
-    def position(self, image: Image, text: str) -> float:
-        """The score of positions alone, which `T2ICompBenchJudge(spatial=...)` takes; 0 where the prompt names none."""
-        return 0.0 if read_spatial(text) is None else self._judge(image, text).score
 
     def _judge(self, image: Image, text: str) -> Verdict:
         spatial = read_spatial(text)

@@ -120,7 +120,7 @@ def numeracy_score(found: Mapping[str, int], wanted: Sequence[tuple[str, int]]) 
 def read_spatial(text: str) -> tuple[str, str, str] | None:
     """The object, the relation and the other object of a prompt such as "a cat on the top of a sofa", or None."""
     for relation in RELATIONS:
-        parts = re.fullmatch(rf"(?:an? |the )?(.+?) {relation} (?:an? |the )?(.+?)\.?", text.strip().lower())
+        parts = re.fullmatch(rf"(?:an? |the )?([a-z-]+) {relation} (?:an? |the )?([a-z-]+)\.?", text.strip().lower())
         if parts:
             return parts[1], relation, parts[2]
     return None

@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 
 from ..checkpointing import checkpoint_layers
-from ..hub import check_hub_options
+from ..hub import check_hub_options, options_of_others
 from ..preprocessing import ImagePreprocessing
 from .tower import CLIPTower, files_of, shared_tower
 
@@ -141,9 +141,7 @@ def _load_transformers(name: str, checkpoint: str, processor: str, hub_options: 
             **hub_options,
         )
     _check_report(name, checkpoint, report)
-    # A revision and a subfolder are the checkpoint's own.
-    own = () if processor == checkpoint else ("revision", "subfolder")
-    options = {key: value for key, value in hub_options.items() if key not in own}
+    options = hub_options if processor == checkpoint else options_of_others(hub_options)
     with _explaining(name, processor):
         preprocessing = ImagePreprocessing.from_processor(AutoImageProcessor.from_pretrained(processor, **options))
         tokenizer = AutoTokenizer.from_pretrained(processor, **options)

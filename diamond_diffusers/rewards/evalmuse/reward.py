@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from os import PathLike
@@ -18,12 +17,11 @@ from ..hub import check_hub_options
 from ..imagereward.base import BERT, load_bert_tokenizer
 from ..preprocessing import ImagePreprocessing
 from ..registry import register_reward
+from ..truncation import TruncationWarning
 from ..weight_files import find_weights, read_weights
 
 if TYPE_CHECKING:
     from transformers import Blip2QFormerConfig, Blip2VisionConfig
-
-logger = logging.getLogger(__name__)
 
 REPOSITORY, FILE_NAMES = "hanshuhao/FGA-BLIP2", ("model.safetensors", "fga_blip2.pth")
 MAX_WORDS = 50
@@ -97,7 +95,7 @@ class EvalMuseReward(Reward):
         self.tokenizer = load_bert_tokenizer(name, tokenizer, hub_options)
         self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         self.max_tokens = qformer_config.max_position_embeddings
-        self._has_warned_of_truncation = False
+        self._warn_of_truncation = TruncationWarning(name, MAX_WORDS, "words")
         if gradient_checkpointing:
             checkpoint_layers(self.model)
         self.to(device, dtype)
@@ -119,15 +117,12 @@ class EvalMuseReward(Reward):
         return self
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
-        captions = [self._caption(prompt) for prompt in prompts]
+        self._warn_of_truncation(prompts, lambda texts: [len(_words(text)) for text in texts])
+        captions = [" ".join(_words(prompt)[:MAX_WORDS]) for prompt in prompts]
         return self.tokenizer(captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
 
-    def _caption(self, prompt: str) -> str:
-        """The words of a prompt as the network was trained to read them."""
-        text = re.sub(r'[.!"()*#:;~]', " ", prompt.lower())
-        words = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")
-        if len(words) > MAX_WORDS and not self._has_warned_of_truncation:
-            cut = f"reads only {MAX_WORDS} of the {len(words)} words of {prompt!r}"
-            logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
-            self._has_warned_of_truncation = True
-        return " ".join(words[:MAX_WORDS])
+
+def _words(prompt: str) -> list[str]:
+    """The words of a prompt as the network was trained to read them."""
+    text = re.sub(r'[.!"()*#:;~]', " ", prompt.lower())
+    return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")

@@ -13,7 +13,7 @@ from ...core.tensors import at_least_float32
 from ..base import Reward
 from ..checkpointing import checkpoint_layers
 from ..errors import first_line
-from ..hub import check_hub_options
+from ..hub import check_hub_options, options_of_others
 from ..preprocessing import resize_like_pil
 from ..registry import register_reward
 from ..weight_files import find_weights, read_weights
@@ -21,7 +21,6 @@ from .instruction import PLACEHOLDER, published_instruction
 
 REPOSITORY, FILE_NAMES = "MizzenAI/HPSv3", ("model.safetensors", "HPSv3.safetensors")
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
-OWN_HUB_OPTIONS = ("revision", "subfolder")
 REWARD_TOKEN = "<|Reward|>"
 PIXELS = 256 * 28 * 28
 """The number of pixels to which every image is resized, about."""
@@ -139,6 +138,12 @@ class HPSv3Reward(Reward):
         return dict(batch.to(images.device))
 
     def _conversation(self, prompt: str) -> str:
+        for token in (self.processor.image_token, self.processor.video_token, REWARD_TOKEN):
+            if token in prompt:
+                raise ValueError(
+                    f"Reward '{self.name}' got the prompt {prompt!r}, in which {token!r} has a meaning of its own to "
+                    "the model; leave it out."
+                )
         content = [{"type": "image"}, {"type": "text", "text": self.instruction.replace(PLACEHOLDER, prompt)}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -168,10 +173,10 @@ def _checked_instruction(name: str, instruction: str | None) -> str:
 def _load_base(name: str, base: str | PathLike[str], hub_options: Mapping[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoProcessor, Qwen2VLConfig
 
-    shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
+    options = options_of_others(hub_options)
     try:
-        config = Qwen2VLConfig.from_pretrained(base, **shared)
-        processor = AutoProcessor.from_pretrained(base, **shared)
+        config = Qwen2VLConfig.from_pretrained(base, **options)
+        processor = AutoProcessor.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         raise OSError(
             f"Reward '{name}' cannot load base='{base}' ({first_line(error)}); give the name or the folder of a "

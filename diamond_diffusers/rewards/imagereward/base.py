@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -15,8 +14,9 @@ from ...core.tensors import at_least_float32
 from ..base import Reward
 from ..checkpointing import checkpoint_layers
 from ..errors import first_line
-from ..hub import check_hub_options
+from ..hub import check_hub_options, options_of_others
 from ..preprocessing import ImagePreprocessing
+from ..truncation import TruncationWarning
 from ..weight_files import find_weights, read_weights
 
 if TYPE_CHECKING:
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 
     from .network import BLIPRewardNetwork
 
-logger = logging.getLogger(__name__)
-
 BERT = "google-bert/bert-base-uncased"
 """The tokenizer of all BLIPs."""
-
-OWN_HUB_OPTIONS = ("revision", "subfolder")
 
 
 class BLIPReward(Reward):
@@ -144,24 +140,15 @@ class BLIPReward(Reward):
         self.tokenizer = load_bert_tokenizer(self.name, tokenizer, hub_options)
         # BLIP's two tokens of its own, which follow BERT's vocabulary.
         self.tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-        self._has_warned_of_truncation = False
+        self._warn_of_truncation = TruncationWarning(self.name, self.max_tokens)
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
-        self._warn_of_truncation(prompts)
+        self._warn_of_truncation(
+            prompts, lambda texts: [len(ids) for ids in self.tokenizer(texts, verbose=False).input_ids]
+        )
         return self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-
-    def _warn_of_truncation(self, prompts: Sequence[str]) -> None:
-        if self._has_warned_of_truncation:
-            return
-        distinct = list(dict.fromkeys(prompts))
-        for prompt, tokens in zip(distinct, self.tokenizer(distinct, verbose=False).input_ids, strict=True):
-            if len(tokens) > self.max_tokens:
-                cut = f"reads only {self.max_tokens} of the {len(tokens)} tokens of {prompt!r}"
-                logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
-                self._has_warned_of_truncation = True
-                return
 
 
 def load_bert_tokenizer(name: str, tokenizer: str | PathLike[str], hub_options: Mapping[str, Any]) -> Any:
@@ -177,9 +164,8 @@ def load_bert_tokenizer(name: str, tokenizer: str | PathLike[str], hub_options: 
     """
     from transformers import BertTokenizer
 
-    shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
     try:
-        return BertTokenizer.from_pretrained(tokenizer, **shared)
+        return BertTokenizer.from_pretrained(tokenizer, **options_of_others(hub_options))
     except (OSError, ValueError) as error:
         raise OSError(
             f"Reward '{name}' cannot load tokenizer='{tokenizer}' ({first_line(error)}); give the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
@@ -15,20 +14,18 @@ from ..base import Reward
 from ..checkpointing import checkpoint_layers
 from ..clip.prompt_cache import PromptCache
 from ..errors import first_line
-from ..hub import check_hub_options
+from ..hub import check_hub_options, options_of_others
 from ..preprocessing import ImagePreprocessing
 from ..registry import register_reward
+from ..truncation import TruncationWarning
 from ..weight_files import find_weights, read_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
 
-logger = logging.getLogger(__name__)
-
 REPOSITORY = "RE-N-Y/mpsv1"
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 FILE_NAMES = ("MPS_overall.safetensors", "MPS_overall.pt", "model.safetensors")
-OWN_HUB_OPTIONS = ("revision", "subfolder")
 PROMPTS_REMEMBERED = 64
 """Each takes 0.3 MB."""
 
@@ -115,7 +112,7 @@ class MPSReward(Reward):
         self.max_tokens = config.text_config.max_position_embeddings
         self.tokenizer = _load_tokenizer(name, tokenizer, hub_options)
         self._text_features = PromptCache(PROMPTS_REMEMBERED)
-        self._has_warned_of_truncation = False
+        self._warn_of_truncation = TruncationWarning(name, self.max_tokens)
         if gradient_checkpointing:
             checkpoint_layers(self.model)
         self.to(device, dtype)
@@ -133,29 +130,20 @@ class MPSReward(Reward):
         return super().to(device, dtype)
 
     def _encode(self, texts: list[str]) -> Tensor:
-        self._warn_of_truncation(texts)
+        self._warn_of_truncation(
+            texts, lambda texts: [len(ids) for ids in self.tokenizer(texts, verbose=False).input_ids]
+        )
         tokens = self.tokenizer(
             texts, max_length=self.max_tokens, padding="max_length", truncation=True, return_tensors="pt"
         )
         return self.model.encode_texts(tokens.input_ids.to(self.model.clip.logit_scale.device))
 
-    def _warn_of_truncation(self, texts: list[str]) -> None:
-        if self._has_warned_of_truncation:
-            return
-        for text, ids in zip(texts, self.tokenizer(texts, verbose=False).input_ids, strict=True):
-            if len(ids) > self.max_tokens:
-                cut = f"reads only {self.max_tokens} of the {len(ids)} tokens of {text!r}"
-                logger.warning("Reward '%s' %s; longer prompts are cut.", self.name, cut)
-                self._has_warned_of_truncation = True
-                return
-
 
 def _load_tokenizer(name: str, tokenizer: str | PathLike[str], hub_options: Mapping[str, Any]) -> Any:
     from transformers import CLIPTokenizer
 
-    shared = {key: value for key, value in hub_options.items() if key not in OWN_HUB_OPTIONS}
     try:
-        return CLIPTokenizer.from_pretrained(tokenizer, **shared)
+        return CLIPTokenizer.from_pretrained(tokenizer, **options_of_others(hub_options))
     except (OSError, ValueError) as error:
         raise OSError(
             f"Reward '{name}' cannot load tokenizer='{tokenizer}' ({first_line(error)}); give the name or the folder "

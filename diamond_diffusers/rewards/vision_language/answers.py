@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -118,7 +118,7 @@ class AnswerRows:
         pairs = zip(images, questions, forms, strict=True)
         self._row_of = [[reading[(image, question, form[:-1])] for form in answer] for image, question, answer in pairs]
 
-    def log_probabilities(self, found: Sequence[tuple[range, Logits]]) -> Tensor:
+    def log_probabilities(self, found: Iterable[tuple[range, Logits]]) -> Tensor:
         """The logarithm of the probability of each pair's answer, `[P]`, float32.
 
         Args:
@@ -130,7 +130,8 @@ class AnswerRows:
             for form, row in zip(answer, rows, strict=True)
             for depth, token in enumerate(form)
         ]
-        order, parts = [], []
+        order: list[int] = []
+        parts: list[Tensor] = []
         for rows, logits in found:
             here = [index for index, (row, _, _) in enumerate(wanted) if row in rows]
             local = [(wanted[index][0] - rows.start, *wanted[index][1:]) for index in here]

@@ -60,12 +60,12 @@ class JudgedReward(Reward):
             parts.setdefault(f"{self.name}.{part}", []).append(scores.detach())
 
     def check_exclusive(self, answers: Sequence[Answer]) -> None:
-        """Checks that no reply can begin with two of these answers, if the judge can tell.
+        """Checks that no reply can begin with two of these answers, if the judge can tell by a method of this name.
 
         Raises:
             ValueError: one can.
         """
-        if isinstance(self.judge, VisionLanguageJudge):
+        if hasattr(self.judge, "check_exclusive"):
             self.judge.check_exclusive(answers)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
