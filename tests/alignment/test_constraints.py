@@ -179,7 +179,9 @@ def test_a_later_sample_that_holds_takes_the_place_of_one_that_does_not():
     reward, violation = torch.tensor([9.0, 1.0, 1.0, 2.0]), torch.tensor([1e-3, 0.0, 2.0, 0.0])
     images = torch.zeros(4, 3, 1, 1)
     before = Sample(reward, Evaluation(reward, {"r": reward}, images, violation))
-    after = before.improved_by(Sample(reward[[1, 0, 0, 1]], before.evaluation.rows(torch.tensor([1, 0, 0, 1]))), 1.0)
+    other = torch.tensor([1, 0, 0, 1])
+    law = make_law(MIXTURE, bounded(1.0), num_images=4)
+    after = before.improved_by(Sample(reward[other], before.evaluation.rows(other)), law)
     assert after.latents.tolist() == after.evaluation.terms["r"].tolist() == [1.0, 1.0, 9.0, 2.0]
     torch.testing.assert_close(after.evaluation.violation, torch.tensor([0.0, 0.0, 1e-3, 0.0]))
 
