@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .law import Evaluation
+from .evaluation import Evaluation
 from .look_ahead import LookAhead
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from numbers import Real
 from operator import attrgetter
 from typing import TypeVar
 
@@ -21,45 +19,17 @@ from ..core.network import Network
 from ..core.pending import Pending
 from ..core.tensors import repeat_each, sent
 from ..core.values import final_values, scaled_rewards
-from ..rewards.base import Reward, RewardOutput
+from ..rewards.base import Reward
+from ..rewards.output import RewardOutput
 from ..transitions.sampled_model import SampledModel
+from .evaluation import Evaluation
 from .execution import Execution
 from .faults import NotFiniteError, check_decoded, check_evaluated, fault_of_gradient
 from .reward_errors import RewardErrors
 from .reward_of_each_image import RewardOfEachImage
+from .reward_scales import scale_of_each_image
 
 Scored = TypeVar("Scored", RewardOutput, Pending[RewardOutput])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What decoding and scoring `N` clean latents gave.
-
-    Attributes:
-        total: the unscaled reward, `[N]`; NaN where it has failed and a run goes on without.
-        terms: each of its terms, `[N]`.
-        images: `[N, 3, H, W]` in [0, 1].
-        violation: of constraints, `[N]`, as of `RewardOutput`; None where there are none.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    images: Tensor
-    violation: Tensor | None = None
-
-    def map(self, function: Callable[..., Tensor], *others: Evaluation) -> Evaluation:
-        """The function of each tensor of this evaluation and of others of the same reward."""
-
-        def mapped(name: str) -> Tensor:
-            return function(*(getattr(each, name) for each in (self, *others)))
-
-        terms = {name: function(*(each.terms[name] for each in (self, *others))) for name in self.terms}
-        violation = None if self.violation is None else mapped("violation")
-        return Evaluation(mapped("total"), terms, mapped("images"), violation)
-
-    def rows(self, index: Tensor) -> Evaluation:
-        """The evaluations of the rows `index`."""
-        return self.map(lambda rows: rows[index.to(rows.device)])
 
 
 @dataclass(frozen=True)
@@ -416,49 +386,3 @@ class LawAtRows:
             (of_images,) = torch.autograd.grad(scores, pixels, materialize_grads=True)
             (of_latents,) = torch.autograd.grad(images, z, of_images)
         return fault_of_gradient(law.model, reward, of_images, of_latents, noise_to_signal, preview)
-
-
-def scale_of_each_image(reward_scale: float | Tensor, num_images: int) -> Tensor:
-    """The scale of each image, `[B]` in float64 on the CPU; arguments and errors as of `Law`."""
-    if not isinstance(reward_scale, Tensor) or reward_scale.ndim == 0:
-        number = reward_scale.item() if isinstance(reward_scale, Tensor) else reward_scale
-        check_reward_scale(number)
-        return torch.full((num_images,), float(number), dtype=torch.float64)
-    if reward_scale.shape != (num_images,):
-        raise ValueError(
-            f"reward_scale is of shape {list(reward_scale.shape)}, but there are {num_images} images; give one for each"
-        )
-    scales = reward_scale.detach().to("cpu", torch.float64)
-    check_reward_scales(scales.tolist())
-    return scales
-
-
-def check_reward_scales(scales: Sequence[float]) -> None:
-    """Raises a `ValueError` where one of several is wrong, or where only some are 0."""
-    for position, scale in enumerate(scales):
-        check_reward_scale(scale, f"reward_scale[{position}]")
-    if any(scales) and not all(scales):
-        # Methods draw no look-aheads for these, and so other random numbers.
-        raise ValueError(
-            f"reward_scale[{list(scales).index(0)}] is 0 and others are not, but images of scale 0 are plain samples, "
-            "which are drawn otherwise; draw them in a call of their own"
-        )
-
-
-def _awaits(reward: Reward, rows: Tensor) -> bool:
-    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
-    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
-
-
-def carried_by(output: RewardOutput) -> list[Tensor]:
-    """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
-    return [output.total] if output.violation is None else [output.total, output.violation]
-
-
-def check_reward_scale(reward_scale: float, name: str = "reward_scale") -> None:
-    """Raises a `ValueError` for one that is no finite number, or none in float32, in which rewards are scaled."""
-    if not isinstance(reward_scale, Real) or not math.isfinite(reward_scale):
-        raise ValueError(f"{name} is {reward_scale!r}; give a finite number (a negative one lowers the reward)")
-    largest = torch.finfo(torch.float32).max
-    if abs(reward_scale) > largest:
-        raise ValueError(f"{name} is {float(reward_scale):g}; give at most {largest:.2g}, the largest in float32")

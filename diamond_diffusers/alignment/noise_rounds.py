@@ -12,7 +12,8 @@ from torch import Tensor
 from ..core.tensors import where_rows
 from ..transitions.base import Transition
 from .cloud import Cloud
-from .law import Evaluation, Law
+from .evaluation import Evaluation
+from .law import Law
 from .methods.none import NoAlignment
 from .progress import Progress
 from .random_source import RandomSource

@@ -17,8 +17,9 @@ from ..core.deferred import checks_at_once, faults_shown_to, require
 from ..core.interruption import Interrupted, pause
 from ..core.memory_errors import want_of_memory
 from ..core.pending import Pending
-from ..rewards.base import Reward, RewardOutput
+from ..rewards.base import Reward
 from ..rewards.errors import LimitError, RefusedError, UnavailableError, first_line
+from ..rewards.output import RewardOutput
 from .execution import Execution
 from .faults import NotFiniteError
 

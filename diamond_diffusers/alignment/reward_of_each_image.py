@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..rewards.base import CompositeReward, Reward, RewardOutput
+from ..rewards.base import CompositeReward, Reward
+from ..rewards.output import RewardOutput
 
 
 class RewardOfEachImage(CompositeReward):

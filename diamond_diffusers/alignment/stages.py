@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..core.values import final_values
-from ..rewards.base import Reward, RewardOutput
+from ..rewards.base import Reward
 from ..rewards.names import distinct
+from ..rewards.output import RewardOutput
 from ..rewards.stages import stages_of
 from .base import Method
 from .law import Law, carried_by

@@ -110,7 +110,7 @@ def found_reward_scale(text: str | None) -> float | Literal["auto"] | None:
     Raises:
         ValueError: the text is neither a number nor auto.
     """
-    from ..alignment.law import check_reward_scale
+    from ..alignment.reward_scales import check_reward_scale
     from ..core.conversions import Texts
 
     scale: float | Literal["auto"] | None = Texts().fitted(text, float | Literal["auto"] | None, "--reward-scale")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
-from ..alignment.law import check_reward_scales, scale_of_each_image
 from ..alignment.methods.none import NoAlignment
 from ..alignment.named import as_method
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RETRY_DELAYS, RewardErrors
 from ..alignment.reward_of_each_image import RewardOfEachImage, rewards_and_images
+from ..alignment.reward_scales import check_reward_scales, scale_of_each_image
 from ..core.checks import check_choice
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward

@@ -16,13 +16,14 @@ from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.base import Method
 from ..alignment.budget import Budget, fit_to_budget, warn_of_many_scores
 from ..alignment.execution import Execution
-from ..alignment.law import Law, check_reward_scale, check_reward_scales
+from ..alignment.law import Law
 from ..alignment.memory_plan import MemoryPlan
 from ..alignment.processes import DistributedState, ParticleShards
 from ..alignment.progress import InterruptedWithin, Progress
 from ..alignment.random_source import RandomSource
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RewardErrors
+from ..alignment.reward_scales import check_reward_scale, check_reward_scales
 from ..alignment.stages import check_stages, judged
 from ..core.checks import check_choice, check_counts
 from ..core.cost import Cost, charged_to

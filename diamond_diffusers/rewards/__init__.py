@@ -10,7 +10,7 @@ from .registry import REWARDS, available_rewards, register_reward, registered_re
 if TYPE_CHECKING:
     from .aesthetic import AestheticReward
     from .aesthetic_v1 import AestheticV1Reward
-    from .base import Constraint, Reward, RewardOutput, WeightedSum
+    from .base import Constraint, Reward, WeightedSum
     from .brightness import Brightness
     from .calibration import ScoreStatistics, calibrated
     from .callable_reward import CallableReward
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .nsfw import NSFWReward
     from .object_colour import ObjectColourReward
     from .ocr import OCRReward
+    from .output import RewardOutput
     from .pickscore import PickScoreReward
     from .placed import PlacedReward
     from .position import PositionReward
@@ -88,7 +89,7 @@ _MODULES = {
     "RemoteReward": "remote",
     "Reward": "base",
     "RewardLike": "expressions",
-    "RewardOutput": "base",
+    "RewardOutput": "output",
     "RubricReward": "rubric",
     "ScoreStatistics": "calibration",
     "Sharpness": "sharpness",

@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Real
 from typing import Any, Self
@@ -25,29 +24,11 @@ from .checks import check_batch, naming_inference_tensors
 from .context import check_context, select_context, wanted_context
 from .hub import is_cached
 from .names import distinct, sum_of
+from .output import RewardOutput
+from .probing import tried_on_a_random_image
 from .returned_scores import is_one_number, read_scores
 from .shared_features import one_evaluation
 from .threshold import STRENGTH, Threshold
-
-GRADIENT_FREE_ALIGNMENTS = "'best_of_n' or 'smc' or guidance with gradient='tilted_mean'"
-
-
-@dataclass(frozen=True)
-class RewardOutput:
-    """The scores of one batch.
-
-    Attributes:
-        total: `[B]`, float32, on the images' device; carries the graph to the images where they require gradients.
-        terms: the scores `[B]` of every reward by name, before weights and transforms, float32, without a graph; for
-            reports.
-        violation: `[B]`, 0 for images that hold all constraints, and positive, in nats, for those that violate one; as
-            `total`, with its graph. None for a reward without constraints. A reward that passes on the total of another
-            passes on this, too.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    violation: Tensor | None = None
 
 
 class Reward(ABC):
@@ -90,7 +71,7 @@ class Reward(ABC):
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
     is_free: bool = False
-    _gave_one_number: bool = False
+    gave_one_number: bool = False
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -181,7 +162,7 @@ class Reward(ABC):
             rows = slice(start, start + size)
             extra = {key: value[rows] for key, value in selected.items()}
             returned = self.score(images[rows], prompts[rows], **extra)
-            self._gave_one_number = is_one_number(returned)
+            self.gave_one_number = is_one_number(returned)
             scores.append(read_scores(self.name, returned, prompts[rows], images.device))
         return torch.cat(scores)
 
@@ -230,42 +211,9 @@ class Reward(ABC):
         Raises:
             TypeError, ValueError: as in `evaluate`; or a gradient is needed, but missing or not finite.
         """
-        context = {"noise_to_signal": 0.0, **context}
-        with torch.inference_mode(False), torch.set_grad_enabled(needs_gradient), differentiable_attention():
-            images = random_image(device, image_size)
-            if not needs_gradient:
-                self.evaluate(images, [prompt], **context)
-                return 1 + self._try_two(images, prompt, context)
-            if not self.differentiable:
-                raise ValueError(
-                    f"Reward '{self.name}' gives no gradients to the pixels; choose an alignment that needs none, "
-                    f"{GRADIENT_FREE_ALIGNMENTS}, or another reward."
-                )
-            total = self.evaluate(images.requires_grad_(), [prompt], **context).total
-            (gradient,) = torch.autograd.grad(total.sum(), images, allow_unused=True)
-        if gradient is None or not gradient.isfinite().all():
-            found = "no gradient" if gradient is None else "a gradient that is not finite"
-            raise ValueError(
-                f"Reward '{self.name}' declares itself differentiable, but gives {found} to the pixels of a random "
-                f"image; mend its `score`, or set `differentiable` to False."
-            )
-        return 1 + self._try_two(images.detach(), prompt, context)
-
-    def _try_two(self, images: Tensor, prompt: str, context: Mapping[str, Tensor | float]) -> int:
-        """Scores two images at once where one has a number of no shape, which may be the mean of any batch.
-
-        Returns:
-            How many images were scored.
-        """
-        if not self._gave_one_number or self.max_batch_size == 1:
-            return 0
-        twice = {
-            key: torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
-            for key, value in context.items()
-        }
-        with torch.no_grad():
-            self.evaluate(torch.cat([images, images]), [prompt] * 2, **twice)
-        return 2
+        return tried_on_a_random_image(
+            self, device, image_size, prompt, needs_gradient, {"noise_to_signal": 0.0, **context}
+        )
 
     @classmethod
     def missing_downloads(cls) -> list[str]:
@@ -629,8 +577,3 @@ def _differentiated(name: str) -> Iterator[None]:
     """Surrounds scores with a graph of the reward `name`."""
     with differentiable_attention(), naming_inference_tensors(name):
         yield
-
-
-def random_image(device: torch.device | str, image_size: tuple[int, int]) -> Tensor:
-    """One image `[1, 3, H, W]` of uniform noise, always the same; torch's global generator stays untouched."""
-    return torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)

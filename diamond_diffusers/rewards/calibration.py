@@ -9,8 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .base import CompositeReward, Reward, RewardOutput, WeightedSum
+from .base import CompositeReward, Reward, WeightedSum
 from .expressions import RewardLike, as_reward
+from .output import RewardOutput
 from .parts import measured_terms, terms_of
 from .shared_features import one_evaluation
 from .transformed import StandardisedReward

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core.attention import differentiable_attention
-from .base import Reward, random_image
+from .base import Reward
 from .checks import refuses_inference_tensors
 from .context import check_context, check_signature, select_context, wanted_context
+from .probing import random_image
 from .returned_scores import read_scores
 
 ScoreFunction = Callable[..., Any]

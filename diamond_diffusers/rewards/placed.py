@@ -9,8 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import CompositeReward, Reward, RewardOutput
+from .base import CompositeReward, Reward
 from .context import moved_context
+from .output import RewardOutput
 
 
 class PlacedReward(CompositeReward):

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..core.checks import check_counts
 from ..core.pending import Pending
 from ..core.wording import shown
-from .base import CompositeReward, Reward, RewardOutput
+from .base import CompositeReward, Reward
 from .expressions import RewardLike, as_reward
+from .output import RewardOutput
 
 
 @dataclass(frozen=True)

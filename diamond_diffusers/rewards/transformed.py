@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.pending import Pending
-from .base import CompositeReward, Reward, RewardOutput
+from .base import CompositeReward, Reward
+from .output import RewardOutput
 
 
 class TransformedReward(CompositeReward):

@@ -17,7 +17,7 @@ from diamond_diffusers import (
     NoiseOptimization,
 )
 from diamond_diffusers.alignment.budget import fit_to_budget
-from diamond_diffusers.alignment.law import Evaluation
+from diamond_diffusers.alignment.evaluation import Evaluation
 from diamond_diffusers.alignment.noise_rounds import Sample
 from diamond_diffusers.core.values import BARRIER, final_values, scaled_rewards
 from diamond_diffusers.rewards import Constraint

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ...core.tensors import at_least_float32
-from ..base import random_image
 from ..checkpointing import checkpoint_layers
 from ..errors import first_line
 from ..hub import check_hub_options
 from ..preprocessing import images_to_pil
+from ..probing import random_image
 
 CHECKPOINT = "google/owlv2-base-patch16-ensemble"
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from ...core.checks import check_counts
 from ...core.pending import Pending
 from ...core.wording import shown
-from ..base import Reward, RewardOutput
+from ..base import Reward
 from ..checks import check_batch
 from ..context import check_context
+from ..output import RewardOutput
 from ..registry import register_reward
 from ..returned_scores import read_scores
 from .address import KEY, Address

@@ -11,7 +11,8 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor
 
-from ..base import Reward, RewardOutput
+from ..base import Reward
+from ..output import RewardOutput
 from .answers import Answer
 from .judge import CHECKPOINT, Judge, JudgeOptions, VisionLanguageJudge
 

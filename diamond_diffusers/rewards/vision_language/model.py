@@ -13,8 +13,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ...core.tensors import at_least_float32
-from ..base import random_image
 from ..preprocessing import images_to_pil
+from ..probing import random_image
 
 Tokens: TypeAlias = tuple[int, ...]
 
