@@ -38,7 +38,7 @@ class AutoRewardScale(Typed):
 
     Example:
         >>> scale = AutoRewardScale(num_samples=8, effective_share=0.5)
-        >>> out = pipe("a red star", reward=brightness, reward_scale=scale, num_inference_steps=2)
+        >>> out = pipe("a red star", reward="brightness", reward_scale=scale, num_inference_steps=2)
         >>> out.reward_scale.shape
         torch.Size([1])
     """
