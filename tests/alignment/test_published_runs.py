@@ -158,7 +158,7 @@ def test_a_step_of_the_weighted_diamond_map_on_flux(time: float) -> None:
     noise = RecordedNoise([recorded["eps"]])
     ahead = preset.guide.look_ahead(law, posterior, x, level, noise, with_samples=True, aim=aim)
     torch.testing.assert_close(ahead.rewards[0] / 250, recorded["particle_reward"].flatten(), **TOLERANCE)
-    weights = torch.softmax(posterior.log_proportions(torch.zeros(1, 3), ahead.rewards, 250.0), 1)[0]
+    weights = torch.softmax(posterior.log_proportions(torch.zeros(1, 3), ahead.rewards, torch.tensor([250.0])), 1)[0]
     torch.testing.assert_close(weights, golden[f"t{time}.softmax.particle_weights"].flatten(), **TOLERANCE)
     # Theirs are gradients in the latents of rectified flow, ours in the bounded coordinate.
     scale = ((1 - time) ** 2 + time**2) ** 0.5

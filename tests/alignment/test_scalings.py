@@ -127,15 +127,16 @@ def test_the_scale_of_the_reward_does_not_count_in_the_terms_of_the_authors(weig
 
 def test_proportions_of_look_aheads_in_the_terms():
     log_weights, rewards = torch.tensor([[0.0, -1.0, 2.0]]), torch.tensor([[30.0, -20.0, 10.0]])
+    scales = torch.tensor([10.0])
     scaled = {weights: WeightedPosterior(3, weights=weights) for weights in ("consistent", "reward_softmax", "equal")}
-    proportions = {name: one.log_proportions(log_weights, rewards, 10.0).tolist() for name, one in scaled.items()}
+    proportions = {name: one.log_proportions(log_weights, rewards, scales).tolist() for name, one in scaled.items()}
     assert proportions == {
         "consistent": [[30.0, -21.0, 12.0]],
         "reward_softmax": [[3.0, -2.0, 1.0]],
         "equal": [[0.0, 0.0, 0.0]],
     }
     # A negative scale prefers low rewards, however large it is.
-    assert scaled["reward_softmax"].log_proportions(log_weights, rewards, -10.0).tolist() == [[3.0, -2.0, 1.0]]
+    assert scaled["reward_softmax"].log_proportions(log_weights, rewards, -scales).tolist() == [[3.0, -2.0, 1.0]]
 
 
 def test_likelihood_and_score_terms_are_those_of_a_gaussian():
