@@ -386,3 +386,13 @@ class LawAtRows:
             (of_images,) = torch.autograd.grad(scores, pixels, materialize_grads=True)
             (of_latents,) = torch.autograd.grad(images, z, of_images)
         return fault_of_gradient(law.model, reward, of_images, of_latents, noise_to_signal, preview)
+
+
+def _awaits(reward: Reward, rows: Tensor) -> bool:
+    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
+    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
+
+
+def carried_by(output: RewardOutput) -> list[Tensor]:
+    """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
+    return [output.total] if output.violation is None else [output.total, output.violation]

@@ -37,28 +37,6 @@ def check_reward_scales(scales: Sequence[float]) -> None:
         )
 
 
-def check_reward_scales(scales: Sequence[float]) -> None:
-    """Raises a `ValueError` where one of several is wrong, or where only some are 0."""
-    for position, scale in enumerate(scales):
-        check_reward_scale(scale, f"reward_scale[{position}]")
-    if any(scales) and not all(scales):
-        # Methods draw no look-aheads for these, and so other random numbers.
-        raise ValueError(
-            f"reward_scale[{list(scales).index(0)}] is 0 and others are not, but images of scale 0 are plain samples, "
-            "which are drawn otherwise; draw them in a call of their own"
-        )
-
-
-def _awaits(reward: Reward, rows: Tensor) -> bool:
-    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
-    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
-
-
-def carried_by(output: RewardOutput) -> list[Tensor]:
-    """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
-    return [output.total] if output.violation is None else [output.total, output.violation]
-
-
 def check_reward_scale(reward_scale: float, name: str = "reward_scale") -> None:
     """Raises a `ValueError` for one that is no finite number, or none in float32, in which rewards are scaled."""
     if not isinstance(reward_scale, Real) or not math.isfinite(reward_scale):
