@@ -19,7 +19,8 @@ class RewardOfEachImage(CompositeReward):
 
     Args:
         rewards: of each row.
-        term_names: the terms to report; by default those of all rewards, in the order of the rows.
+        whole: the rewards of a run, of which these are some rows, and whose outputs these have the form of; None where
+            these are all.
 
     Example:
         >>> from diamond_diffusers.rewards import as_reward
@@ -30,21 +31,32 @@ class RewardOfEachImage(CompositeReward):
         'colour'
     """
 
-    def __init__(self, rewards: Sequence[Reward], term_names: Sequence[str] | None = None) -> None:
+    def __init__(self, rewards: Sequence[Reward], whole: RewardOfEachImage | None = None) -> None:
         self.rewards_of_rows = tuple(rewards)
         distinct = list({id(reward): reward for reward in rewards}.values())
         super().__init__(distinct, ", ".join(dict.fromkeys(reward.name for reward in distinct)))
-        found = [name for reward in distinct for name in reward.term_names]
-        self._term_names = list(dict.fromkeys(found if term_names is None else term_names))
+        found = dict.fromkeys(name for reward in distinct for name in reward.term_names)
+        self._term_names = list(found) if whole is None else whole.term_names
+        self._is_constrained = super().is_constrained if whole is None else whole.is_constrained
 
     @property
     def term_names(self) -> list[str]:
         """Those of all rewards, each once."""
         return list(self._term_names)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """The prompt of each row, by its own reward; see `Reward.check_prompts`."""
+        for reward, prompt in zip(self.rewards_of_rows, prompts, strict=True):
+            reward.check_prompts([prompt])
+
+    @property
+    def is_constrained(self) -> bool:  # type: ignore[override]
+        """Whether any of the rewards is, also where none of these rows' is."""
+        return self._is_constrained
+
     def rows(self, index: Tensor) -> Self:
-        """The rewards of the rows `index [N]`, with the same terms."""
-        return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self._term_names)
+        """The rewards of the rows `index [N]`, whose outputs have the same form."""
+        return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self)
 
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The score of each row by its own reward; see `Reward.evaluate`.

@@ -59,6 +59,7 @@ def score(
     batches = batches_of_one_size(paths, batch_size)
     place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
     judge = as_reward(reward).to(place, precision)
+    judge.check_prompts(texts)
     scores = score_files(judge, paths, texts, batches, place)
     columns = [_columns(judge, result) for result in scores]
     headers, rows = list(columns[0]), [list(column.values()) for column in columns]

@@ -187,6 +187,8 @@ def try_reward(
     Raises:
         TypeError, ValueError: as of `Reward.probe`.
     """
+    if reward is not None and latents is None:
+        reward.check_prompts(call.texts)
     size = (call.arguments.height or 64, call.arguments.width or 64)
     context = {} if latents is None else {"latents": latents}
     delays = () if errors.action == "raise" else RETRY_DELAYS

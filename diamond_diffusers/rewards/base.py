@@ -122,6 +122,12 @@ class Reward(ABC):
         """The further parameters that `score` names, and whether each is required."""
         return wanted_context(self.score)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most rewards take any
+        """Raises a `ValueError` for a prompt that no image of it could be scored by; asked before a run samples any.
+
+        Rewards that take any prompt leave this as it is, which does nothing.
+        """
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The checked scores of a batch. A reward that is not differentiable never sees a graph.
 
@@ -373,6 +379,11 @@ class CompositeReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Tensor:
         """The total `[B]`."""
         return self.evaluate(images, prompts, **context).total
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: no part may refuse a prompt."""
+        for reward in self.rewards:
+            reward.check_prompts(prompts)
 
     def compile(self, **options: Any) -> Self:
         """Compiles every part, in place; returns this reward."""

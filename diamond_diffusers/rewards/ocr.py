@@ -78,6 +78,11 @@ class OCRReward(Reward):
         # It keeps what it prepares an image by as an attribute while it reads that.
         self._lock = threading.Lock()
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: a prompt has to quote what is to be read."""
+        for prompt in prompts:
+            self._wanted(prompt)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1]."""
         wanted = [self._wanted(prompt) for prompt in prompts]

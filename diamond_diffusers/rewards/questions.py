@@ -128,6 +128,11 @@ class QuestionListReward(JudgedReward):
         for choices in {question.choices for question in asked}:
             self.check_exclusive([surface_forms(choice) for choice in choices])
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: every prompt needs questions."""
+        for prompt in prompts:
+            self.questions_of(prompt)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts that have questions."""
         return torch.stack([self.aggregate(scores) for scores in self.question_scores(images, prompts)])

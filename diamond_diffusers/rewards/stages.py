@@ -39,12 +39,13 @@ class StagedReward(CompositeReward):
     Args:
         first: the first stage.
         later: those after it.
+        name: under which it is reported; by default it tells the stages.
 
     Raises:
         ValueError: there is no later stage, or one keeps more than the one before.
     """
 
-    def __init__(self, first: Reward, later: Sequence[Stage]) -> None:
+    def __init__(self, first: Reward, later: Sequence[Stage], name: str | None = None) -> None:
         if not later:
             raise ValueError(f"stages are {first.name!r} alone; give a second one, such as ('imagereward', 4)")
         for before, stage in pairwise(later):
@@ -55,7 +56,7 @@ class StagedReward(CompositeReward):
                 )
         self.first, self.later = first, tuple(later)
         texts = [first.name, *(f"{stage.reward.name} of the best {stage.keep}" for stage in later)]
-        super().__init__([first, *(stage.reward for stage in later)], ", then ".join(texts))
+        super().__init__([first, *(stage.reward for stage in later)], name or ", then ".join(texts))
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -115,7 +116,7 @@ class StagedReward(CompositeReward):
         return sum(min(stage.keep, num_candidates) for stage in self.later)
 
 
-def staged(stages: Sequence[RewardLike | tuple[RewardLike, int]]) -> StagedReward:
+def staged(stages: Sequence[RewardLike | tuple[RewardLike, int]], name: str | None = None) -> StagedReward:
     """A reward in stages: the first leads the run, and each later one scores the best few that it ends with.
 
     The candidates are the particles of one image at the end of a run, such as the `num_particles` of best-of-N, SMC or
@@ -125,6 +126,7 @@ def staged(stages: Sequence[RewardLike | tuple[RewardLike, int]]) -> StagedRewar
     Args:
         stages: the first reward, and pairs of a later one and how many candidates of an image it scores; each in any
             form that `as_reward` reads.
+        name: name of the reward, such as that under which it is registered; by default it tells the stages.
 
     Raises:
         TypeError: a stage is no such pair.
@@ -145,7 +147,7 @@ def staged(stages: Sequence[RewardLike | tuple[RewardLike, int]]) -> StagedRewar
         later.append(Stage(as_reward(stage[0]), int(stage[1])))
     if isinstance(stages[0], tuple):
         raise TypeError(f"stages[0] is {shown(stages[0])}; give a reward alone, which scores all candidates")
-    return StagedReward(as_reward(stages[0]), later)
+    return StagedReward(as_reward(stages[0]), later, name)
 
 
 def stages_of(reward: Reward | None) -> StagedReward | None:

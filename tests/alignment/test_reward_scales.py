@@ -55,7 +55,7 @@ METHODS = {
 
 def run_images(method, images, **options):
     """The images of these indices, each with its own reward, scale and generator, of at most three rows a call."""
-    rewards = RewardOfEachImage([REWARDS[image] for image in images], ["quadratic"])
+    rewards = RewardOfEachImage([REWARDS[image] for image in images])
     scales = torch.tensor([SCALES[image] for image in images])
     options = {"num_images": len(images), "reward_scale": scales, "particle_batch_size": 3, **options}
     return run(method, make_law(MIXTURE, rewards, **options), seed=[SEEDS[image] for image in images])

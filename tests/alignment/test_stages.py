@@ -15,7 +15,8 @@ from diamond_diffusers.alignment.stages import judged
 from diamond_diffusers.alignment.trace import Trace
 from diamond_diffusers.evaluation.benchmark.plan import plan_methods
 from diamond_diffusers.evaluation.benchmark.recipes import Recipe
-from diamond_diffusers.rewards import CallableReward, Reward, as_reward, staged
+from diamond_diffusers.rewards import REWARDS, CallableReward, Reward, as_reward, register_reward, staged
+from diamond_diffusers.rewards.stages import stages_of
 
 from ..conftest import redness
 
@@ -214,6 +215,12 @@ def test_what_stages_cannot_do_is_refused_before_any_work(tiny_pipe, options, me
 def test_wrong_stages_are_named(given, error, message):
     with pytest.raises(error, match=message):
         staged(given)
+
+
+def test_stages_are_registered_under_a_name(monkeypatch):
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
+    register_reward("judged")(staged(["brightness", ("colour", 2)], name="judged"))
+    assert as_reward("judged").name == "judged" and stages_of(as_reward("judged")).later[0].keep == 2
 
 
 def test_only_the_first_stage_is_differentiated(tiny_pipe):

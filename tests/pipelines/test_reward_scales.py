@@ -217,3 +217,11 @@ def test_a_few_step_model_is_sampled_as_it_samples_whatever_start_is_given() -> 
         scales.append(found.reward_scale.item())
     # The start that is given is the run's own, and no plain sample's.
     assert scales[0] == scales[1] > 0
+
+
+def test_one_prompt_alone_may_be_constrained(pipe: DiamondMapPipeline) -> None:
+    rewards, options = ["colour", "brightness < 0.8"], {**CALL, "alignment": "smc"}
+    out = pipe(PROMPTS, reward=rewards, generator=seeded(1, 2), **options)
+    for image, reward in enumerate(rewards):
+        alone = pipe(PROMPTS[image], reward=reward, generator=seeded(image + 1), **options)
+        assert torch.equal(out.images[image], alone.images[0]) and out.rewards[image] == alone.rewards[0]

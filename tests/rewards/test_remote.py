@@ -354,6 +354,11 @@ def test_prompts_are_kept_to_oneself_where_they_do_not_count(service):
         ({"max_cost": 1.0}, "max_cost is 1, but prices is None; give prices"),
         ({"cache_size": -1}, "cache_size is -1; give"),
         ({"protocol": "chat"}, "protocol is 'chat'; give a RemoteProtocol"),
+        ({"timeouts": 3}, r"timeouts is of the type int, or empty; give Timeouts\(...\), or None"),
+        ({"retries": {}}, "retries is of the type dict"),
+        ({"prices": 0.1}, "prices is of the type float"),
+        ({"name": ""}, "name is of the type str, or empty; give a text"),
+        ({"api_key_header": 3}, "api_key_header is of the type int"),
     ],
 )
 def test_wrong_options_are_refused_by_one_sentence(options, sentence):

@@ -332,6 +332,7 @@ def test_eight_bits(qwen_folder, qwen, pictures):
     assert (found[1] - known[1]).norm() < 0.3 * known[1].norm()
     with pytest.raises(ValueError, match=r"dtype=torch\.float16, but its model was placed or quantised"):
         small.to(dtype=torch.float16)
+    assert small.to("meta").model.device.type == "meta"
 
 
 def test_a_device_map_is_kept(qwen_folder, qwen, pictures):

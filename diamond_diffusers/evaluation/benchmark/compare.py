@@ -149,10 +149,13 @@ def compare(
         The records by the label of their method, in the order of the prompts.
 
     Raises:
-        ValueError: the folder holds results of other settings, or a held-out reward fails; nothing is drawn then.
+        ValueError: the folder holds results of other settings, a held-out reward fails, or a reward knows nothing
+            of a prompt; nothing is drawn then.
     """
     for reward in setup.held_out_rewards:
         reward.to(device=setup.pipe.family.device).probe(setup.pipe.family.device)
+    for reward in (setup.reward, *setup.held_out_rewards):
+        reward.check_prompts([prompt.text for prompt in prompts])
     shared, keys = setup.settings(), setup.keys(prompts)
     folders = {}
     for method in methods:

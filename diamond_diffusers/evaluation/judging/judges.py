@@ -46,6 +46,9 @@ class ImageJudge(ABC):
     def judge(self, images: Tensor, prompts: Sequence[Prompt]) -> list[Verdict]:
         """A verdict on each of the images `[B, 3, H, W]` in [0, 1]."""
 
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - of suites it is asked before they are loaded
+        """Raises a `ValueError` for a prompt whose images cannot be judged."""
+
     def parts(self, prompt: Prompt, verdict: Verdict) -> Mapping[str, Sequence[float]]:
         """See `SuiteJudge.parts`."""
         return {}
@@ -83,6 +86,9 @@ class JudgeOfReward(ImageJudge):
         reward.probe(device)
         self.name, self.identity = f"reward {reward.name}", _identity(reward)
         self._reward, self._device = [reward], device
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        self._reward[0].check_prompts([prompt.text for prompt in prompts])
 
     def release(self) -> None:
         self._reward.clear()

@@ -87,6 +87,7 @@ def judge_images(
         missing = [image for image in batch if _stored(checked, judge, folder, image_set, image) is None]
         if missing:
             mine.append((image_set, missing))
+    judge.check([image.prompt for _, batch in mine for image in batch])
     total, done = sum(len(batch) for _, batch in mine), 0
     for image_set, batch in mine:
         if on_batch is not None:

@@ -115,6 +115,11 @@ class DetectionReward(Reward):
             )
         return self._requirements[prompt]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: what a prompt requires has to be known."""
+        for prompt in prompts:
+            self.requirements_of(prompt)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
         required = [self.requirements_of(prompt) for prompt in prompts]

@@ -93,9 +93,9 @@ class YesProbability(AnswerReader):
     counts as 0, and the answer is refused where both are missing.
 
     Example:
-        >>> tokens = [{"token": "Yes", "logprob": math.log(0.6)}, {"token": " no", "logprob": math.log(0.2)}]
+        >>> tokens = [{"token": "Yes", "logprob": math.log(0.5)}, {"token": " no", "logprob": math.log(0.5)}]
         >>> YesProbability().read({"logprobs": {"content": [{"top_logprobs": tokens}]}})
-        0.75
+        0.5
     """
 
     @property

@@ -6,7 +6,8 @@ import asyncio
 import os
 import threading
 
-_lock = threading.Lock()
+# What is collected while a thread holds it closes connections, and asks for the loop again.
+_lock = threading.RLock()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -23,7 +24,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
 def _forget() -> None:
     """A forked process has the loop, but not its thread."""
     global _lock, _loop
-    _lock, _loop = threading.Lock(), None
+    _lock, _loop = threading.RLock(), None
 
 
 if hasattr(os, "register_at_fork"):

@@ -107,8 +107,12 @@ class RemoteReward(Reward):
             max_batch_size=max_batch_size, max_concurrent_requests=max_concurrent_requests, max_requests=max_requests
         )
         check_positive(max_requests_per_second=max_requests_per_second, max_cost=max_cost)
-        if not isinstance(cache_size, int) or cache_size < 0:
+        if not isinstance(cache_size, int) or isinstance(cache_size, bool) or cache_size < 0:
             raise ValueError(f"cache_size is {shown(cache_size)}; give a whole number of at least 0")
+        _check_kinds(str, name=name, api_key_header=api_key_header)
+        _check_kinds(Timeouts, timeouts=timeouts)
+        _check_kinds(Retries, retries=retries)
+        _check_kinds(Prices, prices=prices)
         self.name = name
         self.protocol = ScoreService() if protocol is None else protocol
         if not isinstance(self.protocol, RemoteProtocol):
@@ -246,7 +250,9 @@ class RemoteReward(Reward):
         """The scores of the images of one request."""
         from .session import as_json
 
-        body = await asyncio.to_thread(lambda: as_json(self.protocol.body([_png(image) for image in images], prompts)))
+        def body() -> bytes:
+            return as_json(self.protocol.body([_png(image) for image in images], prompts))
+
         answer = await self._opened().ask(body, len(images), tally)
         input_tokens, output_tokens = self.protocol.tokens(answer)
         self._meter.add(tally, input_tokens=input_tokens, output_tokens=output_tokens)
@@ -280,6 +286,16 @@ class RemoteReward(Reward):
             self._session = (os.getpid(), session)
             weakref.finalize(self, _close_later, session, os.getpid()).atexit = False
         return self._session[1]
+
+
+def _check_kinds(kind: type, **given: Any) -> None:
+    """Raises a `ValueError` for an argument that is neither of a kind nor None, or a text without characters."""
+    for name, value in given.items():
+        is_missing = value is None and kind is not str
+        if not is_missing and (not isinstance(value, kind) or value == ""):
+            # The value is not shown: it may be the key.
+            words = "a text" if kind is str else f"{kind.__name__}(...), or None"
+            raise ValueError(f"{name} is of the type {type(value).__name__}, or empty; give {words}")
 
 
 def _close_later(session: Session, process: int) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import ssl
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -62,11 +64,11 @@ class Session:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, body: bytes, num_images: int, tally: Usage) -> Any:
+    async def ask(self, body: Callable[[], bytes], num_images: int, tally: Usage) -> Any:
         """The answer to a request.
 
         Args:
-            body: JSON.
+            body: makes the JSON, in a thread and not before it can be sent: bodies of images are large.
             num_images: in it.
             tally: of the batch.
 
@@ -77,6 +79,7 @@ class Session:
         task = asyncio.current_task()
         assert task is not None, "the event loop runs tasks"
         self._tasks.add(task)
+        body = cache(body)
         try:
             for attempt in range(self.retries.attempts):
                 answer = await self._send(body, num_images, tally)
@@ -107,11 +110,12 @@ class Session:
             remedy = f"it asks to wait {failure.wait:g} s: come back then, or raise max_delay of retries"
         return f"Reward '{self.address.name}': {self.address.shown} {failure.found}{times}; {remedy}."
 
-    async def _send(self, body: bytes, num_images: int, tally: Usage) -> Any | Failure:
+    async def _send(self, body: Callable[[], bytes], num_images: int, tally: Usage) -> Any | Failure:
         async with self._slots:
+            content = await asyncio.to_thread(body)
             await self._turns.wait()
             self.meter.send(num_images, tally)
-            answer = await self._timed(body)
+            answer = await self._timed(content)
             if isinstance(answer, Failure) and not answer.was_sent:
                 self.meter.take_back(num_images, tally)
             return answer

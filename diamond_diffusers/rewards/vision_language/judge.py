@@ -115,13 +115,14 @@ class VisionLanguageJudge:
         check_hub_options(name, hub_options)
         check_counts(max_batch_size=max_batch_size)
         check_placement(name, quantization, device, device_map)
-        if quantization is not None and device_map is None and device is not None:
-            # Some quantised weights cannot be moved later.
+        # By whoever maps a model it is placed for good, and what bitsandbytes has packed cannot be moved.
+        self._stays = device_map is not None or quantization == "nf4"
+        if quantization is not None and device is not None:
+            # Each weight is quantised where it belongs, so that the whole model need not fit anywhere else.
             device_map = {"": device}
         self.name, self.max_batch_size, self.quantization = name, max_batch_size, quantization
         model, processor = load(name, checkpoint, dtype, hub_options, device_map, quantization)
         self.language_model = VisionLanguageModel(name, model, processor)
-        self._stays = device_map is not None or quantization is not None
         if gradient_checkpointing:
             checkpoint_layers(model)
         self.to(device)
@@ -227,18 +228,18 @@ class VisionLanguageJudge:
             yield range(start, start + len(part)), shared or self.language_model.logits(images, part)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves and casts the model, in place; one that is quantised or has a device map stays where it is.
+        """Moves and casts the model, in place; one of 4 bits or with a device map stays where it is.
 
         Raises:
-            ValueError: a quantised model is to have another dtype.
+            ValueError: a model that is quantised or stays is to have another dtype.
         """
-        if not self._stays:
-            self.model.to(device=device, dtype=dtype)
-        elif dtype is not None and dtype != self.model.dtype:
+        if dtype is not None and dtype != self.model.dtype and (self._stays or self.quantization is not None):
             raise ValueError(
                 f"Reward '{self.name}' is to have dtype={dtype}, but its model was placed or quantised as it was "
                 "loaded; give dtype where you make it."
             )
+        if not self._stays:
+            self.model.to(device=device, dtype=dtype if self.quantization is None else None)
         return self
 
     def compile(self, **options: Any) -> Self:
