@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from ..evaluation.judging.images import ImageSet
-    from ..evaluation.judging.judges import Judge
+    from ..evaluation.judging.judges import ImageJudge
     from ..evaluation.judging.report import Evaluation
     from ..evaluation.judging.run import CheckedImages, Share
     from ..evaluation.judging.verdicts import StoredVerdict, VerdictFolder
@@ -133,12 +133,12 @@ def _image_sets(folders: Sequence[Path], prompts_source: str | None, suites: Seq
     return image_sets
 
 
-Loader = Callable[[], "Judge"]
+Loader = Callable[[], "ImageJudge"]
 
 
 def _judged_by_all(
     checked: CheckedImages, loaders: Sequence[Loader], output: Path, batch_size: int, processes: PartialState
-) -> tuple[list[Judge], list[StoredVerdict]]:
+) -> tuple[list[ImageJudge], list[StoredVerdict]]:
     """The judges, each loaded when its turn comes, and the verdicts of all of them, which are in one file then."""
     from ..evaluation.judging.run import Share, verdicts_of
 
@@ -174,7 +174,7 @@ def _judge_share(
 
 def _judge(
     checked: CheckedImages, loaders: Sequence[Loader], output: Path, batch_size: int, share: Share, is_shown: bool
-) -> tuple[VerdictFolder, list[Judge]]:
+) -> tuple[VerdictFolder, list[ImageJudge]]:
     """Judges a share by all judges, under a bar for each."""
     from ..evaluation.judging.run import judge_images
     from ..evaluation.judging.verdicts import VerdictFolder

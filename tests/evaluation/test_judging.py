@@ -11,7 +11,13 @@ from PIL import Image
 from diamond_diffusers.evaluation.benchmark.prompts import Prompt
 from diamond_diffusers.evaluation.judging import judges as judges_module
 from diamond_diffusers.evaluation.judging.images import ImageSet, JudgedImage
-from diamond_diffusers.evaluation.judging.judges import Judge, JudgeOfReward, JudgeOfSuite, check_judges, load_suite
+from diamond_diffusers.evaluation.judging.judges import (
+    ImageJudge,
+    JudgeOfReward,
+    JudgeOfSuite,
+    check_judges,
+    load_suite,
+)
 from diamond_diffusers.evaluation.judging.report import Evaluation, text_of, write_evaluation
 from diamond_diffusers.evaluation.judging.run import CheckedImages, Share, judge_images, verdicts_of
 from diamond_diffusers.evaluation.judging.summary import summarise
@@ -20,7 +26,7 @@ from diamond_diffusers.evaluation.suites.base import SuiteJudge, Verdict
 from diamond_diffusers.rewards import as_reward
 
 
-class Redness(Judge):
+class Redness(ImageJudge):
     """Scores an image by its red, and keeps what it was shown."""
 
     name, identity, is_share, overall = "suite geneval", "0", True, "prompts"
@@ -285,7 +291,7 @@ def test_rewards_judge_with_their_terms(sets, tmp_path):
     ("suites", "rewards", "options", "message"),
     [
         ([], [], {}, "--suite and --reward are not given; name a suite"),
-        (["magic"], [], {}, "--suite is 'magic'; choose one of dpg_bench, dsg"),
+        (["magic"], [], {}, "--suite is 'magic'; choose one of .*dpg_bench, dsg"),
         (["dsg", "dsg"], [], {}, "--suite is 'dsg' twice"),
         ([], ["magic"], {}, "magic"),
         ([], ["brightness", "brightness"], {}, "--reward is 'brightness' twice"),

@@ -213,7 +213,7 @@ def test_t2i_compbench_three_in_one():
 def test_t2i_compbench_needs_a_parser_before_models(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     T2ICompBenchJudge.check([Prompt(0, "a cup", "color_val", {"noun_phrases": ["a cup"]})])
-    with pytest.raises(ImportError, match=r"splits prompts with spaCy .*pip install spacy"):
+    with pytest.raises(ImportError, match=r"splits prompts with spaCy .*pip install diamond-diffusers"):
         T2ICompBenchJudge.check([Prompt(0, "a cup", "color_val")])
 
 

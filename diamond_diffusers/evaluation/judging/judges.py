@@ -27,7 +27,7 @@ MAX_DEPTH = 4
 """How deep the weights of a judge may lie in the objects that it holds."""
 
 
-class Judge(ABC):
+class ImageJudge(ABC):
     """Judges images of any prompts.
 
     Attributes:
@@ -58,7 +58,7 @@ class Judge(ABC):
         """Lets the models go, so that the next judge has the memory; the rest of it stays."""
 
 
-class JudgeOfSuite(Judge):
+class JudgeOfSuite(ImageJudge):
     """A suite as a judge."""
 
     is_share = True
@@ -77,7 +77,7 @@ class JudgeOfSuite(Judge):
         self._suite.clear()
 
 
-class JudgeOfReward(Judge):
+class JudgeOfReward(ImageJudge):
     """A reward as a judge: its terms are the details of a verdict."""
 
     is_share = False

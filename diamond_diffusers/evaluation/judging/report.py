@@ -12,7 +12,7 @@ from ..files import plain, write_bytes, write_json
 from ..scoring.statistics import Estimate
 from ..text_tables import NOTHING, TextTable, csv_of, markdown, number_text, percent_text
 from .images import ImageSet
-from .judges import Judge
+from .judges import ImageJudge
 from .summary import JudgedSet
 from .verdicts import StoredVerdict
 
@@ -35,7 +35,7 @@ class Evaluation:
 
     settings: Mapping[str, Any]
     image_sets: Sequence[ImageSet]
-    judges: Sequence[Judge]
+    judges: Sequence[ImageJudge]
     verdicts: Sequence[StoredVerdict]
     rows: Sequence[JudgedSet]
 
@@ -75,7 +75,7 @@ class Evaluation:
 
     @staticmethod
     def _table(
-        judge: Judge,
+        judge: ImageJudge,
         what: str,
         rows: Sequence[JudgedSet],
         figures: Callable[[JudgedSet], Mapping[str, Estimate]],
@@ -86,7 +86,7 @@ class Evaluation:
         return TextTable(f"{judge.name}, {what}{unit} [95 % intervals]", ["images of", *names], lines)
 
 
-def _writer(judge: Judge) -> Callable[[Estimate | None, str], str]:
+def _writer(judge: ImageJudge) -> Callable[[Estimate | None, str], str]:
     return percent_text if judge.is_share else number_text
 
 

@@ -14,7 +14,7 @@ import torch
 from ..files import plain
 from ..scoring.image_files import batches_of_one_size, read_image
 from .images import ImageSet, JudgedImage
-from .judges import Judge
+from .judges import ImageJudge
 from .verdicts import StoredVerdict, VerdictFolder, VerdictKey
 
 OnBatch = Callable[[str, int, int], None]
@@ -49,7 +49,7 @@ class CheckedImages:
                 read_image(image.path)
                 self._hashes[image.path] = hashlib.sha256(image.path.read_bytes()).hexdigest()
 
-    def inputs(self, image: JudgedImage, judge: Judge) -> str:
+    def inputs(self, image: JudgedImage, judge: ImageJudge) -> str:
         """A hash of all that a verdict depends on."""
         prompt = plain([image.prompt.text, image.prompt.category, image.prompt.metadata])
         parts = [self._hashes[image.path], json.dumps(prompt, sort_keys=True), judge.identity]
@@ -58,7 +58,7 @@ class CheckedImages:
 
 def judge_images(
     checked: CheckedImages,
-    judge: Judge,
+    judge: ImageJudge,
     folder: VerdictFolder,
     batch_size: int,
     share: Share | None = None,
@@ -98,7 +98,7 @@ def judge_images(
         on_batch(judge.name, done, total)
 
 
-def verdicts_of(checked: CheckedImages, judges: Sequence[Judge], folder: VerdictFolder) -> list[StoredVerdict]:
+def verdicts_of(checked: CheckedImages, judges: Sequence[ImageJudge], folder: VerdictFolder) -> list[StoredVerdict]:
     """The verdicts of all judges on all images, in the order of sets, judges and images.
 
     Raises:
@@ -123,13 +123,13 @@ def _batches(image_set: ImageSet, batch_size: int) -> list[list[JudgedImage]]:
 
 
 def _stored(
-    checked: CheckedImages, judge: Judge, folder: VerdictFolder, image_set: ImageSet, image: JudgedImage
+    checked: CheckedImages, judge: ImageJudge, folder: VerdictFolder, image_set: ImageSet, image: JudgedImage
 ) -> StoredVerdict | None:
     return folder.get(VerdictKey(image_set.name, judge.name, image.name), checked.inputs(image, judge))
 
 
 def _judge_batch(
-    checked: CheckedImages, judge: Judge, image_set: ImageSet, batch: Sequence[JudgedImage]
+    checked: CheckedImages, judge: ImageJudge, image_set: ImageSet, batch: Sequence[JudgedImage]
 ) -> list[StoredVerdict]:
     images = torch.cat([read_image(image.path) for image in batch])
     verdicts = judge.judge(images, [image.prompt for image in batch])

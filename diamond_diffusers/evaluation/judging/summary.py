@@ -18,7 +18,7 @@ from ..scoring.statistics import (
 from ..suites.base import Verdict
 from ..text_tables import flat_row
 from .images import ImageSet
-from .judges import Judge
+from .judges import ImageJudge
 from .verdicts import StoredVerdict
 
 
@@ -55,7 +55,7 @@ class JudgedSet:
 
 
 def summarise(
-    image_sets: Sequence[ImageSet], judges: Sequence[Judge], verdicts: Sequence[StoredVerdict]
+    image_sets: Sequence[ImageSet], judges: Sequence[ImageJudge], verdicts: Sequence[StoredVerdict]
 ) -> list[JudgedSet]:
     """The rows of all judges, each over all sets."""
     of_pair: dict[tuple[str, str], list[StoredVerdict]] = {}
@@ -71,7 +71,7 @@ def summarise(
 
 
 def _row(
-    image_set: ImageSet, judge: Judge, own: Sequence[StoredVerdict], first: Sequence[StoredVerdict] | None
+    image_set: ImageSet, judge: ImageJudge, own: Sequence[StoredVerdict], first: Sequence[StoredVerdict] | None
 ) -> JudgedSet:
     prompts = [image.prompt for image in image_set.images]
     by_category: dict[str, list[StoredVerdict]] = {}
@@ -101,7 +101,7 @@ def _mean(verdicts: Sequence[StoredVerdict]) -> Estimate:
     return clustered_mean([verdict.score for verdict in verdicts], list(map(_cluster, verdicts)))
 
 
-def _score(judge: Judge, verdicts: Sequence[StoredVerdict]) -> Estimate:
+def _score(judge: ImageJudge, verdicts: Sequence[StoredVerdict]) -> Estimate:
     if judge.overall == "prompts":
         return _mean(verdicts)
     means = _prompt_means(verdicts)
@@ -113,7 +113,7 @@ def _prompt_means(verdicts: Sequence[StoredVerdict]) -> dict[str, float]:
 
 
 def _difference(
-    judge: Judge, own: Sequence[StoredVerdict], first: Sequence[StoredVerdict]
+    judge: ImageJudge, own: Sequence[StoredVerdict], first: Sequence[StoredVerdict]
 ) -> tuple[Estimate | None, int]:
     """The difference of the scores over the prompts that both sets have."""
     mine, theirs = _prompt_means(own), _prompt_means(first)
@@ -126,7 +126,7 @@ def _difference(
     return mean_of_group_means(differences, [cluster.partition("\0")[0] for cluster in shared]), len(shared)
 
 
-def _parts(judge: Judge, prompts: Sequence[Prompt], verdicts: Sequence[StoredVerdict]) -> dict[str, Estimate]:
+def _parts(judge: ImageJudge, prompts: Sequence[Prompt], verdicts: Sequence[StoredVerdict]) -> dict[str, Estimate]:
     """The further figures of a judge: means of all scores that images give to them, where prompts are resampled."""
     gathered: dict[str, dict[str, list[float]]] = {}
     for prompt, stored in zip(prompts, verdicts, strict=True):

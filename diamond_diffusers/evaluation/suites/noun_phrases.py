@@ -35,8 +35,9 @@ class SpacyParser:
                 raise ImportError(f"the pipeline {PIPELINE} is not installed")
         except ImportError as error:
             raise ImportError(
-                f"suite 't2i_compbench' splits prompts with spaCy ({error}); install it by `pip install spacy` and "
-                f"`python -m spacy download {PIPELINE}`, or give prompts with noun_phrases in their metadata"
+                f"suite 't2i_compbench' splits prompts with spaCy ({error}); install it by "
+                f"`pip install diamond-diffusers[suites-t2i-compbench]` and `python -m spacy download {PIPELINE}`, or "
+                "give prompts with noun_phrases in their metadata"
             ) from error
 
     @cached_property
