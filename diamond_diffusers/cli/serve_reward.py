@@ -37,7 +37,10 @@ def serve_reward(
     with RewardServer(judge, host, port, max_batch_size, place, api_key_env) as server:
         name = f"[{host}]" if ":" in host else host
         Console().print(
-            f"{judge.name} is served at http://{name}:{server.server_port}", soft_wrap=True, highlight=False
+            f"{judge.name} is served at http://{name}:{server.server_port}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
         )
         try:
             server.serve_forever()
