@@ -19,7 +19,7 @@ from .quoted_text import normalised, quoted_parts, text_score
 from .registry import register_reward
 
 LONGEST = 16
-"""How many times longer than wide an image is for the reader, which enlarges narrow sides until it runs out of memory."""
+"""How many times longer than wide an image is read: narrow ones are enlarged until they exceed all memory."""
 
 
 @register_reward("ocr")
