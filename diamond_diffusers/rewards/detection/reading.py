@@ -21,36 +21,11 @@ _OTHER_WORDS = (
     " playing riding right same several she side sitting some standing that the their them there these they this those"
     " through to top toward under underneath up very was wearing were where which while who with within without"
 )
-_UNREAD = frozenset(_OTHER_WORDS.split())
-_OTHER_NUMBERS = frozenset(
-    [
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-        "twenty",
-        "thirty",
-        "forty",
-        "fifty",
-        "sixty",
-        "seventy",
-        "eighty",
-        "ninety",
-        "hundred",
-        "thousand",
-        "million",
-        "dozen",
-        "couple",
-        "several",
-        "half",
-    ]
+_OTHER_NUMBERS = (
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty"
+    " seventy eighty ninety hundred thousand million dozen couple several half"
 )
-"""Words that are numbers before a name."""
+_UNREAD, _UNREAD_BEFORE_OTHERS = frozenset(_OTHER_WORDS.split()), frozenset(_OTHER_NUMBERS.split())
 _PLURALS = {
     "aircraft": "aircraft",
     "axes": "axe",
@@ -135,7 +110,7 @@ def _thing(text: str, prompt: str) -> Presence | Count:
         colour, name = "", rest
     words = name.split(" ")
     unread = [word for word in words if word in _UNREAD or _number(word) is not None]
-    unread += [word for word in words[:-1] if word in _OTHER_NUMBERS]
+    unread += [word for word in words[:-1] if word in _UNREAD_BEFORE_OTHERS]
     # An orange is a fruit, too.
     unread += [word for word in words if word in COLOURS and words != ["orange"]]
     is_doing = len(words) > 1 and words[-1].endswith("ing")
