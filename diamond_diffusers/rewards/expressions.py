@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def parse_clauses(expression: str) -> list[Clause]:
         if tokens[0][0] == "comparison":
             comparison = tokens.pop(0)[1]
             sign = -1.0 if tokens[0][0] == "sign" and tokens.pop(0)[1] == "-" else 1.0
-            bound = sign * float(_take(expression, tokens, "number", "a number"))
+            bound = sign * _take_number(expression, tokens)
             clauses.append(Clause(terms, (comparison, bound)))
         elif any(clause.threshold is None for clause in clauses):
             raise _unexpected(expression, "a comparison such as '< 0.2' (join what is summed by '+')", tokens[0])
@@ -133,7 +134,7 @@ def _take_sum(expression: str, tokens: list[Token]) -> list[tuple[float, str]]:
             raise _unexpected(expression, "'+', '-', ',' or a comparison", tokens[0])
         weight = 1.0
         if tokens[0][0] == "number":
-            weight = float(tokens.pop(0)[1])
+            weight = _take_number(expression, tokens)
             _take(expression, tokens, "times", "'*'")
         terms.append((sign * weight, _take(expression, tokens, "name", "a reward name")))
     return terms
@@ -163,6 +164,12 @@ def _take(expression: str, tokens: list[Token], kind: str, description: str) -> 
     if tokens[0][0] != kind:
         raise _unexpected(expression, description, tokens[0])
     return tokens.pop(0)[1]
+
+
+def _take_number(expression: str, tokens: list[Token]) -> float:
+    if tokens[0][0] == "number" and not math.isfinite(float(tokens[0][1])):
+        raise _unexpected(expression, "a finite number", tokens[0])
+    return float(_take(expression, tokens, "number", "a number"))
 
 
 def _unexpected(expression: str, expected: str, token: Token) -> ValueError:

@@ -87,7 +87,7 @@ class QuestionListReward(JudgedReward):
     ) -> None:
         if isinstance(aggregate, str):
             check_choice("aggregate", aggregate, tuple(AGGREGATES))
-        if "{}" not in question_format:
+        if not isinstance(question_format, str) or "{}" not in question_format:
             raise ValueError(f"question_format is {shown(question_format)}; put {{}} in the question's place")
         if isinstance(questions, str | PathLike):
             questions = read_question_file(questions)

@@ -167,13 +167,14 @@ def _read_criteria(criteria: str | Criterion | Mapping[str, str | Criterion]) ->
 
 def _read_grades(grades: Sequence[int] | Mapping[str, float]) -> dict[str, float]:
     """The value of each grade, by how it is written."""
-    values = dict(grades) if isinstance(grades, Mapping) else {str(grade): grade for grade in grades}
+    listed = list(grades) if isinstance(grades, Mapping | Sequence) else []
+    values = dict(grades) if isinstance(grades, Mapping) else {str(grade): grade for grade in listed}
     whole = isinstance(grades, Mapping) or all(
-        isinstance(grade, int) and not isinstance(grade, bool) and grade >= 0 for grade in grades
+        isinstance(grade, int) and not isinstance(grade, bool) and grade >= 0 for grade in listed
     )
     read = {str(grade).strip(): value for grade, value in values.items()}
     finite = all(isinstance(value, Real) and math.isfinite(value) for value in read.values())
-    if not whole or not finite or len(set(read.values())) < 2 or len(read) < len(list(grades)) or "" in read:
+    if not whole or not finite or len(set(read.values())) < 2 or len(read) < len(listed) or "" in read:
         raise ValueError(
             f"grades is {shown(grades)}; give at least two different whole numbers of at least 0, such as "
             "(1, 2, 3, 4, 5), or words with their values, such as {'bad': 0, 'good': 1}"

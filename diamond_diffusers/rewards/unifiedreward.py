@@ -82,7 +82,7 @@ class UnifiedReward(JudgedReward):
         name = options.setdefault("name", "unifiedreward")
         if not axes or not set(axes) <= set(AXES):
             raise ValueError(f"Reward '{name}' got axes={axes!r}; give some of {', '.join(AXES)}.")
-        if question is not None and "{}" not in question:
+        if question is not None and not (isinstance(question, str) and "{}" in question):
             raise ValueError(f"Reward '{name}' got question={question!r}; put {{}} in the prompt's place.")
         self.axes = tuple(axes)
         self.question = _published_question(name) if question is None else question

@@ -53,7 +53,7 @@ class VQAScoreReward(JudgedReward):
         **options: Unpack[JudgeOptions],
     ) -> None:
         name = options.get("name", "vqascore")
-        if "{}" not in question:
+        if not isinstance(question, str) or "{}" not in question:
             raise ValueError(f"Reward '{name}' got question={question!r}; put {{}} in the prompt's place.")
         super().__init__(checkpoint, "vqascore", **options)
         self.max_batch_size = options.get("max_batch_size")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from diamond_diffusers.evaluation.judging.report import Evaluation, text_of, wri
 from diamond_diffusers.evaluation.judging.run import CheckedImages, Share, judge_images, verdicts_of
 from diamond_diffusers.evaluation.judging.summary import summarise
 from diamond_diffusers.evaluation.judging.verdicts import VERDICTS, StoredVerdict, VerdictFolder, VerdictKey
+from diamond_diffusers.evaluation.scoring.statistics import Estimate
 from diamond_diffusers.evaluation.suites.base import SuiteJudge, Verdict
 from diamond_diffusers.rewards import as_reward
 
@@ -150,11 +152,16 @@ def test_unreadable_images_are_refused_before_judges_see_any(sets):
 
 
 def test_a_score_has_to_be_a_number(sets, tmp_path):
+    verdict = Verdict(math.nan)
+
     class Broken(Redness):
         def judge(self, images, prompts):
-            return [Verdict(math.nan)] * len(prompts)
+            return [verdict] * len(prompts)
 
     with pytest.raises(ValueError, match=r"suite geneval gives '.*0\.png' the score nan; mend the judge"):
+        judged(sets, tmp_path / "out", Broken())
+    verdict = Verdict(0.5, "", {"reds": math.inf})
+    with pytest.raises(ValueError, match=r"gives '.*0\.png' the figure 'reds', which is inf; mend the judge"):
         judged(sets, tmp_path / "out", Broken())
     assert not list((tmp_path / "out").glob("*"))
 
@@ -182,6 +189,11 @@ def test_figures_of_sets():
     # One image of each prompt: Wilson's interval of three successes of three.
     z2 = 1.959963984540054**2
     assert two.score.lower == pytest.approx(3 / (3 + z2))
+    # Noughts of a reward are no outcomes of which some may be one.
+    judge = Redness()
+    judge.is_share = False
+    two = summarise([sets[1]], [judge], [replace(verdict, score=0.0) for verdict in second])[0]
+    assert two.score == Estimate(0, 0, 0)
     judge = Redness()
     judge.overall = "categories"
     one, two = summarise(sets, [judge], first + second)
@@ -295,6 +307,7 @@ def test_rewards_judge_with_their_terms(sets, tmp_path):
         (["dsg", "dsg"], [], {}, "--suite is 'dsg' twice"),
         ([], ["magic"], {}, "magic"),
         ([], ["brightness", "brightness"], {}, "--reward is 'brightness' twice"),
+        ([], ["hpsv2.1 + clip", "1*hps-v2.1+clip"], {}, r"which is 'hpsv2.1 \+ clip' again; name each once"),
         (["dsg"], [], {"detector": "x"}, "--detector is 'x', but no --suite takes it; leave it out"),
         ([], ["brightness"], {"vlm": "x"}, "--vlm is 'x', but no --suite takes it"),
     ],

@@ -282,6 +282,11 @@ class TestUse:
         with pytest.raises(ValueError, match="leave it out"):
             judges["hpsv3"].check_prompts(["a cat", f"a {token}"])
 
+    def test_mps_refuses_a_part_beyond_all_or_none(self, make):
+        for threshold in (-0.1, 1.5, float("nan")):
+            with pytest.raises(ValueError, match=r"'mps' got threshold=.*; give a number from 0 to 1"):
+                make("mps", threshold=threshold)
+
     def test_mps_keeps_its_angles_in_half_precision(self, make):
         rotary = make("mps", dtype=torch.bfloat16).model.layers[0].parallel.rotary_emb
         torch.testing.assert_close(rotary.inv_freq, 10000.0 ** -(torch.arange(0, 8, 2) / 8))

@@ -95,6 +95,11 @@ def test_the_place_of_a_mistake_is_named():
         parse_expression("a, b")
     with pytest.raises(ValueError, match=r"'a < ' has the end where a number was expected"):
         parse_expression("a < ")
+    # Before anything that it names is made.
+    with pytest.raises(ValueError, match=r"'1e400\*a' has '1e400' at position 0 where a finite number was expected"):
+        parse_expression("1e400*a")
+    with pytest.raises(ValueError, match=r"'a < -1e400' has '1e400' at position 5 where a finite number was expected"):
+        parse_expression("a < -1e400")
     with pytest.raises(ValueError, match=r"'a, b < 1 2' has '2' at position 9 where ',' was expected"):
         parse_expression("a, b < 1 2")
 

@@ -105,6 +105,7 @@ GRADES = [["1", "one"], ["2", "two"], ["3"], ["4"], ["5"]]
         ({"grades": (1,)}, "grades is (1,); give at least two different whole numbers"),
         ({"grades": (1, 1)}, "grades is (1, 1)"),
         ({"grades": (-1, 1)}, "grades is (-1, 1)"),
+        ({"grades": 5}, "grades is 5; give at least two"),
         ({"grades": {"a": 1, "b": float("nan")}}, "grades is {'a': 1, 'b': nan}"),
     ],
 )

@@ -104,6 +104,7 @@ def test_half_precision(folder, pictures):
     ("options", "sentence"),
     [
         ({"question": "Is it nice?"}, "question='Is it nice?'; put {} in the prompt's place"),
+        ({"question": None}, "question=None; put {} in the prompt's place"),
         ({"answer": "a cat"}, "answer='a cat', which is 2 tokens"),
         ({"answer": "Perhaps"}, "answer='Perhaps', which is 1 tokens or an unknown one"),
     ],

@@ -134,8 +134,10 @@ def _judge_batch(
     images = torch.cat([read_image(image.path) for image in batch])
     verdicts = judge.judge(images, [image.prompt for image in batch])
     for image, verdict in zip(batch, verdicts, strict=True):
-        if not math.isfinite(verdict.score):
-            raise ValueError(f"{judge.name} gives '{image.path}' the score {verdict.score}; mend the judge")
+        for name, value in (("score", verdict.score), *verdict.details.items()):
+            if not math.isfinite(value):
+                what = f"{name} {value}" if name == "score" else f"figure {name!r}, which is {value}"
+                raise ValueError(f"{judge.name} gives '{image.path}' the {what}; mend the judge")
     return [
         StoredVerdict(
             image_set=image_set.name,

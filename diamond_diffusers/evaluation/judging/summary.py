@@ -84,7 +84,7 @@ def _row(
         num_prompts=len(set(map(_cluster, own))),
         num_images=len(own),
         score=_score(judge, own),
-        categories={name: _mean(found) for name, found in by_category.items() if name},
+        categories={name: _mean(judge, found) for name, found in by_category.items() if name},
         parts=_parts(judge, prompts, own),
         difference=difference,
         num_shared=num_shared,
@@ -97,13 +97,17 @@ def _cluster(verdict: StoredVerdict) -> str:
     return f"{verdict.category}\0{verdict.prompt}"
 
 
-def _mean(verdicts: Sequence[StoredVerdict]) -> Estimate:
-    return clustered_mean([verdict.score for verdict in verdicts], list(map(_cluster, verdicts)))
+def _mean(judge: ImageJudge, verdicts: Sequence[StoredVerdict]) -> Estimate:
+    scores, clusters = [verdict.score for verdict in verdicts], list(map(_cluster, verdicts))
+    if not judge.is_share and len(set(scores)) == 1:
+        # Noughts of a reward of any range are no outcomes, whose interval would be that of a share.
+        return Estimate(scores[0], scores[0], scores[0])
+    return clustered_mean(scores, clusters)
 
 
 def _score(judge: ImageJudge, verdicts: Sequence[StoredVerdict]) -> Estimate:
     if judge.overall == "prompts":
-        return _mean(verdicts)
+        return _mean(judge, verdicts)
     means = _prompt_means(verdicts)
     return mean_of_group_means(list(means.values()), [cluster.partition("\0")[0] for cluster in means])
 

@@ -65,7 +65,8 @@ class MPSReward(Reward):
     Raises:
         OSError: the checkpoint or the tokenizer cannot be found or read.
         TypeError: an option is unknown.
-        ValueError: the checkpoint is of another architecture; the first tensor at fault is named.
+        ValueError: the checkpoint is of another architecture, of which the first tensor at fault is named; or
+            `threshold` is out of range.
 
     Source: Zhang et al. 2024, "Learning Multi-dimensional Human Preference for Text-to-Image Generation".
     """
@@ -96,6 +97,8 @@ class MPSReward(Reward):
         from .network import CLIP_CONFIG, build_network
 
         check_hub_options(name, hub_options)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"Reward '{name}' got threshold={threshold}; give a number from 0 to 1.")
         self.name = name
         self.max_batch_size = max_batch_size
         self.condition, self.threshold = condition, threshold
