@@ -117,7 +117,7 @@ class LongestSidePadding:
     def __call__(self, images: Tensor) -> Tensor:
         """Maps images `[B, 3, H, W]` in [0, 1], float32 or wider, to pixels `[B, 3, edge, edge]` of their dtype."""
         scale = self.edge / max(images.shape[-2:])
-        height, width = (round(length * scale) for length in images.shape[-2:])
+        height, width = (max(1, round(length * scale)) for length in images.shape[-2:])
         if scale != 1:
             images = resize(images, [height, width], InterpolationMode.BICUBIC, antialias=True)
         top, left = (self.edge - height) // 2, (self.edge - width) // 2

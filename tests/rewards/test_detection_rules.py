@@ -195,6 +195,7 @@ def test_a_detector_may_find_nothing_at_all():
         (lambda: Presence("dog", "mauve"), "colour is 'mauve'; give one of red"),
         (lambda: Count("dog", 33), "number is 33; give a whole number from 0 to 32"),
         (lambda: Count("dog", 2.5), "number is 2.5"),
+        (lambda: Count("dog", True), "number is True"),
         (lambda: Position("dog", "behind", "cat"), "relation is 'behind'; give one of left of"),
         (lambda: Position("dog", "above", "dog"), "can be told apart"),
     ],

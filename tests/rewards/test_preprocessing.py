@@ -55,6 +55,10 @@ class TestOfficialPipelines:
         pixels = LongestSidePadding(224)(picture(name))
         torch.testing.assert_close(pixels, PADDED[PADDED_ORDER.index(name)][None], atol=1e-6, rtol=0)
 
+    def test_thin_images_keep_a_row(self):
+        pixels = LongestSidePadding(8, [0.0] * 3, [1.0] * 3)(torch.ones(1, 3, 1, 100))
+        assert pixels[0, 0].sum(1).tolist() == pytest.approx([0, 0, 0, 8, 0, 0, 0, 0])
+
     @pytest.mark.parametrize("size", [(224, 180), (100, 224)])
     def test_padding_without_resizing(self, size):
         images = eight_bits(1, 3, *size)

@@ -45,6 +45,11 @@ def test_is_the_stock_model_with_the_stock_post_processing(tmp_path):
         assert torch.equal(found.masks[mine], stock["segmentation"][theirs].bool())
 
 
+def test_thin_images_keep_a_row(coco):
+    segmenter = InstanceSegmenter(coco, shortest_edge=64, longest_edge=96)
+    assert segmenter.segment(picture(1, 300)).masks.shape[1:] == (1, 300)
+
+
 @torch.no_grad()
 def test_resizes_and_pads_as_detectron2_and_openmmlab(coco):
     """By hand: 50x90 to 64x115, padded with grey by 13 columns, which are cut off before masks are enlarged."""

@@ -136,7 +136,8 @@ class OWLv2(Detector):
 
     def check_phrases(self, phrases: Sequence[str]) -> None:
         """See `Detector`: none may be longer than the model reads."""
-        for phrase, tokens in zip(phrases, self.processor.tokenizer(list(phrases)).input_ids, strict=True):
+        tokenized = self.processor.tokenizer(list(phrases), verbose=False).input_ids
+        for phrase, tokens in zip(phrases, tokenized, strict=True):
             if len(tokens) > self._max_tokens:
                 raise _too_long(phrase, len(tokens), self._max_tokens)
 
@@ -179,7 +180,7 @@ class GroundingDINO(Detector):
     def check_phrases(self, phrases: Sequence[str]) -> None:
         """See `Detector`: together they may not be longer than the model reads."""
         text, _ = _joined(phrases)
-        length, limit = len(self.processor.tokenizer(text).input_ids), self.model.config.max_text_len
+        length, limit = len(self.processor.tokenizer(text, verbose=False).input_ids), self.model.config.max_text_len
         if length > limit:
             raise _too_long(text, length, limit)
 

@@ -120,7 +120,7 @@ class Count(Requirement):
 
     def __post_init__(self) -> None:
         _check(self.name, self.colour)
-        if not isinstance(self.number, int) or not 0 <= self.number <= MAX_OBJECTS:
+        if not isinstance(self.number, int) or isinstance(self.number, bool) or not 0 <= self.number <= MAX_OBJECTS:
             raise ValueError(f"number is {self.number!r}; give a whole number from 0 to {MAX_OBJECTS}.")
 
     @property

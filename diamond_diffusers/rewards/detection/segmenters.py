@@ -102,7 +102,7 @@ class InstanceSegmenter:
         """The height and width of the resized image, and the padded pixels `[1, 3, h, w]` that the model is given."""
         sides = image.height, image.width
         scale = min(self.shortest_edge / min(sides), self.longest_edge / max(sides))
-        height, width = (int(side * scale + 0.5) for side in sides)
+        height, width = (max(1, int(side * scale + 0.5)) for side in sides)
         images = images_from_pil([image]).to(self.model.device)
         levels = resize_like_pil(images, (height, width), Resampling.BILINEAR)
         pixels = normalize(levels, list(self.processor.image_mean), list(self.processor.image_std))
