@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -167,8 +167,8 @@ def _read_criteria(criteria: str | Criterion | Mapping[str, str | Criterion]) ->
 
 def _read_grades(grades: Sequence[int] | Mapping[str, float]) -> dict[str, float]:
     """The value of each grade, by how it is written."""
-    listed = list(grades) if isinstance(grades, Mapping | Sequence) else []
-    values = dict(grades) if isinstance(grades, Mapping) else {str(grade): grade for grade in listed}
+    listed: list[Any] = list(grades) if isinstance(grades, Mapping | Sequence) else []
+    values: dict[Any, Any] = dict(grades) if isinstance(grades, Mapping) else {str(grade): grade for grade in listed}
     whole = isinstance(grades, Mapping) or all(
         isinstance(grade, int) and not isinstance(grade, bool) and grade >= 0 for grade in listed
     )

@@ -292,3 +292,36 @@ def test_what_is_no_blip_is_refused():
 def test_questions_as_blip_prepares_them():
     assert prepared_question('A "Red" Cup (left); top. ') == "a red cup left top"
     assert len(prepared_question("word " * 80).split(" ")) == 50
+
+
+QUESTION = {"id": 1, "question": "Is it?", "tuple": "entity", "parents": []}
+CHOICES = {"question": "Is it?", "choices": ["yes"], "answer": "yes", "element_type": "other"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "metadata", "sentence"),
+    [
+        (DSGJudge, {"item_id": "x", "questions": []}, "has no 'questions' in its metadata, which suite 'dsg' needs"),
+        (DSGJudge, {"item_id": "x", "questions": "Is it?"}, "questions of the metadata .* in place of a list"),
+        (
+            DSGJudge,
+            {"item_id": "x", "questions": [QUESTION | {"id": "1"}]},
+            r"questions\[0\].id of the metadata of the",
+        ),
+        (
+            DSGJudge,
+            {"item_id": "x", "questions": [QUESTION | {"parents": 0}]},
+            r"questions\[0\].parents of the metadata",
+        ),
+        (TIFAJudge, {"item_id": "x", "questions": [CHOICES | {"choices": "yes"}]}, r"questions\[0\].choices of the"),
+        (TIFAJudge, {"item_id": "x", "questions": [CHOICES | {"choices": []}]}, "has a question without choices"),
+        (GenEval2Judge, {"vqa_list": [["Is it?"]], "skills": ["a"]}, "give pairs of a question and its answer"),
+        (GenEval2Judge, {"vqa_list": [["Is it?", "yes"]], "skills": ["a", "b"]}, "has 1 questions for 2 skills"),
+        (GenEval2Judge, {"vqa_list": "Is it?", "skills": ["a"]}, "vqa_list of the metadata .* in place of a list"),
+        # A text is no list of its letters.
+        (T2ICompBenchJudge, {"noun_phrases": "a green bench"}, "noun_phrases of the metadata .* in place of a list"),
+    ],
+)
+def test_metadata_of_another_form_are_refused(suite, metadata, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        suite.check([Prompt(0, "a green bench", "color_val", metadata)])

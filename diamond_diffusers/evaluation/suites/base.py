@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL.Image import Image
 
+from ...files.json_forms import fitted
 from ..benchmark.prompts import Prompt
 
 
@@ -38,7 +39,8 @@ class SuiteJudge(ABC):
         source: its publication.
         licence: of its prompts and rules.
         prompts: the name of its file of prompts in `known_prompts`; empty where it has none of its own.
-        needs: fields that the metadata of a prompt must have.
+        needs: fields that the metadata of a prompt must have, none of which may be empty.
+        form: a `TypedDict` that the metadata have to fit; None where any do.
         overall: what the score of a set of images is: the mean over its prompts, or over its categories.
     """
 
@@ -47,6 +49,7 @@ class SuiteJudge(ABC):
     licence: str
     prompts: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    form: ClassVar[Any] = None
     overall: ClassVar[Literal["prompts", "categories"]] = "prompts"
 
     @classmethod
@@ -54,16 +57,19 @@ class SuiteJudge(ABC):
         """Checks prompts before any model is loaded.
 
         Raises:
-            ValueError: a prompt lacks the metadata that the rules need.
+            ValueError: a prompt lacks the metadata that the rules need, or they have another form.
         """
+        remedy = f"give --prompts {cls.prompts}" if cls.prompts else "give prompts with metadata"
         for prompt in prompts:
-            lacking = next((field for field in cls.needs if field not in prompt.metadata), None)
+            lacking = next((field for field in cls.needs if not prompt.metadata.get(field)), None)
             if lacking is not None:
-                remedy = f"give --prompts {cls.prompts}" if cls.prompts else "give prompts with metadata"
                 raise ValueError(
                     f"the prompt {prompt.text[:60]!r} has no {lacking!r} in its metadata, which suite {cls.name!r} "
                     f"needs; {remedy} or the suite's own file"
                 )
+            if cls.form is not None:
+                of_prompt = f"the metadata of the prompt {prompt.text[:60]!r}"
+                fitted(dict(prompt.metadata), cls.form, of_prompt, f"{remedy} or the suite's own file")
 
     @abstractmethod
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:

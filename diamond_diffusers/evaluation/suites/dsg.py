@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import torch
 from PIL.Image import Image
@@ -30,6 +30,17 @@ COLLECTIONS = {
 """DSG's names of the collections that its prompts are from."""
 
 
+class _Question(TypedDict):
+    id: int
+    question: str
+    tuple: str
+    parents: list[int]
+
+
+class _Metadata(TypedDict):
+    questions: list[_Question]
+
+
 @register_suite("dsg")
 class DSGJudge(SuiteJudge):
     """Judges by questions with yes or no: the share of those answered with yes, whose parents are answered so too.
@@ -52,6 +63,7 @@ class DSGJudge(SuiteJudge):
     licence = "Apache-2.0"
     prompts = "dsg"
     needs = ("item_id", "questions")
+    form = _Metadata
     is_transitive: ClassVar[bool] = False
     """Whether a question that counts as no for its parent's sake makes those that build on it count as no in turn."""
 

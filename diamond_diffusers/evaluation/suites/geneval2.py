@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import TypedDict
 
 import torch
 from PIL.Image import Image
@@ -18,6 +19,11 @@ from .base import SuiteJudge, Verdict
 ARITHMETIC_MEAN = "Soft-TIFA AM"
 WRONG = 0.5
 """Below this probability the right answer to a question is named as wrong."""
+
+
+class _Metadata(TypedDict):
+    vqa_list: list[list[str]]
+    skills: list[str]
 
 
 @register_suite("geneval2")
@@ -42,6 +48,7 @@ class GenEval2Judge(SuiteJudge):
     licence = "CC BY-NC 4.0"
     prompts = "geneval2"
     needs = ("vqa_list", "skills")
+    form = _Metadata
 
     def __init__(
         self,
@@ -51,6 +58,17 @@ class GenEval2Judge(SuiteJudge):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.vlm = judge_of(vlm, self.name, device, dtype)
+
+    @classmethod
+    def check(cls, prompts: Sequence[Prompt]) -> None:
+        super().check(prompts)
+        for prompt in prompts:
+            pairs, skills = prompt.metadata["vqa_list"], prompt.metadata["skills"]
+            if len(pairs) != len(skills) or any(len(pair) != 2 for pair in pairs):
+                raise ValueError(
+                    f"the prompt {prompt.text[:60]!r} has {len(pairs)} questions for {len(skills)} skills; give pairs "
+                    "of a question and its answer, and a skill for each"
+                )
 
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
         self.check(prompts)

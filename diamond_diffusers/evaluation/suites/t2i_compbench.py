@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import NotRequired, TypedDict
 
 import torch
 from PIL.Image import Image
@@ -29,6 +30,10 @@ MAX_PHRASES = 8
 
 SpatialScorer = Callable[[Image, str], float]
 """The score of an image and a prompt by T2I-CompBench's rule of positions, from 0 to 1."""
+
+
+class _Metadata(TypedDict):
+    noun_phrases: NotRequired[list[str]]
 
 
 @register_suite("t2i_compbench")
@@ -61,6 +66,7 @@ class T2ICompBenchJudge(SuiteJudge):
     source = "Huang et al. 2023, arXiv:2307.06350"
     licence = "MIT"
     prompts = "t2i_compbench_color"
+    form = _Metadata
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class T2ICompBenchJudge(SuiteJudge):
 
     @classmethod
     def check(cls, prompts: Sequence[Prompt]) -> None:
+        super().check(prompts)
         _check_kinds(prompts, (*ATTRIBUTES, *ACTIONS))
         if any(kind_of(prompt) in ATTRIBUTES and "noun_phrases" not in prompt.metadata for prompt in prompts):
             SpacyParser()

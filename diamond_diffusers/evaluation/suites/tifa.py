@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from string import ascii_uppercase
+from typing import TypedDict
 
 import torch
 from PIL.Image import Image
@@ -14,6 +15,17 @@ from ..benchmark.prompts import Prompt
 from . import register_suite
 from .answering import VLM, answer_probabilities, grouped, judge_of, one_prompt_each
 from .base import SuiteJudge, Verdict
+
+
+class _Question(TypedDict):
+    question: str
+    choices: list[str]
+    answer: str
+    element_type: str
+
+
+class _Metadata(TypedDict):
+    questions: list[_Question]
 
 
 @register_suite("tifa")
@@ -37,6 +49,7 @@ class TIFAJudge(SuiteJudge):
     licence = "Apache-2.0"
     prompts = "tifa"
     needs = ("item_id", "questions")
+    form = _Metadata
 
     def __init__(
         self,
@@ -49,13 +62,15 @@ class TIFAJudge(SuiteJudge):
 
     @classmethod
     def check(cls, prompts: Sequence[Prompt]) -> None:
-        super().check(prompts)
         for prompt in prompts:
-            if any("choices" not in question for question in prompt.metadata["questions"]):
+            questions = prompt.metadata.get("questions")
+            given = [one for one in questions if isinstance(one, Mapping)] if isinstance(questions, list) else []
+            if not all(one.get("choices") for one in given):
                 raise ValueError(
                     f"the prompt {prompt.text[:60]!r} has a question without choices, which suite 'tifa' needs; give "
                     "--prompts tifa, or take --suite dsg for questions with yes or no"
                 )
+        super().check(prompts)
 
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
         self.check(prompts)
