@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -65,8 +66,13 @@ class OCRReward(Reward):
         name: str = "ocr",
     ) -> None:
         parts = [text] if isinstance(text, str) else text
+        are_texts = isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts)
+        if parts is not None and not are_texts:
+            raise ValueError(f"Reward '{name}' got text={text!r}; give a text, or a list of several.")
         if parts is not None and not any(normalised(part) for part in parts):
             raise ValueError(f"Reward '{name}' got text={text!r}, which holds no character; give what is to be read.")
+        if without_text is not None and not math.isfinite(without_text):
+            raise ValueError(f"Reward '{name}' got without_text={without_text}; give a finite number, or None.")
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"Reward '{name}' got min_confidence={min_confidence}; give a number from 0 to 1.")
         if num_threads is not None and num_threads < 1:

@@ -85,6 +85,11 @@ def test_how_reading_is_graded(parts, read, score):
 def test_what_cannot_be_read_or_asked_for_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="got text=' ', which holds no character"):
         OCRReward(" ")
+    for text in (5, ["SALE", 5], b"SALE"):
+        with pytest.raises(ValueError, match=r"got text=.*; give a text, or a list of several"):
+            OCRReward(text)
+    with pytest.raises(ValueError, match="without_text=nan; give a finite number, or None"):
+        OCRReward(without_text=float("nan"))
     with pytest.raises(ValueError, match="min_confidence=2; give a number from 0 to 1"):
         OCRReward(min_confidence=2)
     with pytest.raises(ValueError, match="num_threads=0; give at least 1"):
