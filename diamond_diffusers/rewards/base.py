@@ -155,8 +155,8 @@ class Reward(ABC):
     def _score_in_batches(self, images: Tensor, prompts: Sequence[str], context: Mapping[str, Tensor]) -> Tensor:
         selected = select_context(self.name, self.wanted_context, images, context)
         size = len(images) if self.max_batch_size is None else self.max_batch_size
-        if size < 1:
-            raise ValueError(f"Reward '{self.name}' has max_batch_size={size}; give a positive number, or None.")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"Reward '{self.name}' has max_batch_size={size!r}; give a positive number, or None.")
         scores = []
         for start in range(0, len(images), size):
             rows = slice(start, start + size)

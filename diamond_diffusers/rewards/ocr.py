@@ -75,8 +75,8 @@ class OCRReward(Reward):
             raise ValueError(f"Reward '{name}' got without_text={without_text}; give a finite number, or None.")
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"Reward '{name}' got min_confidence={min_confidence}; give a number from 0 to 1.")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"Reward '{name}' got num_threads={num_threads}; give at least 1, or None.")
+        if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
+            raise ValueError(f"Reward '{name}' got num_threads={num_threads!r}; give at least 1, or None.")
         self.name = name
         self.parts = None if parts is None else [part for part in parts if normalised(part)]
         self.without_text = without_text

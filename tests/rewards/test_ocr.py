@@ -94,6 +94,8 @@ def test_what_cannot_be_read_or_asked_for_is_refused(monkeypatch):
         OCRReward(min_confidence=2)
     with pytest.raises(ValueError, match="num_threads=0; give at least 1"):
         OCRReward(num_threads=0)
+    with pytest.raises(ValueError, match=r"num_threads=1\.5; give at least 1"):
+        OCRReward(num_threads=1.5)
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     message = r"needs the package 'rapidocr_onnxruntime'.*\[rewards-ocr\]` under a Python below 3\.13\.$"
     with pytest.raises(ImportError, match=message):

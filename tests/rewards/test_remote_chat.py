@@ -152,6 +152,7 @@ def test_what_is_no_chat_is_refused(answer):
         (lambda: ChatCompletions("m", None), "question is None; give a text"),
         (lambda: ChatCompletions("m", "q", "yes"), "reader is 'yes'; give an AnswerReader"),
         (lambda: NumberAnswer(1, 1), "give lowest < highest"),
+        (lambda: ExpectedGrade(1.5, 3), "lowest is 1.5 and highest 3; give two digits"),
         (lambda: ExpectedGrade(1, 10), "lowest is 1 and highest 10; give two digits"),
     ],
 )

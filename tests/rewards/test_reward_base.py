@@ -39,7 +39,7 @@ def always(result, **options):
     return CallableReward(lambda images, prompts: result, name="always", **options)
 
 
-@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("size", [0, -1, 1.5])
 def test_bad_batch_sizes(size):
     images, prompts = batch()
     with pytest.raises(ValueError, match=rf"'always' has max_batch_size={size}; give a positive number, or None"):

@@ -141,7 +141,8 @@ class ExpectedGrade(AnswerReader):
     highest: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lowest < self.highest <= 9:
+        are_whole = isinstance(self.lowest, int) and isinstance(self.highest, int)
+        if not (are_whole and 0 <= self.lowest < self.highest <= 9):
             raise ValueError(f"lowest is {self.lowest} and highest {self.highest}; give two digits, lowest < highest")
 
     @property
