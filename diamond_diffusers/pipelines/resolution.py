@@ -161,12 +161,18 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
     check_choice("final_selection", selection, FINAL_SELECTIONS)
     if selection == "best" and reward is None:
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
-    if reward is not None and reward.reads_prompts and not any(texts):
+    if reward is not None:
+        check_has_prompts(reward, texts)
+    return selection
+
+
+def check_has_prompts(reward: Reward, texts: Sequence[str]) -> None:
+    """Raises a `ValueError` where a reward reads prompts, of which there are none."""
+    if reward.reads_prompts and not any(texts):
         raise ValueError(
             "the reward reads the prompt, but its text is '', as that of embeddings is; give one, or "
             "reward_prompt=..., or wrap a function that reads none in CallableReward(function, reads_prompts=False)"
         )
-    return selection
 
 
 def try_reward(
