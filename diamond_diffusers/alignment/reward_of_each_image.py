@@ -94,6 +94,24 @@ def rewards_and_images(reward: Reward | None) -> list[tuple[Reward, int]]:
     return [(each, [other is each for other in reward.rewards_of_rows].index(True)) for each in reward.rewards]
 
 
+def check_tilted(reward: Reward | None, scales: Tensor) -> None:
+    """Raises a `ValueError` where a scale of 0 leaves some images plain samples, and constraints restrict others.
+
+    Args:
+        reward: of the images.
+        scales: of each image, `[B]`.
+    """
+    if not isinstance(reward, RewardOfEachImage) or scales.any():
+        return
+    free = [each.name for each in reward.rewards if not each.is_constrained]
+    if reward.is_constrained and free:
+        # As where some scales alone are 0: methods draw no look-aheads for these.
+        raise ValueError(
+            f"reward_scale is 0, so that images of the reward {free[0]!r} are plain samples, which are drawn otherwise "
+            "than those of rewards that have constraints; draw them in a call of their own"
+        )
+
+
 def _rows(values: Tensor, index: list[int]) -> Tensor:
     # All of them are those that a reward alone is given.
     return values if len(index) == len(values) else values[torch.tensor(index, device=values.device)]
