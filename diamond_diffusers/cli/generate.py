@@ -226,7 +226,9 @@ def generate(
             used.save(output / CALIBRATION)
         save(drawn, output, settings, {} if calibrate is None or used is None else {"calibration": used.cost})
         _print_rewards(drawn)
-        Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
+        Console().print(
+            f"Images, contact sheet and record are in {output}", soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:

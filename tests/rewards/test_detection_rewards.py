@@ -302,6 +302,8 @@ def test_more_words_than_the_detector_reads(save, words, sentence, tmp_path):
     reward = CompositionReward(required, detector=save(tmp_path))
     with pytest.raises(ValueError, match=sentence):
         reward(torch.rand(1, 3, 40, 40), [""])
+    with pytest.raises(ValueError, match=sentence):
+        reward.check_prompts([""])
 
 
 @pytest.mark.slow
