@@ -29,11 +29,9 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pipe() -> DiamondMapPipeline:
-    pipe = DiamondMapPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@pytest.fixture
+def pipe(shared_pipe: DiamondMapPipeline) -> DiamondMapPipeline:
+    return shared_pipe
 
 
 @pytest.fixture
@@ -160,7 +158,7 @@ def test_a_limit_ends_the_run_with_the_best_images(pipe: DiamondMapPipeline, ser
     with pytest.raises(LimitError, match="'judge' has sent 6 requests") as caught:
         draw(pipe, judge(service, max_requests=6), on_reward_error=action)
     (best,) = caught.value.best_images  # type: ignore[attr-defined]
-    assert best.size == (64, 64) and len(service.asked) == 6
+    assert best.size == (16, 16) and len(service.asked) == 6
 
 
 @SLOW
