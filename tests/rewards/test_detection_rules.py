@@ -125,6 +125,7 @@ class TestReading:
             ("zero foxes, six toes and ten berries", [Count("fox", 0), Count("toe", 6), Count("berry", 10)]),
             ("an orange", [Presence("orange")]),
             ("a couple", [Presence("couple")]),
+            ("exactly three apples and exactly one cat", [Count("apple", 3), Count("cat", 1)]),
             (
                 "a red star to the left of a blue ring",
                 [Presence("star", "red"), Presence("ring", "blue"), Position("star", "left of", "ring", "red", "blue")],
@@ -154,6 +155,7 @@ class TestReading:
             ("", "begins with neither"),
             ("dogs", "begins with neither"),
             ("no dogs", "begins with neither"),
+            ("exactly a dog", "begins with neither"),
             ("a dog in a park", "'in' is no part"),
             ("a dog and a cat wearing a hat", "'wearing' is no part"),
             ("a dog sleeping", "'sleeping' is no part"),

@@ -205,9 +205,12 @@ class TestWithTheRealReader:
     def scores(self, reward, *images, prompt=PROMPT):
         return reward(images_from_pil(images), [prompt] * len(images)).tolist()
 
-    def test_words_are_read_small_turned_and_over_lines_and_blur_lowers_the_score(self, reward, capfd):
-        images = [drawn("OPEN\nNOW", 14), drawn("OPEN NOW", turned=30), drawn("OPEN NOW", 24, blur=3)]
-        small, turned, blurred = self.scores(reward, *images)
+    def test_threads_read_words_small_turned_and_over_lines_with_one_reader_and_blur_lowers_the_score(
+        self, reward, capfd
+    ):
+        images = [drawn("OPEN\nNOW", 14), drawn("OPEN NOW", turned=30, side=224), drawn("OPEN NOW", 24, blur=3)]
+        with ThreadPoolExecutor(3) as pool:
+            (small,), (turned,), (blurred,) = pool.map(lambda image: self.scores(reward, image), images)
         assert small == turned == 1 > blurred
         assert not reward.differentiable
         # The reader says nothing of its own.
@@ -235,7 +238,8 @@ class TestWithTheRealReader:
         found = self.scores(reward, drawn("OPEN SNOW"), drawn("OPEN NOW TODAY", 24), drawn("CLOSED"))
         assert found == pytest.approx([1 - 1 / 7, 1, 0])
 
-    def test_several_threads_read_with_one_reader(self, reward):
+    @pytest.mark.slow
+    def test_several_threads_read_other_words_with_one_reader(self, reward):
         words = ["SALE", "OPEN NOW"]
         images = [drawn(word, 24 + 4 * i, side=160 + 40 * i) for i, word in enumerate(words)]
         with ThreadPoolExecutor(2) as pool:

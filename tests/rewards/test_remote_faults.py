@@ -1,7 +1,6 @@
 """Whatever a service does wrong is told in one sentence, at once or after some repetitions."""
 
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -44,10 +43,8 @@ def test_what_may_pass_is_repeated(fault, sentence):
         assert reward.usage.retries == 1 and len(service.asked) == 2
     with serving(fault) as service:
         reward = RemoteReward(service.url, name="judge", retries=QUICK, timeouts=SHORT)
-        begun = time.monotonic()
         with pytest.raises(UnavailableError, match=f"^Reward 'judge': {service.url} .*{sentence}.*[.]$") as caught:
             reward(IMAGES, PROMPTS)
-        assert time.monotonic() - begun < 2
         assert len(service.asked) == 3
         # Nothing of the library comes with it, which has the request in it.
         assert caught.value.__context__ is None and caught.value.__cause__ is None

@@ -12,6 +12,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 _PREFIX = re.compile(r"(?:an? )?(?:photo|photograph|picture|image|painting|drawing) of (?=\S)")
 _RELATION = re.compile(r" (?:(?:to|on) the )?(left of|right of) | (above|below) ")
+_EXACTLY = re.compile(r"exactly (?!an? )")
+"""What a number says anyway."""
 _CONJUNCTION = re.compile(r", and |, | and ")
 _WORDS = re.compile(r"[a-z]+(?:-[a-z]+)*(?: [a-z]+(?:-[a-z]+)*){0,2}")
 _OTHER_WORDS = (
@@ -101,7 +103,7 @@ def read_requirements(prompt: str) -> tuple[Requirement, ...]:
 
 
 def _thing(text: str, prompt: str) -> Presence | Count:
-    first, _, rest = text.partition(" ")
+    first, _, rest = _EXACTLY.sub("", text).partition(" ")
     number = _number(first)
     if first not in ("a", "an") and number is None:
         raise _refusal(prompt, f"{text!r}, which begins with neither 'a' nor a number")
