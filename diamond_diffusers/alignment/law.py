@@ -303,6 +303,10 @@ class LawAtRows:
 
     def tilt(self, z: Tensor, noise_to_signal: Level = 0.0) -> Tensor:
         """The values of look-aheads `[N K, ...]` from a level, consecutive copies of each row: `scaled_rewards`."""
+        return self.tilt_and_rank(z, noise_to_signal)[0]
+
+    def tilt_and_rank(self, z: Tensor, noise_to_signal: Level = 0.0) -> tuple[Tensor, Tensor]:
+        """As `tilt`, and what look-aheads are compared by as clean images: their `final_values`, without a graph."""
         num_copies = len(z) // len(self.owners)
         owners = repeat_each(self.owners, num_copies)
 
@@ -320,7 +324,8 @@ class LawAtRows:
 
         carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
         total, *violation = carried.unbind(1)
-        return scaled_rewards(total, self.law.scales()[owners], *violation)
+        scales = self.law.scales()[owners]
+        return scaled_rewards(total, scales, *violation), final_values(total, scales, *violation)
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool) -> Tensor:
         law = self.law

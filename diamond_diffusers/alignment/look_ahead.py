@@ -57,6 +57,7 @@ class LookAhead:
         effective_sample_size: of each particle's look-aheads, `[N]`, where they differ in weight.
         samples: the look-aheads `[N, K, ...]`, where they were asked for.
         rewards: their scaled rewards `[N, K]`, with `samples`.
+        ranks: their final values `[N, K]`, by which clean images are compared, with `samples`.
         tilted_log_weights: their unnormalised weights `[N, K]` in the tilted posterior, with `samples`.
     """
 
@@ -68,6 +69,7 @@ class LookAhead:
     effective_sample_size: Tensor | None = None
     samples: Tensor | None = None
     rewards: Tensor | None = None
+    ranks: Tensor | None = None
     tilted_log_weights: Tensor | None = None
 
     @property
@@ -197,7 +199,8 @@ class _Particles:
             predicted, drawn = self.draw(x, with_prediction or (splits and gradient == "pathwise"))
         with torch.set_grad_enabled(gradient in REWARD_GRADIENTS):
             samples = drawn.samples.detach().requires_grad_() if gradient == "isotropic" else drawn.samples
-            rewards = self.rewards(samples) if with_values else torch.zeros_like(drawn.log_weights)
+            zeros = torch.zeros_like(drawn.log_weights)
+            rewards, ranks = self.rewards_and_ranks(samples) if with_values else (zeros, zeros)
             values = value(rewards, drawn.log_weights)
         log_weights = drawn.log_weights.detach()
         sizes = effective_sample_size(log_weights) if self.posterior.is_weighted else None
@@ -206,6 +209,7 @@ class _Particles:
         if with_samples:
             tilted = tilted_log_weights(rewards.detach(), log_weights)
             kept |= {"samples": drawn.samples.detach(), "rewards": rewards.detach(), "tilted_log_weights": tilted}
+            kept["ranks"] = ranks
         if gradient is None:
             return LookAhead(known, values.detach(), **kept)
         coefficient = 1.0
@@ -252,10 +256,11 @@ class _Particles:
         """The size of the velocity `[N]`, by what the look-aheads say on average where nothing is predicted."""
         return drift_size(self.x, _mean(drawn) if predicted is None else predicted, self.noise_to_signal)
 
-    def rewards(self, samples: Tensor) -> Tensor:
-        """Scaled rewards `[N, K]` of the look-aheads `[N, K, ...]`."""
-        rewards = self.rows.tilt(samples.flatten(0, 1), self.noise_to_signal)
-        return rewards.unflatten(0, (len(samples), -1))
+    def rewards_and_ranks(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled rewards and final values, `[N, K]` each, of the look-aheads `[N, K, ...]`."""
+        rewards, ranks = self.rows.tilt_and_rank(samples.flatten(0, 1), self.noise_to_signal)
+        shape = (len(samples), -1)
+        return rewards.unflatten(0, shape), ranks.unflatten(0, shape)
 
     def hybrid_shift(self, x: Tensor, values: Tensor, rewards: Tensor, drawn: PosteriorSamples) -> Tensor:
         """The shift of the denoised samples, `[N, ...]`, that joins the pathwise one and the tilted mean."""

@@ -105,9 +105,9 @@ class Progress:
         if self.is_final:
             return self.cloud.x
         ahead = self.cloud.ahead
-        if ahead is not None and ahead.samples is not None and ahead.rewards is not None:
+        if ahead is not None and ahead.samples is not None and ahead.ranks is not None:
             rows = torch.arange(len(ahead.samples), device=ahead.samples.device)
-            return ahead.samples[rows, ahead.rewards.argmax(1)]
+            return ahead.samples[rows, ahead.ranks.argmax(1)]
         if ahead is not None and ahead.predicted is not None:
             return ahead.predicted
         with torch.no_grad():
@@ -136,8 +136,8 @@ class Progress:
         """The best image `[B, 3, H, W]` of each prompt's, as far as rewards are known: none is asked again."""
         cloud, ahead, count = self.cloud, self.cloud.ahead, self.cloud.log_weights.shape[1]
         values = cloud.log_weights if cloud.values is None else cloud.values
-        if not self.is_final and ahead is not None and ahead.rewards is not None:
-            values = ahead.rewards.amax(1).unflatten(0, (-1, count))
+        if not self.is_final and ahead is not None and ahead.ranks is not None:
+            values = ahead.ranks.amax(1).unflatten(0, (-1, count))
         best = values.argmax(1) + count * torch.arange(len(values), device=values.device)
         if cloud.final is not None:
             return cloud.final.images[best.to(cloud.final.images.device)].detach()

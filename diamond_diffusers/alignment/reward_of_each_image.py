@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from ..core.pending import Pending, together
 from ..rewards.base import CompositeReward, Reward
 from ..rewards.output import RewardOutput
 
@@ -55,6 +57,11 @@ class RewardOfEachImage(CompositeReward):
         """Whether any of the rewards is, also where none of these rows' is."""
         return self._is_constrained
 
+    @property
+    def is_concurrent(self) -> bool:  # type: ignore[override]
+        """Whether any of the rewards is: the others are computed while it is awaited."""
+        return any(reward.is_concurrent for reward in self.rewards)
+
     def rows(self, index: Tensor) -> Self:
         """The rewards of the rows `index [N]`, whose outputs have the same form."""
         return type(self)([self.rewards_of_rows[row] for row in index.tolist()], self)
@@ -65,20 +72,27 @@ class RewardOfEachImage(CompositeReward):
         Raises:
             TypeError, ValueError: as of `Reward.evaluate`; or the number of images is not that of the rewards.
         """
+        return self.begin(images, prompts, **context).result()
+
+    def begin(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> Pending[RewardOutput]:
+        """As `evaluate`. The rewards that are concurrent are begun first, so that the others are computed meanwhile."""
         if len(images) != len(self.rewards_of_rows):
             raise ValueError(f"Reward '{self.name}' has {len(self.rewards_of_rows)} rows for {len(images)} images.")
-        order: list[int] = []
-        outputs: list[RewardOutput] = []
-        terms: dict[str, list[Tensor]] = {name: [] for name in self._term_names}
-        for reward in self.rewards:
+        begins, order = [], []
+        for reward in sorted(self.rewards, key=lambda reward: not reward.is_concurrent):
             mine = [row for row, other in enumerate(self.rewards_of_rows) if other is reward]
-            output = reward.evaluate(_rows(images, mine), [prompts[row] for row in mine], **_context(context, mine))
+            texts = [prompts[row] for row in mine]
+            begins.append(partial(reward.begin, _rows(images, mine), texts, **_context(context, mine)))
             order += mine
-            outputs.append(output)
+        return together(begins).then(partial(self._joined, torch.tensor(order).argsort().to(images.device)))
+
+    def _joined(self, back: Tensor, outputs: Sequence[RewardOutput]) -> RewardOutput:
+        """The outputs of all rewards, brought to the order of the rows."""
+        terms: dict[str, list[Tensor]] = {name: [] for name in self._term_names}
+        for output in outputs:
             nan = torch.full_like(output.total.detach(), torch.nan)
             for name, parts in terms.items():
                 parts.append(output.terms.get(name, nan))
-        back = torch.tensor(order).argsort().to(images.device)
         return RewardOutput(
             torch.cat([output.total for output in outputs])[back],
             {name: torch.cat(parts)[back] for name, parts in terms.items()},
@@ -92,6 +106,24 @@ def rewards_and_images(reward: Reward | None) -> list[tuple[Reward, int]]:
     if not isinstance(reward, RewardOfEachImage):
         return [] if reward is None else [(reward, 0)]
     return [(each, [other is each for other in reward.rewards_of_rows].index(True)) for each in reward.rewards]
+
+
+def check_tilted(reward: Reward | None, scales: Tensor) -> None:
+    """Raises a `ValueError` where a scale of 0 leaves some images plain samples, and constraints restrict others.
+
+    Args:
+        reward: of the images.
+        scales: of each image, `[B]`.
+    """
+    if not isinstance(reward, RewardOfEachImage) or scales.any():
+        return
+    free = [each.name for each in reward.rewards if not each.is_constrained]
+    if reward.is_constrained and free:
+        # As where some scales alone are 0: methods draw no look-aheads for these.
+        raise ValueError(
+            f"reward_scale is 0, so that images of the reward {free[0]!r} are plain samples, which are drawn otherwise "
+            "than those of rewards that have constraints; draw them in a call of their own"
+        )
 
 
 def _rows(values: Tensor, index: list[int]) -> Tensor:

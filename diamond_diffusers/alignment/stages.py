@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..core.pending import Pending
 from ..core.values import final_values
 from ..rewards.base import Reward
 from ..rewards.names import distinct
@@ -98,14 +99,25 @@ def _scores(law: Law, reward: Reward, result: AlignmentResult, chosen: Tensor) -
     def count(index: Tensor) -> None:
         law.cost.reward_calls += len(index)
 
-    def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
-        prompts = [law.prompts[owner] for owner in owners[index].tolist()]
-        return reward.evaluate(images, prompts, latents=latents, noise_to_signal=0.0)
+    def texts(index: Tensor) -> list[str]:
+        return [law.prompts[owner] for owner in owners[index].tolist()]
 
-    def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor:
-        output = law.reward_errors.scores(law.execution, reward, score, index, latents, images)
+    def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
+        return reward.evaluate(images, texts(index), latents=latents, noise_to_signal=0.0)
+
+    def begin(index: Tensor, latents: Tensor, images: Tensor) -> Pending[RewardOutput]:
+        return reward.begin(images, texts(index), latents=latents, noise_to_signal=0.0)
+
+    def stacked(output: RewardOutput) -> Tensor:
         names[:] = output.terms
         return torch.stack([*carried_by(output), *output.terms.values()], 1)
+
+    def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor | Pending[Tensor]:
+        rows = (index, latents, images)
+        if reward.is_concurrent:
+            # The next chunk is sent while the service scores this one.
+            return law.reward_errors.begun(law.execution, reward, begin, score, *rows).then(stacked)
+        return stacked(law.reward_errors.scores(law.execution, reward, score, *rows))
 
     groups = [chosen.shape[1]] * len(chosen)
     scores = law.execution.over_chunks(score_rows, groups, latents, images, count=count).unbind(1)

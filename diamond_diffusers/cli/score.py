@@ -71,12 +71,9 @@ def score(
 
 def _columns(judge: Reward, result: Scores) -> dict[str, float]:
     """What is printed of an image, by its header."""
-    from ..rewards import Constraint, WeightedSum
-
     columns = dict(result.terms)
-    parts = judge.rewards if isinstance(judge, WeightedSum) else [judge]
     # A reward of one term is that term, and constraints alone have no total.
-    if list(result.terms) != [judge.name] and not all(isinstance(part, Constraint) for part in parts):
+    if list(result.terms) != [judge.name] and not judge.is_constraint:
         columns[judge.name] = result.total
     if result.constraints_met is not None:
         columns["constraints met"] = float(result.constraints_met)

@@ -12,6 +12,7 @@ from ..alignment.auto_scale import AutoRewardScale
 from ..alignment.law import Law
 from ..alignment.methods.none import NoAlignment
 from ..alignment.random_source import RandomSource
+from ..alignment.reward_of_each_image import rewards_and_images
 from ..core.tensors import working_dtype
 from .call import Call
 
@@ -51,9 +52,12 @@ def found_reward_scale(
     rewards = plain_rewards(call, law, levels, scale.num_samples, random)
     num_images = call.arguments.num_images_per_prompt
     scales: list[float] = []
-    for prompt, row in zip(call.texts[::num_images], rewards, strict=True):
+    for image, row in zip(_first_images(call), rewards, strict=True):
+        prompt, reward = call.texts[image], law.reward_at(image[None])
+        is_constraint = all(each.is_constraint for each, _ in rewards_and_images(reward))
         try:
-            scales.append(scale.of_rewards(row))
+            # What constrains alone is not scaled.
+            scales.append(1.0 if is_constraint else scale.of_rewards(row))
         except ValueError as error:
             raise ValueError(
                 f"reward_scale is 'auto', but for the prompt {prompt[:60]!r} {error}; give a number"

@@ -149,7 +149,9 @@ def make_output(
 def _constraints_met(law: Law, alignment: Method, violations: Tensor) -> Tensor:
     """Whether the chosen images `[B n]` hold the constraints; says so where a method has found none for a prompt."""
     met = violations == 0
-    missed = int((~met.unflatten(0, (law.num_images, -1)).any(1)).sum())
+    # What has no score, or was blacked out, is not known to violate any.
+    is_missed, is_met = ((each.unflatten(0, (law.num_images, -1)).any(1)) for each in (violations > 0, met))
+    missed = int((is_missed & ~is_met).sum())
     if missed and alignment.needs_reward:
         assert law.reward is not None, "it has constraints"
         logger.warning(

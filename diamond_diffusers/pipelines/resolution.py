@@ -15,7 +15,7 @@ from ..alignment.methods.none import NoAlignment
 from ..alignment.named import as_method
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RETRY_DELAYS, RewardErrors
-from ..alignment.reward_of_each_image import RewardOfEachImage, rewards_and_images
+from ..alignment.reward_of_each_image import RewardOfEachImage, check_tilted, rewards_and_images
 from ..alignment.reward_scales import check_reward_scales, scale_of_each_image
 from ..core.checks import check_choice
 from ..families.base import Family
@@ -81,17 +81,25 @@ def resolve_reward_scale(
     """The scale of each image of a call, `[B]`, or how it is to be found.
 
     Raises:
-        ValueError: several are not one for each prompt, or some of them alone are 0.
+        ValueError: several are not one for each prompt; one is to be found for constraints alone, or for no reward; or
+            some images alone are plain samples, as those of a scale of 0.
     """
     scale: Any = own_reward_scale(reward, defaults) if reward_scale is None else reward_scale
     if isinstance(scale, AutoRewardScale | str):
         if reward is None:
             raise ValueError("reward_scale is 'auto', but there is no reward to scale; give reward=...")
+        if all(each.is_constraint for each, _ in rewards_and_images(reward)):
+            raise ValueError(
+                f"reward_scale is 'auto', but the reward {reward.name!r} has constraints alone, which are not scaled; "
+                "leave it out"
+            )
         return AutoRewardScale() if isinstance(scale, str) else scale
     if isinstance(scale, list | tuple):
         check_reward_scales(scale)
         scale = torch.tensor(of_each_image("reward_scale", scale, call), dtype=torch.float64)
-    return scale_of_each_image(scale, call.num_images)
+    scales = scale_of_each_image(scale, call.num_images)
+    check_tilted(reward, scales)
+    return scales
 
 
 def own_reward_scale(reward: Reward | None, defaults: Mapping[str, Any]) -> Any:
@@ -129,7 +137,7 @@ def resolve_method(
     """
     family = call.family
     if alignment is None:
-        alignment = _own_method(reward, family, defaults)
+        alignment = own_method(reward, family.has_diamond_map, defaults, family)
     method = as_method(alignment, family)
     if reward is None:
         method.check(None)
@@ -143,12 +151,15 @@ def resolve_method(
     return method
 
 
-def _own_method(reward: Reward | None, family: Family, defaults: Mapping[str, Any]) -> Method | str:
+def own_method(
+    reward: Reward | None, has_diamond_map: bool, defaults: Mapping[str, Any], family: Family | None = None
+) -> Method | str | Mapping[str, Any]:
+    """The method of a call that names none; see `resolve_method`. The family is None before it is loaded."""
     if reward is None:
         return "none"
-    own = as_method(defaults.get("alignment", "smc"), family)
-    if own.needs_reward_gradient and not reward.differentiable:
-        return "posterior_smc" if family.has_diamond_map else "smc"
+    own: Method | str | Mapping[str, Any] = defaults.get("alignment", "smc")
+    if as_method(own, family).needs_reward_gradient and not reward.differentiable:
+        return "posterior_smc" if has_diamond_map else "smc"
     return own
 
 
@@ -161,12 +172,18 @@ def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str
     check_choice("final_selection", selection, FINAL_SELECTIONS)
     if selection == "best" and reward is None:
         raise ValueError("final_selection is 'best', but no reward compares particles; give reward=...")
-    if reward is not None and reward.reads_prompts and not any(texts):
+    if reward is not None:
+        check_has_prompts(reward, texts)
+    return selection
+
+
+def check_has_prompts(reward: Reward, texts: Sequence[str]) -> None:
+    """Raises a `ValueError` where a reward reads prompts, of which there are none."""
+    if reward.reads_prompts and not any(texts):
         raise ValueError(
             "the reward reads the prompt, but its text is '', as that of embeddings is; give one, or "
             "reward_prompt=..., or wrap a function that reads none in CallableReward(function, reads_prompts=False)"
         )
-    return selection
 
 
 def try_reward(

@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from ..alignment.cloud import Cloud
+from ..alignment.law import carried_by
+from ..alignment.out_of_memory import with_smaller_chunks
 from ..core.checks import check_counts
+from ..core.cost import Cost, charged_to
 from ..core.tensors import where_rows
+from ..core.values import final_values
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
+from ..rewards.output import RewardOutput
 from ..rewards.parts import names_within
-from .resolution import loaded_reward
+from ..rewards.stages import stages_of
+from .resolution import check_has_prompts, loaded_reward
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
@@ -29,7 +35,8 @@ class Watch:
 
     After every round, or every few of them, the best image so far by the followed reward is scored by the held-out one.
     A run ends once that score has been below its own best for `patience` checks in a row, for every image of the call.
-    Each image is returned as it was where its held-out score was the highest.
+    Each image is returned as it was where its held-out score was the highest. Where one of the two rewards has
+    constraints, an image that violates any is below all that hold them, as everywhere.
 
     Methods in rounds are those whose particles are clean after every stage: `noise_optimization`, `noise_evolution`,
     `random_search`, `zero_order_search` and `reno`. Others carry half-noisy particles to a single end. What a reward
@@ -37,7 +44,8 @@ class Watch:
     a call with such a method refuses a watch.
 
     Args:
-        reward: held out, in any form that a call takes; no term of the followed reward.
+        reward: held out, in any form that a call takes; no term of the followed reward, and not in stages. Where it
+            fails, the call does what its `on_reward_error` says; a check that is skipped tells nothing.
         patience: checks in a row.
         every: rounds from one check to the next.
 
@@ -69,11 +77,12 @@ class Watched:
         reward: name of the held-out reward.
         rounds: number of the round of each check, from 0.
         followed: the followed reward of the best image so far of each prompt's, `[B]` each.
-        held_out: the held-out reward of the same images.
+        held_out: the held-out reward of the same images; NaN where it has failed and was skipped.
         chosen: for each image the check at which it was taken.
         is_ended: whether the watch has ended the run.
-        reward_calls: images that the held-out reward has scored, with the one on which it was tried; `Cost` counts only
-            the followed one's.
+        reward_calls: images that the held-out reward has scored, with the one on which it was tried. The `Cost` of the
+            run counts only what the followed one takes, here and in the next two.
+        reward_requests, reward_price: requests to services for that, and what these charge.
     """
 
     reward: str
@@ -83,6 +92,8 @@ class Watched:
     chosen: list[int] = field(default_factory=list)
     is_ended: bool = False
     reward_calls: int = 0
+    reward_requests: int = 0
+    reward_price: float = 0.0
 
 
 def check_watchable(method: Method) -> None:
@@ -106,7 +117,8 @@ class Watching:
         named: rewards that were loaded by name before; a new one is added.
 
     Raises:
-        TypeError, ValueError: the method does not work in rounds, the reward is followed, or it fails on an image.
+        TypeError, ValueError: the method does not work in rounds, or the reward is followed, is in stages, cannot be
+            asked about the prompts, or fails on an image.
     """
 
     def __init__(
@@ -117,14 +129,21 @@ class Watching:
         self.reward = loaded_reward(watch.reward, named).to(device=call.device)
         if followed is not None and (shared := sorted(names_within(self.reward) & names_within(followed))):
             raise ValueError(f"watch is of {shared[0]!r}, which the run follows; hold another reward out")
-        size = (call.arguments.height or 64, call.arguments.width or 64)
+        if stages_of(self.reward) is not None:
+            raise ValueError(f"watch is of {self.reward.name!r}, which is in stages; give the reward of one of them")
         if self.reward.wanted_context.get("latents"):
             raise ValueError(f"watch is of {self.reward.name!r}, which needs latents; give one of images alone")
+        check_has_prompts(self.reward, call.texts)
+        self.reward.check_prompts(call.texts)
         self.watched = Watched(self.reward.name)
-        self.watched.reward_calls += self.reward.probe(call.device, size, call.texts[0] or "a photo")
+        self._cost = Cost()
+        size = (call.arguments.height or 64, call.arguments.width or 64)
+        with charged_to(self._cost):
+            self._cost.reward_calls += self.reward.probe(call.device, size, call.texts[0] or "a photo")
         self._best: Tensor | None = None
         self._cloud: Cloud | None = None
         self._num_below = torch.zeros(call.num_images, dtype=torch.long)
+        self._count()
 
     @torch.no_grad()
     def check(self, progress: Progress) -> None:
@@ -132,24 +151,42 @@ class Watching:
         is_last = progress.index + 1 == progress.num_stages
         if progress.index % self.watch.every and not is_last:
             return
-        images, prompts = progress.best_known(), progress.law.prompts
+        images, law = progress.best_known(), progress.law
+        execution = replace(law.execution, cost=self._cost)
 
-        def score(index: Tensor, rows: Tensor) -> Tensor:
-            return self.reward(rows, [prompts[row] for row in index.tolist()])
+        def count(index: Tensor) -> None:
+            self._cost.reward_calls += len(index)
 
-        scores = progress.law.execution.over_chunks(score, [1] * len(images), images).cpu().double()
-        self.watched.reward_calls += len(images)
-        self._keep(progress, scores)
+        def score(index: Tensor, images: Tensor) -> RewardOutput:
+            return self.reward.evaluate(images, [law.prompts[row] for row in index.tolist()])
 
-    def _keep(self, progress: Progress, scores: Tensor) -> None:
+        def score_rows(index: Tensor, images: Tensor) -> Tensor:
+            output = law.reward_errors.scores(execution, self.reward, score, index, images)
+            return torch.stack(carried_by(output), 1)
+
+        scored = partial(execution.over_chunks, score_rows, [1] * len(images), images, count=count)
+        try:
+            scores, *violation = with_smaller_chunks(execution, scored).cpu().double().unbind(1)
+        finally:
+            self._count()
+        self._keep(progress, scores, _violations(progress.cloud, *violation))
+
+    def _count(self) -> None:
+        watched, cost = self.watched, self._cost
+        watched.reward_calls, watched.reward_requests = cost.reward_calls, cost.reward_requests
+        watched.reward_price = cost.reward_price
+
+    def _keep(self, progress: Progress, scores: Tensor, violations: Tensor | None) -> None:
         cloud, watched = progress.cloud, self.watched
+        values = final_values(scores, torch.ones_like(scores), violations)
         if self._best is None or self._cloud is None:
-            self._best, self._cloud, watched.chosen = scores, cloud, [0] * len(scores)
+            self._best, self._cloud, watched.chosen = values, cloud, [0] * len(scores)
         else:
-            better = scores > self._best
-            self._num_below = torch.where(scores < self._best, self._num_below + 1, 0)
+            better, is_scored = values > self._best, scores.isfinite()
+            num_below = torch.where(values < self._best, self._num_below + 1, 0)
+            self._num_below = torch.where(is_scored, num_below, self._num_below)
             self._cloud = _of_images(better, cloud, self._cloud)
-            self._best = torch.where(better, scores, self._best)
+            self._best = torch.where(better, values, self._best)
             check = len(watched.rounds)
             watched.chosen = [
                 check if is_new else old for is_new, old in zip(better.tolist(), watched.chosen, strict=True)
@@ -167,11 +204,29 @@ class Watching:
 
 def _followed(cloud: Cloud) -> Tensor:
     """The followed reward of the best particle of each image, `[B]`; NaN where the method has not kept it."""
+    if cloud.final is None:
+        return torch.full((len(cloud.log_weights),), torch.nan)
+    return _of_best(cloud, cloud.final.total)
+
+
+def _violations(cloud: Cloud, held_out: Tensor | None = None) -> Tensor | None:
+    """How far the best particle of each image is from holding the constraints of both rewards, `[B]`, if there are any.
+
+    Args:
+        cloud: scored by the followed reward.
+        held_out: of the held-out reward.
+    """
+    followed = None if cloud.final is None or cloud.final.violation is None else cloud.final.violation
+    parts = [] if followed is None else [_of_best(cloud, followed).cpu().double()]
+    parts += [] if held_out is None else [held_out]
+    return torch.stack(parts).sum(0) if parts else None
+
+
+def _of_best(cloud: Cloud, figures: Tensor) -> Tensor:
+    """The figure of the best particle of each image, `[B]`, of figures `[B P]`."""
     assert cloud.values is not None, "a method in rounds has scored what it has drawn"
     best = cloud.values.argmax(1, keepdim=True)
-    if cloud.final is None:
-        return torch.full((len(best),), torch.nan)
-    return cloud.final.total.reshape(cloud.values.shape).gather(1, best.to(cloud.final.total.device))[:, 0]
+    return figures.reshape(cloud.values.shape).gather(1, best.to(figures.device))[:, 0]
 
 
 def _of_images(is_new: Tensor, new: Cloud, old: Cloud) -> Cloud:

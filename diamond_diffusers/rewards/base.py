@@ -39,6 +39,7 @@ class Reward(ABC):
         reads_prompts: whether the scores depend on the prompts.
         is_concurrent: whether `begin` returns before the scores are there, as it may where a service computes them.
         is_constrained: whether it holds a constraint, so that its output says how far images violate it.
+        is_constraint: whether it consists of constraints alone: its total is 0, and no weight or scale counts.
         max_batch_size: the largest number of images in one call of `score`; None for all at once.
         default_reward_scale: the `reward_scale` of calls that give none, at which the reward makes itself felt; None
             for 1, as of rewards of which that is not known. See `docs/judges/scales.md`.
@@ -63,6 +64,7 @@ class Reward(ABC):
     reads_prompts: bool = True
     is_concurrent: bool = False
     is_constrained: bool = False
+    is_constraint: bool = False
     max_batch_size: int | None = None
     default_reward_scale: float | None = None
     licence: str = "unspecified"
@@ -394,6 +396,8 @@ class Constraint(CompositeReward):
         self.threshold = Threshold(comparison, float(bound), strength, unit)
         super().__init__([reward], f"{reward.name} {self.threshold}")
 
+    is_constraint = True
+
     @property
     def is_constrained(self) -> bool:  # type: ignore[override]
         """True."""
@@ -444,24 +448,24 @@ class WeightedSum(CompositeReward):
         for weight, reward in terms:
             if not math.isfinite(weight):
                 raise ValueError(f"Reward '{reward.name}' got the weight {weight}; give a finite number.")
-            if isinstance(reward, Constraint) and not weight > 0:
+            if reward.is_constraint and not weight > 0:
                 raise ValueError(
                     f"The constraint '{reward.name}' got the weight {weight}; add it as it is, or turn its comparison "
                     "round."
                 )
         # Those without constraints come first, as in the expression.
-        ordered = sorted(terms, key=lambda term: isinstance(term[1], Constraint))
+        ordered = sorted(terms, key=lambda term: term[1].is_constraint)
         rewards = [reward for _, reward in ordered]
-        self.weights = [1.0 if isinstance(reward, Constraint) else float(weight) for weight, reward in ordered]
-        summed = [reward.name for reward in rewards if not isinstance(reward, Constraint)]
-        constraints = [reward.name for reward in rewards if isinstance(reward, Constraint)]
+        self.weights = [1.0 if reward.is_constraint else float(weight) for weight, reward in ordered]
+        summed = [reward.name for reward in rewards if not reward.is_constraint]
+        constraints = [reward.name for reward in rewards if reward.is_constraint]
         total = [sum_of(self.weights[: len(summed)], summed)] if summed else []
         super().__init__(rewards, ", ".join([*total, *constraints]))
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether every term but constraints is differentiable, or any constraint where there is nothing else."""
-        summed = [reward for reward in self.rewards if not isinstance(reward, Constraint)]
+        summed = [reward for reward in self.rewards if not reward.is_constraint]
         # Whether a callable is differentiable is tried only where that counts.
         decides = all if summed else any
         return decides(reward.differentiable for reward in summed or self.rewards)
@@ -477,13 +481,18 @@ class WeightedSum(CompositeReward):
         """Probes every term; the gradient of no constraint is needed that has none. See `CompositeReward.probe`."""
 
         def is_differentiated(reward: Reward) -> bool:
-            restricts_alone = isinstance(reward, Constraint) and not reward.differentiable and self.differentiable
+            restricts_alone = reward.is_constraint and not reward.differentiable and self.differentiable
             return not restricts_alone
 
         return max(
             reward.probe(device, image_size, prompt, needs_gradient and is_differentiated(reward), **context)
             for reward in self.rewards
         )
+
+    @property
+    def is_constraint(self) -> bool:  # type: ignore[override]
+        """Whether every term is."""
+        return all(reward.is_constraint for reward in self.rewards)
 
     @property
     def is_concurrent(self) -> bool:  # type: ignore[override]
@@ -556,7 +565,7 @@ class WeightedSum(CompositeReward):
         """
         shares = []
         for weight, reward in zip(self.weights, self.rewards, strict=True):
-            if isinstance(reward, Constraint):
+            if reward.is_constraint:
                 continue
             if not reward.default_reward_scale:
                 return None

@@ -115,6 +115,11 @@ class TermScores(CompositeReward):
     def term_names(self) -> list[str]:
         return list(self._terms)
 
+    @property
+    def is_constrained(self) -> bool:  # type: ignore[override]
+        """False, also where a term is: all plain samples tell of its unit."""
+        return False
+
     def evaluate(self, images: Tensor, prompts: Sequence[str], **context: Tensor | float) -> RewardOutput:
         """The sum, and the total of each term. See `Reward.evaluate`."""
         with torch.set_grad_enabled(self._tracks(images, *context.values())), one_evaluation():

@@ -17,7 +17,7 @@ def terms_of(reward: Reward) -> dict[str, tuple[float, Reward]]:
 
 def measured_terms(reward: Reward) -> dict[str, tuple[float, Reward]]:
     """As `terms_of`, without constraints, which add nothing to the sum."""
-    return {name: term for name, term in terms_of(reward).items() if not term[1].is_constrained}
+    return {name: term for name, term in terms_of(reward).items() if not term[1].is_constraint}
 
 
 def names_within(reward: Reward) -> set[str]:

@@ -40,6 +40,11 @@ class PlacedReward(CompositeReward):
         """That of the reward within."""
         return self.rewards[0].default_reward_scale
 
+    @property
+    def is_constraint(self) -> bool:  # type: ignore[override]
+        """Whether the reward within is."""
+        return self.rewards[0].is_constraint
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Casts the reward, in place; it stays on its own device."""
         self.rewards[0].to(dtype=dtype)

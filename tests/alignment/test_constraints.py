@@ -15,10 +15,13 @@ from diamond_diffusers import (
     Guide,
     NoiseEvolution,
     NoiseOptimization,
+    PosteriorSMC,
 )
 from diamond_diffusers.alignment.budget import fit_to_budget
 from diamond_diffusers.alignment.evaluation import Evaluation
+from diamond_diffusers.alignment.methods.guidance import GuidedCloud
 from diamond_diffusers.alignment.noise_rounds import Sample
+from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.core.values import BARRIER, final_values, scaled_rewards
 from diamond_diffusers.rewards import Constraint
 
@@ -184,6 +187,30 @@ def test_a_later_sample_that_holds_takes_the_place_of_one_that_does_not():
     after = before.improved_by(Sample(reward[other], before.evaluation.rows(other)), law)
     assert after.latents.tolist() == after.evaluation.terms["r"].tolist() == [1.0, 1.0, 9.0, 2.0]
     torch.testing.assert_close(after.evaluation.violation, torch.tensor([0.0, 0.0, 1e-3, 0.0]))
+
+
+def test_the_best_look_ahead_is_one_that_holds(monkeypatch):
+    """Also under a constraint that is weak on the way, beside a reward that asks for more."""
+    law = make_law(MIXTURE, LINEAR + bounded(1.5, strength=0.1), num_images=32, reward_scale=3.0)
+    method = Guidance(GlassPosterior(2, 8), Guide("tilted_mean"), keeps_best=True)
+    looked_at, seen = [], GuidedCloud.seen
+
+    def holds(z):
+        return z[..., 2] > 1.5
+
+    def recorded(cloud, samples, values):
+        looked_at.append(samples)
+        return seen(cloud, samples, values)
+
+    monkeypatch.setattr(GuidedCloud, "seen", recorded)
+    result = run(method, law)
+    had_one = holds(torch.cat(looked_at, 1)).any(1) | holds(result.latents[:, 0])
+    assert 0 < had_one.sum() < 32 and torch.equal((result.violation == 0)[:, 0], had_one)
+    # And in what a run that is ended on its way returns.
+    x, random = torch.randn(64, 3, generator=seeded(0)), RandomSource(seeded(1), 32)
+    progress = next(PosteriorSMC(2, GlassPosterior(2, 8), num_valuations=None).iterate(law, x, COARSE_LEVELS, random))
+    held = holds(progress.cloud.ahead.samples)
+    assert (held.any(1) & ~held.all(1)).any() and torch.equal(holds(progress.clean), held.any(1))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ from diamond_diffusers import (
 )
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.alignment.reward_of_each_image import RewardOfEachImage
-from diamond_diffusers.rewards import CallableReward
+from diamond_diffusers.core.pending import Pending
+from diamond_diffusers.rewards import CallableReward, Reward
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import LINEAR, QUADRATIC, make_law, make_map_law
@@ -107,6 +109,41 @@ def test_terms_are_nan_where_an_image_s_own_reward_has_none():
     torch.testing.assert_close(output.total[1], 2 * output.terms["red"][1] + output.terms["blue"][1])
     # The images of one reward are scored in one call, by it alone, and a part of the rows has the same terms.
     assert reward.rows(torch.tensor([2])).evaluate(torch.rand(1, 3, 4, 4), [""]).terms["blue"].isnan().all()
+
+
+def test_rewards_that_are_awaited_are_begun_before_the_others_are_computed():
+    events = []
+
+    class Service(Channel):
+        is_concurrent = True
+
+        def begin(self, images, prompts, **context):
+            events.append(f"{self.name} begins")
+            return Pending(partial(self.evaluate, images, prompts))
+
+    images, order = torch.rand(5, 3, 2, 2), [0, 2, 1, 0, 1]
+    rewards = [Channel("here", 0, events), Service("there", 1, events), Service("elsewhere", 2, events)]
+    reward = RewardOfEachImage([rewards[index] for index in order])
+    assert reward.is_concurrent and not reward.rows(torch.tensor([0, 3])).is_concurrent
+    scores = images.mean((2, 3))[torch.arange(5), order]
+    for ask in (reward.evaluate, lambda *given: reward.begin(*given).result()):
+        output = ask(images, [""] * 5)
+        torch.testing.assert_close(output.total, scores)
+        assert events == ["elsewhere begins", "there begins", "here", "elsewhere", "there"]
+        events.clear()
+
+
+class Channel(Reward):
+    """The mean of a channel, which notes that it was asked."""
+
+    differentiable = False
+
+    def __init__(self, name, channel, events):
+        self.name, self.channel, self.events = name, channel, events
+
+    def score(self, images, prompts):
+        self.events.append(self.name)
+        return images[:, self.channel].mean((1, 2))
 
 
 def test_a_scale_that_not_each_image_has_is_refused():

@@ -13,6 +13,7 @@ from diamond_diffusers.alignment.result import AlignmentResult
 from diamond_diffusers.alignment.reward_errors import RewardErrors
 from diamond_diffusers.alignment.stages import judged
 from diamond_diffusers.alignment.trace import Trace
+from diamond_diffusers.core.pending import Pending
 from diamond_diffusers.evaluation.benchmark.plan import plan_methods
 from diamond_diffusers.evaluation.benchmark.recipes import Recipe
 from diamond_diffusers.rewards import REWARDS, CallableReward, Reward, as_reward, register_reward, staged
@@ -36,6 +37,27 @@ class Channel(Reward):
         if any(round(score.item(), 2) in self.fails_at for score in scores):
             raise OSError("unreachable")
         return scores
+
+
+class Awaited(Channel):
+    """A service, which counts the most batches that wait for it at once."""
+
+    is_concurrent = True
+    differentiable = False
+
+    def __init__(self):
+        super().__init__("awaited", 1)
+        self.waiting = self.most = 0
+
+    def begin(self, images, prompts, **context):
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+
+        def result():
+            self.waiting -= 1
+            return self.evaluate(images, prompts, **context)
+
+        return Pending(result)
 
 
 FIRST = [[0.9, 0.7, 0.8, 0.1, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5]]
@@ -154,6 +176,15 @@ def test_the_pipeline_hands_its_particles_to_the_stages(shared_pipe, options):
     # Whatever else is in the batch.
     alone = drawn(["a ring"], [1], final_selection=None)
     torch.testing.assert_close(alone.images[0], best.images[1])
+
+
+def test_chunks_of_a_stage_that_is_awaited_are_begun_before_the_first_is_there(shared_pipe):
+    judge = Awaited()
+    call = {"num_inference_steps": 1, "alignment": BestOfN(num_particles=2), "particle_batch_size": 2}
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    out = shared_pipe(["a star", "a ring"], reward=staged(["brightness", (judge, 2)]), generator=generators, **call)
+    assert out.reward_terms["awaited"].isfinite().all() and out.cost.reward_calls == 4 + 4 + 1
+    assert judge.most == 2
 
 
 def test_a_run_follows_the_first_stage_alone(shared_pipe):

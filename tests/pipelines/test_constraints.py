@@ -109,6 +109,34 @@ def test_images_without_a_score_hold_nothing(pipe: DiamondMapPipeline, monkeypat
     assert reward_errors.RETRY_DELAYS == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("fails_every", [1, 2])
+def test_of_images_without_a_score_nothing_is_said(
+    pipe: DiamondMapPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fails_every: int,
+) -> None:
+    for module in ("alignment.reward_errors", "pipelines.resolution"):
+        monkeypatch.setattr(f"diamond_diffusers.{module}.RETRY_DELAYS", ())
+    calls: list[int] = []
+
+    def fails(images: Tensor, prompts: list[str]) -> Tensor:
+        calls.append(len(images))
+        if len(calls) > 1 and len(calls) % fails_every == 0:
+            raise OSError("no answer")
+        return redness(images, prompts)
+
+    reward = Brightness() + (CallableReward(fails, "redness", differentiable=False) < 0.01)
+    with caplog.at_level(logging.WARNING, "diamond_diffusers.pipelines.output"):
+        out = run(pipe, "smc", reward, on_reward_error="skip", particle_batch_size=1, final_selection="all")
+    assert not out.constraints_met.any() and out.rewards.isnan().any()
+    # Of particles some of which violate it and the others of which are not known to hold, none tells an evidence.
+    assert torch.isneginf(out.log_evidence).all() and torch.isneginf(out.trace.steps[-1].log_evidence).all()
+    # That no image holds is known where all have a score, or some violate.
+    warned = any(record.getMessage().startswith("For 2 of 2 images no sample") for record in caplog.records)
+    assert warned == (fails_every == 2) == (not out.rewards.isnan().all())
+
+
 def test_in_threads(pipe: DiamondMapPipeline) -> None:
     reward = Brightness() + (judge() < 0.5)
     options = [{"alignment": SMC(num_particles=count)} for count in (2, 3)]

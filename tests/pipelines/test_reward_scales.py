@@ -229,3 +229,22 @@ def test_one_prompt_alone_may_be_constrained(pipe: DiamondMapPipeline) -> None:
     for image, reward in enumerate(rewards):
         alone = pipe(PROMPTS[image], reward=reward, generator=seeded(image + 1), **options)
         assert torch.equal(out.images[image], alone.images[0]) and out.rewards[image] == alone.rewards[0]
+
+
+def test_constraints_alone_have_no_scale_to_be_found(pipe: DiamondMapPipeline) -> None:
+    bound = as_reward("brightness > 0")
+    with pytest.raises(
+        ValueError, match="reward_scale is 'auto', but the reward 'brightness > 0' has constraints alone"
+    ):
+        pipe(PROMPTS, reward=bound, reward_scale="auto", alignment="best_of_n", **CALL)
+    auto = AutoRewardScale(4, 0.5)
+    out = pipe(PROMPTS, reward=["colour", bound], reward_scale=auto, alignment="best_of_n", **CALL)
+    assert out.reward_scale[1] == 1 and out.reward_scale[0] > 1
+
+
+def test_a_scale_of_0_does_not_make_some_images_plain_samples(pipe: DiamondMapPipeline) -> None:
+    # One of them would be drawn with look-aheads, which it is not alone.
+    with pytest.raises(
+        ValueError, match="reward_scale is 0, so that images of the reward 'brightness' are plain samples"
+    ):
+        pipe(PROMPTS, reward=["brightness", "colour, brightness > 0"], reward_scale=0.0, alignment="smc", **CALL)

@@ -15,7 +15,8 @@ from diamond_diffusers import (
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.methods import METHODS
-from diamond_diffusers.rewards import CallableReward, Reward, as_reward
+from diamond_diffusers.core.cost import charge
+from diamond_diffusers.rewards import CallableReward, Reward, as_reward, staged
 
 from ..conftest import redness
 
@@ -171,3 +172,69 @@ def test_methods_in_rounds_are_those_that_the_watch_names():
 def test_what_cannot_be_watched_is_refused_before_any_work(shared_pipe, make, error, message):
     with pytest.raises(error, match=message):
         shared_pipe.iterate("a star", reward=redness, alignment="random_search", watch=make(), **CALL)
+
+
+def scripted(name, scores):
+    """Scores by a script of one image, for a part of a sum."""
+    reward = Script(scores)
+    reward.name = name
+    return reward
+
+
+def test_an_image_that_violates_a_followed_constraint_is_not_taken_for_its_held_out_score(shared_pipe):
+    # The first two rounds violate it; of the others the second has the highest held-out score.
+    followed = CallableReward(redness) + (scripted("followed", [0, 0, *[1] * 8]) > 0.5)
+    out = drawn(shared_pipe, Watch(Script([9, 8, 1, 2, *[1] * 6]), patience=9), reward=followed)
+    assert out.watched.chosen == [3] and out.constraints_met.tolist() == [True]
+    assert not out.watched.is_ended
+
+
+def test_constraints_of_the_held_out_reward_count(shared_pipe):
+    held_out = Script([1, 2, 9, 3, 2, 2, 2, 9, 9, 9]) + (scripted("bounded", [1, 1, 0, *[1] * 7]) > 0.5)
+    out = drawn(shared_pipe, Watch(held_out, patience=3))
+    # The third, which violates one, is a fall, and no height that the fourth would have to reach.
+    assert (out.watched.chosen, out.watched.is_ended, len(out.watched.rounds)) == ([3], True, 7)
+    assert out.watched.held_out == [[1], [2], [9], [3], [2], [2], [2]]
+
+
+def test_what_cannot_be_watched_is_refused_before_anything_is_drawn(shared_pipe):
+    class Picky(Script):
+        def check_prompts(self, prompts):
+            if "a" in prompts:
+                raise ValueError("no letter is a text")
+
+    reward = Picky([1] * ROUNDS)
+    with pytest.raises(ValueError, match="no letter"):
+        shared_pipe(["a star", "a"], reward=redness, alignment="random_search", watch=Watch(reward), **CALL)
+    with pytest.raises(ValueError, match="is in stages; give the reward of one"):
+        drawn(shared_pipe, Watch(staged(["brightness", ("symmetry", 1)])))
+    reward.reads_prompts = True
+    with pytest.raises(ValueError, match="reads the prompt, but its text is ''"):
+        shared_pipe("", reward=as_reward("brightness"), alignment="random_search", watch=Watch(reward), **CALL)
+    assert not reward.seen
+
+
+class Failing(Script):
+    """Fails at its second check, and has to be paid."""
+
+    def score(self, images, prompts):
+        charge(1, 0.5)
+        scores = super().score(images, prompts)
+        if len(self.seen) == 3:
+            raise OSError("no answer")
+        return scores
+
+
+def test_a_held_out_reward_that_fails_is_skipped_and_its_price_is_its_own(shared_pipe):
+    out = drawn(shared_pipe, Watch(Failing([2, 9, 1, 1, 1, *[1] * 5]), patience=3), on_reward_error="skip")
+    # What is skipped is neither a fall nor a height.
+    assert out.watched.rounds == [0, 1, 2, 3, 4] and out.watched.chosen == [0] and out.watched.is_ended
+    assert [score != score for (score,) in out.watched.held_out] == [False, True, False, False, False]
+    assert (out.watched.reward_calls, out.watched.reward_requests, out.watched.reward_price) == (6, 6, 3.0)
+    assert (out.cost.reward_calls, out.cost.reward_requests, out.cost.reward_price) == (7, 0, 0.0)
+
+
+def test_a_held_out_reward_that_fails_leaves_the_best_images(shared_pipe):
+    with pytest.raises(OSError, match="no answer") as caught:
+        drawn(shared_pipe, Watch(Failing([1] * ROUNDS)))
+    assert len(caught.value.best_images) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diamond_diffusers.rewards import Brightness, ClippedReward, ScoreStatistics, Symmetry, calibrated
+from diamond_diffusers.rewards import Brightness, ClippedReward, PlacedReward, ScoreStatistics, Symmetry, calibrated
 from diamond_diffusers.rewards.calibration import TermScores
 from diamond_diffusers.rewards.parts import terms_of
 
@@ -48,6 +48,18 @@ def test_constraints_stay_as_they_are():
     assert torch.equal(measured.violation, reward.evaluate(IMAGES, PROMPTS).violation)
     with pytest.raises(ValueError, match=r"reward 'symmetry < -0\.25' has constraints alone"):
         TermScores(Symmetry() < -0.25)
+
+
+def test_a_term_that_holds_a_constraint_is_measured_by_what_it_adds():
+    restricted = Brightness() + (Symmetry() < -0.25)
+    for term in (ClippedReward(restricted, highest=0.5), PlacedReward(restricted, "cpu")):
+        reward, brightness = term + Symmetry(), term(IMAGES, PROMPTS)
+        scores = TermScores(reward)
+        output = scores.evaluate(IMAGES, PROMPTS)
+        assert list(output.terms) == [term.name, "symmetry"] and torch.equal(output.terms[term.name], brightness)
+        assert not scores.is_constrained and output.violation is None
+        measured = calibrated(reward, {term.name: ScoreStatistics(0.5, 0.1), "symmetry": ScoreStatistics(0.0, 1.0)})
+        assert torch.equal(measured.evaluate(IMAGES, PROMPTS).violation, restricted.evaluate(IMAGES, PROMPTS).violation)
 
 
 def test_a_reward_that_is_no_sum_is_its_only_term():

@@ -131,3 +131,18 @@ def test_a_sum_is_as_differentiable_as_what_it_maximises():
     for without in (black_box < 1, (black_box < 1) + (black_box > 0), black_box + (Brightness() < 1)):
         with pytest.raises(ValueError, match="gives no gradients to the pixels"):
             without.probe(needs_gradient=True)
+
+
+def test_a_constraint_that_is_placed_restricts_as_it_does_without():
+    scaled = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "scaled", differentiable=True)
+    scaled.default_reward_scale = 10.0
+    placed = PlacedReward(as_reward("jpeg_size") < 1, "cpu")
+    assert placed.is_constraint and (placed + placed).is_constraint and not (scaled + placed).is_constraint
+    assert not PlacedReward(scaled + placed, "cpu").is_constraint
+    # It neither takes the sum's gradient, nor hides its scale.
+    reward = 2 * scaled + placed
+    assert reward.differentiable and reward.probe(needs_gradient=True) == 1
+    assert reward.default_reward_scale == 5.0
+    assert reward.name == "2*scaled, jpeg_size < 1" and (3 * placed + scaled).weights == [1.0, 1.0]
+    with pytest.raises(ValueError, match="the weight -1"):
+        -1 * placed

@@ -309,6 +309,8 @@ def test_more_words_than_the_detector_reads(kind, words, sentence, folder_of):
     reward = CompositionReward(required, detector=folder_of(kind))
     with pytest.raises(ValueError, match=sentence):
         reward(torch.rand(1, 3, 40, 40), [""])
+    with pytest.raises(ValueError, match=sentence):
+        reward.check_prompts([""])
 
 
 @pytest.mark.slow

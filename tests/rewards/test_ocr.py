@@ -36,6 +36,14 @@ PROMPT = 'a poster that says "OPEN NOW"'
         ("dogs' toys and cats' beds", []),
         ("a man 5'10\" tall", []),
         ('no "" and " " text', []),
+        ("the dog's bone says 'hello'", ["hello"]),
+        # Marks that open nothing: of inches, of decades, and of a word that is a letter.
+        ('a 24" by 36" poster that says "SALE"', ["SALE"]),
+        ("a '90s diner with the sign 'OPEN'", ["OPEN"]),
+        ("a sign that says '90s party'", ["90s party"]),
+        ("a rock 'n' roll band", []),
+        ("the poster 'rock 'n' roll'", ["rock 'n' roll"]),
+        ('a sign "🎉" without end "', ["🎉"]),
     ],
 )
 def test_the_quoted_text_of_a_prompt(prompt, parts):
@@ -151,6 +159,13 @@ class TestWithWhatAReaderFinds:
         reward, made = recorded("SALE")
         reward(torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 8, 8), ['"SALE"'])
         assert made.reader.corner == [0, 128, 255]
+
+    def test_narrow_images_are_widened_for_the_reader(self, recorded):
+        reward, made = recorded("SALE")
+        for size in ((1, 1), (1, 1000), (1000, 1), (3, 50)):
+            assert reward(torch.ones(1, 3, *size), ['"SALE"']).tolist() == [1]
+        assert made.reader.shapes == [(1, 1, 3), (63, 1000, 3), (1000, 63, 3), (4, 50, 3)]
+        assert made.reader.corner == [255] * 3
 
     def test_where_nothing_is_read_the_score_is_zero(self, recorded):
         assert recorded("")[0](self.images, ['"SALE"'] * 2).tolist() == [0, 0]

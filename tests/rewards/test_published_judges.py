@@ -281,6 +281,8 @@ class TestUse:
     def test_hpsv3_refuses_prompts_with_tokens_of_its_own(self, judges, token):
         with pytest.raises(ValueError, match=r"'hpsv3' got the prompt .* has a meaning of its own to the model; leave"):
             judges["hpsv3"](picture("small96"), [f"a {token}"])
+        with pytest.raises(ValueError, match="leave it out"):
+            judges["hpsv3"].check_prompts(["a cat", f"a {token}"])
 
     def test_mps_keeps_its_angles_in_half_precision(self, make):
         rotary = make("mps", dtype=torch.bfloat16).model.layers[0].parallel.rotary_emb

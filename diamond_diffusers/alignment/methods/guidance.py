@@ -43,14 +43,14 @@ class GuidedCloud(Cloud):
 
     Attributes:
         best: these samples, `[B P, ...]`; None before there are any.
-        best_values: their scaled rewards, `[B P]`.
+        best_values: their final values, `[B P]`.
     """
 
     best: Tensor | None = None
     best_values: Tensor | None = None
 
     def seen(self, samples: Tensor, values: Tensor) -> GuidedCloud:
-        """This cloud after clean samples `[B P, K, ...]` of scaled rewards `[B P, K]` were looked at."""
+        """This cloud after clean samples `[B P, K, ...]` of final values `[B P, K]` were looked at."""
         if self.best is not None and self.best_values is not None:
             samples = torch.cat([self.best.unsqueeze(1), samples], 1)
             values = torch.cat([self.best_values.unsqueeze(1), values], 1)
@@ -205,12 +205,13 @@ class Guidance(Method):
             ahead, shift, figures = self._guided(law, cloud.x, interval, random, needs_prediction)
             predicted, cloud = ahead.predicted, replace(cloud, values=ahead.values.unflatten(0, (-1, count)))
             if self.keeps_best:
-                assert ahead.samples is not None and ahead.rewards is not None, "`_guided` asks for both"
-                cloud = cloud.seen(ahead.samples, ahead.rewards)
+                assert ahead.samples is not None and ahead.ranks is not None, "`_guided` asks for both"
+                cloud = cloud.seen(ahead.samples, ahead.ranks)
         elif needs_prediction:
             predicted = network.predict(cloud.x, interval.start)
         if self.keeps_best and predicted is not None and not network.predicts_mean and law.is_tilted:
-            cloud = cloud.seen(predicted.unsqueeze(1), rows.tilt(predicted, interval.start).unsqueeze(1))
+            _, ranks = rows.tilt_and_rank(predicted, interval.start)
+            cloud = cloud.seen(predicted.unsqueeze(1), ranks.unsqueeze(1))
         if shift is not None and self._aims_by_itself:
             assert predicted is not None, "`_guided` asks to what the step aims"
             return replace(cloud, x=ode_step(cloud.x, predicted + shift, interval.start, interval.end), figures=figures)

@@ -409,7 +409,7 @@ def valuations(count: int | None, num_steps: int) -> frozenset[int]:
 
 
 def _none_holds(violations: Tensor | None, like: Tensor) -> Tensor:
-    """For which images all particles, `[B, P]` as those of `like`, violate a constraint, so that they tell no evidence.
+    """For which images no particle, `[B, P]` as those of `like`, is known to hold, so that they tell no evidence.
 
     Args:
         violations: `[B, P]` or `[B P]`; None where there are no constraints.
@@ -417,7 +417,8 @@ def _none_holds(violations: Tensor | None, like: Tensor) -> Tensor:
     """
     if violations is None:
         return torch.zeros(len(like), dtype=torch.bool)
-    return (read(violations).reshape(like.shape) > 0).all(1)
+    # NaN where the reward has failed.
+    return (read(violations).reshape(like.shape) != 0).all(1)
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:
