@@ -33,7 +33,7 @@ def check_reward_scales(scales: Sequence[float]) -> None:
         # Methods draw no look-aheads for these, and so other random numbers.
         raise ValueError(
             f"reward_scale[{list(scales).index(0)}] is 0 and others are not, but images of scale 0 are plain samples, "
-            "which are drawn otherwise; draw them in a call of their own"
+            "which are drawn otherwise; give them a call of their own"
         )
 
 

@@ -44,10 +44,11 @@ class UnknownOptionError(ValueError):
         owner: the part without such an option, such as "posterior 'denoiser'".
     """
 
-    def __init__(self, path: str, owner: str, options: Sequence[str]) -> None:
+    def __init__(self, path: str, owner: str, options: Sequence[str], place: str = "") -> None:
         name = path.rpartition(".")[2]
         known = f"choose one of {', '.join(options)}" if options else "it has none; leave it out"
-        super().__init__(f"{owner} has no option {name!r}{did_you_mean(name, options)}; {known}")
+        where = f"{place} takes {owner}, which" if place else owner
+        super().__init__(f"{where} has no option {name!r}{did_you_mean(name, options)}; {known}")
         self.path, self.owner = path, owner
 
 
@@ -196,7 +197,8 @@ def _built(cls: type, tree: Mapping[str, Any], place: str) -> Any:
     missing = [each.name for each in fields if each.init and each.name not in found and not _has_default(each)]
     if missing:
         remedy = "give it" if missing[0] in _serial_fields(cls) else "make the object in Python"
-        raise ValueError(f"{_owner(cls)} needs the option {missing[0]!r}, which has no default; {remedy}")
+        given = f"{place} is {shown(tree)}, but " if place and registry_of(cls) is None else ""
+        raise ValueError(f"{given}{_owner(cls)} needs the option {missing[0]!r}, which has no default; {remedy}")
     return cls(**found)
 
 
@@ -211,7 +213,8 @@ def _arguments(cls: type, tree: Mapping[str, Any], place: str, current: Callable
     for option, raw in tree.items():
         path = f"{place}.{option}" if place else str(option)
         if option not in known:
-            raise UnknownOptionError(path, _owner(cls), list(known))
+            # The kind of a part says where it is; the name of a record's class need not.
+            raise UnknownOptionError(path, _owner(cls), list(known), place if registry_of(cls) is None else "")
         found[option] = fitted_option(_TEXTS, raw, field_hints(cls)[option], path, current(option))
     return found
 

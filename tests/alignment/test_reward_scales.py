@@ -39,6 +39,7 @@ SEEDS = [11, 12, 13]
 REWARDS = [LINEAR, QUADRATIC, LINEAR]
 SCALES = [0.5, 2.0, -3.0]
 LOOK_AHEADS = GlassPosterior(2, 2)
+LEVELS = (math.inf, 2.0, 0.5, 0.0)
 FEW_LEVELS = (math.inf, 1.0, 0.0)
 
 METHODS = {
@@ -61,7 +62,7 @@ def run_images(method, images, **options):
     rewards = RewardOfEachImage([REWARDS[image] for image in images])
     scales = torch.tensor([SCALES[image] for image in images])
     options = {"num_images": len(images), "reward_scale": scales, "particle_batch_size": 3, **options}
-    return run(method, make_law(MIXTURE, rewards, **options), seed=[SEEDS[image] for image in images])
+    return run(method, make_law(MIXTURE, rewards, **options), LEVELS, seed=[SEEDS[image] for image in images])
 
 
 def best(result):
@@ -77,7 +78,7 @@ def test_an_image_is_what_it_would_be_alone_with_its_own_reward_and_scale(name):
     together = run_images(METHODS[name], [0, 1, 2])
     for image in range(3):
         law = make_law(MIXTURE, REWARDS[image], reward_scale=SCALES[image], particle_batch_size=3)
-        alone = run(METHODS[name], law, seed=[SEEDS[image]])
+        alone = run(METHODS[name], law, LEVELS, seed=[SEEDS[image]])
         assert_same(together, alone, slice(image, image + 1), atol=0, rtol=0)
         assert torch.equal(best(together)[image], best(alone)[0])
     # Each of them counts: with the scale of another image this one is another.

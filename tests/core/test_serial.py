@@ -311,7 +311,7 @@ def test_wrong_options_get_one_sentence(options, message):
         ({"filling.layers": "1,x"}, "filling.layers is '1,x'; give a whole number each, separated by commas"),
         ({"filling.layers": 3}, "filling.layers is 3; give a whole number each"),
         ({"filling": "cream"}, "filling is 'cream'; give options"),
-        ({"filling.taste": 1}, "Filling has no option 'taste'; choose one of sweetness, layers"),
+        ({"filling.taste": 1}, "filling takes Filling, which has no option 'taste'; choose one of sweetness, layers"),
         ({"size": "1"}, "size is '1'; give"),
         ({"baker": "Ann"}, "cake 'round_cake' has no option 'baker'"),
         ({"slices": []}, "cake 'round_cake' has no option 'slices'"),

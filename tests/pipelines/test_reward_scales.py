@@ -62,6 +62,10 @@ def test_one_reward_for_all_prompts_is_that_reward(pipe: DiamondMapPipeline) -> 
         ({"reward_scale": [1.0, math.inf]}, r"reward_scale\[1\] is inf"),
         ({"reward": ["colour", "colours"]}, "colours"),
         ({"reward": ["colour", "jpeg_size"], "alignment": "guidance"}, "'jpeg_size' has no gradient"),
+        (
+            {"reward_scale": {"name": 1}},
+            "reward_scale takes AutoRewardScale, which has no option 'name'; choose one of",
+        ),
         ({"reward_scale": "automatic"}, "reward_scale is 'automatic'; give a number"),
     ],
 )

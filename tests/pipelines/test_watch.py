@@ -166,6 +166,7 @@ def test_methods_in_rounds_are_those_that_the_watch_names():
         (lambda: Watch("no_such_reward"), ValueError, "no_such_reward"),
         (lambda: Watch(lambda images, prompts: None), TypeError, "lambda"),
         (lambda: "brightness", TypeError, "watch is 'brightness'; give"),
+        (lambda: {}, ValueError, r"watch is \{\}, but Watch needs the option 'reward', which has no default; give it"),
     ],
 )
 def test_what_cannot_be_watched_is_refused_before_any_work(shared_pipe, make, error, message):

@@ -147,7 +147,7 @@ def expected(name: str, value: object) -> str | None:
         return "silent: neither true nor false"
     if name in TEXTS and not is_texts(value) and value is not None:
         return "silent: no text"
-    if name == "reward_scale" and (isinstance(value, bool | str | bytes) or not is_finite(value)) and value is not None:
+    if name == "reward_scale" and not is_scale(value) and value is not None:
         return "silent: no number"
     if name in ("guidance_scale", "true_cfg_scale", "eta", "guidance_rescale") and value is not None:
         return None if is_finite(value) and not isinstance(value, bool) else "silent: no number"
@@ -166,6 +166,13 @@ def is_finite(value: object) -> bool:
         return math.isfinite(float(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError, NotImplementedError):
         return False
+
+
+def is_scale(value: object) -> bool:
+    """Whether it is a number, a list of one for the only prompt, or what says how one is found."""
+    if isinstance(value, list | tuple):
+        return len(value) == 1 and is_scale(value[0])
+    return (isinstance(value, dict) and not value) or (is_finite(value) and not isinstance(value, bool | str | bytes))
 
 
 def is_texts(value: object) -> bool:

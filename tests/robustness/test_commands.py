@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from diamond_diffusers.rewards.remote.serving import RewardServer
+
 from ..cli.invoking import invoke
 from .judging import OneOf, Tally, fault_of_sentence
 
@@ -108,6 +110,15 @@ EVALUATE = {
     "dtype": ODD[:4],
     "device": ("", "x", "cuda:99"),
 }
+SERVE = {
+    "reward": ODD,
+    "host": ("", " ", "x y", "a\nb"),
+    "port": ("", "-1", "65536", "1.5", "x"),
+    "max-batch-size": ("0", "-1", "x", "9" * 40),
+    "api-key-env": ("", " ", "NO_SUCH_KEY", "a=b", "a\nb"),
+    "dtype": ODD[:4],
+    "device": ("", "x", "cuda:99"),
+}
 
 
 def forms_of(value: str) -> list[str]:
@@ -136,7 +147,10 @@ def fault_of_command(
     text = result.stderr
     written = sorted(str(file.relative_to(output)) for file in output.rglob("*")) if output.exists() else []
     if result.exit_code == 0:
-        return "understood", None if written or arguments[0] == "score" else "silent: nothing is written"
+        return "understood", None if written or arguments[0] in (
+            "score",
+            "serve-reward",
+        ) else "silent: nothing is written"
     if result.exit_code != 2 or "Traceback" in text:
         return "refused", f"exit code {result.exit_code}: {result.exception!r}"
     if written:
@@ -213,7 +227,21 @@ def test_evaluate(option: str, tmp_path: Path, tally: Tally) -> None:
     tally.check()
 
 
-@pytest.mark.parametrize("command", ["generate", "benchmark", "score", "evaluate", "rewards", "models", "redraw"])
+@pytest.mark.parametrize("option", SERVE)
+def test_serve_reward(option: str, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a service that ends as soon as it has begun."""
+    monkeypatch.setattr(RewardServer, "serve_forever", lambda server: None)
+    for value in SERVE[option]:
+        flags = [f"--{name}={text}" for name, text in {"reward": "brightness", "port": "0", option: value}.items()]
+        names = (option, option.upper(), option.replace("-", "_"), "reward", "Reward")
+        tally.count(*fault_of_command(("serve-reward", *flags), tmp_path / "none", names, value), " ".join(flags)[:200])
+    tally.check()
+
+
+COMMANDS = ("generate", "benchmark", "score", "evaluate", "serve-reward", "rewards", "models", "redraw")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_without_what_they_need(command: str, tmp_path: Path, tally: Tally) -> None:
     """Unknown options and stray arguments; files in place of folders."""
     (tmp_path / "file").write_text("x")

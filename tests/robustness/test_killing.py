@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -87,6 +88,12 @@ def test_a_killed_command_leaves_nothing_half_written(command: Sequence[str], tm
     tally.check()
 
 
+def header_and_weights(file: Path) -> tuple[Any, bytes]:
+    """The parts of a file of safetensors, whose metadata are written in an order that differs from run to run."""
+    size, rest = int.from_bytes(file.read_bytes()[:8], "little"), file.read_bytes()[8:]
+    return json.loads(rest[:size]), rest[size:]
+
+
 @pytest.mark.robustness
 def test_a_killed_trainer_goes_on_bit_for_bit(tmp_path: Path, tally: Tally) -> None:
     source = random.Random(1)
@@ -107,7 +114,7 @@ def test_a_killed_trainer_goes_on_bit_for_bit(tmp_path: Path, tally: Tally) -> N
         tally.count("understood", str(broken) if broken else None, f"trainer killed after {moment:.2f} s")
     finish(command(output))
     for file in (tmp_path / "whole").glob("*.safetensors"):
-        assert file.read_bytes() == (output / file.name).read_bytes(), file.name
+        assert header_and_weights(file) == header_and_weights(output / file.name), file.name
     tally.check()
 
 
