@@ -236,7 +236,7 @@ def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence
     for table in comparison.tables():
         console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
         console.print(rich_table(table), end="\n\n")
-    console.print(f"Results, pictures and report.html are in {output}", soft_wrap=True, highlight=False)
+    console.print(f"Results, pictures and report.html are in {output}", soft_wrap=True, markup=False, highlight=False)
 
 
 def redraw(

@@ -71,7 +71,7 @@ def check(
         settings = {"model": model or "embedded", "loading": loading.of_weights(), "offload": loading.offload}
         write_json(output, report(runs, found, settings))
         _print(found)
-        Console().print(f"The report to attach is {output}", soft_wrap=True, highlight=False)
+        Console().print(f"The report to attach is {output}", soft_wrap=True, markup=False, highlight=False)
     if any(each.verdict == FAILED for each in found.values()):
         raise typer.Exit(1)
 

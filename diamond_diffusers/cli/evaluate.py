@@ -179,7 +179,7 @@ def _judge(
     from ..evaluation.judging.run import judge_images
     from ..evaluation.judging.verdicts import VerdictFolder
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     console = Console(stderr=True)
     folder, judges = VerdictFolder(output, f"{share.index}-of-{share.count}"), list[Any]()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not is_shown) as bars:
@@ -190,6 +190,8 @@ def _judge(
                 bars.update(bar, description=name, completed=done, total=total)
 
             judge = load()
+            if judge.name in [other.name for other in judges]:
+                raise ValueError(f"--reward and --suite give two judges the name {judge.name!r}; leave one of them out")
             judge_images(checked, judge, folder, batch_size, share, on_batch)
             judge.release()
             judges.append(judge)
@@ -209,4 +211,4 @@ def _report(evaluation: Evaluation, output_format: str, output: Path) -> None:
     for table in evaluation.tables():
         console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
         console.print(rich_table(table), end="\n\n")
-    console.print(f"Verdicts and tables are in {output}", soft_wrap=True, highlight=False)
+    console.print(f"Verdicts and tables are in {output}", soft_wrap=True, markup=False, highlight=False)

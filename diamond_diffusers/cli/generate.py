@@ -30,6 +30,7 @@ from .loading import (
     load_model,
     model_defaults,
     named_reward,
+    own_alignment,
 )
 from .method import MethodRequest, method_request
 from .options import (
@@ -57,7 +58,8 @@ def help_of_alignment() -> str:
     """With the names that are registered now."""
     return (
         f"A method: {', '.join(METHODS.names())}; a published one: {', '.join(PRESETS.names())}; or a .yaml or .json "
-        "file with the name and options of one. By default the model's own, else smc."
+        "file with the name and options of one. By default the model's own, else smc; none that needs a gradient where "
+        "the reward has none."
     )
 
 
@@ -177,8 +179,7 @@ def generate(
         "--gradient": gradient,
         "--guidance-strength": guidance_strength,
     }
-    own = "none" if scored_by is None else defaults.get("alignment", "smc")
-    request = method_request(alignment or own, flags, option or ())
+    request = method_request(alignment or own_alignment(model, loading, defaults, scored_by), flags, option or ())
     method = request.build()
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
     check_call(method, request, {"reward_scale": scale, **budget})
@@ -225,8 +226,10 @@ def generate(
             settings["calibration"] = recorded(used, file)
             used.save(output / CALIBRATION)
         save(drawn, output, settings, {} if calibrate is None or used is None else {"calibration": used.cost})
-        _print_rewards(drawn)
-        Console().print(f"Images, contact sheet and record are in {output}", soft_wrap=True, highlight=False)
+        _print_rewards(drawn, num_images, is_scale_found=scale == "auto")
+        Console().print(
+            f"Images, contact sheet and record are in {output}", soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
@@ -266,7 +269,7 @@ def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
     return f"{out.rewards[i]:.3f}" + (", violates" if violates else "")
 
 
-def _print_rewards(drawn: SideBySide) -> None:
+def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> None:
     table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
         table.add_row(escape(prompt), str(seed), *(_shown_reward(out, i) for out in drawn.outputs.values()))
@@ -278,6 +281,10 @@ def _print_rewards(drawn: SideBySide) -> None:
     console.print(table)
     for name, out in drawn.outputs.items():
         console.print(f"{name}: {out.cost}", soft_wrap=True)
+        if is_scale_found and out.reward_scale is not None:
+            # Those of the images of one prompt are equal.
+            scales = ", ".join(f"{out.reward_scale[i]:.4g}" for i in range(0, len(drawn.prompts), num_images))
+            console.print(f"{name}: reward scale {scales}", soft_wrap=True, highlight=False)
         if out.watched is not None:
             chosen, checks = [out.watched.rounds[check] + 1 for check in out.watched.chosen], out.watched.held_out
             ended = f", which ended the run after {out.watched.rounds[-1] + 1}" if out.watched.is_ended else ""

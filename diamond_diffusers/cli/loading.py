@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,17 @@ def named_reward(expression: str | None, defaults: dict[str, Any]) -> Reward | N
 
     expression = defaults.get("reward") if expression is None else expression
     return None if expression is None else as_reward(expression)
+
+
+def own_alignment(
+    model: str | None, loading: LoadingOptions, defaults: dict[str, Any], reward: Reward | None
+) -> str | Mapping[str, Any]:
+    """The method of a run that names none, which is that of a call in Python, known before the model is loaded."""
+    from ..pipelines.loading import embedded_model, find_map
+    from ..pipelines.resolution import own_method
+
+    has_map = loading.diamond_map is not None or find_map(model or embedded_model(), _hub(loading)) is not None
+    return own_method(reward, has_map, defaults)  # type: ignore[return-value]
 
 
 def load_model(model: str | None, loading: LoadingOptions, output: Path, source: str = "--model") -> DiamondMapPipeline:

@@ -30,14 +30,19 @@ def serve_reward(
 ) -> None:
     """Scores images for other processes and machines, until control and C: name its URL by --remote-reward there."""
     from ..rewards import as_reward
-    from ..rewards.remote.serving import RewardServer
+    from ..rewards.remote.serving import RewardServer, check_key_of_service, check_place
 
+    check_key_of_service(api_key_env)
+    check_place(host, port)
     place, precision = usable_device(device), None if dtype == "auto" else named_dtype(dtype)
     judge = as_reward(reward).to(place, precision)
     with RewardServer(judge, host, port, max_batch_size, place, api_key_env) as server:
         name = f"[{host}]" if ":" in host else host
         Console().print(
-            f"{judge.name} is served at http://{name}:{server.server_port}", soft_wrap=True, highlight=False
+            f"{judge.name} is served at http://{name}:{server.server_port}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
         )
         try:
             server.serve_forever()

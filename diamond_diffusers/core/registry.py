@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 import re
@@ -123,7 +124,7 @@ class Registry(Generic[T]):
         if own not in self._entries:
             raise ValueError(
                 f"{argument or self.kind} is {name[:80]!r}; choose one of {', '.join(self.names())}, or import the "
-                "file of yours that registers it (--import on the command line)"
+                f"file of yours that registers it (--import on the command line){self._nearest(name)}"
             )
         return self._entries[own]
 
@@ -141,6 +142,12 @@ class Registry(Generic[T]):
         origin = f"{getattr(entry, '__module__', None)}:{getattr(entry, '__qualname__', None)}"
         offered = (name for name, point in self._entry_points.items() if point.value == origin)
         return next(registered, None) or next(offered, None)
+
+    def _nearest(self, name: object) -> str:
+        """What an error says of the name that was probably meant, if there is one."""
+        spelled = {known.lower(): known for known in (*self.aliases, *self.names())}
+        found = difflib.get_close_matches(str(name)[:80].lower(), spelled, n=1)
+        return f"; did you mean {spelled[found[0]]!r}?" if found else ""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

@@ -31,7 +31,7 @@ def rich_table(table: TextTable) -> Table:
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for position, header in enumerate(table.header):
         justify: Literal["left", "right"] = "left" if position == 0 or header == "reason" else "right"
-        drawn.add_column(header.replace(" ", "\n"), justify=justify, overflow="fold", no_wrap=position == 0)
+        drawn.add_column(escape(header).replace(" ", "\n"), justify=justify, overflow="fold", no_wrap=position == 0)
     for row in table.rows:
         drawn.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
     return drawn
@@ -41,7 +41,7 @@ def markdown(table: TextTable) -> str:
     """A table in markdown, under its title."""
     lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
     escaped = [[_markdown_cell(cell) for cell in cells] for cells in lines]
-    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+    return f"**{' '.join(table.title.split())}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def _markdown_cell(text: str) -> str:

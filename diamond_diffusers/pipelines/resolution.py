@@ -137,7 +137,7 @@ def resolve_method(
     """
     family = call.family
     if alignment is None:
-        alignment = _own_method(reward, family, defaults)
+        alignment = own_method(reward, family.has_diamond_map, defaults, family)
     method = as_method(alignment, family)
     if reward is None:
         method.check(None)
@@ -151,12 +151,15 @@ def resolve_method(
     return method
 
 
-def _own_method(reward: Reward | None, family: Family, defaults: Mapping[str, Any]) -> Method | str:
+def own_method(
+    reward: Reward | None, has_diamond_map: bool, defaults: Mapping[str, Any], family: Family | None = None
+) -> Method | str | Mapping[str, Any]:
+    """The method of a call that names none; see `resolve_method`. The family is None before it is loaded."""
     if reward is None:
         return "none"
-    own = as_method(defaults.get("alignment", "smc"), family)
-    if own.needs_reward_gradient and not reward.differentiable:
-        return "posterior_smc" if family.has_diamond_map else "smc"
+    own: Method | str | Mapping[str, Any] = defaults.get("alignment", "smc")
+    if as_method(own, family).needs_reward_gradient and not reward.differentiable:
+        return "posterior_smc" if has_diamond_map else "smc"
     return own
 
 

@@ -15,15 +15,20 @@ def availability(registered: Registered) -> str:
     Args:
         registered: the class or function that `registered_reward` returns.
     """
+    return "".join(verdict_and_details(registered))
+
+
+def verdict_and_details(registered: Registered) -> tuple[str, str]:
+    """The same in two parts, of which the first is a few words and can stand alone."""
     import_package = getattr(registered, "import_package", importlib.import_module)
     for package in getattr(registered, "requires", ()):
         try:
             import_package(package)
         except Exception as error:
-            return f"no: package {package} does not import ({first_line(error)})"
+            return f"no: package {package}", f" does not import ({first_line(error)})"
     if required := required_arguments(registered):
-        return f"in Python, with {', '.join(required)}"
+        return "in Python", f", with {', '.join(required)}"
     absent: list[str] = []
     if isinstance(registered, Reward) or (isinstance(registered, type) and issubclass(registered, Reward)):
         absent = registered.missing_downloads()
-    return f"after download of {', '.join(absent)}" if absent else "yes"
+    return ("after download", f" of {', '.join(absent)}") if absent else ("yes", "")

@@ -71,7 +71,8 @@ def _instantiate(name: str, registered: Registered) -> Reward:
     if isinstance(registered, type) and (required := required_arguments(registered)):
         raise ValueError(
             f"The reward '{name}' needs {' and '.join(required)}, so its name alone does not make it; "
-            f"construct a {registered.__name__} in Python."
+            f"construct a {registered.__name__} in Python, or register one under another name in a file of yours "
+            "(--import on the command line)."
         )
     # A class may make any callable.
     made: Any = registered() if isinstance(registered, type) else registered

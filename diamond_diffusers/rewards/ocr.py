@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from .optional_packages import optional_package
 from .preprocessing import images_to_pil
 from .quoted_text import normalised, quoted_parts, text_score
 from .registry import register_reward
+
+LONGEST = 16
+"""How many times longer than wide an image is read: narrow ones are enlarged until they exceed all memory."""
 
 
 @register_reward("ocr")
@@ -96,7 +100,7 @@ class OCRReward(Reward):
     def read(self, image: Image) -> str:
         """The text in an RGB image, line after line from top to bottom; empty where there is none."""
         # Its arrays are in the channels' order of OpenCV.
-        pixels = numpy.ascontiguousarray(numpy.asarray(image)[..., ::-1])
+        pixels = numpy.ascontiguousarray(_widened(numpy.asarray(image))[..., ::-1])
         with self._lock:
             lines, _ = self.reader(pixels)
         return "\n".join(text for _, text, _ in lines or [])
@@ -109,3 +113,10 @@ class OCRReward(Reward):
                 "quotation marks, or construct OCRReward(text=...) or OCRReward(without_text=0.0) in Python."
             )
         return parts
+
+
+def _widened(pixels: NDArray[numpy.uint8]) -> NDArray[numpy.uint8]:
+    """The pixels `[H, W, 3]`, with black ones on the right or below where the image is longer than `LONGEST` allows."""
+    height, width = pixels.shape[:2]
+    least = -(-max(height, width) // LONGEST)
+    return numpy.pad(pixels, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))

@@ -129,9 +129,8 @@ class QuestionListReward(JudgedReward):
             self.check_exclusive([surface_forms(choice) for choice in choices])
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See `Reward.check_prompts`: every prompt needs questions."""
-        for prompt in prompts:
-            self.questions_of(prompt)
+        """See `Reward.check_prompts`: every prompt needs questions, which the judge can take."""
+        self.check_questions([self.wording(question) for prompt in prompts for question in self.questions_of(prompt)])
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts that have questions."""

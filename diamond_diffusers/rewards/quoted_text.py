@@ -12,9 +12,10 @@ MAX_PERMUTED = 4
 
 # Marks that open and close, and those that do neither within words, as apostrophes.
 _DOUBLE = re.compile(
-    r'"([^"]*)"|“([^“”"]+)[”"]|„([^„“”]+)[“”]|«([^«»]+)»|»([^«»]+)«|「([^「」]+)」|『([^『』]+)』|《([^《》]+)》'
+    r'(?<!\d)"([^"]*)"|“([^“”"]+)[”"]|„([^„“”]+)[“”]|«([^«»]+)»|»([^«»]+)«|「([^「」]+)」|『([^『』]+)』|《([^《》]+)》'
 )
-_SINGLE = re.compile(r"(?<!\w)[‘'‚](\S(?:[^‘‚]*?\S)?)[’'‘](?!\w)|‹([^‹›]+)›")
+_SINGLE = re.compile(r"(?<!\w)[‘'‚](\S(?:(?:(?!(?<!\w)'\w)[^‘‚])*?\S)?)[’'‘](?!\w)|‹([^‹›]+)›")
+_AND = re.compile(r"(?<=\w )['‘’](n)['’](?= \w)")
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "`": "'", "“": '"', "”": '"', "„": '"'})
 
 
@@ -22,11 +23,12 @@ def quoted_parts(prompt: str) -> list[str]:
     """The texts in quotation marks, in their order: straight, curly, German, French and East Asian ones.
 
     Single marks count where there are no double ones, and never within a word: in `a baker's sign that says 'OPEN'` the
-    quoted text is `OPEN`.
+    quoted text is `OPEN`. A mark after a figure is that of inches or minutes, and opens nothing.
     """
-    for marks in (_DOUBLE, _SINGLE):
-        found = [next(filter(None, match.groups()), "").strip() for match in marks.finditer(prompt)]
-        parts = [part for part in found if part]
+    # An apostrophe that is a letter, in the place of those of `rock 'n' roll`.
+    for marks, text in ((_DOUBLE, prompt), (_SINGLE, _AND.sub("ʼ\\1ʼ", prompt))):
+        found = [next(filter(None, match.groups()), "").strip() for match in marks.finditer(text)]
+        parts = [part.replace("ʼnʼ", "'n'") for part in found if part]
         if parts:
             return parts
     return []

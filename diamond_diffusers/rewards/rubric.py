@@ -107,6 +107,10 @@ class RubricReward(JudgedReward):
         parts = [f"{self.name}.{criterion}" for criterion in self.criteria] if len(self.criteria) > 1 else []
         return [self.name, *parts]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: the judge has to be able to take the questions."""
+        self.check_questions(self._questions(prompts))
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Mean grades `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
         grades = self.mean_grades(images, prompts)
@@ -122,7 +126,7 @@ class RubricReward(JudgedReward):
         Raises:
             ValueError: the model gives no grade any probability.
         """
-        questions = [self.question(criterion, prompt) for prompt in prompts for criterion in self.criteria.values()]
+        questions = self._questions(prompts)
         rows = [row for row in range(len(prompts)) for _ in self.criteria]
         count = len(self.answers)
         found = self.judge.probabilities(
@@ -143,6 +147,10 @@ class RubricReward(JudgedReward):
         if self.normalised:
             values = (values - values.min()) / (values.max() - values.min())
         return found / total @ values
+
+    def _questions(self, prompts: Sequence[str]) -> list[str]:
+        """Those of each prompt by all criteria, prompt after prompt."""
+        return [self.question(criterion, prompt) for prompt in prompts for criterion in self.criteria.values()]
 
     def question(self, criterion: Criterion, prompt: str) -> str:
         """What the judge is asked."""

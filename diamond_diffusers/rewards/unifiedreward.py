@@ -97,6 +97,10 @@ class UnifiedReward(JudgedReward):
         path = page_path(SCRIPT)
         return super().missing_downloads() + ([] if path.exists() else [path.name])
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: a prompt must not hold a token that stands for an image."""
+        self.check_questions(self._questions(prompts))
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]`, 1 to 5, of images `[B, 3, H, W]` in [0, 1] and `B` prompts.
 
@@ -113,8 +117,10 @@ class UnifiedReward(JudgedReward):
         images = at_least_float32(images.detach())
         shown = images if self._compress is None else self._compress(images)
         shown = resize_like_pil(shown, self._size(*images.shape[-2:]))
-        questions = [self.question.replace("{}", prompt) for prompt in prompts]
-        return self.judge.generate(shown, questions, self.max_new_tokens)
+        return self.judge.generate(shown, self._questions(prompts), self.max_new_tokens)
+
+    def _questions(self, prompts: Sequence[str]) -> list[str]:
+        return [self.question.replace("{}", prompt) for prompt in prompts]
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize

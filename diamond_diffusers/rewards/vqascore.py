@@ -71,7 +71,13 @@ class VQAScoreReward(JudgedReward):
         """Its processor."""
         return self.judge.processor
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: a prompt must not hold a token that stands for an image."""
+        self.check_questions(self._questions(prompts))
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Probabilities `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
-        questions = [self.question.replace("{}", prompt) for prompt in prompts]
-        return self.judge.probabilities(images, questions, [self.answer] * len(prompts))
+        return self.judge.probabilities(images, self._questions(prompts), [self.answer] * len(prompts))
+
+    def _questions(self, prompts: Sequence[str]) -> list[str]:
+        return [self.question.replace("{}", prompt) for prompt in prompts]

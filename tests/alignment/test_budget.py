@@ -151,10 +151,10 @@ class Judge(Reward):
         (CallableReward(redness, is_free=False), {}, "Reward 'redness' will be asked for 201 scores"),
     ],
 )
-def test_a_run_says_before_that_it_asks_for_many_scores(tiny_pipe, caplog, reward, options, said):
+def test_a_run_says_before_that_it_asks_for_many_scores(shared_pipe, caplog, reward, options, said):
     options = {"alignment": BestOfN(num_particles=201), **options}
     asked = reward.num_images if isinstance(reward, Judge) else 0
-    with tiny_pipe.iterate("a star", reward=reward, num_inference_steps=1, **options):
+    with shared_pipe.iterate("a star", reward=reward, num_inference_steps=1, **options):
         warnings = [record.getMessage() for record in caplog.records if "will be asked" in record.getMessage()]
         assert len(warnings) == (said is not None) and all(said in warning for warning in warnings)
     if isinstance(reward, Judge):
@@ -162,15 +162,14 @@ def test_a_run_says_before_that_it_asks_for_many_scores(tiny_pipe, caplog, rewar
         assert reward.num_images == asked + 1
 
 
-def test_a_method_that_cannot_be_counted_runs_all_the_same(tiny_pipe):
+def test_a_method_that_cannot_be_counted_runs_all_the_same(shared_pipe):
     class Peculiar(BestOfN):
         def step(self, law, cloud, interval, random):
             assert cloud.x.ndim == 3
             return super().step(law, cloud, interval, random)
 
-    assert (
-        len(tiny_pipe("a star", reward=Judge(), alignment=Peculiar(num_particles=2), num_inference_steps=1).images) == 1
-    )
+    out = shared_pipe("a star", reward=Judge(), alignment=Peculiar(num_particles=2), num_inference_steps=1)
+    assert len(out.images) == 1
 
 
 @pytest.mark.parametrize("name", ["noise_optimization", "noise_evolution"])
@@ -218,9 +217,9 @@ def test_a_price_that_does_not_rise_is_an_error():
 
 
 @pytest.mark.parametrize("name", ["best_of_n", "beam_search", "path_search", "random_search", "zero_order_search"])
-def test_the_pipeline_takes_a_budget_in_place_of_a_count(tiny_pipe, name):
+def test_the_pipeline_takes_a_budget_in_place_of_a_count(shared_pipe, name):
     """Three steps under classifier-free guidance."""
-    out = tiny_pipe(
+    out = shared_pipe(
         ["a circle", "a star"],
         reward=redness,
         alignment=name,
@@ -231,16 +230,16 @@ def test_the_pipeline_takes_a_budget_in_place_of_a_count(tiny_pipe, name):
     assert len(out.images) == 2
     assert 2 * 30 < out.cost.network_evaluations <= 2 * 61
     with pytest.raises(ValueError, match="max_network_evaluations is 5, but an image of"):
-        tiny_pipe("a circle", reward=redness, alignment=name, max_network_evaluations=5)
+        shared_pipe("a circle", reward=redness, alignment=name, max_network_evaluations=5)
 
 
-def test_the_pipeline_takes_a_budget_of_scores(tiny_pipe):
+def test_the_pipeline_takes_a_budget_of_scores(shared_pipe):
     reward = Judge()
     options = {"reward": reward, "num_inference_steps": 2, "output_type": "latent"}
-    out = tiny_pipe(["a circle", "a star"], alignment="smc", max_reward_calls=5, **options)
+    out = shared_pipe(["a circle", "a star"], alignment="smc", max_reward_calls=5, **options)
     # Two scores of a particle, and the trial of the reward before the run.
     assert out.alignment.num_particles == 2 and out.cost.reward_calls == reward.num_images == 2 * 4 + 1
     with pytest.raises(
         ValueError, match="max_reward_calls is 1, but an image of SMC needs at least 2 scores in 2 step"
     ):
-        tiny_pipe("a circle", alignment="smc", max_reward_calls=1, **options)
+        shared_pipe("a circle", alignment="smc", max_reward_calls=1, **options)

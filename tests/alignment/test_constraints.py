@@ -68,7 +68,7 @@ def restricted(smc, bound, scale, num_images, strength=10.0):
     return found - probabilities, (result.log_evidence - evidence).exp(), holds.any(1)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, -0.5])
+@pytest.mark.parametrize("scale", [0.0, 1.0, pytest.param(-0.5, marks=pytest.mark.slow)])
 def test_smc_samples_the_law_restricted_to_the_images_that_hold(scale):
     """Also where the reward does not count, or counts against itself: the constraint is not scaled."""
     num_particles = 128

@@ -39,6 +39,7 @@ SEEDS = [11, 12, 13]
 REWARDS = [LINEAR, QUADRATIC, LINEAR]
 SCALES = [0.5, 2.0, -3.0]
 LOOK_AHEADS = GlassPosterior(2, 2)
+FEW_LEVELS = (math.inf, 1.0, 0.0)
 
 METHODS = {
     "best_of_n": BestOfN(num_particles=3),
@@ -90,10 +91,12 @@ def test_look_aheads_are_averaged_by_the_scale_of_their_own_image(weights):
     together = run(
         method,
         make_map_law(MIXTURE, LINEAR, 2, reward_scale=torch.tensor([0.5, 4.0]), particle_batch_size=3),
+        FEW_LEVELS,
         seed=[1, 2],
     )
     for image, scale in enumerate((0.5, 4.0)):
-        alone = run(method, make_map_law(MIXTURE, LINEAR, reward_scale=scale, particle_batch_size=3), seed=[image + 1])
+        law = make_map_law(MIXTURE, LINEAR, reward_scale=scale, particle_batch_size=3)
+        alone = run(method, law, FEW_LEVELS, seed=[image + 1])
         assert torch.equal(together.latents[image], alone.latents[0])
 
 

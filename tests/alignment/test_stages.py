@@ -149,13 +149,13 @@ def test_without_stages_nothing_changes():
 
 
 @pytest.mark.parametrize("options", [{}, {"particle_batch_size": 2}], ids=str)
-def test_the_pipeline_hands_its_particles_to_the_stages(tiny_pipe, options):
+def test_the_pipeline_hands_its_particles_to_the_stages(shared_pipe, options):
     reward = stages(3, 1)
     call = {"num_inference_steps": 2, "output_type": "pt", "final_selection": "all", **options}
 
     def drawn(prompts, seeds, **options):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return tiny_pipe(
+        return shared_pipe(
             prompts, reward=reward, alignment=BestOfN(num_particles=4), generator=generators, **(call | options)
         )
 
@@ -178,21 +178,21 @@ def test_the_pipeline_hands_its_particles_to_the_stages(tiny_pipe, options):
     torch.testing.assert_close(alone.images[0], best.images[1])
 
 
-def test_chunks_of_a_stage_that_is_awaited_are_begun_before_the_first_is_there(tiny_pipe):
+def test_chunks_of_a_stage_that_is_awaited_are_begun_before_the_first_is_there(shared_pipe):
     judge = Awaited()
     call = {"num_inference_steps": 1, "alignment": BestOfN(num_particles=2), "particle_batch_size": 2}
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    out = tiny_pipe(["a star", "a ring"], reward=staged(["brightness", (judge, 2)]), generator=generators, **call)
+    out = shared_pipe(["a star", "a ring"], reward=staged(["brightness", (judge, 2)]), generator=generators, **call)
     assert out.reward_terms["awaited"].isfinite().all() and out.cost.reward_calls == 4 + 4 + 1
     assert judge.most == 2
 
 
-def test_a_run_follows_the_first_stage_alone(tiny_pipe):
+def test_a_run_follows_the_first_stage_alone(shared_pipe):
     first = CallableReward(redness, "first")
     call = {"alignment": SMC(3), "num_inference_steps": 3, "output_type": "pt", "final_selection": "all"}
 
     def drawn(reward):
-        return tiny_pipe("a star", reward=reward, generator=torch.Generator().manual_seed(0), **call)
+        return shared_pipe("a star", reward=reward, generator=torch.Generator().manual_seed(0), **call)
 
     out, alone = drawn(staged([first, (Channel("second", 1), 2)])), drawn(first)
     for name in ("images", "rewards", "log_weights", "log_evidence"):
@@ -200,13 +200,13 @@ def test_a_run_follows_the_first_stage_alone(tiny_pipe):
     assert alone.stage_calls is None and out.reward_terms["second"].isnan().sum() == 1
 
 
-def test_stages_count_in_budgets(tiny_pipe):
+def test_stages_count_in_budgets(shared_pipe):
     reward = stages(3, 1)
-    out = tiny_pipe("a star", reward=reward, alignment="best_of_n", max_reward_calls=9, num_inference_steps=1)
+    out = shared_pipe("a star", reward=reward, alignment="best_of_n", max_reward_calls=9, num_inference_steps=1)
     # Five by the first, three and one by the others, and one on which they are tried.
     assert out.alignment.num_particles == 5 and out.cost.reward_calls == 9 + 1
     recipes = {"best_of_n": Recipe(BestOfN()), "guidance_of_one": Recipe(Guidance(), grows=())}
-    plan = plan_methods(["best_of_n", "guidance_of_one"], [24], tiny_pipe, reward, recipes=recipes, max_reward_calls=8)
+    plan = plan_methods(list(recipes), [24], shared_pipe, reward, recipes=recipes, max_reward_calls=8)
     assert [entry.method.alignment.num_particles for entry in plan.entries] == [4]
     assert [left.name for left in plan.left_out] == ["guidance_of_one"] and "ends with 1" in plan.left_out[0].reason
 
@@ -222,9 +222,9 @@ def test_stages_count_in_budgets(tiny_pipe):
         ({"reward": staged([stages(2), ("brightness", 2)])}, "is made of one in stages"),
     ],
 )
-def test_what_stages_cannot_do_is_refused_before_any_work(tiny_pipe, options, message):
+def test_what_stages_cannot_do_is_refused_before_any_work(shared_pipe, options, message):
     with pytest.raises(ValueError, match=message):
-        tiny_pipe.iterate("a star", **{"reward": stages(2), "alignment": BestOfN(num_particles=4), **options})
+        shared_pipe.iterate("a star", **{"reward": stages(2), "alignment": BestOfN(num_particles=4), **options})
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_stages_are_registered_under_a_name(monkeypatch):
     assert as_reward("judged").name == "judged" and stages_of(as_reward("judged")).later[0].keep == 2
 
 
-def test_only_the_first_stage_is_differentiated(tiny_pipe):
+def test_only_the_first_stage_is_differentiated(shared_pipe):
     reward = staged([CallableReward(redness), ("jpeg_size", 1)])
     assert reward.differentiable and not staged(["jpeg_size", (redness, 1)]).differentiable
-    out = tiny_pipe("a star", reward=reward, alignment=Guidance(num_particles=2), num_inference_steps=2)
+    out = shared_pipe("a star", reward=reward, alignment=Guidance(num_particles=2), num_inference_steps=2)
     assert set(out.reward_terms) == {"redness", "jpeg_size"}

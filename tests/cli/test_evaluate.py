@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,14 @@ def test_geneval_in_its_own_layout(tmp_path, monkeypatch):
     assert [line["correct"] for line in lines] == [False, True, False]
     assert lines[0]["filename"] == "00000/samples/0000.png" and lines[0]["reason"] == "expected cat>=2, found 1"
     assert [json.loads(line["metadata"]) for line in lines] == entries
+    # Of folders with one name, results lie within the output, too; signs of markup in its name are nothing else.
+    twin, out = tmp_path / "twin" / "model", tmp_path / "out [/b]"
+    shutil.copytree(tmp_path / "model", twin)
+    printed = succeed(*call[:2], twin, *call[2:-3], out, *call[-2:])
+    assert f"Verdicts and tables are in {out}" in printed
+    found = sorted(file.relative_to(out / "geneval").as_posix() for file in out.glob("geneval/**/results.jsonl"))
+    assert found == sorted([f"{tmp_path.name}/model/results.jsonl", "twin/model/results.jsonl"])
+    assert not list(twin.glob("results.jsonl"))
 
 
 @pytest.fixture
@@ -174,6 +183,7 @@ def nothing_is_loaded(monkeypatch):
         (("--suite", "dsg"), "has no 'item_id' in its metadata, which suite 'dsg' needs; give --prompts dsg"),
         (("--suite", "miniature"), "'two cats'"),
         (("--reward", "2*"), "2*"),
+        (("--reward", "hpsv2.1", "--reward", " hps-v2.1"), "--reward is ' hps-v2.1', which is 'hpsv2.1' again"),
         (("--reward", "brightness", "--detector", "x"), "--detector is 'x', but no --suite takes it"),
         (("--reward", "brightness", "--format", "xml"), "--format is 'xml'; choose one of table, csv, json, markdown"),
         (("--reward", "brightness", "--shard", "4/4"), "--shard is '4/4'; give INDEX/COUNT, such as 0/4"),

@@ -17,6 +17,8 @@ from diamond_diffusers import (
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.cli import generate as module
+from diamond_diffusers.cli.loading import model_defaults, own_alignment
+from diamond_diffusers.cli.records import LoadingOptions
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
@@ -391,12 +393,22 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
         assert image.size == (64, 64)
 
 
+def test_a_reward_without_gradient_has_a_method_that_needs_none():
+    """As in Python, where the model's own method is one that follows gradients."""
+    loading = LoadingOptions()
+    defaults = model_defaults(None, loading)
+    assert own_alignment(None, loading, defaults, as_reward("brightness")) == defaults["alignment"]
+    assert own_alignment(None, loading, defaults, as_reward("jpeg_size")) == "posterior_smc"
+    assert own_alignment(None, loading, defaults, None) == "none"
+
+
 @pytest.mark.slow
-def test_the_scale_of_the_reward_is_recorded(generate):
-    _, record = generate("--num-particles", 2, "--reward-scale", "auto")
+def test_the_scale_of_the_reward_is_told_and_recorded(generate):
+    output, record = generate("--num-particles", 2, "--reward-scale", "auto")
     assert record["settings"]["reward_scale"] == "auto"
     (image,) = record["images"]
     assert image["aligned"]["reward_scale"] > 0 and image["plain"]["reward_scale"] is None
+    assert f"aligned: reward scale {image['aligned']['reward_scale']:.4g}" in output
     assert record["cost"]["aligned"]["reward_calls"] > 32
 
 

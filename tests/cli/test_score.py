@@ -244,7 +244,33 @@ class TestRewardsCommand:
     def test_a_narrow_terminal_gets_no_sentences(self):
         listed = invoke("rewards", columns=80).output
         assert all(name in listed for name in available_rewards())
-        assert all(word in listed for word in ("gradient", "licence", "download")) and "what" not in listed
+        assert all(word in listed for word in ("gradient", "scale", "download", "usable here"))
+        assert not any(word in listed for word in ("licence", "what"))
+
+    def test_a_narrow_terminal_gets_a_line_or_two_for_most(self):
+        listed = invoke("rewards", columns=80).output.splitlines()
+        assert all(len(line) <= 80 for line in listed)
+        assert len(listed) < 1.5 * len(available_rewards()) + 5
+
+    def test_named_rewards_are_told_in_full(self):
+        told = succeed("rewards", "inverse_problem", "sharpness")
+        assert "inverse_problem\n  what: " in told and "sharpness\n  what: Variance of the" in told
+        assert "  usable here: in Python, with operator, measurement, noise_std\n" in told
+        assert "  licence: Apache-2.0\n  source: Pech-Pacheco et al. 2000\n" in told
+        assert "brightness" not in told
+
+    def test_csv_holds_all_that_is_known(self):
+        rows = list(csv.DictReader(succeed("rewards", "--format", "csv").splitlines()))
+        assert [row["name"] for row in rows] == available_rewards()
+        (row,) = [row for row in rows if row["name"] == "inverse_problem"]
+        assert row["usable here"] == "in Python, with operator, measurement, noise_std"
+        assert row["source"] == "Chung et al. 2022, arXiv:2209.14687" and row["scale"] == "1"
+
+    def test_what_cannot_be_told_is_refused(self):
+        unknown, form = invoke("rewards", "brigthness"), invoke("rewards", "--format", "json")
+        assert (unknown.exit_code, form.exit_code) == (2, 2)
+        assert "reward is 'brigthness'; choose one of" in unknown.output.replace("\n", " ")
+        assert "--format is 'json'; choose table or csv" in form.output
 
     def test_a_plug_in_that_does_not_import_is_listed_with_its_error(self, monkeypatch):
         def registered_reward(name):

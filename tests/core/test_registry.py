@@ -110,6 +110,14 @@ class TestDecorator:
         with pytest.raises(ValueError, match=r"^outline is 'square'; choose one of circle, or import"):
             shapes.get("square", argument="outline")
 
+    @pytest.mark.parametrize("written", ["Circle", "circel"])
+    def test_a_misspelt_name_is_told_the_nearest(self, shapes, written):
+        with pytest.raises(ValueError, match=r"; did you mean 'circle'\?$"):
+            shapes.get(written)
+        with pytest.raises(ValueError) as error:
+            shapes.get("square")
+        assert "did you mean" not in str(error.value)
+
 
 class TestEntryPoints:
     @pytest.fixture

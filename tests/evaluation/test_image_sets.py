@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -144,6 +145,9 @@ def broken(folder, how):
     elif how == "outside":
         draw(folder.parent / "x.png")
         table_folder(folder, [("../x.png", "two cats")])
+    elif how == "no name":
+        table_folder(folder)
+        (folder / "metadata.jsonl").write_text('{"file_name": "", "prompt": "a cat"}')
     elif how == "no field":
         table_folder(folder)
         (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}')
@@ -174,7 +178,8 @@ def broken(folder, how):
         ("twice", "names 'a.png' twice; remove one of the lines"),
         ("two forms", "has 'a.png' and 'a.jpg' for one image; remove one of the two"),
         ("no row", "has no row for 'c.png'; add one, or remove the image"),
-        ("outside", "names '../x.png', which is not within"),
+        ("outside", "names '../x.png', which is no file within"),
+        ("no name", "line 1 of '.*' names '', which is no file within"),
         ("no field", "line 1 of '.*' has no 'prompt'; give file_name and prompt"),
         ("no samples", "samples' holds no images; draw those of the prompt 'two cats'"),
         ("no metadata", "metadata.jsonl' is a list in place of an object; give the prompt's line of GenEval's"),
@@ -198,6 +203,26 @@ def test_prompts_that_do_not_match(tmp_path):
         find_image_sets([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
-def test_folders_of_one_name_go_by_their_paths(tmp_path):
+def test_folders_of_one_name_go_by_their_paths(tmp_path, monkeypatch):
     folders = [table_folder(tmp_path / parent / "samples") for parent in ("x", "y")]
-    assert [each.name for each in find_image_sets(folders)] == [str(folder) for folder in folders]
+    assert [each.name for each in find_image_sets(folders)] == ["x/samples", "y/samples"]
+    monkeypatch.chdir(tmp_path / "x")
+    deeper = table_folder(tmp_path / "z" / "x" / "samples")
+    # However they are spelled.
+    found = find_image_sets([Path("samples"), Path("../z/x/samples")])
+    assert [each.name for each in found] == [f"{tmp_path.name}/x/samples", "z/x/samples"] and deeper.is_dir()
+
+
+def test_a_link_to_nowhere_is_a_missing_image(tmp_path):
+    draw(tmp_path / "0.png")
+    (tmp_path / "1.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"1\.png' does not exist; draw the image again"):
+        find_image_sets([tmp_path], [CATS, DOGS])
+
+
+def test_names_are_compared_as_they_are_read(tmp_path):
+    draw(tmp_path / "a" / "cafe\u0301_0.png")
+    (found,) = find_image_sets([tmp_path / "a"], [CATS, Prompt(7, "caf\u00e9")])
+    assert found.images[0].prompt.index == 7
+    (found,) = find_image_sets([table_folder(tmp_path / "b", [("./a.png", "a cat"), ("c//d.png", "a dog")])])
+    assert [image.name for image in found.images] == ["a.png", "c/d.png"]

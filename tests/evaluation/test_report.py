@@ -130,6 +130,14 @@ def test_text_of_tables_is_printed_as_it_is(comparison):
         assert len({line.count("|") for line in lines[2:]}) == 1
 
 
+def test_headers_of_others_are_texts():
+    table = TextTable("Minus a\nb", ["name", "[red]", "[/x] y"], [["a", "1", "2"]])
+    console = Console(width=80, file=io.StringIO())
+    console.print(rich_table(table))
+    assert "[red]" in console.file.getvalue() and "[/x]" in console.file.getvalue()
+    assert markdown(table).splitlines()[0] == "**Minus a b**"
+
+
 def test_bars_within_cells_do_not_end_them():
     table = TextTable("any", ["method", "reason"], [["a|b", "1 | 2"]])
     assert markdown(table).splitlines()[-1] == r"| a\|b | 1 \| 2 |"

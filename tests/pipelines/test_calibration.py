@@ -27,9 +27,9 @@ class Seen(Reward):
         return scores
 
 
-def test_statistics_are_those_of_plain_samples(tiny_pipe):
+def test_statistics_are_those_of_plain_samples(shared_pipe):
     reward = Seen()
-    found = calibrate(tiny_pipe, ["a star", "a ring"], reward, 5, batch_size=3, num_inference_steps=2)
+    found = calibrate(shared_pipe, ["a star", "a ring"], reward, 5, batch_size=3, num_inference_steps=2)
     # The first image of each call is the one on which the reward is tried.
     scores = torch.tensor(reward.scores[1:4] + reward.scores[5:]).double()
     assert reward.prompts == ["a star", "a star", "a ring", "a star", "a ring", "a ring", "a star"]
@@ -41,23 +41,23 @@ def test_statistics_are_those_of_plain_samples(tiny_pipe):
     assert (found.reward, found.num_samples, found.seed) == ("seen", 5, 0)
 
 
-def test_a_run_is_the_same_with_a_calibration_before_it(tiny_pipe):
+def test_a_run_is_the_same_with_a_calibration_before_it(shared_pipe):
     def drawn():
         # With noise of the global generator, as stock pipelines take it.
         torch.manual_seed(3)
-        return tiny_pipe("a star", reward=redness, alignment=NoAlignment(), output_type="pt").images
+        return shared_pipe("a star", reward=redness, alignment=NoAlignment(), output_type="pt").images
 
     before, state = drawn(), torch.get_rng_state()
-    first = calibrate(tiny_pipe, "a star", redness, 2)
+    first = calibrate(shared_pipe, "a star", redness, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(drawn(), before)
-    assert first.terms == calibrate(tiny_pipe, "a star", redness, 2).terms
-    assert first.terms != calibrate(tiny_pipe, "a star", redness, 2, seed=1).terms
+    assert first.terms == calibrate(shared_pipe, "a star", redness, 2).terms
+    assert first.terms != calibrate(shared_pipe, "a star", redness, 2, seed=1).terms
 
 
-def test_a_calibration_is_read_as_it_was_written(tmp_path, tiny_pipe):
+def test_a_calibration_is_read_as_it_was_written(tmp_path, shared_pipe):
     reward = as_reward(redness) + as_reward("2*brightness")
-    found = calibrate(tiny_pipe, "a star", reward, 2, num_inference_steps=1)
+    found = calibrate(shared_pipe, "a star", reward, 2, num_inference_steps=1)
     found.save(tmp_path / "calibration.json")
     assert Calibration.load(tmp_path / "calibration.json") == found
     applied = found.apply(reward)
@@ -99,7 +99,7 @@ def test_files_that_are_no_calibration_are_named(tmp_path, change, message):
         ({"reward": lambda images, prompts: 0 * images.mean((1, 2, 3))}, ValueError, "is 0 for all 2 plain samples"),
     ],
 )
-def test_wrong_arguments_are_named(tiny_pipe, given, error, message):
+def test_wrong_arguments_are_named(shared_pipe, given, error, message):
     arguments = {"prompts": "a star", "reward": redness, "num_samples": 2, "num_inference_steps": 1} | given
     with pytest.raises(error, match=message):
-        calibrate(tiny_pipe, **arguments)
+        calibrate(shared_pipe, **arguments)

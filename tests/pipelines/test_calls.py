@@ -39,7 +39,7 @@ def test_an_output_is_one_of_diffusers(pipe: DiamondMapPipeline) -> None:
     assert list(plain.keys()) == ["images", "reward_terms", "log_weights", "trace", "cost", "alignment", "interrupted"]
     assert list(scored)[:3] == ["images", "rewards", "reward_terms"]
     assert scored[1] is scored.rewards is scored["rewards"]
-    assert unpack(**scored) == set(scored) == {*plain, "rewards", "log_evidence"}
+    assert unpack(**scored) == set(scored) == {*plain, "rewards", "log_evidence", "reward_scale"}
     assert plain.rewards is None and "rewards" not in plain
     again = pickle.loads(pickle.dumps(scored))
     assert type(again) is DiamondMapPipelineOutput and torch.equal(again.rewards, scored.rewards)

@@ -15,7 +15,7 @@ from diamond_diffusers.rewards import Brightness, CallableReward, Reward
 from ..products import one_of_each_kind
 from .test_iterate import NAMES, PROMPTS, build_pipe, call
 
-CASES = one_of_each_kind([name for name in NAMES if name != "none"], ("smc", "beam_search", "noise_optimization"))
+CASES = one_of_each_kind([name for name in NAMES if name != "none"], ("smc", "noise_optimization"))
 
 
 @pytest.fixture(scope="module")

@@ -32,15 +32,15 @@ class Quotes(Reward):
     ],
     ids=["alone", "in a sum", "in a constraint", "of the second prompt"],
 )
-def test_a_later_prompt_is_refused_before_the_first_is_sampled(tiny_pipe, reward):
+def test_a_later_prompt_is_refused_before_the_first_is_sampled(shared_pipe, reward):
     Quotes.seen = 0
     with pytest.raises(ValueError, match="got the prompt 'a blue ring', which quotes nothing"):
-        tiny_pipe(['a red "star"', "a blue ring"], reward=reward, alignment="best_of_n", num_inference_steps=1)
+        shared_pipe(['a red "star"', "a blue ring"], reward=reward, alignment="best_of_n", num_inference_steps=1)
     assert Quotes.seen == 0
 
 
-def test_each_prompt_is_asked_of_its_own_reward(tiny_pipe):
-    out = tiny_pipe(
+def test_each_prompt_is_asked_of_its_own_reward(shared_pipe):
+    out = shared_pipe(
         ['a red "star"', "a blue ring"],
         reward=[Quotes(), Brightness()],
         alignment="best_of_n",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.zoo.sana import build_tiny_sana_sprint
-from diamond_diffusers import AutoRewardScale, BestOfN, DiamondMapPipeline
+from diamond_diffusers import SMC, AutoRewardScale, BestOfN, DiamondMapPipeline, Method
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.pipelines.auto_scale import random_of_prompts
 from diamond_diffusers.pipelines.resolution import own_reward_scale
@@ -27,11 +27,9 @@ PROMPTS = ["a red star", "two blue rings"]
 CALL = {"num_inference_steps": 2, "output_type": "pt", "particle_batch_size": 2}
 
 
-@pytest.fixture(scope="module")
-def pipe() -> DiamondMapPipeline:
-    made = DiamondMapPipeline.from_pretrained()
-    made.set_progress_bar_config(disable=True)
-    return made
+@pytest.fixture
+def pipe(shared_pipe: DiamondMapPipeline) -> DiamondMapPipeline:
+    return shared_pipe
 
 
 def redness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -44,7 +42,7 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 def test_each_prompt_s_images_have_its_reward_and_scale(pipe: DiamondMapPipeline) -> None:
     rewards, scales = ["brightness + 2*colour", redness], [30.0, -5.0]
-    options = {**CALL, "alignment": "smc", "num_images_per_prompt": 2}
+    options = {**CALL, "alignment": SMC(num_particles=3), "num_images_per_prompt": 2}
     out = pipe(PROMPTS, reward=rewards, reward_scale=scales, generator=seeded(1, 2, 3, 4), **options)
     assert out.reward_scale.tolist() == [30.0, 30.0, -5.0, -5.0]
     assert list(out.reward_terms) == ["brightness", "colour", "redness"]
@@ -105,9 +103,11 @@ def test_the_own_scale_of_what_is_made_of_rewards() -> None:
     assert ClippedReward(colour, 0.1).default_reward_scale == PlacedReward(colour, "cpu").default_reward_scale == 50.0
 
 
-@pytest.mark.parametrize("alignment", ["smc", pytest.param("best_of_n", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "alignment", [SMC(num_particles=2), pytest.param(BestOfN(), marks=pytest.mark.slow)], ids=["smc", "best of n"]
+)
 def test_a_scale_that_is_found_is_that_of_the_prompt(
-    pipe: DiamondMapPipeline, alignment: str, caplog: pytest.LogCaptureFixture
+    pipe: DiamondMapPipeline, alignment: Method, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {**CALL, "alignment": alignment, "reward": "colour"}
     scale = AutoRewardScale(num_samples=6, effective_share=0.4)
@@ -229,7 +229,7 @@ def test_a_few_step_model_is_sampled_as_it_samples_whatever_start_is_given() -> 
 
 
 def test_one_prompt_alone_may_be_constrained(pipe: DiamondMapPipeline) -> None:
-    rewards, options = ["colour", "brightness < 0.8"], {**CALL, "alignment": "smc"}
+    rewards, options = ["colour", "brightness < 0.8"], {**CALL, "alignment": SMC(num_particles=2)}
     out = pipe(PROMPTS, reward=rewards, generator=seeded(1, 2), **options)
     for image, reward in enumerate(rewards):
         alone = pipe(PROMPTS[image], reward=reward, generator=seeded(image + 1), **options)

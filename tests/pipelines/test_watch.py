@@ -20,7 +20,7 @@ from diamond_diffusers.rewards import CallableReward, Reward, as_reward, staged
 
 from ..conftest import redness
 
-CALL = {"num_inference_steps": 1, "output_type": "pt"}
+CALL = {"num_inference_steps": 1, "output_type": "pt", "true_cfg_scale": 1.0}
 ROUNDS = 10
 
 
@@ -61,9 +61,9 @@ def drawn(pipe, watch, num_images=1, **options):
         ([3, 2, 2, 2, 2, 2, 2, 2, 2, 2], [0, 1, 2, 3], 0, True),
     ],
 )
-def test_when_a_run_ends_and_what_it_returns(tiny_pipe, scores, rounds, chosen, is_ended):
+def test_when_a_run_ends_and_what_it_returns(shared_pipe, scores, rounds, chosen, is_ended):
     reward = Script(scores)
-    out = drawn(tiny_pipe, Watch(reward, patience=3))
+    out = drawn(shared_pipe, Watch(reward, patience=3))
     watched = out.watched
     assert (watched.rounds, watched.chosen, watched.is_ended) == (rounds, [chosen], is_ended)
     assert watched.held_out == [[score] for score in scores[: len(rounds)]]
@@ -78,45 +78,45 @@ def test_when_a_run_ends_and_what_it_returns(tiny_pipe, scores, rounds, chosen, 
     assert out.cost.reward_calls == len(rounds) + 2
 
 
-def test_each_image_is_taken_where_it_was_best_and_all_have_to_fall(tiny_pipe):
+def test_each_image_is_taken_where_it_was_best_and_all_have_to_fall(shared_pipe):
     reward = Script([5, 4, 4, 4, 4, 4, 4, 4, 4, 4], [1, 2, 3, 2, 2, 2, 2, 2, 2, 2])
-    out = drawn(tiny_pipe, Watch(reward, patience=2), num_images=2)
+    out = drawn(shared_pipe, Watch(reward, patience=2), num_images=2)
     assert out.watched.rounds == [0, 1, 2, 3, 4] and out.watched.chosen == [0, 2]
     assert torch.equal(out.images, torch.stack([reward.seen[1][0], reward.seen[3][1]]))
     for name, terms in out.reward_terms.items():
         assert name == "redness" and torch.equal(terms, out.rewards)
 
 
-def test_latents_are_those_of_the_image_that_is_returned(tiny_pipe):
+def test_latents_are_those_of_the_image_that_is_returned(shared_pipe):
     reward = Script([5, 6, 4, 4, 4, 4, 4, 4, 4, 4], [9, 2, 3, 2, 2, 2, 2, 2, 2, 2])
-    out = drawn(tiny_pipe, Watch(reward, patience=2), num_images=2, output_type="latent")
-    plain = drawn(tiny_pipe, None, num_images=2, output_type="latent", alignment="none")
+    out = drawn(shared_pipe, Watch(reward, patience=2), num_images=2, output_type="latent")
+    plain = drawn(shared_pipe, None, num_images=2, output_type="latent", alignment="none")
     assert out.watched.chosen == [1, 0] and torch.equal(out.images[1], plain.images[1])
     # What was found last is another one, for the other image as well.
-    further = drawn(tiny_pipe, None, num_images=2, output_type="latent")
+    further = drawn(shared_pipe, None, num_images=2, output_type="latent")
     assert not torch.equal(further.images[1], plain.images[1])
 
 
-def test_constraints_are_known_of_what_is_returned(tiny_pipe):
+def test_constraints_are_known_of_what_is_returned(shared_pipe):
     reward = as_reward(redness) + (as_reward("brightness") > 0.0)
-    out = drawn(tiny_pipe, Watch(Script([*range(ROUNDS)])), reward=reward)
+    out = drawn(shared_pipe, Watch(Script([*range(ROUNDS)])), reward=reward)
     assert out.constraints_met.tolist() == [True]
 
 
-def test_some_rounds_alone_are_looked_at_and_the_last(tiny_pipe):
-    out = drawn(tiny_pipe, Watch(Script([1, 2, 3, 4, 5]), every=4))
+def test_some_rounds_alone_are_looked_at_and_the_last(shared_pipe):
+    out = drawn(shared_pipe, Watch(Script([1, 2, 3, 4, 5]), every=4))
     assert out.watched.rounds == [0, 4, 8, 9] and out.watched.chosen == [3]
 
 
-def test_a_watch_that_never_ends_changes_nothing(tiny_pipe):
-    plain, watched = drawn(tiny_pipe, None), drawn(tiny_pipe, Watch(Script([*range(ROUNDS)])))
+def test_a_watch_that_never_ends_changes_nothing(shared_pipe):
+    plain, watched = drawn(shared_pipe, None), drawn(shared_pipe, Watch(Script([*range(ROUNDS)])))
     assert torch.equal(plain.images, watched.images) and plain.watched is None
     assert plain.cost.network_evaluations == watched.cost.network_evaluations
 
 
-def test_optimising_too_far_lowers_what_is_held_out(tiny_pipe):
+def test_optimising_too_far_lowers_what_is_held_out(shared_pipe):
     """The held-out reward is the followed one up to a bound, and falls beyond it."""
-    plain = tiny_pipe("a star", reward=redness, generator=torch.Generator().manual_seed(0), alignment="none", **CALL)
+    plain = shared_pipe("a star", reward=redness, generator=torch.Generator().manual_seed(0), alignment="none", **CALL)
     bound = plain.rewards.item() + 0.002
 
     def held_out(images, prompts):
@@ -124,19 +124,19 @@ def test_optimising_too_far_lowers_what_is_held_out(tiny_pipe):
 
     method = NoiseOptimization(num_iterations=12, learning_rate=5.0)
     call = {"reward": redness, "alignment": method, **CALL}
-    far = tiny_pipe("a star", generator=torch.Generator().manual_seed(0), **call)
+    far = shared_pipe("a star", generator=torch.Generator().manual_seed(0), **call)
     watch = Watch(CallableReward(held_out, "held_out", differentiable=True), patience=2)
-    out = tiny_pipe("a star", generator=torch.Generator().manual_seed(0), watch=watch, **call)
+    out = shared_pipe("a star", generator=torch.Generator().manual_seed(0), watch=watch, **call)
     assert out.watched.is_ended and len(out.trace.steps) < len(far.trace.steps)
     assert far.rewards > out.rewards > plain.rewards
     assert held_out(out.images, [""]) > held_out(far.images, [""])
     assert held_out(out.images, [""]).item() == pytest.approx(max(score for (score,) in out.watched.held_out))
 
 
-def test_iterating_ends_too(tiny_pipe):
+def test_iterating_ends_too(shared_pipe):
     watch = Watch(Script([3, 2, 2, 2, 2, 2]), patience=2)
     options = {"reward": redness, "alignment": ZeroOrderSearch(num_candidates=6, round_size=1), "watch": watch, **CALL}
-    with tiny_pipe.iterate("a star", **options) as run:
+    with shared_pipe.iterate("a star", **options) as run:
         assert [progress.index for progress in run] == [0, 1, 2]
     assert run.output().watched.chosen == [0]
 
@@ -144,9 +144,9 @@ def test_iterating_ends_too(tiny_pipe):
 @pytest.mark.parametrize(
     "method", [SMC(), BestOfN(), Guidance(), BeamSearch()], ids=lambda method: type(method).__name__
 )
-def test_methods_without_rounds_refuse_a_watch(tiny_pipe, method):
+def test_methods_without_rounds_refuse_a_watch(shared_pipe, method):
     with pytest.raises(ValueError, match=f"watch is given, but alignment {type(method).__name__} has half-noisy"):
-        tiny_pipe("a star", reward=redness, alignment=method, watch=Watch("brightness"))
+        shared_pipe("a star", reward=redness, alignment=method, watch=Watch("brightness"))
 
 
 def test_methods_in_rounds_are_those_that_the_watch_names():
@@ -168,9 +168,9 @@ def test_methods_in_rounds_are_those_that_the_watch_names():
         (lambda: "brightness", TypeError, "watch is 'brightness'; give"),
     ],
 )
-def test_what_cannot_be_watched_is_refused_before_any_work(tiny_pipe, make, error, message):
+def test_what_cannot_be_watched_is_refused_before_any_work(shared_pipe, make, error, message):
     with pytest.raises(error, match=message):
-        tiny_pipe.iterate("a star", reward=redness, alignment="random_search", watch=make(), **CALL)
+        shared_pipe.iterate("a star", reward=redness, alignment="random_search", watch=make(), **CALL)
 
 
 def scripted(name, scores):
@@ -180,23 +180,23 @@ def scripted(name, scores):
     return reward
 
 
-def test_an_image_that_violates_a_followed_constraint_is_not_taken_for_its_held_out_score(tiny_pipe):
+def test_an_image_that_violates_a_followed_constraint_is_not_taken_for_its_held_out_score(shared_pipe):
     # The first two rounds violate it; of the others the second has the highest held-out score.
     followed = CallableReward(redness) + (scripted("followed", [0, 0, *[1] * 8]) > 0.5)
-    out = drawn(tiny_pipe, Watch(Script([9, 8, 1, 2, *[1] * 6]), patience=9), reward=followed)
+    out = drawn(shared_pipe, Watch(Script([9, 8, 1, 2, *[1] * 6]), patience=9), reward=followed)
     assert out.watched.chosen == [3] and out.constraints_met.tolist() == [True]
     assert not out.watched.is_ended
 
 
-def test_constraints_of_the_held_out_reward_count(tiny_pipe):
+def test_constraints_of_the_held_out_reward_count(shared_pipe):
     held_out = Script([1, 2, 9, 3, 2, 2, 2, 9, 9, 9]) + (scripted("bounded", [1, 1, 0, *[1] * 7]) > 0.5)
-    out = drawn(tiny_pipe, Watch(held_out, patience=3))
+    out = drawn(shared_pipe, Watch(held_out, patience=3))
     # The third, which violates one, is a fall, and no height that the fourth would have to reach.
     assert (out.watched.chosen, out.watched.is_ended, len(out.watched.rounds)) == ([3], True, 7)
     assert out.watched.held_out == [[1], [2], [9], [3], [2], [2], [2]]
 
 
-def test_what_cannot_be_watched_is_refused_before_anything_is_drawn(tiny_pipe):
+def test_what_cannot_be_watched_is_refused_before_anything_is_drawn(shared_pipe):
     class Picky(Script):
         def check_prompts(self, prompts):
             if "a" in prompts:
@@ -204,12 +204,12 @@ def test_what_cannot_be_watched_is_refused_before_anything_is_drawn(tiny_pipe):
 
     reward = Picky([1] * ROUNDS)
     with pytest.raises(ValueError, match="no letter"):
-        tiny_pipe(["a star", "a"], reward=redness, alignment="random_search", watch=Watch(reward), **CALL)
+        shared_pipe(["a star", "a"], reward=redness, alignment="random_search", watch=Watch(reward), **CALL)
     with pytest.raises(ValueError, match="is in stages; give the reward of one"):
-        drawn(tiny_pipe, Watch(staged(["brightness", ("symmetry", 1)])))
+        drawn(shared_pipe, Watch(staged(["brightness", ("symmetry", 1)])))
     reward.reads_prompts = True
     with pytest.raises(ValueError, match="reads the prompt, but its text is ''"):
-        tiny_pipe("", reward=as_reward("brightness"), alignment="random_search", watch=Watch(reward), **CALL)
+        shared_pipe("", reward=as_reward("brightness"), alignment="random_search", watch=Watch(reward), **CALL)
     assert not reward.seen
 
 
@@ -224,8 +224,8 @@ class Failing(Script):
         return scores
 
 
-def test_a_held_out_reward_that_fails_is_skipped_and_its_price_is_its_own(tiny_pipe):
-    out = drawn(tiny_pipe, Watch(Failing([2, 9, 1, 1, 1, *[1] * 5]), patience=3), on_reward_error="skip")
+def test_a_held_out_reward_that_fails_is_skipped_and_its_price_is_its_own(shared_pipe):
+    out = drawn(shared_pipe, Watch(Failing([2, 9, 1, 1, 1, *[1] * 5]), patience=3), on_reward_error="skip")
     # What is skipped is neither a fall nor a height.
     assert out.watched.rounds == [0, 1, 2, 3, 4] and out.watched.chosen == [0] and out.watched.is_ended
     assert [score != score for (score,) in out.watched.held_out] == [False, True, False, False, False]
@@ -233,7 +233,7 @@ def test_a_held_out_reward_that_fails_is_skipped_and_its_price_is_its_own(tiny_p
     assert (out.cost.reward_calls, out.cost.reward_requests, out.cost.reward_price) == (7, 0, 0.0)
 
 
-def test_a_held_out_reward_that_fails_leaves_the_best_images(tiny_pipe):
+def test_a_held_out_reward_that_fails_leaves_the_best_images(shared_pipe):
     with pytest.raises(OSError, match="no answer") as caught:
-        drawn(tiny_pipe, Watch(Failing([1] * ROUNDS)))
+        drawn(shared_pipe, Watch(Failing([1] * ROUNDS)))
     assert len(caught.value.best_images) == 1

@@ -28,6 +28,7 @@ class Service:
         asked: path, headers and body of each request.
         most_at_once: the most requests that were being answered together.
         megabytes: that `huge` answers have sent.
+        is_over: set where the service ends.
     """
 
     url: str = ""
@@ -37,6 +38,7 @@ class Service:
     times: list[float] = field(default_factory=list)
     most_at_once: int = 0
     megabytes: int = 0
+    is_over: threading.Event = field(default_factory=threading.Event)
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -112,6 +114,7 @@ def serving(default: Behaviour | None = None, *behaviours: Behaviour) -> Iterato
     try:
         yield service
     finally:
+        service.is_over.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -131,6 +134,11 @@ def late(seconds: float, then: Behaviour = lambda handler, request: handler.answ
         then(handler, request)
 
     return behaviour
+
+
+def silent(handler: Handler, request: dict[str, Any]) -> None:
+    """No answer as long as the service is there: who goes on before has not waited for one."""
+    handler.service.is_over.wait()
 
 
 def drop(handler: Handler, request: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,15 @@ KINDS = {"owlv2": save_owlv2, "grounding_dino": save_grounding_dino}
 PHRASES = ["a red apple", "traffic light", "dog"]
 
 
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """The folder of a tiny detector of a kind, which is written once."""
+    return cache(lambda kind: KINDS[kind](tmp_path_factory.mktemp(kind)))
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def folder(request, tmp_path_factory):
-    return KINDS[request.param](tmp_path_factory.mktemp(request.param))
+def folder(request, folder_of):
+    return folder_of(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -291,17 +298,19 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path, clip_folder):
 
 
 @pytest.mark.parametrize(
-    ("save", "words", "sentence"),
+    ("kind", "words", "sentence"),
     [
-        (save_grounding_dino, 40, "has 84 tokens, of which the detector reads 64; name fewer things"),
-        (save_owlv2, 3, "'a photo of a dog dog dog' has 9 tokens, of which the detector reads 8"),
+        ("grounding_dino", 40, "has 84 tokens, of which the detector reads 64; name fewer things"),
+        ("owlv2", 3, "'a photo of a dog dog dog' has 9 tokens, of which the detector reads 8"),
     ],
 )
-def test_more_words_than_the_detector_reads(save, words, sentence, tmp_path):
+def test_more_words_than_the_detector_reads(kind, words, sentence, folder_of):
     required = [Presence(" ".join([name] * words)) for name in ("dog", "cat")]
-    reward = CompositionReward(required, detector=save(tmp_path))
+    reward = CompositionReward(required, detector=folder_of(kind))
     with pytest.raises(ValueError, match=sentence):
         reward(torch.rand(1, 3, 40, 40), [""])
+    with pytest.raises(ValueError, match=sentence):
+        reward.check_prompts([""])
 
 
 @pytest.mark.slow

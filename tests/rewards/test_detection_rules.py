@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from diamond_diffusers.rewards.detection.geometry import (
     relations,
 )
 from diamond_diffusers.rewards.detection.reading import read_requirements
-from diamond_diffusers.rewards.detection.requirements import Count, Position, Presence
+from diamond_diffusers.rewards.detection.requirements import Count, Found, Position, Presence
 from diamond_diffusers.rewards.detection.segmenters import boxes_of, instances_of
 
 SUITES = Path(__file__).parents[1] / "fixtures" / "suites"
@@ -123,9 +124,15 @@ class TestReading:
             ),
             ("zero foxes, six toes and ten berries", [Count("fox", 0), Count("toe", 6), Count("berry", 10)]),
             ("an orange", [Presence("orange")]),
+            ("a couple", [Presence("couple")]),
+            ("exactly three apples and exactly one cat", [Count("apple", 3), Count("cat", 1)]),
             (
                 "a red star to the left of a blue ring",
                 [Presence("star", "red"), Presence("ring", "blue"), Position("star", "left of", "ring", "red", "blue")],
+            ),
+            (
+                "two octopuses, three lenses and four houses",
+                [Count("octopus", 2), Count("lens", 3), Count("house", 4)],
             ),
             ("a cat below a dog", [Presence("cat"), Presence("dog"), Position("cat", "below", "dog")]),
         ],
@@ -148,6 +155,7 @@ class TestReading:
             ("", "begins with neither"),
             ("dogs", "begins with neither"),
             ("no dogs", "begins with neither"),
+            ("exactly a dog", "begins with neither"),
             ("a dog in a park", "'in' is no part"),
             ("a dog and a cat wearing a hat", "'wearing' is no part"),
             ("a dog sleeping", "'sleeping' is no part"),
@@ -155,6 +163,10 @@ class TestReading:
             ("a very old and rusty car", "'very' is no part"),
             ("three cactus", "'cactus', whose plural is not understood"),
             ("99 dogs", "the number 99"),
+            ("two hundred birds", "'hundred' is no part"),
+            ("a dozen eggs", "'dozen' is no part"),
+            ("a couple dogs", "'couple' is no part"),
+            ("a twenty dogs", "'twenty' is no part"),
             ("two dogs left of a cat", "a relation of several things"),
             ("a dog left of a cat below a bird", "more than one relation"),
             ("a dog left of a dog", "cannot be told apart"),
@@ -164,6 +176,17 @@ class TestReading:
         with pytest.raises(ValueError) as error:
             read_requirements(prompt)
         assert part in str(error.value) and repr(prompt) in str(error.value)
+
+
+def test_a_detector_may_find_nothing_at_all():
+    """As one of a plug-in may, which keeps those boxes alone that it is sure of."""
+    certainties = torch.zeros(0, requires_grad=True)
+    nothing = Found(certainties.sigmoid(), torch.zeros(0, dtype=torch.bool), torch.zeros(0, 4))
+    scene = SimpleNamespace(find=lambda name, colour: nothing)
+    required = (Presence("dog"), Count("dog", 2), Count("dog", 0), Position("dog", "above", "cat"))
+    assert [each.grade(scene).tolist() for each in required] == [0, pytest.approx(1 / 3), 1, 0]
+    assert [each.holds(scene) for each in required] == [False, False, True, False]
+    assert all(each.grade(scene).requires_grad for each in required)
 
 
 @pytest.mark.parametrize(

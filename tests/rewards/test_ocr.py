@@ -36,6 +36,14 @@ PROMPT = 'a poster that says "OPEN NOW"'
         ("dogs' toys and cats' beds", []),
         ("a man 5'10\" tall", []),
         ('no "" and " " text', []),
+        ("the dog's bone says 'hello'", ["hello"]),
+        # Marks that open nothing: of inches, of decades, and of a word that is a letter.
+        ('a 24" by 36" poster that says "SALE"', ["SALE"]),
+        ("a '90s diner with the sign 'OPEN'", ["OPEN"]),
+        ("a sign that says '90s party'", ["90s party"]),
+        ("a rock 'n' roll band", []),
+        ("the poster 'rock 'n' roll'", ["rock 'n' roll"]),
+        ('a sign "🎉" without end "', ["🎉"]),
     ],
 )
 def test_the_quoted_text_of_a_prompt(prompt, parts):
@@ -152,6 +160,13 @@ class TestWithWhatAReaderFinds:
         reward(torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 8, 8), ['"SALE"'])
         assert made.reader.corner == [0, 128, 255]
 
+    def test_narrow_images_are_widened_for_the_reader(self, recorded):
+        reward, made = recorded("SALE")
+        for size in ((1, 1), (1, 1000), (1000, 1), (3, 50)):
+            assert reward(torch.ones(1, 3, *size), ['"SALE"']).tolist() == [1]
+        assert made.reader.shapes == [(1, 1, 3), (63, 1000, 3), (1000, 63, 3), (4, 50, 3)]
+        assert made.reader.corner == [255] * 3
+
     def test_where_nothing_is_read_the_score_is_zero(self, recorded):
         assert recorded("")[0](self.images, ['"SALE"'] * 2).tolist() == [0, 0]
 
@@ -183,9 +198,12 @@ class TestWithTheRealReader:
     def scores(self, reward, *images, prompt=PROMPT):
         return reward(images_from_pil(images), [prompt] * len(images)).tolist()
 
-    def test_words_are_read_small_turned_and_over_lines_and_blur_lowers_the_score(self, reward, capfd):
-        images = [drawn("OPEN\nNOW", 14), drawn("OPEN NOW", turned=30), drawn("OPEN NOW", 24, blur=3)]
-        small, turned, blurred = self.scores(reward, *images)
+    def test_threads_read_words_small_turned_and_over_lines_with_one_reader_and_blur_lowers_the_score(
+        self, reward, capfd
+    ):
+        images = [drawn("OPEN\nNOW", 14), drawn("OPEN NOW", turned=30, side=224), drawn("OPEN NOW", 24, blur=3)]
+        with ThreadPoolExecutor(3) as pool:
+            (small,), (turned,), (blurred,) = pool.map(lambda image: self.scores(reward, image), images)
         assert small == turned == 1 > blurred
         assert not reward.differentiable
         # The reader says nothing of its own.
@@ -213,7 +231,8 @@ class TestWithTheRealReader:
         found = self.scores(reward, drawn("OPEN SNOW"), drawn("OPEN NOW TODAY", 24), drawn("CLOSED"))
         assert found == pytest.approx([1 - 1 / 7, 1, 0])
 
-    def test_several_threads_read_with_one_reader(self, reward):
+    @pytest.mark.slow
+    def test_several_threads_read_other_words_with_one_reader(self, reward):
         words = ["SALE", "OPEN NOW"]
         images = [drawn(word, 24 + 4 * i, side=160 + 40 * i) for i, word in enumerate(words)]
         with ThreadPoolExecutor(2) as pool:

@@ -165,7 +165,13 @@ def test_each_prompt_has_its_own_questions(tmp_path):
         ),
         ({"it": [{"question": "Is it?", "parents": [0]}]}, "question 0 has the parents [0]; give places of others"),
         ({"it": [{"question": "Is it?", "parents": [1]}]}, "question 0 has the parents [1]"),
-        ({"it": [{"question": "Is it?", "weight": 1}]}, "unexpected keyword argument 'weight'"),
+        ({"it": [{"question": "Is it?", "weight": 1}]}, "one has the fields ['question', 'weight']; give question"),
+        ({"it": [{"answer": "yes"}]}, "one has the fields ['answer']; give question, answer, choices and parents"),
+        ({"it": [{"question": "Is it?", "choices": "yes, no"}]}, "choices is 'yes, no'; give a list of texts"),
+        ({"it": [{"question": "Is it?", "choices": ["yes", 2]}]}, "choices is ('yes', 2); give a list of texts"),
+        ({"it": ["Is it?", {"question": "So?", "parents": 0}]}, "parents is 0; give a list of places in the list"),
+        ({"it": ["Is it?", {"question": "So?", "parents": [False]}]}, "parents is (False,); give a list of places"),
+        ({"it": [["Is it?", " "]]}, "answer is ' '; give a text"),
     ],
 )
 def test_bad_questions(questions, sentence):
@@ -188,6 +194,11 @@ def test_bad_input(tmp_path):
         QuestionListReward(tmp_path / "broken.json", KnowingJudge({}))
     with pytest.raises(OSError, match=r"none\.json', which cannot be read \(No such file"):
         QuestionListReward(tmp_path / "none.json", KnowingJudge({}))
+    (tmp_path / "twice.json").write_text('{"a cat": ["Is it?"], "a cat": ["Is it so?"]}')
+    with pytest.raises(ValueError, match=r"twice\.json', which is no JSON \(it has 'a cat' twice\); give an object"):
+        QuestionListReward(tmp_path / "twice.json", KnowingJudge({}))
+    (tmp_path / "marked.json").write_text('{"a cat": ["Is it?"]}', encoding="utf-8-sig")
+    assert QuestionListReward(tmp_path / "marked.json", KnowingJudge({})).questions_of("a cat") == (Question("Is it?"),)
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"list\.json', which holds \[1\]; give an object with a list"):
         QuestionListReward(tmp_path / "list.json", KnowingJudge({}))

@@ -154,6 +154,7 @@ def test_malformed_references(references, error, sentence):
 @pytest.mark.parametrize("name", ["lpips", "similarity"])
 def test_a_name_alone_does_not_make_them(name):
     with pytest.raises(
-        ValueError, match=f"The reward '{name}' needs references, so its name alone does not make it; construct"
+        ValueError,
+        match=f"The reward '{name}' needs references, so its name alone does not make it; construct .*--import",
     ):
         as_reward(name)

@@ -20,7 +20,7 @@ from diamond_diffusers.rewards import Brightness, ClippedReward, Reward, as_rewa
 from diamond_diffusers.rewards.errors import LimitError, UnavailableError
 from diamond_diffusers.rewards.remote import Prices, RemoteProtocol, RemoteReward, Retries, Timeouts, Usage
 
-from .services import drop, late, saying, serving, status
+from .services import drop, late, saying, serving, silent, status
 
 QUICK = Retries(attempts=3, first_delay=0.01, max_delay=0.2, jitter=0)
 
@@ -228,28 +228,24 @@ def test_threads_share_limits_and_counts(service):
 
 
 def test_waiting_ends_where_the_run_does():
-    with serving(late(1.0)) as service:
+    with serving(silent) as service:
         reward = judge(service)
         is_over = threading.Event()
         threading.Timer(0.02, is_over.set).start()
-        begun = time.monotonic()
         with pytest.raises(Interrupted), ended_by(is_over.is_set):
             reward(grey(1.0), [""])
-        assert time.monotonic() - begun < 0.5
 
 
 def test_control_and_c_ends_waiting():
-    with serving(late(1.0)) as service:
+    with serving(silent) as service:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             timer.start()
             judge(service)(grey(1.0), [""])
-        assert time.monotonic() - begun < 0.5
 
 
 def test_closing_calls_off_what_is_on_its_way():
-    with serving(None, late(1.0)) as service:
+    with serving(None, silent) as service:
         reward = judge(service)
         pending = reward.begin(grey(1.0), [""])
         while not service.asked:
@@ -345,15 +341,13 @@ def test_a_term_that_fails_calls_off_the_others():
     def fail(images, prompts):
         raise RuntimeError("broken")
 
-    with serving(late(0.5)) as service:
-        reward = judge(service, retries=Retries(attempts=1))
+    with serving(silent) as service:
+        reward = judge(service, retries=Retries(attempts=1), max_concurrent_requests=1)
         with pytest.raises(RuntimeError, match="broken"):
             (as_reward(fail) + reward).evaluate(grey(1.0), [""])
-        # The one slot is free again at once.
+        # The one slot is free again.
         service.default = late(0.0)
-        begun = time.monotonic()
-        judge(service)(grey(1.0), [""])
-        assert time.monotonic() - begun < 0.4
+        assert reward(grey(1.0), [""]).tolist() == [1]
 
 
 def test_prompts_are_kept_to_oneself_where_they_do_not_count(service):

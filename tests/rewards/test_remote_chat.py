@@ -96,6 +96,15 @@ def test_tokens_that_are_none_are_passed_over(broken):
         YesProbability().read({"logprobs": {"content": [{"top_logprobs": [broken]}]}})
 
 
+def test_logarithms_beyond_floats_are_those_of_zero():
+    tokens = [
+        {"token": "yes", "logprob": -(10**400)},
+        {"token": "no", "logprob": -math.inf},
+        {"token": "no", "logprob": 0},
+    ]
+    assert YesProbability().read({"logprobs": {"content": [{"top_logprobs": tokens}]}}) == 0
+
+
 def test_each_image_is_asked_about_in_the_form_of_openai():
     answer = {"choices": [tokens(Yes=0.3, No=0.1)], "usage": {"prompt_tokens": 200, "completion_tokens": 1}}
     with serving(saying(answer)) as service:

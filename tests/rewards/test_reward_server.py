@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import struct
 import threading
 import urllib.error
@@ -17,15 +18,17 @@ from PIL import Image
 
 from diamond_diffusers.rewards import Brightness, Reward, as_reward
 from diamond_diffusers.rewards.errors import RefusedError, UnavailableError
-from diamond_diffusers.rewards.remote import RemoteReward, Retries
+from diamond_diffusers.rewards.remote import RemoteReward, Retries, serving
 from diamond_diffusers.rewards.remote.serving import MAX_REQUEST_BYTES, RewardServer
+
+from ..cli.invoking import refusal
 
 ONCE = Retries(attempts=1)
 
 
 @contextmanager
 def served(reward, **options):
-    with RewardServer(reward, port=0, **options) as server:
+    with RewardServer(reward, **{"port": 0, **options}) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -137,6 +140,69 @@ def test_a_key_opens_it(monkeypatch):
         for wrong in ("OTHER_KEY", None):
             with pytest.raises(UnavailableError, match="401 Unauthorized"):
                 RemoteReward(url, api_key_env=wrong, retries=ONCE)(images, [""])
+
+
+def test_it_listens_at_addresses_of_both_kinds():
+    if not has_ipv6():
+        pytest.skip("no IPv6 here")
+    with served(Brightness(), host="::1") as (server, _):
+        remote = RemoteReward(f"http://[::1]:{server.server_port}", retries=ONCE)
+        assert remote(torch.ones(1, 3, 8, 8), [""]).tolist() == [1]
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_who_leaves_is_no_fault_of_the_reward(caplog, capfd):
+    caplog.set_level("INFO")
+    head = b"POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: "
+    with served(Brightness()) as (server, url):
+        for sent in (head + b"9\r\n\r\n{", head[:20], head + b"9\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+                connection.sendall(sent)
+                # The connection is reset, and not ended.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+            connection.sendall(head + b"9" * 5000 + b"\r\n\r\n{")
+            assert b" 413 " in connection.recv(100)
+        assert post(url, GOOD)[0] == 200
+    assert "failed" not in caplog.text and "Traceback" not in capfd.readouterr().err
+
+
+def test_small_files_of_many_pixels_are_refused_together(monkeypatch):
+    monkeypatch.setattr(serving, "MAX_PIXELS_OF_REQUEST", 31)
+    with served(Brightness()) as (_, url):
+        assert post(url, GOOD)[0] == 200
+        status, answer = post(url, {"images": GOOD["images"] * 2, "prompts": ["", ""]})
+    assert (status, answer["error"]) == (413, "the request has more than 31 pixels; send fewer images")
+
+
+def test_a_key_that_is_gone_opens_nothing(monkeypatch):
+    monkeypatch.setenv("SERVICE_KEY", "sesame")
+    with served(Brightness(), api_key_env="SERVICE_KEY") as (server, _):
+        monkeypatch.delenv("SERVICE_KEY")
+        head = b"POST / HTTP/1.1\r\nAuthorization: Bearer \r\nContent-Length: 0\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+            connection.sendall(head)
+            assert b" 401 " in connection.recv(100)
+
+
+def test_the_command_finds_its_place_before_it_loads_a_reward(monkeypatch):
+    monkeypatch.setattr("diamond_diffusers.rewards.as_reward", lambda reward: pytest.fail("a reward is loaded"))
+    with RewardServer(Brightness(), port=0) as server:
+        taken = refusal("serve-reward", "--reward", "clip", "--port", server.server_port)
+        assert f"host is '127.0.0.1' and port is {server.server_port}, where nothing can listen (Address" in taken
+        assert "or another port" in taken
+    assert "host is 'no.such.host.invalid'" in refusal(
+        "serve-reward", "--reward", "clip", "--host", "no.such.host.invalid"
+    )
+    assert "NO_SUCH_KEY" in refusal("serve-reward", "--reward", "clip", "--api-key-env", "NO_SUCH_KEY")
 
 
 def test_what_cannot_be_served_is_refused():

@@ -24,6 +24,7 @@ def coco(tmp_path_factory):
     return save_mask2former(tmp_path_factory.mktemp("coco"), classes=OBJECTS)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_is_the_stock_model_with_the_stock_post_processing(tmp_path):
     """Where the latter measures masks as it should: on images of 384x384."""

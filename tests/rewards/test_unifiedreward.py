@@ -93,6 +93,11 @@ class TestAnswers:
         with pytest.raises(ValueError, match=r"'unifiedreward' got an answer without a grade of alignment from 1 to 5"):
             reward(picture("small96"), ["a cat"])
 
+    def test_are_not_asked_for_with_tokens_of_the_model(self, reward):
+        reward.check_prompts(["a cat"])
+        with pytest.raises(ValueError, match="stands for an image; leave it out"):
+            reward.check_prompts(["a cat", "a <|image_pad|>"])
+
     def test_are_about_a_jpeg_file_of_the_image(self, reward, answering, monkeypatch):
         asked = answering(ANSWER)
         images = picture("exact224")

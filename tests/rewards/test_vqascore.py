@@ -3,7 +3,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-from diamond_diffusers.rewards import VQAScoreReward
+from diamond_diffusers.rewards import QuestionListReward, RubricReward, VQAScoreReward
 
 from .vision_language_models import IDS, save_tiny_model
 
@@ -112,6 +112,16 @@ def test_bad_input(folder, options, sentence):
     with pytest.raises(ValueError) as error:
         VQAScoreReward(folder, **options)
     assert sentence in str(error.value)
+
+
+def test_prompts_that_stand_for_images_are_refused_before_there_are_any(folder):
+    vqascore = VQAScoreReward(folder)
+    rubric = RubricReward(judge=vqascore.judge, grades={"yes": 1, "no": 0})
+    questions = QuestionListReward(lambda prompt: [f"Does it show {prompt}?"], vqascore.judge)
+    for reward in (vqascore, rubric, questions):
+        reward.check_prompts(["a cat"])
+        with pytest.raises(ValueError, match=r"'<\|video_pad\|>' stands for an image; leave it out"):
+            reward.check_prompts(["a cat", "a <|video_pad|> cat"])
 
 
 def test_checkpoints_of_another_kind_are_refused(folder, clip_folder, tmp_path):

@@ -49,12 +49,19 @@ def find_image_sets(folders: Sequence[Path], prompts: Sequence[Prompt] | None = 
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, or their paths where two have one name."""
-    own = [folder.resolve().name or str(folder) for folder in folders]
-    for position, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:position]]:
-            raise ValueError(f"FOLDER is '{folder}' twice; name each folder once")
-    return own if len(set(own)) == len(own) else [str(folder) for folder in folders]
+    """The folders' own names, after those of as many folders around them as tell all apart.
+
+    They are relative, since results are kept under them.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for position, path in enumerate(paths):
+        if path in paths[:position]:
+            raise ValueError(f"FOLDER is '{folders[position]}' twice; name each folder once")
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.relative_to(path.anchor).parts[-depth:]) or "root" for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _sets_in(folder: Path, prompts: Sequence[Prompt] | None) -> Iterator[tuple[str, list[JudgedImage]]]:
@@ -95,7 +102,8 @@ def _check(images: Sequence[JudgedImage], folder: Path) -> None:
 
 def _image_files(folder: Path) -> list[Path]:
     """The images directly within a folder, by name."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    # A link to nowhere is an image that is missing.
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
 
 
 # Runs of `benchmark`.
@@ -222,7 +230,9 @@ def _of_table(folder: Path) -> Iterator[tuple[str, list[JudgedImage]]]:
         text = fields["prompt"].strip()
         metadata = {key: value for key, value in fields.items() if key not in _Row.__annotations__}
         prompt = Prompt(indices.setdefault(text, len(indices)), text, fields.get("category", ""), metadata)
-        images.append(JudgedImage(_within(folder, fields["file_name"], place), fields["file_name"], prompt))
+        path = _within(folder, fields["file_name"], place)
+        # Without what says nothing, as in ./a.png.
+        images.append(JudgedImage(path, path.relative_to(folder).as_posix(), prompt))
     if not images:
         raise ForeignFileError(f"'{file}' has no row; {remedy}")
     unnamed = sorted({file.name for file in _image_files(folder)} - {image.name for image in images})
@@ -244,8 +254,8 @@ def _rows_of(file: Path, remedy: str) -> Iterator[tuple[str, Any]]:
 def _within(folder: Path, name: str, place: str) -> Path:
     """A file that a table or a record names, which has to lie in its folder."""
     path = folder / name
-    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-        raise ForeignFileError(f"{place} names {shown(name)}, which is not within '{folder}'; move the file there")
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()) or path.is_dir():
+        raise ForeignFileError(f"{place} names {shown(name)}, which is no file within '{folder}'; move the file there")
     return path
 
 

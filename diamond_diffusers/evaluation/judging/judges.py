@@ -116,7 +116,7 @@ def check_judges(suites: Sequence[str], rewards: Sequence[str], options: Mapping
         ValueError: there is no judge, one comes twice or is unknown, or no suite takes an option.
     """
     from ...rewards import registered_reward
-    from ...rewards.expressions import parse_expression
+    from ...rewards.expressions import parse_clauses
 
     if not suites and not rewards:
         raise ValueError("--suite and --reward are not given; name a suite, a reward or several of them")
@@ -125,9 +125,15 @@ def check_judges(suites: Sequence[str], rewards: Sequence[str], options: Mapping
             if name in names[:position]:
                 raise ValueError(f"{flag} is {name!r} twice; name each once")
     classes = [SUITES.get(name, "--suite") for name in suites]
-    for expression in rewards:
-        for _, name in parse_expression(expression):
-            registered_reward(name)
+    read = [parse_clauses(expression) for expression in rewards]
+    for position, clauses in enumerate(read):
+        if clauses in read[:position]:
+            raise ValueError(
+                f"--reward is {rewards[position]!r}, which is {rewards[read.index(clauses)]!r} again; name each once"
+            )
+        for clause in clauses:
+            for _, name in clause.terms:
+                registered_reward(name)
     for option, value in options.items():
         if value is not None and not any(option in inspect.signature(each).parameters for each in classes):
             raise ValueError(f"--{option} is {value!r}, but no --suite takes it; leave it out")

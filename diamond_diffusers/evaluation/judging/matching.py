@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,11 +45,12 @@ def match_by_name(files: Sequence[Path], prompts: Sequence[Prompt]) -> list[tupl
     for prompt in prompts:
         for name in (prompt.metadata.get("item_id"), str(prompt.index), prompt.text):
             if name:
-                names.setdefault(name, prompt)
+                names.setdefault(_composed(name), prompt)
     matched = []
     for file in files:
-        whole, _, number = file.stem.rpartition("_")
-        found = names.get(file.stem) or (names.get(whole) if number.isdecimal() else None) or _by_number(file, prompts)
+        stem = _composed(file.stem)
+        whole, _, number = stem.rpartition("_")
+        found = names.get(stem) or (names.get(whole) if number.isdecimal() else None) or _by_number(file, prompts)
         if found is None:
             raise ValueError(
                 f"'{file}' is named after no prompt of --prompts; name it after the number, the item or the text of "
@@ -64,3 +66,8 @@ def _by_number(file: Path, prompts: Sequence[Prompt]) -> Prompt | None:
     if not first.isdecimal() or not (number == "" or number.isdecimal()):
         return None
     return next((prompt for prompt in prompts if prompt.index == int(first)), None)
+
+
+def _composed(name: str) -> str:
+    """A name with accents on their letters: some systems keep file names with accents after them."""
+    return unicodedata.normalize("NFC", name)

@@ -116,9 +116,9 @@ class DetectionReward(Reward):
         return self._requirements[prompt]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See `Reward.check_prompts`: what a prompt requires has to be known."""
+        """See `Reward.check_prompts`: what a prompt requires has to be known, in words that the detector reads."""
         for prompt in prompts:
-            self.requirements_of(prompt)
+            self.detector.check_phrases(self._texts(_names_in(self.requirements_of(prompt))))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
@@ -126,11 +126,13 @@ class DetectionReward(Reward):
         scores: list[Tensor | None] = [None] * len(required)
         for requirements in dict.fromkeys(required):
             rows = [row for row, each in enumerate(required) if each == requirements]
-            phrases = list(dict.fromkeys(name for each in requirements for name in each.objects))
-            texts = [self.detector.template.format(phrase) for phrase in phrases]
-            for row, detections in zip(rows, self.detector.detect(images[rows], texts), strict=True):
+            phrases = _names_in(requirements)
+            for row, detections in zip(rows, self.detector.detect(images[rows], self._texts(phrases)), strict=True):
                 scores[row] = self._score(_Scene(self, images[row], phrases, detections), requirements)
         return torch.stack([score for score in scores if score is not None])
+
+    def _texts(self, phrases: Sequence[str]) -> list[str]:
+        return [self.detector.template.format(phrase) for phrase in phrases]
 
     def _score(self, scene: _Scene, requirements: Requirements) -> Tensor:
         if not self.graded:
@@ -171,6 +173,11 @@ class DetectionReward(Reward):
             each.names_colours for requirements in known.values() for each in requirements
         )
         return ColourClassifier(clip, name=self.name, **options) if may_ask else None
+
+
+def _names_in(requirements: Requirements) -> list[str]:
+    """The names of all objects, each once."""
+    return list(dict.fromkeys(name for each in requirements for name in each.objects))
 
 
 class _Scene:

@@ -69,6 +69,9 @@ class Detector(ABC):
             phrases: `P` texts, the same for all images.
         """
 
+    def check_phrases(self, phrases: Sequence[str]) -> None:  # noqa: B027 - a detector may read any
+        """Raises a `ValueError` where the model cannot read phrases; asked before a run samples any image."""
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the model, in place; returns the detector."""
         self.model.to(device=device, dtype=dtype)
@@ -120,11 +123,9 @@ class OWLv2(Detector):
         Raises:
             ValueError: a phrase is longer than the model reads.
         """
-        limit = self.model.config.text_config.max_position_embeddings
-        for phrase, tokens in zip(phrases, self.processor.tokenizer(list(phrases)).input_ids, strict=True):
-            if len(tokens) > limit:
-                raise _too_long(phrase, len(tokens), limit)
-        texts = self.processor.tokenizer(list(phrases), padding="max_length", max_length=limit, return_tensors="pt")
+        self.check_phrases(phrases)
+        length = self._max_tokens
+        texts = self.processor.tokenizer(list(phrases), padding="max_length", max_length=length, return_tensors="pt")
         repeated = {
             key: texts[key].to(self.model.device).repeat(len(images), 1) for key in ("input_ids", "attention_mask")
         }
@@ -132,6 +133,17 @@ class OWLv2(Detector):
         # The processor pads images to squares.
         edge = max(images.shape[-2:])
         return _of_each_image(outputs.logits.float().sigmoid(), outputs.pred_boxes.float(), (edge, edge))
+
+    def check_phrases(self, phrases: Sequence[str]) -> None:
+        """See `Detector`: none may be longer than the model reads."""
+        for phrase, tokens in zip(phrases, self.processor.tokenizer(list(phrases)).input_ids, strict=True):
+            if len(tokens) > self._max_tokens:
+                raise _too_long(phrase, len(tokens), self._max_tokens)
+
+    @property
+    def _max_tokens(self) -> int:
+        limit: int = self.model.config.text_config.max_position_embeddings
+        return limit
 
 
 class GroundingDINO(Detector):
@@ -151,11 +163,9 @@ class GroundingDINO(Detector):
         Raises:
             ValueError: the phrases are longer than the model reads.
         """
+        self.check_phrases(phrases)
         text, spans = _joined(phrases)
         encoding = self.processor.tokenizer([text], return_tensors="pt", return_token_type_ids=True)
-        length, limit = encoding["input_ids"].shape[1], self.model.config.max_text_len
-        if length > limit:
-            raise _too_long(text, length, limit)
         repeated = {key: value.to(self.model.device).expand(len(images), -1) for key, value in encoding.items()}
         outputs = self.model(**self.pixels(images), **repeated)
         tokens = outputs.logits.float().sigmoid()
@@ -165,6 +175,13 @@ class GroundingDINO(Detector):
             scores.append(tokens[..., sorted(of_phrase)].amax(-1))
         height, width = images.shape[-2:]
         return _of_each_image(torch.stack(scores, -1), outputs.pred_boxes.float(), (width, height))
+
+    def check_phrases(self, phrases: Sequence[str]) -> None:
+        """See `Detector`: together they may not be longer than the model reads."""
+        text, _ = _joined(phrases)
+        length, limit = len(self.processor.tokenizer(text).input_ids), self.model.config.max_text_len
+        if length > limit:
+            raise _too_long(text, length, limit)
 
 
 def load_detector(

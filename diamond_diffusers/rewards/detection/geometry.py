@@ -105,7 +105,8 @@ def expected_error(certainties: Tensor, number: int) -> Tensor:
         certainties: `[N]`, each from 0 to 1; gradients pass.
         number: at least 0.
     """
-    law = certainties.new_ones(1)
+    # Without any box, too, it has a graph.
+    law = certainties.new_ones(1) + certainties[:0].sum()
     for each in certainties.unbind():
         law = nn.functional.pad(law * (1 - each), (0, 1)) + nn.functional.pad(law * each, (1, 0))
     counts = torch.arange(len(law), device=law.device)

@@ -12,6 +12,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 _PREFIX = re.compile(r"(?:an? )?(?:photo|photograph|picture|image|painting|drawing) of (?=\S)")
 _RELATION = re.compile(r" (?:(?:to|on) the )?(left of|right of) | (above|below) ")
+_EXACTLY = re.compile(r"exactly (?!an? )")
+"""What a number says anyway."""
 _CONJUNCTION = re.compile(r", and |, | and ")
 _WORDS = re.compile(r"[a-z]+(?:-[a-z]+)*(?: [a-z]+(?:-[a-z]+)*){0,2}")
 _OTHER_WORDS = (
@@ -21,26 +23,40 @@ _OTHER_WORDS = (
     " playing riding right same several she side sitting some standing that the their them there these they this those"
     " through to top toward under underneath up very was wearing were where which while who with within without"
 )
-_UNREAD = frozenset(_OTHER_WORDS.split())
+_OTHER_NUMBERS = (
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty"
+    " seventy eighty ninety hundred thousand million dozen couple several half"
+)
+_UNREAD, _UNREAD_BEFORE_OTHERS = frozenset(_OTHER_WORDS.split()), frozenset(_OTHER_NUMBERS.split())
 _PLURALS = {
     "aircraft": "aircraft",
+    "axes": "axe",
     "brownies": "brownie",
     "buses": "bus",
+    "calves": "calf",
     "canoes": "canoe",
     "children": "child",
     "cookies": "cookie",
     "deer": "deer",
+    "elves": "elf",
     "feet": "foot",
     "fish": "fish",
+    "gases": "gas",
     "geese": "goose",
     "goldfish": "goldfish",
+    "hooves": "hoof",
+    "irises": "iris",
     "knives": "knife",
     "leaves": "leaf",
+    "lenses": "lens",
     "loaves": "loaf",
     "men": "man",
     "mice": "mouse",
     "movies": "movie",
+    "oxen": "ox",
     "people": "person",
+    "quizzes": "quiz",
+    "scarves": "scarf",
     "scissors": "scissors",
     "sheep": "sheep",
     "shelves": "shelf",
@@ -48,6 +64,7 @@ _PLURALS = {
     "shrimp": "shrimp",
     "skis": "skis",
     "teeth": "tooth",
+    "thieves": "thief",
     "toes": "toe",
     "wolves": "wolf",
     "women": "woman",
@@ -86,7 +103,7 @@ def read_requirements(prompt: str) -> tuple[Requirement, ...]:
 
 
 def _thing(text: str, prompt: str) -> Presence | Count:
-    first, _, rest = text.partition(" ")
+    first, _, rest = _EXACTLY.sub("", text).partition(" ")
     number = _number(first)
     if first not in ("a", "an") and number is None:
         raise _refusal(prompt, f"{text!r}, which begins with neither 'a' nor a number")
@@ -95,6 +112,7 @@ def _thing(text: str, prompt: str) -> Presence | Count:
         colour, name = "", rest
     words = name.split(" ")
     unread = [word for word in words if word in _UNREAD or _number(word) is not None]
+    unread += [word for word in words[:-1] if word in _UNREAD_BEFORE_OTHERS]
     # An orange is a fruit, too.
     unread += [word for word in words if word in COLOURS and words != ["orange"]]
     is_doing = len(words) > 1 and words[-1].endswith("ing")
@@ -123,6 +141,8 @@ def _singular(word: str, prompt: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return f"{word[:-3]}y"
     if word.endswith(("sses", "xes", "ches", "shes", "oes")):
+        return word[:-2]
+    if word.endswith("uses") and not word.endswith(("ouses", "fuses", "muses", "cuses")):
         return word[:-2]
     if word.endswith("s") and not word.endswith(("ss", "us", "sis", "nis", "ris")):
         return word[:-1]

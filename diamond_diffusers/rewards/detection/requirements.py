@@ -90,7 +90,9 @@ class Presence(Requirement):
 
     def grade(self, scene: Scene) -> Tensor:
         """See `Requirement`."""
-        return scene.find(self.name, self.colour).certainties.amax()
+        certainties = scene.find(self.name, self.colour).certainties
+        # The sum of none is 0, with its graph.
+        return certainties.amax() if len(certainties) else certainties.sum()
 
     def holds(self, scene: Scene) -> bool:
         """See `Requirement`."""
@@ -183,20 +185,27 @@ class Position(Requirement):
 
     def grade(self, scene: Scene) -> Tensor:
         """See `Requirement`."""
-        (one, box), (other, other_box) = self._most_certain(scene)
+        seen = self._seen(scene)
+        if not all(len(found.certainties) for found in seen):
+            return torch.cat([found.certainties for found in seen])[:0].sum()
+        (one, box), (other, other_box) = map(_most_certain, seen)
         return one * other * agreement(direction(box, other_box), self.relation)
 
     def holds(self, scene: Scene) -> bool:
         """See `Requirement`."""
-        seen = [scene.find(self.name, self.colour), scene.find(self.other, self.other_colour)]
+        seen = self._seen(scene)
         if not all(found.shows.any() for found in seen):
             return False
         box, other = (found.boxes[torch.where(found.shows, found.certainties, -1).argmax()] for found in seen)
         return self.relation in relations(box, other)
 
-    def _most_certain(self, scene: Scene) -> list[tuple[Tensor, Tensor]]:
-        found = [scene.find(self.name, self.colour), scene.find(self.other, self.other_colour)]
-        return [(each.certainties[best := each.certainties.argmax()], each.boxes[best]) for each in found]
+    def _seen(self, scene: Scene) -> tuple[Found, Found]:
+        return scene.find(self.name, self.colour), scene.find(self.other, self.other_colour)
+
+
+def _most_certain(found: Found) -> tuple[Tensor, Tensor]:
+    best = found.certainties.argmax()
+    return found.certainties[best], found.boxes[best]
 
 
 def _check(name: str, colour: str | None) -> None:

@@ -111,6 +111,11 @@ class HPSv3Reward(Reward):
         """Reads the instruction from the package in `requires`, which does not import beside transformers 5."""
         return published_instruction()
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Reward.check_prompts`: a prompt must not hold a token that has a meaning of its own to the model."""
+        for prompt in prompts:
+            self._conversation(prompt)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores `[B]` of images `[B, 3, H, W]` in [0, 1] and `B` prompts."""
         images = at_least_float32(images.to(self.model.model.device))

@@ -16,6 +16,8 @@ from .registry import PROTOCOLS, READERS
 
 NUM_LOGPROBS = 20
 """The most that services tell of a token."""
+LEAST_LOGPROB = -1000
+"""Whose exponential is 0."""
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w]|\.\d)")
 
 
@@ -248,4 +250,5 @@ def _first_words(choice: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         token, logprob = (each.get("token"), each.get("logprob")) if isinstance(each, Mapping) else (None, None)
         if isinstance(token, str) and isinstance(logprob, int | float) and logprob <= 1e-3:
             # Tokens of sentencepiece and of byte-level vocabularies begin with a mark in place of the blank.
-            yield token.strip(" \n\t\u2581\u0120").lower(), math.exp(logprob)
+            # Whole numbers may be larger than a float can hold.
+            yield token.strip(" \n\t\u2581\u0120").lower(), math.exp(max(logprob, LEAST_LOGPROB))

@@ -8,9 +8,11 @@ import io
 import json
 import logging
 import os
+import socket
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,6 +27,10 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 256 * 2**20
 MAX_PIXELS = 2**25
 """Of an image: 5,792 by 5,792."""
+MAX_PIXELS_OF_REQUEST = 2**28
+"""Of all images of a request, which take 15 bytes a pixel; their files may be small."""
+MAX_DIGITS = 12
+"""Of a request's length."""
 SECONDS_OF_SILENCE = 60.0
 """After which a connection is closed."""
 
@@ -53,7 +59,7 @@ class RewardServer(ThreadingHTTPServer):
 
     Raises:
         ValueError: the reward needs more than images and prompts, or the environment variable is not set.
-        OSError: there is somebody else at this port.
+        OSError: nothing can listen there, such as where somebody else does.
 
     Example:
         >>> from diamond_diffusers.rewards import Brightness
@@ -75,12 +81,13 @@ class RewardServer(ThreadingHTTPServer):
     ) -> None:
         if reward.wanted_context.get("latents"):
             raise ValueError(f"Reward '{reward.name}' needs latents, which no request brings; serve another one.")
-        if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
-            raise ValueError(f"api_key_env is {api_key_env!r}, which is not set; set it to the key of the service")
+        check_key_of_service(api_key_env)
         self.reward, self.device, self.max_batch_size, self.api_key_env = reward, device, max_batch_size, api_key_env
         # Rewards on a GPU hold the memory of one call.
         self.scoring = threading.Lock()
-        super().__init__((host, port), _Handler)
+        self.address_family = _family_of(host)
+        with _explained(host, port):
+            super().__init__((host, port), _Handler)
 
     def scores(self, request: Any) -> list[float]:
         """The scores of a request, as it was read from JSON."""
@@ -95,6 +102,40 @@ class RewardServer(ThreadingHTTPServer):
                 found = self.reward(batch, [prompts[row] for row in rows]).tolist()
                 scores.update(zip(rows, found, strict=True))
         return [scores[row] for row in range(len(images))]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who asks may go at any time, which is no error here."""
+        logger.info("A connection broke off.", exc_info=True)
+
+
+def check_key_of_service(api_key_env: str | None) -> None:
+    """Raises a `ValueError` where the environment variable that is to hold the key of a service is not set."""
+    if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
+        raise ValueError(f"api_key_env is {api_key_env!r}, which is not set; set it to the key of the service")
+
+
+def check_place(host: str, port: int) -> None:
+    """Raises an `OSError` where nothing can listen at a port; asked before a reward is loaded."""
+    with _explained(host, port), socket.socket(_family_of(host), socket.SOCK_STREAM) as place:
+        # As the server does: a port that was left a moment ago is free.
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+
+
+def _family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextmanager
+def _explained(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"host is {host!r} and port is {port}, where nothing can listen ({reason}); give an address of this "
+            "machine, or another port"
+        ) from error
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _request(self) -> Any:
         key = os.environ.get(self.server.api_key_env or "", "").strip()
         given = self.headers.get("Authorization", "")
-        if self.server.api_key_env and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        is_open = self.server.api_key_env is None
+        if not is_open and not (key and hmac.compare_digest(given.encode(), f"Bearer {key}".encode())):
             raise _RefusalError(401, "the request has no key, or another one")
         # Of a page in a browser on this machine, which may send anything else without being asked.
         if self.headers.get_content_type() != "application/json":
@@ -127,20 +169,28 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise _RefusalError(411, "the request does not say its length")
-        if int(length) > MAX_REQUEST_BYTES:
+        # Nor are numbers read that have thousands of digits.
+        if len(length) > MAX_DIGITS or int(length) > MAX_REQUEST_BYTES:
             raise _RefusalError(413, f"the request is longer than {MAX_REQUEST_BYTES // 2**20} MiB; send fewer images")
         try:
             return json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
             raise _RefusalError(400, "the request is no JSON") from None
+        except OSError:
+            # Half of it, and then nothing for a minute, or the end of the connection.
+            raise _RefusalError(408, "the request has not come as a whole") from None
 
     def _answer(self, status: int, value: Any) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        try:
+            self.end_headers()
+            self.wfile.write(content)
+        except OSError:
+            # Who has asked is gone.
+            self.close_connection = True
 
     def log_message(self, form: str, *arguments: Any) -> None:
         logger.info(form, *arguments)
@@ -153,7 +203,10 @@ def _read_request(request: Any, max_batch_size: int) -> tuple[list[Image.Image],
         raise _RefusalError(400, 'the request is not {"images": [...], "prompts": [...]} with as many texts in both')
     if len(files) > max_batch_size:
         raise _RefusalError(413, f"the request has {len(files)} images; send at most {max_batch_size}")
-    return [_read_image(file, index) for index, file in enumerate(files)], prompts
+    opened = [_opened_image(file, index) for index, file in enumerate(files)]
+    if sum(image.width * image.height for image in opened) > MAX_PIXELS_OF_REQUEST:
+        raise _RefusalError(413, f"the request has more than {MAX_PIXELS_OF_REQUEST} pixels; send fewer images")
+    return [_decoded_image(image, index) for index, image in enumerate(opened)], prompts
 
 
 def _texts(request: Any, key: str) -> list[str]:
@@ -162,20 +215,31 @@ def _texts(request: Any, key: str) -> list[str]:
     return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
 
 
-def _read_image(file: str, index: int) -> Image.Image:
+def _opened_image(file: str, index: int) -> Image.Image:
+    """An image whose size is known, and whose pixels are not there yet."""
     too_large = _RefusalError(413, f"image {index} has more than {MAX_PIXELS} pixels; send a smaller one")
     try:
         image = Image.open(io.BytesIO(base64.b64decode(file, validate=True)), formats=["PNG"])
-        # Known before the pixels are there.
         if image.width * image.height > MAX_PIXELS:
             raise too_large
         if image.mode.startswith(("I", "F")):
             raise _RefusalError(422, f"image {index} has more than 8 bits a channel; send 8")
-        return image.convert("RGB")
+        return image
     except Image.DecompressionBombError:
         raise too_large from None
     except (ValueError, OSError, SyntaxError):
-        raise _RefusalError(422, f"image {index} is no PNG file in base64") from None
+        raise _no_image(index) from None
+
+
+def _decoded_image(image: Image.Image, index: int) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except (ValueError, OSError, SyntaxError):
+        raise _no_image(index) from None
+
+
+def _no_image(index: int) -> _RefusalError:
+    return _RefusalError(422, f"image {index} is no PNG file in base64")
 
 
 def _rows_of_one_size(images: Sequence[Image.Image]) -> list[list[int]]:

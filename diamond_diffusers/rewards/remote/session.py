@@ -7,6 +7,7 @@ import json
 import random
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -49,15 +50,8 @@ class Session:
         self._turns = Turns(max_requests_per_second)
         # Not the global generator, on which a run may depend.
         self._random = random.Random()
-        connections = httpx2.AsyncHTTPTransport(
-            # Certificates take a while to load, and redirects are not followed to where they would be needed.
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.url.startswith("http:") else True,
-            # None waits for a connection, which would take of its time.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=max_concurrent_requests),
-            proxy=_proxy(address),
-        )
         self._client = httpx2.AsyncClient(
-            transport=KeyTransport(address, connections),
+            transport=KeyTransport(address, _connections(address, max_concurrent_requests)),
             timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
             follow_redirects=False,
             trust_env=False,
@@ -182,6 +176,23 @@ class KeyTransport(httpx2.AsyncBaseTransport):
         await self._transport.aclose()
 
 
+def _connections(address: Address, max_concurrent_requests: int) -> httpx2.AsyncHTTPTransport:
+    """Raises an `UnavailableError` where the proxy that the environment names cannot be used."""
+    with suppress(ValueError, ImportError, httpx2.InvalidURL):
+        return httpx2.AsyncHTTPTransport(
+            # Certificates take a while to load, and redirects are not followed to where they would be needed.
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.url.startswith("http:") else True,
+            # None waits for a connection, which would take of its time.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=max_concurrent_requests),
+            proxy=_proxy(address),
+        )
+    # It may hold a password, as may the library's error, which therefore does not come with this one.
+    raise UnavailableError(
+        f"Reward '{address.name}': the environment names a proxy for {address.shown} that cannot be used; give it as "
+        "http://host:port (one of SOCKS takes the package socksio), or add the host to NO_PROXY."
+    )
+
+
 def as_json(body: Any) -> bytes:
     """The body of a request."""
     return json.dumps(body, allow_nan=False).encode()
@@ -192,4 +203,5 @@ def _proxy(address: Address) -> str | None:
     if address.is_local or proxy_bypass(address.host):
         return None
     proxies = getproxies()
-    return proxies.get(address.shown.partition(":")[0]) or proxies.get("all")
+    proxy = proxies.get(address.shown.partition(":")[0]) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"

@@ -200,6 +200,15 @@ class VisionLanguageJudge:
                         "second in this model's tokens; give answers that begin apart, such as letters."
                     )
 
+    def check_questions(self, questions: Sequence[str]) -> None:
+        """Checks that these can be asked, before there are images to ask them about.
+
+        Raises:
+            ValueError: one holds a token that stands for an image.
+        """
+        for question in dict.fromkeys(questions):
+            self.language_model.conversation(question)
+
     def generate(self, images: Tensor, questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """The likeliest reply to each of `B` questions about images `[B, 3, H, W]`, token by token."""
         size = self.max_batch_size or len(questions)

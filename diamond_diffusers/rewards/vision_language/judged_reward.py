@@ -69,6 +69,15 @@ class JudgedReward(Reward):
         if hasattr(self.judge, "check_exclusive"):
             self.judge.check_exclusive(answers)
 
+    def check_questions(self, questions: Sequence[str]) -> None:
+        """Checks that questions can be asked, if the judge can tell by a method of this name.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        if hasattr(self.judge, "check_questions"):
+            self.judge.check_questions(questions)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the judge, in place, if it can be; returns the reward."""
         if hasattr(self.judge, "to"):

@@ -43,15 +43,24 @@ class Question:
         if not isinstance(self.text, str) or not self.text.strip():
             raise ValueError(f"text is {shown(self.text)}; give a question")
         forms = (self.answer,) if isinstance(self.answer, str) else self.answer
-        if not isinstance(forms, tuple) or not forms or not all(isinstance(form, str) and form for form in forms):
+        if not _are_texts(forms) or not forms:
             raise ValueError(f"answer is {shown(self.answer)}; give a text, or a tuple of the forms that count")
+        if not _are_texts(self.choices):
+            raise ValueError(f"choices is {shown(self.choices)}; give a list of texts, such as ['yes', 'no']")
         if self.choices and (self.answer not in self.choices or len(set(self.choices)) < 2):
             raise ValueError(
                 f"choices is {shown(self.choices)} with the answer {shown(self.answer)}; give at least two different "
                 "ones, and the answer among them"
             )
-        if not all(isinstance(parent, int) and parent >= 0 for parent in self.parents):
-            raise ValueError(f"parents is {shown(self.parents)}; give places in the list, from 0")
+        are_places = isinstance(self.parents, tuple) and all(
+            isinstance(parent, int) and not isinstance(parent, bool) and parent >= 0 for parent in self.parents
+        )
+        if not are_places:
+            raise ValueError(f"parents is {shown(self.parents)}; give a list of places in the list, from 0")
+
+
+def _are_texts(given: object) -> bool:
+    return isinstance(given, tuple) and all(isinstance(text, str) and text.strip() for text in given)
 
 
 Questions: TypeAlias = Sequence[Question | str | Sequence[str] | Mapping[str, Any]]
@@ -87,7 +96,8 @@ def read_question_file(path: str | PathLike[str]) -> dict[str, Questions]:
         ValueError: it holds something else.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Some editors put a mark before the text.
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repetition)
     except OSError as error:
         raise OSError(
             f"questions is '{path}', which cannot be read ({error.strerror or error}); give a JSON file"
@@ -101,6 +111,15 @@ def read_question_file(path: str | PathLike[str]) -> dict[str, Questions]:
     return found
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of which JSON would keep the last of equal keys alone, such as one of two lists of a prompt."""
+    keys = [key for key, _ in pairs]
+    for place, key in enumerate(keys):
+        if key in keys[:place]:
+            raise ValueError(f"it has {shown(key)} twice")
+    return dict(pairs)
+
+
 def _read_question(given: Any) -> Question:
     if isinstance(given, Question):
         return given
@@ -108,6 +127,8 @@ def _read_question(given: Any) -> Question:
         return Question(given)
     if isinstance(given, Mapping):
         named = {"text" if key == "question" else key: value for key, value in given.items()}
+        if "text" not in named or not named.keys() <= Question.__annotations__.keys():
+            raise ValueError(f"one has the fields {shown(list(given))}; give question, answer, choices and parents")
         return Question(**named)
     if isinstance(given, Sequence) and len(given) == 2:
         text, answer = given
