@@ -37,8 +37,8 @@ class Budget:
         max_network_evaluations: an evaluation under classifier-free guidance counts 2 and a backward pass 2
             (`Cost.equivalent_evaluations`); None for no limit.
         max_reward_calls: images that the reward scores, look-aheads among them; None for no limit. What a call spends
-            beside its sampling does not count: its trial of the reward, a plan for memory, and calls that are repeated
-            because the reward has failed.
+            beside its sampling does not count: its trial of the reward, a plan for memory, the plain samples of a scale
+            that is to be found, and calls that are repeated because the reward has failed.
 
     Raises:
         ValueError, TypeError: a limit is no whole number of at least 1.

@@ -288,7 +288,10 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
         if out.watched is not None:
             chosen, checks = [out.watched.rounds[check] + 1 for check in out.watched.chosen], out.watched.held_out
             ended = f", which ended the run after {out.watched.rounds[-1] + 1}" if out.watched.is_ended else ""
-            scores = f"{out.watched.reward_calls} scores of '{out.watched.reward}' in {len(checks)} checks{ended}"
+            requests = f" by {out.watched.reward_requests} requests" if out.watched.reward_requests else ""
+            price = f" for {out.watched.reward_price:.4g}" if out.watched.reward_price else ""
+            asked = f"{out.watched.reward_calls} scores of '{out.watched.reward}'{requests}{price}"
+            scores = f"{asked} in {len(checks)} checks{ended}"
             text = f"{name}, watched: taken from round {', '.join(map(str, chosen))}; {scores}"
             console.print(text, soft_wrap=True, markup=False)
         if out.plan is not None:

@@ -212,6 +212,7 @@ def record(
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()} | dict(costs or {}),
         "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
         "watched": {name: vars(out.watched) for name, out in drawn.outputs.items() if out.watched is not None},
+        "stage_calls": {name: out.stage_calls for name, out in drawn.outputs.items() if out.stage_calls is not None},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }
 

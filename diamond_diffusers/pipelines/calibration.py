@@ -134,6 +134,8 @@ def calibrate(
     if reward is None:
         raise ValueError("reward is None, and the model has no reward of its own; give reward=...")
     scored = TermScores(loaded_reward(reward, pipe._named_rewards))
+    # Of later batches, too.
+    scored.check_prompts(texts[:num_samples])
     found = list(_drawn(pipe, texts, scored, num_samples, seed, batch_size, arguments))
     costs = [out.cost.as_dict() for out in found]
     return Calibration(

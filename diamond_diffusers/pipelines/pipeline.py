@@ -290,8 +290,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             max_network_evaluations: budget of network evaluations for each image; a backward pass counts 2. The
                 method's count of particles, candidates or iterations is set to the largest within this budget.
             max_reward_calls: budget of images that the reward scores for each image, look-aheads among them. With both
-                budgets, the count is the largest within both. Trials of the reward before the run, and calls repeated
-                because it failed, come on top.
+                budgets, the count is the largest within both. Trials of the reward before the run, the plain samples of
+                `reward_scale="auto"`, and calls repeated because the reward failed come on top.
             final_selection: which particles of an image are returned: `sample` (one, drawn by weight), `heaviest` (the
                 one of the largest weight), `best` or `all`; None for the method's own choice.
             particle_batch_size: the most rows of one network, decoder or reward call, all of one image. An image is

@@ -116,9 +116,9 @@ def own_reward_scale(reward: Reward | None, defaults: Mapping[str, Any]) -> Any:
 def loaded_reward(reward: RewardLike, named: dict[str, Reward]) -> Reward:
     """A reward in any of its forms; `named` as of `resolve_reward`."""
     if isinstance(reward, str):
-        # A named reward is a model: loaded once, not at every call.
+        # A named reward is a model: loaded once, not at every call, and not for every expression that names it.
         if reward not in named:
-            named[reward] = as_reward(reward)
+            named[reward] = as_reward(reward, named)
         reward = named[reward]
     return as_reward(reward)
 

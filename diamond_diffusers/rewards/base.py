@@ -484,9 +484,16 @@ class WeightedSum(CompositeReward):
             restricts_alone = reward.is_constraint and not reward.differentiable and self.differentiable
             return not restricts_alone
 
+        tried: dict[int, Reward] = {}
+        needed: dict[int, bool] = {}
+        for reward in self.rewards:
+            bounded = _bounded(reward)
+            # One that is both bounded and summed is tried once.
+            tried[id(bounded)] = bounded
+            needed[id(bounded)] = needed.get(id(bounded), False) or is_differentiated(reward)
         return max(
-            reward.probe(device, image_size, prompt, needs_gradient and is_differentiated(reward), **context)
-            for reward in self.rewards
+            reward.probe(device, image_size, prompt, needs_gradient and needed[key], **context)
+            for key, reward in tried.items()
         )
 
     @property

@@ -17,7 +17,7 @@ EXAMPLE = "imagereward + 5*hpsv2 - 0.01*clip, nsfw < 0.2"
 RewardLike = Reward | ScoreFunction | str
 
 
-def as_reward(reward: RewardLike) -> Reward:
+def as_reward(reward: RewardLike, known: dict[str, Reward] | None = None) -> Reward:
     """Reads a reward in any of its forms.
 
     Args:
@@ -25,6 +25,8 @@ def as_reward(reward: RewardLike) -> Reward:
             registered names such as `"imagereward + 5*hpsv2 - 0.01*clip"`, perhaps with constraints after commas:
             `"imagereward + 5*hpsv2, nsfw < 0.2, ocr >= 0.9"`. Each name is instantiated here, once, after the whole
             expression has been checked.
+        known: rewards by their registered names, which are taken as they are; those that are instantiated are added.
+            Several expressions then share their models.
 
     Raises:
         TypeError: `reward` is none of these.
@@ -33,7 +35,7 @@ def as_reward(reward: RewardLike) -> Reward:
     if isinstance(reward, Reward):
         return reward
     if isinstance(reward, str):
-        return _build(reward)
+        return _build(reward, {} if known is None else known)
     is_class_of_rewards = isinstance(reward, type) and issubclass(reward, Reward)
     if is_class_of_rewards:
         raise TypeError(f"reward={reward.__name__} is a class; give an instance, {reward.__name__}().")
@@ -45,11 +47,13 @@ def as_reward(reward: RewardLike) -> Reward:
     )
 
 
-def _build(expression: str) -> Reward:
+def _build(expression: str, made: dict[str, Reward]) -> Reward:
     clauses = parse_clauses(expression)
     found = {name: registered_reward(name) for clause in clauses for _, name in clause.terms}
     # A reward that is bounded and maximised is one model.
-    made = {name: _instantiate(name, registered) for name, registered in found.items()}
+    for name, registered in found.items():
+        if name not in made:
+            made[name] = _instantiate(name, registered)
     terms: list[tuple[float, Reward]] = []
     for clause in clauses:
         summed = [(weight, made[name]) for weight, name in clause.terms]

@@ -14,16 +14,19 @@ from diamond_diffusers import (
     DiamondPosterior,
     FlowMapPoint,
     Guidance,
+    RandomSearch,
+    Watch,
 )
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.cli import generate as module
 from diamond_diffusers.cli.loading import model_defaults, own_alignment
 from diamond_diffusers.cli.records import LoadingOptions
+from diamond_diffusers.core.cost import charge
 from diamond_diffusers.core.memory_errors import want_of_memory
 from diamond_diffusers.evaluation import side_by_side
 from diamond_diffusers.evaluation.side_by_side import draw_side_by_side
 from diamond_diffusers.families import FAMILIES
-from diamond_diffusers.rewards import REWARDS, as_reward, available_rewards
+from diamond_diffusers.rewards import REWARDS, CallableReward, as_reward, available_rewards, staged
 
 from ..conftest import redness, save_tiny_model
 from .invoking import invoke, refusal, succeed
@@ -73,6 +76,27 @@ def test_the_progress_bar_is_as_it_was_afterwards(tiny_pipe):
         tiny_pipe, ["a star"], BestOfN(num_particles=2), as_reward(redness), arguments={"num_inference_steps": 1}
     )
     assert tiny_pipe.pipeline._progress_bar_config == {"disable": True, "desc": "mine"}
+
+
+def test_a_record_says_how_often_each_stage_was_asked(tiny_pipe):
+    reward, arguments = staged(["brightness", ("symmetry", 1)]), {"num_inference_steps": 1}
+    drawn = draw_side_by_side(tiny_pipe, ["a star"], BestOfN(num_particles=2), reward, arguments=arguments)
+    calls = side_by_side.record(drawn, {})["stage_calls"]
+    assert calls == {"aligned": {"brightness": 2, "symmetry": 1}, "plain": {"brightness": 1, "symmetry": 1}}
+
+
+def test_what_a_watch_has_cost_is_printed(tiny_pipe, capsys):
+    def paid(images, prompts):
+        charge(1, 0.5)
+        return images.mean((1, 2, 3))
+
+    watch = Watch(CallableReward(paid, differentiable=False))
+    method, arguments = RandomSearch(num_candidates=2, round_size=1), {"num_inference_steps": 1}
+    drawn = draw_side_by_side(
+        tiny_pipe, ["a star"], method, as_reward("brightness"), arguments=arguments, with_plain=False, watch=watch
+    )
+    module._print_rewards(drawn, 1, False)
+    assert "3 scores of 'paid' by 3 requests for 1.5 in 2 checks" in capsys.readouterr().out
 
 
 def test_generate_writes_images_sheet_trace_and_record(generate, tmp_path):

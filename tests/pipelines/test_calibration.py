@@ -41,6 +41,18 @@ def test_statistics_are_those_of_plain_samples(shared_pipe):
     assert (found.reward, found.num_samples, found.seed) == ("seen", 5, 0)
 
 
+def test_a_prompt_that_a_later_batch_could_not_be_scored_by_is_refused_at_once(shared_pipe):
+    class Picky(Seen):
+        def check_prompts(self, prompts):
+            if "a ring" in prompts:
+                raise ValueError("no ring is known")
+
+    reward = Picky()
+    with pytest.raises(ValueError, match="no ring is known"):
+        calibrate(shared_pipe, ["a star", "a ring"], reward, 2, batch_size=1, num_inference_steps=1)
+    assert not reward.scores
+
+
 def test_a_run_is_the_same_with_a_calibration_before_it(shared_pipe):
     def drawn():
         # With noise of the global generator, as stock pipelines take it.

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from diamond_diffusers import SMC, AutoRewardScale, BestOfN, DiamondMapPipeline,
 from diamond_diffusers.alignment.random_source import RandomSource
 from diamond_diffusers.pipelines.auto_scale import random_of_prompts
 from diamond_diffusers.pipelines.resolution import own_reward_scale
-from diamond_diffusers.rewards import CallableReward, ClippedReward, PlacedReward, StandardisedReward, as_reward
+from diamond_diffusers.rewards import (
+    REWARDS,
+    CallableReward,
+    ClippedReward,
+    PlacedReward,
+    Reward,
+    StandardisedReward,
+    as_reward,
+)
 
 FEW_STEP_CALL = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 8}
 PROMPTS = ["a red star", "two blue rings"]
@@ -229,6 +238,25 @@ def test_one_prompt_alone_may_be_constrained(pipe: DiamondMapPipeline) -> None:
     for image, reward in enumerate(rewards):
         alone = pipe(PROMPTS[image], reward=reward, generator=seeded(image + 1), **options)
         assert torch.equal(out.images[image], alone.images[0]) and out.rewards[image] == alone.rewards[0]
+
+
+def test_expressions_of_several_prompts_share_their_models(
+    pipe: DiamondMapPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Reward] = []
+
+    class Judge(Reward):
+        def __init__(self) -> None:
+            made.append(self)
+
+        def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            return images.mean((1, 2, 3))
+
+    monkeypatch.setitem(REWARDS._entries, "judge_of_several", Judge)
+    rewards = ["colour + judge_of_several", "colour, judge_of_several > 0"]
+    pipe(PROMPTS, reward=rewards, alignment="best_of_n", **CALL)
+    pipe(PROMPTS, reward="2*judge_of_several", alignment="best_of_n", **CALL)
+    assert len(made) == 1
 
 
 def test_constraints_alone_have_no_scale_to_be_found(pipe: DiamondMapPipeline) -> None:

@@ -86,6 +86,27 @@ def test_a_reward_that_is_summed_and_bounded_is_asked_once_and_reported_once():
     assert named.rewards[0] is named.rewards[1].rewards[0] and named.term_names == ["brightness"]
 
 
+def test_a_reward_that_is_summed_and_bounded_is_tried_once():
+    calls = []
+
+    def mean(images, prompts):
+        calls.append(images.requires_grad)
+        return images.mean((1, 2, 3))
+
+    reward = CallableReward(mean, differentiable=True)
+    assert (2 * reward + (reward < 1) + (reward > 0)).probe(needs_gradient=True) == 1
+    assert calls == [True]
+
+
+def test_a_name_is_one_model_in_several_expressions():
+    known = {}
+    first, second = as_reward("brightness, colour < 0.7", known), as_reward("2*brightness + colour", known)
+    assert list(known) == ["brightness", "colour"]
+    assert first.rewards[0] is second.rewards[0] is as_reward("brightness", known)
+    assert first.rewards[1].rewards[0] is second.rewards[1]
+    assert as_reward("brightness") is not known["brightness"]
+
+
 def test_what_a_constraint_cannot_mean_is_refused():
     bright = Brightness() < 0.2
     for wrong in (lambda: -bright, lambda: 0 * bright, lambda: Colour() - bright):
