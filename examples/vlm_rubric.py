@@ -1,4 +1,7 @@
-"""A vision-language model grades images by a rubric of two criteria: `python examples/vlm_rubric.py [checkpoint]`."""
+"""A vision-language model grades images by a rubric of two criteria: `python examples/vlm_rubric.py [checkpoint]`.
+
+The first run downloads Qwen2.5-VL-3B-Instruct (7.5 GB), where no folder or other model is named.
+"""
 
 import sys
 

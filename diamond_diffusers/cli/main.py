@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -42,20 +42,32 @@ class ExplainingGroup(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except (*USER_ERRORS, RuntimeError, MemoryError) as error:
+        except Exception as error:
             command = self.commands.get(ctx.invoked_subcommand or "", self)
-            sentence = _sentence_on(error, {flag for parameter in command.params for flag in parameter.opts})
+            sentence = _sentence_on(error, _flags_of(command.params), _flags_of(self.params))
             if sentence is None:
                 raise
             Console(stderr=True).print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from error
 
 
-def _sentence_on(error: Exception, flags: Collection[str]) -> str | None:
-    """What the user of a command with these options is told of an error; None where it is no matter of theirs."""
+def _flags_of(parameters: Sequence[Any]) -> set[str]:
+    return {flag for parameter in parameters for flag in parameter.opts}
+
+
+def _sentence_on(error: Exception, flags: Collection[str], general: Collection[str]) -> str | None:
+    """What the user of a command with these options is told of an error; None where it is no matter of theirs.
+
+    Args:
+        general: the options that stand before the command.
+    """
     if isinstance(error, USER_ERRORS):
         return None if getattr(error, "errno", None) == errno.EPIPE else str(error)
-    reason = want_of_memory(error)
+    # The parser's error of an option that the command lacks.
+    unknown = getattr(error, "option_name", None)
+    if unknown in general and unknown not in flags:
+        return f"{unknown} stands after the command; write: diamond-diffusers {unknown} ... COMMAND ..."
+    reason = want_of_memory(error) if isinstance(error, (RuntimeError, MemoryError)) else None
     if reason is None:
         return None
     remedies = [remedy for flag, remedy in SAVING.items() if flag in flags] or ["free some of it"]

@@ -31,6 +31,9 @@ Format = Annotated[str, typer.Option("--format", help="'table' or 'csv'.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images scored at once, where their sizes are equal.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; 'auto' is each reward's own.")]
 
+MET = "constraints met"
+"""The header of what is 1 or 0."""
+
 
 def score(
     images: ImagePaths,
@@ -71,12 +74,16 @@ def score(
 
 def _columns(judge: Reward, result: Scores) -> dict[str, float]:
     """What is printed of an image, by its header."""
+    from ..rewards import WeightedSum
+
     columns = dict(result.terms)
+    weighted = zip(judge.weights, judge.rewards, strict=True) if isinstance(judge, WeightedSum) else [(1.0, judge)]
+    summed = [(weight, part.name) for weight, part in weighted if not part.is_constraint]
     # A reward of one term is that term, and constraints alone have no total.
-    if list(result.terms) != [judge.name] and not judge.is_constraint:
+    if summed and not (len(summed) == 1 and summed[0][0] == 1 and summed[0][1] in result.terms):
         columns[judge.name] = result.total
     if result.constraints_met is not None:
-        columns["constraints met"] = float(result.constraints_met)
+        columns[MET] = float(result.constraints_met)
     return columns
 
 
@@ -114,7 +121,8 @@ def _shown(path: Path) -> str:
 def _print_table(headers: Sequence[str], paths: Sequence[Path], rows: list[list[float]]) -> None:
     table = text_table("image", *headers)
     for path, row in zip(paths, rows, strict=True):
-        table.add_row(escape(_shown(path)), *(f"{value:.4f}" for value in row))
+        cells = (f"{value:.0f}" if name == MET else f"{value:.4f}" for name, value in zip(headers, row, strict=True))
+        table.add_row(escape(_shown(path)), *cells)
     if len(rows) > 1:
         table.add_section()
         table.add_row("mean", *(f"{sum(column) / len(rows):.4f}" for column in zip(*rows, strict=True)))

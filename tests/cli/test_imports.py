@@ -124,6 +124,14 @@ def test_files_that_cannot_be_imported_get_one_sentence(tmp_path, monkeypatch, n
     assert f"--import is '{tmp_path / name}'" in error and message in error
 
 
+@pytest.mark.parametrize("flag", ["--import", "--remote-reward"])
+def test_options_that_stand_after_the_command_are_told_their_place(flag):
+    assert f"{flag} stands after the command; write: diamond-diffusers {flag} ..." in refusal(
+        "rewards", flag, "judge=a"
+    )
+    assert "No such option: --judge" in invoke("rewards", "--judge", "a").output
+
+
 def test_modules_that_are_not_there_get_one_sentence():
     assert "--import is 'no.such', which is no module that Python finds" in refusal("--import", "no.such", "rewards")
     assert "cannot be imported (ModuleNotFoundError" in refusal("--import", "json.no_such", "rewards")

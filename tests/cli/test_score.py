@@ -328,4 +328,9 @@ def test_constraints_have_a_column_of_their_own(folder):
         # They have no total.
         assert list(rows[0])[2:] == ["brightness", "constraints met"]
         assert [row["constraints met"] for row in rows] == [met] * 4
+    # One reward beside them is the total.
+    rows = read_csv(succeed("score", folder, "--reward", "colour, brightness < 0.5", "--format", "csv"))
+    assert list(rows[0])[2:] == ["colour", "brightness", "constraints met"]
+    shown = succeed("score", folder, "--reward", "colour, brightness >= 0")
+    assert sum(line.endswith(" 1               │") for line in shown.splitlines()) == 4
     assert "has ')' at position 16" in refusal("score", folder, "--reward", "brightness < 0.5)")
