@@ -216,7 +216,7 @@ def try_reward(
 
     for each, image in rewards_and_images(reward):
         if each.wanted_context.get("latents", False) == (latents is not None):
-            text = call.texts[image] or "a photo"
+            text = call.texts[image] or None
             tried = partial(each.probe, call.device, size, text, method.needs_reward_gradient, **context)
             scored += errors.retried(tried, delays, count_failure)
     return scored + failed[0]

@@ -139,7 +139,7 @@ class Watching:
         self._cost = Cost()
         size = (call.arguments.height or 64, call.arguments.width or 64)
         with charged_to(self._cost):
-            self._cost.reward_calls += self.reward.probe(call.device, size, call.texts[0] or "a photo")
+            self._cost.reward_calls += self.reward.probe(call.device, size, call.texts[0] or None)
         self._best: Tensor | None = None
         self._cloud: Cloud | None = None
         self._num_below = torch.zeros(call.num_images, dtype=torch.long)

@@ -52,6 +52,7 @@ class Reward(ABC):
             be imported by its name alone, the class has a static method `import_package`, which takes that name.
         is_free: whether a score costs next to nothing, as that of a formula of the pixels does. A call that is to ask
             any other reward for more than 200 scores of an image says so before.
+        example_prompt: one that the reward can score images of, for trials.
 
     Example:
         >>> from diamond_diffusers.rewards import as_reward
@@ -73,6 +74,7 @@ class Reward(ABC):
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
     is_free: bool = False
+    example_prompt: str = "a photo"
     gave_one_number: bool = False
 
     @abstractmethod
@@ -194,7 +196,7 @@ class Reward(ABC):
         self,
         device: torch.device | str = "cpu",
         image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
+        prompt: str | None = None,
         needs_gradient: bool = False,
         **context: Tensor | float,
     ) -> int:
@@ -203,7 +205,7 @@ class Reward(ABC):
         Args:
             device: device of the images of the run.
             image_size: height and width.
-            prompt: any prompt.
+            prompt: any prompt; None for `example_prompt`.
             needs_gradient: whether the run differentiates the reward.
             context: as in `evaluate`, with one row; the level is 0 if not given.
 
@@ -213,8 +215,9 @@ class Reward(ABC):
         Raises:
             TypeError, ValueError: as in `evaluate`; or a gradient is needed, but missing or not finite.
         """
+        text = self.example_prompt if prompt is None else prompt
         return tried_on_a_random_image(
-            self, device, image_size, prompt, needs_gradient, {"noise_to_signal": 0.0, **context}
+            self, device, image_size, text, needs_gradient, {"noise_to_signal": 0.0, **context}
         )
 
     @classmethod
@@ -351,7 +354,7 @@ class CompositeReward(Reward):
         self,
         device: torch.device | str = "cpu",
         image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
+        prompt: str | None = None,
         needs_gradient: bool = False,
         **context: Tensor | float,
     ) -> int:
@@ -474,7 +477,7 @@ class WeightedSum(CompositeReward):
         self,
         device: torch.device | str = "cpu",
         image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
+        prompt: str | None = None,
         needs_gradient: bool = False,
         **context: Tensor | float,
     ) -> int:

@@ -93,7 +93,7 @@ class CallableReward(Reward):
         self,
         device: torch.device | str = "cpu",
         image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
+        prompt: str | None = None,
         needs_gradient: bool = False,
         **context: Tensor | float,
     ) -> int:
@@ -107,7 +107,8 @@ class CallableReward(Reward):
             image = random_image(device, image_size)
             given = check_context(self.name, image, {"noise_to_signal": 0.0, **context})
             selected = select_context(self.name, self.wanted_context, image, given)
-            self._differentiable = self._gives_gradients(image, prompt, selected)
+            text = self.example_prompt if prompt is None else prompt
+            self._differentiable = self._gives_gradients(image, text, selected)
             scored += 1
         return scored + super().probe(device, image_size, prompt, needs_gradient, **context)
 

@@ -65,7 +65,7 @@ class PlacedReward(CompositeReward):
         self,
         device: torch.device | str = "cpu",
         image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
+        prompt: str | None = None,
         needs_gradient: bool = False,
         **context: Tensor | float,
     ) -> int:

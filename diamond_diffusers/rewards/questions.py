@@ -99,6 +99,8 @@ class QuestionListReward(JudgedReward):
             )
         self.questions = {prompt: read_questions(prompt, given) for prompt, given in listed.items()}
         self.function = questions if callable(questions) else None
+        if self.questions:
+            self.example_prompt = next(iter(self.questions))
         super().__init__(judge, "questions", **options)
         self.aggregate = AGGREGATES[aggregate] if isinstance(aggregate, str) else aggregate
         self.soft, self.question_format = soft, question_format
@@ -186,16 +188,3 @@ class QuestionListReward(JudgedReward):
             ),
         )
         return right / found.sum(), right >= found.max()
-
-    def probe(
-        self,
-        device: torch.device | str = "cpu",
-        image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
-        needs_gradient: bool = False,
-        **context: Tensor | float,
-    ) -> int:
-        """Scores one random image for a prompt that has questions. See `Reward.probe`."""
-        if self.function is None and prompt not in self.questions:
-            prompt = next(iter(self.questions))
-        return super().probe(device, image_size, prompt, needs_gradient, **context)

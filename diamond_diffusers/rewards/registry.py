@@ -48,6 +48,7 @@ REWARDS: Registry[Registered] = Registry(
         "returned_scores",
         "shared_features",
         "stages",
+        "stock_processing",
         "threshold",
         "transformed",
         "truncation",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diamond_diffusers.evaluation.benchmark.prompts import Prompt, prompts_in
 from diamond_diffusers.evaluation.suites import SUITES
-from diamond_diffusers.evaluation.suites.answering import answer_probabilities, judge_of, yes_probabilities
+from diamond_diffusers.evaluation.suites.answering import answer_probabilities, yes_probabilities
 from diamond_diffusers.evaluation.suites.base import SuiteJudge
 from diamond_diffusers.evaluation.suites.blip import BLIPJudge, prepared_question
 from diamond_diffusers.evaluation.suites.dpg_bench import DPGBenchJudge
@@ -249,7 +249,7 @@ def test_an_answer_that_is_neither_yes_nor_no():
 
 def test_pictures_of_several_sizes_are_asked_about_in_their_order(tmp_path):
     save_tiny_model("qwen3_vl", tmp_path)
-    vlm = judge_of(tmp_path, "dsg", "cpu", None)
+    vlm = DSGJudge(tmp_path, device="cpu").vlm
     pictures = [PICTURE, Image.new("RGB", (40, 24), (0, 90, 200)), PICTURE]
     questions = ["Does this show a cat ?", "red", "Please answer yes or no"]
     together = answer_probabilities(vlm, pictures, questions, ["yes", "no", "cat"])

@@ -13,6 +13,7 @@ from ...rewards.preprocessing import images_from_pil
 from ...rewards.vision_language.answers import surface_forms
 from ...rewards.vision_language.judge import Judge, VisionLanguageJudge
 from ..benchmark.prompts import Prompt
+from .base import SuiteJudge
 
 VLM = "Qwen/Qwen3-VL-8B-Instruct"
 """The model by which GenEval 2 answers its questions."""
@@ -59,13 +60,25 @@ def yes_probabilities(judge: Judge, pictures: Sequence[Image], questions: Sequen
     return [yes / (yes + no) if yes + no > 0 else 0.0 for yes, no in pairs]
 
 
-def judge_of(
-    vlm: str | PathLike[str] | Judge, suite: str, device: torch.device | str | None, dtype: torch.dtype | None
-) -> Judge:
-    """An object that judges as it is, or the vision-language model of a checkpoint."""
-    if isinstance(vlm, str | PathLike):
-        return VisionLanguageJudge(vlm, name=suite, max_batch_size=MAX_QUESTIONS, device=device, dtype=dtype)
-    return vlm
+class QuestionSuite(SuiteJudge):
+    """A suite whose questions a vision-language model answers.
+
+    Args:
+        vlm: what answers: a checkpoint, or an object that judges (`rewards.vision_language.judge.Judge`).
+        device: device of a checkpoint's model.
+        dtype: dtype of a checkpoint's model; by default its own.
+    """
+
+    def __init__(
+        self,
+        vlm: str | PathLike[str] | Judge = VLM,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(vlm, str | PathLike):
+            vlm = VisionLanguageJudge(vlm, name=self.name, max_batch_size=MAX_QUESTIONS, device=device, dtype=dtype)
+        self.vlm: Judge = vlm
 
 
 def one_prompt_each(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[tuple[Image, Prompt]]:

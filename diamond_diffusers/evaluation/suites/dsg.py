@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import ClassVar, TypedDict
 
-import torch
 from PIL.Image import Image
 
-from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import VLM, grouped, judge_of, one_prompt_each, yes_probabilities
-from .base import SuiteJudge, Verdict
+from .answering import QuestionSuite, grouped, one_prompt_each, yes_probabilities
+from .base import Verdict
 
 COLLECTIONS = {
     "tifa": "tifa",
@@ -42,7 +39,7 @@ class _Metadata(TypedDict):
 
 
 @register_suite("dsg")
-class DSGJudge(SuiteJudge):
+class DSGJudge(QuestionSuite):
     """Judges by questions with yes or no: the share of those answered with yes, whose parents are answered so too.
 
     A question whose parent is answered with no counts as no, whatever its own answer. Reported beside the score are the
@@ -66,15 +63,6 @@ class DSGJudge(SuiteJudge):
     form = _Metadata
     is_transitive: ClassVar[bool] = False
     """Whether a question that counts as no for its parent's sake makes those that build on it count as no in turn."""
-
-    def __init__(
-        self,
-        vlm: str | PathLike[str] | Judge = VLM,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.vlm = judge_of(vlm, self.name, device, dtype)
 
     def judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Verdict]:
         self.check(prompts)

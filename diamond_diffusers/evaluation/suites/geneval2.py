@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import TypedDict
 
-import torch
 from PIL.Image import Image
 
-from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import VLM, answer_probabilities, grouped, judge_of, one_prompt_each
-from .base import SuiteJudge, Verdict
+from .answering import QuestionSuite, answer_probabilities, grouped, one_prompt_each
+from .base import Verdict
 
 ARITHMETIC_MEAN = "Soft-TIFA AM"
 WRONG = 0.5
@@ -27,7 +24,7 @@ class _Metadata(TypedDict):
 
 
 @register_suite("geneval2")
-class GenEval2Judge(SuiteJudge):
+class GenEval2Judge(QuestionSuite):
     """Judges by Soft-TIFA: the geometric mean of the probabilities of the right answers to all questions of a prompt.
 
     Each question is put with "Answer in one word.", and the probability of its answer is that of all its
@@ -49,15 +46,6 @@ class GenEval2Judge(SuiteJudge):
     prompts = "geneval2"
     needs = ("vqa_list", "skills")
     form = _Metadata
-
-    def __init__(
-        self,
-        vlm: str | PathLike[str] | Judge = VLM,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.vlm = judge_of(vlm, self.name, device, dtype)
 
     @classmethod
     def check(cls, prompts: Sequence[Prompt]) -> None:

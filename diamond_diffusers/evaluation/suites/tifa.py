@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from string import ascii_uppercase
 from typing import TypedDict
 
-import torch
 from PIL.Image import Image
 
-from ...rewards.vision_language.judge import Judge
 from ..benchmark.prompts import Prompt
 from . import register_suite
-from .answering import VLM, answer_probabilities, grouped, judge_of, one_prompt_each
-from .base import SuiteJudge, Verdict
+from .answering import QuestionSuite, answer_probabilities, grouped, one_prompt_each
+from .base import Verdict
 
 
 class _Question(TypedDict):
@@ -29,7 +26,7 @@ class _Metadata(TypedDict):
 
 
 @register_suite("tifa")
-class TIFAJudge(SuiteJudge):
+class TIFAJudge(QuestionSuite):
     """Judges by questions with several choices: the share of those for which the right choice is the likeliest.
 
     The choices are put with letters, and the likeliest letter is the answer; the published program lets a model answer
@@ -50,15 +47,6 @@ class TIFAJudge(SuiteJudge):
     prompts = "tifa"
     needs = ("item_id", "questions")
     form = _Metadata
-
-    def __init__(
-        self,
-        vlm: str | PathLike[str] | Judge = VLM,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.vlm = judge_of(vlm, self.name, device, dtype)
 
     @classmethod
     def check(cls, prompts: Sequence[Prompt]) -> None:

@@ -84,7 +84,7 @@ class DetectionReward(Reward):
         self.max_batch_size = max_batch_size
         self.graded, self.max_overlap = graded, max_overlap
         self.reads_prompts = not isinstance(requirements, tuple)
-        self._requirements, self._example = requirements, example
+        self._requirements, self.example_prompt = requirements, example
         options = {"device": device, "dtype": dtype, **hub_options}
         if isinstance(detector, Detector):
             self.detector = detector.to(device, dtype)
@@ -138,18 +138,6 @@ class DetectionReward(Reward):
         if not self.graded:
             return torch.tensor(float(all(each.holds(scene) for each in requirements)))
         return torch.stack([each.grade(scene) for each in requirements]).mean()
-
-    def probe(
-        self,
-        device: torch.device | str = "cpu",
-        image_size: tuple[int, int] = (64, 64),
-        prompt: str = "a photo",
-        needs_gradient: bool = False,
-        **context: Tensor | float,
-    ) -> int:
-        """See `Reward.probe`; where no prompt is given, one that the reward understands is taken."""
-        prompt = self._example if prompt == "a photo" else prompt
-        return super().probe(device, image_size, prompt, needs_gradient, **context)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves and casts the models, in place; returns the reward. Rewards that share the detector see it too."""

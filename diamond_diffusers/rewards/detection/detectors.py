@@ -15,8 +15,7 @@ from ...core.tensors import at_least_float32
 from ..checkpointing import checkpoint_layers
 from ..errors import first_line
 from ..hub import check_hub_options
-from ..preprocessing import images_to_pil
-from ..probing import random_image
+from ..stock_processing import keeps_graph, processed
 
 CHECKPOINT = "google/owlv2-base-patch16-ensemble"
 
@@ -58,7 +57,7 @@ class Detector(ABC):
     def __init__(self, model: Any, processor: Any) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.processor = processor
-        self.differentiable = self._passes_gradients()
+        self.differentiable = keeps_graph(self.processor.image_processor)
 
     @abstractmethod
     def detect(self, images: Tensor, phrases: Sequence[str]) -> list[Detections]:
@@ -80,31 +79,13 @@ class Detector(ABC):
     def pixels(self, images: Tensor) -> dict[str, Tensor]:
         """What the stock processor makes of images `[B, 3, H, W]` in [0, 1], with their graph."""
         images = at_least_float32(images.to(self.model.device))
-        if not self.differentiable:
-            return self._processed(images_to_pil(images))
-        levels = images * 255
-        inputs = self._processed(list(levels.detach().round().byte()))
-        if images.requires_grad:
-            smooth = self._processed(list(levels))["pixel_values"]
-            # In this order, the values stay those of the stock processor to the last bit.
-            inputs["pixel_values"] = inputs["pixel_values"] + (smooth - smooth.detach())
-        return inputs
+        return processed(lambda images: self._processed(list(images)), images, self.differentiable)
 
     def _processed(self, images: Sequence[Any]) -> dict[str, Tensor]:
         layout = {"input_data_format": "channels_first"} if isinstance(images[0], Tensor) else {}
         inputs = dict(self.processor.image_processor(images, return_tensors="pt", **layout).to(self.model.device))
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs
-
-    def _passes_gradients(self) -> bool:
-        with torch.inference_mode(False), torch.enable_grad():
-            levels = 255 * random_image("cpu", (64, 64)).requires_grad_()
-            try:
-                pixels = self.processor.image_processor(list(levels), return_tensors="pt")["pixel_values"]
-            except (RuntimeError, TypeError, ValueError):
-                # Processors on PIL and numpy refuse tensors that require gradients.
-                return False
-        return bool(pixels.requires_grad)
 
 
 class OWLv2(Detector):

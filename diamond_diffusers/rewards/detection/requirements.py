@@ -60,8 +60,25 @@ class Requirement(ABC):
         """Whether it is fulfilled."""
 
 
+class OneObject(Requirement):
+    """A requirement of one kind of object, perhaps of a colour."""
+
+    name: str
+    colour: str | None
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """See `Requirement`."""
+        return (self.name,)
+
+    @property
+    def names_colours(self) -> bool:
+        """See `Requirement`."""
+        return self.colour is not None
+
+
 @dataclass(frozen=True)
-class Presence(Requirement):
+class Presence(OneObject):
     """At least one object, perhaps of a colour. Graded, it is the largest certainty of a box.
 
     Args:
@@ -78,16 +95,6 @@ class Presence(Requirement):
     def __post_init__(self) -> None:
         _check(self.name, self.colour)
 
-    @property
-    def objects(self) -> tuple[str, ...]:
-        """See `Requirement`."""
-        return (self.name,)
-
-    @property
-    def names_colours(self) -> bool:
-        """See `Requirement`."""
-        return self.colour is not None
-
     def grade(self, scene: Scene) -> Tensor:
         """See `Requirement`."""
         certainties = scene.find(self.name, self.colour).certainties
@@ -100,7 +107,7 @@ class Presence(Requirement):
 
 
 @dataclass(frozen=True)
-class Count(Requirement):
+class Count(OneObject):
     """Exactly so many objects, perhaps of a colour. Graded, it is `1 / (1 + E |K - number|)`.
 
     `K` is the number of objects if each box shows one by its certainty, independently of the others.
@@ -122,16 +129,6 @@ class Count(Requirement):
         _check(self.name, self.colour)
         if not isinstance(self.number, int) or isinstance(self.number, bool) or not 0 <= self.number <= MAX_OBJECTS:
             raise ValueError(f"number is {self.number!r}; give a whole number from 0 to {MAX_OBJECTS}.")
-
-    @property
-    def objects(self) -> tuple[str, ...]:
-        """See `Requirement`."""
-        return (self.name,)
-
-    @property
-    def names_colours(self) -> bool:
-        """See `Requirement`."""
-        return self.colour is not None
 
     def grade(self, scene: Scene) -> Tensor:
         """See `Requirement`."""

@@ -13,8 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ...core.tensors import at_least_float32
-from ..preprocessing import images_to_pil
-from ..probing import random_image
+from ..stock_processing import keeps_graph, processed
 
 Tokens: TypeAlias = tuple[int, ...]
 
@@ -79,7 +78,7 @@ class VisionLanguageModel:
         self._check_template()
         # A fast tokeniser keeps how it pads, and only one thread may set it.
         processor.tokenizer(["a"], padding=True)
-        self.differentiable = self._passes_gradients()
+        self.differentiable = keeps_graph(self.processor.image_processor)
 
     @property
     def device(self) -> torch.device:
@@ -109,16 +108,7 @@ class VisionLanguageModel:
             texts: `B` conversations, which are padded on the left.
         """
         images = at_least_float32(images.to(self.device))
-        if not self.differentiable:
-            inputs = self._process(images_to_pil(images), texts)
-        else:
-            levels = images * 255
-            inputs = self._process(levels.detach().round().byte(), texts)
-            if images.requires_grad:
-                smooth = self._process(levels, texts)
-                for key, value in smooth.items():
-                    if value.requires_grad:
-                        inputs[key] = value + (inputs[key] - value).detach()
+        inputs = processed(lambda images: self._process(images, texts), images, self.differentiable)
         # Not every model casts its images.
         dtype = self.model.dtype
         return {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
@@ -196,17 +186,6 @@ class VisionLanguageModel:
                 f"Reward '{self.name}' has a model that thinks before it answers (its turn begins {text[-20:]!r}), so "
                 "that its next token is no answer; give its instruct variant, or a template with `enable_thinking`."
             )
-
-    def _passes_gradients(self) -> bool:
-        """Whether the image processor keeps the graph of a tensor."""
-        with torch.inference_mode(False), torch.enable_grad():
-            levels = 255 * random_image("cpu", (64, 64)).requires_grad_()
-            try:
-                outputs = self.processor.image_processor(list(levels), return_tensors="pt")
-            except (RuntimeError, TypeError, ValueError):
-                # Processors on PIL and numpy refuse tensors that require gradients.
-                return False
-        return any(isinstance(value, Tensor) and value.requires_grad for value in outputs.values())
 
 
 def extended(inputs: dict[str, Tensor], continuations: Sequence[Tokens]) -> dict[str, Tensor]:
