@@ -236,6 +236,15 @@ def test_waiting_ends_where_the_run_does():
             reward(grey(1.0), [""])
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to control and C, which processes that share a suite do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_control_and_c_ends_waiting():
     with serving(silent) as service:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
