@@ -372,6 +372,7 @@ def test_the_command_on_the_miniature(miniature: DiamondMapPipeline, tmp_path: P
         assert text in printed
 
 
+@pytest.mark.slow
 def test_the_command_on_another_model(tiny_folder: Path, redness_reward: str, tmp_path: Path) -> None:
     sizes = ("--num-observations", 3, "--num-samples", 4, "--levels", "0.4, 1")
     call = ("--model", tiny_folder, *sizes, "--prompt", "a star", "--prompt", "a ring", "--output", tmp_path)

@@ -74,7 +74,14 @@ class EncodedError(Exception):
     """The call has come as far as its prompts."""
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "flux",
+        "stable_diffusion",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sana", "pixart_sigma")),
+    ],
+)
 def pipe(request: pytest.FixtureRequest) -> DiamondMapPipeline:
     with torch.random.fork_rng():
         pipe = DiamondMapPipeline(BUILDERS[request.param]())
