@@ -95,12 +95,12 @@ class Law:
         """What has been evaluated so far."""
         return self.execution.cost
 
-    @property
+    @cached_property
     def is_tilted(self) -> bool:
         """Whether the reward, or a constraint, counts at all: for all images, or for none."""
         return bool(self.scales().any()) or self.is_constrained
 
-    @property
+    @cached_property
     def is_constrained(self) -> bool:
         """Whether the law is restricted to the images that hold some constraints."""
         return self.reward is not None and self.reward.is_constrained
@@ -114,6 +114,15 @@ class Law:
         scale = self.reward_scale
         assert isinstance(scale, Tensor), "it is kept as one for each image"
         return scale if num_rows is None else repeat_each(scale, num_rows // self.num_images)
+
+    def scales_at(self, images: Tensor) -> Tensor:
+        """The reward's scale at rows that belong to these images, `[N]`; `[]` where it is the same for all images."""
+        return self.scales()[images] if self._shared_scale is None else self._shared_scale
+
+    @cached_property
+    def _shared_scale(self) -> Tensor | None:
+        scales = self.scales()
+        return scales[0] if bool((scales == scales[0]).all()) else None
 
     def values(self, evaluation: Evaluation) -> Tensor:
         """The values of rows, equally many consecutive ones of each image, `[N]`: `scaled_rewards`."""
@@ -324,8 +333,9 @@ class LawAtRows:
 
         carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
         total, *violation = carried.unbind(1)
-        scales = self.law.scales()[owners]
-        return scaled_rewards(total, scales, *violation), final_values(total, scales, *violation)
+        scales = self.law.scales_at(owners)
+        values = scaled_rewards(total, scales, *violation)
+        return values, final_values(total, scales, *violation) if violation else values.detach()
 
     def _decode_rows(self, owners: Tensor, z: Tensor, preview: bool) -> Tensor:
         law = self.law

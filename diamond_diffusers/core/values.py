@@ -29,7 +29,7 @@ def scaled_rewards(rewards: Tensor, scales: Tensor, violations: Tensor | None = 
 
     Args:
         rewards: `[N, ...]`.
-        scales: of each row, `[N]`; constraints are not scaled.
+        scales: of each row, `[N]`, or `[]` of all; constraints are not scaled.
         violations: how far images are from holding all constraints, in nats, of the shape of `rewards`: 0 where they do
             and positive elsewhere; None where there are none.
     """
