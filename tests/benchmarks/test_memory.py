@@ -17,7 +17,7 @@ from diamond_diffusers.alignment.memory_plan import RowUse
 from diamond_diffusers.core.memory_use import memory_use
 
 GB = 10**9
-COUNTED = ("flux", "sana_sprint")
+COUNTED = ("flux",)
 
 
 @pytest.fixture(autouse=True)

@@ -289,6 +289,7 @@ def test_pure_noise_is_not_heard(flux):
     assert moved[0].abs().max() < 1e-5 and moved[1].abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_is_the_same_around_a_compiled_network(flux):
     family, inputs = flux

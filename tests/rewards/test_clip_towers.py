@@ -191,6 +191,7 @@ class TestMemoryAndSpeed:
         assert self.saved_megabytes(light, exact) < 0.7 * memory
         assert not any(module.training for module in light.model.modules() if isinstance(module, torch.nn.Dropout))
 
+    @pytest.mark.slow
     def test_features_compile_as_one_graph(self, checkpoints, name):
         reward = CLIPReward(checkpoints[name])
         image = picture("small96").requires_grad_()

@@ -52,7 +52,11 @@ def _killed_in_the_middle(given: Options, moment: str) -> None:
     [
         (("update", "checkpoint"), ["--random_flip", "--loss", "central_difference"]),
         (("update",), ["--loss", "trajectories", "--cache_trajectories"]),
-        (("update",), ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"]),
+        pytest.param(
+            ("update",),
+            ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_and_resumed_it_ends_at_the_same_weights(options, moments, special):
