@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from operator import attrgetter
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,11 +23,9 @@ from ..transitions.sampled_model import SampledModel
 from .evaluation import Evaluation
 from .execution import Execution
 from .faults import NotFiniteError, check_decoded, check_evaluated, fault_of_gradient
-from .reward_errors import RewardErrors
+from .reward_errors import RewardErrors, Scored, awaits
 from .reward_of_each_image import RewardOfEachImage
 from .reward_scales import scale_of_each_image
-
-Scored = TypeVar("Scored", RewardOutput, Pending[RewardOutput])
 
 
 @dataclass(frozen=True)
@@ -275,19 +271,17 @@ class LawAtRows:
         def count(index: Tensor) -> None:
             self.law.cost.reward_calls += len(index)
 
-        def stacked(output: RewardOutput) -> Tensor:
+        def columns(output: RewardOutput) -> Tensor:
             names[:] = output.terms
-            return torch.stack([*carried_by(output), *output.terms.values()], 1)
+            return output.columns()
 
         def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor | Pending[Tensor]:
-            return self._score_rows(stacked, index, self.owners, noise_to_signal, latents, images)
+            return self._score_rows(columns, index, self.owners, noise_to_signal, latents, images)
 
         images, rows = self._decode_and_score(score_rows, z, count)
-        scores = rows.unbind(1)
-        num_carried = len(scores) - len(names)
-        terms = [term.detach() for term in scores[num_carried:]]
-        total, *violation = scores[:num_carried]
-        return Evaluation(total, dict(zip(names, terms, strict=True)), images, *violation)
+        output = RewardOutput.of_columns(rows, names)
+        terms = {name: term.detach() for name, term in output.terms.items()}
+        return Evaluation(output.total, terms, images, output.violation)
 
     def _decode_and_score(
         self, score_rows: Callable[..., Tensor | Pending[Tensor]], z: Tensor, count: Callable[[Tensor], None]
@@ -295,7 +289,7 @@ class LawAtRows:
         """The images of latents `[N, ...]`, and what is made of their scores."""
         law = self.law
         assert law.reward is not None, "methods ask for scores only where there is a reward"
-        if not _awaits(law.reward, z) or law.execution.shards is not None:
+        if not awaits(law.reward, z) or law.execution.shards is not None:
             images = self.decode(z)
             return images, law.execution.over_chunks(score_rows, self.groups, z, images, count=count)
         decoded: list[Tensor] = []
@@ -323,13 +317,10 @@ class LawAtRows:
             self.law.cost.decodes += len(index)
             self.law.cost.reward_calls += len(index)
 
-        def stacked(output: RewardOutput) -> Tensor:
-            return torch.stack(carried_by(output), 1)
-
         def score_rows(index: Tensor, latents: Tensor) -> Tensor | Pending[Tensor]:
             # Images of look-aheads are scored where they are decoded, and not kept.
             images = self._decode_rows(owners[index], latents, preview=True)
-            return self._score_rows(stacked, index, owners, noise_to_signal, latents, images)
+            return self._score_rows(RewardOutput.differentiated, index, owners, noise_to_signal, latents, images)
 
         carried = self.law.execution.over_chunks(score_rows, self._groups(num_copies), z, count=count).to(z.device)
         total, *violation = carried.unbind(1)
@@ -370,11 +361,7 @@ class LawAtRows:
             check_decoded(law.model, images, latents, row_levels)
             return by(reward)(images, prompts, latents=latents, noise_to_signal=row_levels)
 
-        score, rows = partial(scored, attrgetter("evaluate")), (index, latents, images)
-        if _awaits(chunk, images):
-            begin = partial(scored, attrgetter("begin"))
-            return law.reward_errors.begun(law.execution, chunk, begin, score, *rows).then(made_of)
-        return made_of(law.reward_errors.scores(law.execution, chunk, score, *rows))
+        return law.reward_errors.scored(made_of, law.execution, chunk, scored, index, latents, images)
 
     def fault_of_gradient(
         self, z: Tensor, rows: Tensor, noise_to_signal: Level, preview: bool = True
@@ -397,17 +384,7 @@ class LawAtRows:
             pixels = images.detach().requires_grad_()
             prompts = [law.prompts[owner] for owner in owners.tolist()]
             output = reward.evaluate(pixels, prompts, latents=z.detach(), noise_to_signal=noise_to_signal)
-            scores = torch.stack(carried_by(output)).sum()
+            scores = output.differentiated().sum()
             (of_images,) = torch.autograd.grad(scores, pixels, materialize_grads=True)
             (of_latents,) = torch.autograd.grad(images, z, of_images)
         return fault_of_gradient(law.model, reward, of_images, of_latents, noise_to_signal, preview)
-
-
-def _awaits(reward: Reward, rows: Tensor) -> bool:
-    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
-    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
-
-
-def carried_by(output: RewardOutput) -> list[Tensor]:
-    """What is differentiated of a reward: its total and, where it has constraints, how far these are violated."""
-    return [output.total] if output.violation is None else [output.total, output.violation]

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ RETRY_DELAYS = (0.5, 1.0, 2.0)
 """Seconds before each further call of a reward that has failed."""
 
 Result = TypeVar("Result")
+Scored = TypeVar("Scored", RewardOutput, Pending[RewardOutput])
+"""What a method of a reward returns."""
 
 
 def is_of_reward(error: Exception) -> bool:
@@ -78,6 +81,28 @@ class RewardErrors:
             pause(delay)
             again()
         return function()
+
+    def scored(
+        self,
+        made_of: Callable[[RewardOutput], Tensor],
+        execution: Execution,
+        reward: Reward,
+        call: Callable[..., Any],
+        *rows: Tensor,
+    ) -> Tensor | Pending[Tensor]:
+        """What is made of the scores of rows, of which the last tensor are the images; pending where these are awaited.
+
+        Args:
+            made_of: is given the scores.
+            execution, reward: as of `scores`.
+            call: calls a reward with rows by its method that an `attrgetter` gets, `evaluate` or `begin`.
+            *rows: indices, latents and images.
+        """
+        score = partial(call, attrgetter("evaluate"))
+        if awaits(reward, rows[-1]):
+            begin = partial(call, attrgetter("begin"))
+            return self.begun(execution, reward, begin, score, *rows).then(made_of)
+        return made_of(self.scores(execution, reward, score, *rows))
 
     def begun(
         self,
@@ -178,6 +203,11 @@ class RewardErrors:
                 if isinstance(error, UnavailableError):
                     break
         return outputs
+
+
+def awaits(reward: Reward, rows: Tensor) -> bool:
+    """Whether the scores of latents or images are awaited later: what has a graph is evaluated at its place in it."""
+    return reward.is_concurrent and not (torch.is_grad_enabled() and rows.requires_grad)
 
 
 def _raise(error: Exception) -> RewardOutput:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..core.pending import Pending
 from ..core.values import final_values
 from ..rewards.base import Reward
 from ..rewards.names import distinct
 from ..rewards.output import RewardOutput
 from ..rewards.stages import stages_of
 from .base import Method
-from .law import Law, carried_by
+from .law import Law
 from .out_of_memory import with_smaller_chunks
 from .result import AlignmentResult
+from .reward_errors import Scored
 
 
 def check_stages(reward: Reward | None, method: Method, final_selection: str | None = None) -> None:
@@ -99,31 +100,19 @@ def _scores(law: Law, reward: Reward, result: AlignmentResult, chosen: Tensor) -
     def count(index: Tensor) -> None:
         law.cost.reward_calls += len(index)
 
-    def texts(index: Tensor) -> list[str]:
-        return [law.prompts[owner] for owner in owners[index].tolist()]
+    def scored(by: Callable[..., Callable[..., Scored]], index: Tensor, latents: Tensor, images: Tensor) -> Scored:
+        prompts = [law.prompts[owner] for owner in owners[index].tolist()]
+        return by(reward)(images, prompts, latents=latents, noise_to_signal=0.0)
 
-    def score(index: Tensor, latents: Tensor, images: Tensor) -> RewardOutput:
-        return reward.evaluate(images, texts(index), latents=latents, noise_to_signal=0.0)
-
-    def begin(index: Tensor, latents: Tensor, images: Tensor) -> Pending[RewardOutput]:
-        return reward.begin(images, texts(index), latents=latents, noise_to_signal=0.0)
-
-    def stacked(output: RewardOutput) -> Tensor:
+    def columns(output: RewardOutput) -> Tensor:
         names[:] = output.terms
-        return torch.stack([*carried_by(output), *output.terms.values()], 1)
+        return output.columns()
 
-    def score_rows(index: Tensor, latents: Tensor, images: Tensor) -> Tensor | Pending[Tensor]:
-        rows = (index, latents, images)
-        if reward.is_concurrent:
-            # The next chunk is sent while the service scores this one.
-            return law.reward_errors.begun(law.execution, reward, begin, score, *rows).then(stacked)
-        return stacked(law.reward_errors.scores(law.execution, reward, score, *rows))
-
+    # Where a service scores, the next chunk is sent meanwhile.
+    score_rows = partial(law.reward_errors.scored, columns, law.execution, reward, scored)
     groups = [chosen.shape[1]] * len(chosen)
-    scores = law.execution.over_chunks(score_rows, groups, latents, images, count=count).unbind(1)
-    names = names or reward.term_names
-    total, *violation = scores[: len(scores) - len(names)]
-    return RewardOutput(total, dict(zip(names, scores[len(scores) - len(names) :], strict=True)), *violation)
+    scores = law.execution.over_chunks(score_rows, groups, latents, images, count=count)
+    return RewardOutput.of_columns(scores, names or reward.term_names)
 
 
 def _rows(particles: Tensor, owners: Tensor, chosen: Tensor) -> Tensor:

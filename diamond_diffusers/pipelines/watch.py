@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..alignment.cloud import Cloud
-from ..alignment.law import carried_by
 from ..alignment.out_of_memory import with_smaller_chunks
 from ..core.checks import check_counts
 from ..core.cost import Cost, charged_to
@@ -161,8 +160,7 @@ class Watching:
             return self.reward.evaluate(images, [law.prompts[row] for row in index.tolist()])
 
         def score_rows(index: Tensor, images: Tensor) -> Tensor:
-            output = law.reward_errors.scores(execution, self.reward, score, index, images)
-            return torch.stack(carried_by(output), 1)
+            return law.reward_errors.scores(execution, self.reward, score, index, images).differentiated()
 
         scored = partial(execution.over_chunks, score_rows, [1] * len(images), images, count=count)
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +25,19 @@ class RewardOutput:
     total: Tensor
     terms: dict[str, Tensor]
     violation: Tensor | None = None
+
+    def differentiated(self) -> Tensor:
+        """`[B, 1 or 2]`, with its graph: the total and, where there are constraints, how far they are violated."""
+        return torch.stack([self.total] if self.violation is None else [self.total, self.violation], 1)
+
+    def columns(self) -> Tensor:
+        """Everything as one tensor `[B, C]`, from which `of_columns` makes the output again."""
+        return torch.cat([self.differentiated(), *(term[:, None] for term in self.terms.values())], 1)
+
+    @classmethod
+    def of_columns(cls, columns: Tensor, names: Sequence[str]) -> RewardOutput:
+        """The output of these `columns`, whose terms have the given names."""
+        scores = columns.unbind(1)
+        total, *violation = scores[: len(scores) - len(names)]
+        terms = scores[len(scores) - len(names) :]
+        return cls(total, dict(zip(names, terms, strict=True)), *violation)
