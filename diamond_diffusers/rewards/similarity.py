@@ -17,6 +17,7 @@ from .hub import check_hub_options
 from .preprocessing import ImagePreprocessing
 from .references import References, read_references
 from .registry import register_reward
+from .weight_files import counted_weights
 
 
 @register_reward("similarity")
@@ -107,10 +108,9 @@ def _load_vision_model(
             "a folder with a vision model in safetensors and its image processor."
         ) from error
     if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
         raise ValueError(
-            f"Reward '{name}' got checkpoint='{checkpoint}', which lacks {missing[0]} and {len(missing) - 1} other "
-            f"weights of a {model.config.model_type}; give a complete checkpoint."
+            f"Reward '{name}' got checkpoint='{checkpoint}', which lacks {counted_weights(report['missing_keys'])} "
+            f"of a {model.config.model_type}; give a complete checkpoint."
         )
     return model.eval().requires_grad_(False), ImagePreprocessing.from_processor(processor)
 

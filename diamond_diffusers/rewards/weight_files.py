@@ -66,6 +66,11 @@ def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     return weights
 
 
+def counted_weights(names: Collection[str]) -> str:
+    """The first of some weights' names, and how many others there are, for messages."""
+    return f"{min(names)} and {len(names) - 1} other weights"
+
+
 def check_layout(
     weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size], optional: Collection[str] = ()
 ) -> None:

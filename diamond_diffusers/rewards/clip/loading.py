@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpointing import checkpoint_layers
 from ..hub import check_hub_options, options_of_others
 from ..preprocessing import ImagePreprocessing
+from ..weight_files import counted_weights
 from .tower import CLIPTower, files_of, shared_tower
 
 OPEN_CLIP_PREFIX = "open_clip:"
@@ -158,8 +159,8 @@ def _check_report(name: str, checkpoint: str, report: dict[str, Any]) -> None:
     ]:
         if keys:
             raise ValueError(
-                f"Reward '{name}' got checkpoint='{checkpoint}', which {verb} {sorted(keys)[0]} "
-                f"and {len(keys) - 1} other weights; give a checkpoint of the architecture in its config.json."
+                f"Reward '{name}' got checkpoint='{checkpoint}', which {verb} {counted_weights(keys)}; "
+                "give a checkpoint of the architecture in its config.json."
             )
 
 

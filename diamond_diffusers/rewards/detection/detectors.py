@@ -16,6 +16,7 @@ from ..checkpointing import checkpoint_layers
 from ..errors import first_line
 from ..hub import check_hub_options
 from ..stock_processing import keeps_graph, processed
+from ..weight_files import counted_weights
 
 CHECKPOINT = "google/owlv2-base-patch16-ensemble"
 
@@ -212,10 +213,9 @@ def load_detector(
             f"give one of {' or '.join(_DETECTORS)}."
         )
     if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
         raise ValueError(
-            f"Reward '{name}' got detector='{checkpoint}', which lacks {missing[0]} and {len(missing) - 1} other "
-            "weights; give a complete checkpoint."
+            f"Reward '{name}' got detector='{checkpoint}', which lacks {counted_weights(report['missing_keys'])}; "
+            "give a complete checkpoint."
         )
     if gradient_checkpointing:
         checkpoint_layers(model)

@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import normalize
 from ..errors import first_line
 from ..hub import check_hub_options
 from ..preprocessing import images_from_pil, resize_like_pil
+from ..weight_files import counted_weights
 
 CHECKPOINT = "facebook/mask2former-swin-small-coco-instance"
 DIVISOR = 32
@@ -170,9 +171,8 @@ def _load(
             "folder with a Mask2Former and its image processor."
         ) from error
     if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
         raise ValueError(
-            f"'{name}' got checkpoint='{checkpoint}', which lacks {missing[0]} and {len(missing) - 1} other weights; "
+            f"'{name}' got checkpoint='{checkpoint}', which lacks {counted_weights(report['missing_keys'])}; "
             "give a complete Mask2Former."
         )
     if model.config.model_type != "mask2former":

@@ -11,6 +11,7 @@ import torch
 
 from ...core.checks import check_choice
 from ..errors import first_line
+from ..weight_files import counted_weights
 
 QUANTIZATIONS = {"nf4": "bitsandbytes", "int8": "torchao"}
 """What a model can be quantised to, and the package that does it."""
@@ -61,7 +62,7 @@ def load(
         ) from error
     lacks = None
     if report["missing_keys"]:
-        lacks = f"{sorted(report['missing_keys'])[0]} and {len(report['missing_keys']) - 1} other weights"
+        lacks = counted_weights(report["missing_keys"])
     elif getattr(processor, "chat_template", None) is None:
         lacks = "a chat template"
     elif model.config.is_encoder_decoder:
