@@ -102,6 +102,7 @@ def _without_effect(options: Options) -> Iterator[str]:
     images = "images that are trained on", not options.learns_from_samples
     dataset = "a --dataset_name for datasets", data.is_a_dataset
     rows = "a dataset or a folder", data.prompts_file is None
+    metrics = "--validation_metrics", options.validation.validation_metrics
     cache = "--cache_latents or --cache_trajectories", options.preparation.keeps_rows
     counts = {
         "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", schedule == "cosine_with_restarts"),
@@ -112,6 +113,7 @@ def _without_effect(options: Options) -> Iterator[str]:
         **dict.fromkeys(("image_column", "dataset_split", "dataset_config_name"), dataset),
         **dict.fromkeys(("caption_column", "max_train_samples"), rows),
         **dict.fromkeys(("cache_dtype", "cache_location", "teacher_batch_size"), cache),
+        **dict.fromkeys(("num_validation_observations", "num_validation_samples"), metrics),
     }
     for option, value in options.values():
         needed, is_there = counts.get(option.name, ("", True))

@@ -293,13 +293,40 @@ class LoggingOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Images that show the progress of the map."""
+    """Images and figures that show the progress of the map."""
 
     validation_prompt: str | None = option(
         None, "Prompt that is drawn while training and for the model card.", may_change=True
     )
     num_validation_images: int = option(4, "Images in a row of the grid.", check=at_least(1, 1024), may_change=True)
-    validation_steps: int = option(500, "Updates from one grid to the next.", check=at_least(1), may_change=True)
+    validation_metrics: bool = option(
+        False,
+        "Compare the look-aheads of the map with those of the teacher's GLASS on held-out rows, while training and for "
+        "the model card.",
+        may_change=True,
+    )
+    num_validation_observations: int = option(
+        16, "Rows that are held out for the comparison.", check=at_least(2, 65_536), may_change=True
+    )
+    num_validation_samples: int = option(
+        16,
+        "Look-aheads of each of these rows, at each of five noise levels.",
+        check=at_least(2, 65_536),
+        may_change=True,
+    )
+    validation_steps: int = option(
+        500, "Updates from one grid and comparison to the next.", check=at_least(1), may_change=True
+    )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is to be shown while the map is trained."""
+        return self.validation_metrics or self.validation_prompt is not None
+
+    @property
+    def num_held_out(self) -> int:
+        """Rows that training does not see."""
+        return self.num_validation_observations if self.validation_metrics else 0
 
 
 @dataclass(frozen=True)
