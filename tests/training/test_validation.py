@@ -205,8 +205,8 @@ def test_rows_that_are_taken_for_it_decide_a_run(options):
 
 def test_too_many_observations_are_refused_before_the_base_is_loaded(options, monkeypatch):
     monkeypatch.setattr(Trainer, "_build_map", lambda self: pytest.fail("loaded the base"))
-    with pytest.raises(TrainingError, match=r"is 301, but the miniature's world holds 300 captions out; lower it"):
-        Trainer(options("--validation_metrics", "--num_validation_observations", 301))
+    with pytest.raises(TrainingError, match=r"is 293, but the miniature's world holds 292 captions out; lower it"):
+        Trainer(options("--validation_metrics", "--num_validation_observations", 293))
 
 
 @pytest.mark.slow

@@ -46,7 +46,8 @@ class HeldOutScenes(Sequence[Captioned]):
     """
 
     def __init__(self, count: int, seed: int = 0) -> None:
-        captions = list(held_out_captions())
+        # Those of single objects are that whole category, which training sees.
+        captions = [caption for caption in held_out_captions() if caption.category != "single_object"]
         if count > len(captions):
             raise TrainingError(
                 f"--num_validation_observations is {count}, but the miniature's world holds {len(captions)} captions "
