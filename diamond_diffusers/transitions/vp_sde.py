@@ -17,9 +17,9 @@ BETA_MIN, BETA_MAX = 0.1, 20.0
 @TRANSITIONS.register("vp_sde")
 @dataclass(frozen=True)
 class VPSDETransition(GaussianTransition):
-    """A step of the SDE that rollover budget forcing follows (arXiv 2503.19385), whatever path the model was trained on.
+    """A step of the SDE of rollover budget forcing (arXiv 2503.19385), whatever path the model was trained on.
 
-    Its authors convert a flow model's linear path to the variance-preserving one, of which the time `r` in [0, 1] has
+    Its authors convert a flow model's linear path to the variance-preserving one, whose time `r` in [0, 1] has
 
         log(1 + kappa^2) = beta_min r + (beta_max - beta_min) r^2 / 2,      beta_min = 0.1,  beta_max = 20
 
@@ -31,8 +31,8 @@ class VPSDETransition(GaussianTransition):
         y' = D + kappa' (rho eps + sqrt(1 - rho^2) fresh),      log rho = - 1/2 int_r'^r (g / sigma)^2 dr
 
     where `eps` is the noise that the predicted sample leaves in the state. Most of the noise is added where little of
-    the image is settled: `rho` from pure noise to `kappa` = 13, 6, 2.4 and 0 is .48, .44, .41 and .40 in all, where that of
-    DDPM falls to 0. Levels above that of `r = 1`, `kappa` = 152, count as that one.
+    the image is settled: `rho` from pure noise to `kappa` = 13, 6, 2.4 and 0 is .48, .44, .41 and .40 in all, where
+    that of DDPM falls to 0. Levels above that of `r = 1`, `kappa` = 152, count as that one.
 
     Args:
         diffusion: factor of the diffusion, above 0.

@@ -64,8 +64,8 @@ class RolloverSearch(Method):
     Values are those of look-aheads, and the true reward after the last step. Particles are independent searches, each
     with records and savings of its own. All images of a call draw their candidates side by side, and those whose step
     has ended wait for the others: a step takes as many rounds as its slowest search, so that it is the batch which
-    fills an accelerator. Among equals the first candidate is kept, which moves as plain sampling with the same transition
-    does: a `reward_scale` of 0 returns the plain sample. The preset `rbf` has the authors' settings.
+    fills an accelerator. Among equals the first candidate is kept, which moves as plain sampling with the same
+    transition does: a `reward_scale` of 0 returns the plain sample. The preset `rbf` has the authors' settings.
 
     Args:
         num_particles: independent searches W of each image, of which the best result is returned.
@@ -176,9 +176,7 @@ class _Candidates:
         self.rows = [0] * num_particles
         self.drawn: list[tuple[Tensor, LookAhead, Evaluation | None, Tensor]] = []
 
-    def add(
-        self, particles: Tensor, x: Tensor, ahead: LookAhead, final: Evaluation | None, values: Tensor
-    ) -> None:
+    def add(self, particles: Tensor, x: Tensor, ahead: LookAhead, final: Evaluation | None, values: Tensor) -> None:
         """Adds candidates `[n, ...]` of these particles, `[n]` on the CPU, and their values."""
         row = sum(len(values) for *_, values in self.drawn)
         for particle, value in zip(particles.tolist(), read(values).tolist(), strict=True):

@@ -49,9 +49,9 @@ class ValueDecoding(BeamSearch):
 
     At temperature 1 a particle follows the optimal soft policy `p(y' | y) exp(V(y') - V(y))` as M grows, so that it
     samples the law `p(z) exp(r(z))`, as far as the values are exact; the authors' temperature alpha is that of the
-    reward, `1 / reward_scale`. At temperature 0 the highest value is kept, and M sets how far rewards rise. Particles are
-    independent of one another, where `BeamSearch` lets the branches of all of them compete: with one particle, blocks of
-    one step and temperature 0 the two are the same. A `reward_scale` of 0 returns the plain sample.
+    reward, `1 / reward_scale`. At temperature 0 the highest value is kept, and M sets how far rewards rise. Particles
+    are independent of one another, where `BeamSearch` lets the branches of all of them compete: with one particle,
+    blocks of one step and temperature 0 the two are the same. A `reward_scale` of 0 returns the plain sample.
 
     With T steps and W particles, `DenoiserPoint` and `AncestralTransition()`, whose last step is not random, an image
     costs `W (1 + (T - 1) M)` network evaluations where no block begins at the last step. What a budget sets is

@@ -24,9 +24,9 @@ def rbf(model: Model | None = None, **options: Any) -> RolloverSearch:
     Their code differs in this: quotas divide the budget by the number of steps, one more than there are choices, so
     that a step but the last has 22 candidates, and the last what is left (in all as many); it takes Euler-Maruyama
     steps, which have the law of the steps here as they shrink; it returns the predicted sample of the last candidate
-    unscored, which here is scored once more; and its steps are of another grid, `1000 sqrt(1 - (1 - t)^2)` in even
-    steps of `t`, whose last one leads from `kappa = 2.4` to the image, while here the call's scheduler gives the levels.
-    At lower levels than those this SDE hardly moves, and candidates are much alike: with many steps there, another
+    as it is, which here is scored once more; and its steps are those of `r = sqrt(1 - (1 - t)^2)` for even steps of
+    `t`, the last of which leads from `kappa = 2.4` to the image, while here the call's scheduler gives the levels.
+    Below those levels this SDE adds hardly any noise, so that candidates are much alike: with many steps there, another
     transition makes more of the search, such as `rbf(transition="glass")`.
     """
     return with_options(RolloverSearch(2, 25, DenoiserPoint(), VPSDETransition()), options)

@@ -16,8 +16,8 @@ from . import PRESETS
 def svdd(model: Model | None = None, **options: Any) -> ValueDecoding:
     """Soft value-based decoding (SVDD, Li et al., arXiv 2408.08252): value decoding x ancestral steps x denoiser point.
 
-    Theirs for images is SVDD-PM, with 50 DDIM steps (`eta=1`) of Stable Diffusion 1.5: of 20 candidates of each step the
-    one whose predicted sample has the highest reward goes on. That is the limit of their temperature alpha at 0, in
+    Theirs for images is SVDD-PM, with 50 DDIM steps (`eta=1`) of Stable Diffusion 1.5: of 20 candidates of each step,
+    the one whose predicted sample has the highest reward goes on. That is the limit of their temperature alpha at 0, in
     which the size of the reward, and so `reward_scale`, does not count; `svdd(temperature=1.0)` is the soft choice, of
     alpha `1 / reward_scale`.
 
