@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .alignment.methods.posterior_resampling import PosteriorResampling
     from .alignment.methods.posterior_smc import PosteriorSMC
     from .alignment.methods.random_search import RandomSearch
+    from .alignment.methods.rollover_search import RolloverSearch
     from .alignment.methods.smc import SMC
+    from .alignment.methods.value_decoding import ValueDecoding
     from .alignment.methods.zero_order_search import ZeroOrderSearch
     from .alignment.presets import register_preset
     from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .transitions.glass import GlassTransition
     from .transitions.ode import ODETransition
     from .transitions.renoise import RenoiseTransition
+    from .transitions.vp_sde import VPSDETransition
 
 __version__: str
 
@@ -89,8 +92,11 @@ _MODULES = {
     "RandomSearch": "alignment.methods.random_search",
     "RenoiseTransition": "transitions.renoise",
     "Reward": "rewards.base",
+    "RolloverSearch": "alignment.methods.rollover_search",
     "ScheduledTempering": "alignment.smc_parts.tempering",
     "Transition": "transitions.base",
+    "VPSDETransition": "transitions.vp_sde",
+    "ValueDecoding": "alignment.methods.value_decoding",
     "Watch": "pipelines.watch",
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
@@ -141,8 +147,11 @@ __all__ = [
     "RandomSearch",
     "RenoiseTransition",
     "Reward",
+    "RolloverSearch",
     "ScheduledTempering",
     "Transition",
+    "VPSDETransition",
+    "ValueDecoding",
     "Watch",
     "WeightedPosterior",
     "ZeroOrderSearch",

@@ -87,6 +87,11 @@ class Method(Typed, ABC):
         assert self.transition is not None, "`resolve` fills in the transition, and comes before the first step"
         return self.transition
 
+    def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:
+        """What the model predicts at rows `[N, ...]`, equally many of each image, where the transition needs it."""
+        network = law.rows(x).network
+        return network.predict(x, noise_to_signal) if self.moves.needs_prediction(network) else None
+
     def moved(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         """Particles `[N, ...]` after a step of the transition, checked; arguments as of `Transition.step`.
 

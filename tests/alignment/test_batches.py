@@ -15,6 +15,8 @@ from diamond_diffusers import (
     NoAlignment,
     PathSearch,
     RandomSearch,
+    RolloverSearch,
+    ValueDecoding,
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.random_source import RandomSource
@@ -41,6 +43,8 @@ METHODS = {
     "tilted mean": Guidance(LOOK_AHEADS, Guide("tilted_mean"), num_particles=2),
     "beam_search": BeamSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
     "path_search": PathSearch(2, 2, LOOK_AHEADS),
+    "rollover_search": RolloverSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
+    "value_decoding": ValueDecoding(2, 3, LOOK_AHEADS, GlassTransition(2), block_size=2),
     "random_search": RandomSearch(AncestralTransition(), 2, num_candidates=5, round_size=2),
     "zero_order_search": ZeroOrderSearch(num_particles=2, num_candidates=5, round_size=2),
 }

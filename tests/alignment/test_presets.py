@@ -22,6 +22,9 @@ from diamond_diffusers import (
     NoiseOptimization,
     ODETransition,
     PosteriorResampling,
+    RolloverSearch,
+    ValueDecoding,
+    VPSDETransition,
     WeightedPosterior,
 )
 from diamond_diffusers.alignment.named import as_method
@@ -65,6 +68,9 @@ CELLS = {
     "posterior_diamond_map": (Guidance, DiamondPosterior, ODETransition),
     "diamond_guided_resampling": (PosteriorResampling, DiamondPosterior, type(None)),
     "weighted_diamond_map": (Guidance, WeightedPosterior, ODETransition),
+    "rbf": (RolloverSearch, DenoiserPoint, VPSDETransition),
+    "svdd": (ValueDecoding, DenoiserPoint, AncestralTransition),
+    "code": (ValueDecoding, DenoiserPoint, AncestralTransition),
 }
 # Evaluations and backward passes of an image on an ordinary model, for which a flow map takes 4 steps of its ODE.
 COSTS = {
@@ -80,6 +86,10 @@ COSTS = {
     "posterior_diamond_map": (STEPS + STEPS - 1, STEPS - 1),
     # Below pure noise, of each look-ahead its map, by whose first evaluation both gradients go.
     "weighted_diamond_map": (STEPS + (STEPS - 1) * 4 * 4, (STEPS - 1) * 4 * (4 + 1)),
+    # Of ten steps the 500 of its authors.
+    "rbf": (2 * 25 * STEPS, 0),
+    "svdd": (1 + 20 * (STEPS - 1), 0),
+    "code": (1 + 40 * (STEPS - 1), 0),
 }
 
 
