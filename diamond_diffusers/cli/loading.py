@@ -13,7 +13,7 @@ import typer
 
 from .loras import Lora, parsed_loras
 from .options import usable_device, weights_dtype
-from .quantization import cast_layerwise, check_quantization, quantization_config
+from ..pipelines.quantization import cast_layerwise, check_quantization, quantization_config
 from .records import LoadingOptions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from benchmarks.zoo.stable_diffusion import build_tiny_stable_diffusion
 from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
 from diamond_diffusers.cli import loading as module
-from diamond_diffusers.cli import quantization
+from diamond_diffusers.pipelines import quantization
 from diamond_diffusers.cli.loading import load_model
 from diamond_diffusers.cli.loras import MAP_ADAPTER, Lora, parsed_loras
 from diamond_diffusers.cli.records import LoadingOptions
