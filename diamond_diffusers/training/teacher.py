@@ -122,14 +122,18 @@ class Teacher:
         release_memory()
 
     def drop_text_encoders(self, captions: Sequence[str] = ()) -> None:
-        """Frees the memory of all models but the network and the autoencoder, when captions are encoded.
+        """Frees the memory of all models but the network and the autoencoder, once captions are encoded.
 
         Args:
             captions: those whose features are kept, since they are asked for later.
         """
+        if not self._encodes:
+            return
         self._known = {caption: self.features([caption]) for caption in captions}
         pipeline, kept = self.family.pipeline, set(self.family.parts())
-        models = {name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and part not in kept}
+        models = {
+            name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and part not in kept
+        }
         pipeline.register_modules(**dict.fromkeys(models))
         self._encodes = False
         release_memory()

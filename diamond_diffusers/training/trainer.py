@@ -149,6 +149,7 @@ class Trainer:
         source = self._open_source()
         with self._writing_logs():
             start_trackers(accelerator, self.options)
+        self._free_memory()
         with tqdm(
             total=updates.max_train_steps,
             initial=self.step,
@@ -174,9 +175,9 @@ class Trainer:
         return Order(num_rows, batch_size, accelerator.process_index, accelerator.num_processes, seed)
 
     def _open_source(self) -> Source:
-        """The batches that follow those of the completed steps, after what they do not need has left the device."""
+        """The batches that follow those of the completed steps."""
         options = self.options
-        source = open_source(
+        return open_source(
             options,
             self.rows,
             self.teacher,
@@ -185,11 +186,17 @@ class Trainer:
             self.accelerator.wait_for_everyone,
             self.module if self.loss.needs_trajectories else None,
         )
+
+    def _free_memory(self) -> None:
+        """Takes off the device what updates do not need: text encoders if rows are kept, and the autoencoder.
+
+        That decodes for validation alone, after which it is called again.
+        """
+        options = self.options
         if options.preparation.keeps_rows:
             self.teacher.drop_text_encoders([prompt_of_card(options)])
         if options.preparation.keeps_rows or options.learns_from_samples:
             self.teacher.park_autoencoder()
-        return source
 
     def _save_and_validate_when_due(self) -> None:
         if self.step % self.options.checkpoints.checkpointing_steps == 0:
@@ -199,6 +206,7 @@ class Trainer:
         is_last = self.step >= self.options.updates.max_train_steps
         if validation.validation_prompt is not None and self.step % validation.validation_steps == 0 and not is_last:
             self._validate(validation.validation_prompt)
+            self._free_memory()
 
     def _log(self, figures: dict[str, float], bar: tqdm) -> None:
         """Shows and logs the figures of the updates up to this step."""
