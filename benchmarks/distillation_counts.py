@@ -1,4 +1,4 @@
-"""What the distillation of a published model computes and holds, counted on the meta device, where nothing is allocated."""
+"""What the distillation of a published model computes and holds, counted on the meta device."""
 
 from __future__ import annotations
 

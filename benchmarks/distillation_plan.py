@@ -1,4 +1,4 @@
-"""Hours and gigabytes that the distillation of a published model takes: `python -m benchmarks.distillation_plan --help`."""
+"""Hours and gigabytes of the distillation of a published model: `python -m benchmarks.distillation_plan --help`."""
 
 from __future__ import annotations
 

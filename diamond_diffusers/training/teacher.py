@@ -131,10 +131,10 @@ class Teacher:
             return
         self._known = {caption: self.features([caption]) for caption in captions}
         pipeline, kept = self.family.pipeline, set(self.family.parts())
-        models = {
-            name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and part not in kept
-        }
-        pipeline.register_modules(**dict.fromkeys(models))
+        models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        unused = [name for name, part in models.items() if part not in kept]
+        del models
+        pipeline.register_modules(**dict.fromkeys(unused))
         self._encodes = False
         release_memory()
 

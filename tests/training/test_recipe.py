@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -35,8 +36,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "distil_sd15.md").read_text(encoding="utf-8")
 TRAINER = "diamond_diffusers.training.distill"
 SMALL = """
---max_train_steps 10 --train_batch_size 2 --checkpointing_steps 4 --validation_steps 5 --num_validation_images 1 --rank 2
---teacher_num_inference_steps 2
+--max_train_steps 10 --train_batch_size 2 --checkpointing_steps 4 --validation_steps 5 --num_validation_images 1
+--rank 2 --teacher_num_inference_steps 2
 """
 MODELS = {
     "stable_diffusion_captions.yaml": (build_tiny_stable_diffusion, {"variant": "fp16"}, "--resolution 16"),
@@ -53,6 +54,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
+def command_of(module: str) -> typer.Typer:
+    """What `python -m` runs."""
+    name = module if not hasattr(import_module(module), "__path__") else f"{module}.__main__"
+    return import_module(name).app
+
+
 def trainer_arguments(words: list[str]) -> list[str] | None:
     """What follows the trainer's name, if the command starts it."""
     return words[words.index(TRAINER) + 1 :] if TRAINER in words else None
@@ -66,7 +73,7 @@ def test_every_command_has_the_options_that_it_names(words, monkeypatch):
         if "--config_file" in words:
             assert Path(words[words.index("--config_file") + 1]).exists()
     elif words[:2] == ["python", "-m"]:
-        get_command(import_module(words[2]).app).make_context(words[2], words[3:])
+        get_command(command_of(words[2])).make_context(words[2], words[3:])
     elif words[0] == "diamond-diffusers":
         get_command(app).commands[words[1]].make_context(words[1], words[2:])
     else:
@@ -117,7 +124,7 @@ def run(words: list[str]) -> str:
         result = CliRunner().invoke(app, words[1:])
     else:
         few = FEW_SAMPLES.split() if words[2] == "benchmarks.posteriors" else []
-        result = CliRunner().invoke(import_module(words[2]).app, [*words[3:], *few])
+        result = CliRunner().invoke(command_of(words[2]), [*words[3:], *few])
     assert result.exit_code == 0, result.output
     return result.output
 
