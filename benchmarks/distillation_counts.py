@@ -1,4 +1,4 @@
-"""What the distillation of a published model computes and holds, counted on the meta device, where nothing is allocated."""
+"""What the distillation of a published model computes and holds, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .memory_recipes import largest_block
 LEVEL = 1.0
 TRAJECTORY_EVALUATIONS = 1 + PAIR * (INNER_STEPS - 1)
 """Of an observation: at pure inner noise both trajectories have the same posterior mean."""
-TRAINED_BYTES = {"weights": 4, "gradients": 4, "Adam": 8, "average": 4}
+TRAINED_BYTES = {"the map's weights": 4, "their gradients": 4, "their moments": 8, "their average": 4}
 """Of a trained number: all are in float32."""
 FORMS = {"bfloat16": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Bytes of a number of the frozen network; NF4 has a scale of four bytes for each 64 numbers."""

@@ -111,7 +111,9 @@ def particle_memory(
         )
 
 
-def prepared_model(name: str, pixels: int, dtype: torch.dtype, size: str, device: str) -> tuple[Family, Conditions, Tensor]:
+def prepared_model(
+    name: str, pixels: int, dtype: torch.dtype, size: str, device: str
+) -> tuple[Family, Conditions, Tensor]:
     """A published model, its conditions of one prompt, and latents `[1, ...]` of one image."""
     published, cpu = PUBLISHED_MODELS[name], torch.device("cpu")
     pipe = DiamondMapPipeline.from_pipe(published.build(size, device, dtype))

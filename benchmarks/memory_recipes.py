@@ -127,7 +127,7 @@ def _numbers_of_clip() -> int:
 
 @cache
 def largest_block(model: str) -> int:
-    """The numbers of the largest block of a model's network, or of its largest layer where it is one of convolutions."""
+    """The numbers of the largest block of a model's network; of one of convolutions, of its largest layer."""
     published = PUBLISHED_MODELS[model]
     name = next(iter(published.modules))
     network = published.build("full", "meta", torch.bfloat16).components[name]

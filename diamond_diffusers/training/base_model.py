@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..files.foreign_models import UNLOADABLE, why_unloadable
 from ..families.registry import check_supported
+from ..files.foreign_models import UNLOADABLE, why_unloadable
 from ..pipelines.loading import base_of, check_class, class_of, embedded_model, find_map
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.quantization import check_quantization, quantization_config

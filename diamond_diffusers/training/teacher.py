@@ -61,7 +61,7 @@ class Teacher:
             self.defaults.pop("negative_prompt", None)
         self._unconditional = self._encode([""], self.guidance)
         self._encodes = True
-        self._known: dict[str, dict[str, Tensor]] = {}
+        self._kept_features: dict[str, dict[str, Tensor]] = {}
         self._autoencoder: UserCpuOffloadHook | None = None
 
     def _own_resolution(self) -> int:
@@ -122,15 +122,19 @@ class Teacher:
         release_memory()
 
     def drop_text_encoders(self, captions: Sequence[str] = ()) -> None:
-        """Frees the memory of all models but the network and the autoencoder, when captions are encoded.
+        """Frees the memory of all models but the network and the autoencoder, once captions are encoded.
 
         Args:
             captions: those whose features are kept, since they are asked for later.
         """
-        self._known = {caption: self.features([caption]) for caption in captions}
+        if not self._encodes:
+            return
+        self._kept_features = {caption: self.features([caption]) for caption in captions}
         pipeline, kept = self.family.pipeline, set(self.family.parts())
-        models = {name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and part not in kept}
-        pipeline.register_modules(**dict.fromkeys(models))
+        unused = {
+            name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and part not in kept
+        }
+        pipeline.register_modules(**dict.fromkeys(unused))
         self._encodes = False
         release_memory()
 
@@ -141,15 +145,15 @@ class Teacher:
             TrainingError: the text encoders have been dropped, and have not encoded one of these captions before.
         """
         if not self._encodes:
-            return self._known_features(captions)
+            return self._features_of_kept(captions)
         unguided = {name: 1.0 for name in self.guidance if name.endswith("_scale")}
         return self._encode(captions, unguided).features
 
-    def _known_features(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def _features_of_kept(self, captions: Sequence[str]) -> dict[str, Tensor]:
         for caption in captions:
-            if caption not in self._known:
+            if caption not in self._kept_features:
                 raise TrainingError(f"the text encoders were dropped before {caption!r} was encoded")
-        rows = [self._known[caption] for caption in captions]
+        rows = [self._kept_features[caption] for caption in captions]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def conditions(self, features: Mapping[str, Tensor]) -> Conditions:

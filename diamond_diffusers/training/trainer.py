@@ -154,7 +154,7 @@ class Trainer:
         with self._writing_logs():
             start_trackers(accelerator, self.options)
         self.validation.prepare(self.module)
-        self._make_room()
+        self._free_memory()
         with tqdm(
             total=updates.max_train_steps,
             initial=self.step,
@@ -192,8 +192,11 @@ class Trainer:
             self.module if self.loss.needs_trajectories else None,
         )
 
-    def _make_room(self) -> None:
-        """Takes off the device what updates do not need."""
+    def _free_memory(self) -> None:
+        """Takes off the device what updates do not need: text encoders if rows are kept, and the autoencoder.
+
+        That decodes for validation alone, after which it is called again.
+        """
         options = self.options
         if options.preparation.keeps_rows:
             self.teacher.drop_text_encoders([prompt_of_card(options)])
@@ -208,6 +211,7 @@ class Trainer:
         is_last = self.step >= self.options.updates.max_train_steps
         if validation.is_wanted and self.step % validation.validation_steps == 0 and not is_last:
             self._validate(validation.validation_prompt)
+            self._free_memory()
 
     def _log(self, figures: dict[str, float], bar: tqdm) -> None:
         """Shows and logs the figures of the updates up to this step."""

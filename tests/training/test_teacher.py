@@ -236,7 +236,15 @@ def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_fi
 def prompts_once(options, prompts_file):
     """Options of a run on samples of the teacher that are drawn once."""
     return lambda *further: options(
-        *["--prompts_file", prompts_file, "--teacher_num_inference_steps", 2, "--cache_latents", "--max_train_steps", 9],
+        *[
+            "--prompts_file",
+            prompts_file,
+            "--teacher_num_inference_steps",
+            2,
+            "--cache_latents",
+            "--max_train_steps",
+            9,
+        ],
         *further,
     )
 
