@@ -65,9 +65,9 @@ def test_the_choice_among_few_candidates_has_its_law(block_size, temperature):
     law = make_law(GAUSSIAN, LINEAR, num_images=1500, reward_scale=SCALE)
     rewards = run(decoding, law).rewards[:, 0].double()
     assert is_mean(rewards, expected_reward(4, block_size, temperature))
-    # Fewer candidates, other blocks and another temperature would show.
+    # Fewer candidates, another temperature and, where the highest value is kept, other blocks would show.
     assert not is_mean(rewards, expected_reward(2, block_size, temperature))
-    assert not is_mean(rewards, expected_reward(4, 3, temperature))
+    assert temperature > 0 or not is_mean(rewards, expected_reward(4, 3, temperature))
     assert not is_mean(rewards, expected_reward(4, block_size, temperature + 0.5))
 
 
