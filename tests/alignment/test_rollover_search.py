@@ -142,7 +142,7 @@ def test_a_search_climbs_by_its_rules():
 
 
 def test_it_is_above_best_of_n_at_equal_cost():
-    levels, num_images = falling_levels(6), 60
+    levels, num_images = falling_levels(6), 40
     rewards = {}
     for alignment in (NoAlignment(), BestOfN(num_particles=4), RolloverSearch(num_candidates=4)):
         law = make_law(MIXTURE, LINEAR, num_images=num_images)
