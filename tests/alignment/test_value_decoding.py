@@ -16,6 +16,7 @@ from diamond_diffusers import (
     ODETransition,
     ValueDecoding,
 )
+from diamond_diffusers.alignment.budget import fit_to_budget
 
 from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
@@ -139,6 +140,15 @@ def test_a_run_that_ends_within_a_block_returns_its_candidates():
     assert result.rewards.shape == result.log_weights.shape == result.latents.shape[:2] == (2, 6)
     whole = run(decoding, make_law(MIXTURE, LINEAR, num_images=2))
     assert whole.rewards.shape == whole.log_weights.shape == (2, 2)
+
+
+def test_a_run_without_a_random_step_has_nothing_to_buy_candidates_for():
+    decoding, law = ValueDecoding(branching=20), make_law(MIXTURE, LINEAR)
+    one_step = (math.inf, 0.0)
+    assert fit_to_budget(decoding, law, one_step, 7) == fit_to_budget(decoding, law, one_step, None, 1) == decoding
+    assert fit_to_budget(decoding, law, COARSE_LEVELS, 7).branching == 1
+    with pytest.raises(ValueError, match=r"max_network_evaluations is 1, but .* takes at least 5"):
+        fit_to_budget(decoding, law, COARSE_LEVELS, 1)
 
 
 @pytest.mark.parametrize(
