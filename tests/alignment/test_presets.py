@@ -107,7 +107,9 @@ def test_each_name_is_its_cell_of_the_grid():
         assert "arXiv" in PRESETS.get(name).__doc__
 
 
-@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "rbf" else []) for name in COSTS]
+)
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 def test_presets_raise_the_reward_at_their_cost(name, reward):
     family = DiamondMixture if "posterior_diamond_map" in name else MixtureModel
@@ -169,7 +171,9 @@ def test_without_a_reward_scale_presets_are_plain_samples_bit_for_bit(name):
     transition = alignment.transition or GlassTransition()
     unscaled = run(alignment, law_of_preset(reward_scale=0.0))
     plain = run(NoAlignment(transition, alignment.num_particles), law_of_preset())
-    assert torch.equal(unscaled.latents, plain.latents)
+    # The candidates of a search are drawn aside, as all particles but the first are.
+    kept = 1 if isinstance(alignment, RolloverSearch) else alignment.num_particles
+    assert torch.equal(unscaled.latents[:, :kept], plain.latents[:, :kept])
 
 
 def test_settings_follow_the_model():

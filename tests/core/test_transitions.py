@@ -153,6 +153,11 @@ def test_the_vp_sde_step_is_what_the_sde_of_its_authors_comes_to_for_a_fixed_den
 
 def test_the_vp_sde_begins_at_its_noisiest_level_and_ends_at_the_denoised_sample():
     transition = VPSDETransition()
+    for level, kept in [(13.0, 0.48), (6.0, 0.435), (2.4, 0.41), (0.01, 0.40)]:
+        x, still = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+        noise = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        fresh = transition.step(UNUSED, x, Interval(math.inf, level), still, noise).diff(dim=0) / coefficients(level)[1]
+        assert math.sqrt(1 - fresh.item() ** 2) == pytest.approx(kept, abs=0.006)
     assert not transition.is_random(Interval(math.inf, 200.0)) and transition.is_random(Interval(math.inf, 100.0))
     assert not transition.is_random(Interval(0.3, 0.0)) and transition.is_stochastic
     x, denoised, noise = torch.randn(3, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)

@@ -54,12 +54,14 @@ class RolloverSearch(Method):
         each step:  draw y'_1, y'_2, ... ~ transition(y)  until V(y'_j) > record  or  j = num_candidates + saved
                     saved = num_candidates + saved - j
                     y = the best of these y';  record = max(record, V(y))
-        last step with a choice:  all num_candidates + saved are drawn
+        last step but one:  all num_candidates + saved are drawn;  the last, where it is random:  num_candidates
 
-    So the number of candidates of a run is fixed, whatever the rewards: steps at which good candidates are common
-    give to those at which they are rare. With T steps and W particles, `DenoiserPoint` and a transition that is random
-    in all steps but the last, an image costs exactly `W T num_candidates` network evaluations, and as many scores and
-    W. What a budget sets is the quota. A quota of 1 leaves no choice, and costs no look-aheads.
+    So what a run costs is fixed, whatever the rewards: steps at which good candidates are common give to those at which
+    they are rare. With T steps and W particles, `DenoiserPoint` and a transition that is random in all steps but the
+    last, an image costs exactly `W T num_candidates` network evaluations, and as many scores and W. What a budget sets
+    is the quota. A quota of 1 leaves no choice, and costs no look-aheads. (Candidates are counted, not evaluations:
+    where classifier-free guidance covers some of the levels alone, those of one step cost more than those of another,
+    and a run may cost somewhat more or less than it was sized to.)
 
     Values are those of look-aheads, and the true reward after the last step. Particles are independent searches, each
     with records and savings of its own. All images of a call draw their candidates side by side, and those whose step
@@ -120,7 +122,8 @@ class RolloverSearch(Method):
         candidates = _Candidates(len(cloud.x))
         candidates.add(torch.arange(len(cloud.x)), *self._drawn(law, cloud.x, predicted, interval, random))
         quotas = self.num_candidates + cloud.savings if chooses else candidates.counts.clone()
-        draws_all = self._is_last_choice(cloud, interval)
+        # Candidates at clean data have no look-ahead, so that those of noisy levels are not saved for them.
+        draws_all = cloud.num_moves >= cloud.num_steps - 1
         while len(particles := candidates.wanted(cloud.records, quotas, draws_all)):
             images, rows = particles // self.num_particles, sent(particles, cloud.x.device)
             _, groups = torch.unique_consecutive(images, return_counts=True)
@@ -133,11 +136,6 @@ class RolloverSearch(Method):
             )
             candidates.add(particles, *drawn)
         return candidates.best_of(cloud, quotas - candidates.counts)
-
-    def _is_last_choice(self, cloud: RolloverCloud, interval: Interval) -> bool:
-        """Whether no later step is random, so that nothing is left to save candidates for."""
-        is_last_but_one = cloud.num_moves == cloud.num_steps - 1
-        return interval.is_last or (is_last_but_one and not self.moves.is_random(Interval(interval.end, 0.0, True)))
 
     def _with_best_noises(
         self, law: Law, cloud: RolloverCloud, noise_to_signal: float, random: RandomSource
