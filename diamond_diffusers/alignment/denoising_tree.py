@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -75,17 +75,18 @@ class DenoisingTree:
         self.leaves: list[Node] = []
         self.total_value, self.best_value = 0.0, -math.inf
 
-    def start(self, choose: Choice, is_affordable: Callable[[Node], bool] = lambda node: True) -> Node:
+    def start(self, choose: Choice, levels: Collection[int] | None = None) -> Node:
         """Selection: the state that the next rollout starts at, the first on a way down that is to have another child.
 
         Args:
             choose: the policy of the tree.
-            is_affordable: whether a rollout may start at a state; of each way down it may at the last one.
+            levels: indices of the levels at which the rollout may start, one of which is on every way down; None for
+                all.
         """
         for _ in range(MAX_PASSES):
             node, last = self.root, self.root
             while node.sample is None:
-                if is_affordable(node):
+                if levels is None or node.level in levels:
                     last = node
                     if self._is_open(node):
                         return node

@@ -270,7 +270,8 @@ class _Growth:
                 left = self.method.max_evaluations - self.spent[image]
                 if left < min(prices.values()):
                     break
-                node = self.waiting[image] or tree.start(choose, lambda node, left=left: prices[node.level] <= left)
+                affordable = {level for level, price in prices.items() if price <= left}
+                node = self.waiting[image] or tree.start(choose, affordable)
                 is_late = self.spent[image] + prices[node.level] > self.allowance
                 self.waiting[image] = node if is_late else None
                 if is_late:
