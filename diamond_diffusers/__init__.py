@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .alignment.methods import register_method
     from .alignment.methods.beam_search import BeamSearch
     from .alignment.methods.best_of_n import BestOfN
+    from .alignment.methods.diffusion_tree_sampling import DiffusionTreeSampling
+    from .alignment.methods.diffusion_tree_search import DiffusionTreeSearch
     from .alignment.methods.guidance import Guidance
     from .alignment.methods.noise_evolution import NoiseEvolution
     from .alignment.methods.noise_optimization import NoiseOptimization
@@ -72,6 +74,8 @@ _MODULES = {
     "DiamondMapScheduler": "schedulers.diamond_map",
     "DiamondPosterior": "posteriors.diamond",
     "DiamondTransition": "transitions.diamond",
+    "DiffusionTreeSampling": "alignment.methods.diffusion_tree_sampling",
+    "DiffusionTreeSearch": "alignment.methods.diffusion_tree_search",
     "FlowMapPoint": "posteriors.flow_map",
     "FlowMapTransition": "transitions.flow_map",
     "GlassDDPMScheduler": "schedulers.ddpm",
@@ -127,6 +131,8 @@ __all__ = [
     "DiamondMapScheduler",
     "DiamondPosterior",
     "DiamondTransition",
+    "DiffusionTreeSampling",
+    "DiffusionTreeSearch",
     "FlowMapPoint",
     "FlowMapTransition",
     "GlassDDPMScheduler",

@@ -137,6 +137,14 @@ class Method(Typed, ABC):
             posterior.check(model)
         return self if transition is self.transition else replace(self, transition=transition)
 
+    def within(self, max_network_evaluations: int | None, max_reward_calls: int | None) -> Self:
+        """This method for the budget of an image, if it is one that keeps to a budget by itself; any other as it is.
+
+        To be overridden where a cost depends on what a run finds, so that no count can be found beforehand. Such a
+        method has `grows` None within a budget of network evaluations.
+        """
+        return self
+
     def planned(self, law: Law, levels: Sequence[float]) -> tuple[Self, Sequence[float]]:
         """This method for a run over these levels, and those of them that it visits: the first ones, and the last."""
         return self, levels

@@ -109,6 +109,7 @@ def fit_to_budget(
         ValueError: the budget is too small for the method.
     """
     budget = Budget(max_network_evaluations, max_reward_calls)
+    alignment = alignment.within(max_network_evaluations, max_reward_calls)
 
     @cache
     def cost_of(size: int) -> Cost:

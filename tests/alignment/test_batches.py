@@ -8,6 +8,8 @@ from diamond_diffusers import (
     AncestralTransition,
     BeamSearch,
     BestOfN,
+    DiffusionTreeSampling,
+    DiffusionTreeSearch,
     GlassPosterior,
     GlassTransition,
     Guidance,
@@ -46,6 +48,8 @@ METHODS = {
     "rollover_search": RolloverSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
     "value_decoding": ValueDecoding(2, 3, LOOK_AHEADS, GlassTransition(2), block_size=2),
     "random_search": RandomSearch(AncestralTransition(), 2, num_candidates=5, round_size=2),
+    "diffusion_tree_sampling": DiffusionTreeSampling(num_particles=2, num_rollouts=7, widening=1.0),
+    "diffusion_tree_search": DiffusionTreeSearch(num_rollouts=6, widening=1.0, widening_exponent=0.5, round_size=2),
     "zero_order_search": ZeroOrderSearch(num_particles=2, num_candidates=5, round_size=2),
 }
 
