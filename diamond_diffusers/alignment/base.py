@@ -128,9 +128,21 @@ class Method(Typed, ABC):
                 "as model.stock_transition()"
             )
         transition.check(model)
-        if isinstance(posterior := getattr(self, "posterior", None), PosteriorSampler):
-            posterior.check(model)
-        return self if transition is self.transition else replace(self, transition=transition)
+        method = self.with_posterior(model)
+        return method if transition is method.transition else replace(method, transition=transition)
+
+    def with_posterior(self, model: SampledModel) -> Self:
+        """This method with its posterior sampler, if it has one, checked and resolved for a model.
+
+        Raises:
+            ValueError: the model lacks what the posterior sampler asks of it.
+        """
+        posterior = getattr(self, "posterior", None)
+        if not isinstance(posterior, PosteriorSampler):
+            return self
+        posterior.check(model)
+        resolved = posterior.resolve(model)
+        return self if resolved is posterior else replace(self, **{"posterior": resolved})
 
     def planned(self, law: Law, levels: Sequence[float]) -> tuple[Self, Sequence[float]]:
         """This method for a run over these levels, and those of them that it visits: the first ones, and the last."""

@@ -164,9 +164,12 @@ class Sampler(Typed):
     def check(self, model: Model) -> None:
         """Raises a `ValueError` where the model lacks what is asked of it."""
         if self.needs_diamond_map and not model.has_diamond_map:
+            instead = "GlassPosterior() or GlassTransition()"
+            if not model.has_denoiser:
+                instead = "WeightedPosterior(weights='equal') or RenoiseTransition()"
             raise ValueError(
                 f"{type(self).__name__} needs a Diamond Map, but this {model.name} model has none; load one with "
-                "pipe.load_diamond_map(...), or take GlassPosterior() or GlassTransition() in its place"
+                f"pipe.load_diamond_map(...), or take {instead} in its place"
             )
         if self.needs_denoiser and not model.has_denoiser:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from weakref import WeakSet
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from ..alignment.auto_scale import AutoRewardScale
@@ -82,6 +83,8 @@ class RunOptions(Typed):
         check_callback_signature(self.callback_on_step_end)
 
 
+logger = logging.get_logger(__name__)
+
 _open_runs: WeakSet[Run] = WeakSet()
 # A signal handler may interrupt a pipeline wherever this thread is.
 _lock = threading.RLock()
@@ -152,7 +155,11 @@ class Run(Iterator[Progress]):
     def _prepare(self, defaults: Mapping[str, Any], named_rewards: dict[str, Reward]) -> None:
         call, options, family = self._call, self._options, self._call.family
         reward = resolve_reward(options.reward, options.alignment, call, defaults, named_rewards)
-        method = resolve_method(options.alignment, reward, call, defaults)
+        budget = options.max_network_evaluations, options.max_reward_calls
+        method, choice = resolve_method(options.alignment, reward, call, defaults, *budget)
+        self._choice = None if choice is None else choice.reason
+        if self._choice is not None:
+            logger.info("%s.", self._choice)
         if method.needs_reward_gradient:
             check_differentiable(call.modules)
             check_network_differentiable(family, method)
@@ -185,7 +192,6 @@ class Run(Iterator[Progress]):
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
-        budget = options.max_network_evaluations, options.max_reward_calls
         if any(limit is not None for limit in budget):
             method = fit_to_budget(method, law, levels, *budget)
         check_stages(reward, method, options.final_selection)
@@ -356,6 +362,7 @@ class Run(Iterator[Progress]):
                     has_scale=not isinstance(self._scale, AutoRewardScale),
                     stage_calls=stage_calls or None,
                     watched=None if self._watching is None else self._watching.watched,
+                    choice=self._choice,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()
