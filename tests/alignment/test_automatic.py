@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import diamond_diffusers
 from diamond_diffusers import DiamondMapPipeline, Reward
 from diamond_diffusers.alignment import AUTO
 from diamond_diffusers.alignment.automatic import BUDGETS, MODELS, REWARDS, TABLE, Cell, call_of, choose, table_of
@@ -74,11 +75,10 @@ def shown(cell: Cell) -> str:
 
 
 def test_what_is_printed_makes_the_method() -> None:
-    import diamond_diffusers
-
+    public = {name: getattr(diamond_diffusers, name) for name in diamond_diffusers.__all__}
     for rows in TABLE.values():
         for form in (form for methods in rows.values() for form in methods):
-            made = eval(call_of(form), vars(diamond_diffusers))
+            made = eval(call_of(form), public)
             assert made == form and isinstance(as_method(made), Method)
 
 

@@ -60,10 +60,9 @@ def test_the_documented_gains(options: str, budget: str) -> None:
 def test_the_options_follow_from_who_moves_the_particles() -> None:
     few_step, ordinary = MixtureMapFamily(MIXTURE), MixtureModel(MIXTURE)
     both = MixtureMapFamily(MIXTURE, MixtureModel(MIXTURE))
-    search = SMC(
-        1, transition=RenoiseTransition(), num_valuations=1, resampling_threshold=1.0, default_selection="best"
-    )
-    assert SMC(1).resolve(few_step) == search.resolve(few_step)
+    found = SMC(1).resolve(few_step)
+    assert found.transition == RenoiseTransition() and found.default_selection == "best"
+    assert (found.num_valuations, found.resampling_threshold) == (1, 1.0)
     general = {"num_valuations": 4, "resampling_threshold": 0.5, "default_selection": "sample"}
     for method, model in (
         (SMC(), ordinary),

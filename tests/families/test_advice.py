@@ -28,6 +28,7 @@ from diamond_diffusers.transitions.base import Transition
 
 from ..conftest import redness
 
+PUBLIC = {name: getattr(diamond_diffusers, name) for name in diamond_diffusers.__all__}
 SMALL = {"height": 16, "width": 16}
 REWARDS = {
     "black_box": CallableReward(redness, differentiable=False),
@@ -120,7 +121,7 @@ def advice(method: Method, sentence: str, has_denoiser: bool) -> list[Method | s
     if (gradient := re.search(r"gradient='(\w+)'", remedies)) is not None:
         changes["guide"] = replace(vars(method)["guide"], gradient=gradient[1], scaling="exact")
     for text in re.findall(r"\b[A-Z]\w+\([^()]*\)", remedies):
-        part = eval(text, vars(diamond_diffusers))
+        part = eval(text, PUBLIC)
         if isinstance(part, PosteriorSampler) and hasattr(method, "posterior"):
             if part.num_samples > 1 or not isinstance(method, PosteriorResampling) or method.guide is not None:
                 found.append(replace(method, **{**changes, "posterior": part}))
