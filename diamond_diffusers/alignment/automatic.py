@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 from ..core.model import Model
+from ..posteriors.diamond import DiamondPosterior
 from ..rewards.base import Reward
 from ..transitions.diamond import DiamondTransition
 from .base import Method
@@ -101,6 +102,7 @@ class Cell:
 
 
 DIAMOND_BEST_OF_N = BestOfN(transition=DiamondTransition())
+DIAMOND_BEAM_SEARCH = BeamSearch(posterior=DiamondPosterior(1), transition=DiamondTransition(), branching=2)
 
 TABLE: Mapping[str, Mapping[str, tuple[Method | str, Method | str, Method | str]]] = {
     "base": {
@@ -120,7 +122,7 @@ TABLE: Mapping[str, Mapping[str, tuple[Method | str, Method | str, Method | str]
     },
     "map": {
         "differentiable": ("diamond_guided_resampling", "diamond_guided_resampling", "fmrg"),
-        "black_box": (DIAMOND_BEST_OF_N, DIAMOND_BEST_OF_N, "posterior_smc"),
+        "black_box": (DIAMOND_BEST_OF_N, DIAMOND_BEST_OF_N, DIAMOND_BEAM_SEARCH),
         "dear": (DIAMOND_BEST_OF_N, DIAMOND_BEST_OF_N, DIAMOND_BEST_OF_N),
     },
 }

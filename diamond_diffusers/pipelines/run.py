@@ -322,6 +322,11 @@ class Run(Iterator[Progress]):
         self._open.close()
 
     @property
+    def choice(self) -> str | None:
+        """Which method alignment `"auto"` has chosen and why, known before the first step; None where one was named."""
+        return self._choice
+
+    @property
     def plan(self) -> MemoryPlan | None:
         """How the run is fitted into memory, known before its first step; see `DiamondMapPipelineOutput.plan`."""
         return self._plan

@@ -77,6 +77,9 @@ class PosteriorSampler(Sampler, ABC):
         """Whether `sample` needs `predicted` of this network; if nothing needs it, `predicted` is None."""
         return self.uses_prediction
 
+    def without_diamond_map(self, model: Model) -> str:
+        return "GlassPosterior()" if model.has_denoiser else "WeightedPosterior(weights='equal')"
+
     def resolve(self, model: Model) -> Self:
         """This sampler with what the caller left open filled in for a model; by default itself."""
         return self

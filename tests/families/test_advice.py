@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from benchmarks.zoo.flux import build_tiny_flux
 from benchmarks.zoo.sana import build_tiny_sana_sprint
 from benchmarks.zoo.stable_diffusion import build_tiny_sdxl, build_tiny_stable_diffusion
 from diamond_diffusers import DiamondMapPipeline, Guidance, Guide, PosteriorResampling, Reward, WeightedPosterior
-from diamond_diffusers.alignment.automatic import TABLE
 from diamond_diffusers.alignment.base import Method
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.named import as_method
@@ -29,6 +29,7 @@ from diamond_diffusers.transitions.base import Transition
 from ..conftest import redness
 
 PUBLIC = {name: getattr(diamond_diffusers, name) for name in diamond_diffusers.__all__}
+PAGE = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text(encoding="utf-8")
 SMALL = {"height": 16, "width": 16}
 REWARDS = {
     "black_box": CallableReward(redness, differentiable=False),
@@ -127,8 +128,6 @@ def advice(method: Method, sentence: str, has_denoiser: bool) -> list[Method | s
                 found.append(replace(method, **{**changes, "posterior": part}))
         elif isinstance(part, Transition) and part != method.transition:
             found.append(replace(method, **{"transition": part}))
-    if "transition" in sentence.partition("; ")[0] or "Transition needs" in sentence:
-        found = [each for each in found if not isinstance(each, Method) or each.transition != method.transition]
     return found
 
 
@@ -150,13 +149,29 @@ def test_a_method_works_or_its_refusal_advises_what_does(model: str, reward: str
         assert_works(pipe_of(model), form_of(name), REWARDS[reward])
 
 
+def methods_on_the_page() -> list[Method | str]:
+    """Those that the page names for few-step models, in its tables and below them."""
+    _, _, section = PAGE.partition("## A few-step model")
+    found: list[Method | str] = []
+    for code in re.findall(r"`([^`]+)`", section.partition("\n## ")[0]):
+        if re.fullmatch(r"[A-Z]\w+\(.*\)", code):
+            made = eval(code, PUBLIC)
+            found += [made] if isinstance(made, Method) else []
+        elif code.strip('"') in PRESETS:
+            found.append(code.strip('"'))
+    return found
+
+
 @pytest.mark.parametrize("model", [pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS])
-def test_every_row_of_the_table_works(model: str) -> None:
-    pipe = pipe_of(model)
-    rows = TABLE["both" if pipe.family.has_denoiser else "few_step"]
-    for kind, methods in rows.items():
-        for method in methods:
-            assert_works(pipe, method, REWARDS["differentiable" if kind == "differentiable" else "black_box"], rounds=0)
+def test_every_method_that_the_page_names_works(model: str) -> None:
+    pipe, named = pipe_of(model), methods_on_the_page()
+    assert len(named) > 18
+    for method in named:
+        kind = "differentiable" if as_method(method, pipe.family).needs_reward_gradient else "black_box"
+        form = (
+            {"name": method, "num_iterations": SHORT[method]} if isinstance(method, str) and method in SHORT else method
+        )
+        assert_works(pipe, form, REWARDS[kind], rounds=0)
 
 
 def test_weighted_look_aheads_need_no_denoiser_by_default() -> None:
