@@ -24,7 +24,7 @@ from ..core.checks import check_choice
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .call import Call
-from .modules import check_differentiable
+from .modules import check_differentiable, check_network_differentiable
 
 Value = TypeVar("Value")
 
@@ -181,22 +181,28 @@ def _automatic(reward: Reward, call: Call, max_network_evaluations: int | None, 
     """The choice of `"auto"` for a call, which leaves out what the call cannot use."""
     family, notes = call.family, []
     with_map = family.has_diamond_map and _holds(call.check_baked_guidance)
-    with_gradient = _holds(partial(check_differentiable, call.modules))
-    budgets = call.num_steps, max_network_evaluations, max_reward_calls
-    cell = Cell.of(family, reward, *budgets, with_map=with_map, with_gradient=with_gradient)
     if family.has_diamond_map and not with_map:
         notes.append("the Diamond Map was distilled with other guidance than that of this call")
-    if cell.reward == "black_box" and not with_gradient:
+    budgets = call.num_steps, max_network_evaluations, max_reward_calls
+    cell_of = partial(Cell.of, family, reward, *budgets, with_map=with_map)
+    choice = choose(family, cell_of())
+    if choice.method.needs_reward_gradient and not _holds(partial(check_gradients, call, choice.method)):
         notes.append("nothing can be differentiated through the weights of the model")
-    choice = choose(family, cell)
+        choice = choose(family, cell_of(with_gradient=False))
     method = choice.method.resolve(family)
     latents, transition = call.arguments.latents, method.transition
-    is_shared = latents is not None and len(latents) == call.num_images and method.num_particles > 1
-    if is_shared and transition is not None and not transition.is_stochastic:
+    is_shared = isinstance(latents, Tensor) and latents.ndim > 0 and len(latents) == call.num_images
+    if is_shared and method.num_particles > 1 and transition is not None and not transition.is_stochastic:
         # Particles that start from one noise would stay together.
         notes.append("with a stochastic transition, since all particles of an image start from the same latents")
         choice = replace(choice, method=replace(method, transition=family.stochastic_transition()))
     return replace(choice, note="; ".join(notes))
+
+
+def check_gradients(call: Call, method: Method) -> None:
+    """Raises a `ValueError` where a method that differentiates cannot do so through the weights of a call."""
+    check_differentiable(call.modules)
+    check_network_differentiable(call.family, method)
 
 
 def _holds(check: Callable[[], None]) -> bool:

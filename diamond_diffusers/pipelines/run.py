@@ -39,10 +39,16 @@ from .auto_scale import found_reward_scale, random_of_prompts
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .planning import AUTO, MemoryOptions, with_plan
-from .resolution import checked_selection, resolve_method, resolve_reward, resolve_reward_scale, try_reward
+from .resolution import (
+    check_gradients,
+    checked_selection,
+    resolve_method,
+    resolve_reward,
+    resolve_reward_scale,
+    try_reward,
+)
 from .watch import Watch, Watching
 
 
@@ -161,8 +167,7 @@ class Run(Iterator[Progress]):
         if self._choice is not None:
             logger.info("%s.", self._choice)
         if method.needs_reward_gradient:
-            check_differentiable(call.modules)
-            check_network_differentiable(family, method)
+            check_gradients(call, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         selection = "best" if stages_of(reward) else method.default_selection
         selection = selection if options.final_selection is None else options.final_selection

@@ -120,7 +120,7 @@ def advice(method: Method, sentence: str, has_denoiser: bool) -> list[Method | s
         remedies = re.sub(r"\w+\([^()]*\) \(on a few-step model (\w+\([^()]*\))\)", r"\1", remedies)
     changes: dict[str, Any] = {}
     if (gradient := re.search(r"gradient='(\w+)'", remedies)) is not None:
-        changes["guide"] = replace(vars(method)["guide"], gradient=gradient[1], scaling="exact")
+        changes["guide"] = replace(vars(method)["guide"], gradient=gradient[1])
     for text in re.findall(r"\b[A-Z]\w+\([^()]*\)", remedies):
         part = eval(text, PUBLIC)
         if isinstance(part, PosteriorSampler) and hasattr(method, "posterior"):
