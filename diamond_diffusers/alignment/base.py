@@ -133,9 +133,21 @@ class Method(Typed, ABC):
                 "as model.stock_transition()"
             )
         transition.check(model)
-        if isinstance(posterior := getattr(self, "posterior", None), PosteriorSampler):
-            posterior.check(model)
-        return self if transition is self.transition else replace(self, transition=transition)
+        method = self.with_posterior(model)
+        return method if transition is method.transition else replace(method, transition=transition)
+
+    def with_posterior(self, model: SampledModel) -> Self:
+        """This method with its posterior sampler, if it has one, checked and resolved for a model.
+
+        Raises:
+            ValueError: the model lacks what the posterior sampler asks of it.
+        """
+        posterior = getattr(self, "posterior", None)
+        if not isinstance(posterior, PosteriorSampler):
+            return self
+        posterior.check(model)
+        resolved = posterior.resolve(model)
+        return self if resolved is posterior else replace(self, **{"posterior": resolved})
 
     def within(self, max_network_evaluations: int | None, max_reward_calls: int | None) -> Self:
         """This method for the budget of an image, if it is one that keeps to a budget by itself; any other as it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..alignment import AUTO
 from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
@@ -58,8 +60,8 @@ def help_of_alignment() -> str:
     """With the names that are registered now."""
     return (
         f"A method: {', '.join(METHODS.names())}; a published one: {', '.join(PRESETS.names())}; or a .yaml or .json "
-        "file with the name and options of one. By default the model's own, else smc; none that needs a gradient where "
-        "the reward has none."
+        "file with the name and options of one. auto, the default of models that have none of their own, takes what "
+        "suits model, reward and budget. Options that are given without a method are those of smc."
     )
 
 
@@ -179,18 +181,19 @@ def generate(
         "--gradient": gradient,
         "--guidance-strength": guidance_strength,
     }
-    request = method_request(alignment or own_alignment(model, loading, defaults, scored_by), flags, option or ())
-    method = request.build()
+    request = requested(alignment, own_alignment(defaults, scored_by), flags, option or ())
+    method = None if request.is_auto else request.build()
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
-    check_call(method, request, {"reward_scale": scale, **budget})
-    if method.needs_reward and scored_by is None:
+    if (method is None or method.needs_reward) and scored_by is None:
         raise ValueError(
             f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
             "one, or take --alignment none"
         )
-    method.check(scored_by)
-    if no_plain and not method.needs_reward:
-        raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    if method is not None:
+        check_call(method, request, {"reward_scale": scale, **budget})
+        method.check(scored_by)
+        if no_plain and not method.needs_reward:
+            raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
     watched_by = _watch(watch, watch_patience, watch_every, method)
     used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
@@ -204,7 +207,7 @@ def generate(
         drawn = draw_side_by_side(
             pipe,
             texts,
-            request.build(pipe.family),
+            "auto" if method is None else request.build(pipe.family),
             scored_by,
             seed,
             num_images,
@@ -232,6 +235,25 @@ def generate(
         )
 
 
+def requested(
+    alignment: str | None, own: str | Mapping[str, Any], flags: Mapping[str, Any], options: Sequence[str]
+) -> MethodRequest:
+    """The method of a run: as named, else the model's own; of options without a name, `smc`.
+
+    Raises:
+        TypeError, ValueError: as of `method_request`; or `auto`, which chooses its options too, is given some.
+    """
+    given = [f"{flag} is {value}" for flag, value in flags.items() if value is not None]
+    given += [f"-o {option} is given" for option in options]
+    if alignment == AUTO and given:
+        raise ValueError(
+            f"{given[0]}, but --alignment auto chooses the method with its options; name a method, or drop the option"
+        )
+    if alignment is None and own == AUTO and given:
+        own = "smc"
+    return method_request(alignment or own, flags, options)
+
+
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
     """Raises a `ValueError` where a method makes no use of what a call is given, or the call replaces an option."""
     for name, value in given.items():
@@ -247,7 +269,7 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
             )
 
 
-def _watch(expression: str | None, patience: int | None, every: int | None, method: Method) -> Watch | None:
+def _watch(expression: str | None, patience: int | None, every: int | None, method: Method | None) -> Watch | None:
     """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
     counts = {"patience": patience, "every": every}
     given = {name: count for name, count in counts.items() if count is not None}
@@ -258,7 +280,8 @@ def _watch(expression: str | None, patience: int | None, every: int | None, meth
     from ..pipelines.watch import Watch, check_watchable
     from ..rewards import as_reward
 
-    check_watchable(method)
+    if method is not None:
+        check_watchable(method)
     return Watch(as_reward(expression), **given)
 
 
@@ -280,6 +303,8 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
     console = Console()
     console.print(table)
     for name, out in drawn.outputs.items():
+        if out.choice is not None:
+            console.print(f"{name}: {out.choice}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"{name}: {out.cost}", soft_wrap=True)
         if is_scale_found and out.reward_scale is not None:
             # Those of the images of one prompt are equal.

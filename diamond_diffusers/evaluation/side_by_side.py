@@ -58,7 +58,7 @@ class SideBySide:
 def draw_side_by_side(
     pipe: DiamondMapPipeline,
     prompts: Sequence[str],
-    alignment: Method,
+    alignment: Method | Literal["auto"],
     reward: Reward | None,
     seed: int = 0,
     num_images: int = 1,
@@ -73,6 +73,7 @@ def draw_side_by_side(
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
     Args:
+        alignment: a method, or `"auto"`.
         memory: `particle_batch_size` and `gradient_checkpointing` of the calls, where they are given.
         arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
         max_network_evaluations: budget of an aligned image.
@@ -90,11 +91,12 @@ def draw_side_by_side(
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given: dict[str, Any] = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
     resolved = pipe.prepare(**given).arguments
-    alignment.check(reward)
+    if isinstance(alignment, Method):
+        alignment.check(reward)
 
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
 
-    def draw(method: Method, name: str, own: Mapping[str, Any]) -> DiamondMapPipelineOutput:
+    def draw(method: Method | str, name: str, own: Mapping[str, Any]) -> DiamondMapPipelineOutput:
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with progress_bar(pipe.pipeline, desc=name):
             return pipe(
@@ -108,7 +110,8 @@ def draw_side_by_side(
             )
 
     # First the call that can be refused.
-    aligned = draw(alignment, "aligned", {**budget, "watch": watch}) if alignment.needs_reward else None
+    is_plain = isinstance(alignment, Method) and not alignment.needs_reward
+    aligned = None if is_plain else draw(alignment, "aligned", {**budget, "watch": watch})
     plain = draw(NoAlignment(), "plain", {}) if aligned is None or with_plain else None
     ran = aligned or plain
     assert ran is not None, "there are plain images where there are no aligned ones"
@@ -119,6 +122,7 @@ def draw_side_by_side(
         aligned=aligned,
         settings={
             "alignment": ran.alignment,
+            **({} if ran.choice is None else {"choice": ran.choice}),
             "reward": None if reward is None else reward.name,
             "reward_scale": own_reward_scale(reward, pipe.defaults) if reward_scale is None else reward_scale,
             "particle_batch_size": (memory or {}).get("particle_batch_size"),

@@ -76,6 +76,15 @@ class SanaSprintFamily(BinnedFamily):
     ) -> Tensor:
         return self.sigma_data * super().prepare_latents(arguments, conditions, num_rows, generator, latents)
 
+    def check_size(self, arguments: Mapping[str, Any]) -> None:
+        super().check_size(arguments)
+        between, steps = arguments["intermediate_timesteps"], arguments["num_inference_steps"]
+        if between is not None and steps != 2:
+            raise ValueError(
+                f"intermediate_timesteps is {between}, which is the time between two steps, but num_inference_steps is "
+                f"{steps}; give intermediate_timesteps=None, or take two steps"
+            )
+
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
         # The stock pipeline hands custom timesteps over without their number, which the scheduler requires.
         self.pipeline.scheduler.set_timesteps(

@@ -280,9 +280,10 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             prompt: one or several texts.
             reward: a `Reward`, any callable `(images, prompts) -> scores`, or an expression such as `"clip + 2*mine"`;
                 None for the model's own, if it has one. A list has one of these for each prompt.
-            alignment: a `Method`, its name or its serial form. None takes the model's own method, or else `smc` with a
-                reward and `none` without. If the model's own method differentiates the reward, but the reward cannot be
-                differentiated, SMC takes its place.
+            alignment: a `Method`, its name or its serial form. `"auto"` takes the method that suits the model, the
+                reward and the budget, by the table of `docs/choosing.md`; `out.choice` says which and why. None takes
+                the method that the model declares, else `"auto"` with a reward and `none` without. If the model's own
+                method differentiates the reward, but the reward has no gradient, `"auto"` takes its place.
             reward_scale: factor of the reward in the tilted law `p(z) exp(reward_scale * reward)`, or a list with one
                 for each prompt. `"auto"`, short for `AutoRewardScale()`, finds that of each prompt from the rewards of
                 plain samples. None takes the model's own, else the reward's (`default_reward_scale`), else 1; see

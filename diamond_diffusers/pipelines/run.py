@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from weakref import WeakSet
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from ..alignment.auto_scale import AutoRewardScale
@@ -38,10 +39,16 @@ from .auto_scale import found_reward_scale, random_of_prompts
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .planning import AUTO, MemoryOptions, with_plan
-from .resolution import checked_selection, resolve_method, resolve_reward, resolve_reward_scale, try_reward
+from .resolution import (
+    check_gradients,
+    checked_selection,
+    resolve_method,
+    resolve_reward,
+    resolve_reward_scale,
+    try_reward,
+)
 from .watch import Watch, Watching
 
 
@@ -81,6 +88,8 @@ class RunOptions(Typed):
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
         check_callback_signature(self.callback_on_step_end)
 
+
+logger = logging.get_logger(__name__)
 
 _open_runs: WeakSet[Run] = WeakSet()
 # A signal handler may interrupt a pipeline wherever this thread is.
@@ -152,10 +161,13 @@ class Run(Iterator[Progress]):
     def _prepare(self, defaults: Mapping[str, Any], named_rewards: dict[str, Reward]) -> None:
         call, options, family = self._call, self._options, self._call.family
         reward = resolve_reward(options.reward, options.alignment, call, defaults, named_rewards)
-        method = resolve_method(options.alignment, reward, call, defaults)
+        budget = options.max_network_evaluations, options.max_reward_calls
+        method, choice = resolve_method(options.alignment, reward, call, defaults, *budget)
+        self._choice = None if choice is None else choice.reason
+        if self._choice is not None:
+            logger.info("%s.", self._choice)
         if method.needs_reward_gradient:
-            check_differentiable(call.modules)
-            check_network_differentiable(family, method)
+            check_gradients(call, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         selection = "best" if stages_of(reward) else method.default_selection
         selection = selection if options.final_selection is None else options.final_selection
@@ -185,7 +197,6 @@ class Run(Iterator[Progress]):
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
-        budget = options.max_network_evaluations, options.max_reward_calls
         if any(limit is not None for limit in budget):
             method = fit_to_budget(method, law, levels, *budget)
         check_stages(reward, method, options.final_selection)
@@ -316,6 +327,11 @@ class Run(Iterator[Progress]):
         self._open.close()
 
     @property
+    def choice(self) -> str | None:
+        """Which method alignment `"auto"` has chosen and why, known before the first step; None where one was named."""
+        return self._choice
+
+    @property
     def plan(self) -> MemoryPlan | None:
         """How the run is fitted into memory, known before its first step; see `DiamondMapPipelineOutput.plan`."""
         return self._plan
@@ -356,6 +372,7 @@ class Run(Iterator[Progress]):
                     has_scale=not isinstance(self._scale, AutoRewardScale),
                     stage_calls=stage_calls or None,
                     watched=None if self._watching is None else self._watching.watched,
+                    choice=self._choice,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()
