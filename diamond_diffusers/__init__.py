@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .alignment.methods.none import NoAlignment
     from .alignment.methods.path_search import PathSearch
     from .alignment.methods.posterior_resampling import PosteriorResampling
+    from .alignment.methods.posterior_resampling_smc import PosteriorResamplingSMC
     from .alignment.methods.posterior_smc import PosteriorSMC
     from .alignment.methods.random_search import RandomSearch
     from .alignment.methods.smc import SMC
@@ -84,6 +85,7 @@ _MODULES = {
     "ODETransition": "transitions.ode",
     "PathSearch": "alignment.methods.path_search",
     "PosteriorResampling": "alignment.methods.posterior_resampling",
+    "PosteriorResamplingSMC": "alignment.methods.posterior_resampling_smc",
     "PosteriorSMC": "alignment.methods.posterior_smc",
     "PosteriorSampler": "posteriors.base",
     "RandomSearch": "alignment.methods.random_search",
@@ -136,6 +138,7 @@ __all__ = [
     "ODETransition",
     "PathSearch",
     "PosteriorResampling",
+    "PosteriorResamplingSMC",
     "PosteriorSMC",
     "PosteriorSampler",
     "RandomSearch",

@@ -22,6 +22,7 @@ from diamond_diffusers import (
     ODETransition,
     PathSearch,
     PosteriorResampling,
+    PosteriorResamplingSMC,
     PosteriorSMC,
     RandomSearch,
     ZeroOrderSearch,
@@ -153,6 +154,7 @@ def test_names_stand_for_methods_with_their_defaults():
         "noise_optimization": NoiseOptimization,
         "noise_evolution": NoiseEvolution,
         "posterior_resampling": PosteriorResampling,
+        "posterior_resampling_smc": PosteriorResamplingSMC,
         "posterior_smc": PosteriorSMC,
     }
     smc = SMC(num_particles=7)
