@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pipelines.calibration import Calibration, calibrate
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
+    from .pipelines.shared_budget import SharedBudget
     from .pipelines.watch import Watch
     from .posteriors import register_posterior
     from .posteriors.base import PosteriorSampler
@@ -92,6 +93,7 @@ _MODULES = {
     "RenoiseTransition": "transitions.renoise",
     "Reward": "rewards.base",
     "ScheduledTempering": "alignment.smc_parts.tempering",
+    "SharedBudget": "pipelines.shared_budget",
     "Transition": "transitions.base",
     "Watch": "pipelines.watch",
     "WeightedPosterior": "posteriors.weighted",
@@ -145,6 +147,7 @@ __all__ = [
     "RenoiseTransition",
     "Reward",
     "ScheduledTempering",
+    "SharedBudget",
     "Transition",
     "Watch",
     "WeightedPosterior",

@@ -89,6 +89,21 @@ class RandomSource:
         """The generator that image `index` draws from."""
         return self.generators[index] if isinstance(self.generators, list) else self.generators
 
+    def of_each_image(self) -> list[RandomSource]:
+        """A source for each image, as of a call of it alone.
+
+        Where the images share a generator, which would give them draws in turns, each has one that is seeded aside.
+        """
+        if self.num_images == 1:
+            return [self]
+        generators = self.generators
+        if not isinstance(generators, list):
+            shared = self.aside.generators
+            assert isinstance(shared, torch.Generator), "draws aside are of a generator of their own"
+            seeds = [_seed(shared, shared.device) for _ in range(self.num_images)]
+            generators = [torch.Generator(shared.device).manual_seed(seed) for seed in seeds]
+        return [RandomSource(generator, 1, self.device, self.dtype) for generator in generators]
+
     def states(self) -> list[Tensor]:
         """Of the generators, or of torch's global ones: sources of equal states draw the same."""
         if self.generators is None:

@@ -53,14 +53,21 @@ def test_evidence_and_tilted_mean_are_exact(name, reward):
 
 
 @pytest.mark.slow
-def test_without_the_choice_the_evidence_of_as_many_look_aheads_varies_more():
-    """Of four look-aheads a particle, one is chosen or any is taken; the price is the same."""
-    chosen, any_of_four = (
-        evidence_errors(method(16, DiamondPosterior(4)), 5, 64).square().mean().sqrt()
-        for method in (PosteriorResamplingSMC, PosteriorSMC)
-    )
-    # The root mean squares of 64 have relative errors of a tenth; they are .40 and .79.
-    assert chosen < 0.75 * any_of_four
+@pytest.mark.parametrize(
+    ("method", "figures"),
+    [
+        (PosteriorResamplingSMC(16, DiamondPosterior(4)), (0.40, 0.49)),
+        (PosteriorSMC(64, DiamondPosterior(1)), (0.55, 0.48)),
+        (PosteriorSMC(16, DiamondPosterior(4)), (0.79, 0.79)),
+    ],
+    ids=["chosen", "one", "any of four"],
+)
+def test_the_errors_of_the_evidence_are_those_that_are_documented(method, figures):
+    """Of 64 look-aheads a step each; without the choice those of as many particles are twice as large."""
+    for num_steps, figure in zip((5, 12), figures, strict=True):
+        error = evidence_errors(method, num_steps).square().mean().sqrt()
+        # The root mean square of 128 has a relative error of a tenth, as their tails are heavier than normal ones.
+        assert error == pytest.approx(figure, rel=0.3)
 
 
 def test_the_best_look_ahead_leads_to_higher_rewards_and_bounds_the_evidence():
