@@ -96,13 +96,19 @@ class RandomSource:
         """
         if self.num_images == 1:
             return [self]
-        generators = self.generators
-        if not isinstance(generators, list):
+        if not isinstance(self.generators, list):
             shared = self.aside.generators
             assert isinstance(shared, torch.Generator), "draws aside are of a generator of their own"
             seeds = [_seed(shared, shared.device) for _ in range(self.num_images)]
             generators = [torch.Generator(shared.device).manual_seed(seed) for seed in seeds]
-        return [RandomSource(generator, 1, self.device, self.dtype) for generator in generators]
+            return [RandomSource(generator, 1, self.device, self.dtype) for generator in generators]
+        sources = [RandomSource(generator, 1, self.device, self.dtype) for generator in self.generators]
+        aside: RandomSource | None = self.__dict__.get("aside")
+        if aside is not None:
+            # What has been drawn aside by now is not drawn again.
+            for source, further in zip(sources, aside.of_each_image(), strict=True):
+                source.__dict__["aside"] = further
+        return sources
 
     def states(self) -> list[Tensor]:
         """Of the generators, or of torch's global ones: sources of equal states draw the same."""

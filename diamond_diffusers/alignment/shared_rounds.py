@@ -120,8 +120,8 @@ class SharedRounds:
         starts, sources = x.unflatten(0, (law.num_images, -1)).unbind(0), random.of_each_image()
         laws = [law.of_images(torch.tensor([image])) for image in range(law.num_images)]
         return [
-            ImageRounds(image, self.whole.iterate(*each, self.levels, source))
-            for image, (*each, source) in enumerate(zip(laws, starts, sources, strict=True))
+            ImageRounds(image, self.whole.iterate(alone, start, self.levels, source))
+            for image, (alone, start, source) in enumerate(zip(laws, starts, sources, strict=True))
         ]
 
     def iterate(self, law: Law, images: Sequence[ImageRounds], passes: Passes) -> Iterator[Progress]:
@@ -220,20 +220,17 @@ def difference(after: Cost, before: Cost) -> Cost:
 def joined_cloud(clouds: Sequence[Cloud]) -> Cloud:
     """The clouds of one image each as that of all, each with as many particles."""
 
-    def joined(name: str) -> Tensor | None:
-        parts = [getattr(cloud, name) for cloud in clouds]
-        return None if any(part is None for part in parts) else torch.cat(parts)
-
+    values = [cloud.values for cloud in clouds if cloud.values is not None]
     finals = [cloud.final for cloud in clouds if cloud.final is not None]
     final: Evaluation | None = None
     if len(finals) == len(clouds):
         final = finals[0].map(lambda *parts: torch.cat(parts), *finals[1:])
     return replace(
         clouds[0],
-        x=joined("x"),
-        log_weights=joined("log_weights"),
-        log_evidence=joined("log_evidence"),
-        values=joined("values"),
+        x=torch.cat([cloud.x for cloud in clouds]),
+        log_weights=torch.cat([cloud.log_weights for cloud in clouds]),
+        log_evidence=torch.cat([cloud.log_evidence for cloud in clouds]),
+        values=torch.cat(values) if len(values) == len(clouds) else None,
         ahead=None,
         final=final,
         figures={},

@@ -49,9 +49,9 @@ class SharedBudget:
         ValueError: the threshold is not finite.
 
     Example:
-        >>> sharing = SharedBudget(threshold=40.0)
+        >>> search, sharing = RandomSearch(num_candidates=2, round_size=1), SharedBudget(threshold=40.0)
         >>> prompts = ["a red star", "a blue ring"]
-        >>> out = pipe(prompts, alignment=RandomSearch(2, round_size=1), shared_budget=sharing, num_inference_steps=1)
+        >>> out = pipe(prompts, alignment=search, shared_budget=sharing, num_inference_steps=1)
         >>> sum(out.shared.num_rounds) <= 4
         True
     """

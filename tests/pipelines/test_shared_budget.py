@@ -59,8 +59,8 @@ def test_what_one_image_leaves_goes_to_the_others_and_the_total_is_not_exceeded(
     assert [cost.network_evaluations for cost in shared.costs] == [1, 1, 7]
     assert sum(cost.network_evaluations for cost in shared.costs) == out.cost.network_evaluations == 3 * 3
     assert [cost.reward_calls for cost in shared.costs] == [1, 1, 7]
-    # With the one on which the reward is tried.
-    assert out.cost.reward_calls == 9 + 1
+    # With the two on which the reward is tried.
+    assert out.cost.reward_calls == 9 + 2
     assert shared.verifier == "script" and shared.reward_calls == 0
     assert shared.scores == out.rewards.tolist()
     assert not out.interrupted and len(out.trace.steps) == 7 and out.alignment.num_candidates == 3
@@ -76,7 +76,7 @@ def test_an_image_depends_on_the_others_by_its_rounds_alone(shared_pipe):
     # Of the same rounds, the first is as good as the best by this measure.
     early = drawn(shared_pipe, SharedBudget(-10.0))
     assert early.shared.num_rounds == [1, 1, 1] and all(early.shared.has_passed)
-    first = drawn(shared_pipe, None, alignment=RandomSearch(1), particle_batch_size=1)
+    first = drawn(shared_pipe, None, alignment=RandomSearch(num_candidates=1), particle_batch_size=1)
     assert torch.equal(early.images, first.images) and early.cost.network_evaluations == 3
 
 
@@ -92,7 +92,9 @@ def test_budgets_of_the_call_are_shared(shared_pipe):
 
 def test_several_images_of_a_prompt_count_each(shared_pipe):
     """And are good enough each by itself."""
-    scores = drawn(shared_pipe, None, PROMPTS[:1], num_images_per_prompt=3, alignment="none").rewards
+    scores = drawn(
+        shared_pipe, None, PROMPTS[:1], num_images_per_prompt=3, alignment="none", particle_batch_size=1
+    ).rewards
     threshold = scores.sort().values[1].item()
     out = drawn(shared_pipe, SharedBudget(threshold), PROMPTS[:1], num_images_per_prompt=3)
     passed_at_once = [rounds == 1 for rounds in out.shared.num_rounds]
@@ -112,7 +114,7 @@ def test_a_verifier_of_its_own_decides_and_is_counted_apart(shared_pipe):
     assert (shared.has_passed, shared.num_rounds) == ([True, True, False], [2, 1, 6])
     assert shared.scores == pytest.approx([0.9, 0.9, 0.1]) and shared.verifier == "script"
     assert (shared.reward_calls, shared.reward_requests, shared.reward_price) == (10, 9, 4.5)
-    assert out.cost.reward_requests == 0 and out.cost.reward_calls == 9 + 1
+    assert out.cost.reward_requests == 0 and out.cost.reward_calls == 9 + 2
 
 
 def test_what_is_no_better_than_before_is_not_verified_again(shared_pipe):
@@ -145,7 +147,11 @@ def test_a_negative_scale_turns_the_threshold_round(shared_pipe):
 
 def test_it_can_be_stepped_and_interrupted(shared_pipe):
     with shared_pipe.iterate(
-        PROMPTS, reward=redness, alignment=RandomSearch(4, round_size=1), shared_budget=SharedBudget(10.0), **CALL
+        PROMPTS,
+        reward=redness,
+        alignment=RandomSearch(num_candidates=4, round_size=1),
+        shared_budget=SharedBudget(10.0),
+        **CALL,
     ) as run:
         next(run)
         run.interrupt()
