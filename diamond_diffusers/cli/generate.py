@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ..alignment.base import Method
     from ..evaluation.side_by_side import SideBySide
     from ..pipelines.output import DiamondMapPipelineOutput
+    from ..pipelines.shared_budget import SharedBudget
     from ..pipelines.watch import Watch
 
 
@@ -124,6 +125,22 @@ WatchPatience = Annotated[
 WatchEvery = Annotated[
     int | None, typer.Option(min=1, max=MAX_COUNT, help="Rounds from one check of --watch to the next; 1.")
 ]
+ShareBudgetAt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCORE",
+        help="An image of this score is good enough: a search in rounds ends it, and spends the rest of its budget on "
+        "the images that are not.",
+    ),
+]
+ShareBudgetVerifier = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REWARD",
+        help="Gives that score in place of --reward; with a constraint, such as 'nsfw < 0.2', it decides without a "
+        "score, too.",
+    ),
+]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
@@ -158,6 +175,8 @@ def generate(
     watch: WatchReward = None,
     watch_patience: WatchPatience = None,
     watch_every: WatchEvery = None,
+    share_budget_at: ShareBudgetAt = None,
+    share_budget_verifier: ShareBudgetVerifier = None,
     particle_batch_size: PlannedBatchSize = None,
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
@@ -195,6 +214,7 @@ def generate(
         if no_plain and not method.needs_reward:
             raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
     watched_by = _watch(watch, watch_patience, watch_every, method)
+    shared_budget = _shared_budget(share_budget_at, share_budget_verifier, method)
     used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
     arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
@@ -218,6 +238,7 @@ def generate(
             with_plain=not no_plain,
             max_reward_calls=max_reward_calls,
             watch=watched_by,
+            shared_budget=shared_budget,
         )
         settings: dict[str, Any] = {
             "model": model or "embedded",
@@ -285,6 +306,17 @@ def _watch(expression: str | None, patience: int | None, every: int | None, meth
     return Watch(as_reward(expression), **given)
 
 
+def _shared_budget(threshold: float | None, verifier: str | None, method: Method) -> SharedBudget | None:
+    """When the images of a run are good enough; refused where the method makes no use of it."""
+    if threshold is None and verifier is None:
+        return None
+    from ..pipelines.shared_budget import SharedBudget, check_shareable
+    from ..rewards import as_reward
+
+    check_shareable(method)
+    return SharedBudget(threshold, None if verifier is None else as_reward(verifier))
+
+
 def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
     if out.rewards is None:
         return "–"
@@ -319,5 +351,10 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
             scores = f"{asked} in {len(checks)} checks{ended}"
             text = f"{name}, watched: taken from round {', '.join(map(str, chosen))}; {scores}"
             console.print(text, soft_wrap=True, markup=False)
+        if out.shared is not None:
+            rounds = ", ".join(map(str, out.shared.num_rounds))
+            apart = f"; {out.shared.reward_calls} scores apart" if out.shared.reward_calls else ""
+            passed = f"{sum(out.shared.has_passed)} of {len(out.shared.has_passed)} images pass '{out.shared.verifier}'"
+            console.print(f"{name}, shared: {passed}, after rounds {rounds}{apart}", soft_wrap=True, markup=False)
         if out.plan is not None:
             console.print(f"{name}, planned for memory: {out.plan}", soft_wrap=True)
