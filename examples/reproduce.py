@@ -1,6 +1,7 @@
-"""Published experiments as recipes of `diamond-diffusers --import examples/reproduce.py benchmark`: see docs/reproduce.md.
+"""Published experiments as recipes of `benchmark`, which reads them with `--import examples/reproduce.py`.
 
-Each is a preset with the settings of one published run, which no budget changes.
+The commands are in docs/reproduce.md. Each recipe is a preset with the settings of one published run, which no budget
+changes.
 """
 
 from functools import partial

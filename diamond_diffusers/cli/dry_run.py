@@ -1,4 +1,4 @@
-"""The option `--dry-run`: what a command loads is replaced by tiny random weights, and what it would cost is printed."""
+"""The option `--dry-run`: a command loads tiny random weights, and prints what it would cost with the real ones."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def print_dry_runs(runs: list[DryRun]) -> None:
     console.print(rich_table(table(runs)))
     tried = " or ".join(str(count) for count in sorted({run.num_tried for run in runs}))
     text = (
-        f"Counted on {runs[0].num_drawn} of {runs[0].num_images} images, with tiny random weights. A network evaluation "
-        "under classifier-free guidance counts 2. 'backward counts 2' is what --budgets and --max-network-evaluations "
+        f"Counted on {runs[0].num_drawn} of {runs[0].num_images} images, with tiny random weights. An evaluation under "
+        "classifier-free guidance counts 2. 'backward counts 2' is what --budgets and --max-network-evaluations "
         "limit; 'forward alone' leaves backward passes out, as many papers do. The reward calls of all images hold "
         f"the trials of the reward before sampling: {tried} for each call, of which there are {runs[0].num_calls}."
     )

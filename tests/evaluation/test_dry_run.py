@@ -60,7 +60,7 @@ def test_counts_are_those_of_an_image_and_of_all_of_them():
         ["smc_16", "10 images", "100", "30", "20", "23", "160", "100"],
     ]
     # A cost that is no whole number an image is shown as it is.
-    assert list(DryRun("a", drawn, 0, 3, 3, 1).rows())[0][2] == "6.7"
+    assert next(DryRun("a", drawn, 0, 3, 3, 1).rows())[2] == "6.7"
 
 
 @pytest.mark.parametrize("pixels", [512, 1024])
