@@ -99,7 +99,7 @@ _DEEP_AUTOENCODER = Part(
 
 
 def _sana(**config: Any) -> TinyPipeline:
-    components = {
+    components: dict[str, Component] = {
         "tokenizer": clip_tokenizer,
         "text_encoder": gemma(),
         "vae": _DEEP_AUTOENCODER,
