@@ -81,8 +81,10 @@ def stand_ins(
     from ..evaluation.dry_run.stand_ins import save_lora, save_map
     from ..pipelines.loading import embedded_model
 
-    tiny = embedded_model() if model is None else _saved(model, loading, stock, folder)
+    tiny, has_map = embedded_model(), loading.diamond_map is not None
     if model is not None:
+        tiny, has_own_map = _saved(model, loading, stock, folder)
+        has_map |= has_own_map
         # Those of the stand-in are part of it.
         stock = replace(stock, height=None, width=None)
     texts = []
@@ -90,22 +92,27 @@ def stand_ins(
         file = folder / f"lora_{number}.safetensors"
         save_lora(tiny, lora.source, lora.weight_name, file)
         texts.append(f"{lora.name}={file}={lora.weight}")
-    if loading.diamond_map is not None:
-        save_map(tiny, {}, folder / "map")
-        placed = replace(placed, diamond_map=str(folder / "map"))
-    placed = replace(placed, lora=texts or None)
+    if has_map:
+        save_map(tiny, folder / "map")
+    placed = replace(placed, lora=texts or None, diamond_map=str(folder / "map") if has_map else None)
     return StandIns(None if model is None else str(tiny), placed, stock, prompts_source, folder)
 
 
-def _saved(model: str, loading: LoadingOptions, stock: StockOptions, folder: Path) -> Path:
-    from ..evaluation.dry_run.checkpoints import CHECKPOINTS
+def _saved(model: str, loading: LoadingOptions, stock: StockOptions, folder: Path) -> tuple[Path, bool]:
+    """The folder of a tiny pipeline in a model's place, and whether the model comes with a Diamond Map."""
+    from ..evaluation.dry_run.checkpoints import is_known
     from ..evaluation.dry_run.stand_ins import save_stand_in
+    from ..pipelines.loading import base_of, find_map
 
-    is_known = model in CHECKPOINTS
-    # Those that are known declare none.
-    defaults = {} if is_known else model_defaults(model, replace(loading, diamond_map=None))
-    hub = {} if loading.revision is None or is_known else {"revision": loading.revision}
-    return save_stand_in(model, folder, stock.height, stock.width, defaults, **hub)
+    size = (stock.height, stock.width)
+    if is_known(model):
+        # It declares no defaults.
+        return save_stand_in(model, folder, *size), False
+    hub: dict[str, Any] = {} if loading.revision is None else {"revision": loading.revision}
+    defaults = model_defaults(model, replace(loading, diamond_map=None))
+    found = find_map(model, hub)
+    base, hub = base_of(model, hub, found)
+    return save_stand_in(str(base), folder, *size, defaults, **hub), found is not None
 
 
 def _prompts(source: str | None, folder: Path) -> str | None:

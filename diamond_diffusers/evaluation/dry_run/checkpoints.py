@@ -81,6 +81,11 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
 """Those that are known by name, so that nothing is downloaded, for which some ask for a login."""
 
 
+def is_known(model: str) -> bool:
+    """Whether a model is the name of a checkpoint that is known, and no folder."""
+    return model in CHECKPOINTS and not os.path.isdir(model)
+
+
 def find_checkpoint(model: str, hub: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint by its name, or by the configurations in its folder or repository, which are small files.
 
@@ -91,7 +96,7 @@ def find_checkpoint(model: str, hub: Mapping[str, Any]) -> Checkpoint:
     Raises:
         OSError, TypeError, ValueError: there are no configurations, or they are of a class that is not supported.
     """
-    if model in CHECKPOINTS and not os.path.isdir(model):
+    if is_known(model):
         return CHECKPOINTS[model]
     name = check_class(model, **hub)
     index = DiffusionPipeline.load_config(model, **hub)

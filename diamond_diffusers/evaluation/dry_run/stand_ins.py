@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
@@ -110,19 +109,8 @@ def _is_two_time(pipeline: Any, source: str, weight_name: str | None) -> bool:
     return any(_SECOND_TIME in key for key in read_lora(pipeline, source, **options))
 
 
-def save_map(model: Path, guidance: Mapping[str, Any], folder: Path) -> None:
-    """Saves a new Diamond Map of a tiny pipeline.
-
-    Args:
-        model: folder of the tiny pipeline.
-        guidance: arguments of a call, with the values that are baked into the map.
-        folder: of the map.
-    """
+def save_map(model: Path, folder: Path) -> None:
+    """Saves a new Diamond Map of a tiny pipeline, into which no guidance is baked."""
     pipe = DiamondMapPipeline.from_pretrained(model)
-    save_diamond_map(folder, DiamondMap(pipe.family, rank=1), {**pipe.defaults, **guidance}, {}, base_model=str(model))
-
-
-def stock_class(model: Path) -> type[DiffusionPipeline]:
-    """The class of a saved pipeline."""
-    kind: type[DiffusionPipeline] = class_of(DiffusionPipeline.load_config(model)["_class_name"])
-    return kind
+    pipe.unload_diamond_map()
+    save_diamond_map(folder, DiamondMap(pipe.family, rank=1), pipe.defaults, {}, base_model=str(model))
