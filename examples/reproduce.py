@@ -31,9 +31,9 @@ def published(alignment, num_inference_steps):
 
 RECIPES["fmrg_j_41"] = published(FMRG_41, 80)
 RECIPES["fmrg_j_100"] = published(FMRG_100, 208)
-RECIPES["flow_map_best_of_32"] = Recipe(BestOfN(32), 4, grows=())
+RECIPES["flow_map_best_of_32"] = Recipe(BestOfN(num_particles=32), 4, grows=())
 RECIPES["glass_fk_400"] = published(GLASS_FK, 5)
-RECIPES["best_of_8"] = Recipe(BestOfN(8), 50, grows=())
+RECIPES["best_of_8"] = Recipe(BestOfN(num_particles=8), 50, grows=())
 RECIPES["fk_steering_4"] = published("fk_steering", 100)
 RECIPES["reno_50"] = published("reno", 1)
 for count in (1, 2, 4, 8, 16, 32):

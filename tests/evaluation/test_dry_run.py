@@ -121,7 +121,7 @@ def test_generate_prints_the_cost_of_all_prompts_and_writes_nothing(tmp_path):
     printed = succeed(
         *DRAWN, "two stars", "three stars", "--alignment", "best_of_n", "-o", "num_particles=3", "--output", out
     )
-    rows = [line.split() for line in printed.splitlines() if line.startswith(("plain", "aligned"))]
+    rows = [line.split() for line in printed.splitlines() if line.startswith(("plain ", "aligned "))]
     # Two evaluations a step under guidance; one trial of the reward a call.
     assert rows == [
         ["plain", "an", "image", "4", "0", "1", "1", "4", "4"],
