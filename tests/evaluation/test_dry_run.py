@@ -63,7 +63,7 @@ def test_counts_are_those_of_an_image_and_of_all_of_them():
     assert next(DryRun("a", drawn, 0, 3, 3, 1).rows())[2] == "6.7"
 
 
-@pytest.mark.parametrize("pixels", [512, 1024])
+@pytest.mark.parametrize("pixels", [512, pytest.param(1024, marks=pytest.mark.slow)])
 def test_noise_levels_are_those_of_the_full_size(tmp_path, pixels):
     folder = save_stand_in("black-forest-labs/FLUX.1-dev", tmp_path, pixels, pixels)
     call = DiamondMapPipeline.from_pretrained(folder).prepare("a star", num_inference_steps=5)
