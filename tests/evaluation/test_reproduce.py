@@ -58,12 +58,13 @@ def restored(monkeypatch) -> Iterator[None]:
     """What the page's file registers is forgotten again."""
     monkeypatch.chdir(PAGE.parents[1])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    registries = [(entries, dict(entries)) for entries in (RECIPES, REWARDS._entries)]
+    recipes = dict(RECIPES)
     yield
     sys.modules.pop("reproduce", None)
-    for entries, before in registries:
-        entries.clear()
-        entries.update(before)
+    for name in set(RECIPES) - set(recipes):
+        del RECIPES[name]
+    for name in [name for name, entry in REWARDS._entries.items() if entry.__module__ == "reproduce"]:
+        del REWARDS._entries[name]
 
 
 class Scored(Reward):
