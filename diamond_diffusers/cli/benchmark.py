@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .calibration import CALIBRATION, Calibrate, CalibrationFile, draw_calibration, read_calibration
+from .dry_run import (
+    DryRunFlag,
+    DryRunPrompts,
+    dry_reward,
+    print_dry_runs,
+    refuse_with_dry_run,
+    stand_ins,
+)
 from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .options import (
     MAX_COUNT,
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
     from ..evaluation.benchmark.prompts import Prompt, Suite
     from ..evaluation.benchmark.records import Record
     from ..evaluation.benchmark.report import Comparison
+    from ..evaluation.dry_run.counting import DryRun
     from ..pipelines.calibration import Calibration
     from ..pipelines.pipeline import DiamondMapPipeline
     from ..rewards import Reward
@@ -76,6 +86,7 @@ Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 @takes_records
 def benchmark(
     *,
+    context: typer.Context,
     budgets: Budgets = "120",
     max_reward_calls: MaxRewardCalls = None,
     methods: Methods = None,
@@ -96,6 +107,8 @@ def benchmark(
     particle_batch_size: ParticleBatchSize = None,
     export: Export = None,
     loading: LoadingOptions,
+    dry_run: DryRunFlag = False,
+    dry_run_prompts: DryRunPrompts = 1,
     output: Results = Path("out/benchmark"),
 ) -> None:
     """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
@@ -118,12 +131,17 @@ def benchmark(
     sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
     check_request(names, sizes, recipes)
     check_seed(seed)
+    if dry_run:
+        refuse_with_dry_run(calibrate=calibrate)
+        tiny = stand_ins(context, model, loading, stock, prompts_source)
+        model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
+        prompts_source = tiny.prompts_source
     suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
     chosen = suite.first(num_prompts)
     defaults = model_defaults(model, loading)
-    followed, held_out = _rewards(reward, held_out_reward or (), defaults)
+    followed, held_out = _rewards(reward, held_out_reward or (), defaults, dry_run)
     used = read_calibration(calibrate, calibration, followed)
-    clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
+    clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 and not dry_run else None
     # A share takes as long as its images.
     processes = PartialState(cpu=loading.device == "cpu", timeout=timedelta(days=7))
     pipe = load_model(model, loading, output)
@@ -152,6 +170,10 @@ def benchmark(
         calibration=used,
     )
     plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes, max_reward_calls)
+    if dry_run:
+        _print_left_out(plan)
+        print_dry_runs(_dry_runs(setup, plan, chosen, dry_run_prompts))
+        return
     records = _compared(setup, plan, chosen, output, processes)
     processes.destroy_process_group()
     if processes.is_main_process:
@@ -189,17 +211,42 @@ def _calibration(
     return found
 
 
+def _dry_runs(setup: Setup, plan: Plan, prompts: Sequence[Prompt], num_drawn: int) -> list[DryRun]:
+    """What each method costs, counted on one call."""
+    from ..evaluation.benchmark.compare import draw
+    from ..evaluation.benchmark.records import Batch
+    from ..evaluation.dry_run.counting import DryRun
+    from ..evaluation.dry_run.rewards import num_tried
+
+    num_images, keys = len(prompts) * setup.num_images_per_prompt, setup.keys(prompts[:num_drawn])
+    texts = [prompt.text for prompt in prompts[:num_drawn] for _ in range(setup.num_images_per_prompt)]
+    batch = Batch(texts, [setup.seed_of(key) for key in keys], setup.particle_batch_size)
+    runs = []
+    for method in plan.methods:
+        before = num_tried(setup.reward)
+        cost = draw(setup.pipe, setup.reward, setup.reward_scale, method, batch, setup.arguments).cost
+        tried, num_calls = num_tried(setup.reward) - before, math.ceil(num_images / setup.batch_size)
+        runs.append(DryRun(method.label, cost, tried, len(keys), num_images, num_calls))
+    return runs
+
+
+def _print_left_out(plan: Plan) -> None:
+    for left_out in plan.left_out:
+        typer.echo(f"{left_out.name} is left out at {left_out.budget}: {left_out.reason}")
+
+
 def _rewards(
-    expression: str | None, held_out_expressions: Sequence[str], defaults: dict[str, Any]
+    expression: str | None, held_out_expressions: Sequence[str], defaults: dict[str, Any], dry_run: bool
 ) -> tuple[Reward, list[Reward]]:
     """The reward that alignment follows, which may be the model's own, and those that it does not."""
     from ..evaluation.benchmark.compare import check_held_out
+    from ..evaluation.dry_run.rewards import stand_in_reward
     from ..rewards import as_reward
 
-    followed = named_reward(expression, defaults)
+    followed = dry_reward(expression, defaults) if dry_run else named_reward(expression, defaults)
     if followed is None:
         raise ValueError("--reward is not given, and the model has no reward of its own; name one")
-    held_out = [as_reward(each) for each in held_out_expressions]
+    held_out = [stand_in_reward(each) if dry_run else as_reward(each) for each in held_out_expressions]
     check_held_out(held_out, followed)
     return followed, held_out
 

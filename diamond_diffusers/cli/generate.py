@@ -23,6 +23,7 @@ from .calibration import (
     read_calibration,
     recorded,
 )
+from .dry_run import DryRunFlag, DryRunPrompts, dry_reward, print_dry_runs, refuse_with_dry_run, stand_ins
 from .interruption import interruptible
 from .loading import (
     FoundRewardScale,
@@ -51,10 +52,12 @@ from .records import LoadingOptions, StockOptions, takes_records
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
+    from ..evaluation.dry_run.counting import DryRun
     from ..evaluation.side_by_side import SideBySide
     from ..pipelines.output import DiamondMapPipelineOutput
     from ..pipelines.shared_budget import SharedBudget
     from ..pipelines.watch import Watch
+    from ..rewards import Reward
 
 
 def help_of_alignment() -> str:
@@ -152,6 +155,7 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
+    context: typer.Context,
     prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
@@ -181,15 +185,22 @@ def generate(
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
     no_plain: NoPlain = False,
+    dry_run: DryRunFlag = False,
+    dry_run_prompts: DryRunPrompts = 1,
     output: Output = Path("out"),
 ) -> None:
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
+    if dry_run:
+        refuse_with_dry_run(calibrate=calibrate, watch=watch)
+        tiny = stand_ins(context, model, loading, stock, prompts_source)
+        model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
+        prompts_source = tiny.prompts_source
     texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
-    scored_by = named_reward(reward, defaults)
+    scored_by = dry_reward(reward, defaults) if dry_run else named_reward(reward, defaults)
     if scored_by is not None and not any(texts):
         raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     flags = {
@@ -226,7 +237,7 @@ def generate(
     with interruptible(pipe):
         drawn = draw_side_by_side(
             pipe,
-            texts,
+            texts[:dry_run_prompts] if dry_run else texts,
             "auto" if method is None else request.build(pipe.family),
             scored_by,
             seed,
@@ -240,6 +251,9 @@ def generate(
             watch=watched_by,
             shared_budget=shared_budget,
         )
+        if dry_run:
+            print_dry_runs(_dry_runs(drawn, scored_by, len(texts) * num_images))
+            return
         settings: dict[str, Any] = {
             "model": model or "embedded",
             "loading": loading.of_weights(),
@@ -273,6 +287,19 @@ def requested(
     if alignment is None and own == AUTO and given:
         own = "smc"
     return method_request(alignment or own, flags, options)
+
+
+def _dry_runs(drawn: SideBySide, reward: Reward | None, num_images: int) -> list[DryRun]:
+    """What each run costs, which is one call for all images."""
+    from ..evaluation.dry_run.counting import DryRun
+    from ..evaluation.dry_run.rewards import num_tried
+
+    # All calls try the reward alike.
+    tried = num_tried(reward) // len(drawn.outputs)
+    return [
+        DryRun(name, out.cost, tried, len(drawn.prompts), num_images, num_calls=1)
+        for name, out in drawn.outputs.items()
+    ]
 
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
