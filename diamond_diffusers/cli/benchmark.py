@@ -48,6 +48,10 @@ Methods = Annotated[
     typer.Option(help="Names, separated by commas: published methods, your own, the grid's; by default all."),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
+HardShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of hard captions, of those in number; by default as they come."),
+]
 NumImages = Annotated[
     int, typer.Option("--num-images-per-prompt", min=1, max=MAX_COUNT, help="From two on, diversity is reported.")
 ]
@@ -81,6 +85,7 @@ def benchmark(
     methods: Methods = None,
     prompts_source: PromptsSource = None,
     num_prompts: NumPrompts = None,
+    hard_share: HardShare = None,
     num_images_per_prompt: NumImages = 1,
     batch_size: BatchSize = 25,
     seed: RunSeed = 0,
@@ -119,7 +124,7 @@ def benchmark(
     check_request(names, sizes, recipes)
     check_seed(seed)
     suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
-    chosen = suite.first(num_prompts)
+    chosen = suite.first(num_prompts, hard_share)
     defaults = model_defaults(model, loading)
     followed, held_out = _rewards(reward, held_out_reward or (), defaults)
     used = read_calibration(calibrate, calibration, followed)

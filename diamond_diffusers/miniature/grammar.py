@@ -57,6 +57,14 @@ class Caption:
     def num_objects(self) -> int:
         return sum(group.count for group in self.groups)
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether the embedded model draws it rightly in a quarter of all samples, or in fewer than half for four objects.
+
+        Such captions bind two objects to their colours or their places, in either order, or ask for four objects.
+        """
+        return self.category in ("colour_attribution", "position") or self.num_objects == 4
+
 
 def relation_offset(dx: float, dy: float, relation: str) -> tuple[float, float]:
     """How far an offset (to the right, downwards) goes along a relation's direction, and how far across it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,7 +28,17 @@ from ..memory import peak_memory
 from ..side_by_side import PACKAGES
 from .plan import SizedMethod
 from .prompts import Prompt, Suite
-from .records import Batch, Key, Record, RecordFolder, fingerprint, modules_of, pixel_hash
+from .records import (
+    Batch,
+    Key,
+    Record,
+    RecordFolder,
+    fingerprint,
+    fingerprint_of_map,
+    fingerprint_of_model,
+    modules_of,
+    pixel_hash,
+)
 
 OnBatch = Callable[[str, int, int], None]
 """Gets a method's label, how many images this process has drawn with it, and how many it draws in all."""
@@ -89,14 +100,14 @@ class Setup:
         return 1_000_000 * (self.seed + 1000 * key.image) + key.index
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the results depend on, except the method."""
+        """Everything that the results depend on, except the method and a Diamond Map that it may evaluate."""
         texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
         calibration = {} if self.calibration is None else {"calibration": self.calibration.statistics()}
         return {
             "model": self.model,
-            "loading": self.loading,
-            "model_weights": fingerprint(modules_of(self.pipe.components)),
-            "model_defaults": self.pipe.defaults,
+            "loading": {name: value for name, value in self.loading.items() if name != "diamond_map"},
+            "model_weights": fingerprint_of_model(self.pipe.family),
+            "model_defaults": defaults_of(self.pipe),
             "arguments": self.arguments,
             "dtype": str(self.pipe.dtype),
             "reward": self.reward.name if self.calibration is None else self.calibration.reward,
@@ -108,6 +119,23 @@ class Setup:
             "prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "version": version("diamond-diffusers"),
         }
+
+
+    def settings_of(self, method: SizedMethod) -> dict[str, Any]:
+        """What the results of one method depend on beside `settings`.
+
+        Only where it evaluates the Diamond Map is that map among them, so that a run goes on with another map without
+        drawing the images of other methods again.
+        """
+        own = {"alignment": method.alignment, "num_inference_steps": method.num_inference_steps}
+        if method.alignment.resolve(self.pipe.family).uses_diamond_map(self.pipe.family):
+            own |= {"loading": self.loading, "diamond_map_weights": fingerprint_of_map(self.pipe.family)}
+        return own
+
+
+def defaults_of(pipe: DiamondMapPipeline) -> dict[str, Any]:
+    """The defaults of a model's calls but for its method: a comparison names each of its methods."""
+    return {name: value for name, value in pipe.defaults.items() if name != "alignment"}
 
 
 def check_seed(seed: int) -> None:
@@ -159,7 +187,7 @@ def compare(
     shared, keys = setup.settings(), setup.keys(prompts)
     folders = {}
     for method in methods:
-        own = {"alignment": method.alignment, "num_inference_steps": method.num_inference_steps}
+        own = setup.settings_of(method)
         folders[method.label] = RecordFolder(method_folder(folder, method), {**shared, **own})
     missing = {label: records.missing(keys) for label, records in folders.items()}
     if processes is not None:
@@ -190,8 +218,10 @@ def draw_batch(
     """Draws images together, one of each of the prompts, and keeps them with their records."""
     texts = [prompt.text for prompt in prompts]
     batch = Batch(texts, [setup.seed_of(key) for key in keys], setup.particle_batch_size)
-    with peak_memory(setup.pipe.family.device) as peak:
+    device, began = setup.pipe.family.device, time.process_time()
+    with peak_memory(device) as peak:
         out = draw(setup.pipe, setup.reward, setup.reward_scale, method, batch, setup.arguments)
+    cpu_seconds = time.process_time() - began if device.type == "cpu" else None
     images = out.images.float().cpu()
     verdicts = judge(images, texts).tolist() if setup.suite.is_judged else [None] * len(texts)
     with torch.no_grad():
@@ -215,6 +245,7 @@ def draw_batch(
             is_right=verdicts[row],
             cost=share,
             peak_bytes=peak.bytes,
+            cpu_seconds=None if cpu_seconds is None else cpu_seconds / len(keys),
             trace=traces[row],
             pixels=pixel_hash(image),
             batch=batch,
