@@ -59,9 +59,9 @@ class Caption:
 
     @property
     def is_hard(self) -> bool:
-        """Whether the embedded model draws it rightly in a quarter of all samples, or in fewer than half for four objects.
+        """Whether it binds two objects to their colours or to their places, in either order, or asks for four objects.
 
-        Such captions bind two objects to their colours or their places, in either order, or ask for four objects.
+        The embedded model draws about a quarter of the former rightly, and fewer than half of the latter.
         """
         return self.category in ("colour_attribution", "position") or self.num_objects == 4
 
