@@ -244,12 +244,12 @@ def test_methods_evaluate_the_map_where_they_say_so(tiny_pipe, monkeypatch):
 
 
 def test_fewer_steps_than_its_own_are_told(tiny_pipe):
-    plan = plan_methods(["dps", "best_of_n"], [18, 60], tiny_pipe, REWARD)
+    plan = plan_methods(["dps", "best_of_n"], [12, 60], tiny_pipe, REWARD)
     steps = {(entry.budget, entry.method.name): entry.method for entry in plan.entries}
     assert {key: (method.num_inference_steps, method.own_steps) for key, method in steps.items()} == {
-        (18, "dps"): (3, None),
-        (18, "best_of_n"): (3, None),
-        (60, "dps"): (5, None),
+        (12, "dps"): (2, 3),
+        (12, "best_of_n"): (3, None),
+        (60, "dps"): (3, None),
         (60, "best_of_n"): (3, None),
     }
 

@@ -12,7 +12,9 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ...alignment.methods import METHODS
 from ...core.cost import Cost
+from ...core.serial import from_dict
 from ...families.base import Family
 from ...files.foreign import ForeignFileError, read_json
 from ...files.json_forms import fitted
@@ -137,6 +139,8 @@ class RecordFolder:
     def _check(self, stored: Mapping[str, Any], path: Path) -> None:
         for key in sorted({*self.settings, *stored}):
             old, new = stored.get(key), self.settings.get(key)
+            if key == "alignment":
+                old = _with_later_options(old)
             if old != new:
                 raise ForeignFileError(
                     f"{key} is {new!r}, but '{path}' holds a result for {old!r}; "
@@ -156,6 +160,14 @@ class RecordFolder:
         write_image(image_path(self.folder, record.key), image)
         write_json(self.folder / f"{record.key.stem}.json", {"settings": self.settings, "record": asdict(record)})
         self._records[record.key] = record
+
+
+def _with_later_options(form: Any) -> Any:
+    """A method's stored form with the options that it has got since, at their defaults: as the method was before."""
+    try:
+        return plain(from_dict(METHODS, form))
+    except (TypeError, ValueError):
+        return form
 
 
 def image_path(folder: Path, key: Key) -> Path:
