@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from .dry_run import (
     DryRunPrompts,
     dry_reward,
     print_dry_runs,
+    refuse_of_real_runs,
     refuse_with_dry_run,
     stand_ins,
 )
@@ -36,7 +38,7 @@ from .records import LoadingOptions, StockOptions, WeightOptions, takes_records
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from ..evaluation.benchmark.compare import Setup
+    from ..evaluation.benchmark.compare import Setup, Shard
     from ..evaluation.benchmark.plan import Plan
     from ..evaluation.benchmark.prompts import Prompt, Suite
     from ..evaluation.benchmark.records import Record
@@ -48,16 +50,37 @@ if TYPE_CHECKING:
     from ..rewards.clip import CLIPBasedReward
 
 Budgets = Annotated[
-    str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
+    str | None,
+    typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2. By default 120."),
+]
+BudgetsSeconds = Annotated[
+    str | None,
+    typer.Option(help="Seconds an image in place of evaluations: each method is timed first. On a CPU, CPU seconds."),
 ]
 MaxRewardCalls = Annotated[
     int | None, typer.Option(min=1, max=MAX_NUMBER, help="The most scores of the reward for an image, at every budget.")
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(help="Names, separated by commas: published methods, your own, the grid's; by default all."),
+    typer.Option(
+        help="Names, separated by commas: published methods, your own, the grid's; 'presets' and 'grid' name all of "
+        "these; by default all."
+    ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
+HardShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of hard captions, of those in number; by default as they come."),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="K/N", help="Draws a part of all images, such as 2/4, and reports nothing; by default all."
+    ),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Draws nothing, and reports the methods that have all their images.")
+]
 NumImages = Annotated[
     int, typer.Option("--num-images-per-prompt", min=1, max=MAX_COUNT, help="From two on, diversity is reported.")
 ]
@@ -87,11 +110,13 @@ Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 def benchmark(
     *,
     context: typer.Context,
-    budgets: Budgets = "120",
+    budgets: Budgets = None,
+    budgets_seconds: BudgetsSeconds = None,
     max_reward_calls: MaxRewardCalls = None,
     methods: Methods = None,
     prompts_source: PromptsSource = None,
     num_prompts: NumPrompts = None,
+    hard_share: HardShare = None,
     num_images_per_prompt: NumImages = 1,
     batch_size: BatchSize = 25,
     seed: RunSeed = 0,
@@ -106,19 +131,25 @@ def benchmark(
     stock: StockOptions,
     particle_batch_size: ParticleBatchSize = None,
     export: Export = None,
+    shard: ShardOption = None,
+    report_only: ReportOnly = False,
     loading: LoadingOptions,
     dry_run: DryRunFlag = False,
     dry_run_prompts: DryRunPrompts = 1,
     output: Results = Path("out/benchmark"),
 ) -> None:
-    """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
+    """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share.
+
+    Several machines share a run by `--shard 1/2` and `--shard 2/2`; then the command without it writes the report.
+    """
     from accelerate import PartialState
 
-    from ..evaluation.benchmark.compare import Setup, check_seed
+    from ..evaluation.benchmark.compare import Setup, check_seed, drawn_so_far
     from ..evaluation.benchmark.exports import check_export
     from ..evaluation.benchmark.plan import check_request, plan_methods
     from ..evaluation.benchmark.prompts import miniature_suite, read_prompts
-    from ..evaluation.benchmark.recipes import all_recipes
+    from ..evaluation.benchmark.recipes import all_recipes, names_in
+    from ..evaluation.benchmark.records import fingerprint_of_map
     from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
     from ..evaluation.known_prompts import find_prompts
@@ -127,17 +158,21 @@ def benchmark(
     for name in export or ():
         check_export(name)
     recipes = all_recipes()
-    names = list(recipes) if methods is None else [name.strip() for name in methods.split(",")]
-    sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
+    names = list(recipes) if methods is None else names_in(methods)
+    sizes = _sizes(budgets, budgets_seconds)
     check_request(names, sizes, recipes)
     check_seed(seed)
     if dry_run:
         refuse_with_dry_run(calibrate=calibrate)
+        refuse_of_real_runs(shard=shard, report_only=report_only, budgets_seconds=budgets_seconds)
         tiny = stand_ins(context, model, loading, stock, prompts_source)
         model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
         prompts_source = tiny.prompts_source
+    part = _shard(shard)
+    if report_only and part is not None:
+        raise ValueError(f"--shard is {shard}, but --report-only draws nothing; leave one of them out")
     suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
-    chosen = suite.first(num_prompts)
+    chosen = suite.first(num_prompts, hard_share)
     defaults = model_defaults(model, loading)
     followed, held_out = _rewards(reward, held_out_reward or (), defaults, dry_run)
     used = read_calibration(calibrate, calibration, followed)
@@ -169,16 +204,29 @@ def benchmark(
         arguments=stock.given(),
         calibration=used,
     )
-    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes, max_reward_calls)
+    planned = partial(plan_methods, pipe=pipe, reward=followed, arguments=stock.given() | steps, recipes=recipes)
+    paces = None
+    if budgets_seconds is not None:
+        with processes.main_process_first():
+            paces = _paces(setup, names, planned, chosen, output)
+    plan = planned(names, sizes, max_reward_calls=max_reward_calls, paces=paces)
     if dry_run:
         _print_left_out(plan)
         print_dry_runs(_dry_runs(setup, plan, chosen, dry_run_prompts))
         return
-    records = _compared(setup, plan, chosen, output, processes)
+    if report_only:
+        plan, records = drawn_so_far(setup, plan, chosen, output)
+    else:
+        records = _compared(setup, plan, chosen, output, processes, part)
     processes.destroy_process_group()
-    if processes.is_main_process:
-        summaries = summarise(plan, records, output, clip)
+    if processes.is_main_process and part is not None:
+        typer.echo(f"Shard {shard} is in {output}; with those of all shards there, run the command without --shard")
+    elif processes.is_main_process:
+        summaries = summarise(plan, records, output, clip, {prompt.index for prompt in chosen if prompt.is_hard})
         settings = {"budgets": sizes, "max_reward_calls": max_reward_calls, **setup.settings()}
+        settings |= {"hard_share": hard_share, "diamond_map_weights": fingerprint_of_map(pipe.family)}
+        if paces is not None:
+            settings["seconds_of_an_evaluation"] = paces
         if used is not None:
             settings["calibration_cost"] = used.cost
         comparison = Comparison(settings, plan, records, summaries)
@@ -251,8 +299,47 @@ def _rewards(
     return followed, held_out
 
 
+def _sizes(evaluations: str | None, seconds: str | None) -> list[int] | list[float]:
+    """The budgets, of evaluations or of seconds."""
+    if seconds is None:
+        return positive_numbers("--budgets", evaluations or "120", int, "50,100,200,400")
+    if evaluations is not None:
+        raise ValueError("--budgets and --budgets-seconds are both given; leave one of them out")
+    return positive_numbers("--budgets-seconds", seconds, float, "0.5,1,2")
+
+
+def _paces(
+    setup: Setup, names: Sequence[str], planned: Callable[..., Plan], prompts: Sequence[Prompt], output: Path
+) -> dict[str, float]:
+    """Seconds of a network evaluation of each method that fits a size at which methods are timed."""
+    from ..evaluation.benchmark.paces import EVALUATIONS, measured_paces
+
+    plan, console = planned(names, EVALUATIONS), Console(stderr=True)
+    # The first budget within which a method fits.
+    sizes = {entry.method.name: entry.method for entry in reversed(plan.entries)}
+    with console.status("") as status:
+        return measured_paces(setup, sizes, prompts, output, lambda label: status.update(f"timing {label}"))
+
+
+def _shard(text: str | None) -> Shard | None:
+    """The part of a run that an option names."""
+    from ..evaluation.benchmark.compare import Shard
+
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard is '{text}'; give which part of how many, such as 2/4")
+    return Shard(int(number), int(count))
+
+
 def _compared(
-    setup: Setup, plan: Plan, prompts: Sequence[Prompt], output: Path, processes: PartialState
+    setup: Setup,
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    output: Path,
+    processes: PartialState,
+    shard: Shard | None,
 ) -> dict[str, list[Record]]:
     """The records of every method, drawn under a bar for all methods and one for the images of the present one."""
     from ..evaluation.benchmark.compare import compare
@@ -267,7 +354,7 @@ def _compared(
             progress.update(images, description=label, completed=done, total=total)
             progress.advance(methods, done == total)
 
-        return compare(setup, plan.methods, prompts, output, on_batch, processes)
+        return compare(setup, plan.methods, prompts, output, on_batch, processes, shard)
 
 
 def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence[str], output: Path) -> None:

@@ -144,6 +144,16 @@ def refuse_with_dry_run(**options: Any) -> None:
             )
 
 
+def refuse_of_real_runs(**options: Any) -> None:
+    """Raises a `ValueError` for an option about what a real run draws or how long it takes; `options` as above."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {value}, which is about images or seconds of a real run, of which "
+                "--dry-run has none; drop one of them"
+            )
+
+
 def print_dry_runs(runs: list[DryRun]) -> None:
     """Prints what was counted."""
     from ..evaluation.dry_run.counting import table

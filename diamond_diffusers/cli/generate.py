@@ -333,14 +333,15 @@ def _watch(expression: str | None, patience: int | None, every: int | None, meth
     return Watch(as_reward(expression), **given)
 
 
-def _shared_budget(threshold: float | None, verifier: str | None, method: Method) -> SharedBudget | None:
-    """When the images of a run are good enough; refused where the method makes no use of it."""
+def _shared_budget(threshold: float | None, verifier: str | None, method: Method | None) -> SharedBudget | None:
+    """When the images of a run are good enough; refused where a method that is known makes no use of it."""
     if threshold is None and verifier is None:
         return None
     from ..pipelines.shared_budget import SharedBudget, check_shareable
     from ..rewards import as_reward
 
-    check_shareable(method)
+    if method is not None:
+        check_shareable(method)
     return SharedBudget(threshold, None if verifier is None else as_reward(verifier))
 
 
