@@ -25,6 +25,9 @@ SHORTENED = {
     "reno": {"num_iterations": 2},
     "random_search": {"num_candidates": 4},
     "zero_order_search": {"num_candidates": 4},
+    "rbf": {"num_candidates": 2},
+    "svdd": {"branching": 3},
+    "code": {"branching": 3, "block_size": 2},
 }
 # What is chosen by comparing rewards may be another image where two of them are nearly equal.
 SMOOTH = ("none", "guidance", "dps", "fmrg", "noise_optimization")

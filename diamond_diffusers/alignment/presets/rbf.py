@@ -22,7 +22,7 @@ def rbf(model: Model | None = None, **options: Any) -> RolloverSearch:
     count.
 
     Their code differs in this: quotas divide the budget by the number of steps, one more than there are choices, so
-    that a step but the last has 22 candidates, and the last what is left (in all as many); it takes Euler-Maruyama
+    that a step but the last has 22 candidates, and the last what is left (in all two fewer); it takes Euler-Maruyama
     steps, which have the law of the steps here as they shrink; it returns the predicted sample of the last candidate
     as it is, which here is scored once more; and its steps are those of `r = sqrt(1 - (1 - t)^2)` for even steps of
     `t`, the last of which leads from `kappa = 2.4` to the image, while here the call's scheduler gives the levels.
