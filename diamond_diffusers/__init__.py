@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .alignment.methods.noise_optimization import NoiseOptimization
     from .alignment.methods.none import NoAlignment
     from .alignment.methods.path_search import PathSearch
+    from .alignment.methods.posterior_beam_search import PosteriorBeamSearch
     from .alignment.methods.posterior_resampling import PosteriorResampling
     from .alignment.methods.posterior_smc import PosteriorSMC
     from .alignment.methods.random_search import RandomSearch
@@ -87,6 +88,7 @@ _MODULES = {
     "NoiseOptimization": "alignment.methods.noise_optimization",
     "ODETransition": "transitions.ode",
     "PathSearch": "alignment.methods.path_search",
+    "PosteriorBeamSearch": "alignment.methods.posterior_beam_search",
     "PosteriorResampling": "alignment.methods.posterior_resampling",
     "PosteriorSMC": "alignment.methods.posterior_smc",
     "PosteriorSampler": "posteriors.base",
@@ -141,6 +143,7 @@ __all__ = [
     "NoiseOptimization",
     "ODETransition",
     "PathSearch",
+    "PosteriorBeamSearch",
     "PosteriorResampling",
     "PosteriorSMC",
     "PosteriorSampler",

@@ -169,8 +169,8 @@ def test_of_leaves_that_hold_a_constraint_one_is_returned(kind):
 
 
 def test_a_value_of_infinity_is_refused():
-    law = make_law(MIXTURE, QuadraticReward({"": (0.0, 0.0, 0.0)}))
-    law.reward.score = lambda images, prompts: torch.full((len(images),), math.inf)
+    law = make_law(MIXTURE, QuadraticReward({"": (0.0, 0.0, 0.0)}), reward_scale=10.0)
+    law.reward.score = lambda images, prompts: torch.full((len(images),), torch.finfo(torch.float32).max)
     with pytest.raises(ValueError, match=r"the largest value is inf.*lower reward_scale"):
         run(DiffusionTreeSampling(), law)
 

@@ -34,8 +34,8 @@ class DiffusionTreeSampling(TreeSearch):
     Example:
         >>> method = DiffusionTreeSampling(num_rollouts=3)
         >>> out = pipe("a red star", alignment=method, num_inference_steps=2)
-        >>> out.cost.reward_calls, out.log_evidence.shape
-        (4, torch.Size([1]))
+        >>> len(out.images), out.log_evidence.shape
+        (1, torch.Size([1]))
     """
 
     default_selection = "sample"
