@@ -54,7 +54,7 @@ class Rollouts:
 
         Args:
             rollouts: those of one image are consecutive.
-            noise: pure noise `[N, ...]`, where rollouts from the root begin: equally many rows of each image of `random`.
+            noise: pure noise `[N, ...]`, where rollouts from the root begin; equally many rows an image of `random`.
             random: of the images that have rollouts. It draws driving noise for every row at every level, so that what
                 an image receives does not depend on the others.
         """
