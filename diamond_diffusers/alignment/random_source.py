@@ -87,8 +87,8 @@ class RandomSource:
 
     def of_images(self, images: Sequence[int]) -> RandomSource:
         """A source for some of the images, which draws from their generators alone; aside it draws apart."""
-        several = isinstance(self.generators, list)
-        generators = [self.generators[image] for image in images] if several else self.generators
+        held = self.generators
+        generators = [held[image] for image in images] if isinstance(held, list) else held
         return RandomSource(generators, len(images), self.device, self.dtype)
 
     def of_image(self, index: int) -> torch.Generator | None:
