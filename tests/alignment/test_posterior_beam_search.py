@@ -36,7 +36,7 @@ def beam_law(num_images, mixture=MIXTURE, family=CoarseMap, **options):
     return law_of(family(mixture), unconditional(num_images), [""] * num_images, LINEAR, **options)
 
 
-@pytest.mark.parametrize("num_samples", [2, 4])
+@pytest.mark.parametrize("num_samples", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_one_particle_gains_what_each_step_keeps_of_the_best_look_ahead(num_samples):
     """Of `N(0, I)`, `b . z` of the best of K look-aheads is `b . m + |b| s m_K`, with the posterior's `m` and `s`.
 
