@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .alignment.methods.noise_optimization import NoiseOptimization
     from .alignment.methods.none import NoAlignment
     from .alignment.methods.path_search import PathSearch
+    from .alignment.methods.posterior_beam_search import PosteriorBeamSearch
     from .alignment.methods.posterior_resampling import PosteriorResampling
     from .alignment.methods.posterior_resampling_smc import PosteriorResamplingSMC
     from .alignment.methods.posterior_smc import PosteriorSMC
@@ -92,6 +93,7 @@ _MODULES = {
     "NoiseOptimization": "alignment.methods.noise_optimization",
     "ODETransition": "transitions.ode",
     "PathSearch": "alignment.methods.path_search",
+    "PosteriorBeamSearch": "alignment.methods.posterior_beam_search",
     "PosteriorResampling": "alignment.methods.posterior_resampling",
     "PosteriorResamplingSMC": "alignment.methods.posterior_resampling_smc",
     "PosteriorSMC": "alignment.methods.posterior_smc",
@@ -151,6 +153,7 @@ __all__ = [
     "NoiseOptimization",
     "ODETransition",
     "PathSearch",
+    "PosteriorBeamSearch",
     "PosteriorResampling",
     "PosteriorResamplingSMC",
     "PosteriorSMC",

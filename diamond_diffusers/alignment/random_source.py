@@ -85,6 +85,12 @@ class RandomSource:
                 generators = torch.Generator(self.device).manual_seed(_seed(None, self.device))
         return RandomSource(generators, self.num_images, self.device, self.dtype)
 
+    def of_images(self, images: Sequence[int]) -> RandomSource:
+        """A source for some of the images, which draws from their generators alone; aside it draws apart."""
+        held = self.generators
+        generators = [held[image] for image in images] if isinstance(held, list) else held
+        return RandomSource(generators, len(images), self.device, self.dtype)
+
     def of_image(self, index: int) -> torch.Generator | None:
         """The generator that image `index` draws from."""
         return self.generators[index] if isinstance(self.generators, list) else self.generators

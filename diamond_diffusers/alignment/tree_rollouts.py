@@ -24,12 +24,12 @@ class Rollout:
 
     Attributes:
         image: whose tree it belongs to.
-        lane: which of the image's draws it takes.
+        row: of the noise that it takes.
         start: the state that it starts at.
     """
 
     image: int
-    lane: int
+    row: int
     start: Node
 
 
@@ -47,27 +47,24 @@ class Rollouts:
     levels: Sequence[float]
     branching: Sequence[int]
 
-    def __call__(
-        self, law: Law, rollouts: Sequence[Rollout], noise: Tensor, num_lanes: int, random: RandomSource
-    ) -> list[list[Node]]:
+    def __call__(self, law: Law, rollouts: Sequence[Rollout], noise: Tensor, random: RandomSource) -> list[list[Node]]:
         """The new states of each rollout, of which the last is its leaf.
 
         Trees differ in the level at which their rollouts start, and move together from there on.
 
         Args:
             rollouts: those of one image are consecutive.
-            noise: pure noise `[B L, ...]` for L lanes of each image, where rollouts from the root begin.
-            num_lanes: L.
-            random: what driving noise is drawn from: for every lane at every level, so that what an image receives does
-                not depend on the others.
+            noise: pure noise `[N, ...]`, where rollouts from the root begin; equally many rows an image of `random`.
+            random: of the images that have rollouts. It draws driving noise for every row at every level, so that what
+                an image receives does not depend on the others.
         """
-        lanes = torch.tensor([each.image * num_lanes + each.lane for each in rollouts], device=noise.device)
+        drawn = torch.tensor([each.row for each in rollouts], device=noise.device)
         levels = [each.start.level for each in rollouts]
         given = [each.start.x for each in rollouts]
-        x = noise[lanes] if all(row is None for row in given) else _with_rows(noise[lanes], given)
+        x = noise[drawn] if all(row is None for row in given) else _with_rows(noise[drawn], given)
         states: list[list[Node]] = [[] for _ in rollouts]
         for index, interval in enumerate(intervals(self.levels)):
-            driving = driving_noise(random, self.method.moves, noise, num_lanes, interval)
+            driving = driving_noise(random, self.method.moves, noise, len(noise) // random.num_images, interval)
             moving = [number for number, level in enumerate(levels) if level <= index]
             if not moving:
                 continue
@@ -79,7 +76,7 @@ class Rollouts:
                         known = None if predicted is None else predicted[place]
                         states[number].append(Node(index, x=x[number], predicted=known))
             network = law.rows_of([rollouts[number].image for number in moving]).network
-            moved = self.method.moved(network, x[rows], interval, predicted, driving[lanes[rows]])
+            moved = self.method.moved(network, x[rows], interval, predicted, driving[drawn[rows]])
             x = moved if len(moving) == len(x) else x.to(moved).index_copy(0, rows, moved)
         evaluation = law.rows_of([each.image for each in rollouts]).evaluate(x)
         # Images of a large tree would fill a device.

@@ -254,8 +254,9 @@ class _Growth:
         starts = [self._starts(image) for image in range(len(self.trees))]
         if not any(starts):
             return False
-        noise = self.random.aside.normal(self.method.round_size, self.x.shape[1:]).to(self.x)
-        self._roll(starts, noise, self.random.aside)
+        # Trees that end earlier than others draw no more.
+        random = self.random.aside.of_images([image for image, of_image in enumerate(starts) if of_image])
+        self._roll(starts, random.normal(self.method.round_size, self.x.shape[1:]).to(self.x), random)
         return True
 
     def _starts(self, image: int) -> list[Node]:
@@ -283,11 +284,14 @@ class _Growth:
 
     def _roll(self, starts: Sequence[Sequence[Node]], noise: Tensor, random: RandomSource) -> None:
         """Rollouts from these states of each image, which become part of the trees."""
+        growing = [(image, of_image) for image, of_image in enumerate(starts) if of_image]
+        per_image = len(noise) // len(growing)
         wanted = [
-            Rollout(image, lane, start) for image, of_image in enumerate(starts) for lane, start in enumerate(of_image)
+            Rollout(image, place * per_image + lane, start)
+            for place, (image, of_image) in enumerate(growing)
+            for lane, start in enumerate(of_image)
         ]
-        num_lanes = len(noise) // self.law.num_images
-        function = partial(self.rollouts, self.law, wanted, noise, num_lanes, random)
+        function = partial(self.rollouts, self.law, wanted, noise, random)
         rolled = with_smaller_chunks(self.law.execution, function, random)
         for rollout, states, value in zip(wanted, rolled, self._values(wanted, rolled), strict=True):
             rollout.start.num_pending = max(0, rollout.start.num_pending - 1)

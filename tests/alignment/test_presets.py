@@ -10,11 +10,9 @@ from benchmarks.zoo.flux import build_tiny_flux
 from diamond_diffusers import (
     SMC,
     AncestralTransition,
-    BeamSearch,
     DenoiserPoint,
     DiamondMapPipeline,
     DiamondPosterior,
-    DiamondTransition,
     DiffusionTreeSearch,
     FlowMapPoint,
     FlowMapTransition,
@@ -76,7 +74,6 @@ CELLS = {
     "svdd": (ValueDecoding, DenoiserPoint, AncestralTransition),
     "code": (ValueDecoding, DenoiserPoint, AncestralTransition),
     "narrow_tree_search": (DiffusionTreeSearch, None, type(None)),
-    "look_ahead_beam_search": (BeamSearch, DiamondPosterior, DiamondTransition),
 }
 # Evaluations and backward passes of an image on an ordinary model, for which a flow map takes 4 steps of its ODE.
 COSTS = {

@@ -93,7 +93,7 @@ def test_rollouts_from_the_root_cost_plain_samples(kind, transition, whole):
 
 
 # What a further child of the last state that branches costs, with its prediction known, is an evaluation.
-@pytest.mark.parametrize("budget", [5, 6, 9, 23, 61])
+@pytest.mark.parametrize("budget", [5, 6, 23, *(pytest.param(budget, marks=pytest.mark.slow) for budget in (9, 61))])
 def test_a_budget_is_spent_to_the_last_evaluation(budget):
     for kind in KINDS:
         law = make_law(MIXTURE, LINEAR, num_images=2, reward_scale=2.0)
@@ -157,7 +157,7 @@ def test_rounds_are_evaluated_together_and_may_end_a_run():
         run(method, make_law(MIXTURE, LINEAR), on_step=lambda index, x: x)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [DiffusionTreeSampling, pytest.param(DiffusionTreeSearch, marks=pytest.mark.slow)])
 def test_of_leaves_that_hold_a_constraint_one_is_returned(kind):
     def bounded(bound):
         reward = LINEAR + Constraint(QuadraticReward({"": (0.0, 0.0, 1.0)}), ">", bound)
@@ -169,8 +169,8 @@ def test_of_leaves_that_hold_a_constraint_one_is_returned(kind):
 
 
 def test_a_value_of_infinity_is_refused():
-    law = make_law(MIXTURE, QuadraticReward({"": (0.0, 0.0, 0.0)}))
-    law.reward.score = lambda images, prompts: torch.full((len(images),), math.inf)
+    law = make_law(MIXTURE, QuadraticReward({"": (0.0, 0.0, 0.0)}), reward_scale=10.0)
+    law.reward.score = lambda images, prompts: torch.full((len(images),), torch.finfo(torch.float32).max)
     with pytest.raises(ValueError, match=r"the largest value is inf.*lower reward_scale"):
         run(DiffusionTreeSampling(), law)
 

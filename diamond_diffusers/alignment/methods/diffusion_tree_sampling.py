@@ -27,15 +27,16 @@ class DiffusionTreeSampling(TreeSearch):
 
     Growth, cost and budgets: see `TreeSearch`. C and `alpha` are the authors', of their images, and so are the levels
     that branch and a round of a single rollout. They take 1,000 to a million evaluations: below 36 rollouts, where all
-    start at the root, a tree is self-normalised importance sampling. Theirs steps by DDIM with `eta=1`, which is
-    `transition=AncestralTransition()`, and does not keep what the model has predicted. A tree never comes to rest at a
-    known sample here: it goes down again, where theirs counts that as an iteration.
+    start at the root, a tree is self-normalised importance sampling. Theirs steps by DDIM with `eta=1`,
+    `AncestralTransition()`, whose law is that of the default on ordinary models, and does not keep what the model has
+    predicted. A tree never comes to rest at a known sample here: it goes down again, where theirs counts that as an
+    iteration.
 
     Example:
         >>> method = DiffusionTreeSampling(num_rollouts=3)
         >>> out = pipe("a red star", alignment=method, num_inference_steps=2)
-        >>> out.cost.reward_calls, out.log_evidence.shape
-        (4, torch.Size([1]))
+        >>> len(out.images), out.log_evidence.shape
+        (1, torch.Size([1]))
     """
 
     default_selection = "sample"

@@ -29,7 +29,8 @@ class DiffusionTreeSearch(TreeSearch):
     Growth, cost and budgets: see `TreeSearch`. C, `alpha`, the levels that branch and the round of a single rollout are
     the authors'; `exploration`, which they do not state, is ours. They take 1,000 to 100,000 evaluations on Stable
     Diffusion 1.5; a small budget wants a narrower tree, such as the preset `narrow_tree_search`. Theirs steps by DDIM
-    with `eta=1`, which is `transition=AncestralTransition()`, and does not keep what the model has predicted.
+    with `eta=1`, `AncestralTransition()`, whose law is that of the default on ordinary models, and does not keep what
+    the model has predicted.
 
     Args:
         exploration: how much an uncertain branch counts, in units of `reward_scale * reward`; at least 0.
