@@ -21,11 +21,11 @@ from diamond_diffusers.core.glass import EarlyStop
 from diamond_diffusers.core.interval import Interval
 
 from ..core.mixture import seeded, standard_error
-from ..core.mixture_model import LINEAR, QUADRATIC, make_law
-from ..core.test_diamond import MIXTURE, tilted_law
+from ..core.mixture_model import LINEAR, QUADRATIC, law_of, make_law, unconditional
+from ..core.test_diamond import MIXTURE
 from ..products import one_of_each_kind
 from .runs import COARSE_LEVELS, run
-from .test_posterior_smc import GUIDE, estimates, evidence_errors
+from .test_posterior_smc import GUIDE, LEVELS, CoarseDiamondMixture, evidence_errors
 from .test_smc import is_exact
 
 EXACT = {
@@ -41,6 +41,18 @@ EXACT = {
     "tempered": PosteriorResamplingSMC(32, tempering=ScheduledTempering(0.5), num_valuations=None),
 }
 REWARDS = {"linear": LINEAR, "quadratic": QUADRATIC}
+
+
+def tilted_law(num_images=1, reward=LINEAR, **options):
+    return law_of(CoarseDiamondMixture(MIXTURE), unconditional(num_images), [""] * num_images, reward, **options)
+
+
+def estimates(method, reward, num_images):
+    """`Z / Z_exact [B]`, and weighted means `[B, d]` of the particles less the exact one."""
+    result = run(method, tilted_law(num_images, reward), LEVELS)
+    tilted, evidence = reward.tilt(MIXTURE)
+    means = torch.einsum("bp,bpd->bd", result.log_weights.exp(), result.latents.double())
+    return torch.exp(result.log_evidence - evidence), means - tilted.mean
 
 
 @pytest.mark.parametrize("reward", ["linear", pytest.param("quadratic", marks=pytest.mark.slow)])
@@ -74,7 +86,7 @@ def test_the_best_look_ahead_leads_to_higher_rewards_and_bounds_the_evidence():
     results = {}
     for strength in (1.0, math.inf):
         method = PosteriorResamplingSMC(4, choice_strength=strength)
-        results[strength] = run(method, tilted_law(48), seed=range(48))
+        results[strength] = run(method, tilted_law(48), LEVELS, seed=range(48))
     gain = (results[math.inf].rewards - results[1.0].rewards).mean(1)
     assert gain.mean() > 4 * standard_error(gain)
     ratio = (results[math.inf].log_evidence - LINEAR.tilt(MIXTURE)[1]).exp()
@@ -116,15 +128,15 @@ def test_without_a_tilt_it_is_posterior_smc():
         PosteriorSMC(4, DiamondPosterior(4)),
         PosteriorResamplingSMC(4, guide=GUIDE, choice_strength=math.inf),
     ]
-    plain, other = (run(method, tilted_law(3, reward_scale=0.0), seed=(1, 2, 3)) for method in methods)
+    plain, other = (run(method, tilted_law(3, reward_scale=0.0), LEVELS, seed=(1, 2, 3)) for method in methods)
     assert torch.equal(plain.latents, other.latents)
     assert torch.equal(plain.log_evidence, torch.zeros(3, dtype=torch.float64))
 
 
 def test_images_do_not_depend_on_their_batch():
     method = PosteriorResamplingSMC(4, guide=GUIDE)
-    together = run(method, tilted_law(3), seed=(1, 2, 3)).latents
-    assert torch.equal(together[[2, 0]], run(method, tilted_law(2), seed=(3, 1)).latents)
+    together = run(method, tilted_law(3), LEVELS, seed=(1, 2, 3)).latents
+    assert torch.equal(together[[2, 0]], run(method, tilted_law(2), LEVELS, seed=(3, 1)).latents)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from diamond_diffusers.alignment.shared_rounds import SharedRounds
 
 from ..core.mixture import make_mixture, seeded
 from ..core.mixture_model import LINEAR, make_law
+from ..products import one_of_each_kind
 from .runs import DIMENSION, run
 
 MIXTURE = make_mixture(3)
@@ -96,7 +97,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", one_of_each_kind(METHODS, ["random search", "noise evolution"]))
 def test_an_image_is_what_it_is_alone_after_as_many_rounds(name):
     """The first passes at once; the last takes what the first has left."""
     method = METHODS[name]

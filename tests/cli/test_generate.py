@@ -500,6 +500,18 @@ def test_a_budget_of_scores_is_recorded(generate):
 
 
 @pytest.mark.slow
+def test_a_budget_is_shared(generate):
+    options = ("-o", "num_candidates=2", "-o", "round_size=1", "--share-budget-verifier", "brightness < 2")
+    printed, record = generate("--alignment", "random_search", *options, "--share-budget-at", 100)
+    shared = record["shared"]["aligned"]
+    assert not any(shared["has_passed"]) and set(shared["num_rounds"]) == {2}
+    assert record["settings"]["shared_budget"] == {"threshold": 100.0, "verifier": shared["verifier"]}
+    assert f"shared: 0 of {len(shared['has_passed'])} images pass" in printed
+    refused = refusal("generate", "a star", "--alignment", "smc", "--reward", "redness", "--share-budget-at", 0.5)
+    assert "shared_budget is given, but alignment SMC does not draw an image in rounds" in refused
+
+
+@pytest.mark.slow
 def test_a_held_out_reward_is_watched(generate):
     options = ("-o", "num_candidates=3", "-o", "round_size=1", "--watch", "symmetry", "--watch-patience", 1)
     printed, record = generate("--alignment", "random_search", *options)
