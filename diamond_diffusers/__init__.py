@@ -12,15 +12,20 @@ if TYPE_CHECKING:
     from .alignment.methods import register_method
     from .alignment.methods.beam_search import BeamSearch
     from .alignment.methods.best_of_n import BestOfN
+    from .alignment.methods.diffusion_tree_sampling import DiffusionTreeSampling
+    from .alignment.methods.diffusion_tree_search import DiffusionTreeSearch
     from .alignment.methods.guidance import Guidance
     from .alignment.methods.noise_evolution import NoiseEvolution
     from .alignment.methods.noise_optimization import NoiseOptimization
     from .alignment.methods.none import NoAlignment
     from .alignment.methods.path_search import PathSearch
     from .alignment.methods.posterior_resampling import PosteriorResampling
+    from .alignment.methods.posterior_resampling_smc import PosteriorResamplingSMC
     from .alignment.methods.posterior_smc import PosteriorSMC
     from .alignment.methods.random_search import RandomSearch
+    from .alignment.methods.rollover_search import RolloverSearch
     from .alignment.methods.smc import SMC
+    from .alignment.methods.value_decoding import ValueDecoding
     from .alignment.methods.zero_order_search import ZeroOrderSearch
     from .alignment.presets import register_preset
     from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from .pipelines.calibration import Calibration, calibrate
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
+    from .pipelines.shared_budget import SharedBudget
     from .pipelines.watch import Watch
     from .posteriors import register_posterior
     from .posteriors.base import PosteriorSampler
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from .transitions.glass import GlassTransition
     from .transitions.ode import ODETransition
     from .transitions.renoise import RenoiseTransition
+    from .transitions.vp_sde import VPSDETransition
 
 __version__: str
 
@@ -69,6 +76,8 @@ _MODULES = {
     "DiamondMapScheduler": "schedulers.diamond_map",
     "DiamondPosterior": "posteriors.diamond",
     "DiamondTransition": "transitions.diamond",
+    "DiffusionTreeSampling": "alignment.methods.diffusion_tree_sampling",
+    "DiffusionTreeSearch": "alignment.methods.diffusion_tree_search",
     "FlowMapPoint": "posteriors.flow_map",
     "FlowMapTransition": "transitions.flow_map",
     "GlassDDPMScheduler": "schedulers.ddpm",
@@ -84,13 +93,18 @@ _MODULES = {
     "ODETransition": "transitions.ode",
     "PathSearch": "alignment.methods.path_search",
     "PosteriorResampling": "alignment.methods.posterior_resampling",
+    "PosteriorResamplingSMC": "alignment.methods.posterior_resampling_smc",
     "PosteriorSMC": "alignment.methods.posterior_smc",
     "PosteriorSampler": "posteriors.base",
     "RandomSearch": "alignment.methods.random_search",
     "RenoiseTransition": "transitions.renoise",
     "Reward": "rewards.base",
+    "RolloverSearch": "alignment.methods.rollover_search",
     "ScheduledTempering": "alignment.smc_parts.tempering",
+    "SharedBudget": "pipelines.shared_budget",
     "Transition": "transitions.base",
+    "VPSDETransition": "transitions.vp_sde",
+    "ValueDecoding": "alignment.methods.value_decoding",
     "Watch": "pipelines.watch",
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
@@ -121,6 +135,8 @@ __all__ = [
     "DiamondMapScheduler",
     "DiamondPosterior",
     "DiamondTransition",
+    "DiffusionTreeSampling",
+    "DiffusionTreeSearch",
     "FlowMapPoint",
     "FlowMapTransition",
     "GlassDDPMScheduler",
@@ -136,13 +152,18 @@ __all__ = [
     "ODETransition",
     "PathSearch",
     "PosteriorResampling",
+    "PosteriorResamplingSMC",
     "PosteriorSMC",
     "PosteriorSampler",
     "RandomSearch",
     "RenoiseTransition",
     "Reward",
+    "RolloverSearch",
     "ScheduledTempering",
+    "SharedBudget",
     "Transition",
+    "VPSDETransition",
+    "ValueDecoding",
     "Watch",
     "WeightedPosterior",
     "ZeroOrderSearch",

@@ -87,7 +87,8 @@ class Guide(Typed):
         if self.needs_reward_gradient and not reward.differentiable:
             raise ValueError(
                 f"gradient is {self.gradient!r}, but reward {reward.name!r} has no gradient; "
-                "use gradient='tilted_mean' with GlassPosterior(num_samples=4), or alignment 'smc' or 'best_of_n'"
+                "use gradient='tilted_mean' with GlassPosterior(num_samples=4) (on a few-step model "
+                "WeightedPosterior(num_samples=4)), or alignment 'smc' or 'best_of_n'"
             )
 
     def check_comparable(self, posterior: PosteriorSampler) -> None:
@@ -95,8 +96,9 @@ class Guide(Typed):
         if self.gradient in COMPARING_GRADIENTS and posterior.num_samples < 2:
             raise ValueError(
                 f"gradient is {self.gradient!r}, which compares look-aheads, but the posterior draws "
-                f"{posterior.num_samples}; take GlassPosterior(num_samples=4), on the command line "
-                "--posterior glass --num-lookaheads 4, or gradient='pathwise'"
+                f"{posterior.num_samples}; take GlassPosterior(num_samples=4) (on a few-step model "
+                "WeightedPosterior(num_samples=4)), on the command line --posterior glass --num-lookaheads 4, or "
+                "gradient='pathwise'"
             )
 
     def acts_at(self, noise_to_signal: float) -> bool:

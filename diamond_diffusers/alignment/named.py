@@ -10,9 +10,15 @@ from typing import Any
 from ..core.model import Model
 from ..core.serial import NAME, from_dict, with_options
 from ..core.wording import shown
+from . import AUTO
 from .base import Method
 from .methods import METHODS
 from .presets import PRESETS
+
+
+def is_auto(alignment: object) -> bool:
+    """Whether a call is to choose its method by itself."""
+    return isinstance(alignment, str) and alignment == AUTO
 
 
 def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None = None) -> Method:
@@ -37,6 +43,11 @@ def as_method(alignment: Method | str | Mapping[str, Any], model: Model | None =
         raise TypeError(
             f"alignment is {shown(alignment)}; give a method, such as SMC(num_particles=4), or its name, or a mapping "
             "with its name and options"
+        )
+    if form[NAME] == AUTO:
+        raise ValueError(
+            "alignment is 'auto', which stands for a method that a call chooses by its model and reward; give it to a "
+            "call as it is, without options, or name a method"
         )
     name, options = form[NAME], {option: value for option, value in form.items() if option != NAME}
     if name in METHODS and name in PRESETS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..alignment import AUTO
 from ..alignment.methods import METHODS
 from ..alignment.presets import PRESETS
 from ..posteriors import POSTERIORS
@@ -21,6 +23,7 @@ from .calibration import (
     read_calibration,
     recorded,
 )
+from .dry_run import DryRunFlag, DryRunPrompts, dry_reward, print_dry_runs, refuse_with_dry_run, stand_ins
 from .interruption import interruptible
 from .loading import (
     FoundRewardScale,
@@ -49,17 +52,20 @@ from .records import LoadingOptions, StockOptions, takes_records
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
+    from ..evaluation.dry_run.counting import DryRun
     from ..evaluation.side_by_side import SideBySide
     from ..pipelines.output import DiamondMapPipelineOutput
+    from ..pipelines.shared_budget import SharedBudget
     from ..pipelines.watch import Watch
+    from ..rewards import Reward
 
 
 def help_of_alignment() -> str:
     """With the names that are registered now."""
     return (
         f"A method: {', '.join(METHODS.names())}; a published one: {', '.join(PRESETS.names())}; or a .yaml or .json "
-        "file with the name and options of one. By default the model's own, else smc; none that needs a gradient where "
-        "the reward has none."
+        "file with the name and options of one. auto, the default of models that have none of their own, takes what "
+        "suits model, reward and budget. Options that are given without a method are those of smc."
     )
 
 
@@ -122,6 +128,22 @@ WatchPatience = Annotated[
 WatchEvery = Annotated[
     int | None, typer.Option(min=1, max=MAX_COUNT, help="Rounds from one check of --watch to the next; 1.")
 ]
+ShareBudgetAt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCORE",
+        help="An image of this score is good enough: a search in rounds ends it, and spends the rest of its budget on "
+        "the images that are not.",
+    ),
+]
+ShareBudgetVerifier = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REWARD",
+        help="Gives that score in place of --reward; with a constraint, such as 'nsfw < 0.2', it decides without a "
+        "score, too.",
+    ),
+]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
@@ -133,6 +155,7 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
+    context: typer.Context,
     prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
@@ -156,19 +179,28 @@ def generate(
     watch: WatchReward = None,
     watch_patience: WatchPatience = None,
     watch_every: WatchEvery = None,
+    share_budget_at: ShareBudgetAt = None,
+    share_budget_verifier: ShareBudgetVerifier = None,
     particle_batch_size: PlannedBatchSize = None,
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
     no_plain: NoPlain = False,
+    dry_run: DryRunFlag = False,
+    dry_run_prompts: DryRunPrompts = 1,
     output: Output = Path("out"),
 ) -> None:
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
+    if dry_run:
+        refuse_with_dry_run(calibrate=calibrate, watch=watch)
+        tiny = stand_ins(context, model, loading, stock, prompts_source)
+        model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
+        prompts_source = tiny.prompts_source
     texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
-    scored_by = named_reward(reward, defaults)
+    scored_by = dry_reward(reward, defaults) if dry_run else named_reward(reward, defaults)
     if scored_by is not None and not any(texts):
         raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     flags = {
@@ -179,19 +211,21 @@ def generate(
         "--gradient": gradient,
         "--guidance-strength": guidance_strength,
     }
-    request = method_request(alignment or own_alignment(model, loading, defaults, scored_by), flags, option or ())
-    method = request.build()
+    request = requested(alignment, own_alignment(defaults, scored_by), flags, option or ())
+    method = None if request.is_auto else request.build()
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
-    check_call(method, request, {"reward_scale": scale, **budget})
-    if method.needs_reward and scored_by is None:
+    if (method is None or method.needs_reward) and scored_by is None:
         raise ValueError(
             f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
             "one, or take --alignment none"
         )
-    method.check(scored_by)
-    if no_plain and not method.needs_reward:
-        raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    if method is not None:
+        check_call(method, request, {"reward_scale": scale, **budget})
+        method.check(scored_by)
+        if no_plain and not method.needs_reward:
+            raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
     watched_by = _watch(watch, watch_patience, watch_every, method)
+    shared_budget = _shared_budget(share_budget_at, share_budget_verifier, method)
     used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
     arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
@@ -203,8 +237,8 @@ def generate(
     with interruptible(pipe):
         drawn = draw_side_by_side(
             pipe,
-            texts,
-            request.build(pipe.family),
+            texts[:dry_run_prompts] if dry_run else texts,
+            "auto" if method is None else request.build(pipe.family),
             scored_by,
             seed,
             num_images,
@@ -215,7 +249,11 @@ def generate(
             with_plain=not no_plain,
             max_reward_calls=max_reward_calls,
             watch=watched_by,
+            shared_budget=shared_budget,
         )
+        if dry_run:
+            print_dry_runs(_dry_runs(drawn, scored_by, len(texts) * num_images))
+            return
         settings: dict[str, Any] = {
             "model": model or "embedded",
             "loading": loading.of_weights(),
@@ -230,6 +268,38 @@ def generate(
         Console().print(
             f"Images, contact sheet and record are in {output}", soft_wrap=True, markup=False, highlight=False
         )
+
+
+def requested(
+    alignment: str | None, own: str | Mapping[str, Any], flags: Mapping[str, Any], options: Sequence[str]
+) -> MethodRequest:
+    """The method of a run: as named, else the model's own; of options without a name, `smc`.
+
+    Raises:
+        TypeError, ValueError: as of `method_request`; or `auto`, which chooses its options too, is given some.
+    """
+    given = [f"{flag} is {value}" for flag, value in flags.items() if value is not None]
+    given += [f"-o {option} is given" for option in options]
+    if alignment == AUTO and given:
+        raise ValueError(
+            f"{given[0]}, but --alignment auto chooses the method with its options; name a method, or drop the option"
+        )
+    if alignment is None and own == AUTO and given:
+        own = "smc"
+    return method_request(alignment or own, flags, options)
+
+
+def _dry_runs(drawn: SideBySide, reward: Reward | None, num_images: int) -> list[DryRun]:
+    """What each run costs, which is one call for all images."""
+    from ..evaluation.dry_run.counting import DryRun
+    from ..evaluation.dry_run.rewards import num_tried
+
+    # All calls try the reward alike.
+    tried = num_tried(reward) // len(drawn.outputs)
+    return [
+        DryRun(name, out.cost, tried, len(drawn.prompts), num_images, num_calls=1)
+        for name, out in drawn.outputs.items()
+    ]
 
 
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
@@ -247,7 +317,7 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
             )
 
 
-def _watch(expression: str | None, patience: int | None, every: int | None, method: Method) -> Watch | None:
+def _watch(expression: str | None, patience: int | None, every: int | None, method: Method | None) -> Watch | None:
     """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
     counts = {"patience": patience, "every": every}
     given = {name: count for name, count in counts.items() if count is not None}
@@ -258,8 +328,21 @@ def _watch(expression: str | None, patience: int | None, every: int | None, meth
     from ..pipelines.watch import Watch, check_watchable
     from ..rewards import as_reward
 
-    check_watchable(method)
+    if method is not None:
+        check_watchable(method)
     return Watch(as_reward(expression), **given)
+
+
+def _shared_budget(threshold: float | None, verifier: str | None, method: Method | None) -> SharedBudget | None:
+    """When the images of a run are good enough; refused where a method that is known makes no use of it."""
+    if threshold is None and verifier is None:
+        return None
+    from ..pipelines.shared_budget import SharedBudget, check_shareable
+    from ..rewards import as_reward
+
+    if method is not None:
+        check_shareable(method)
+    return SharedBudget(threshold, None if verifier is None else as_reward(verifier))
 
 
 def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
@@ -280,6 +363,8 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
     console = Console()
     console.print(table)
     for name, out in drawn.outputs.items():
+        if out.choice is not None:
+            console.print(f"{name}: {out.choice}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"{name}: {out.cost}", soft_wrap=True)
         if is_scale_found and out.reward_scale is not None:
             # Those of the images of one prompt are equal.
@@ -294,5 +379,10 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
             scores = f"{asked} in {len(checks)} checks{ended}"
             text = f"{name}, watched: taken from round {', '.join(map(str, chosen))}; {scores}"
             console.print(text, soft_wrap=True, markup=False)
+        if out.shared is not None:
+            rounds = ", ".join(map(str, out.shared.num_rounds))
+            apart = f"; {out.shared.reward_calls} scores apart" if out.shared.reward_calls else ""
+            passed = f"{sum(out.shared.has_passed)} of {len(out.shared.has_passed)} images pass '{out.shared.verifier}'"
+            console.print(f"{name}, shared: {passed}, after rounds {rounds}{apart}", soft_wrap=True, markup=False)
         if out.plan is not None:
             console.print(f"{name}, planned for memory: {out.plan}", soft_wrap=True)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..pipelines.quantization import cast_layerwise, check_quantization, quantization_config
 from .loras import Lora, parsed_loras
 from .options import usable_device, weights_dtype
-from .quantization import cast_layerwise, check_quantization, quantization_config
 from .records import LoadingOptions
 
 if TYPE_CHECKING:
@@ -74,15 +74,11 @@ def named_reward(expression: str | None, defaults: dict[str, Any]) -> Reward | N
     return None if expression is None else as_reward(expression)
 
 
-def own_alignment(
-    model: str | None, loading: LoadingOptions, defaults: dict[str, Any], reward: Reward | None
-) -> str | Mapping[str, Any]:
+def own_alignment(defaults: dict[str, Any], reward: Reward | None) -> str | Mapping[str, Any]:
     """The method of a run that names none, which is that of a call in Python, known before the model is loaded."""
-    from ..pipelines.loading import embedded_model, find_map
     from ..pipelines.resolution import own_method
 
-    has_map = loading.diamond_map is not None or find_map(model or embedded_model(), _hub(loading)) is not None
-    return own_method(reward, has_map, defaults)  # type: ignore[return-value]
+    return own_method(reward, defaults)  # type: ignore[return-value]
 
 
 def load_model(model: str | None, loading: LoadingOptions, output: Path, source: str = "--model") -> DiamondMapPipeline:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..alignment import AUTO
+
 if TYPE_CHECKING:
     from ..alignment.base import Method
     from ..core.model import Model
@@ -43,6 +45,11 @@ class MethodRequest:
     def name(self) -> str:
         """By which errors call the method."""
         return self.form if isinstance(self.form, str) else str(self.form.get("name"))
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the call is to choose its method by itself."""
+        return self.form == AUTO
 
     def build(self, model: Model | None = None) -> Method:
         """The method; what is not given is its own default.

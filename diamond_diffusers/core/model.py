@@ -161,12 +161,16 @@ class Sampler(Typed):
         is_flow_map = model.has_diamond_map and not model.has_flow_map
         return self.needs_diamond_map or (self.follows_flow_map and is_flow_map)
 
+    def without_diamond_map(self, model: Model) -> str:
+        """What to use in its place with a model that has no Diamond Map."""
+        return "another part"
+
     def check(self, model: Model) -> None:
         """Raises a `ValueError` where the model lacks what is asked of it."""
         if self.needs_diamond_map and not model.has_diamond_map:
             raise ValueError(
                 f"{type(self).__name__} needs a Diamond Map, but this {model.name} model has none; load one with "
-                "pipe.load_diamond_map(...), or take GlassPosterior() or GlassTransition() in its place"
+                f"pipe.load_diamond_map(...), or take {self.without_diamond_map(model)} in its place"
             )
         if self.needs_denoiser and not model.has_denoiser:
             raise ValueError(

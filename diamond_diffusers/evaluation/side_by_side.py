@@ -21,6 +21,7 @@ from ..families.compat import progress_bar
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.resolution import own_reward_scale
+from ..pipelines.shared_budget import SharedBudget
 from ..pipelines.watch import Watch
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
@@ -58,7 +59,7 @@ class SideBySide:
 def draw_side_by_side(
     pipe: DiamondMapPipeline,
     prompts: Sequence[str],
-    alignment: Method,
+    alignment: Method | Literal["auto"],
     reward: Reward | None,
     seed: int = 0,
     num_images: int = 1,
@@ -69,16 +70,19 @@ def draw_side_by_side(
     with_plain: bool = True,
     max_reward_calls: int | None = None,
     watch: Watch | None = None,
+    shared_budget: SharedBudget | None = None,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
     Args:
+        alignment: a method, or `"auto"`.
         memory: `particle_batch_size` and `gradient_checkpointing` of the calls, where they are given.
         arguments: arguments of the stock pipeline's `__call__`; None takes the model's default.
         max_network_evaluations: budget of an aligned image.
         with_plain: whether plain images are drawn beside aligned ones.
         max_reward_calls: budget of scores for an aligned image.
         watch: of the aligned call.
+        shared_budget: of the aligned call.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -90,11 +94,12 @@ def draw_side_by_side(
     seeds = [seed + i for i in range(len(prompts) * num_images)]
     given: dict[str, Any] = {**(arguments or {}), "prompt": list(prompts), "num_images_per_prompt": num_images}
     resolved = pipe.prepare(**given).arguments
-    alignment.check(reward)
+    if isinstance(alignment, Method):
+        alignment.check(reward)
 
     budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
 
-    def draw(method: Method, name: str, own: Mapping[str, Any]) -> DiamondMapPipelineOutput:
+    def draw(method: Method | str, name: str, own: Mapping[str, Any]) -> DiamondMapPipelineOutput:
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with progress_bar(pipe.pipeline, desc=name):
             return pipe(
@@ -108,7 +113,9 @@ def draw_side_by_side(
             )
 
     # First the call that can be refused.
-    aligned = draw(alignment, "aligned", {**budget, "watch": watch}) if alignment.needs_reward else None
+    is_plain = isinstance(alignment, Method) and not alignment.needs_reward
+    ends = {"watch": watch, "shared_budget": shared_budget}
+    aligned = None if is_plain else draw(alignment, "aligned", {**budget, **ends})
     plain = draw(NoAlignment(), "plain", {}) if aligned is None or with_plain else None
     ran = aligned or plain
     assert ran is not None, "there are plain images where there are no aligned ones"
@@ -119,12 +126,15 @@ def draw_side_by_side(
         aligned=aligned,
         settings={
             "alignment": ran.alignment,
+            **({} if ran.choice is None else {"choice": ran.choice}),
             "reward": None if reward is None else reward.name,
             "reward_scale": own_reward_scale(reward, pipe.defaults) if reward_scale is None else reward_scale,
             "particle_batch_size": (memory or {}).get("particle_batch_size"),
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
             **budget,
             "watch": watch and {"reward": ran.watched and ran.watched.reward, **_counts(watch)},
+            "shared_budget": shared_budget
+            and {"threshold": shared_budget.threshold, "verifier": ran.shared and ran.shared.verifier},
             "seed": seed,
             "device": pipe.family.device,
             "dtype": pipe.dtype,
@@ -212,6 +222,7 @@ def record(
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()} | dict(costs or {}),
         "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
         "watched": {name: vars(out.watched) for name, out in drawn.outputs.items() if out.watched is not None},
+        "shared": {name: out.shared.as_dict() for name, out in drawn.outputs.items() if out.shared is not None},
         "stage_calls": {name: out.stage_calls for name, out in drawn.outputs.items() if out.stage_calls is not None},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }

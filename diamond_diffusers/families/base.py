@@ -231,6 +231,10 @@ class Family(LoopTensors, EvaluatedParts):
                 nearest = f"{below} or {above}" if below else str(above)
                 raise ValueError(f"{side} is {size}; give a multiple of {multiple} to {name}, such as {nearest}")
 
+    def fitting_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults of the stock `__call__` in place of those that it refuses beside the arguments that are given."""
+        return {}
+
     @property
     def num_latent_channels(self) -> int:
         """Channels of the latents before they are packed."""
@@ -386,7 +390,7 @@ class Family(LoopTensors, EvaluatedParts):
             Two tensors `[N, ...]`, in the family's form; deviations are 0 where the autoencoder has none.
         """
         vae = self.pipeline.vae
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        encoded = vae.encode(images.to(self.device, vae.dtype))
         law = getattr(encoded, "latent_dist", None)
         mean, deviation = (encoded.latent, torch.zeros_like(encoded.latent)) if law is None else (law.mean, law.std)
         shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor

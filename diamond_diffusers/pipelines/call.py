@@ -92,6 +92,14 @@ class Call:
         return len(self.texts)
 
     @property
+    def num_steps(self) -> int:
+        """Steps of the sampler that are asked for: those that are listed, else their number."""
+        for name in ("timesteps", "sigmas"):
+            if (listed := self.arguments.get(name)) is not None:
+                return len(listed)
+        return self.arguments.num_inference_steps
+
+    @property
     def modules(self) -> list[nn.Module]:
         """Everything with weights that the call evaluates, but for the reward."""
         scoring = self.family.score_model

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..alignment.methods import METHODS
-from ..alignment.named import as_method
+from ..alignment.named import as_method, is_auto
 from ..alignment.presets import PRESETS
 from ..core.serial import NAME
 from ..core.wording import did_you_mean, shown
@@ -40,8 +40,9 @@ def checked_defaults(kind: Any, defaults: Mapping[str, Any] | None) -> dict[str,
     options = RunOptions(**{name: defaults[name] for name in OWN_DEFAULTS if name in defaults})
     form = options.alignment
     called = form.get(NAME) if isinstance(form, Mapping) else form
-    # Presets may ask for the model; methods are checked at once.
-    if form is not None and not (isinstance(called, str) and called in PRESETS and called not in METHODS):
+    # Presets may ask for the model, as "auto" does; methods are checked at once.
+    asks = is_auto(form) or (isinstance(called, str) and called in PRESETS and called not in METHODS)
+    if form is not None and not asks:
         as_method(form)
     fitted = fitted_arguments(kind, {name: value for name, value in defaults.items() if name not in OWN_DEFAULTS})
     return {**defaults, **fitted}

@@ -20,6 +20,7 @@ from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
+from .shared_budget import Shared
 from .watch import Watched
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class DiamondMapPipelineOutput(BaseOutput):
         plan: how the call was fitted into memory; None where `particle_batch_size` and `gradient_checkpointing` were
             given, or left out on a CPU, and where there is nothing to choose: a single row that is not differentiated.
         watched: what the `watch` of the call has seen; None without one.
+        choice: which method alignment `"auto"` has chosen and why, in one sentence; None where the caller or the model
+            has named one.
+        shared: what became of the call's `shared_budget`, image by image; None without one.
         stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
@@ -85,6 +89,8 @@ class DiamondMapPipelineOutput(BaseOutput):
     reward_scale: Tensor | None = None
     stage_calls: dict[str, int] | None = None
     watched: Watched | None = None
+    choice: str | None = None
+    shared: Shared | None = None
 
 
 def make_output(
@@ -99,6 +105,8 @@ def make_output(
     has_scale: bool = True,
     stage_calls: dict[str, int] | None = None,
     watched: Watched | None = None,
+    choice: str | None = None,
+    shared: Shared | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them.
 
@@ -143,6 +151,8 @@ def make_output(
         reward_scale=law.scales(len(latents)) if has_scale and law.reward is not None else None,
         stage_calls=stage_calls,
         watched=watched,
+        choice=choice,
+        shared=shared,
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..alignment import AUTO
 from ..alignment.auto_scale import AutoRewardScale
+from ..alignment.automatic import Cell, Choice, choose
 from ..alignment.base import Method
 from ..alignment.methods.none import NoAlignment
-from ..alignment.named import as_method
+from ..alignment.named import as_method, is_auto
 from ..alignment.result import FINAL_SELECTIONS
 from ..alignment.reward_errors import RETRY_DELAYS, RewardErrors
 from ..alignment.reward_of_each_image import RewardOfEachImage, check_tilted, rewards_and_images
@@ -21,6 +24,7 @@ from ..core.checks import check_choice
 from ..families.base import Family
 from ..rewards import Reward, RewardLike, as_reward
 from .call import Call
+from .modules import check_differentiable, check_network_differentiable
 
 Value = TypeVar("Value")
 
@@ -44,7 +48,7 @@ def resolve_reward(
     family, pipeline = call.family, call.family.pipeline
     chosen: Any = defaults.get("reward") if reward is None else reward
     if chosen is None:
-        if alignment is not None and as_method(alignment).needs_reward:
+        if alignment is not None and (is_auto(alignment) or as_method(alignment).needs_reward):
             raise ValueError(
                 f"reward is None, and this {type(pipeline).__name__} has no reward of its own; "
                 "give reward=... or alignment='none'"
@@ -124,21 +128,31 @@ def loaded_reward(reward: RewardLike, named: dict[str, Reward]) -> Reward:
 
 
 def resolve_method(
-    alignment: Method | str | Mapping[str, Any] | None, reward: Reward | None, call: Call, defaults: Mapping[str, Any]
-) -> Method:
-    """The method of a call, with the choices filled in that it leaves to the model.
+    alignment: Method | str | Mapping[str, Any] | None,
+    reward: Reward | None,
+    call: Call,
+    defaults: Mapping[str, Any],
+    max_network_evaluations: int | None = None,
+    max_reward_calls: int | None = None,
+) -> tuple[Method, Choice | None]:
+    """The method of a call, with the choices filled in that it leaves to the model, and why it was chosen.
 
-    This is the given method, else the model's own, else `smc` with a reward and `none` without. If the model's own
-    method differentiates the reward, but the reward has no gradient, posterior SMC takes its place with a Diamond Map,
-    and SMC without one.
+    This is the given method, else the model's own, else `none` without a reward and `"auto"` with one. `"auto"` also
+    takes the place of a method of the model's own that differentiates the reward where the reward has no gradient.
+
+    Returns:
+        The method, and the choice of `"auto"`; None where that has not chosen.
 
     Raises:
         ValueError: it cannot work with this reward, this model, or these arguments of the call.
     """
-    family = call.family
+    family, choice = call.family, None
     if alignment is None:
-        alignment = own_method(reward, family.has_diamond_map, defaults, family)
-    method = as_method(alignment, family)
+        alignment = own_method(reward, defaults, family)
+    if is_auto(alignment):
+        assert reward is not None, "`resolve_reward` has refused a call without one"
+        choice = _automatic(reward, call, max_network_evaluations, max_reward_calls)
+    method = as_method(alignment, family) if choice is None else choice.method
     if reward is None:
         method.check(None)
     for each, _ in rewards_and_images(reward):
@@ -148,19 +162,56 @@ def resolve_method(
     method = method.resolve(family)
     if method.uses_diamond_map(family):
         call.check_baked_guidance()
-    return method
+    return method, choice
 
 
 def own_method(
-    reward: Reward | None, has_diamond_map: bool, defaults: Mapping[str, Any], family: Family | None = None
+    reward: Reward | None, defaults: Mapping[str, Any], family: Family | None = None
 ) -> Method | str | Mapping[str, Any]:
     """The method of a call that names none; see `resolve_method`. The family is None before it is loaded."""
     if reward is None:
         return "none"
-    own: Method | str | Mapping[str, Any] = defaults.get("alignment", "smc")
-    if as_method(own, family).needs_reward_gradient and not reward.differentiable:
-        return "posterior_smc" if has_diamond_map else "smc"
+    own: Method | str | Mapping[str, Any] = defaults.get("alignment") or AUTO
+    if not is_auto(own) and as_method(own, family).needs_reward_gradient and not reward.differentiable:
+        return AUTO
     return own
+
+
+def _automatic(reward: Reward, call: Call, max_network_evaluations: int | None, max_reward_calls: int | None) -> Choice:
+    """The choice of `"auto"` for a call, which leaves out what the call cannot use."""
+    family, notes = call.family, []
+    with_map = family.has_diamond_map and _holds(call.check_baked_guidance)
+    if family.has_diamond_map and not with_map:
+        notes.append("the Diamond Map was distilled with other guidance than that of this call")
+    budgets = call.num_steps, max_network_evaluations, max_reward_calls
+    cell_of = partial(Cell.of, family, reward, *budgets, with_map=with_map)
+    choice = choose(family, cell_of())
+    if choice.method.needs_reward_gradient and not _holds(partial(check_gradients, call, choice.method)):
+        notes.append("nothing can be differentiated through the weights of the model")
+        choice = choose(family, cell_of(with_gradient=False))
+    method = choice.method.resolve(family)
+    latents, transition = call.arguments.latents, method.transition
+    is_shared = isinstance(latents, Tensor) and latents.ndim > 0 and len(latents) == call.num_images
+    if is_shared and method.num_particles > 1 and transition is not None and not transition.is_stochastic:
+        # Particles that start from one noise would stay together.
+        notes.append("with a stochastic transition, since all particles of an image start from the same latents")
+        choice = replace(choice, method=replace(method, transition=family.stochastic_transition()))
+    return replace(choice, note="; ".join(notes))
+
+
+def check_gradients(call: Call, method: Method) -> None:
+    """Raises a `ValueError` where a method that differentiates cannot do so through the weights of a call."""
+    check_differentiable(call.modules)
+    check_network_differentiable(call.family, method)
+
+
+def _holds(check: Callable[[], None]) -> bool:
+    """Whether a check raises no `ValueError`."""
+    try:
+        check()
+    except ValueError:
+        return False
+    return True
 
 
 def checked_selection(selection: str, reward: Reward | None, texts: Sequence[str]) -> str:

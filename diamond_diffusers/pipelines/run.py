@@ -6,10 +6,12 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from ..alignment.auto_scale import AutoRewardScale
@@ -38,10 +40,17 @@ from .auto_scale import found_reward_scale, random_of_prompts
 from .best_images import keep_best_images
 from .call import Call, starting_particles
 from .callbacks import StepEnd, UserCallback, check_callback, check_callback_signature
-from .modules import check_differentiable, check_network_differentiable
 from .output import OUTPUT_TYPES, DiamondMapPipelineOutput, make_output
 from .planning import AUTO, MemoryOptions, with_plan
-from .resolution import checked_selection, resolve_method, resolve_reward, resolve_reward_scale, try_reward
+from .resolution import (
+    check_gradients,
+    checked_selection,
+    resolve_method,
+    resolve_reward,
+    resolve_reward_scale,
+    try_reward,
+)
+from .shared_budget import SharedBudget, Sharing
 from .watch import Watch, Watching
 
 
@@ -60,6 +69,7 @@ class RunOptions(Typed):
     gradient_checkpointing: bool | Literal["auto"] | None = None
     on_reward_error: str = "raise"
     watch: Watch | None = None
+    shared_budget: SharedBudget | None = None
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
@@ -79,8 +89,15 @@ class RunOptions(Typed):
         if self.final_selection is not None:
             check_choice("final_selection", self.final_selection, FINAL_SELECTIONS)
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        if self.watch is not None and self.shared_budget is not None:
+            raise ValueError(
+                f"watch is {self.watch} and shared_budget is {self.shared_budget}, which both say when an image is at "
+                "its end; give one of them"
+            )
         check_callback_signature(self.callback_on_step_end)
 
+
+logger = logging.get_logger(__name__)
 
 _open_runs: WeakSet[Run] = WeakSet()
 # A signal handler may interrupt a pipeline wherever this thread is.
@@ -152,10 +169,13 @@ class Run(Iterator[Progress]):
     def _prepare(self, defaults: Mapping[str, Any], named_rewards: dict[str, Reward]) -> None:
         call, options, family = self._call, self._options, self._call.family
         reward = resolve_reward(options.reward, options.alignment, call, defaults, named_rewards)
-        method = resolve_method(options.alignment, reward, call, defaults)
+        budget = options.max_network_evaluations, options.max_reward_calls
+        method, choice = resolve_method(options.alignment, reward, call, defaults, *budget)
+        self._choice = None if choice is None else choice.reason
+        if self._choice is not None:
+            logger.info("%s.", self._choice)
         if method.needs_reward_gradient:
-            check_differentiable(call.modules)
-            check_network_differentiable(family, method)
+            check_gradients(call, method)
         watched = check_callback(family, method, options.callback_on_step_end, call.arguments.callback_tensors)
         selection = "best" if stages_of(reward) else method.default_selection
         selection = selection if options.final_selection is None else options.final_selection
@@ -171,6 +191,9 @@ class Run(Iterator[Progress]):
         self._watching = None
         if options.watch is not None:
             self._watching = Watching(options.watch, method, reward, call, named_rewards)
+        self._sharing = None
+        if options.shared_budget is not None:
+            self._sharing = Sharing(options.shared_budget, method, reward, call, named_rewards)
         levels = call.levels()
         memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
         execution = Execution(
@@ -185,9 +208,10 @@ class Run(Iterator[Progress]):
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
-        budget = options.max_network_evaluations, options.max_reward_calls
         if any(limit is not None for limit in budget):
             method = fit_to_budget(method, law, levels, *budget)
+        if self._sharing is not None:
+            self._sharing.plan(method, law, levels, Budget(*budget))
         check_stages(reward, method, options.final_selection)
         if options.max_reward_calls is None:
             warn_of_many_scores(method, law, levels)
@@ -209,7 +233,8 @@ class Run(Iterator[Progress]):
         if isinstance(self._scale, AutoRewardScale) and random is not None and self._method.needs_reward:
             self._scale = found_reward_scale(self._scale, self._call, law, levels, random)
             law = replace(law, reward_scale=self._scale)
-        total = self._method.num_stages(law, levels)
+        sharing = self._sharing
+        total = self._method.num_stages(law, levels) if sharing is None else sharing.rounds.num_turns
         with self._call.family.pipeline.progress_bar(total=total) as progress_bar:
             on_step = StepEnd(
                 self.pipe,
@@ -220,7 +245,8 @@ class Run(Iterator[Progress]):
                 self._options.callback_on_step_end,
                 watched,
             )
-            for progress in self._method.iterate(law, x, levels, self._random):
+            iterate = partial(self._method.iterate, levels=levels) if sharing is None else sharing.iterate
+            for progress in iterate(law, x, random=self._random):
                 self._latest = progress
                 self._is_complete = progress.index + 1 == progress.num_stages
                 on_step(progress)
@@ -316,6 +342,11 @@ class Run(Iterator[Progress]):
         self._open.close()
 
     @property
+    def choice(self) -> str | None:
+        """Which method alignment `"auto"` has chosen and why, known before the first step; None where one was named."""
+        return self._choice
+
+    @property
     def plan(self) -> MemoryPlan | None:
         """How the run is fitted into memory, known before its first step; see `DiamondMapPipelineOutput.plan`."""
         return self._plan
@@ -356,6 +387,8 @@ class Run(Iterator[Progress]):
                     has_scale=not isinstance(self._scale, AutoRewardScale),
                     stage_calls=stage_calls or None,
                     watched=None if self._watching is None else self._watching.watched,
+                    choice=self._choice,
+                    shared=None if self._sharing is None else self._sharing.shared,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

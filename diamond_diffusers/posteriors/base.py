@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ..core.conversions import WrongTypeError
 from ..core.levels import Denoiser, Level
-from ..core.model import Sampler
+from ..core.model import Model, Sampler
 from ..core.network import Network
 from ..core.wording import shown
 
@@ -76,6 +76,13 @@ class PosteriorSampler(Sampler, ABC):
     def needs_prediction(self, network: Network) -> bool:
         """Whether `sample` needs `predicted` of this network; if nothing needs it, `predicted` is None."""
         return self.uses_prediction
+
+    def without_diamond_map(self, model: Model) -> str:
+        return "GlassPosterior()" if model.has_denoiser else "WeightedPosterior(weights='equal')"
+
+    def resolve(self, model: Model) -> Self:
+        """This sampler with what the caller left open filled in for a model; by default itself."""
+        return self
 
     @abstractmethod
     def sample(

@@ -37,7 +37,7 @@ class GlassPosterior(PosteriorSampler):
     solver: str = "exponential"
 
     needs_denoiser = True
-    without_denoiser = "DenoiserPoint() or WeightedPosterior(weights='reward_softmax')"
+    without_denoiser = "WeightedPosterior() or, in methods that take one look-ahead, DenoiserPoint()"
 
     def __post_init__(self) -> None:
         check_inner_options(self.num_inner_steps, self.solver)

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -123,6 +124,11 @@ EVEN_WEIGHTS = ("reward_softmax", "equal")
 WEIGHTS = (*LOG_DENSITIES, "likelihood", *EVEN_WEIGHTS)
 
 
+def default_weights(model: Model | Network) -> str:
+    """`consistent` where there is a posterior mean; `reward_softmax`, which is even, where there is none."""
+    return "consistent" if model.has_denoiser else "reward_softmax"
+
+
 @POSTERIORS.register("weighted")
 @dataclass(frozen=True)
 class WeightedPosterior(PosteriorSampler):
@@ -151,7 +157,8 @@ class WeightedPosterior(PosteriorSampler):
         num_samples: number K of look-aheads of each observation.
         snr_factor: `kappa'^2 / kappa^2`, above 1. None for `2 + 4 kappa^2`, with which Gaussian data of variance 1/4
             have equal weights, and which tends to fresh noise as `kappa` grows.
-        weights: `consistent` is exact as K grows, except for the quadrature, and needs the posterior mean. `paper` has
+        weights: None for `consistent`, or on a few-step model without a posterior mean `reward_softmax`. `consistent`
+            is exact as K grows, except for the quadrature, and needs the posterior mean. `paper` has
             the paper's mixed-level trapezoid, which is not consistent. The others are heuristics that need no posterior
             mean: `likelihood` is `log N(y; z_k, kappa^2 I)` alone; `reward_softmax` and `equal` weigh all look-aheads
             alike, so that the reward alone tilts. These two differ in the terms of the gradient, which they average by
@@ -168,7 +175,7 @@ class WeightedPosterior(PosteriorSampler):
 
     num_samples: int = 4
     snr_factor: float | None = None
-    weights: str = "consistent"
+    weights: str | None = None
     quadrature: str = "trapezoid"
     weight_temperature: float = 1.0
     num_map_steps: int | None = None
@@ -176,7 +183,7 @@ class WeightedPosterior(PosteriorSampler):
     differentiates_predicted = False
     has_gradient_terms = True
     follows_flow_map = True
-    without_denoiser = "weights='likelihood' or weights='reward_softmax', or DenoiserPoint()"
+    without_denoiser = "weights='likelihood' or weights='reward_softmax'"
 
     def __post_init__(self) -> None:
         check_counts(num_samples=self.num_samples)
@@ -184,7 +191,11 @@ class WeightedPosterior(PosteriorSampler):
             check_counts(num_map_steps=self.num_map_steps)
         if self.snr_factor is not None and not self.snr_factor > 1:
             raise ValueError(f"snr_factor is {self.snr_factor}; give a number above 1, or None for 2 + 4 kappa^2")
-        check_choice("weights", self.weights, WEIGHTS)
+        if self.weights is None and (self.quadrature != "trapezoid" or self.weight_temperature != 1):
+            # These are options of what is exact.
+            object.__setattr__(self, "weights", "consistent")
+        if self.weights is not None:
+            check_choice("weights", self.weights, WEIGHTS)
         check_choice("quadrature", self.quadrature, QUADRATURES)
         if self.quadrature != "trapezoid" and self.weights != "consistent":
             raise ValueError(
@@ -198,6 +209,9 @@ class WeightedPosterior(PosteriorSampler):
                 f"weight_temperature is {self.weight_temperature}, but weights={self.weights!r} has no weights to "
                 "even out; lower reward_scale instead"
             )
+
+    def resolve(self, model: Model | Network) -> Self:
+        return self if self.weights is not None else replace(self, weights=default_weights(model))
 
     # Other samplers declare these three by values of their class; here they follow from `weights`.
     @property
@@ -219,6 +233,7 @@ class WeightedPosterior(PosteriorSampler):
     def sample(
         self, network: Network, x: Tensor, noise_to_signal: Level, predicted: Tensor | None, noise: Tensor
     ) -> PosteriorSamples:
+        weights = self.weights or default_weights(network)
         kappa, count = as_level(noise_to_signal), len(noise) // len(x)
         level, keep, spread = self.renoising(kappa, network.max_noise_to_signal)
         spread, centre = repeat_each(spread, count), expand(keep, x) * x
@@ -228,12 +243,12 @@ class WeightedPosterior(PosteriorSampler):
         num_steps = steps_to_data(self.num_map_steps, network)
         z = flow_to_data(network, copies, repeat_each(level, count), num_steps, denoised)
         # At pure noise all weights are equal, and that of a single sample cancels.
-        if not self.is_weighted or count == 1 or torch.isinf(kappa).all():
+        if weights in EVEN_WEIGHTS or count == 1 or torch.isinf(kappa).all():
             log_weights = torch.zeros(len(z), dtype=z.dtype, device=z.device)
         else:
             residual = predicted_noise(repeat_each(x, count), z, repeat_each(kappa, count))
             log_weights = -row_dot(residual, residual) / 2
-            if self.weights in LOG_DENSITIES:
+            if weights in LOG_DENSITIES:
                 renoised = Renoised(
                     x.detach(),
                     kappa.detach(),
@@ -245,7 +260,8 @@ class WeightedPosterior(PosteriorSampler):
                     level.detach(),
                     None if denoised is None else denoised.detach(),
                 )
-                log_weights = log_weights + row_dot(noise, noise) / 2 + self._log_density(network, renoised, copies)
+                log_density = self._log_density(network, weights, renoised, copies)
+                log_weights = log_weights + row_dot(noise, noise) / 2 + log_density
         log_weights = log_weights.unflatten(0, (-1, count)) / self.weight_temperature
         # Only differences matter, and these fit the dtype of the samples.
         log_weights = log_weights - log_weights.amax(1, keepdim=True).detach()
@@ -288,15 +304,15 @@ class WeightedPosterior(PosteriorSampler):
         return rewards / torch.where(scales == 0, 1, scales.abs())[:, None]
 
     @torch.no_grad()
-    def _scored(self, network: Network, renoised: Renoised) -> tuple[Tensor, Tensor]:
+    def _scored(self, network: Network, weights: str, renoised: Renoised) -> tuple[Tensor, Tensor]:
         """`log p_kappa'` at the copies, `[N K]`, and its gradient there."""
-        log_density, remaining = LOG_DENSITIES[self.weights](network, renoised, QUADRATURES[self.quadrature])
+        log_density, remaining = LOG_DENSITIES[weights](network, renoised, QUADRATURES[self.quadrature])
         _, sigma = signal_and_noise(repeat_each(renoised.level, renoised.num_samples))
         return log_density, expand(-1 / sigma, remaining) * remaining
 
-    def _log_density(self, network: Network, renoised: Renoised, copies: Tensor) -> Tensor:
+    def _log_density(self, network: Network, weights: str, renoised: Renoised, copies: Tensor) -> Tensor:
         """`log p_kappa'(y'_k)` `[N K]`, whose gradient in the copies is the score there."""
-        log_density, score = self._scored(network, renoised)
+        log_density, score = self._scored(network, weights, renoised)
         return log_density + row_dot(copies - renoised.x, score)
 
     def renoising(self, kappa: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,6 +52,8 @@ class Reward(ABC):
             be imported by its name alone, the class has a static method `import_package`, which takes that name.
         is_free: whether a score costs next to nothing, as that of a formula of the pixels does. A call that is to ask
             any other reward for more than 200 scores of an image says so before.
+        is_dear: whether a score is slow or paid, as that of a service is, so that alignment `"auto"` takes methods that
+            ask for few.
         example_prompt: one that the reward can score images of, for trials.
 
     Example:
@@ -74,6 +76,7 @@ class Reward(ABC):
     hub_files: tuple[tuple[str, str], ...] = ()
     requires: tuple[str, ...] = ()
     is_free: bool = False
+    is_dear: bool = False
     example_prompt: str = "a photo"
     gave_one_number: bool = False
 
@@ -304,6 +307,11 @@ class CompositeReward(Reward):
     def is_free(self) -> bool:  # type: ignore[override]
         """Whether every part is free."""
         return all(reward.is_free for reward in self.rewards)
+
+    @property
+    def is_dear(self) -> bool:  # type: ignore[override]
+        """Whether any part is dear."""
+        return any(reward.is_dear for reward in self.rewards)
 
     @property
     def reads_prompts(self) -> bool:  # type: ignore[override]

@@ -37,6 +37,7 @@ class CallableReward(Reward):
         reads_prompts: whether the scores depend on the prompts. If so, a run without prompts is refused.
         is_free: whether a score costs next to nothing. Say False for a function that asks a model or a service, so that
             a call that is to ask it for more than 200 scores of an image says so before.
+        is_dear: whether a score is slow or paid, so that alignment `"auto"` takes methods that ask for few.
 
     Raises:
         TypeError: `function` cannot be called with images and prompts, or is asynchronous or a generator.
@@ -50,6 +51,7 @@ class CallableReward(Reward):
         max_batch_size: int | None = None,
         reads_prompts: bool = True,
         is_free: bool = True,
+        is_dear: bool = False,
     ) -> None:
         own_name: str = getattr(function, "__name__", type(function).__name__)
         self.name = name or own_name
@@ -58,6 +60,7 @@ class CallableReward(Reward):
         self.max_batch_size = max_batch_size
         self.reads_prompts = reads_prompts
         self.is_free = is_free
+        self.is_dear = is_dear
         self._differentiable = differentiable
         self._num_untold = 0
 

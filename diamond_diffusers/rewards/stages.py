@@ -70,6 +70,11 @@ class StagedReward(CompositeReward):
         return self.first.is_free
 
     @property
+    def is_dear(self) -> bool:  # type: ignore[override]
+        """Whether the first stage is, likewise."""
+        return self.first.is_dear
+
+    @property
     def is_constrained(self) -> bool:  # type: ignore[override]
         """Whether the first stage is; constraints of later ones order what these score."""
         return self.first.is_constrained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,9 +50,12 @@ class Origin(TypedDict):
 
 
 def origin(options: Options) -> Origin:
-    """The base of the map, and its licence."""
+    """The base of the map, and its licence; a base in a folder is found from wherever the map is loaded."""
+    name = options.model.pretrained_model_name_or_path
+    assert name is not None, "the options are checked"
+    is_folder = not options.model.is_miniature and os.path.isdir(name)
     return {
-        "base_model": options.model.pretrained_model_name_or_path,
+        "base_model": os.path.abspath(name) if is_folder else name,
         "base_revision": options.model.revision,
         "license": options.output.license,
     }
@@ -78,6 +82,7 @@ def facts(
         "data": f"samples of the base at {name}" if options.learns_from_samples else name,
         "resolution": resolution,
         "mixed_precision": accelerator.mixed_precision,
+        **({} if options.model.quantize is None else {"quantize": options.model.quantize}),
         **{option: values[option] for option in told.split()},
         **options.loss.taken_by(type(loss)),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,12 @@ from ..maps.diamond_map import DiamondMap
 from ..maps.map_config import declare_map
 from ..maps.storage import save_diamond_map
 from ..pipelines.model_card import check_card, write_model_card
-from .base_model import DTYPES, load_base, lora_layers
+from ..pipelines.quantization import cast_layerwise
+from .base_model import DTYPES, check_base_can_be_quantised, load_base, lora_layers
 from .checkpoints import ANOTHER, Checkpoints, decisive_options
 from .data.batches import Order
 from .data.held_out import load_split_rows
-from .data.sources import Source, open_source
+from .data.sources import Source, fill_cache, open_source
 from .distribution import check_trackers, make_accelerator, prepare_distribution, start_trackers
 from .errors import TrainingError
 from .figures import GRADIENT_NORM, Blame, Figures, SkippedUpdates
@@ -69,6 +70,7 @@ class Trainer:
         prepare_output(options.output, options.logging)
         self.accelerator = accelerator or make_accelerator(options)
         prepare_distribution(self.accelerator, options, self.loss)
+        check_base_can_be_quantised(options.model, self.accelerator.device)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
         self.checkpoints = Checkpoints(
             options.output.output_dir,
@@ -88,6 +90,9 @@ class Trainer:
             torch.backends.cuda.matmul.allow_tf32 = True
         self.effort = Effort()
         self._build_map()
+        if not one_state and options.preparation.keeps_rows:
+            # While the base is whole: each process evaluates it at rows of its own, which shards could not.
+            fill_cache(options, self.rows.training, self.teacher, self._order(len(self.rows.training)))
         self._build_optimizer()
         self.validation = Validation(options, self.teacher, self.latents_shape, self.rows, self.accelerator)
         if state:
@@ -117,8 +122,9 @@ class Trainer:
             declare_map(family, self.teacher.call_defaults, **origin(options), training=self._facts())
         except ValueError as error:
             raise TrainingError(str(error)) from error
-        if options.machine.gradient_checkpointing:
-            family.network_module.enable_gradient_checkpointing()
+        if options.model.quantize == "fp8":
+            # The map's own layers, which are there by now, stay as they are.
+            cast_layerwise(family.network_module, DTYPES[accelerator.mixed_precision])
         size = self.teacher.resolution
         mean, _ = self.teacher.family.encode_images(torch.zeros(1, 3, size, size))
         self.latents_shape = tuple(mean.shape[1:])
@@ -148,6 +154,7 @@ class Trainer:
         with self._writing_logs():
             start_trackers(accelerator, self.options)
         self.validation.prepare(self.module)
+        self._free_memory()
         with tqdm(
             total=updates.max_train_steps,
             initial=self.step,
@@ -167,25 +174,34 @@ class Trainer:
         with self._writing_logs():
             accelerator.end_training()
 
+    def _order(self, num_rows: int) -> Order:
+        """The order of so many rows in this process."""
+        accelerator = self.accelerator
+        batch_size, seed = self.options.updates.train_batch_size, self.options.machine.seed
+        return Order(num_rows, batch_size, accelerator.process_index, accelerator.num_processes, seed)
+
     def _open_source(self) -> Source:
         """The batches that follow those of the completed steps."""
-        updates, accelerator = self.options.updates, self.accelerator
-        order = partial(
-            Order,
-            batch_size=updates.train_batch_size,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            seed=self.options.machine.seed,
-        )
         return open_source(
             self.options,
             self.rows.training,
             self.teacher,
-            order,
-            self.step * updates.gradient_accumulation_steps,
-            accelerator.wait_for_everyone,
+            self._order,
+            self.step * self.options.updates.gradient_accumulation_steps,
+            self.accelerator.wait_for_everyone,
             self.module if self.loss.needs_trajectories else None,
         )
+
+    def _free_memory(self) -> None:
+        """Takes off the device what updates do not need: text encoders if rows are kept, and the autoencoder.
+
+        That decodes for validation alone, after which it is called again.
+        """
+        options = self.options
+        if options.preparation.keeps_rows:
+            self.teacher.drop_text_encoders([prompt_of_card(options)])
+        if options.preparation.keeps_rows or options.learns_from_samples:
+            self.teacher.park_autoencoder()
 
     def _save_and_validate_when_due(self) -> None:
         if self.step % self.options.checkpoints.checkpointing_steps == 0:
@@ -195,6 +211,7 @@ class Trainer:
         is_last = self.step >= self.options.updates.max_train_steps
         if validation.is_wanted and self.step % validation.validation_steps == 0 and not is_last:
             self._validate(validation.validation_prompt)
+            self._free_memory()
 
     def _log(self, figures: dict[str, float], bar: tqdm) -> None:
         """Shows and logs the figures of the updates up to this step."""
@@ -225,11 +242,11 @@ class Trainer:
             data, features = draw()
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
-                loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
+                # Checkpointed blocks are evaluated again as they were, with the map and the weights of then.
+                with self.pipe.family.evaluating_network(options.machine.gradient_checkpointing):
+                    loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
                 self.figures.add(self.step, {"loss": loss.detach(), **parts})
-                # Checkpointed blocks are evaluated again, and have to be the map's then.
-                with self.diamond_map.awake() if options.machine.gradient_checkpointing else nullcontext():
-                    accelerator.backward(loss)
+                accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.parameters, options.updates.max_grad_norm or math.inf)
                     # A scaler of gradients leaves such an update out itself.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.interval import Interval
 from ..core.levels import Level
-from ..core.model import Sampler
+from ..core.model import Model, Sampler
 from ..core.network import Network
 
 
@@ -24,6 +24,9 @@ class Transition(Sampler, ABC):
     """
 
     uses_prediction: bool = True
+
+    def without_diamond_map(self, model: Model) -> str:
+        return "GlassTransition()" if model.has_denoiser else "RenoiseTransition()"
 
     def needs_prediction(self, network: Network) -> bool:
         """Whether a step needs `predicted` of this network; if not, plain sampling does not compute it."""

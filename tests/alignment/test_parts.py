@@ -50,7 +50,7 @@ def test_parts_of_a_method_are_objects(method, options, example):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SMC(num_valuations=2.5), r"num_valuations is 2\.5; give a whole number or None"),
+        (lambda: SMC(num_valuations=2.5), r"num_valuations is 2\.5; give a whole number or auto or None"),
         (
             lambda: GlassPosterior(num_inner_steps=2.5),
             r"num_inner_steps is 2\.5; give a whole number",

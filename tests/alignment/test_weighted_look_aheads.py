@@ -198,8 +198,10 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_methods_refuse_weights_that_the_model_cannot_give():
     law = make_map_law(MIXTURE, LINEAR, has_scores=False)
-    for method in (SMC(posterior=WeightedPosterior()), Guidance(WeightedPosterior())):
+    consistent = WeightedPosterior(weights="consistent")
+    for method in (SMC(posterior=consistent), Guidance(consistent)):
         with pytest.raises(ValueError, match="WeightedPosterior needs the posterior mean"):
             run(method, law)
-    result = run(SMC(posterior=WeightedPosterior(weights="likelihood")), law, (math.inf, 1.0, 0.0))
-    assert result.latents.isfinite().all()
+    for posterior in (WeightedPosterior(weights="likelihood"), WeightedPosterior()):
+        result = run(SMC(posterior=posterior), law, (math.inf, 1.0, 0.0))
+        assert result.latents.isfinite().all()

@@ -419,11 +419,21 @@ def test_the_embedded_model_draws_with_its_own_reward(tmp_path):
 
 def test_a_reward_without_gradient_has_a_method_that_needs_none():
     """As in Python, where the model's own method is one that follows gradients."""
-    loading = LoadingOptions()
-    defaults = model_defaults(None, loading)
-    assert own_alignment(None, loading, defaults, as_reward("brightness")) == defaults["alignment"]
-    assert own_alignment(None, loading, defaults, as_reward("jpeg_size")) == "posterior_smc"
-    assert own_alignment(None, loading, defaults, None) == "none"
+    defaults = {"alignment": "diamond_guided_resampling"}
+    assert own_alignment(defaults, as_reward("brightness")) == defaults["alignment"]
+    assert own_alignment(defaults, as_reward("jpeg_size")) == "auto"
+    assert own_alignment(defaults, None) == "none"
+    # The embedded model leaves it to the table.
+    assert own_alignment(model_defaults(None, LoadingOptions()), as_reward("brightness")) == "auto"
+
+
+def test_the_method_is_chosen_where_none_is_named(tiny_folder, redness_reward, tmp_path):
+    command = ("generate", "a star", "--model", tiny_folder, "--reward", redness_reward, "--no-plain")
+    output = succeed(*command, "--output", tmp_path / "chosen")
+    settings = json.loads((tmp_path / "chosen" / "record.json").read_text())["settings"]
+    assert settings["alignment"]["name"] == "guidance" and settings["choice"] in " ".join(output.split())
+    refused = refusal(*command, "--output", tmp_path / "out", "--alignment", "auto", "--num-particles", 2)
+    assert "--num-particles is 2, but --alignment auto chooses the method with its options" in refused
 
 
 @pytest.mark.slow

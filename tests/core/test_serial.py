@@ -282,7 +282,7 @@ def test_texts_are_read_as_the_types_say(options, expected):
         ({"num_particles": True}, "num_particles is True; give a whole number"),
         ({"num_particles": None}, "num_particles is None; give a whole number"),
         ({"num_particles.x": 1}, "num_particles is {'x': 1}; give a whole number"),
-        ({"num_valuations": "few"}, "num_valuations is 'few'; give a whole number or none"),
+        ({"num_valuations": "few"}, "num_valuations is 'few'; give a whole number or auto or none"),
         ({"max_tilt": "high"}, "max_tilt is 'high'; give a number"),
         ({"max_tilt": 10**400}, "give a number"),
         ({"max_tilt": True}, "max_tilt is True; give a number"),

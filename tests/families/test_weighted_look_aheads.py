@@ -24,7 +24,7 @@ def test_every_family_takes_weighted_look_aheads(name):
     runs = []
     few_step = DiamondMapPipeline(family.build(), few_step=True)
     with pytest.raises(ValueError, match="needs the posterior mean"):
-        guided(few_step, family)
+        guided(few_step, family, weights="consistent")
     runs.append(guided(few_step, family, weights="likelihood"))
     if name != "sana_sprint":
         ordinary = DiamondMapPipeline(family.build(), few_step=False)

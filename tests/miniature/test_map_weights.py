@@ -10,6 +10,7 @@ import torch
 from benchmarks.posteriors.comparison import Settings, compare_posteriors
 from benchmarks.posteriors.observations import rendered_latents, tilted_law
 from diamond_diffusers import DenoiserPoint, DiamondMapPipeline, DiamondPosterior, DiamondTransition, NoAlignment
+from diamond_diffusers.alignment.named import as_method
 from diamond_diffusers.core.flow_map import integrate_ode
 from diamond_diffusers.core.levels import add_noise
 from diamond_diffusers.miniature.grammar import held_out_captions
@@ -66,6 +67,7 @@ def test_the_default_alignment_evaluates_the_map_alone(pipe: DiamondMapPipeline)
     out = pipe("a red star left of a blue ring", generator=torch.Generator().manual_seed(0), num_inference_steps=4)
     # Four particles of four steps, with one look-ahead each.
     assert out.cost.network_evaluations == 16
+    assert out.alignment == as_method("diamond_guided_resampling") and out.choice is not None
     plain = pipe("a red star left of a blue ring", alignment="none", generator=torch.Generator().manual_seed(0))
     assert out.rewards[0] > plain.rewards[0]
 
@@ -79,7 +81,8 @@ def test_the_map_draws_in_one_evaluation_a_step(pipe: DiamondMapPipeline) -> Non
 def test_without_its_map_the_embedded_model_still_aligns() -> None:
     pipe = DiamondMapPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
-    assert pipe.defaults["alignment"] == "diamond_guided_resampling"
+    # What suits it depends on the reward and the budget of a call.
+    assert "alignment" not in pipe.defaults
     pipe.unload_diamond_map()
     out = pipe("three red circles", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
-    assert out.log_evidence is not None
+    assert out.choice is not None and "an ordinary model" in out.choice

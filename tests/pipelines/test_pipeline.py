@@ -268,7 +268,7 @@ def test_bad_arguments_are_named_before_any_sampling(
 def test_a_models_own_alignment_gives_way_where_the_reward_has_no_derivative(pipe: DiamondMapPipeline) -> None:
     own = DiamondMapPipeline.from_pipe(pipe.pipeline, defaults={"alignment": "guidance"})
     out = own("a red circle", reward="jpeg_size", generator=generators(1), **CALL)
-    assert out.log_evidence is not None
+    assert not out.alignment.needs_reward_gradient and "a black box" in out.choice
     with pytest.raises(ValueError, match="no gradient"):
         own("a red circle", reward="jpeg_size", alignment="guidance", **CALL)
 

@@ -51,6 +51,8 @@ def options(tiny_folder, tmp_path):
         }
         if {"--train_data_dir", "--prompts_file"} & set(further):
             del run["dataset_name"]
+        if "--prompts_file" in further:
+            del run["max_train_samples"]
         arguments = [text for name, value in run.items() for text in (f"--{name}", str(value))]
         return parse_options([*arguments, *map(str, further)])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -15,6 +15,7 @@ from ...core.tensors import sent
 from ...core.wording import shown
 from ...posteriors.base import PosteriorSampler
 from ...posteriors.glass import GlassPosterior
+from ...posteriors.weighted import WeightedPosterior
 from ...rewards.base import Reward
 from ...transitions.inner_flow import check_correlation
 from ...transitions.sampled_model import SampledModel
@@ -45,10 +46,11 @@ class PosteriorResampling(Method):
 
     Args:
         num_particles: independent particles of each image, of which the best is returned.
-        posterior: draws the look-aheads, at least two. They are what moves particles, so that a sampler which loses
-            some of the posterior's spread makes images worse than plain ones however it chooses: of `GlassPosterior`
-            take four inner steps or more (with two, rewards on the embedded model were below those of plain sampling),
-            or the one evaluation of a Diamond Map.
+        posterior: draws the look-aheads, at least two; None for `GlassPosterior(num_inner_steps=4, num_samples=4)`, and
+            on a few-step model without a posterior mean for `WeightedPosterior(num_samples=4)`. They are what moves
+            particles, so that a sampler which loses some of the posterior's spread makes images worse than plain ones
+            however it chooses: of `GlassPosterior` take four inner steps or more (with two, rewards on the embedded
+            model were below those of plain sampling), or the one evaluation of a Diamond Map.
         correlation: `rho` in `[0, 1]` between the noises before and after a step; `"ddpm"` is `kappa_next / kappa`.
         guide: moves the chosen sample on by the shift that it would give the denoised one, which samples too are
             shifted by where the posterior is Gaussian and the reward linear; of use where K is too small for high
@@ -60,7 +62,7 @@ class PosteriorResampling(Method):
     """
 
     num_particles: int = 1
-    posterior: PosteriorSampler = field(default_factory=lambda: GlassPosterior(num_inner_steps=4, num_samples=4))
+    posterior: PosteriorSampler | None = None
     correlation: float | str = "ddpm"
     guide: Guide | None = None
 
@@ -69,12 +71,14 @@ class PosteriorResampling(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_correlation(self.correlation)
+        if self.posterior is None:
+            return
         if self.guide is not None:
             self.guide.check_comparable(self.posterior)
         elif self.posterior.num_samples < 2:
             raise ValueError(
                 f"posterior is {shown(self.posterior)}, of whose single look-ahead there is nothing to choose; "
-                "take DiamondPosterior(num_samples=4) or GlassPosterior(num_samples=4)"
+                "take DiamondPosterior(num_samples=4) or GlassPosterior(num_samples=4), or leave it out"
             )
 
     @property
@@ -88,11 +92,15 @@ class PosteriorResampling(Method):
 
     def resolve(self, model: SampledModel) -> Self:
         # Look-aheads are what moves the particles.
-        self.posterior.check(model)
-        return self
+        if self.posterior is not None:
+            return self.with_posterior(model)
+        glass = GlassPosterior(num_inner_steps=4, num_samples=4)
+        own: PosteriorSampler = glass if model.has_denoiser else WeightedPosterior(num_samples=4)
+        return replace(self, posterior=own).with_posterior(model)
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
         level = interval.start
+        assert self.posterior is not None, "`resolve` fills it in, and comes before the first step"
         drawn = (law, self.posterior, cloud.x, level, random)
         guide = self.guide if self.guide is not None and law.is_tilted and self.guide.acts_at(level) else None
         if guide is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from ...posteriors.base import PosteriorSampler
 from ...posteriors.denoiser import DenoiserPoint
 from ...rewards.base import Reward
 from ...transitions.base import Transition
+from ...transitions.sampled_model import SampledModel
 from ..base import Method
 from ..cloud import Cloud
 from ..guide import Guide
@@ -29,6 +32,10 @@ from ..smc_parts.resampling import RESAMPLING_SCHEMES, effective_sample_size
 from ..smc_parts.tempering import Tempering, tempered
 from ..trace import Trace
 from . import METHODS
+
+SCHEDULE: Mapping[str, Any] = {"num_valuations": 4, "resampling_threshold": 0.5, "default_selection": "sample"}
+FEW_STEP_SCHEDULE: Mapping[str, Any] = {"num_valuations": 1, "resampling_threshold": 1.0, "default_selection": "best"}
+"""What `"auto"` stands for: in general, and where the steps of a few-step model move the particles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +91,12 @@ class SMC(Method):
     `DiamondTransition` it is the law of the map. The accurate choice are GLASS transitions of two inner steps or more,
     whatever draws the look-aheads; `docs/methods.md` has the tables.
 
+    *On a few-step model*, whose predictions are samples and whose steps noise them afresh, SMC is a search for the best
+    if the transition is left to the model: particles are valued once, after half of the steps, resampled by that
+    wherever weights differ, and the best is returned. At as many evaluations this is ahead of the best of plain samples
+    by the same steps, and at as many scores of the reward it is level with it. (With the options of other models it is
+    far behind the latter, since every step of a particle asks for a score.)
+
     *How often to value.* Values estimated from fresh look-aheads are noisy, and where particles are resampled by noise
     at every step, few lineages are left: on a mixture, with one look-ahead of an exact Diamond Map and 16 particles,
     the mean error of `log Z` is -.9, -2 and -6 with 5, 12 and 40 steps if particles are valued after every one, and
@@ -107,7 +120,8 @@ class SMC(Method):
         transition: how particles move; None for `GlassTransition()`, and `RenoiseTransition()` where the model is a
             few-step one. Stochastic, since copies of a particle must part.
         resampling: a name in `RESAMPLING_SCHEMES`, or `none` to carry the weights to the end.
-        resampling_threshold: share of P under which the effective sample size triggers resampling, in [0, 1].
+        resampling_threshold: share of P under which the effective sample size triggers resampling, in [0, 1]. `"auto"`
+            is 0.5, and 1 with the steps of a few-step model.
         potential: a name in `POTENTIALS`: `value`, `max` or `sum`.
         tempering: raises the inverse temperature along the valuations; None for 1 throughout.
         max_noise_to_signal: values are taken as zero above this level, where look-aheads say little; exact too.
@@ -119,7 +133,9 @@ class SMC(Method):
         num_valuations: how many times particles are valued, weighed and resampled on their way, at even shares of the
             steps: 4 for after 20, 40, 60 and 80 % of them. None for after every step but the last, which suits values
             without noise (`DenoiserPoint`) and tempering; 0 for the end alone. At other steps no look-aheads are drawn.
+            `"auto"` is 4, and 1 with the steps of a few-step model.
         default_selection: which particle is returned if the call does not say: `sample`, `heaviest`, `best` or `all`.
+            `"auto"` is `sample`, and `best` with the steps of a few-step model.
 
     Example:
         >>> method = SMC(num_particles=2, transition=GlassTransition(num_inner_steps=2))
@@ -132,26 +148,26 @@ class SMC(Method):
     posterior: PosteriorSampler = field(default_factory=DenoiserPoint)
     transition: Transition | None = None
     resampling: str = "systematic"
-    resampling_threshold: float = 0.5
+    resampling_threshold: float | Literal["auto"] = "auto"
     max_noise_to_signal: float = math.inf
     guide: Guide | None = None
     max_tilt: float = 1.0
     potential: str = "value"
     tempering: Tempering | None = None
-    num_valuations: int | None = 4
-    default_selection: str = "sample"
+    num_valuations: int | Literal["auto"] | None = "auto"
+    default_selection: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("resampling", self.resampling, (*RESAMPLING_SCHEMES.names(), "none"))
         check_choice("potential", self.potential, POTENTIALS)
-        if not 0 <= self.resampling_threshold <= 1:
+        if self.resampling_threshold != "auto" and not 0 <= self.resampling_threshold <= 1:
             raise ValueError(f"resampling_threshold is {self.resampling_threshold}; give a number between 0 and 1")
         if not self.max_noise_to_signal >= 0:
             raise ValueError(f"max_noise_to_signal is {self.max_noise_to_signal}; give at least 0")
         if not self.max_tilt > 0:
             raise ValueError(f"max_tilt is {self.max_tilt}; give a positive number, or math.inf for no limit")
-        if self.num_valuations is not None and self.num_valuations < 0:
+        if isinstance(self.num_valuations, int) and self.num_valuations < 0:
             raise ValueError(
                 f"num_valuations is {self.num_valuations}; give a whole number of at least 0, or None for every step"
             )
@@ -160,7 +176,7 @@ class SMC(Method):
                 f"tempering is {self.tempering}, but num_valuations is 0, so that nothing is tempered on the way; take "
                 "num_valuations=None, or leave tempering out"
             )
-        check_choice("default_selection", self.default_selection, FINAL_SELECTIONS)
+        check_choice("default_selection", self.default_selection, (*FINAL_SELECTIONS, "auto"))
         if self.transition is not None and not self._parts_copies(self.transition):
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
@@ -182,7 +198,18 @@ class SMC(Method):
         if self.guide is not None and reward is not None:
             self.guide.check_reward(reward)
 
+    def resolve(self, model: SampledModel) -> Self:
+        return super(SMC, self.with_schedule(model)).resolve(model)
+
+    def with_schedule(self, model: SampledModel) -> Self:
+        """This method with the options filled in that are `"auto"`."""
+        is_few_step = self.transition is None and not model.predicts_mean
+        own = FEW_STEP_SCHEDULE if is_few_step else SCHEDULE
+        filled = {name: value for name, value in own.items() if getattr(self, name) == "auto"}
+        return replace(self, **filled) if filled else self
+
     def start(self, law: Law, x: Tensor, num_steps: int) -> PathCloud:
+        assert self.num_valuations != "auto", "`resolve` fills it in, and comes before the first step"
         cloud = super().start(law, x, num_steps)
         return PathCloud(
             x=x,
@@ -357,17 +384,27 @@ class SMC(Method):
     def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | None]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; without a guide `mu` is zero."""
         noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
-        gain = self.moves.tilt_gain(interval)
-        if self.guide is None or cloud.estimates.shift is None or gain == 0:
+        mu = self._noise_mean(cloud, interval)
+        if mu is None:
             return noise, None
-        mu = gain * self.guide.shift(cloud.estimates, interval.start)
-        scale = cloud.inverse_temperature
-        if self.tempering is not None:
-            scale = self.tempering.proposal_inverse_temperature(cloud.num_moves, scale)
-        scale = sent(scale, mu.device, mu.dtype).repeat_interleave(self.num_particles)
-        mu = mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
         noise = noise + mu
         return noise, row_dot(mu, mu / 2 - noise)
+
+    def _noise_mean(self, cloud: PathCloud, interval: Interval) -> Tensor | None:
+        """The mean `mu` of the driving noise, `[B P, ...]`; None where it is zero."""
+        gain = self.moves.tilt_gain(interval)
+        if self.guide is None or cloud.estimates.shift is None or gain == 0:
+            return None
+        mu = gain * self.guide.shift(cloud.estimates, interval.start)
+        scale = sent(self._proposal_inverse_temperature(cloud), mu.device, mu.dtype)
+        scale = scale.repeat_interleave(self.num_particles)
+        return mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
+
+    def _proposal_inverse_temperature(self, cloud: PathCloud) -> Tensor:
+        """By how much of the tilt the next move is drawn, `[B]` on the CPU."""
+        if self.tempering is None:
+            return cloud.inverse_temperature
+        return self.tempering.proposal_inverse_temperature(cloud.num_moves, cloud.inverse_temperature)
 
     def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""
@@ -375,6 +412,7 @@ class SMC(Method):
             return cloud
         size = cloud.figures["effective_sample_size"]
         # Where every weight is zero there is nothing to resample by.
+        assert self.resampling_threshold != "auto", "`resolve` fills it in, and comes before the first step"
         poor = (size < self.resampling_threshold * self.num_particles) & (size > 0) & (self.resampling != "none")
         ancestors = torch.arange(self.num_particles).repeat(len(size), 1)
         for image in torch.nonzero(poor).flatten().tolist():

@@ -28,6 +28,7 @@ def glass_fk(model: Model | None = None, **options: Any) -> SMC:
         4,
         DenoiserPoint(),
         GlassTransition(num_inner_steps=4, correlation=0.4),
+        resampling_threshold=0.5,
         num_valuations=None,
         default_selection="best",
     )

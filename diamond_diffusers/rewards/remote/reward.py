@@ -81,6 +81,7 @@ class RemoteReward(Reward):
 
     differentiable = False
     is_concurrent = True
+    is_dear = True
     licence = "that of the service"
     source = "the service"
 
