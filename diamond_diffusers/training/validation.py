@@ -94,8 +94,8 @@ class Validation:
         # All evaluate the network, or none does.
         if self.accelerator.gather(torch.tensor([int(not file.exists())], device=device)).any():
             logger.info("drawing the look-aheads of the teacher that the map is going to be compared with")
-            observed = self._observed()
             with torch.no_grad():
+                observed = self._observed(module)
                 drawn = module(lambda _: self.laws.of_teacher(observed))
             drawn.save(file)
         self._of_teacher = TeacherLaws.load(file)
@@ -145,7 +145,7 @@ class Validation:
         gathered = self.accelerator.gather(rows.to(self.accelerator.device, torch.float32))
         return gathered[: len(self.rows.held_out)].cpu().double()
 
-    def _observed(self) -> Observed:
+    def _observed(self, module: Callable[..., Any]) -> Observed:
         """Clean latents of this process's share of the held-out rows, which all processes have equally many of."""
         options, seed = self.options, self.options.machine.seed
         total, processes = len(self.rows.held_out), self.accelerator.num_processes
@@ -159,10 +159,12 @@ class Validation:
         if options.learns_from_samples:
             captions = [choose_caption(row, choice) for row, choice in zip(rows, choices, strict=True)]
             num_steps = options.preparation.teacher_num_inference_steps
-            clean = [
-                self.teacher.sample([caption], num_steps, generator)
-                for caption, generator in zip(captions, generators, strict=True)
-            ]
+            clean = module(
+                lambda _: [
+                    self.teacher.sample([caption], num_steps, generator)
+                    for caption, generator in zip(captions, generators, strict=True)
+                ]
+            )
         else:
             preparation = options.preparation
             prepare = Preparation(self.teacher.resolution, preparation.center_crop, preparation.random_flip)
@@ -183,7 +185,7 @@ class Validation:
     def _file(self) -> Path:
         """Of what the teacher draws in this process, named by all that it depends on."""
         names = (
-            "pretrained_model_name_or_path revision variant mixed_precision max_sequence_length dataset_name "
+            "pretrained_model_name_or_path revision variant quantize mixed_precision max_sequence_length dataset_name "
             "dataset_config_name dataset_split train_data_dir prompts_file image_column caption_column center_crop "
             "random_flip teacher_samples teacher_num_inference_steps num_validation_observations "
             "num_validation_samples seed"
