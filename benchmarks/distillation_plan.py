@@ -163,7 +163,7 @@ def plan_distillation(
     quantize: Annotated[str, typer.Option(help=f"The frozen base's form: {', '.join(FORMS)}.")] = "bfloat16",
     teraflops: Annotated[
         float, typer.Option(min=1, help="That a GPU sustains, for speeds that are not given; see --calibrate.")
-    ] = 300.0,
+    ] = 120.0,
     rows_per_second: Annotated[
         float | None, typer.Option(min=1e-6, help="Of one GPU, as the trainer's bar 'Encoding' says.")
     ] = None,

@@ -82,7 +82,7 @@ def test_the_command_prints_a_plan(monkeypatch):
     text = " ".join(result.output.split())
     assert "FSDP over 8" in text and "takes 0.3 GB on the disk" in text
     # A million rows of eight processes, two a second each.
-    total = sum(stage.hours for stage in stages(COUNTS, Run(10**6, 20_000, 8, 2, 20, 8), 300, 2))
+    total = sum(stage.hours for stage in stages(COUNTS, Run(10**6, 20_000, 8, 2, 20, 8), 120, 2))
     assert f"│ in all │ │ │ {total:.2f} │" in text and total == pytest.approx(17.36, abs=0.01)
 
 

@@ -166,6 +166,7 @@ def test_shards_of_a_base_in_half_precision_train(options, loss):
     in_two_processes(child)
 
 
+@pytest.mark.slow
 def test_shards_learn_from_rows_that_the_whole_base_has_drawn(options, prompts_file):
     """An odd number of them, in files of one row each, so that the processes evaluate the teacher differently often."""
     shared = ["--prompts_file", prompts_file, "--teacher_num_inference_steps", 1, "--loss", "trajectories"]

@@ -24,11 +24,11 @@ def test_fp8_holds_the_base_in_a_byte_and_the_map_in_full(options, tiny_folder, 
     if model == "unet":
         build_tiny_stable_diffusion().save_pretrained(tmp_path / "unet")
     folder = tmp_path / "unet" if model == "unet" else tiny_folder
-    shared = ["--pretrained_model_name_or_path", folder, "--resolution", 16, "--loss", "central_difference"]
+    shared = ["--pretrained_model_name_or_path", folder, "--resolution", 16, "--loss", "progressive"]
     shared += ["--quantize", "fp8", "--gradient_checkpointing", "--mixed_precision", precision, "--lr_warmup_steps", 0]
     run = Trainer(options(*shared, "--ema_decay", 0, "--max_train_steps", 1, "--num_validation_images", 1))
     network = run.pipe.family.network_module
-    base = [weight for name, weight in network.named_parameters() if name.endswith("base_layer.weight")]
+    base = [weight for name, weight in network.named_parameters() if name.endswith("to_q.base_layer.weight")]
     assert base and {weight.dtype for weight in base} == {torch.float8_e4m3fn}
     before = weights_of(run)
     run.run()
@@ -56,7 +56,7 @@ def gradients(run: Trainer) -> list[torch.Tensor]:
 
 def test_gradients_are_those_of_the_weights_that_fp8_stands_for(options):
     """Blocks that are evaluated again find them, too."""
-    shared = ["--loss", "central_difference", "--max_grad_norm", 0]
+    shared = ["--loss", "progressive", "--max_grad_norm", 0]
     plain, *quantised = (
         Trainer(options(*shared, *further, output=f"out {further}"))
         for further in ([], ["--quantize", "fp8"], ["--quantize", "fp8", "--gradient_checkpointing"])

@@ -40,11 +40,11 @@ SMALL = """
 --rank 2 --teacher_num_inference_steps 2
 """
 MODELS = {
-    "stable_diffusion_captions.yaml": (build_tiny_stable_diffusion, {"variant": "fp16"}, "--resolution 16"),
-    "sana.yaml": (build_tiny_sana, {}, "--resolution 32"),
-    "flux.yaml": (lambda: build_tiny_flux(guidance_embeds=True), {}, "--resolution 16 --max_sequence_length 12"),
+    "stable_diffusion_captions.yaml": (build_tiny_stable_diffusion, ("fp16",), "--resolution 16"),
+    "sana.yaml": (build_tiny_sana, (), "--resolution 32"),
+    "flux.yaml": (lambda: build_tiny_flux(guidance_embeds=True), (), "--resolution 16 --max_sequence_length 12"),
 }
-"""By configuration: the tiny model, how it is saved, and what its size changes."""
+"""By configuration: the tiny model, the variants that its repository has besides, and what its size changes."""
 FEW_SAMPLES = "--num-observations 2 --num-samples 4 --levels 0.5,1.0"
 
 
@@ -87,8 +87,9 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     captions = ("a red circle", "two blue stars", "a ring", "a green heart", "three yellow squares")
     (tmp_path / "captions.txt").write_text("\n".join(captions))
-    for config, (build, saved, _) in MODELS.items():
-        build().save_pretrained(tmp_path / "bases" / config, **saved)
+    for config, (build, variants, _) in MODELS.items():
+        for variant in (None, *variants):
+            build().save_pretrained(tmp_path / "bases" / config, variant=variant)
     monkeypatch.setitem(REWARDS._entries, "clip", redness)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     counts = distillation_plan.distillation_counts

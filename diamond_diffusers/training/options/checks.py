@@ -137,7 +137,7 @@ def _loss(options: Options) -> Iterator[str]:
     if options.model.quantize == "fp8" and loss.needs_forward_mode:
         yield (
             f"--quantize fp8 has no forward-mode rule, which --loss {name} needs; take int8 or nf4, or "
-            "--loss central_difference"
+            "--loss trajectories"
         )
     if options.preparation.num_trajectories != PreparationOptions().num_trajectories and not loss.needs_trajectories:
         yield "--num_trajectories is for --loss trajectories, and has no effect here; drop it"
