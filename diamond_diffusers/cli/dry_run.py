@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .loading import model_defaults
+from .loading import check_model, model_defaults
 from .loras import parsed_loras
 from .options import MAX_COUNT
 from .records import LoadingOptions, StockOptions
@@ -112,6 +112,7 @@ def _saved(model: str, loading: LoadingOptions, stock: StockOptions, folder: Pat
     defaults = model_defaults(model, replace(loading, diamond_map=None))
     found = find_map(model, hub)
     base, hub = base_of(model, hub, found)
+    check_model(str(base), hub)
     return save_stand_in(str(base), folder, *size, defaults, **hub), found is not None
 
 

@@ -302,6 +302,18 @@ def _named(model: str | None, source: str = "--model") -> str:
     return f"{source} is not given, and the embedded model" if model is None else f"{source} is {model!r}, which"
 
 
+def check_model(model: str, hub: Mapping[str, Any]) -> None:
+    """Raises a `ValueError`, of one sentence, where a model is of no class that is supported, or cannot be read.
+
+    Args:
+        hub: options of the Hub.
+    """
+    from ..pipelines.loading import check_class
+
+    with _blaming(_named(model)):
+        check_class(model, **hub)
+
+
 @contextmanager
 def _blaming(
     subject: str, remedy: str = "give a folder or Hub repository of a pipeline that `diamond-diffusers models` lists"

@@ -148,6 +148,12 @@ def test_a_diamond_map_stands_in(tmp_path):
     assert "aligned an image" in " ".join(printed.split())
 
 
+def test_what_is_no_model_gets_one_sentence(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert f"--model is '{folder}', which cannot be loaded" in refusal(*DRAWN, "--model", folder, "--reward", "clip")
+
+
 def test_what_depends_on_scores_is_refused():
     assert "--watch is sharpness, whose cost depends on the scores" in refusal(
         *DRAWN, "--alignment", "random_search", "--watch", "sharpness"
