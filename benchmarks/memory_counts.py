@@ -93,7 +93,7 @@ def particle_memory(
         size: as published, or `tiny`.
         device: `meta`, where attention is counted by the rule of fused kernels; elsewhere it is really computed.
     """
-    family, conditions, latents = _prepared(name, pixels, dtype, size, device)
+    family, conditions, latents = prepared_model(name, pixels, dtype, size, device)
 
     def predict(x: Tensor, in_blocks: bool) -> Tensor:
         with family.evaluating_network(in_blocks):
@@ -111,7 +111,9 @@ def particle_memory(
         )
 
 
-def _prepared(name: str, pixels: int, dtype: torch.dtype, size: str, device: str) -> tuple[Family, Conditions, Tensor]:
+def prepared_model(
+    name: str, pixels: int, dtype: torch.dtype, size: str, device: str
+) -> tuple[Family, Conditions, Tensor]:
     """A published model, its conditions of one prompt, and latents `[1, ...]` of one image."""
     published, cpu = PUBLISHED_MODELS[name], torch.device("cpu")
     pipe = DiamondMapPipeline.from_pipe(published.build(size, device, dtype))

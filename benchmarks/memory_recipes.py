@@ -112,7 +112,7 @@ def resident_bytes(model: str, loading: Loading) -> float:
         return network + sum(encoders) + decoder + reward
     if loading.offloads == "model":
         return max(network, *encoders, decoder) + reward
-    return 2 * max(_largest_block(model), _largest_block_of_encoders(model)) * loading.num_bytes + decoder + reward
+    return 2 * max(largest_block(model), _largest_block_of_encoders(model)) * loading.num_bytes + decoder + reward
 
 
 def _is_convolutional(model: str) -> bool:
@@ -126,7 +126,8 @@ def _numbers_of_clip() -> int:
 
 
 @cache
-def _largest_block(model: str) -> int:
+def largest_block(model: str) -> int:
+    """The numbers of the largest block of a model's network; of one of convolutions, of its largest layer."""
     published = PUBLISHED_MODELS[model]
     name = next(iter(published.modules))
     network = published.build("full", "meta", torch.bfloat16).components[name]

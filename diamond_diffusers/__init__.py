@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .alignment.methods import register_method
     from .alignment.methods.beam_search import BeamSearch
     from .alignment.methods.best_of_n import BestOfN
+    from .alignment.methods.diffusion_tree_sampling import DiffusionTreeSampling
+    from .alignment.methods.diffusion_tree_search import DiffusionTreeSearch
     from .alignment.methods.guidance import Guidance
     from .alignment.methods.noise_evolution import NoiseEvolution
     from .alignment.methods.noise_optimization import NoiseOptimization
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from .alignment.methods.posterior_resampling import PosteriorResampling
     from .alignment.methods.posterior_smc import PosteriorSMC
     from .alignment.methods.random_search import RandomSearch
+    from .alignment.methods.rollover_search import RolloverSearch
     from .alignment.methods.smc import SMC
+    from .alignment.methods.value_decoding import ValueDecoding
     from .alignment.methods.zero_order_search import ZeroOrderSearch
     from .alignment.presets import register_preset
     from .alignment.smc_parts.tempering import AdaptiveTempering, ScheduledTempering
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from .transitions.glass import GlassTransition
     from .transitions.ode import ODETransition
     from .transitions.renoise import RenoiseTransition
+    from .transitions.vp_sde import VPSDETransition
 
 __version__: str
 
@@ -69,6 +74,8 @@ _MODULES = {
     "DiamondMapScheduler": "schedulers.diamond_map",
     "DiamondPosterior": "posteriors.diamond",
     "DiamondTransition": "transitions.diamond",
+    "DiffusionTreeSampling": "alignment.methods.diffusion_tree_sampling",
+    "DiffusionTreeSearch": "alignment.methods.diffusion_tree_search",
     "FlowMapPoint": "posteriors.flow_map",
     "FlowMapTransition": "transitions.flow_map",
     "GlassDDPMScheduler": "schedulers.ddpm",
@@ -89,8 +96,11 @@ _MODULES = {
     "RandomSearch": "alignment.methods.random_search",
     "RenoiseTransition": "transitions.renoise",
     "Reward": "rewards.base",
+    "RolloverSearch": "alignment.methods.rollover_search",
     "ScheduledTempering": "alignment.smc_parts.tempering",
     "Transition": "transitions.base",
+    "VPSDETransition": "transitions.vp_sde",
+    "ValueDecoding": "alignment.methods.value_decoding",
     "Watch": "pipelines.watch",
     "WeightedPosterior": "posteriors.weighted",
     "ZeroOrderSearch": "alignment.methods.zero_order_search",
@@ -121,6 +131,8 @@ __all__ = [
     "DiamondMapScheduler",
     "DiamondPosterior",
     "DiamondTransition",
+    "DiffusionTreeSampling",
+    "DiffusionTreeSearch",
     "FlowMapPoint",
     "FlowMapTransition",
     "GlassDDPMScheduler",
@@ -141,8 +153,11 @@ __all__ = [
     "RandomSearch",
     "RenoiseTransition",
     "Reward",
+    "RolloverSearch",
     "ScheduledTempering",
     "Transition",
+    "VPSDETransition",
+    "ValueDecoding",
     "Watch",
     "WeightedPosterior",
     "ZeroOrderSearch",

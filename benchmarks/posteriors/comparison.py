@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diamond_diffusers.alignment.law import Law
 from diamond_diffusers.core.model import Model
+from diamond_diffusers.core.sample_statistics import energy_distance, mean_with_error, total_deviation
 from diamond_diffusers.core.values import value
 from diamond_diffusers.posteriors.base import PosteriorSampler, PosteriorSamples
 from diamond_diffusers.posteriors.denoiser import DenoiserPoint
@@ -24,7 +25,7 @@ from diamond_diffusers.posteriors.glass import GlassPosterior
 from diamond_diffusers.posteriors.weighted import WeightedPosterior
 
 from .observations import Observations
-from .sample_statistics import energy_distance, rank_correlation, total_deviation
+from .rank_correlation import rank_correlation
 
 REFERENCE = "reference (noise floor)"
 LOOK_AHEAD_COUNTS = (1, 2, 4, 8, 16)
@@ -222,10 +223,9 @@ def _vectors(drawn: PosteriorSamples) -> Tensor:
 
 
 def _law_distance(name: str, level: float, samples: Tensor, exact: Tensor, share_noise: bool) -> LawDistance:
-    energy = energy_distance(samples, exact, share_noise)
-    error = energy.std() / len(energy) ** 0.5
+    energy, error = mean_with_error(energy_distance(samples, exact, share_noise))
     ratio = total_deviation(samples) / total_deviation(exact)
-    return LawDistance(name, level, energy.mean().item(), error.item(), ratio.item())
+    return LawDistance(name, level, energy, error, ratio.item())
 
 
 def _value_accuracies(

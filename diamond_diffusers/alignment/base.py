@@ -87,6 +87,11 @@ class Method(Typed, ABC):
         assert self.transition is not None, "`resolve` fills in the transition, and comes before the first step"
         return self.transition
 
+    def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:
+        """What the model predicts at rows `[N, ...]`, equally many of each image, where the transition needs it."""
+        network = law.rows(x).network
+        return network.predict(x, noise_to_signal) if self.moves.needs_prediction(network) else None
+
     def moved(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         """Particles `[N, ...]` after a step of the transition, checked; arguments as of `Transition.step`.
 
@@ -143,6 +148,14 @@ class Method(Typed, ABC):
         posterior.check(model)
         resolved = posterior.resolve(model)
         return self if resolved is posterior else replace(self, **{"posterior": resolved})
+
+    def within(self, max_network_evaluations: int | None, max_reward_calls: int | None) -> Self:
+        """This method for the budget of an image, if it is one that keeps to a budget by itself; any other as it is.
+
+        To be overridden where a cost depends on what a run finds, so that no count can be found beforehand. Such a
+        method has `grows` None within a budget of network evaluations.
+        """
+        return self
 
     def planned(self, law: Law, levels: Sequence[float]) -> tuple[Self, Sequence[float]]:
         """This method for a run over these levels, and those of them that it visits: the first ones, and the last."""

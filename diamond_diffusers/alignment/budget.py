@@ -71,6 +71,10 @@ class Budget:
         """
         return largest_within([(limit, _composed(spent_of, cost_of)) for _, limit, spent_of in self._limits()])
 
+    def is_spent_by(self, less: Cost, more: Cost) -> bool:
+        """Whether anything that is limited rises from one cost to another."""
+        return any(spent_of(more) > spent_of(less) for *_, spent_of in self._limits())
+
     def _limits(self) -> Iterator[tuple[str, int, Callable[[Cost], int]]]:
         """What is limited: its name, the limit, and how much of it a cost has spent."""
         if self.max_network_evaluations is not None:
@@ -105,6 +109,7 @@ def fit_to_budget(
         ValueError: the budget is too small for the method.
     """
     budget = Budget(max_network_evaluations, max_reward_calls)
+    alignment = alignment.within(max_network_evaluations, max_reward_calls)
 
     @cache
     def cost_of(size: int) -> Cost:
@@ -118,6 +123,10 @@ def fit_to_budget(
             "it, or lower num_inference_steps"
         )
     if alignment.grows is None:
+        return alignment
+    buys_nothing = not budget.is_spent_by(cost_of(1), cost_of(2))
+    if buys_nothing and not any(budget.exceeded(cost_of(getattr(alignment, alignment.grows)))):
+        # As the candidates of random steps are, in a run that has none.
         return alignment
     return replace(alignment, **{alignment.grows: budget.largest(cost_of)})
 

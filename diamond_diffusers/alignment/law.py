@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -135,6 +137,15 @@ class Law:
         images = torch.tensor([image for image in range(self.num_images) for _ in range(count)], dtype=torch.long)
         groups = self.groups or (1,) * self.num_images
         return LawAtRows(self, images, tuple(count * size for size in groups))
+
+    def rows_of(self, images: Sequence[int]) -> LawAtRows:
+        """The law at rows that belong to these images, each to any of them; rows of one image are consecutive."""
+        counts = Counter(images)
+        owners = iter(range(self.num_images))
+        groups = [
+            sum(counts[image] for image in islice(owners, size)) for size in self.groups or (1,) * self.num_images
+        ]
+        return LawAtRows(self, torch.tensor(images, dtype=torch.long), tuple(size for size in groups if size))
 
     def of_images(self, images: Tensor, groups: tuple[int, ...] | None = None) -> Law:
         """This law with a row for each of the images `[N]`, as an image of its own; costs are counted together.

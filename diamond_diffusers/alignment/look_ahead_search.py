@@ -15,6 +15,7 @@ from ..posteriors.denoiser import DenoiserPoint
 from ..transitions.base import Transition
 from .base import Method
 from .cloud import Cloud
+from .evaluation import Evaluation
 from .law import Law
 from .look_ahead import LookAhead, look_ahead
 from .random_source import RandomSource
@@ -74,18 +75,12 @@ class LookAheadSearch(Method):
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
         predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, interval.start)
         x = self.branch(law, cloud.x, predicted, interval, random)
-        rows, per_image, final = law.rows(x), len(x) // law.num_images, None
-        if interval.is_last:
-            final = rows.evaluate(x)
-            ahead = LookAhead(None, law.values(final).to(x.device))
-            values = law.final_values(final).to(x.device)
-        elif per_image == self.num_particles:
+        per_image = len(x) // law.num_images
+        if per_image == self.num_particles and not interval.is_last:
             return replace(cloud, x=x, ahead=None, figures={})
-        else:
-            needed = self.moves.needs_prediction(rows.network)
-            ahead = look_ahead(law, self.posterior, x, interval.end, random.aside, with_prediction=needed)
-            values = ahead.values
-        kept = highest(values.unflatten(0, (-1, per_image)), self.num_particles)
+        needed = self.moves.needs_prediction(law.rows(x).network)
+        ahead, final, values = valued(law, self.posterior, x, interval, random.aside, with_prediction=needed)
+        kept = self.kept(values.unflatten(0, (-1, per_image)), random)
         return replace(
             cloud,
             x=x[kept],
@@ -95,10 +90,38 @@ class LookAheadSearch(Method):
             figures=ahead.figures(per_image),
         )
 
-    def predicted(self, law: Law, x: Tensor, noise_to_signal: float) -> Tensor | None:
-        """What the model predicts at rows `[N, ...]`, where the transition needs it."""
-        network = law.rows(x).network
-        return network.predict(x, noise_to_signal) if self.moves.needs_prediction(network) else None
+    def kept(self, values: Tensor, random: RandomSource) -> Tensor:
+        """Which branches go on: their flat indices `[B W]`, given the values `[B, n]` of each image's."""
+        return highest(values, self.num_particles)
+
+
+def valued(
+    law: Law,
+    posterior: PosteriorSampler,
+    x: Tensor,
+    interval: Interval,
+    random: RandomSource,
+    *,
+    with_prediction: bool,
+) -> tuple[LookAhead, Evaluation | None, Tensor]:
+    """What a search knows of particles `[N, ...]` at the end of a step, equally many of each image.
+
+    Args:
+        law: to sample.
+        posterior: draws the look-aheads.
+        x: at the end of the interval.
+        interval: the step; after the last one particles are clean, and the true reward takes the place of `V`.
+        random: what the look-aheads are drawn from.
+        with_prediction: whether the next step needs the predicted sample.
+
+    Returns:
+        The look-aheads; the decoded and scored particles where they are clean; and the values to compare, `[N]`.
+    """
+    if interval.is_last:
+        final = law.rows(x).evaluate(x)
+        return LookAhead(None, law.values(final).to(x.device)), final, law.final_values(final).to(x.device)
+    ahead = look_ahead(law, posterior, x, interval.end, random, with_prediction=with_prediction)
+    return ahead, None, ahead.values
 
 
 def highest(values: Tensor, count: int) -> Tensor:

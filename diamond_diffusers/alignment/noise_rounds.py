@@ -51,11 +51,17 @@ class NoiseRounds(NoAlignment):
         trace, num_stages = Trace(), self.num_stages(law, levels)
         for index, (sample, best) in enumerate(self.rounds(law, x, levels, random)):
             trace.steps.append(TraceStep(levels[0], **sample.figures(law)))
-            cloud = self.start(law, best.latents, 0)
-            values = law.final_values(best.evaluation).reshape(cloud.log_weights.shape)
-            cloud = replace(cloud, final=best.evaluation, values=values)
             progress = Progress(
-                self, law, cloud, trace, index, num_stages, len(levels) - 2, levels[-1], True, sample.latents
+                self,
+                law,
+                self.cloud_of(law, best),
+                trace,
+                index,
+                num_stages,
+                len(levels) - 2,
+                levels[-1],
+                True,
+                sample.latents,
             )
             yield progress
             if progress.law is not law:
@@ -63,6 +69,12 @@ class NoiseRounds(NoAlignment):
                     f"progress.law was replaced, but the rounds of {type(self).__name__} are compared under one law; "
                     "begin another run"
                 )
+
+    def cloud_of(self, law: Law, best: Sample) -> Cloud:
+        """The particles that a run has come to, which are clean: the best so far."""
+        cloud = self.start(law, best.latents, 0)
+        values = law.final_values(best.evaluation).reshape(cloud.log_weights.shape)
+        return replace(cloud, final=best.evaluation, values=values)
 
     def replace_particles(self, cloud: Cloud, x: Tensor) -> Cloud:
         raise ValueError(

@@ -89,6 +89,19 @@ class RandomSource:
         """The generator that image `index` draws from."""
         return self.generators[index] if isinstance(self.generators, list) else self.generators
 
+    def of_rows(self, images: Tensor) -> RandomSource:
+        """A source for rows that belong to these images, `[N]`: to it each is an image with a generator of its own.
+
+        A row's generator is seeded by a draw from that of its image, so that what an image receives depends on its own
+        rows alone, however many the others have.
+        """
+        generators = []
+        for image in images.tolist():
+            own = self.of_image(image)
+            device = self.device if own is None else own.device
+            generators.append(torch.Generator(device).manual_seed(_seed(own, device)))
+        return RandomSource(generators, len(images), self.device, self.dtype)
+
     def states(self) -> list[Tensor]:
         """Of the generators, or of torch's global ones: sources of equal states draw the same."""
         if self.generators is None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..pipelines.quantization import cast_layerwise, check_quantization, quantization_config
 from .loras import Lora, parsed_loras
 from .options import usable_device, weights_dtype
-from .quantization import cast_layerwise, check_quantization, quantization_config
 from .records import LoadingOptions
 
 if TYPE_CHECKING:

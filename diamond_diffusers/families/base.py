@@ -386,7 +386,7 @@ class Family(LoopTensors, EvaluatedParts):
             Two tensors `[N, ...]`, in the family's form; deviations are 0 where the autoencoder has none.
         """
         vae = self.pipeline.vae
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        encoded = vae.encode(images.to(self.device, vae.dtype))
         law = getattr(encoded, "latent_dist", None)
         mean, deviation = (encoded.latent, torch.zeros_like(encoded.latent)) if law is None else (law.mean, law.std)
         shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor

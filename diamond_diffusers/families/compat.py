@@ -19,7 +19,7 @@ from diffusers.hooks.group_offloading import (
     _is_group_offload_enabled,
     _is_torchao_tensor,
 )
-from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
+from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK, _PEFT_AUTOCAST_DISABLE_HOOK
 from diffusers.utils.torch_utils import unwrap_module
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -177,6 +177,16 @@ def moves_weights(module: nn.Module) -> bool:
     registries = [registry for part in module.modules() if (registry := _hooks_of(part)) is not None]
     names = (_GROUP_OFFLOADING, _LAYERWISE_CASTING_HOOK)
     return any(registry.get_hook(name) is not None for registry in registries for name in names)
+
+
+def cast_layerwise(network: Any, storage_dtype: torch.dtype, compute_dtype: torch.dtype) -> None:
+    """Has a diffusers model keep its weights in one dtype, and cast each to another while it is used.
+
+    Adapters stay in their own precision, and what goes into them is cast to it. diffusers has peft leave that cast out,
+    for adapters whose weights it would have cast too.
+    """
+    network.enable_layerwise_casting(storage_dtype, compute_dtype)
+    HookRegistry.check_if_exists_or_initialize(network).remove_hook(_PEFT_AUTOCAST_DISABLE_HOOK)
 
 
 def group_offloading_hook(module: nn.Module) -> GroupOffloadingHook | None:

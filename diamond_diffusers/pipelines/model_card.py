@@ -6,7 +6,7 @@ import html
 import json
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 from ..files.staging import UNFINISHED
 from ..maps.storage import MAP_FILES
 from .loading import EMBEDDED_MODEL, find_map
+from .map_accuracy import ACCURACY, LawAccuracy, MapAccuracy, distance_text, ratio_text
 
 CARD_NAME = "README.md"
 SAMPLES_NAME = "samples.png"
@@ -57,6 +58,19 @@ image.save("image.png")
 {table}
 
 The guidance of the teacher is baked in.
+{accuracy}"""
+_ACCURACY = """
+## How near it is to its teacher
+
+Look-aheads are compared with those of the teacher's GLASS in {steps} steps, {samples} for each of {observations} rows
+that training did not see, noised to each of these times of rectified flow. The energy distance in latents (± standard
+error) is 0 where the laws are equal.
+
+{distances}
+
+The total standard deviation of the look-aheads, relative to that of the same GLASS, is 1 where they spread as far.
+
+{ratios}
 """
 _MAP_ALONE = "It is a LoRA\nwith conditioning layers beside it; the base is unchanged."
 _MAP_AND_BASE = (
@@ -107,7 +121,9 @@ def write_model_card(
         grid += f"\n{_paragraph(caption)}\n" if caption else ""
     own = f"the {EMBEDDED_MODEL} of this package" if config["base_model"] == EMBEDDED_MODEL else None
     described = own or f"a {_markdown(config['family'])} model"
-    facts = {"base": base or own or config["family"], **config["training"]}
+    accuracy = MapAccuracy.read(config["training"])
+    shown = {name: value for name, value in config["training"].items() if accuracy is None or name != ACCURACY}
+    facts = {"base": base or own or config["family"], **shown}
     text = _TEXT.format(
         title=_markdown(Path(repository).resolve().name),
         base=f"[{_markdown(base)}](https://huggingface.co/{base})" if base else described,
@@ -117,10 +133,26 @@ def write_model_card(
         prompt=_quoted(" ".join((prompt or DEFAULT_PROMPT).split())),
         reward=_reward_lines(config["defaults"]),
         table="\n".join(f"| {_markdown(name)} | {_markdown(str(value))} |" for name, value in facts.items()),
+        accuracy="" if accuracy is None else _accuracy_section(accuracy),
     )
     card = ModelCard(f"---\n{data}\n---\n\n{text}")
     card.save(folder / CARD_NAME)
     return card
+
+
+def _accuracy_section(accuracy: MapAccuracy) -> str:
+    def table(text: Callable[[LawAccuracy], str]) -> str:
+        lines = [["", *(f"t = {level:g}" for level in accuracy.levels)], ["---", *["---:"] * len(accuracy.levels)]]
+        lines += [[_markdown(sampler), *texts] for sampler, texts in accuracy.by_sampler(text).items()]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    return _ACCURACY.format(
+        steps=accuracy.reference_steps,
+        observations=accuracy.num_observations,
+        samples=accuracy.num_samples,
+        distances=table(distance_text),
+        ratios=table(ratio_text),
+    )
 
 
 def check_card(license: str | None, prompt: str | None) -> None:

@@ -38,9 +38,9 @@ class Watch:
     constraints, an image that violates any is below all that hold them, as everywhere.
 
     Methods in rounds are those whose particles are clean after every stage: `noise_optimization`, `noise_evolution`,
-    `random_search`, `zero_order_search` and `reno`. Others carry half-noisy particles to a single end. What a reward
-    says of look-aheads on the way there rises and falls with the noise, so that it tells nothing of over-optimisation:
-    a call with such a method refuses a watch.
+    `random_search`, `zero_order_search`, `diffusion_tree_sampling`, `diffusion_tree_search` and presets of these.
+    Others carry half-noisy particles to a single end. What a reward says of look-aheads on the way there rises and
+    falls with the noise, so that it tells nothing of over-optimisation: a call with such a method refuses a watch.
 
     Args:
         reward: held out, in any form that a call takes; no term of the followed reward, and not in stages. Where it

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ..families.registry import check_supported
 from ..files.foreign_models import UNLOADABLE, why_unloadable
+from ..pipelines.loading import base_of, check_class, class_of, embedded_model, find_map
 from ..pipelines.pipeline import DiamondMapPipeline
+from ..pipelines.quantization import check_quantization, quantization_config
 from .errors import TrainingError
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def load_base(options: ModelOptions, dtype: torch.dtype) -> DiamondMapPipeline:
     """The base model, without its Diamond Map if it comes with one; its autoencoder is in float32.
 
+    A base in fp8 is loaded in the precision of the computation, since its weights are cast when the map is in it.
+
     Raises:
         TrainingError: it cannot be loaded.
     """
@@ -28,6 +33,7 @@ def load_base(options: ModelOptions, dtype: torch.dtype) -> DiamondMapPipeline:
     hub = {key: value for key, value in hub.items() if value is not None}
     dtypes = {"default": dtype, "vae": torch.float32}
     try:
+        hub |= _quantised(options, hub, dtype)
         pipe = DiamondMapPipeline.from_pretrained(None if options.is_miniature else name, dtype=dtypes, **hub)
     except UNLOADABLE as error:
         reason = why_unloadable(error)
@@ -39,6 +45,30 @@ def load_base(options: ModelOptions, dtype: torch.dtype) -> DiamondMapPipeline:
         if isinstance(component, nn.Module):
             component.requires_grad_(False).eval()
     return pipe
+
+
+def check_base_can_be_quantised(options: ModelOptions, device: torch.device) -> None:
+    """Raises a `TrainingError` where the base cannot have the form that the options ask for here."""
+    if options.quantize is None:
+        return
+    try:
+        check_quantization(options.quantize, device.type, None)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _quantised(options: ModelOptions, hub: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` takes to quantise the base while it is loaded."""
+    if options.quantize is None:
+        return {}
+    name = embedded_model() if options.is_miniature else options.pretrained_model_name_or_path
+    assert name is not None, "the options are checked"
+    where = {key: value for key, value in hub.items() if key != "variant"}
+    place, where = base_of(name, where, find_map(name, where))
+    class_name = check_class(place, **where)
+    index = class_of(class_name).load_config(place, **where)
+    config = quantization_config(options.quantize, index, check_supported(class_name).network_name, dtype)
+    return {} if config is None else {"quantization_config": config}
 
 
 def lora_layers(options: MapOptions, network: nn.Module) -> list[str] | None:

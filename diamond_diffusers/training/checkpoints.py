@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -46,11 +46,19 @@ class RunState(TypedDict):
     schedule: dict[str, Any]
     scaler: dict[str, Any] | None
     skipped: SkippedUpdates
+    # Earlier versions did not count them.
+    seconds: NotRequired[float]
 
 
-def decisive_options(options: Options, accelerator: Accelerator) -> dict[str, str]:
-    """The options that a resumed run may not change, as text: they decide whether a checkpoint belongs to the run."""
+def decisive_options(options: Options, accelerator: Accelerator, num_taken: int = 0) -> dict[str, str]:
+    """The options that a resumed run may not change, as text: they decide whether a checkpoint belongs to the run.
+
+    Args:
+        num_taken: rows that are held out of those that would be trained on. The option that says so decides only then.
+    """
     decisive = {option.flag: str(value) for option, value in options.values() if not option.may_change}
+    if num_taken:
+        decisive["num_validation_observations"] = str(options.validation.num_validation_observations)
     machine = {name: str(getattr(accelerator, name)) for name in ("mixed_precision", "num_processes")}
     return {**decisive, **machine}
 

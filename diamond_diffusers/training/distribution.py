@@ -65,7 +65,7 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
     Raises:
         TrainingError: float16 has no scaler of gradients; a loss in forward mode is combined with a search for unused
             parameters; weights are sharded in a way that mixes trained and frozen ones; or a sharded model would have
-            to draw samples.
+            to draw samples, or is quantised.
     """
     kind, handler = accelerator.distributed_type, accelerator.ddp_handler
     if kind != DistributedType.DEEPSPEED and accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
@@ -83,12 +83,15 @@ def prepare_distribution(accelerator: Accelerator, options: Options, loss: Disti
             "FSDP of version 1 joins trained and frozen weights of different precision; set fsdp_version: 2 in the "
             "configuration of accelerate"
         )
-    if kind == DistributedType.FSDP and options.learns_from_samples:
-        raise TrainingError("a model sharded by FSDP cannot draw samples of the teacher; give images, or take DDP")
-    if kind == DistributedType.FSDP and options.preparation.cache_trajectories:
+    if kind == DistributedType.FSDP and options.learns_from_samples and not options.preparation.keeps_rows:
         raise TrainingError(
-            "a model sharded by FSDP cannot draw trajectories to cache, as processes have different numbers of rows; "
-            "drop --cache_trajectories, or take DDP"
+            "a model sharded by FSDP cannot draw samples of the teacher; add --cache_trajectories or --cache_latents, "
+            "which draws them before it is sharded, or take DDP"
+        )
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and options.model.quantize is not None:
+        raise TrainingError(
+            f"--quantize is {options.model.quantize!r}, but {kind.value} was not made to work with quantised weights "
+            "here; leave it out, or take DDP"
         )
     if kind == DistributedType.FSDP:
         # It would cast what is trained; the base is in half precision already.

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
 
 from ..files.foreign import one_line
 from ..files.output import prepare_folder
@@ -13,6 +20,7 @@ from .errors import TrainingError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .data.held_out import Rows
     from .losses.base import DistillationLoss
     from .options.records import LoggingOptions, Options, OutputOptions
 
@@ -42,9 +50,12 @@ class Origin(TypedDict):
 
 
 def origin(options: Options) -> Origin:
-    """The base of the map, and its licence."""
+    """The base of the map, and its licence; a base in a folder is found from wherever the map is loaded."""
+    name = options.model.pretrained_model_name_or_path
+    assert name is not None, "the options are checked"
+    is_folder = not options.model.is_miniature and os.path.isdir(name)
     return {
-        "base_model": options.model.pretrained_model_name_or_path,
+        "base_model": os.path.abspath(name) if is_folder else name,
         "base_revision": options.model.revision,
         "license": options.output.license,
     }
@@ -71,9 +82,49 @@ def facts(
         "data": f"samples of the base at {name}" if options.learns_from_samples else name,
         "resolution": resolution,
         "mixed_precision": accelerator.mixed_precision,
+        **({} if options.model.quantize is None else {"quantize": options.model.quantize}),
         **{option: values[option] for option in told.split()},
         **options.loss.taken_by(type(loss)),
     }
+
+
+@dataclass
+class Effort:
+    """What a run costs, over all its parts.
+
+    Attributes:
+        seconds: of wall-clock time in which it computed rows to keep and updates; not those of validation, checkpoints
+            and loading.
+    """
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Context whose time counts."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def facts(self, rows: Rows, accelerator: Accelerator) -> dict[str, Any]:
+        """Rows, hours and hardware, for the reader of the map's card."""
+        # The length of a streamed dataset is not known.
+        counts = {} if rows.is_streamed else {"rows": len(rows.training)}
+        return {**counts, "hours": float(f"{self.seconds / 3600:.3g}"), "hardware": hardware(accelerator)}
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """What a run computes on, such as `8 x NVIDIA H200`."""
+    kind = accelerator.device.type
+    if kind == "cpu":
+        name = f"CPU with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    else:
+        # Some kinds of devices have no names.
+        named = getattr(getattr(torch, kind, None), "get_device_name", None)
+        name = one_line(named(accelerator.device)) if named else kind.upper()
+    return f"{accelerator.num_processes} x {name}" if accelerator.num_processes > 1 else name
 
 
 def make_repository(options: OutputOptions) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
+from accelerate.utils import release_memory
+from torch import Tensor, nn
 
 from ..core.model import Conditions
 from ..families.base import Family
@@ -57,6 +60,9 @@ class Teacher:
         if "negative_prompt" not in self.guidance:
             self.defaults.pop("negative_prompt", None)
         self._unconditional = self._encode([""], self.guidance)
+        self._encodes = True
+        self._kept_features: dict[str, dict[str, Tensor]] = {}
+        self._autoencoder: UserCpuOffloadHook | None = None
 
     def _own_resolution(self) -> int:
         size = self.defaults.get("height")
@@ -107,10 +113,48 @@ class Teacher:
             given["negative_prompt"] = [given["negative_prompt"]] * len(captions)
         return prepare(self.family, given, self.defaults).conditions
 
+    def park_autoencoder(self) -> None:
+        """Moves the autoencoder to the CPU; while it encodes or decodes, and until this is called again, it is back."""
+        if self._autoencoder is None:
+            device = self.family.device
+            self._autoencoder = cpu_offload_with_hook(self.family.pipeline.vae, device)[1]
+        self._autoencoder.offload()
+        release_memory()
+
+    def drop_text_encoders(self, captions: Sequence[str] = ()) -> None:
+        """Frees the memory of all models but the network and the autoencoder, once captions are encoded.
+
+        Args:
+            captions: those whose features are kept, since they are asked for later.
+        """
+        if not self._encodes:
+            return
+        self._kept_features = {caption: self.features([caption]) for caption in captions}
+        pipeline, kept = self.family.pipeline, set(self.family.parts())
+        unused = {
+            name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and part not in kept
+        }
+        pipeline.register_modules(**dict.fromkeys(unused))
+        self._encodes = False
+        release_memory()
+
     def features(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """The features of captions for the network, one row for each caption."""
+        """The features of captions for the network, one row for each caption.
+
+        Raises:
+            TrainingError: the text encoders have been dropped, and have not encoded one of these captions before.
+        """
+        if not self._encodes:
+            return self._features_of_kept(captions)
         unguided = {name: 1.0 for name in self.guidance if name.endswith("_scale")}
         return self._encode(captions, unguided).features
+
+    def _features_of_kept(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        for caption in captions:
+            if caption not in self._kept_features:
+                raise TrainingError(f"the text encoders were dropped before {caption!r} was encoded")
+        rows = [self._kept_features[caption] for caption in captions]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def conditions(self, features: Mapping[str, Tensor]) -> Conditions:
         """Conditions of the teacher for rows of features."""
@@ -124,8 +168,14 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def sample(self, captions: Sequence[str], num_inference_steps: int, generator: torch.Generator) -> Tensor:
-        """Clean latents `[N, ...]` of captions, drawn by the stock pipeline with the teacher's guidance."""
+    def sample(
+        self, captions: Sequence[str], num_inference_steps: int, generator: torch.Generator | list[torch.Generator]
+    ) -> Tensor:
+        """Clean latents `[N, ...]` of captions, drawn by the stock pipeline with the teacher's guidance.
+
+        Args:
+            generator: of all samples together, or one of each.
+        """
         pipeline = self.family.pipeline
         call = {**self.call, **self.guidance, "prompt": list(captions)}
         if "negative_prompt" in call:

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..core.attention import differentiable_attention
 from ..files.foreign_models import UNLOADABLE, why_unloadable
-from ..files.output import whole_file, writing
+from ..files.output import writing
 from ..files.staging import staged
 from ..maps.diamond_map import DiamondMap
 from ..maps.map_config import declare_map
 from ..maps.storage import save_diamond_map
 from ..pipelines.model_card import check_card, write_model_card
-from .base_model import DTYPES, load_base, lora_layers
+from ..pipelines.quantization import cast_layerwise
+from .base_model import DTYPES, check_base_can_be_quantised, load_base, lora_layers
 from .checkpoints import ANOTHER, Checkpoints, decisive_options
 from .data.batches import Order
-from .data.loading import load_rows
-from .data.sources import Source, open_source
+from .data.held_out import load_split_rows
+from .data.sources import Source, fill_cache, open_source
 from .distribution import check_trackers, make_accelerator, prepare_distribution, start_trackers
 from .errors import TrainingError
 from .figures import GRADIENT_NORM, Blame, Figures, SkippedUpdates
+from .grid import CAPTION
 from .module import DistilledModule
 from .optimisation import build_optimizer, build_schedule, check_optimizer
 from .options.records import Options
-from .release import facts, make_repository, origin, prepare_output, push
+from .release import Effort, facts, make_repository, origin, prepare_output, push
 from .teacher import Teacher
-from .validation import ROWS, averaged, image_grid, prompt_of_card, validation_images
+from .validation import Validated, Validation, averaged, prompt_of_card
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,13 @@ class Trainer:
         self.loss = options.loss.build()
         check_optimizer(options.optimizer)
         check_trackers(options.logging)
-        self.rows = load_rows(options.data, options.model.cache_dir, options.machine.seed)
+        self.rows = load_split_rows(
+            options.data, options.model.cache_dir, options.machine.seed, options.validation.num_held_out
+        )
         prepare_output(options.output, options.logging)
         self.accelerator = accelerator or make_accelerator(options)
         prepare_distribution(self.accelerator, options, self.loss)
+        check_base_can_be_quantised(options.model, self.accelerator.device)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
         self.checkpoints = Checkpoints(
             options.output.output_dir,
@@ -85,8 +88,13 @@ class Trainer:
             self.repository = make_repository(options.output)
         if options.machine.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
+        self.effort = Effort()
         self._build_map()
+        if not one_state and options.preparation.keeps_rows:
+            # While the base is whole: each process evaluates it at rows of its own, which shards could not.
+            fill_cache(options, self.rows.training, self.teacher, self._order(len(self.rows.training)))
         self._build_optimizer()
+        self.validation = Validation(options, self.teacher, self.latents_shape, self.rows, self.accelerator)
         if state:
             assert checkpoint is not None, "the state is that of a checkpoint"
             self._restore(checkpoint, state)
@@ -114,8 +122,9 @@ class Trainer:
             declare_map(family, self.teacher.call_defaults, **origin(options), training=self._facts())
         except ValueError as error:
             raise TrainingError(str(error)) from error
-        if options.machine.gradient_checkpointing:
-            family.network_module.enable_gradient_checkpointing()
+        if options.model.quantize == "fp8":
+            # The map's own layers, which are there by now, stay as they are.
+            cast_layerwise(family.network_module, DTYPES[accelerator.mixed_precision])
         size = self.teacher.resolution
         mean, _ = self.teacher.family.encode_images(torch.zeros(1, 3, size, size))
         self.latents_shape = tuple(mean.shape[1:])
@@ -140,9 +149,12 @@ class Trainer:
     def run(self) -> None:
         """Trains, saves the map and its card, and pushes them."""
         updates, accelerator = self.options.updates, self.accelerator
-        source = self._open_source()
+        with self.effort.counted():
+            source = self._open_source()
         with self._writing_logs():
             start_trackers(accelerator, self.options)
+        self.validation.prepare(self.module)
+        self._free_memory()
         with tqdm(
             total=updates.max_train_steps,
             initial=self.step,
@@ -150,8 +162,9 @@ class Trainer:
             disable=not accelerator.is_local_main_process,
         ) as bar:
             while self.step < updates.max_train_steps:
-                figures = self._update(source)
-                self._follow_up()
+                with self.effort.counted():
+                    figures = self._update(source)
+                    self._follow_up()
                 self.step += 1
                 bar.update()
                 if figures:
@@ -161,25 +174,34 @@ class Trainer:
         with self._writing_logs():
             accelerator.end_training()
 
+    def _order(self, num_rows: int) -> Order:
+        """The order of so many rows in this process."""
+        accelerator = self.accelerator
+        batch_size, seed = self.options.updates.train_batch_size, self.options.machine.seed
+        return Order(num_rows, batch_size, accelerator.process_index, accelerator.num_processes, seed)
+
     def _open_source(self) -> Source:
         """The batches that follow those of the completed steps."""
-        updates, accelerator = self.options.updates, self.accelerator
-        order = partial(
-            Order,
-            batch_size=updates.train_batch_size,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            seed=self.options.machine.seed,
-        )
         return open_source(
             self.options,
-            self.rows,
+            self.rows.training,
             self.teacher,
-            order,
-            self.step * updates.gradient_accumulation_steps,
-            accelerator.wait_for_everyone,
+            self._order,
+            self.step * self.options.updates.gradient_accumulation_steps,
+            self.accelerator.wait_for_everyone,
             self.module if self.loss.needs_trajectories else None,
         )
+
+    def _free_memory(self) -> None:
+        """Takes off the device what updates do not need: text encoders if rows are kept, and the autoencoder.
+
+        That decodes for validation alone, after which it is called again.
+        """
+        options = self.options
+        if options.preparation.keeps_rows:
+            self.teacher.drop_text_encoders([prompt_of_card(options)])
+        if options.preparation.keeps_rows or options.learns_from_samples:
+            self.teacher.park_autoencoder()
 
     def _save_and_validate_when_due(self) -> None:
         if self.step % self.options.checkpoints.checkpointing_steps == 0:
@@ -187,8 +209,9 @@ class Trainer:
         validation = self.options.validation
         # The last grid is that of the model card.
         is_last = self.step >= self.options.updates.max_train_steps
-        if validation.validation_prompt is not None and self.step % validation.validation_steps == 0 and not is_last:
+        if validation.is_wanted and self.step % validation.validation_steps == 0 and not is_last:
             self._validate(validation.validation_prompt)
+            self._free_memory()
 
     def _log(self, figures: dict[str, float], bar: tqdm) -> None:
         """Shows and logs the figures of the updates up to this step."""
@@ -219,11 +242,11 @@ class Trainer:
             data, features = draw()
             conditions = self.teacher.conditions(features)
             with accelerator.accumulate(self.module):
-                loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
+                # Checkpointed blocks are evaluated again as they were, with the map and the weights of then.
+                with self.pipe.family.evaluating_network(options.machine.gradient_checkpointing):
+                    loss, parts = self.module(partial(self.loss, data=data, conditions=conditions, batch_number=batch))
                 self.figures.add(self.step, {"loss": loss.detach(), **parts})
-                # Checkpointed blocks are evaluated again, and have to be the map's then.
-                with self.diamond_map.awake() if options.machine.gradient_checkpointing else nullcontext():
-                    accelerator.backward(loss)
+                accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.parameters, options.updates.max_grad_norm or math.inf)
                     # A scaler of gradients leaves such an update out itself.
@@ -240,7 +263,7 @@ class Trainer:
         """Whether figures are read in the update at hand: to be logged, and before anything is saved or drawn."""
         number, options = self.step + 1, self.options
         intervals = [options.logging.logging_steps, options.checkpoints.checkpointing_steps]
-        if options.validation.validation_prompt is not None:
+        if options.validation.is_wanted:
             intervals.append(options.validation.validation_steps)
         return any(number % interval == 0 for interval in intervals) or number >= options.updates.max_train_steps
 
@@ -266,7 +289,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self._check_weights()
         state = {
-            "options": decisive_options(self.options, self.accelerator),
+            "options": decisive_options(self.options, self.accelerator, self.rows.num_taken),
             "weights": dict(
                 zip(self.diamond_map.weights(), [weight.detach() for weight in self.parameters], strict=True)
             ),
@@ -274,6 +297,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "skipped": asdict(self.skipped),
+            "seconds": self.effort.seconds,
         }
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             # The optimiser's state is in the engine, a part in each process.
@@ -292,7 +316,9 @@ class Trainer:
                 logger.info("there is no checkpoint in %s; starting a new run", self.options.output.output_dir)
             return None, None
         state = self.checkpoints.load(checkpoint)
-        self.checkpoints.check_same_run(checkpoint, state, decisive_options(self.options, self.accelerator))
+        self.checkpoints.check_same_run(
+            checkpoint, state, decisive_options(self.options, self.accelerator, self.rows.num_taken)
+        )
         return checkpoint, state
 
     def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -316,52 +342,33 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped = SkippedUpdates(**state["skipped"])
+        self.effort = Effort(state.get("seconds", 0.0))
         # The learning rate of that step is that of this run's own schedule.
         self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
         self.schedule.last_epoch -= 1
         self.schedule.step()
 
-    def _validate(self, prompt: str) -> Any:
-        """Draws, logs and returns the grid of the averaged weights."""
-        options = self.options
+    def _validate(self, prompt: str | None) -> Validated:
+        """Validates the averaged weights."""
         with torch.no_grad(), averaged(self.average, self.parameters):
-            images = self.module(
-                lambda diamond_map: validation_images(
-                    diamond_map,
-                    self.teacher,
-                    prompt,
-                    self.latents_shape,
-                    options.validation.num_validation_images,
-                    options.machine.seed,
-                )
-            )
-        grid = image_grid(images)
-        with self._writing_logs():
-            for tracker in self.accelerator.trackers:
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
-        if self.accelerator.is_main_process:
-            file = options.output.output_dir / "validation" / f"step-{self.step}.png"
-            with whole_file(file) as partial:
-                grid.save(partial, "png")
-        return grid
+            return self.validation(self.module, self.step, prompt)
 
     def _finish(self) -> None:
         """Saves the averaged map with its card, and pushes it if the options say so."""
         options, accelerator = self.options, self.accelerator
         self._check_weights()
         prompt = prompt_of_card(options)
-        samples = self._validate(prompt)
+        validated = self._validate(prompt)
         trained = self.parameters if self.average is None else self.average.shadow_params
         weights = dict(zip(self.diamond_map.weights(), [full(weight) for weight in trained], strict=True))
         if accelerator.is_main_process:
-            self._save(weights, prompt, samples)
+            self._save(weights, prompt, validated)
             if options.output.push_to_hub:
                 assert self.repository is not None, "it was made before training"
                 push(options.output, self.repository)
         accelerator.wait_for_everyone()
 
-    def _save(self, weights: dict[str, Tensor], prompt: str, samples: Image.Image) -> None:
+    def _save(self, weights: dict[str, Tensor], prompt: str, validated: Validated) -> None:
         """Writes the map and its card; when they are complete, they replace the former ones."""
         options = self.options
         with writing(options.output.output_dir), staged(options.output.output_dir) as stage:
@@ -369,17 +376,18 @@ class Trainer:
                 stage.path,
                 self.diamond_map,
                 self.teacher.call_defaults,
-                self._facts(),
+                self._facts(validated),
                 weights=weights,
                 **origin(options),
             )
             repository = self.repository or str(options.output.output_dir)
-            caption = f"Rows: {', '.join(ROWS)}."
-            write_model_card(stage.path, repository, options.output.license, prompt, samples, caption)
+            write_model_card(stage.path, repository, options.output.license, prompt, validated.grid, CAPTION)
         logger.info("the map is in %s", options.output.output_dir)
 
-    def _facts(self) -> dict[str, Any]:
-        return facts(self.options, self.loss, self.step, self.teacher.resolution, self.accelerator)
+    def _facts(self, validated: Validated | None = None) -> dict[str, Any]:
+        known = facts(self.options, self.loss, self.step, self.teacher.resolution, self.accelerator)
+        known |= self.effort.facts(self.rows, self.accelerator)
+        return known if validated is None else {**known, **validated.facts()}
 
 
 def full(weight: Tensor) -> Tensor:

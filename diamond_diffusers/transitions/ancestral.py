@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,28 +16,17 @@ from . import TRANSITIONS
 from .base import Transition
 
 
-@TRANSITIONS.register("ancestral")
-@dataclass(frozen=True)
-class AncestralTransition(Transition):
-    """A Gaussian step around the denoised sample (DDIM with eta, arXiv 2010.02502); `eta=1` is DDPM.
+class GaussianTransition(Transition):
+    """A Gaussian step around the denoised sample, of which a part of the noise is kept and the rest is fresh::
 
-    Args:
-        eta: share in `[0, 1]` of the DDPM noise that is fresh.
+        y' = D + kept (y - D) / kappa + fresh e,      kept^2 + fresh^2 = kappa'^2
 
-    Example:
-        >>> method = BestOfN(num_particles=2, transition=AncestralTransition())
-        >>> pipe("a red star", alignment=method, num_inference_steps=2)
+    Subclasses say how much is fresh.
     """
 
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; give a number between 0 (deterministic) and 1 (DDPM)")
-
+    @abstractmethod
     def _fresh_noise(self, interval: Interval) -> float:
-        """Standard deviation of the fresh noise in `y' = x' / alpha'`."""
-        return self.eta * interval.end * math.sqrt(1 - (interval.end / interval.start) ** 2)
+        """Standard deviation of the fresh noise in `y' = x' / alpha'`, at most `interval.end`."""
 
     def step(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         # It uses the prediction.
@@ -55,6 +45,29 @@ class AncestralTransition(Transition):
         # y' = D + kept (y - D) / kappa + fresh eps.
         kept = math.sqrt(max(interval.end**2 - fresh**2, 0.0))
         return (1 - kept / interval.start) / fresh
+
+
+@TRANSITIONS.register("ancestral")
+@dataclass(frozen=True)
+class AncestralTransition(GaussianTransition):
+    """A Gaussian step around the denoised sample (DDIM with eta, arXiv 2010.02502); `eta=1` is DDPM.
+
+    Args:
+        eta: share in `[0, 1]` of the DDPM noise that is fresh.
+
+    Example:
+        >>> method = BestOfN(num_particles=2, transition=AncestralTransition())
+        >>> pipe("a red star", alignment=method, num_inference_steps=2)
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}; give a number between 0 (deterministic) and 1 (DDPM)")
+
+    def _fresh_noise(self, interval: Interval) -> float:
+        return self.eta * interval.end * math.sqrt(1 - (interval.end / interval.start) ** 2)
 
 
 def _with_noise_kept(x: Tensor, predicted: Tensor, kappa: float, kappa_next: float, kept: float) -> Tensor:

@@ -8,6 +8,8 @@ from diamond_diffusers import (
     AncestralTransition,
     BeamSearch,
     BestOfN,
+    DiffusionTreeSampling,
+    DiffusionTreeSearch,
     GlassPosterior,
     GlassTransition,
     Guidance,
@@ -15,6 +17,8 @@ from diamond_diffusers import (
     NoAlignment,
     PathSearch,
     RandomSearch,
+    RolloverSearch,
+    ValueDecoding,
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.random_source import RandomSource
@@ -41,7 +45,11 @@ METHODS = {
     "tilted mean": Guidance(LOOK_AHEADS, Guide("tilted_mean"), num_particles=2),
     "beam_search": BeamSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
     "path_search": PathSearch(2, 2, LOOK_AHEADS),
+    "rollover_search": RolloverSearch(2, 3, LOOK_AHEADS, GlassTransition(2)),
+    "value_decoding": ValueDecoding(2, 3, LOOK_AHEADS, GlassTransition(2), block_size=2),
     "random_search": RandomSearch(AncestralTransition(), 2, num_candidates=5, round_size=2),
+    "diffusion_tree_sampling": DiffusionTreeSampling(num_particles=2, num_rollouts=7, widening=1.0),
+    "diffusion_tree_search": DiffusionTreeSearch(num_rollouts=6, widening=1.0, widening_exponent=0.5, round_size=2),
     "zero_order_search": ZeroOrderSearch(num_particles=2, num_candidates=5, round_size=2),
 }
 

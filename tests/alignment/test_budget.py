@@ -18,6 +18,8 @@ from diamond_diffusers import (
     NoiseOptimization,
     PathSearch,
     RandomSearch,
+    RolloverSearch,
+    ValueDecoding,
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.budget import Budget, cost_of_image, fit_to_budget, largest_within
@@ -45,6 +47,8 @@ METHODS = {
     "beam_search": BeamSearch(branching=3),
     "beam_search with look-aheads": BeamSearch(branching=3, posterior=LOOK_AHEADS, transition=GlassTransition(2)),
     "path_search": PathSearch(branching=3),
+    "rollover_search": RolloverSearch(),
+    "value_decoding": ValueDecoding(block_size=2),
     "smc": SMC(),
     "smc with look-aheads": SMC(posterior=LOOK_AHEADS),
     "guidance": Guidance(),

@@ -24,6 +24,8 @@ from diamond_diffusers import (
     PosteriorResampling,
     PosteriorSMC,
     RandomSearch,
+    RolloverSearch,
+    ValueDecoding,
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.methods import METHODS as REGISTERED
@@ -42,6 +44,8 @@ METHODS = {
     "guidance": Guidance(),
     "beam_search": BeamSearch(2, 3),
     "path_search": PathSearch(2, 3),
+    "rollover_search": RolloverSearch(2, 3),
+    "value_decoding": ValueDecoding(2, 3),
 }
 
 
@@ -154,6 +158,8 @@ def test_names_stand_for_methods_with_their_defaults():
         "noise_evolution": NoiseEvolution,
         "posterior_resampling": PosteriorResampling,
         "posterior_smc": PosteriorSMC,
+        "rollover_search": RolloverSearch,
+        "value_decoding": ValueDecoding,
     }
     smc = SMC(num_particles=7)
     assert as_method(smc) is smc

@@ -16,6 +16,8 @@ from diamond_diffusers import (
     PathSearch,
     RandomSearch,
     RenoiseTransition,
+    RolloverSearch,
+    ValueDecoding,
 )
 from diamond_diffusers.alignment.random_source import RandomSource
 
@@ -86,6 +88,8 @@ def test_all_draws_are_independent_standard_normals(make_source):
         (Guidance(FlowMapPoint(2), Guide("pathwise"), transition=ODETransition(), num_corrections=2), 0),
         (BestOfN(num_particles=3), 0),
         (PathSearch(2, 3), 0),
+        (RolloverSearch(2, 3, transition=AncestralTransition()), 4),
+        (ValueDecoding(2, 3, transition=AncestralTransition(), block_size=2), 4),
         (RandomSearch(num_candidates=4), 0),
         (NoiseOptimization(num_iterations=2), 0),
         # The last step ends at the predicted sample, whatever the noise.

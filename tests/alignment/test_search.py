@@ -21,6 +21,8 @@ from diamond_diffusers import (
     PathSearch,
     RandomSearch,
     RenoiseTransition,
+    RolloverSearch,
+    ValueDecoding,
     ZeroOrderSearch,
 )
 from diamond_diffusers.alignment.random_source import RandomSource
@@ -300,6 +302,12 @@ PLAIN = [
     *(BestOfN(transition, 3) for transition in (ODETransition(), *STOCHASTIC)),
     *(BeamSearch(2, 3, LOOK_AHEADS, transition) for transition in STOCHASTIC),
     *(PathSearch(2, 3, transition=transition) for transition in (ODETransition(), *STOCHASTIC)),
+    *(RolloverSearch(2, 3, LOOK_AHEADS, transition) for transition in STOCHASTIC[1:3]),
+    *(
+        ValueDecoding(2, 3, LOOK_AHEADS, transition, block_size)
+        for transition in STOCHASTIC[1:3]
+        for block_size in (1, 2)
+    ),
     *(
         RandomSearch(num_candidates=5, round_size=2, transition=transition)
         for transition in (ODETransition(), *STOCHASTIC)

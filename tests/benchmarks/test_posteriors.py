@@ -29,10 +29,11 @@ from benchmarks.posteriors.observations import (
     shuffled_captions,
     tilted_law,
 )
-from benchmarks.posteriors.sample_statistics import energy_distance, rank_correlation, total_deviation
+from benchmarks.posteriors.rank_correlation import rank_correlation
 from diamond_diffusers import DiamondMapPipeline, DiamondPosterior, GlassPosterior
 from diamond_diffusers.alignment.law import Law
 from diamond_diffusers.core.glass import INNER_SOLVERS
+from diamond_diffusers.core.sample_statistics import energy_distance, total_deviation
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.maps.storage import save_diamond_map
 from diamond_diffusers.miniature.judge import judge

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from benchmarks.zoo.stable_diffusion import build_tiny_stable_diffusion
 from diamond_diffusers import DiamondMapPipeline, Guidance, Guide
 from diamond_diffusers.cli import loading as module
-from diamond_diffusers.cli import quantization
 from diamond_diffusers.cli.loading import load_model
 from diamond_diffusers.cli.loras import MAP_ADAPTER, Lora, parsed_loras
 from diamond_diffusers.cli.records import LoadingOptions
 from diamond_diffusers.evaluation.benchmark.records import fingerprint, modules_of
 from diamond_diffusers.maps.diamond_map import ADAPTER
+from diamond_diffusers.pipelines import quantization
 from diamond_diffusers.pipelines.loading import MAP_FOLDER, embedded_model
 
 from ..families.common import lora_weights

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diamond_diffusers import AncestralTransition, GlassTransition, ODETransition
+from diamond_diffusers import AncestralTransition, GlassTransition, ODETransition, VPSDETransition
 from diamond_diffusers.core.glass import sample_transition
 from diamond_diffusers.core.interval import Interval
 from diamond_diffusers.core.levels import ode_step
@@ -113,9 +113,70 @@ def test_the_ancestral_step_is_the_formula_of_ddim(eta, level):
     )
 
 
+def vp_coefficients(r):
+    """`alpha`, `sigma` and their slopes at a time of the variance-preserving path whose beta rises from 0.1 to 20."""
+    log_variance, beta = 0.1 * r + 19.9 * r**2 / 2, 0.1 + 19.9 * r
+    alpha, sigma = math.exp(-log_variance / 2), math.sqrt(1 - math.exp(-log_variance))
+    return alpha, sigma, -beta / 2 * alpha, beta / 2 * alpha**2 / sigma
+
+
+def vp_time(level):
+    return (math.sqrt(0.01 + 2 * 19.9 * math.log1p(level**2)) - 0.1) / 19.9
+
+
+@pytest.mark.parametrize(("level", "next_level"), [(152.0, 13.0), (6.0, 2.4), (2.0, 0.5), (0.3, 0.1)])
+@pytest.mark.parametrize("diffusion", [3.0, 1.5])
+def test_the_vp_sde_step_is_what_the_sde_of_its_authors_comes_to_for_a_fixed_denoised_sample(
+    level, next_level, diffusion
+):
+    """Many Euler-Maruyama steps of `dx = (-u + g^2 / 2 score) dr + g dw`, with the score from the velocity `u`."""
+    x, denoised, count = 0.8, -0.4, 4000
+    start, end = vp_time(level), vp_time(next_level)
+    mean, variance, width = x, 0.0, (start - end) / count
+    for index in range(count):
+        r = start - index * width
+        alpha, sigma, alpha_slope, sigma_slope = vp_coefficients(r)
+        # Of the velocity and of the score, which are affine in the state: the slope and the rest.
+        velocity = sigma_slope / sigma, (alpha_slope - sigma_slope * alpha / sigma) * denoised
+        ratio = alpha / alpha_slope
+        spread = sigma**2 - ratio * sigma_slope * sigma
+        score = (ratio * velocity[0] - 1) / spread, ratio * velocity[1] / spread
+        g = diffusion * r**2
+        slope, rest = (g**2 / 2 * of_score - of_u for of_score, of_u in zip(score, velocity, strict=True))
+        mean, variance = mean + (slope * mean + rest) * width, (1 + slope * width) ** 2 * variance + g**2 * width
+    transition, interval = VPSDETransition(diffusion), Interval(level, next_level)
+    state, clean = torch.tensor([[x], [x]], dtype=torch.float64), torch.full((2, 1), denoised, dtype=torch.float64)
+    moved = transition.step(UNUSED, state, interval, clean, torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    assert moved[0].item() == pytest.approx(mean, abs=2e-3)
+    assert (moved[1] - moved[0]).item() == pytest.approx(math.sqrt(variance), abs=2e-3)
+
+
+def test_the_vp_sde_begins_at_its_noisiest_level_and_ends_at_the_denoised_sample():
+    transition = VPSDETransition()
+    for level, kept in [(13.0, 0.48), (6.0, 0.435), (2.4, 0.41), (0.01, 0.40)]:
+        x, still = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+        noise = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        fresh = transition.step(UNUSED, x, Interval(math.inf, level), still, noise).diff(dim=0) / coefficients(level)[1]
+        assert math.sqrt(1 - fresh.item() ** 2) == pytest.approx(kept, abs=0.006)
+    assert not transition.is_random(Interval(math.inf, 200.0)) and transition.is_random(Interval(math.inf, 100.0))
+    assert not transition.is_random(Interval(0.3, 0.0)) and transition.is_stochastic
+    x, denoised, noise = torch.randn(3, 5, 3, generator=seeded(1), dtype=torch.float64).unbind(0)
+    torch.testing.assert_close(transition.step(UNUSED, x, Interval(0.3, 0.0), denoised, noise), denoised)
+    for diffusion in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match=r"diffusion is .*; give a positive number"):
+            VPSDETransition(diffusion)
+
+
 @pytest.mark.parametrize(
     "transition",
-    [GlassTransition(1), GlassTransition(1, 0.3), AncestralTransition(), AncestralTransition(0.5), ODETransition()],
+    [
+        GlassTransition(1),
+        GlassTransition(1, 0.3),
+        AncestralTransition(),
+        AncestralTransition(0.5),
+        VPSDETransition(),
+        ODETransition(),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("level", "next_level"), [*STEPS, (0.5, 0.0)])

@@ -151,7 +151,8 @@ def test_methods_without_rounds_refuse_a_watch(shared_pipe, method):
 
 def test_methods_in_rounds_are_those_that_the_watch_names():
     named = {name for name in METHODS.names() if METHODS.get(name).works_in_rounds}
-    assert named == {"noise_optimization", "noise_evolution", "random_search", "zero_order_search"}
+    trees = {"diffusion_tree_sampling", "diffusion_tree_search"}
+    assert named == {"noise_optimization", "noise_evolution", "random_search", "zero_order_search", *trees}
     assert all(f"`{name}`" in Watch.__doc__ for name in named)
     assert NoiseEvolution().works_in_rounds
 

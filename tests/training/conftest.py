@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
+from diamond_diffusers.training import grid
 from diamond_diffusers.training.options.parser import parse_options
 from diamond_diffusers.training.options.records import Options
 
@@ -13,6 +14,12 @@ def fresh_accelerate():
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(autouse=True)
+def cheap_grid(monkeypatch):
+    """Every finished run draws one, and most tests do not look at it."""
+    monkeypatch.setattr(grid, "REFERENCE_STEPS", 2)
 
 
 @pytest.fixture
@@ -44,6 +51,8 @@ def options(tiny_folder, tmp_path):
         }
         if {"--train_data_dir", "--prompts_file"} & set(further):
             del run["dataset_name"]
+        if "--prompts_file" in further:
+            del run["max_train_samples"]
         arguments = [text for name, value in run.items() for text in (f"--{name}", str(value))]
         return parse_options([*arguments, *map(str, further)])
 

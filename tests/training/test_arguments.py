@@ -46,7 +46,8 @@ def test_the_options_have_the_names_that_users_know():
         ((*BASE, *DATA, "--streaming"), "--streaming needs a --dataset_name"),
         ((*BASE, "--dataset_name", "x", "--streaming", "--cache_latents"), "drop --streaming"),
         ((*BASE, *DATA, "--cache_latents", "--random_flip"), "drop --random_flip"),
-        ((*BASE, *DATA, "--cache_latents", "--teacher_samples"), "of no use with samples of the teacher"),
+        ((*BASE, *DATA, "--quantize", "int3"), "invalid choice: 'int3'"),
+        ((*BASE, *DATA, "--quantize", "fp8"), "--quantize fp8 has no forward-mode rule, which --loss lagrangian needs"),
         (
             (*BASE, "--dataset_name", "x", "--streaming", "--dataloader_num_workers", "2"),
             "cannot be used with --streaming",

@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from diamond_diffusers.files.foreign import ForeignFileError
 from diamond_diffusers.training.data.batches import Order, batches_from
 from diamond_diffusers.training.data.folder import ImageFolder
+from diamond_diffusers.training.data.held_out import evenly_spaced, load_split_rows
 from diamond_diffusers.training.data.images import Preparation, open_image
 from diamond_diffusers.training.data.loading import load_captioned
 from diamond_diffusers.training.data.miniature import MiniatureWorld
@@ -287,3 +288,63 @@ def test_images_of_any_mode_look_as_they_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 4)
     with pytest.raises(TrainingError, match="the image of image cannot be decoded"):
         opened(picture(0))
+
+
+def names_of(rows) -> list[str]:
+    return [rows[index].name for index in range(len(rows))]
+
+
+@pytest.mark.parametrize(("limit", "training", "held_out"), [(None, [0, 2, 3, 5], [1, 4]), (3, [0, 1, 2], [3, 5])])
+def test_rows_are_held_out_at_even_distances_or_beyond_those_that_are_used(hub_folder, limit, training, held_out):
+    arguments = ("--dataset_name", hub_folder, *COLUMNS, *([] if limit is None else ["--max_train_samples", limit]))
+    rows = load_split_rows(given(*arguments), None, 0, 2)
+    for found, expected in ((rows.training, training), (rows.held_out, held_out)):
+        assert names_of(found) == [f"row {number} of {hub_folder}" for number in expected]
+    assert rows.num_taken == (2 if limit is None else 0)
+    plain = load_split_rows(given(*arguments), None, 0, 0)
+    assert (rows.training.fingerprint == plain.training.fingerprint) == (limit is not None)
+    assert rows.fingerprint != load_split_rows(given(*arguments), None, 0, 3).fingerprint
+    assert list(plain.held_out) == [] and plain.num_taken == 0
+
+
+def test_rows_at_even_distances_are_different_and_of_the_whole():
+    for total in range(1, 12):
+        for count in range(1, total + 1):
+            chosen = evenly_spaced(count, total)
+            assert len(set(chosen)) == count and chosen[0] >= 0 and chosen[-1] < total
+            assert max(np.diff([-1, *chosen, total])) <= total / count + 1
+
+
+def test_the_first_rows_of_a_stream_are_held_out_of_every_epoch(hub_folder):
+    rows = load_split_rows(given("--dataset_name", hub_folder, *COLUMNS, "--streaming"), None, 0, 2)
+    assert [row.captions for row in rows.held_out] == ["caption 0", "caption 1"] and rows.is_streamed
+    for epoch in range(3):
+        seen = sorted(row.captions for row in rows.training.stream(epoch))
+        assert seen == [f"caption {number}" for number in range(2, 6)]
+
+
+def test_held_out_scenes_have_captions_that_no_scene_has():
+    rows = load_split_rows(given("--dataset_name", "miniature", "--max_train_samples", 200), None, 0, 292)
+    held_out = {caption.text for caption in rows.held_out.captions}
+    assert len(held_out) == 292 and rows.num_taken == 0
+    assert not held_out & {rows.training[index].captions for index in range(200)}
+    assert rows.held_out[7].image.size == (64, 64)
+
+
+def test_a_folder_is_split_and_too_small_ones_are_refused(images):
+    (images / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": name, "text": name}) for name in ("a.png", "b.jpg", "more/c.webp"))
+    )
+    rows = load_split_rows(given("--train_data_dir", images), None, 0, 2)
+    assert names_of(rows.training) == ["b.jpg"] and names_of(rows.held_out) == ["a.png", "more/c.webp"]
+    with pytest.raises(TrainingError, match=r"--num_validation_observations is 3, but the data has 2 rows to hold out"):
+        load_split_rows(given("--train_data_dir", images), None, 0, 3)
+
+
+def test_prompts_that_equal_held_out_ones_are_left_out(prompts_file):
+    prompts_file.write_text("a\nb\na\nc\nb\nd\n")
+    rows = load_split_rows(given("--prompts_file", prompts_file), None, 0, 2)
+    assert names_of(rows.held_out) == ["b", "d"] and names_of(rows.training) == ["a", "a", "c"]
+    assert rows.num_taken == 3
+    with pytest.raises(TrainingError, match=r"--num_validation_observations is 4, but the data has 3 rows to hold out"):
+        load_split_rows(given("--prompts_file", prompts_file), None, 0, 4)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diamond_diffusers.core.levels import add_noise
 from diamond_diffusers.core.tensors import expand
 from diamond_diffusers.maps.storage import CONDITIONING_NAME, LORA_NAME
+from diamond_diffusers.training.data import sources
 from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.losses import LOSSES
 from diamond_diffusers.training.losses.residuals import Batch, diagonal
@@ -131,10 +132,10 @@ def test_a_run_is_resumed_and_saved(options, way):
 
 def test_what_cannot_be_distributed_is_refused(options):
     accelerator = sharding_accelerator()
-    with pytest.raises(TrainingError, match="cannot draw samples of the teacher"):
+    with pytest.raises(TrainingError, match="cannot draw samples of the teacher; add --cache_trajectories or"):
         Trainer(options("--teacher_samples"), accelerator)
-    with pytest.raises(TrainingError, match="cannot draw trajectories to cache"):
-        Trainer(options("--loss", "trajectories", "--cache_trajectories"), accelerator)
+    with pytest.raises(TrainingError, match="--quantize is 'fp8', but FSDP was not made to work with quantised"):
+        Trainer(options("--quantize", "fp8", "--loss", "progressive"), accelerator)
     accelerator.state.fsdp_plugin.fsdp_version = 1
     with pytest.raises(TrainingError, match="set fsdp_version: 2"):
         Trainer(options(), accelerator)
@@ -163,3 +164,24 @@ def test_shards_of_a_base_in_half_precision_train(options, loss):
         assert all((full(new) != old).any() for old, new in zip(before, run.parameters, strict=True))
 
     in_two_processes(child)
+
+
+def test_shards_learn_from_rows_that_the_whole_base_has_drawn(options, prompts_file):
+    """An odd number of them, in files of one row each, so that the processes evaluate the teacher differently often."""
+    shared = ["--prompts_file", prompts_file, "--teacher_num_inference_steps", 1, "--loss", "trajectories"]
+    shared += ["--cache_trajectories", "--max_train_steps", 2, "--num_validation_images", 1]
+    alone, together = options(*shared, output="alone"), options(*shared, "--train_batch_size", 1, output="together")
+
+    def child(given, accelerator) -> None:
+        accelerator.end_training = lambda: None
+        Trainer(given, accelerator).run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "rows_of_shard", lambda resolution: 1)
+        Trainer(alone).run()
+        in_two_processes(lambda: child(together, sharding_accelerator(*FLUX_BLOCKS)))
+    cached = [sorted((given.output.output_dir / "cache").rglob("*.safetensors")) for given in (alone, together)]
+    assert [file.name for file in cached[0]] == [file.name for file in cached[1]]
+    assert len(cached[0]) == 3
+    for one, other in zip(*cached, strict=True):
+        torch.testing.assert_close(load_file(one), load_file(other))

@@ -37,7 +37,7 @@ def test_what_is_pushed_is_what_is_loaded(options, tmp_path, monkeypatch):
         assert torch.equal(weight, averaged)
     card = ModelCard.load(pushed / "README.md")
     assert 'from_pretrained("someone/my-map"' in card.text
-    assert "Rows: one evaluation, four evaluations." in card.text
+    assert "Rows: the teacher, by GLASS in 32 steps; then the map in one, two and four steps." in card.text
     assert "| loss | lagrangian |" in card.text
     assert not any(
         "secret" in file.read_text(errors="ignore") for file in given.output.output_dir.rglob("*") if file.is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +16,7 @@ from benchmarks.zoo.flux import build_tiny_flux
 from benchmarks.zoo.tiny_models import TINY_MODELS
 from diamond_diffusers.core.glass import sample_posterior
 from diamond_diffusers.training.data.batches import Order, prepared_lists
-from diamond_diffusers.training.data.encoding import LatentEncoder
+from diamond_diffusers.training.data.encoding import LatentEncoder, TrajectoryEncoder
 from diamond_diffusers.training.data.images import Preparation
 from diamond_diffusers.training.data.loading import load_rows, read_prompts
 from diamond_diffusers.training.data.sources import open_source
@@ -23,6 +25,7 @@ from diamond_diffusers.training.errors import TrainingError
 from diamond_diffusers.training.options.records import DataOptions, Options, PreparationOptions
 from diamond_diffusers.training.teacher import Teacher
 
+from ..accelerator import DEVICE, Accelerator
 from ..maps.tiny_maps import tiny_family
 
 PROMPTS = ["a red circle", "two blue stars"]
@@ -227,3 +230,96 @@ def test_without_images_the_teacher_draws_them(options, flux_teacher, prompts_fi
     prompts_file.write_text("\n")
     with pytest.raises(TrainingError, match="is empty; write one prompt a line"):
         read_prompts(prompts_file)
+
+
+@pytest.fixture
+def prompts_once(options, prompts_file):
+    """Options of a run on samples of the teacher that are drawn once."""
+    return lambda *further: options(
+        *[
+            "--prompts_file",
+            prompts_file,
+            "--teacher_num_inference_steps",
+            2,
+            "--cache_latents",
+            "--max_train_steps",
+            9,
+        ],
+        *further,
+    )
+
+
+def test_samples_that_are_kept_are_drawn_once(prompts_once, flux_teacher, monkeypatch, prompts_file):
+    def order(rows):
+        return Order(rows, 3)
+
+    first, second = drawn(opened(prompts_once(), flux_teacher, order), 2)
+    folder = prompts_once().output.output_dir / "cache"
+    (cache,) = folder.iterdir()
+    # Each is a sample of its own caption, whatever is drawn beside it.
+    kept = load_file(cache / "00000000.safetensors")
+    assert set(kept) == {"latents.mean", *first[1]}
+    prompts, noise = read_prompts(prompts_file), iter(seeds_of_shard(flux_teacher, kept, prompts_once()))
+    for place, row in enumerate(Order(3, 3).permutation(0).tolist()):
+        alone = flux_teacher.sample([prompts[row]], 2, [torch.Generator().manual_seed(next(noise))])
+        torch.testing.assert_close(kept["latents.mean"][place : place + 1], alone, atol=1e-5, rtol=1e-4)
+        told = flux_teacher.features([prompts[row]])
+        torch.testing.assert_close({name: kept[name][place : place + 1] for name in told}, told)
+    # Every epoch has the same ones.
+    torch.testing.assert_close(first[0].sort(0).values, second[0].sort(0).values)
+    monkeypatch.setattr(flux_teacher, "sample", lambda *arguments: pytest.fail("drawn again"))
+    drawn(opened(prompts_once(), flux_teacher, order), 1)
+    monkeypatch.undo()
+    # Other settings, and other captions, have other samples.
+    opened(prompts_once("--teacher_num_inference_steps", 1), flux_teacher, order)
+    opened(prompts_once("--quantize", "fp8", "--loss", "progressive"), flux_teacher, order)
+    prompts_file.write_text("a red circle\na star\na ring\n")
+    opened(prompts_once(), flux_teacher, order)
+    assert len(list(folder.iterdir())) == 4
+
+
+def seeds_of_shard(teacher, kept, given):
+    """Of the noise of the samples in the first file."""
+    rng = random.Random(random.Random(f"{given.machine.seed} shard 0").getrandbits(63))
+    return [rng.getrandbits(63) for _ in range(len(kept["latents.mean"]))]
+
+
+def test_trajectories_of_samples_do_not_depend_on_how_many_are_drawn_at_once(flux_teacher):
+    rows = [(None, caption) for caption in (*PROMPTS, "a ring")]
+    one, many = (TrajectoryEncoder(flux_teacher, size, num_inference_steps=2)(rows, 5, 3) for size in (1, 3))
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-4)
+    assert len(one["trajectories.x"].unique(dim=0)) == 3
+
+
+def test_text_encoders_leave_when_captions_are_encoded(flux_teacher):
+    pipeline = flux_teacher.family.pipeline
+    encoders = [weakref.ref(pipeline.text_encoder), weakref.ref(pipeline.text_encoder_2)]
+    network, expected = pipeline.transformer, flux_teacher.features([PROMPTS[0]] * 2)
+    flux_teacher.drop_text_encoders(PROMPTS[:1])
+    assert [encoder() for encoder in encoders] == [None, None]
+    assert pipeline.transformer is network and pipeline.vae is not None
+    torch.testing.assert_close(flux_teacher.features([PROMPTS[0]] * 2), expected)
+    with pytest.raises(TrainingError, match="dropped before 'two blue stars' was encoded"):
+        flux_teacher.features(PROMPTS)
+
+
+def test_the_autoencoder_waits_on_the_cpu(flux_teacher):
+    """And is where the network is whenever it is used."""
+    family, shape = flux_teacher.family, TINY_MODELS["flux"].shape
+    z, images = torch.randn(1, *shape), torch.rand(1, 3, 16, 16)
+    conditions = flux_teacher.conditions(flux_teacher.features(PROMPTS[:1]))
+    expected = family.decode(z, conditions)
+    mean, _ = family.encode_images(images)
+    with Accelerator(), torch.no_grad():
+        family.pipeline.to(DEVICE)
+        flux_teacher.park_autoencoder()
+        uses = [
+            (lambda: family.decode(z.to(DEVICE), conditions), expected),
+            (lambda: family.encode_images(images)[0], mean),
+        ]
+        for use, found in uses:
+            assert family.pipeline.vae.device.type == "cpu"
+            assert family.device == family.pipeline.transformer.device == DEVICE
+            torch.testing.assert_close(use().cpu(), found, atol=1e-5, rtol=1e-4)
+            assert family.pipeline.vae.device == DEVICE
+            flux_teacher.park_autoencoder()

@@ -45,8 +45,11 @@ class BeamSearch(LookAheadSearch):
         interval: Interval,
         random: RandomSource,
     ) -> Tensor:
-        count = self.branching if self.moves.is_random(interval) else 1
-        rows, per_image = x.repeat_interleave(count, 0), self.num_particles * count
+        per_image = len(x) // law.num_images
+        # Branches that are not compared yet go on as they are.
+        parts = per_image == self.num_particles and self.moves.is_random(interval)
+        count = self.branching if parts else 1
+        rows, per_image = x.repeat_interleave(count, 0), per_image * count
         noise = driving_noise(random, self.moves, rows, per_image, interval)
         predicted = None if predicted is None else predicted.repeat_interleave(count, 0)
         return self.moved(law.rows(rows).network, rows, interval, predicted, noise)

@@ -40,7 +40,6 @@ class NoAlignment(Method):
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
         network = law.rows(cloud.x).network
         noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
-        needs_prediction = self.moves.needs_prediction(network)
-        predicted = network.predict(cloud.x, interval.start) if needs_prediction else None
+        predicted = self.predicted(law, cloud.x, interval.start)
         x = self.moved(network, cloud.x, interval, predicted, noise)
         return Cloud(x, cloud.log_weights, cloud.log_evidence)

@@ -160,8 +160,9 @@ def sized_to_budget(
     """The largest method of a recipe whose `equivalent_evaluations` and scores for an image are within the budgets."""
     limits = Budget(budget, max_reward_calls)
     assert isinstance(recipe.alignment, Method), "the recipe is that of one model, for which its method was made"
-    method = SizedMethod(name, recipe.alignment, recipe.num_inference_steps or default_steps)
-    for what in recipe.growth_of(recipe.alignment):
+    alignment = recipe.alignment.within(budget, max_reward_calls)
+    method = SizedMethod(name, alignment, recipe.num_inference_steps or default_steps)
+    for what in recipe.growth_of(alignment):
         method = _grown(method, what, limits, cost_of)
     cost = cost_of(method)
     for limit, most, spent in limits.exceeded(cost):

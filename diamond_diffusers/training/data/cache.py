@@ -23,8 +23,8 @@ from ...files.staging import write_safetensors
 from ..errors import TrainingError
 from .batches import Order, prepared_lists
 from .encoding import Encoder
-from .images import Preparation
-from .rows import CaptionedImages
+from .images import Prepare
+from .rows import CaptionedImages, fingerprint
 from .trajectories import INNER_STEPS
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ShardedCache:
         return range(start, min(start + self.shard_size, self.num_rows))
 
     def fill(
-        self, rows: CaptionedImages, prepare: Preparation, encode: Encoder, order: Order, num_workers: int = 0
+        self, rows: CaptionedImages, prepare: Prepare, encode: Encoder, order: Order, num_workers: int = 0
     ) -> None:
         """Computes this process's shards, except those that are there already.
 
@@ -97,7 +97,7 @@ class ShardedCache:
                 bar.update(len(found))
 
     def _prepared(
-        self, shards: Iterable[int], rows: CaptionedImages, prepare: Preparation, order: Order, num_workers: int
+        self, shards: Iterable[int], rows: CaptionedImages, prepare: Prepare, order: Order, num_workers: int
     ) -> Iterator[Any]:
         """The prepared rows of shards, one after the other."""
         first_epoch = order.permutation(0).tolist()
@@ -143,8 +143,12 @@ def identity(options: Options, rows: Any, teacher: Teacher, order: Order, shard_
     values = options.by_flag()
     settings = {name: str(values[name]) for name in names.split()}
     settings["resolution"] = str(teacher.resolution)
-    settings["rows"] = rows.fingerprint
+    settings["rows"] = fingerprint(rows)
     settings["order"] = f"{order.num_rows} rows, seed {order.seed}, {shard_size} a shard"
+    if options.model.quantize is not None:
+        settings["quantize"] = options.model.quantize
+    if options.learns_from_samples:
+        settings["samples"] = f"{options.preparation.teacher_num_inference_steps} steps, {teacher.guidance}"
     if options.preparation.cache_trajectories:
         settings["guidance"] = str(teacher.guidance)
         settings["inner_times"] = str(inner_times(INNER_STEPS, 1.0).tolist())

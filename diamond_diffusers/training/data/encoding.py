@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,10 @@ from torch import Tensor
 from ...core.memory_errors import want_of_memory
 from ..errors import TrainingError
 from ..teacher import Teacher
+from .images import Prepared
 from .trajectories import Trajectories, TrajectoryNoise
 
 logger = logging.getLogger(__name__)
-
-Prepared = tuple[Tensor, str]
-"""An image `[3, H, W]` in [-1, 1], and its caption."""
 
 MAX_ROWS_ON_CPU = 16
 """More at once are hardly quicker there, and no error would tell that memory runs out."""
@@ -77,11 +76,14 @@ class Encoder(ABC):
         teacher: the teacher.
         batch_size: rows that it evaluates at once, as far as memory allows.
         dtype: floating-point type in which latents and states are kept.
+        num_inference_steps: steps of a sample of the teacher, which is drawn for each caption; None where rows have
+            images.
     """
 
     teacher: Teacher
     batch_size: int
     dtype: torch.dtype = torch.float32
+    num_inference_steps: int | None = None
     _latent_batches: TeacherBatches = field(init=False)
     _flow_batches: TeacherBatches = field(init=False)
 
@@ -99,24 +101,38 @@ class Encoder(ABC):
             max_rows: rows of a whole shard: noise is drawn for all, so that it does not depend on how many there are.
         """
 
-    def encode(self, rows: Sequence[Prepared]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Means and deviations of the autoencoder's latents, `mean` and `deviation`, and the features of captions."""
+    def encode(self, rows: Sequence[Prepared], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Means and deviations of the autoencoder's latents, `mean` and `deviation`, and the features of captions.
+
+        Samples of the teacher have no deviation. Each is drawn from noise of its own, so that it does not depend on how
+        many are drawn at once.
+        """
+        draw = random.Random(seed)
+        seeds = [draw.getrandbits(63) for _ in rows]
+
+        def latents(part: slice) -> dict[str, Tensor]:
+            images, captions = zip(*rows[part], strict=True)
+            if self.num_inference_steps is None:
+                mean, deviation = self.teacher.family.encode_images(torch.stack(images))
+                return {"mean": mean.float(), "deviation": deviation.float()}
+            noise = [torch.Generator().manual_seed(own) for own in seeds[part]]
+            return {"mean": self.teacher.sample(captions, self.num_inference_steps, noise)}
 
         def evaluate(part: slice) -> dict[str, Tensor]:
-            images, captions = zip(*rows[part], strict=True)
-            mean, deviation = self.teacher.family.encode_images(torch.stack(images))
-            latents = {"latents.mean": mean.float(), "latents.deviation": deviation.float()}
-            return {name: tensor.cpu() for name, tensor in {**latents, **self.teacher.features(captions)}.items()}
+            found = {f"latents.{name}": tensor for name, tensor in latents(part).items()}
+            found |= self.teacher.features([caption for _, caption in rows[part]])
+            return {name: tensor.cpu() for name, tensor in found.items()}
 
         features = self._latent_batches(evaluate, len(rows))
-        return {name: features.pop(f"latents.{name}") for name in ("mean", "deviation")}, features
+        names = [name for name in ("mean", "deviation") if f"latents.{name}" in features]
+        return {name: features.pop(f"latents.{name}") for name in names}, features
 
 
 class LatentEncoder(Encoder):
     """Keeps means and deviations of the autoencoder's latents; a sample of them is drawn anew for every batch."""
 
     def __call__(self, rows: Sequence[Prepared], seed: int, max_rows: int) -> dict[str, Tensor]:
-        latents, features = self.encode(rows)
+        latents, features = self.encode(rows, seed)
         return {**features, **{f"latents.{name}": tensor.to(self.dtype) for name, tensor in latents.items()}}
 
 
@@ -124,11 +140,12 @@ class TrajectoryEncoder(Encoder):
     """Keeps an observation of each row, with two trajectories of the teacher's inner flow."""
 
     def __call__(self, rows: Sequence[Prepared], seed: int, max_rows: int) -> dict[str, Tensor]:
-        latents, features = self.encode(rows)
-        mean, deviation = latents["mean"], latents["deviation"]
+        latents, features = self.encode(rows, seed)
+        z = mean = latents["mean"]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            z = mean + deviation * torch.randn(max_rows, *mean.shape[1:])[: len(rows)]
+            if "deviation" in latents:
+                z = mean + latents["deviation"] * torch.randn(max_rows, *mean.shape[1:])[: len(rows)]
             noise = TrajectoryNoise.draw(max_rows, mean.shape[1:])
         device, family = self.teacher.family.device, self.teacher.family
 

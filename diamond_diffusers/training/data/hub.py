@@ -38,6 +38,11 @@ class HubDataset:
         self.fingerprint = getattr(dataset, "_fingerprint", "")
         self.image_column, self.caption_column = image_column, caption_column
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the rows are read one after the other, and their number is not known."""
+        return hasattr(self.dataset, "set_epoch")
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -56,12 +61,38 @@ class HubDataset:
         return Captioned(row[self.image_column], row[self.caption_column], f"row {index} of {self.name}")
 
 
-def load_dataset(options: DataOptions, cache_dir: str | None, seed: int) -> HubDataset:
+def load_dataset(options: DataOptions, cache_dir: str | None, seed: int, num_skipped: int = 0) -> HubDataset:
     """The dataset that the options name, from the disk or from the Hub; a streamed one is shuffled by the seed.
+
+    Args:
+        options, cache_dir, seed: as of `load_captioned`.
+        num_skipped: rows of a streamed dataset that are left out, which are its first ones.
 
     Raises:
         TrainingError: the dataset cannot be loaded, or has no such split.
     """
+    dataset = _opened(options, cache_dir)
+    if options.streaming:
+        if num_skipped:
+            dataset = dataset.skip(num_skipped)
+        if options.max_train_samples is not None:
+            dataset = dataset.take(options.max_train_samples)
+        dataset = dataset.shuffle(seed=seed, buffer_size=options.shuffle_buffer_size)
+    return _with_columns(dataset, options)
+
+
+def first_rows(options: DataOptions, cache_dir: str | None, count: int) -> list[Captioned]:
+    """The first rows of a streamed dataset; arguments and errors as of `load_dataset`."""
+    return list(_with_columns(_opened(options, cache_dir).take(count), options).stream(0))
+
+
+def _with_columns(dataset: Any, options: DataOptions) -> HubDataset:
+    assert options.dataset_name is not None, "the data is a dataset by name"
+    return HubDataset(dataset, options.dataset_name, options.image_column, options.caption_column)
+
+
+def _opened(options: DataOptions, cache_dir: str | None) -> Any:
+    """The dataset as `datasets` opens it, streamed if the options say so."""
     assert options.dataset_name is not None, "the data is a dataset by name"
     try:
         import datasets
@@ -96,10 +127,6 @@ def load_dataset(options: DataOptions, cache_dir: str | None, seed: int) -> HubD
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise TrainingError(f"--dataset_name {options.dataset_name} cannot be loaded: {reason}") from error
-    if options.streaming:
-        if not hasattr(dataset, "set_epoch"):
-            dataset = dataset.to_iterable_dataset()
-        if options.max_train_samples is not None:
-            dataset = dataset.take(options.max_train_samples)
-        dataset = dataset.shuffle(seed=seed, buffer_size=options.shuffle_buffer_size)
-    return HubDataset(dataset, options.dataset_name, options.image_column, options.caption_column)
+    if options.streaming and not hasattr(dataset, "set_epoch"):
+        return dataset.to_iterable_dataset()
+    return dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,11 @@ from ..errors import TrainingError
 from .rows import Captioned
 
 MAX_ASPECT_RATIO = 100
+
+Prepared = tuple[Tensor | None, str]
+"""An image `[3, H, W]` in [-1, 1], or None where the teacher is to draw it, and its caption."""
+Prepare = Callable[[Captioned, random.Random], Prepared]
+"""Turns a row into what is encoded; all its randomness is that of the generator."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,15 @@ class Preparation:
         if self.random_flip and rng.random() < 0.5:
             image = functional.hflip(image)
         return functional.to_tensor(image) * 2 - 1, choose_caption(row, rng)
+
+
+def caption_alone(row: Captioned, rng: random.Random) -> tuple[None, str]:
+    """No image and a caption of a row, for which the teacher draws one.
+
+    Raises:
+        TrainingError: the row has no caption.
+    """
+    return None, choose_caption(row, rng)
 
 
 def open_image(row: Captioned) -> Image.Image:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..options.records import DataOptions
 
 
-def load_rows(options: DataOptions, cache_dir: str | None = None, seed: int = 0) -> Any:
+def load_rows(options: DataOptions, cache_dir: str | None = None, seed: int = 0, num_skipped: int = 0) -> Any:
     """The prompts or the captioned images that the options name; arguments as for `load_captioned`.
 
     Raises:
@@ -27,7 +27,7 @@ def load_rows(options: DataOptions, cache_dir: str | None = None, seed: int = 0)
     """
     if options.prompts_file is not None:
         return [Captioned(None, prompt, prompt) for prompt in read_prompts(options.prompts_file)]
-    return load_captioned(options, cache_dir, seed)
+    return load_captioned(options, cache_dir, seed, num_skipped)
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -43,13 +43,16 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def load_captioned(options: DataOptions, cache_dir: str | None = None, seed: int = 0) -> CaptionedImages | HubDataset:
+def load_captioned(
+    options: DataOptions, cache_dir: str | None = None, seed: int = 0, num_skipped: int = 0
+) -> CaptionedImages | HubDataset:
     """The dataset or folder that the options name.
 
     Args:
         options: options of a dataset or a folder.
         cache_dir: folder for downloads.
         seed: seed by which a streamed dataset is shuffled.
+        num_skipped: first rows of a streamed dataset that are left out.
 
     Raises:
         ForeignFileError: a file of the folder cannot be read.
@@ -60,7 +63,7 @@ def load_captioned(options: DataOptions, cache_dir: str | None = None, seed: int
     elif options.dataset_name == MINIATURE:
         rows = MiniatureWorld()
     else:
-        rows = load_dataset(options, cache_dir, seed)
+        rows = load_dataset(options, cache_dir, seed, num_skipped)
     if options.streaming:
         return rows
     if len(rows) == 0:

@@ -45,6 +45,13 @@ class FirstRows(Subset[Captioned]):
         self.fingerprint = rows.fingerprint
 
 
+def fingerprint(rows: CaptionedImages | Sequence[Captioned]) -> str:
+    """A text that changes where rows do; prompts without images are told by themselves."""
+    if isinstance(rows, Sequence):
+        return str([row.captions for row in rows])
+    return rows.fingerprint
+
+
 def check_columns(name: str, row: Mapping[str, Any], image: str, caption: str) -> None:
     """Raises a `TrainingError` for the first column that a row lacks."""
     for option, column in (("--image_column", image), ("--caption_column", caption)):

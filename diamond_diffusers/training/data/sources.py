@@ -13,8 +13,8 @@ from torch import Tensor
 from .batches import Order, batches_from
 from .cache import ShardedCache, identity, rows_of_shard
 from .encoding import Encoder, LatentEncoder, TrajectoryEncoder, default_batch_size
-from .images import Preparation, choose_caption
-from .pool import Pool, open_pool
+from .images import Preparation, Prepare, caption_alone, choose_caption
+from .pool import open_pool
 from .rows import Captioned
 from .trajectories import Trajectories
 
@@ -62,23 +62,34 @@ def _open_rows(
     """The batches of clean latents of rows, or of trajectories if these are cached."""
     streaming, preparation = options.data.streaming, options.preparation
     row_order, num_workers = order(0 if streaming else len(rows)), preparation.dataloader_num_workers
-    if options.learns_from_samples:
+    if options.learns_from_samples and not preparation.keeps_rows:
         captions = batches_from(rows, _caption, row_order, first_batch, num_workers, streaming)
         return teacher_source(captions, teacher, preparation.teacher_num_inference_steps)
-    prepare = Preparation(teacher.resolution, preparation.center_crop, preparation.random_flip)
     if not preparation.keeps_rows:
+        prepare = _preparation(options, teacher)
         images = batches_from(rows, prepare, row_order, first_batch, num_workers, streaming)
         return image_source(images, teacher)
-    pool = _filled_pool(options, rows, prepare, teacher, row_order, barrier)
+    cache = fill_cache(options, rows, teacher, row_order)
+    barrier()
+    pool = open_pool(cache, teacher.family.device, preparation.cache_location, num_workers)
     places = _places(row_order, first_batch, options.updates.num_batches)
     read = cached_trajectories if preparation.cache_trajectories else cached_latents
     return read(pool.batches(places))
 
 
-def _filled_pool(
-    options: Options, rows: Any, prepare: Preparation, teacher: Teacher, order: Order, barrier: Callable[[], None]
-) -> Pool:
-    """The rows that the run is going to see, after all processes have computed those that are not in files yet."""
+def _preparation(options: Options, teacher: Teacher) -> Prepare:
+    """What is done with a row before it is encoded."""
+    if options.learns_from_samples:
+        return caption_alone
+    preparation = options.preparation
+    return Preparation(teacher.resolution, preparation.center_crop, preparation.random_flip)
+
+
+def fill_cache(options: Options, rows: Any, teacher: Teacher, order: Order) -> ShardedCache:
+    """The rows that the run is going to see, after this process has computed its share of those not in files yet.
+
+    Arguments as of `open_source`.
+    """
     preparation, device = options.preparation, teacher.family.device
     shard_size = rows_of_shard(teacher.resolution)
     num_visited = options.updates.num_batches * order.batch_size * order.num_processes
@@ -86,10 +97,10 @@ def _filled_pool(
     cache = ShardedCache(folder, min(len(rows), num_visited), shard_size)
     kind: type[Encoder] = TrajectoryEncoder if preparation.cache_trajectories else LatentEncoder
     batch_size = preparation.teacher_batch_size or default_batch_size(device, shard_size)
-    encode = kind(teacher, batch_size, getattr(torch, preparation.cache_dtype))
-    cache.fill(rows, prepare, encode, order, preparation.dataloader_num_workers)
-    barrier()
-    return open_pool(cache, device, preparation.cache_location, preparation.dataloader_num_workers)
+    num_inference_steps = preparation.teacher_num_inference_steps if options.learns_from_samples else None
+    encode = kind(teacher, batch_size, getattr(torch, preparation.cache_dtype), num_inference_steps)
+    cache.fill(rows, _preparation(options, teacher), encode, order, preparation.dataloader_num_workers)
+    return cache
 
 
 def _places(order: Order, first_batch: int, num_batches: int) -> Iterator[Tensor]:
@@ -148,8 +159,11 @@ def cached_latents(batches: Iterator[dict[str, Tensor]]) -> Source:
     for features in batches:
 
         def draw(features: dict[str, Tensor] = features) -> Any:
-            mean, deviation = (features.pop(f"latents.{name}").float() for name in ("mean", "deviation"))
-            return mean + deviation * torch.randn_like(mean), features
+            mean, deviation = (features.pop(f"latents.{name}", None) for name in ("mean", "deviation"))
+            assert mean is not None, "it is kept of every row"
+            # Samples of the teacher have no deviation.
+            z = mean.float()
+            return z if deviation is None else z + deviation.float() * torch.randn_like(z), features
 
         yield draw
 

@@ -50,7 +50,6 @@ def _data(data: DataOptions) -> Iterator[str]:
 
 
 def _preparation(preparation: PreparationOptions, data: DataOptions) -> Iterator[str]:
-    no_images = preparation.teacher_samples or not data.has_images
     if data.streaming and preparation.dataloader_num_workers > 0:
         yield "--dataloader_num_workers cannot be used with --streaming, whose order would depend on it; leave it at 0"
     for name in ("cache_latents", "cache_trajectories"):
@@ -60,12 +59,8 @@ def _preparation(preparation: PreparationOptions, data: DataOptions) -> Iterator
             yield f"--{name} needs a dataset of known length; drop --streaming"
         if preparation.random_flip:
             yield f"--{name} encodes every image once; drop --random_flip"
-    if preparation.cache_latents and no_images:
-        yield "--cache_latents is of no use with samples of the teacher; drop it"
     if preparation.cache_trajectories and preparation.cache_latents:
         yield "--cache_trajectories keeps the latents too; drop --cache_latents"
-    if preparation.cache_trajectories and no_images:
-        yield "--cache_trajectories is for images; drop it, or the samples of the teacher"
 
 
 def _optimisation(options: Options) -> Iterator[str]:
@@ -102,6 +97,7 @@ def _without_effect(options: Options) -> Iterator[str]:
     images = "images that are trained on", not options.learns_from_samples
     dataset = "a --dataset_name for datasets", data.is_a_dataset
     rows = "a dataset or a folder", data.prompts_file is None
+    metrics = "--validation_metrics", options.validation.validation_metrics
     cache = "--cache_latents or --cache_trajectories", options.preparation.keeps_rows
     counts = {
         "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", schedule == "cosine_with_restarts"),
@@ -112,6 +108,7 @@ def _without_effect(options: Options) -> Iterator[str]:
         **dict.fromkeys(("image_column", "dataset_split", "dataset_config_name"), dataset),
         **dict.fromkeys(("caption_column", "max_train_samples"), rows),
         **dict.fromkeys(("cache_dtype", "cache_location", "teacher_batch_size"), cache),
+        **dict.fromkeys(("num_validation_observations", "num_validation_samples"), metrics),
     }
     for option, value in options.values():
         needed, is_there = counts.get(option.name, ("", True))
@@ -125,6 +122,11 @@ def _loss(options: Options) -> Iterator[str]:
     if options.machine.gradient_checkpointing and loss.needs_forward_mode:
         yield (
             f"--gradient_checkpointing has no forward-mode rule, which --loss {name} needs; drop it, or take "
+            "--loss central_difference"
+        )
+    if options.model.quantize == "fp8" and loss.needs_forward_mode:
+        yield (
+            f"--quantize fp8 has no forward-mode rule, which --loss {name} needs; take int8 or nf4, or "
             "--loss central_difference"
         )
     if options.preparation.cache_trajectories and not loss.needs_trajectories:

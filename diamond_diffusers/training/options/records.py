@@ -29,6 +29,11 @@ class ModelOptions:
     revision: str | None = option(None, "Revision of the base on the Hub.")
     variant: str | None = option(None, "Variant of the base's weight files, such as fp16.")
     cache_dir: str | None = option(None, "Folder that downloads are kept in.", may_change=True)
+    quantize: Literal["nf4", "int8", "fp8"] | None = option(
+        None,
+        "Form of the frozen base: nf4 (bitsandbytes) or int8 (torchao) of the network and the large text encoders; "
+        "fp8: the network's weights as they are stored, each cast while it is used.",
+    )
 
     @property
     def is_miniature(self) -> bool:
@@ -77,9 +82,11 @@ class PreparationOptions:
     teacher_num_inference_steps: int = option(20, "Steps of one sample of the teacher.", check=at_least(1, 10_000))
     center_crop: bool = option(False, "Crop images at the centre instead of at random.")
     random_flip: bool = option(False, "Mirror half of the images.")
-    cache_latents: bool = option(False, "Encode images and captions once, into the output folder.")
+    cache_latents: bool = option(
+        False, "Encode images and captions once, or draw the teacher's samples once, into the output folder."
+    )
     cache_trajectories: bool = option(
-        False, "Run the teacher's inner flow once for each image, for --loss trajectories."
+        False, "Run the teacher's inner flow once for each image or sample, for --loss trajectories."
     )
     cache_dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Floating-point type of cached latents and trajectories; half precision halves their size."
@@ -293,13 +300,40 @@ class LoggingOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Images that show the progress of the map."""
+    """Images and figures that show the progress of the map."""
 
     validation_prompt: str | None = option(
         None, "Prompt that is drawn while training and for the model card.", may_change=True
     )
     num_validation_images: int = option(4, "Images in a row of the grid.", check=at_least(1, 1024), may_change=True)
-    validation_steps: int = option(500, "Updates from one grid to the next.", check=at_least(1), may_change=True)
+    validation_metrics: bool = option(
+        False,
+        "Compare the look-aheads of the map with those of the teacher's GLASS on held-out rows, while training and for "
+        "the model card.",
+        may_change=True,
+    )
+    num_validation_observations: int = option(
+        16, "Rows that are held out for the comparison.", check=at_least(2, 65_536), may_change=True
+    )
+    num_validation_samples: int = option(
+        16,
+        "Look-aheads of each of these rows, at each of five noise levels.",
+        check=at_least(2, 65_536),
+        may_change=True,
+    )
+    validation_steps: int = option(
+        500, "Updates from one grid and comparison to the next.", check=at_least(1), may_change=True
+    )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is to be shown while the map is trained."""
+        return self.validation_metrics or self.validation_prompt is not None
+
+    @property
+    def num_held_out(self) -> int:
+        """Rows that training does not see."""
+        return self.num_validation_observations if self.validation_metrics else 0
 
 
 @dataclass(frozen=True)

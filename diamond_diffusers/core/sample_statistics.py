@@ -1,9 +1,10 @@
-"""How far apart two sets of samples are, how wide one is, and whether two lists of numbers rank alike."""
+"""How far apart two sets of samples are, and how wide one is."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -41,16 +42,39 @@ def _distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def total_variance(samples: Tensor) -> Tensor:
+    """The trace of the covariance of each of `N` laws: `[N]` from samples `[N, n, d]`; 0 for single ones."""
+    if samples.shape[1] == 1:
+        return samples.new_zeros(len(samples))
+    return samples.var(1).sum(-1)
+
+
 def total_deviation(samples: Tensor) -> Tensor:
     """Root of the trace of the covariance, its mean over `N` laws: `[]` from samples `[N, n, d]`; 0 for single ones."""
-    if samples.shape[1] == 1:
-        return samples.new_zeros(())
-    return samples.var(1).sum(-1).mean().sqrt()
+    return total_variance(samples).mean().sqrt()
 
 
-def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's rank correlation of two lists `[N]`, ties at their mean rank; None where either is constant."""
-    ranks = [torch.from_numpy(rankdata(values.cpu())) for values in (first, second)]
-    centred = [rank - rank.mean() for rank in ranks]
-    norms = centred[0].norm() * centred[1].norm()
-    return (centred[0] @ centred[1] / norms).item() if norms > 0 else None
+def mean_with_error(values: Tensor) -> tuple[float, float]:
+    """The mean of independent values `[N]`, at least 2, and its standard error."""
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def deviation_ratio(variances: Tensor, exact: Tensor) -> tuple[float, float]:
+    """The total deviation over `N` laws divided by the exact one, and its standard error.
+
+    Args:
+        variances: `total_variance` of the samples of each law, `[N]` float64, at least 2.
+        exact: that of the exact samples of the same laws, `[N]`.
+
+    Returns:
+        NaN where the exact samples do not vary at all. The error is that of a ratio of means whose terms come in pairs,
+        to first order.
+    """
+    if exact.mean() == 0:
+        return math.nan, math.nan
+    squared = variances.mean() / exact.mean()
+    if squared == 0:
+        return 0.0, 0.0
+    _, error = mean_with_error((variances - squared * exact) / exact.mean())
+    ratio = squared.sqrt().item()
+    return ratio, error / (2 * ratio)

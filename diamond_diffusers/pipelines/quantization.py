@@ -1,4 +1,4 @@
-"""What `--quantize` does, by the means of diffusers."""
+"""What `--quantize` of the commands and of the trainer does, by the means of diffusers."""
 
 from __future__ import annotations
 
@@ -74,4 +74,6 @@ def cast_layerwise(network: Any, dtype: torch.dtype) -> None:
     """Keeps the weights of a network in fp8, each cast to a dtype while it is used; LoRAs stay as they are."""
     import torch
 
-    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    from ..families import compat
+
+    compat.cast_layerwise(network, torch.float8_e4m3fn, dtype)
