@@ -77,6 +77,9 @@ _BLACK_BOX: dict[str, Method | str] = {
     "best_of_smc": SMC(default_selection="best"),
     "best_of_smc_once": SMC(num_valuations=1, default_selection="best"),
     "fk_steering": "fk_steering",
+    "value_decoding": "value_decoding",
+    "rollover_search": "rollover_search",
+    "diffusion_tree_search": "diffusion_tree_search",
 }
 _DENOISER: dict[str, Method | str] = {
     "glass_smc": SMC(transition=GlassTransition(num_inner_steps=2), default_selection="best"),
