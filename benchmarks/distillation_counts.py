@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diamond_diffusers.core.memory_use import peak_bytes
 from diamond_diffusers.families.base import Family
 from diamond_diffusers.maps.diamond_map import DiamondMap
-from diamond_diffusers.training.data.trajectories import INNER_STEPS, PAIR
+from diamond_diffusers.training.data.trajectories import INNER_STEPS, TrajectoryDraws
 from diamond_diffusers.training.module import DistilledModule
 
 from .fused_attention import fused_attention
@@ -22,6 +22,7 @@ from .memory_counts import prepared_model, weights_of
 from .memory_recipes import largest_block
 
 LEVEL = 1.0
+PAIR = TrajectoryDraws().num_trajectories
 TRAJECTORY_EVALUATIONS = 1 + PAIR * (INNER_STEPS - 1)
 """Of an observation: at pure inner noise both trajectories have the same posterior mean."""
 TRAINED_BYTES = {"the map's weights": 4, "their gradients": 4, "their moments": 8, "their average": 4}

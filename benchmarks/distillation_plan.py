@@ -12,11 +12,12 @@ from rich.table import Table
 
 from diamond_diffusers.cli.options import MAX_PIXELS, text_table
 from diamond_diffusers.core.checks import check_choice
-from diamond_diffusers.training.data.trajectories import INNER_STEPS, PAIR
+from diamond_diffusers.training.data.trajectories import INNER_STEPS
 
 from .command_line import command
 from .distillation_counts import (
     FORMS,
+    PAIR,
     TRAINED_BYTES,
     TRAJECTORY_EVALUATIONS,
     DistillationCounts,

@@ -14,7 +14,7 @@ from torch import nn
 from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.pipelines.pipeline import DiamondMapPipeline
 from diamond_diffusers.training.data.miniature import MiniatureWorld
-from diamond_diffusers.training.data.trajectories import PAIR, Trajectories
+from diamond_diffusers.training.data.trajectories import Trajectories, TrajectoryDraws
 from diamond_diffusers.training.losses import LOSSES
 from diamond_diffusers.training.options.records import LossOptions
 from diamond_diffusers.training.teacher import Teacher
@@ -54,8 +54,8 @@ def measure(batch_size: int, num_steps: int) -> list[tuple[str, float, float, fl
     conditions = teacher.conditions(teacher.features([MiniatureWorld()[index].captions for index in range(batch_size)]))
     z = torch.randn(batch_size, 16, 32)
     figures = {}
-    half = conditions.rows(torch.arange(batch_size // PAIR))
-    kept = Trajectories.draw(pipe.family, z[: batch_size // PAIR], half)
+    half = conditions.rows(torch.arange(batch_size // TrajectoryDraws().num_trajectories))
+    kept = Trajectories.draw(pipe.family, z[: batch_size // TrajectoryDraws().num_trajectories], half)
     for name in LOSSES.names():
         loss = LossOptions(name, diagonal_fraction=0.0).build()
         learnt = (kept, half) if loss.needs_trajectories else (z, conditions)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .alignment.methods.none import NoAlignment
     from .alignment.methods.path_search import PathSearch
     from .alignment.methods.posterior_resampling import PosteriorResampling
+    from .alignment.methods.posterior_resampling_smc import PosteriorResamplingSMC
     from .alignment.methods.posterior_smc import PosteriorSMC
     from .alignment.methods.random_search import RandomSearch
     from .alignment.methods.rollover_search import RolloverSearch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .pipelines.calibration import Calibration, calibrate
     from .pipelines.output import DiamondMapPipelineOutput
     from .pipelines.pipeline import DiamondMapPipeline
+    from .pipelines.shared_budget import SharedBudget
     from .pipelines.watch import Watch
     from .posteriors import register_posterior
     from .posteriors.base import PosteriorSampler
@@ -91,6 +93,7 @@ _MODULES = {
     "ODETransition": "transitions.ode",
     "PathSearch": "alignment.methods.path_search",
     "PosteriorResampling": "alignment.methods.posterior_resampling",
+    "PosteriorResamplingSMC": "alignment.methods.posterior_resampling_smc",
     "PosteriorSMC": "alignment.methods.posterior_smc",
     "PosteriorSampler": "posteriors.base",
     "RandomSearch": "alignment.methods.random_search",
@@ -98,6 +101,7 @@ _MODULES = {
     "Reward": "rewards.base",
     "RolloverSearch": "alignment.methods.rollover_search",
     "ScheduledTempering": "alignment.smc_parts.tempering",
+    "SharedBudget": "pipelines.shared_budget",
     "Transition": "transitions.base",
     "VPSDETransition": "transitions.vp_sde",
     "ValueDecoding": "alignment.methods.value_decoding",
@@ -148,6 +152,7 @@ __all__ = [
     "ODETransition",
     "PathSearch",
     "PosteriorResampling",
+    "PosteriorResamplingSMC",
     "PosteriorSMC",
     "PosteriorSampler",
     "RandomSearch",
@@ -155,6 +160,7 @@ __all__ = [
     "Reward",
     "RolloverSearch",
     "ScheduledTempering",
+    "SharedBudget",
     "Transition",
     "VPSDETransition",
     "ValueDecoding",

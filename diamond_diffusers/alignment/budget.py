@@ -60,6 +60,11 @@ class Budget:
             if (spent := spent_of(cost)) > limit:
                 yield name, limit, spent
 
+    def of_images(self, count: int) -> Budget:
+        """The budget of so many images together."""
+        limits = {name: None if limit is None else limit * count for name, limit in asdict(self).items()}
+        return Budget(**limits)
+
     def largest(self, cost_of: Callable[[int], Cost]) -> int:
         """The largest size whose cost is within all limits, or 1 if none is.
 

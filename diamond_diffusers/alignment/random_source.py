@@ -102,6 +102,27 @@ class RandomSource:
             generators.append(torch.Generator(device).manual_seed(_seed(own, device)))
         return RandomSource(generators, len(images), self.device, self.dtype)
 
+    def of_each_image(self) -> list[RandomSource]:
+        """A source for each image, as of a call of it alone.
+
+        Where the images share a generator, which would give them draws in turns, each has one that is seeded aside.
+        """
+        if self.num_images == 1:
+            return [self]
+        if not isinstance(self.generators, list):
+            shared = self.aside.generators
+            assert isinstance(shared, torch.Generator), "draws aside are of a generator of their own"
+            seeds = [_seed(shared, shared.device) for _ in range(self.num_images)]
+            generators = [torch.Generator(shared.device).manual_seed(seed) for seed in seeds]
+            return [RandomSource(generator, 1, self.device, self.dtype) for generator in generators]
+        sources = [RandomSource(generator, 1, self.device, self.dtype) for generator in self.generators]
+        aside: RandomSource | None = self.__dict__.get("aside")
+        if aside is not None:
+            # What has been drawn aside by now is not drawn again.
+            for source, further in zip(sources, aside.of_each_image(), strict=True):
+                source.__dict__["aside"] = further
+        return sources
+
     def states(self) -> list[Tensor]:
         """Of the generators, or of torch's global ones: sources of equal states draw the same."""
         if self.generators is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .calibration import CALIBRATION, Calibrate, CalibrationFile, draw_calibration, read_calibration
+from .dry_run import (
+    DryRunFlag,
+    DryRunPrompts,
+    dry_reward,
+    print_dry_runs,
+    refuse_of_real_runs,
+    refuse_with_dry_run,
+    stand_ins,
+)
 from .loading import ModelName, RewardExpression, RewardScale, load_model, model_defaults, named_reward
 from .options import (
     MAX_COUNT,
@@ -27,27 +38,49 @@ from .records import LoadingOptions, StockOptions, WeightOptions, takes_records
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from ..evaluation.benchmark.compare import Setup
+    from ..evaluation.benchmark.compare import Setup, Shard
     from ..evaluation.benchmark.plan import Plan
     from ..evaluation.benchmark.prompts import Prompt, Suite
     from ..evaluation.benchmark.records import Record
     from ..evaluation.benchmark.report import Comparison
+    from ..evaluation.dry_run.counting import DryRun
     from ..pipelines.calibration import Calibration
     from ..pipelines.pipeline import DiamondMapPipeline
     from ..rewards import Reward
     from ..rewards.clip import CLIPBasedReward
 
 Budgets = Annotated[
-    str, typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2.")
+    str | None,
+    typer.Option(help="Network evaluations an image, separated by commas; a backward pass counts 2. By default 120."),
+]
+BudgetsSeconds = Annotated[
+    str | None,
+    typer.Option(help="Seconds an image in place of evaluations: each method is timed first. On a CPU, CPU seconds."),
 ]
 MaxRewardCalls = Annotated[
     int | None, typer.Option(min=1, max=MAX_NUMBER, help="The most scores of the reward for an image, at every budget.")
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(help="Names, separated by commas: published methods, your own, the grid's; by default all."),
+    typer.Option(
+        help="Names, separated by commas: published methods, your own, the grid's; 'presets' and 'grid' name all of "
+        "these; by default all."
+    ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="The first so many, in a fixed random order; by default all.")]
+HardShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of hard captions, of those in number; by default as they come."),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="K/N", help="Draws a part of all images, such as 2/4, and reports nothing; by default all."
+    ),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Draws nothing, and reports the methods that have all their images.")
+]
 NumImages = Annotated[
     int, typer.Option("--num-images-per-prompt", min=1, max=MAX_COUNT, help="From two on, diversity is reported.")
 ]
@@ -76,11 +109,14 @@ Redrawn = Annotated[Path, typer.Option(help="Where the image is written.")]
 @takes_records
 def benchmark(
     *,
-    budgets: Budgets = "120",
+    context: typer.Context,
+    budgets: Budgets = None,
+    budgets_seconds: BudgetsSeconds = None,
     max_reward_calls: MaxRewardCalls = None,
     methods: Methods = None,
     prompts_source: PromptsSource = None,
     num_prompts: NumPrompts = None,
+    hard_share: HardShare = None,
     num_images_per_prompt: NumImages = 1,
     batch_size: BatchSize = 25,
     seed: RunSeed = 0,
@@ -95,17 +131,25 @@ def benchmark(
     stock: StockOptions,
     particle_batch_size: ParticleBatchSize = None,
     export: Export = None,
+    shard: ShardOption = None,
+    report_only: ReportOnly = False,
     loading: LoadingOptions,
+    dry_run: DryRunFlag = False,
+    dry_run_prompts: DryRunPrompts = 1,
     output: Results = Path("out/benchmark"),
 ) -> None:
-    """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share."""
+    """Compares alignment methods at equal cost; under `accelerate launch -m` each process draws a share.
+
+    Several machines share a run by `--shard 1/2` and `--shard 2/2`; then the command without it writes the report.
+    """
     from accelerate import PartialState
 
-    from ..evaluation.benchmark.compare import Setup, check_seed
+    from ..evaluation.benchmark.compare import Setup, check_seed, drawn_so_far
     from ..evaluation.benchmark.exports import check_export
     from ..evaluation.benchmark.plan import check_request, plan_methods
     from ..evaluation.benchmark.prompts import miniature_suite, read_prompts
-    from ..evaluation.benchmark.recipes import all_recipes
+    from ..evaluation.benchmark.recipes import all_recipes, names_in
+    from ..evaluation.benchmark.records import fingerprint_of_map
     from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
     from ..evaluation.known_prompts import find_prompts
@@ -114,16 +158,25 @@ def benchmark(
     for name in export or ():
         check_export(name)
     recipes = all_recipes()
-    names = list(recipes) if methods is None else [name.strip() for name in methods.split(",")]
-    sizes = positive_numbers("--budgets", budgets, int, "50,100,200,400")
+    names = list(recipes) if methods is None else names_in(methods)
+    sizes = _sizes(budgets, budgets_seconds)
     check_request(names, sizes, recipes)
     check_seed(seed)
+    if dry_run:
+        refuse_with_dry_run(calibrate=calibrate)
+        refuse_of_real_runs(shard=shard, report_only=report_only, budgets_seconds=budgets_seconds)
+        tiny = stand_ins(context, model, loading, stock, prompts_source)
+        model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
+        prompts_source = tiny.prompts_source
+    part = _shard(shard)
+    if report_only and part is not None:
+        raise ValueError(f"--shard is {shard}, but --report-only draws nothing; leave one of them out")
     suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
-    chosen = suite.first(num_prompts)
+    chosen = suite.first(num_prompts, hard_share)
     defaults = model_defaults(model, loading)
-    followed, held_out = _rewards(reward, held_out_reward or (), defaults)
+    followed, held_out = _rewards(reward, held_out_reward or (), defaults, dry_run)
     used = read_calibration(calibrate, calibration, followed)
-    clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 else None
+    clip = _diversity_clip(diversity_clip, suite) if num_images_per_prompt > 1 and not dry_run else None
     # A share takes as long as its images.
     processes = PartialState(cpu=loading.device == "cpu", timeout=timedelta(days=7))
     pipe = load_model(model, loading, output)
@@ -151,12 +204,29 @@ def benchmark(
         arguments=stock.given(),
         calibration=used,
     )
-    plan = plan_methods(names, sizes, pipe, followed, stock.given() | steps, recipes, max_reward_calls)
-    records = _compared(setup, plan, chosen, output, processes)
+    planned = partial(plan_methods, pipe=pipe, reward=followed, arguments=stock.given() | steps, recipes=recipes)
+    paces = None
+    if budgets_seconds is not None:
+        with processes.main_process_first():
+            paces = _paces(setup, names, planned, chosen, output)
+    plan = planned(names, sizes, max_reward_calls=max_reward_calls, paces=paces)
+    if dry_run:
+        _print_left_out(plan)
+        print_dry_runs(_dry_runs(setup, plan, chosen, dry_run_prompts))
+        return
+    if report_only:
+        plan, records = drawn_so_far(setup, plan, chosen, output)
+    else:
+        records = _compared(setup, plan, chosen, output, processes, part)
     processes.destroy_process_group()
-    if processes.is_main_process:
-        summaries = summarise(plan, records, output, clip)
+    if processes.is_main_process and part is not None:
+        typer.echo(f"Shard {shard} is in {output}; with those of all shards there, run the command without --shard")
+    elif processes.is_main_process:
+        summaries = summarise(plan, records, output, clip, {prompt.index for prompt in chosen if prompt.is_hard})
         settings = {"budgets": sizes, "max_reward_calls": max_reward_calls, **setup.settings()}
+        settings |= {"hard_share": hard_share, "diamond_map_weights": fingerprint_of_map(pipe.family)}
+        if paces is not None:
+            settings["seconds_of_an_evaluation"] = paces
         if used is not None:
             settings["calibration_cost"] = used.cost
         comparison = Comparison(settings, plan, records, summaries)
@@ -189,23 +259,87 @@ def _calibration(
     return found
 
 
+def _dry_runs(setup: Setup, plan: Plan, prompts: Sequence[Prompt], num_drawn: int) -> list[DryRun]:
+    """What each method costs, counted on one call."""
+    from ..evaluation.benchmark.compare import draw
+    from ..evaluation.benchmark.records import Batch
+    from ..evaluation.dry_run.counting import DryRun
+    from ..evaluation.dry_run.rewards import num_tried
+
+    num_images, keys = len(prompts) * setup.num_images_per_prompt, setup.keys(prompts[:num_drawn])
+    texts = [prompt.text for prompt in prompts[:num_drawn] for _ in range(setup.num_images_per_prompt)]
+    batch = Batch(texts, [setup.seed_of(key) for key in keys], setup.particle_batch_size)
+    runs = []
+    for method in plan.methods:
+        before = num_tried(setup.reward)
+        cost = draw(setup.pipe, setup.reward, setup.reward_scale, method, batch, setup.arguments).cost
+        tried, num_calls = num_tried(setup.reward) - before, math.ceil(num_images / setup.batch_size)
+        runs.append(DryRun(method.label, cost, tried, len(keys), num_images, num_calls))
+    return runs
+
+
+def _print_left_out(plan: Plan) -> None:
+    for left_out in plan.left_out:
+        typer.echo(f"{left_out.name} is left out at {left_out.budget}: {left_out.reason}")
+
+
 def _rewards(
-    expression: str | None, held_out_expressions: Sequence[str], defaults: dict[str, Any]
+    expression: str | None, held_out_expressions: Sequence[str], defaults: dict[str, Any], dry_run: bool
 ) -> tuple[Reward, list[Reward]]:
     """The reward that alignment follows, which may be the model's own, and those that it does not."""
     from ..evaluation.benchmark.compare import check_held_out
+    from ..evaluation.dry_run.rewards import stand_in_reward
     from ..rewards import as_reward
 
-    followed = named_reward(expression, defaults)
+    followed = dry_reward(expression, defaults) if dry_run else named_reward(expression, defaults)
     if followed is None:
         raise ValueError("--reward is not given, and the model has no reward of its own; name one")
-    held_out = [as_reward(each) for each in held_out_expressions]
+    held_out = [stand_in_reward(each) if dry_run else as_reward(each) for each in held_out_expressions]
     check_held_out(held_out, followed)
     return followed, held_out
 
 
+def _sizes(evaluations: str | None, seconds: str | None) -> list[int] | list[float]:
+    """The budgets, of evaluations or of seconds."""
+    if seconds is None:
+        return positive_numbers("--budgets", evaluations or "120", int, "50,100,200,400")
+    if evaluations is not None:
+        raise ValueError("--budgets and --budgets-seconds are both given; leave one of them out")
+    return positive_numbers("--budgets-seconds", seconds, float, "0.5,1,2")
+
+
+def _paces(
+    setup: Setup, names: Sequence[str], planned: Callable[..., Plan], prompts: Sequence[Prompt], output: Path
+) -> dict[str, float]:
+    """Seconds of a network evaluation of each method that fits a size at which methods are timed."""
+    from ..evaluation.benchmark.paces import EVALUATIONS, measured_paces
+
+    plan, console = planned(names, EVALUATIONS), Console(stderr=True)
+    # The first budget within which a method fits.
+    sizes = {entry.method.name: entry.method for entry in reversed(plan.entries)}
+    with console.status("") as status:
+        return measured_paces(setup, sizes, prompts, output, lambda label: status.update(f"timing {label}"))
+
+
+def _shard(text: str | None) -> Shard | None:
+    """The part of a run that an option names."""
+    from ..evaluation.benchmark.compare import Shard
+
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard is '{text}'; give which part of how many, such as 2/4")
+    return Shard(int(number), int(count))
+
+
 def _compared(
-    setup: Setup, plan: Plan, prompts: Sequence[Prompt], output: Path, processes: PartialState
+    setup: Setup,
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    output: Path,
+    processes: PartialState,
+    shard: Shard | None,
 ) -> dict[str, list[Record]]:
     """The records of every method, drawn under a bar for all methods and one for the images of the present one."""
     from ..evaluation.benchmark.compare import compare
@@ -220,7 +354,7 @@ def _compared(
             progress.update(images, description=label, completed=done, total=total)
             progress.advance(methods, done == total)
 
-        return compare(setup, plan.methods, prompts, output, on_batch, processes)
+        return compare(setup, plan.methods, prompts, output, on_batch, processes, shard)
 
 
 def _report(comparison: Comparison, prompts: Sequence[Prompt], exports: Sequence[str], output: Path) -> None:

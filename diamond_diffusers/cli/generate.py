@@ -23,6 +23,7 @@ from .calibration import (
     read_calibration,
     recorded,
 )
+from .dry_run import DryRunFlag, DryRunPrompts, dry_reward, print_dry_runs, refuse_with_dry_run, stand_ins
 from .interruption import interruptible
 from .loading import (
     FoundRewardScale,
@@ -51,9 +52,12 @@ from .records import LoadingOptions, StockOptions, takes_records
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
+    from ..evaluation.dry_run.counting import DryRun
     from ..evaluation.side_by_side import SideBySide
     from ..pipelines.output import DiamondMapPipelineOutput
+    from ..pipelines.shared_budget import SharedBudget
     from ..pipelines.watch import Watch
+    from ..rewards import Reward
 
 
 def help_of_alignment() -> str:
@@ -124,6 +128,22 @@ WatchPatience = Annotated[
 WatchEvery = Annotated[
     int | None, typer.Option(min=1, max=MAX_COUNT, help="Rounds from one check of --watch to the next; 1.")
 ]
+ShareBudgetAt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCORE",
+        help="An image of this score is good enough: a search in rounds ends it, and spends the rest of its budget on "
+        "the images that are not.",
+    ),
+]
+ShareBudgetVerifier = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REWARD",
+        help="Gives that score in place of --reward; with a constraint, such as 'nsfw < 0.2', it decides without a "
+        "score, too.",
+    ),
+]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
 PromptTexts = Annotated[
     list[str] | None, typer.Argument(metavar="PROMPT", callback=checked_texts, help="One or several texts.")
@@ -135,6 +155,7 @@ NoPlain = Annotated[bool, typer.Option("--no-plain", help="Draw the aligned imag
 def generate(
     prompts: PromptTexts = None,
     *,
+    context: typer.Context,
     prompts_source: PromptsSource = None,
     model: ModelName = None,
     alignment: AlignmentName = None,
@@ -158,19 +179,28 @@ def generate(
     watch: WatchReward = None,
     watch_patience: WatchPatience = None,
     watch_every: WatchEvery = None,
+    share_budget_at: ShareBudgetAt = None,
+    share_budget_verifier: ShareBudgetVerifier = None,
     particle_batch_size: PlannedBatchSize = None,
     gradient_checkpointing: PlannedCheckpointing = None,
     loading: LoadingOptions,
     no_plain: NoPlain = False,
+    dry_run: DryRunFlag = False,
+    dry_run_prompts: DryRunPrompts = 1,
     output: Output = Path("out"),
 ) -> None:
     """Draws plain and aligned images from the same seeds, with a contact sheet and a record of every setting."""
     from ..evaluation.side_by_side import draw_side_by_side, save
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
+    if dry_run:
+        refuse_with_dry_run(calibrate=calibrate, watch=watch)
+        tiny = stand_ins(context, model, loading, stock, prompts_source)
+        model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
+        prompts_source = tiny.prompts_source
     texts = all_texts(prompts, prompts_source, "PROMPT")
     defaults = model_defaults(model, loading)
-    scored_by = named_reward(reward, defaults)
+    scored_by = dry_reward(reward, defaults) if dry_run else named_reward(reward, defaults)
     if scored_by is not None and not any(texts):
         raise ValueError("PROMPT is empty, so that the reward has nothing to read; give a text")
     flags = {
@@ -195,6 +225,7 @@ def generate(
         if no_plain and not method.needs_reward:
             raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
     watched_by = _watch(watch, watch_patience, watch_every, method)
+    shared_budget = _shared_budget(share_budget_at, share_budget_verifier, method)
     used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
     arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
@@ -206,7 +237,7 @@ def generate(
     with interruptible(pipe):
         drawn = draw_side_by_side(
             pipe,
-            texts,
+            texts[:dry_run_prompts] if dry_run else texts,
             "auto" if method is None else request.build(pipe.family),
             scored_by,
             seed,
@@ -218,7 +249,11 @@ def generate(
             with_plain=not no_plain,
             max_reward_calls=max_reward_calls,
             watch=watched_by,
+            shared_budget=shared_budget,
         )
+        if dry_run:
+            print_dry_runs(_dry_runs(drawn, scored_by, len(texts) * num_images))
+            return
         settings: dict[str, Any] = {
             "model": model or "embedded",
             "loading": loading.of_weights(),
@@ -254,6 +289,19 @@ def requested(
     return method_request(alignment or own, flags, options)
 
 
+def _dry_runs(drawn: SideBySide, reward: Reward | None, num_images: int) -> list[DryRun]:
+    """What each run costs, which is one call for all images."""
+    from ..evaluation.dry_run.counting import DryRun
+    from ..evaluation.dry_run.rewards import num_tried
+
+    # All calls try the reward alike.
+    tried = num_tried(reward) // len(drawn.outputs)
+    return [
+        DryRun(name, out.cost, tried, len(drawn.prompts), num_images, num_calls=1)
+        for name, out in drawn.outputs.items()
+    ]
+
+
 def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) -> None:
     """Raises a `ValueError` where a method makes no use of what a call is given, or the call replaces an option."""
     for name, value in given.items():
@@ -283,6 +331,18 @@ def _watch(expression: str | None, patience: int | None, every: int | None, meth
     if method is not None:
         check_watchable(method)
     return Watch(as_reward(expression), **given)
+
+
+def _shared_budget(threshold: float | None, verifier: str | None, method: Method | None) -> SharedBudget | None:
+    """When the images of a run are good enough; refused where a method that is known makes no use of it."""
+    if threshold is None and verifier is None:
+        return None
+    from ..pipelines.shared_budget import SharedBudget, check_shareable
+    from ..rewards import as_reward
+
+    if method is not None:
+        check_shareable(method)
+    return SharedBudget(threshold, None if verifier is None else as_reward(verifier))
 
 
 def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
@@ -319,5 +379,10 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
             scores = f"{asked} in {len(checks)} checks{ended}"
             text = f"{name}, watched: taken from round {', '.join(map(str, chosen))}; {scores}"
             console.print(text, soft_wrap=True, markup=False)
+        if out.shared is not None:
+            rounds = ", ".join(map(str, out.shared.num_rounds))
+            apart = f"; {out.shared.reward_calls} scores apart" if out.shared.reward_calls else ""
+            passed = f"{sum(out.shared.has_passed)} of {len(out.shared.has_passed)} images pass '{out.shared.verifier}'"
+            console.print(f"{name}, shared: {passed}, after rounds {rounds}{apart}", soft_wrap=True, markup=False)
         if out.plan is not None:
             console.print(f"{name}, planned for memory: {out.plan}", soft_wrap=True)

@@ -21,6 +21,7 @@ from ..families.compat import progress_bar
 from ..pipelines.output import DiamondMapPipelineOutput
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.resolution import own_reward_scale
+from ..pipelines.shared_budget import SharedBudget
 from ..pipelines.watch import Watch
 from ..rewards import Reward
 from .files import write_bytes, write_image, write_json
@@ -69,6 +70,7 @@ def draw_side_by_side(
     with_plain: bool = True,
     max_reward_calls: int | None = None,
     watch: Watch | None = None,
+    shared_budget: SharedBudget | None = None,
 ) -> SideBySide:
     """Draws `num_images` images of each prompt plainly and aligned; image `i` of all has the seed `seed + i`.
 
@@ -80,6 +82,7 @@ def draw_side_by_side(
         with_plain: whether plain images are drawn beside aligned ones.
         max_reward_calls: budget of scores for an aligned image.
         watch: of the aligned call.
+        shared_budget: of the aligned call.
 
     Raises:
         ValueError, TypeError: as `DiamondMapPipeline.__call__`; before anything is drawn.
@@ -111,7 +114,8 @@ def draw_side_by_side(
 
     # First the call that can be refused.
     is_plain = isinstance(alignment, Method) and not alignment.needs_reward
-    aligned = None if is_plain else draw(alignment, "aligned", {**budget, "watch": watch})
+    ends = {"watch": watch, "shared_budget": shared_budget}
+    aligned = None if is_plain else draw(alignment, "aligned", {**budget, **ends})
     plain = draw(NoAlignment(), "plain", {}) if aligned is None or with_plain else None
     ran = aligned or plain
     assert ran is not None, "there are plain images where there are no aligned ones"
@@ -129,6 +133,8 @@ def draw_side_by_side(
             "gradient_checkpointing": (memory or {}).get("gradient_checkpointing"),
             **budget,
             "watch": watch and {"reward": ran.watched and ran.watched.reward, **_counts(watch)},
+            "shared_budget": shared_budget
+            and {"threshold": shared_budget.threshold, "verifier": ran.shared and ran.shared.verifier},
             "seed": seed,
             "device": pipe.family.device,
             "dtype": pipe.dtype,
@@ -216,6 +222,7 @@ def record(
         "cost": {name: out.cost.as_dict() for name, out in drawn.outputs.items()} | dict(costs or {}),
         "plan": {name: out.plan and out.plan.as_dict() for name, out in drawn.outputs.items()},
         "watched": {name: vars(out.watched) for name, out in drawn.outputs.items() if out.watched is not None},
+        "shared": {name: out.shared.as_dict() for name, out in drawn.outputs.items() if out.shared is not None},
         "stage_calls": {name: out.stage_calls for name, out in drawn.outputs.items() if out.stage_calls is not None},
         "trace": {name: out.trace.as_dict() for name, out in drawn.outputs.items()},
     }

@@ -231,6 +231,10 @@ class Family(LoopTensors, EvaluatedParts):
                 nearest = f"{below} or {above}" if below else str(above)
                 raise ValueError(f"{side} is {size}; give a multiple of {multiple} to {name}, such as {nearest}")
 
+    def fitting_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults of the stock `__call__` in place of those that it refuses beside the arguments that are given."""
+        return {}
+
     @property
     def num_latent_channels(self) -> int:
         """Channels of the latents before they are packed."""

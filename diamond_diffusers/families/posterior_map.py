@@ -22,6 +22,9 @@ class PosteriorMap(Protocol):
     def conditioning(self) -> nn.Module:
         """The map's layers beside the network."""
 
+    def weights(self) -> Mapping[str, Tensor]:
+        """The map's own weights, by the names under which they are saved."""
+
     def __call__(
         self, xbar: Tensor, s: Level, r: Level, x: Tensor, noise_to_signal: Level, conditions: Conditions
     ) -> Tensor:

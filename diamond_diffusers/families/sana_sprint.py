@@ -85,14 +85,20 @@ class SanaSprintFamily(BinnedFamily):
                 f"{steps}; give intermediate_timesteps=None, or take two steps"
             )
 
+    def fitting_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        # The stock default is the time between two steps, and is refused beside another number of them.
+        return {} if given.get("num_inference_steps", 2) == 2 else {"intermediate_timesteps": None}
+
     def set_timesteps(self, arguments: Mapping[str, Any], conditions: Conditions) -> None:
+        # A run may have another number of steps than its call, as a budget does.
+        between = arguments["intermediate_timesteps"] if arguments["num_inference_steps"] == 2 else None
         # The stock pipeline hands custom timesteps over without their number, which the scheduler requires.
         self.pipeline.scheduler.set_timesteps(
             arguments["num_inference_steps"],
             timesteps=arguments["timesteps"],
             device=self.device,
             max_timesteps=arguments["max_timesteps"],
-            intermediate_timesteps=arguments["intermediate_timesteps"],
+            intermediate_timesteps=between,
         )
 
     def levels(self, arguments: Mapping[str, Any], conditions: Conditions) -> list[float]:

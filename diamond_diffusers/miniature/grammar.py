@@ -57,6 +57,14 @@ class Caption:
     def num_objects(self) -> int:
         return sum(group.count for group in self.groups)
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether it binds two objects to their colours or to their places, in either order, or asks for four objects.
+
+        The embedded model draws about a quarter of the former rightly, and fewer than half of the latter.
+        """
+        return self.category in ("colour_attribution", "position") or self.num_objects == 4
+
 
 def relation_offset(dx: float, dy: float, relation: str) -> tuple[float, float]:
     """How far an offset (to the right, downwards) goes along a relation's direction, and how far across it."""

@@ -127,6 +127,7 @@ def resolve_arguments(family: Family, given: Mapping[str, Any], defaults: Mappin
         # Some stock pipelines take the empty text as a default and refuse it beside embeddings.
         declared["negative_prompt"] = None
     fitted = fitted_arguments(kind, {**declared, **passed})
+    stock |= family.fitting_defaults(fitted)
     arguments = StockArguments({key: _ordinary(value) for key, value in {**stock, **fitted}.items()})
     num_prompts(arguments)
     check_texts(arguments)

@@ -20,6 +20,7 @@ from ..alignment.result import AlignmentResult
 from ..alignment.trace import Trace
 from ..core.cost import Cost
 from ..families.base import Family
+from .shared_budget import Shared
 from .watch import Watched
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class DiamondMapPipelineOutput(BaseOutput):
         watched: what the `watch` of the call has seen; None without one.
         choice: which method alignment `"auto"` has chosen and why, in one sentence; None where the caller or the model
             has named one.
+        shared: what became of the call's `shared_budget`, image by image; None without one.
         stage_calls: how many final particles each stage of a `staged` reward has scored; None for other rewards.
 
     Example:
@@ -88,6 +90,7 @@ class DiamondMapPipelineOutput(BaseOutput):
     stage_calls: dict[str, int] | None = None
     watched: Watched | None = None
     choice: str | None = None
+    shared: Shared | None = None
 
 
 def make_output(
@@ -103,6 +106,7 @@ def make_output(
     stage_calls: dict[str, int] | None = None,
     watched: Watched | None = None,
     choice: str | None = None,
+    shared: Shared | None = None,
 ) -> DiamondMapPipelineOutput:
     """Decodes the chosen particles of a run to images of the wanted type, and makes the output of a call of them.
 
@@ -148,6 +152,7 @@ def make_output(
         stage_calls=stage_calls,
         watched=watched,
         choice=choice,
+        shared=shared,
     )
 
 

@@ -40,6 +40,7 @@ from .misplaced import LOADER_OPTIONS
 from .output import DiamondMapPipelineOutput
 from .run import Run, RunOptions, interrupt_runs
 from .saving_methods import SavingMethods
+from .shared_budget import SharedBudget
 from .signature import SignatureOfCall, StockCall
 from .watch import Watch
 
@@ -260,6 +261,7 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
         gradient_checkpointing: bool | Literal["auto"] | None = None,
         on_reward_error: str = "raise",
         watch: Watch | None = None,
+        shared_budget: SharedBudget | None = None,
         distributed_state: DistributedState | None = None,
         reward_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -310,6 +312,8 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
                 `docs/rewards.md`.
             watch: a `Watch` of a held-out reward, which ends a method in rounds early and returns each image as it was
                 where that reward was the highest.
+            shared_budget: a `SharedBudget`, which says when an image is good enough, so that a method in rounds ends
+                it and spends the rest of its budget on the images that are not.
             distributed_state: accelerate's `PartialState` or `Accelerator`, or a process group of `torch.distributed`,
                 whose processes make this call together. Each evaluates its share of the particles, and all return what
                 one process would return. All must pass the same arguments, and generators of the same seeds.
@@ -344,6 +348,7 @@ class DiamondMapPipeline(AdapterMethods, CompileMethods, SavingMethods, StockAtt
             gradient_checkpointing=gradient_checkpointing,
             on_reward_error=on_reward_error,
             watch=watch,
+            shared_budget=shared_budget,
             distributed_state=distributed_state,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
@@ -49,6 +50,7 @@ from .resolution import (
     resolve_reward_scale,
     try_reward,
 )
+from .shared_budget import SharedBudget, Sharing
 from .watch import Watch, Watching
 
 
@@ -67,6 +69,7 @@ class RunOptions(Typed):
     gradient_checkpointing: bool | Literal["auto"] | None = None
     on_reward_error: str = "raise"
     watch: Watch | None = None
+    shared_budget: SharedBudget | None = None
     distributed_state: DistributedState | None = None
     output_type: str = "pil"
     callback_on_step_end: UserCallback | None = None
@@ -86,6 +89,11 @@ class RunOptions(Typed):
         if self.final_selection is not None:
             check_choice("final_selection", self.final_selection, FINAL_SELECTIONS)
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        if self.watch is not None and self.shared_budget is not None:
+            raise ValueError(
+                f"watch is {self.watch} and shared_budget is {self.shared_budget}, which both say when an image is at "
+                "its end; give one of them"
+            )
         check_callback_signature(self.callback_on_step_end)
 
 
@@ -183,6 +191,9 @@ class Run(Iterator[Progress]):
         self._watching = None
         if options.watch is not None:
             self._watching = Watching(options.watch, method, reward, call, named_rewards)
+        self._sharing = None
+        if options.shared_budget is not None:
+            self._sharing = Sharing(options.shared_budget, method, reward, call, named_rewards)
         levels = call.levels()
         memory = MemoryOptions.of_call(call, options.particle_batch_size, options.gradient_checkpointing)
         execution = Execution(
@@ -199,6 +210,8 @@ class Run(Iterator[Progress]):
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
         if any(limit is not None for limit in budget):
             method = fit_to_budget(method, law, levels, *budget)
+        if self._sharing is not None:
+            self._sharing.plan(method, law, levels, Budget(*budget))
         check_stages(reward, method, options.final_selection)
         if options.max_reward_calls is None:
             warn_of_many_scores(method, law, levels)
@@ -220,7 +233,8 @@ class Run(Iterator[Progress]):
         if isinstance(self._scale, AutoRewardScale) and random is not None and self._method.needs_reward:
             self._scale = found_reward_scale(self._scale, self._call, law, levels, random)
             law = replace(law, reward_scale=self._scale)
-        total = self._method.num_stages(law, levels)
+        sharing = self._sharing
+        total = self._method.num_stages(law, levels) if sharing is None else sharing.rounds.num_turns
         with self._call.family.pipeline.progress_bar(total=total) as progress_bar:
             on_step = StepEnd(
                 self.pipe,
@@ -231,7 +245,8 @@ class Run(Iterator[Progress]):
                 self._options.callback_on_step_end,
                 watched,
             )
-            for progress in self._method.iterate(law, x, levels, self._random):
+            iterate = partial(self._method.iterate, levels=levels) if sharing is None else sharing.iterate
+            for progress in iterate(law, x, random=self._random):
                 self._latest = progress
                 self._is_complete = progress.index + 1 == progress.num_stages
                 on_step(progress)
@@ -373,6 +388,7 @@ class Run(Iterator[Progress]):
                     stage_calls=stage_calls or None,
                     watched=None if self._watching is None else self._watching.watched,
                     choice=self._choice,
+                    shared=None if self._sharing is None else self._sharing.shared,
                 )
             self.close()
             self.pipe.pipeline.maybe_free_model_hooks()

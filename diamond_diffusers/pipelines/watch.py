@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 
 from ..alignment.cloud import Cloud
-from ..alignment.out_of_memory import with_smaller_chunks
 from ..core.checks import check_counts
-from ..core.cost import Cost, charged_to
 from ..core.tensors import where_rows
 from ..core.values import final_values
 from ..core.wording import shown
 from ..rewards import Reward, RewardLike
-from ..rewards.output import RewardOutput
 from ..rewards.parts import names_within
-from ..rewards.stages import stages_of
-from .resolution import check_has_prompts, loaded_reward
+from .second_reward import SecondReward
 
 if TYPE_CHECKING:
     from ..alignment.base import Method
@@ -125,20 +121,11 @@ class Watching:
     ) -> None:
         check_watchable(method)
         self.watch = watch
-        self.reward = loaded_reward(watch.reward, named).to(device=call.device)
-        if followed is not None and (shared := sorted(names_within(self.reward) & names_within(followed))):
+        self.reward = SecondReward("watch", watch.reward, call, named)
+        if followed is not None and (shared := sorted(names_within(self.reward.reward) & names_within(followed))):
             raise ValueError(f"watch is of {shared[0]!r}, which the run follows; hold another reward out")
-        if stages_of(self.reward) is not None:
-            raise ValueError(f"watch is of {self.reward.name!r}, which is in stages; give the reward of one of them")
-        if self.reward.wanted_context.get("latents"):
-            raise ValueError(f"watch is of {self.reward.name!r}, which needs latents; give one of images alone")
-        check_has_prompts(self.reward, call.texts)
-        self.reward.check_prompts(call.texts)
+        self.reward.try_on(call)
         self.watched = Watched(self.reward.name)
-        self._cost = Cost()
-        size = (call.arguments.height or 64, call.arguments.width or 64)
-        with charged_to(self._cost):
-            self._cost.reward_calls += self.reward.probe(call.device, size, call.texts[0] or None)
         self._best: Tensor | None = None
         self._cloud: Cloud | None = None
         self._num_below = torch.zeros(call.num_images, dtype=torch.long)
@@ -150,27 +137,14 @@ class Watching:
         is_last = progress.index + 1 == progress.num_stages
         if progress.index % self.watch.every and not is_last:
             return
-        images, law = progress.best_known(), progress.law
-        execution = replace(law.execution, cost=self._cost)
-
-        def count(index: Tensor) -> None:
-            self._cost.reward_calls += len(index)
-
-        def score(index: Tensor, images: Tensor) -> RewardOutput:
-            return self.reward.evaluate(images, [law.prompts[row] for row in index.tolist()])
-
-        def score_rows(index: Tensor, images: Tensor) -> Tensor:
-            return law.reward_errors.scores(execution, self.reward, score, index, images).differentiated()
-
-        scored = partial(execution.over_chunks, score_rows, [1] * len(images), images, count=count)
         try:
-            scores, *violation = with_smaller_chunks(execution, scored).cpu().double().unbind(1)
+            scores, *violation = self.reward.scores(progress.law, progress.best_known())
         finally:
             self._count()
         self._keep(progress, scores, _violations(progress.cloud, *violation))
 
     def _count(self) -> None:
-        watched, cost = self.watched, self._cost
+        watched, cost = self.watched, self.reward.cost
         watched.reward_calls, watched.reward_requests = cost.reward_calls, cost.reward_requests
         watched.reward_price = cost.reward_price
 

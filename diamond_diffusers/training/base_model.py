@@ -9,12 +9,15 @@ from torch import nn
 
 from ..families.registry import check_supported
 from ..files.foreign_models import UNLOADABLE, why_unloadable
+from ..maps.diamond_map import DiamondMap
+from ..maps.storage import load_diamond_map
 from ..pipelines.loading import base_of, check_class, class_of, embedded_model, find_map
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.quantization import check_quantization, quantization_config
 from .errors import TrainingError
 
 if TYPE_CHECKING:
+    from ..families.base import Family
     from .options.records import MapOptions, ModelOptions
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -69,6 +72,26 @@ def _quantised(options: ModelOptions, hub: dict[str, Any], dtype: torch.dtype) -
     index = class_of(class_name).load_config(place, **where)
     config = quantization_config(options.quantize, index, check_supported(class_name).network_name, dtype)
     return {} if config is None else {"quantization_config": config}
+
+
+def new_map(options: MapOptions, family: Family) -> DiamondMap:
+    """The map that training begins with: an untrained one, which is the base, or a saved one.
+
+    Raises:
+        TrainingError: the base cannot carry a map, or not the saved one.
+    """
+    try:
+        if options.initial_map is None:
+            layers = lora_layers(options, family.network_module)
+            return DiamondMap(family, options.rank, options.lora_alpha, layers, options.condition_on_observation)
+        diamond_map = load_diamond_map(family, options.initial_map)
+    except UNLOADABLE as error:
+        named = "" if options.initial_map is None else f"--initial_map {options.initial_map} cannot be loaded: "
+        raise TrainingError(f"{named}{why_unloadable(error)}") from error
+    # It is going to be of another training.
+    diamond_map.guidance, diamond_map.training_facts = {}, {}
+    diamond_map.base_model = diamond_map.base_revision = diamond_map.license = None
+    return diamond_map
 
 
 def lora_layers(options: MapOptions, network: nn.Module) -> list[str] | None:

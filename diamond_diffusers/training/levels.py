@@ -12,10 +12,10 @@ SMALLEST_WEIGHTED_LEVEL = 0.25
 """Below it a row's weight hardly grows."""
 
 
-def draw_levels(count: int) -> Tensor:
+def draw_levels(count: int, pure_noise_share: float = PURE_NOISE_SHARE) -> Tensor:
     """Outer noise-to-signal ratios `[count]`, float64: uniform in rectified-flow time, and some at pure noise."""
     t = (SMALLEST_OUTER_TIME + (1 - SMALLEST_OUTER_TIME) * torch.rand(count, dtype=torch.float64)).clamp(max=1)
-    t = torch.where(torch.rand(count) < PURE_NOISE_SHARE, 1.0, t)
+    t = torch.where(torch.rand(count) < pure_noise_share, 1.0, t)
     return t / (1 - t)
 
 

@@ -75,6 +75,10 @@ def facts(
     # The name of a folder need not be text.
     name = one_line(data.dataset_name or (data.train_data_dir and data.train_data_dir.name) or "prompts")
     told = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
+    if options.map.initial_map is not None:
+        told += " initial_map"
+    if loss.needs_trajectories:
+        told += " num_trajectories"
     values = options.by_flag()
     return {
         "steps": steps,

@@ -21,12 +21,11 @@ from ..core.attention import differentiable_attention
 from ..files.foreign_models import UNLOADABLE, why_unloadable
 from ..files.output import writing
 from ..files.staging import staged
-from ..maps.diamond_map import DiamondMap
 from ..maps.map_config import declare_map
 from ..maps.storage import save_diamond_map
 from ..pipelines.model_card import check_card, write_model_card
 from ..pipelines.quantization import cast_layerwise
-from .base_model import DTYPES, check_base_can_be_quantised, load_base, lora_layers
+from .base_model import DTYPES, check_base_can_be_quantised, load_base, new_map
 from .checkpoints import ANOTHER, Checkpoints, decisive_options
 from .data.batches import Order
 from .data.held_out import load_split_rows
@@ -112,11 +111,8 @@ class Trainer:
             options.teacher.guidance_scale,
             options.teacher.max_sequence_length,
         )
-        layers = lora_layers(options.map, family.network_module)
+        self.diamond_map = new_map(options.map, family)
         try:
-            self.diamond_map = DiamondMap(
-                family, options.map.rank, options.map.lora_alpha, layers, options.map.condition_on_observation
-            )
             # What the map is going to say of itself has to be possible before it is trained.
             check_card(options.output.license, options.validation.validation_prompt)
             declare_map(family, self.teacher.call_defaults, **origin(options), training=self._facts())
@@ -386,6 +382,7 @@ class Trainer:
 
     def _facts(self, validated: Validated | None = None) -> dict[str, Any]:
         known = facts(self.options, self.loss, self.step, self.teacher.resolution, self.accelerator)
+        known |= {"rank": self.diamond_map.rank, "condition_on_observation": self.diamond_map.condition_on_observation}
         known |= self.effort.facts(self.rows, self.accelerator)
         return known if validated is None else {**known, **validated.facts()}
 

@@ -166,8 +166,11 @@ class Validation:
         else:
             preparation = options.preparation
             prepare = Preparation(self.teacher.resolution, preparation.center_crop, preparation.random_flip)
-            images, captions = zip(*map(prepare, rows, choices), strict=True)
-            clean = [self._latents(image, generator) for image, generator in zip(images, generators, strict=True)]
+            prepared = list(map(prepare, rows, choices))
+            captions = [caption for _, caption in prepared]
+            clean = [
+                self._latents(image, generator) for (image, _), generator in zip(prepared, generators, strict=True)
+            ]
         features = self.teacher.features(captions)
         return Observed(
             numbers, torch.cat(clean).float().cpu(), {name: feature.cpu() for name, feature in features.items()}

@@ -67,6 +67,7 @@ CELLS = {
     "dps": (Guidance, DenoiserPoint, AncestralTransition),
     "fmtt": (Guidance, FlowMapPoint, GlassTransition),
     "fmrg": (Guidance, FlowMapPoint, ODETransition),
+    "fmrg_smc": (SMC, FlowMapPoint, type(None)),
     "reno": (NoiseOptimization, None, type(None)),
     "posterior_diamond_map": (Guidance, DiamondPosterior, ODETransition),
     "diamond_guided_resampling": (PosteriorResampling, DiamondPosterior, type(None)),
@@ -87,6 +88,8 @@ COSTS = {
     "fmtt": (4 * STEPS, 4 * STEPS),
     # Three guided steps and one more of three particles, their comparison, and one step of the best.
     "fmrg": (3 * (3 * 4 + 1 + 4) + 1, 3 * 3 * 4),
+    # Below pure noise, of four particles.
+    "fmrg_smc": (4 * (1 + 4 * (STEPS - 1)), 4 * 4 * (STEPS - 1)),
     # All steps but the last.
     "posterior_diamond_map": (STEPS + STEPS - 1, STEPS - 1),
     # Below pure noise, of each look-ahead its map, by whose first evaluation both gradients go.

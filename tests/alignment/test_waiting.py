@@ -13,6 +13,7 @@ from diamond_diffusers import (
     Guidance,
     Guide,
     PosteriorResampling,
+    PosteriorResamplingSMC,
     PosteriorSMC,
     WeightedPosterior,
 )
@@ -32,6 +33,10 @@ METHODS: dict[str, tuple[Method, list[str]]] = {
     ),
     "smc without a valuation": (SMC(num_particles=4, num_valuations=0), ["settle"]),
     "posterior_smc": (PosteriorSMC(num_particles=4, num_valuations=None), ["read"]),
+    "posterior_resampling_smc": (
+        PosteriorResamplingSMC(num_particles=4, posterior=DiamondPosterior(2), num_valuations=None),
+        ["read"],
+    ),
     "posterior_resampling": (PosteriorResampling(num_particles=2, posterior=DiamondPosterior(2)), ["read"]),
 }
 

@@ -43,6 +43,30 @@ def test_it_prints_saves_and_resumes(command, tmp_path):
     assert "seed is 1, but" in result.output
 
 
+def test_shards_are_reported_when_all_are_drawn(command, tmp_path):
+    out = tmp_path / "out"
+    command += ("--num-prompts", 2, "--hard-share", 0.5, "--methods", "plain", "--budgets", 6)
+    assert f"Shard 1/2 is in {out}" in succeed(*command, "--shard", "1/2")
+    assert not (out / "table.md").exists() and len(list(out.rglob("images/*/*.png"))) == 1
+    assert "where of plain 1 of 2 images are drawn" in invoke(*command, "--report-only").output
+    succeed(*command, "--shard", "2/2")
+    assert "hard" in succeed(*command, "--report-only")
+    results = json.loads((out / "results.json").read_text())
+    assert (results["settings"]["hard_share"], results["methods"][0]["num_images"]) == (0.5, 2)
+    assert results["methods"][0]["hard_scores"].keys() == {"hard", "other"}
+
+
+def test_budgets_of_seconds(command, tmp_path):
+    # What does not grow is bought by any budget that is large enough.
+    printed = succeed(*command, "--num-prompts", 1, "--methods", "plain", "--budgets-seconds", "0.000001,600")
+    assert "by seconds an image" in printed and "raise --budgets-seconds" in " ".join(printed.split())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    (row,) = results["methods"]
+    assert (row["budget"], row["unit"], row["cost"]["equivalent_evaluations"]) == (600, "seconds", 6)
+    timed = json.loads((tmp_path / "out" / "seconds.json").read_text())["seconds"]
+    assert results["settings"]["seconds_of_an_evaluation"] == {"plain": timed["plain_6"]}
+
+
 @pytest.mark.slow
 def test_under_constraints_the_share_of_images_that_hold_is_a_figure(command, tmp_path):
     command += ("--num-prompts", 2, "--methods", "plain, best_of_n", "--budgets", 12)
@@ -117,6 +141,12 @@ def test_bad_input_is_one_sentence(command, arguments, sentence):
         (("--methods", "plain,magic"), "methods names 'magic'"),
         (("--budgets", "0"), "--budgets is '0'"),
         (("--budgets", "50,50"), "budgets is [50, 50]"),
+        (("--budgets-seconds", "1,x"), "--budgets-seconds is '1,x'; give positive numbers such as 0.5,1,2"),
+        (("--budgets-seconds", "1", "--budgets", "9"), "--budgets and --budgets-seconds are both given"),
+        (("--shard", "2"), "--shard is '2'; give which part of how many, such as 2/4"),
+        (("--shard", "3/2"), "shard is 3/2; give one from 1/2 to 2/2"),
+        (("--shard", "1/2", "--report-only"), "--shard is 1/2, but --report-only draws nothing"),
+        (("--hard-share", "0.5"), "hard_share is 0.5, but num_prompts is not given"),
         (("--seed", 1000), "seed is 1000"),
         (("--held-out-reward", "redness"), "held_out_rewards holds 'redness'"),
     ],

@@ -46,6 +46,7 @@ def made_up_records(
             is_right=None if right is None else right[row],
             cost=Cost(network_evaluations=method.evaluations, decodes=1, reward_calls=1, seconds=0.5),
             peak_bytes=2**20 * (row + 1),
+            cpu_seconds=0.25,
             trace=[{"mean_value": reward, "effective_sample_size": 1.0}, {"mean_value": reward + 1}],
             pixels=pixel_hash(picture),
             batch=Batch([PROMPTS[index]], [index], None),

@@ -6,12 +6,20 @@ import pytest
 import torch
 from accelerate import PartialState, cpu_offload
 
-from diamond_diffusers import BestOfN, NoAlignment
+from diamond_diffusers import BestOfN, DiamondTransition, NoAlignment
 from diamond_diffusers.evaluation.benchmark import compare as module
-from diamond_diffusers.evaluation.benchmark.compare import Setup, compare, method_folder
-from diamond_diffusers.evaluation.benchmark.plan import SizedMethod
+from diamond_diffusers.evaluation.benchmark.compare import Setup, Shard, compare, drawn_so_far, method_folder
+from diamond_diffusers.evaluation.benchmark.plan import Entry, Plan, SizedMethod
 from diamond_diffusers.evaluation.benchmark.prompts import Prompt, Suite, miniature_suite
-from diamond_diffusers.evaluation.benchmark.records import Key, RecordFolder, fingerprint, image_path, read_record
+from diamond_diffusers.evaluation.benchmark.records import (
+    Key,
+    RecordFolder,
+    fingerprint,
+    fingerprint_of_model,
+    image_path,
+    read_record,
+)
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.miniature.grammar import held_out_captions
 from diamond_diffusers.rewards import CallableReward
 
@@ -60,6 +68,22 @@ def test_captions_are_a_fixed_shuffle():
         SUITE.first(301)
 
 
+def test_a_share_of_hard_captions():
+    assert [prompt.is_hard for prompt in SUITE.prompts].count(True) == 178
+    chosen = SUITE.first(10, 0.7)
+    assert [prompt.index for prompt in chosen] == sorted(prompt.index for prompt in chosen)
+    assert [prompt.is_hard for prompt in chosen].count(True) == 7
+    # The first ones of each kind, so that a larger number extends a run.
+    assert {prompt.index for prompt in chosen} < {prompt.index for prompt in SUITE.first(20, 0.7)}
+    assert [p for p in chosen if p.is_hard] == [p for p in SUITE.prompts if p.is_hard][:7]
+    with pytest.raises(ValueError, match=r"hard_share is 0.7, but num_prompts is not given"):
+        SUITE.first(None, 0.7)
+    with pytest.raises(ValueError, match="takes 210 hard prompts of 300, but there are 178; give another share"):
+        SUITE.first(300, 0.7)
+    with pytest.raises(ValueError, match="takes 1 hard prompts of 2, but there are 0"):
+        Suite((Prompt(0, "a"), Prompt(1, "b"))).first(2, 0.5)
+
+
 def test_methods_are_paired_and_records_complete(setup, tmp_path):
     prompts = SUITE.first(3)
     records = compare(setup, METHODS, prompts, tmp_path)
@@ -69,6 +93,8 @@ def test_methods_are_paired_and_records_complete(setup, tmp_path):
         assert [record.seed for record in drawn] == [0, 1, 2]
         assert all(image_path(method_folder(tmp_path, method), record.key).exists() for record in drawn)
         assert all(record.is_right in (True, False) and record.peak_bytes > 2**20 for record in drawn)
+        # Those of a batch share its time.
+        assert drawn[0].cpu_seconds == drawn[1].cpu_seconds > 0
         # Untouched by the others of its batch, of which the last has one.
         assert [record.row for record in drawn] == [0, 1, 0]
         assert [len(record.batch.prompts) for record in drawn] == [2, 2, 1]
@@ -204,6 +230,60 @@ def test_two_processes_share_the_images(setup, tmp_path):
     assert compare(setup, METHODS, prompts, tmp_path / "shared").keys() == alone.keys()
 
 
+def test_shards_make_up_a_run(setup, tmp_path, drawn_batches):
+    prompts = SUITE.first(3)
+    plan = Plan([Entry(6, METHODS[0]), Entry(12, METHODS[0]), Entry(12, METHODS[1])], [])
+    whole = compare(setup, METHODS, prompts, tmp_path / "whole")
+    drawn_batches.clear()
+    first = compare(setup, METHODS, prompts, tmp_path / "shared", shard=Shard(1, 2))
+    assert drawn_batches == [("plain", [0, 2]), ("best_of_n", [0, 2])]
+    assert [record.index for record in first["plain"]] == [0, 2]
+    with pytest.raises(ValueError, match=r"where of plain 2 of 3 images are drawn; run on without --report-only"):
+        drawn_so_far(setup, plan, prompts, tmp_path / "shared")
+    # What is drawn already changes nothing of which shard an image belongs to.
+    compare(setup, METHODS[:1], prompts, tmp_path / "shared", shard=Shard(2, 2))
+    done, records = drawn_so_far(setup, plan, prompts, tmp_path / "shared")
+    assert [(entry.budget, entry.method.name) for entry in done.entries] == [(6, "plain"), (12, "plain")]
+    assert [(left.budget, left.name, left.reason[:22]) for left in done.left_out] == [
+        (12, "best_of_n", "2 of 3 images are draw")
+    ]
+    assert [r.pixels for r in records["plain"]] == [r.pixels for r in whole["plain"]]
+    drawn_batches.clear()
+    joined = compare(setup, METHODS, prompts, tmp_path / "shared")
+    assert drawn_batches == [("best_of_n", [1])]
+    assert [r.pixels for r in joined["best_of_n"]] == [r.pixels for r in whole["best_of_n"]]
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (3, 2)])
+def test_shards_that_there_are_not(shard):
+    with pytest.raises(ValueError, match=f"shard is {shard[0]}/2; give one from 1/2 to 2/2"):
+        Shard(*shard)
+
+
+def test_another_diamond_map_changes_only_the_methods_that_evaluate_it(setup, tmp_path, drawn_batches):
+    family, prompts = setup.pipe.family, SUITE.first(1)
+    mapped = SizedMethod("mapped", BestOfN(num_particles=2, transition=DiamondTransition()), 3)
+    base = fingerprint_of_model(family)
+    family.posterior_map = DiamondMap(family, rank=2)
+    assert fingerprint_of_model(family) == base
+    setup.pipe._take_defaults({**setup.pipe.defaults, "alignment": "best_of_n"})
+    own = replace(setup, loading={"variant": None, "diamond_map": "one"})
+    before = compare(own, [BEST, mapped], prompts, tmp_path)
+    drawn_batches.clear()
+    for weight in family.posterior_map.trained_parameters():
+        weight.data += 0.1
+    setup.pipe._take_defaults({**setup.pipe.defaults, "alignment": "smc"})
+    other = replace(setup, loading={"variant": None, "diamond_map": "other"})
+    assert compare(other, [BEST], prompts, tmp_path) == {"best_of_n": before["best_of_n"]}
+    assert drawn_batches == []
+    with pytest.raises(ValueError, match=r"diamond_map_weights is '.*', but .*mapped/0000_0.json' holds a result for"):
+        compare(own, [mapped], prompts, tmp_path)
+    assert other.settings_of(mapped)["loading"] == other.loading and "diamond_map" not in other.settings()["loading"]
+    setup.pipe.transformer.proj_out.weight.data += 1e-3
+    with pytest.raises(ValueError, match="model_weights is"):
+        compare(own, [BEST], prompts, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -228,6 +308,21 @@ def test_another_alignment_or_other_weights_are_refused(setup, tmp_path):
     setup.pipe.transformer.proj_out.weight.data += 1e-3
     with pytest.raises(ValueError, match="model_weights is"):
         compare(setup, [BEST], SUITE.first(1), tmp_path)
+
+
+def test_an_option_that_a_method_has_got_since_has_its_default(setup, tmp_path, drawn_batches):
+    before = compare(setup, [BEST], SUITE.first(1), tmp_path)
+    path = method_folder(tmp_path, BEST) / "0000_0.json"
+    stored = json.loads(path.read_text())
+    del stored["settings"]["alignment"]["transition"]
+    path.write_text(json.dumps(stored))
+    assert compare(setup, [BEST], SUITE.first(1), tmp_path) == before
+    # At another value than that of the default it is another method.
+    with pytest.raises(ValueError, match=r"alignment is .*'ancestral'"):
+        compare(
+            setup, [replace(BEST, alignment=replace(BEST.alignment, transition="ancestral"))], SUITE.first(1), tmp_path
+        )
+    assert len(drawn_batches) == 1
 
 
 @pytest.mark.parametrize(

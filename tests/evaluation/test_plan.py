@@ -17,12 +17,14 @@ from diamond_diffusers import (
     ODETransition,
     RandomSearch,
 )
+from diamond_diffusers.alignment.budget import EmptyModel
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.evaluation.benchmark.compare import Setup, compare
 from diamond_diffusers.evaluation.benchmark.plan import REFERENCES, SizedMethod, dry_cost, plan_methods, sized_to_budget
 from diamond_diffusers.evaluation.benchmark.prompts import miniature_suite
-from diamond_diffusers.evaluation.benchmark.recipes import Recipe, all_recipes
+from diamond_diffusers.evaluation.benchmark.recipes import Recipe, all_recipes, grid_cells, names_in
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.posteriors import POSTERIORS
 from diamond_diffusers.rewards import CallableReward
 from diamond_diffusers.transitions import TRANSITIONS
@@ -226,6 +228,49 @@ def test_the_dry_run_counts_as_the_real_one(tiny_pipe, cost_of, tmp_path, names)
         planned = cost_of(method).as_dict()
         for record in records[method.label]:
             assert {**record.cost.as_dict(), "seconds": 0} == {**planned, "seconds": 0}
+
+
+def test_methods_evaluate_the_map_where_they_say_so(tiny_pipe, monkeypatch):
+    tiny_pipe.family.posterior_map = DiamondMap(tiny_pipe.family, rank=2)
+    evaluated, diamond_map = [], EmptyModel.diamond_map
+    monkeypatch.setattr(EmptyModel, "diamond_map", lambda self, *of: evaluated.append(1) or diamond_map(self, *of))
+    found = {}
+    for name in (*KINDS, "flow_map_smc", "diamond_best_of_n", "point_smc", "glass_fk", "reno", "dps"):
+        evaluated.clear()
+        plan = plan_methods([name], [600], tiny_pipe, REWARD)
+        found[name] = (plan.methods[0].uses_diamond_map, bool(evaluated))
+    assert {says for says, _ in found.values()} == {True, False}
+    assert [name for name, (says, does) in found.items() if says != does] == []
+
+
+def test_fewer_steps_than_its_own_are_told(tiny_pipe):
+    plan = plan_methods(["dps", "best_of_n"], [12, 60], tiny_pipe, REWARD)
+    steps = {(entry.budget, entry.method.name): entry.method for entry in plan.entries}
+    assert {key: (method.num_inference_steps, method.own_steps) for key, method in steps.items()} == {
+        (12, "dps"): (2, 3),
+        (12, "best_of_n"): (3, None),
+        (60, "dps"): (3, None),
+        (60, "best_of_n"): (3, None),
+    }
+
+
+def test_a_budget_of_seconds_buys_evaluations(tiny_pipe):
+    paces = {"best_of_n": 0.25, "plain": 0.5}
+    plan = plan_methods(["plain", "best_of_n", "random_search"], [1.0, 3.0], tiny_pipe, REWARD, paces=paces)
+    assert plan.unit == "seconds"
+    assert [(entry.budget, entry.method.label) for entry in plan.entries] == [(1.0, "best_of_n_4"), (3.0, "plain_6"),
+                                                                             (3.0, "best_of_n_12")]  # fmt: skip
+    reasons = {(left.budget, left.name): left.reason for left in plan.left_out}
+    assert "takes at least 6 network evaluations an image; raise --budgets-seconds" in reasons[1.0, "plain"]
+    assert "fits none of the sizes" in reasons[1.0, "random_search"] and len(reasons) == 3
+
+
+def test_names_of_groups():
+    assert names_in("plain, presets")[1:] == PRESETS.names()
+    assert set(names_in("grid")) < set(RECIPES) and "weighted_resampling" in names_in("grid")
+    assert {cell for _, cell in grid_cells().values()} == {
+        "beam_search", "smc", "guidance", "guided_smc", "resampling", "posterior_smc", "guided_posterior_smc"
+    }  # fmt: skip
 
 
 def test_references_are_in_the_table():

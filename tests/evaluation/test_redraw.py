@@ -14,6 +14,7 @@ from diamond_diffusers import (
     AncestralTransition,
     BestOfN,
     DiamondMapPipeline,
+    DiamondTransition,
     GlassPosterior,
     GlassTransition,
     Guidance,
@@ -29,6 +30,7 @@ from diamond_diffusers.evaluation.benchmark.records import RecordFolder, read_re
 from diamond_diffusers.evaluation.benchmark.redraw import read_recorded, redraw
 from diamond_diffusers.evaluation.files import plain
 from diamond_diffusers.files.foreign import ForeignFileError
+from diamond_diffusers.maps.diamond_map import DiamondMap
 from diamond_diffusers.rewards import CallableReward
 
 from ..conftest import redness
@@ -97,6 +99,22 @@ def test_differences_are_told(setup, tiny_pipe, tmp_path):
     tiny_pipe.transformer.proj_out.weight.data += 1e-3
     with pytest.raises(ValueError, match=r"model_weights is '.*', but the image was drawn with"):
         redraw(read_recorded(path), tiny_pipe, REWARD)
+
+
+def test_an_image_of_a_diamond_map_needs_that_map(setup, tiny_pipe, tmp_path):
+    tiny_pipe.family.posterior_map = DiamondMap(tiny_pipe.family, rank=2)
+    mapped, plain = (
+        SizedMethod("mapped", BestOfN(num_particles=2, transition=DiamondTransition()), 2),
+        SizedMethod("any", NoAlignment(), 2),
+    )
+    compare(setup, [mapped, plain], setup.suite.first(1), tmp_path)
+    paths = [method_folder(tmp_path, method) / "0000_0.json" for method in (mapped, plain)]
+    assert redraw(read_recorded(paths[0]), tiny_pipe, REWARD).is_same
+    for weight in tiny_pipe.family.posterior_map.trained_parameters():
+        weight.data += 0.1
+    assert redraw(read_recorded(paths[1]), tiny_pipe, REWARD).is_same
+    with pytest.raises(ValueError, match=r"diamond_map_weights is '.*', but the image was drawn with"):
+        redraw(read_recorded(paths[0]), tiny_pipe, REWARD)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from diamond_diffusers import BestOfN
 from diamond_diffusers.evaluation.benchmark.pareto import on_front
-from diamond_diffusers.evaluation.benchmark.plan import Entry, Plan
+from diamond_diffusers.evaluation.benchmark.plan import Entry, Plan, SizedMethod
 from diamond_diffusers.evaluation.benchmark.plots import (
     cost_figures,
     method_styles,
@@ -21,7 +22,7 @@ from diamond_diffusers.evaluation.benchmark.plots import (
     pareto_figures,
     trace_figure,
 )
-from diamond_diffusers.evaluation.benchmark.report import write_report
+from diamond_diffusers.evaluation.benchmark.report import Comparison, write_report
 from diamond_diffusers.evaluation.benchmark.summary import summarise
 from diamond_diffusers.evaluation.benchmark.tables import text_tables
 from diamond_diffusers.evaluation.scoring.statistics import Estimate
@@ -95,14 +96,16 @@ def test_tables(comparison):
         "Right images, %, by network evaluations an image [95 % intervals]",
         "Right images, % of 4 [95 % interval], budget 12",
         "Differences and rewards [95 % intervals], budget 12",
+        "Differences in reward [95 % intervals], budget 12",
         "Cost of an image, budget 12",
         "Right images, % of 4 [95 % interval], budget 24",
         "Differences and rewards [95 % intervals], budget 24",
+        "Differences in reward [95 % intervals], budget 24",
         "Cost of an image, budget 24",
         "Pareto front of the reward and held out: 2*other, 1 of 3 [95 % intervals]",
         "Left out",
     ]
-    overview, scores, differences, costs, *_, left_out = comparison.tables()
+    overview, scores, differences, _, costs, *_, left_out = comparison.tables()
     assert [row[0] for row in overview.rows] == ["plain", "best_of_n"]
     assert {name: text.split(" ")[0] for name, text in cells(overview, "best_of_n").items() if name != "method"} == {
         "12": "50.0",
@@ -190,6 +193,85 @@ def test_a_method_that_does_not_fit_everywhere_keeps_its_row(tmp_path, compariso
     (overview, *_) = type(comparison)({}, plan, records, summarise(plan, records, tmp_path)).tables()
     assert [row[0] for row in overview.rows] == ["plain", "best_of_n"]
     assert cells(overview, "plain")["12"] == "–"
+
+
+MAPPED = SizedMethod("mapped", BestOfN(num_particles=5), 2, 23, uses_diamond_map=True, own_steps=3)
+"""Right where best-of-N is, and once more."""
+
+
+@pytest.fixture
+def with_map(tmp_path):
+    """Four prompts at a budget: plain, best-of-N, and a method that evaluates the Diamond Map."""
+    plan = Plan([Entry(24, PLAIN), Entry(24, BEST[24]), Entry(24, MAPPED)], [])
+    drawn = {
+        PLAIN: ([False, True, False, False], [9.0, 9.0, 9.0, 9.0]),
+        BEST[24]: ([True, True, True, False], [3.0, 3.0, 5.0, 5.0]),
+        MAPPED: ([True, True, True, True], [8.0, 9.0, 10.0, 11.0]),
+    }
+    records = {method.label: made_up_records(method, *figures, folder=tmp_path) for method, figures in drawn.items()}
+    return Comparison({}, plan, records, summarise(plan, records, tmp_path, hard={2, 3}))
+
+
+def test_differences_to_the_best_method_without_a_map(with_map):
+    plain, best, mapped = with_map.summaries
+    # By right images best-of-N is the best without a map, and by reward plain sampling.
+    assert mapped.best_without_map == plain.best_without_map == {"score": "best_of_n", "reward": "plain"}
+    assert {name: found.mean for name, found in mapped.differences.items()} == {
+        "plain": 0.75, "best_of_n": 0.25, "best_without_map": 0.25
+    }  # fmt: skip
+    assert {name: found.mean for name, found in mapped.reward_differences.items()} == {
+        "plain": 0.5, "best_of_n": 5.5, "best_without_map": 0.5
+    }  # fmt: skip
+    # Pairs are resampled: all differ by -1, 0, 1 or 2, whose mean is 0.5.
+    assert -1 <= mapped.reward_differences["best_without_map"].lower < 0.5
+    assert best.differences.keys() == {"plain"} and plain.reward_differences.keys() == {"best_of_n"}
+    tables = {table.title: table for table in with_map.tables()}
+    scores = cells(tables["Differences and rewards [95 % intervals]"], "mapped")
+    assert scores["minus best_of_n, the best without a map"].startswith("+25.0 [")
+    rewards = cells(tables["Differences in reward [95 % intervals]"], "mapped")
+    assert rewards["minus plain, the best without a map"].startswith("+0.5 [")
+    assert cells(tables["Differences in reward [95 % intervals]"], "plain")["minus plain"] == "–"
+
+
+def test_hard_captions_have_a_column(with_map, comparison):
+    mapped = with_map.summaries[1]
+    assert {name: found.mean for name, found in mapped.hard_scores.items()} == {"hard": 0.5, "other": 1.0}
+    table = cells(with_map.tables()[1], "best_of_n")
+    assert (table["hard captions"][:4], table["other captions"][:5], table["all"][:4]) == ("50.0", "100.0", "75.0")
+    assert comparison.summaries[0].hard_scores == {}
+
+
+def test_fewer_steps_than_its_own_are_in_a_table(with_map):
+    (table,) = [table for table in with_map.tables() if table.title.startswith("In fewer steps")]
+    assert table.rows == [["mapped", "3", "2 at 24"]]
+
+
+def test_time_is_what_a_budget_of_seconds_limits(with_map, tmp_path):
+    plan = replace(with_map.plan, unit="seconds")
+    rows = summarise(plan, with_map.records, tmp_path)
+    assert [row.spent for row in rows] == [0.25, 0.25, 0.25] and [row.spent for row in with_map.summaries] == [
+        6,
+        24,
+        23,
+    ]
+    assert text_tables(rows)[0].title == "Right images, %, by seconds an image [95 % intervals]"
+    (axes,) = cost_figures(rows)["reward_against_cost"].axes
+    assert axes.get_xlabel() == "seconds of an image, of the processors"
+    gpu = {label: [replace(record, cpu_seconds=None) for record in found] for label, found in with_map.records.items()}
+    (row, *_) = summarise(plan, gpu, tmp_path)
+    assert row.spent == 0.5 and "cpu_seconds" not in row.cost
+
+
+def test_the_grid_is_a_table(with_map):
+    names = ["point_smc", "glass_smc", "glass_guidance"]
+    rows = [
+        replace(row, method=replace(row.method, name=name))
+        for row, name in zip(with_map.summaries, names, strict=True)
+    ]  # fmt: skip
+    (table,) = [table for table in text_tables(rows) if table.title.startswith("Every method with every posterior")]
+    assert table.header == ["method", "point", "glass"]
+    assert table.rows == [["smc", "25 / 9", "75 / 4"], ["guidance", "–", "100 / 9.5"]]
+    assert not any(table.title.startswith("Every") for table in text_tables(rows[:2]))
 
 
 class Page(HTMLParser):

@@ -206,3 +206,17 @@ def test_weights_without_scores_are_those_of_the_reward(stock: SanaSprintPipelin
     # From the same draws, all but untilted.
     plain = pipe(prompts, generator=generators(4), alignment=alignment, **{**call, "reward_scale": 1e-6}).rewards
     assert pipe(prompts, generator=generators(4), alignment=alignment, **call).rewards.mean() > plain.mean()
+
+
+def test_the_time_between_two_steps_is_a_default_of_two_alone(stock: SanaSprintPipeline) -> None:
+    pipe = DiamondMapPipeline.from_pipe(stock)
+    four, two = (pipe.prepare("a ring", **CALL, num_inference_steps=steps) for steps in (4, 2))
+    with four.active():
+        assert len(four.levels()) == 5
+    with two.active():
+        assert two.levels()[1] == pytest.approx(math.tan(1.3))
+        # As a budget asks for them.
+        assert two.levels(4) == four.levels() and two.levels(1) == [math.inf, 0]
+    given = pipe.prepare("a ring", **CALL, num_inference_steps=4, intermediate_timesteps=1.3)
+    with pytest.raises(ValueError, match="Intermediate timesteps"), given.active():
+        given.levels()

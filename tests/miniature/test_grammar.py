@@ -56,6 +56,15 @@ def test_three_hundred_captions_are_held_out_of_training():
     assert {caption.category for caption in drawn} == set(CATEGORIES) - {"single_object"}
 
 
+def test_hard_captions_bind_two_objects_or_ask_for_four():
+    hard = {text: parse_caption(text).is_hard for text in (
+        "a red star and a blue ring", "a star below a ring", "four red stars", "three red stars", "a star and a ring",
+        "a red star",
+    )}  # fmt: skip
+    assert list(hard.values()) == [True, True, True, False, False, False]
+    assert sum(caption.is_hard for caption in held_out_captions()) == 178
+
+
 def test_only_the_single_objects_are_shared_with_the_model_that_draws():
     rng = random.Random(0)
     shared = {sample_training_caption(rng) for _ in range(20_000)} & set(held_out_captions())

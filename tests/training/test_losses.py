@@ -204,7 +204,7 @@ def test_times_are_drawn_where_they_are_used():
 def test_rows_are_weighted_by_their_level_and_their_loss(monkeypatch):
     """By `1 + 1 / (kappa^2 + 1/16)`, then by `1 / (loss + 0.01)`."""
     level = (1 / 4 - 1 / 16) ** 0.5
-    monkeypatch.setattr(steps, "draw_levels", lambda count: torch.tensor([torch.inf, level], dtype=torch.float64))
+    monkeypatch.setattr(steps, "draw_levels", lambda count, *_: torch.tensor([torch.inf, level], dtype=torch.float64))
     rows = torch.tensor([0.0, 0.198], requires_grad=True)
 
     class Given(StepLoss):

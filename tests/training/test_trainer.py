@@ -237,3 +237,35 @@ def test_layers_and_the_scale_of_the_lora_are_as_asked_for(options):
     run.run()
     pipe = DiamondMapPipeline.from_pretrained(run.options.model.pretrained_model_name_or_path)
     assert load_diamond_map(pipe.family, run.options.output.output_dir).lora_alpha == 6
+
+
+class TestInitialMap:
+    def test_a_run_goes_on_from_it(self, options):
+        """Without updates that move it, it is that map; its rank is taken."""
+        first = Trainer(options("--rank", 3, "--condition_on_observation", "--ema_decay", 0, output="first"))
+        first.run()
+        folder = first.options.output.output_dir
+        second = Trainer(options("--initial_map", folder, "--rank", 64, "--learning_rate", 0, "--ema_decay", 0))
+        assert_same(weights_of(first), weights_of(second))
+        second.run()
+        assert_same(weights_of(first), weights_of(second))
+        told = read_map_config(second.options.output.output_dir)["training"]
+        assert (told["rank"], told["condition_on_observation"]) == (3, True)
+        assert told["initial_map"] == str(folder)
+
+    def test_a_missing_one(self, options, tmp_path):
+        with pytest.raises(TrainingError, match=r"--initial_map .*nothing cannot be loaded: .*"):
+            Trainer(options("--initial_map", tmp_path / "nothing", "--rank", 64))
+
+
+def test_as_many_trajectories_are_drawn_as_the_options_say(options):
+    run = Trainer(options("--loss", "trajectories", "--num_trajectories", 3, "--pure_noise_share", 1))
+    drawn, _ = next(run._open_source())()
+    assert drawn.states.shape[:2] == (2, 3)
+    assert drawn.noise_to_signal.isinf().all()
+
+
+def test_a_cache_holds_as_many_trajectories_as_the_options_say(options):
+    run = Trainer(options("--loss", "trajectories", "--cache_trajectories", "--num_trajectories", 3))
+    drawn, _ = next(run._open_source())()
+    assert drawn.states.shape[:2] == (2, 3)

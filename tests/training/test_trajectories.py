@@ -38,7 +38,7 @@ def test_the_energy_score_of_untrained_maps_has_a_gradient():
 def test_trajectories_keep_the_spread_of_the_posterior(level, monkeypatch):
     """At every place: there the state has `(1 - s)^2` of the posterior's variance, and `s^2` of the noise."""
     torch.manual_seed(0)
-    monkeypatch.setattr(trajectories, "draw_levels", lambda count: torch.full((count,), level, dtype=torch.float64))
+    monkeypatch.setattr(trajectories, "draw_levels", lambda count, *_: torch.full((count,), level, dtype=torch.float64))
     family = MixtureModel()
     z = family.mixture.sample(4000, seeded(1)).float()
     data = Trajectories.draw(family, z, UNCONDITIONAL)
@@ -58,3 +58,13 @@ def test_places_are_drawn_where_they_are_used():
     rest = 1 - ONE_STEP_SHARE - FROM_NOISE_SHARE
     assert abs(one_step - (ONE_STEP_SHARE + FROM_NOISE_SHARE / 8 + rest / 64)) < 0.015
     assert abs((start == 0).double().mean() - (ONE_STEP_SHARE + FROM_NOISE_SHARE + rest / 8)) < 0.015
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_energy_score_of_several_samples(count):
+    """All pairs are compared, so that its mean is that of pairs, and it varies less."""
+    noise = torch.randn(60_000, count, 1, 1, generator=seeded(0))
+    scores = energy_score(0.5 * noise, noise).double()
+    expected = math.sqrt(2 * (1 + 0.25) / math.pi) - 0.5 / math.sqrt(math.pi)
+    assert abs(scores.mean() - expected) < 4 * scores.std() / math.sqrt(len(scores))
+    assert scores.std() < {2: 0.7, 3: 0.55, 5: 0.45}[count]

@@ -384,17 +384,27 @@ class SMC(Method):
     def _propose(self, cloud: PathCloud, interval: Interval, random: RandomSource) -> tuple[Tensor, Tensor | None]:
         """Driving noise `e ~ N(mu, I)` and `log N(e; 0, I) - log N(e; mu, I)`; without a guide `mu` is zero."""
         noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
-        gain = self.moves.tilt_gain(interval)
-        if self.guide is None or cloud.estimates.shift is None or gain == 0:
+        mu = self._noise_mean(cloud, interval)
+        if mu is None:
             return noise, None
-        mu = gain * self.guide.shift(cloud.estimates, interval.start)
-        scale = cloud.inverse_temperature
-        if self.tempering is not None:
-            scale = self.tempering.proposal_inverse_temperature(cloud.num_moves, scale)
-        scale = sent(scale, mu.device, mu.dtype).repeat_interleave(self.num_particles)
-        mu = mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
         noise = noise + mu
         return noise, row_dot(mu, mu / 2 - noise)
+
+    def _noise_mean(self, cloud: PathCloud, interval: Interval) -> Tensor | None:
+        """The mean `mu` of the driving noise, `[B P, ...]`; None where it is zero."""
+        gain = self.moves.tilt_gain(interval)
+        if self.guide is None or cloud.estimates.shift is None or gain == 0:
+            return None
+        mu = gain * self.guide.shift(cloud.estimates, interval.start)
+        scale = sent(self._proposal_inverse_temperature(cloud), mu.device, mu.dtype)
+        scale = scale.repeat_interleave(self.num_particles)
+        return mu * expand(scale * limiting_factor(root_mean_square(mu), self.max_tilt), mu)
+
+    def _proposal_inverse_temperature(self, cloud: PathCloud) -> Tensor:
+        """By how much of the tilt the next move is drawn, `[B]` on the CPU."""
+        if self.tempering is None:
+            return cloud.inverse_temperature
+        return self.tempering.proposal_inverse_temperature(cloud.num_moves, cloud.inverse_temperature)
 
     def _resample(self, cloud: PathCloud, random: RandomSource) -> PathCloud:
         """Resamples each image's particles where their effective sample size has fallen under the threshold."""

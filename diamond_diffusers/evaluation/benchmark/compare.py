@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,54 @@ from ...pipelines.output import DiamondMapPipelineOutput
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward
 from ...rewards.parts import names_within
+from ..clock import cpu_time
 from ..devices import device_name
 from ..memory import peak_memory
 from ..side_by_side import PACKAGES
-from .plan import SizedMethod
+from .plan import LeftOut, Plan, SizedMethod
 from .prompts import Prompt, Suite
-from .records import Batch, Key, Record, RecordFolder, fingerprint, modules_of, pixel_hash
+from .records import (
+    Batch,
+    Key,
+    Record,
+    RecordFolder,
+    fingerprint,
+    fingerprint_of_map,
+    fingerprint_of_model,
+    modules_of,
+    pixel_hash,
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the images of every method, for one of several machines or processes that know nothing of each other.
+
+    Args:
+        number: which of them it is, from 1 on.
+        count: how many there are.
+
+    Raises:
+        ValueError: there is no such part.
+
+    Example:
+        >>> Shard(2, 3).of("abcdefg")
+        'be'
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ValueError(
+                f"shard is {self.number}/{self.count}; give one from 1/{self.count} to {self.count}/{self.count}"
+            )
+
+    def of(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Its share of all images, whichever of them are drawn already."""
+        return keys[self.number - 1 :: self.count]
+
 
 OnBatch = Callable[[str, int, int], None]
 """Gets a method's label, how many images this process has drawn with it, and how many it draws in all."""
@@ -89,14 +131,14 @@ class Setup:
         return 1_000_000 * (self.seed + 1000 * key.image) + key.index
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the results depend on, except the method."""
+        """Everything that the results depend on, except the method and a Diamond Map that it may evaluate."""
         texts = "\n".join(f"{prompt.index} {prompt.text}" for prompt in self.suite.prompts)
         calibration = {} if self.calibration is None else {"calibration": self.calibration.statistics()}
         return {
             "model": self.model,
-            "loading": self.loading,
-            "model_weights": fingerprint(modules_of(self.pipe.components)),
-            "model_defaults": self.pipe.defaults,
+            "loading": {name: value for name, value in self.loading.items() if name != "diamond_map"},
+            "model_weights": fingerprint_of_model(self.pipe.family),
+            "model_defaults": defaults_of(self.pipe),
             "arguments": self.arguments,
             "dtype": str(self.pipe.dtype),
             "reward": self.reward.name if self.calibration is None else self.calibration.reward,
@@ -108,6 +150,22 @@ class Setup:
             "prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "version": version("diamond-diffusers"),
         }
+
+    def settings_of(self, method: SizedMethod) -> dict[str, Any]:
+        """What the results of one method depend on beside `settings`.
+
+        Only where it evaluates the Diamond Map is that map among them, so that a run goes on with another map without
+        drawing the images of other methods again.
+        """
+        own = {"alignment": method.alignment, "num_inference_steps": method.num_inference_steps}
+        if method.alignment.resolve(self.pipe.family).uses_diamond_map(self.pipe.family):
+            own |= {"loading": self.loading, "diamond_map_weights": fingerprint_of_map(self.pipe.family)}
+        return own
+
+
+def defaults_of(pipe: DiamondMapPipeline) -> dict[str, Any]:
+    """The defaults of a model's calls but for its method: a comparison names each of its methods."""
+    return {name: value for name, value in pipe.defaults.items() if name != "alignment"}
 
 
 def check_seed(seed: int) -> None:
@@ -139,14 +197,16 @@ def compare(
     folder: Path,
     on_batch: OnBatch | None = None,
     processes: PartialState | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, list[Record]]:
     """Draws every prompt with every method; images that `folder` holds already are not drawn again.
 
     Args:
         processes: the processes that share the images, each of which makes this call; None for this process alone.
+        shard: the part of the images that is drawn; None for all.
 
     Returns:
-        The records by the label of their method, in the order of the prompts.
+        The records of these images by the label of their method, in the order of the prompts.
 
     Raises:
         ValueError: the folder holds results of other settings, a held-out reward fails, or a reward knows nothing
@@ -156,11 +216,8 @@ def compare(
         reward.to(device=setup.pipe.family.device).probe(setup.pipe.family.device)
     for reward in (setup.reward, *setup.held_out_rewards):
         reward.check_prompts([prompt.text for prompt in prompts])
-    shared, keys = setup.settings(), setup.keys(prompts)
-    folders = {}
-    for method in methods:
-        own = {"alignment": method.alignment, "num_inference_steps": method.num_inference_steps}
-        folders[method.label] = RecordFolder(method_folder(folder, method), {**shared, **own})
+    keys = (shard or Shard()).of(setup.keys(prompts))
+    folders = _folders(setup, methods, folder)
     missing = {label: records.missing(keys) for label, records in folders.items()}
     if processes is not None:
         # All have to share out the same images.
@@ -184,13 +241,50 @@ def compare(
     return {label: records.of(keys) for label, records in folders.items()}
 
 
+def drawn_so_far(
+    setup: Setup, plan: Plan, prompts: Sequence[Prompt], folder: Path
+) -> tuple[Plan, dict[str, list[Record]]]:
+    """What is drawn of a comparison: the plan of those methods that have all their images, with their records.
+
+    The other methods are left out, with how much of each is drawn.
+
+    Raises:
+        ValueError: no method has all its images, or the folder holds results of other settings.
+    """
+    keys, folders = setup.keys(prompts), _folders(setup, plan.methods, folder)
+    missing = {label: len(records.missing(keys)) for label, records in folders.items()}
+    unfinished = [
+        LeftOut(
+            entry.budget,
+            entry.method.name,
+            f"{len(keys) - missing[entry.method.label]} of {len(keys)} images are drawn; run on without --report-only",
+        )
+        for entry in plan.entries
+        if missing[entry.method.label]
+    ]
+    entries = [entry for entry in plan.entries if not missing[entry.method.label]]
+    if not entries:
+        raise ValueError(f"output is '{folder}', where of {unfinished[0].name} {unfinished[0].reason}")
+    done = replace(plan, entries=entries, left_out=[*plan.left_out, *unfinished])
+    return done, {method.label: folders[method.label].of(keys) for method in done.methods}
+
+
+def _folders(setup: Setup, methods: Sequence[SizedMethod], folder: Path) -> dict[str, RecordFolder]:
+    shared = setup.settings()
+    return {
+        method.label: RecordFolder(method_folder(folder, method), {**shared, **setup.settings_of(method)})
+        for method in methods
+    }
+
+
 def draw_batch(
     setup: Setup, method: SizedMethod, prompts: Sequence[Prompt], keys: Sequence[Key], folder: RecordFolder
 ) -> None:
     """Draws images together, one of each of the prompts, and keeps them with their records."""
     texts = [prompt.text for prompt in prompts]
     batch = Batch(texts, [setup.seed_of(key) for key in keys], setup.particle_batch_size)
-    with peak_memory(setup.pipe.family.device) as peak:
+    device = setup.pipe.family.device
+    with peak_memory(device) as peak, cpu_time(device) as spent:
         out = draw(setup.pipe, setup.reward, setup.reward_scale, method, batch, setup.arguments)
     images = out.images.float().cpu()
     verdicts = judge(images, texts).tolist() if setup.suite.is_judged else [None] * len(texts)
@@ -215,6 +309,7 @@ def draw_batch(
             is_right=verdicts[row],
             cost=share,
             peak_bytes=peak.bytes,
+            cpu_seconds=None if spent.seconds is None else spent.seconds / len(keys),
             trace=traces[row],
             pixels=pixel_hash(image),
             batch=batch,

@@ -45,7 +45,7 @@ class ShownImage:
 class Grid:
     """The first prompts as drawn by every method of a budget, with one column for each method."""
 
-    budget: int
+    budget: float
     names: list[str]
     rows: list[tuple[str, list[ShownImage]]]
 
@@ -83,7 +83,7 @@ def html_report(
     )
 
 
-def _grid(budget: int, methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], folder: Path) -> Grid:
+def _grid(budget: float, methods: Sequence[SizedMethod], records: Mapping[str, Sequence[Record]], folder: Path) -> Grid:
     found = {method.label: {record.key: record for record in records[method.label]} for method in methods}
     rows = []
     for key in example_keys(records[methods[0].label]):

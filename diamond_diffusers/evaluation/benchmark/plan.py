@@ -18,8 +18,11 @@ from ...core.cost import Cost
 from ...pipelines.call import Call
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward
+from ...transitions.sampled_model import SampledModel
 from .recipes import STEPS, Recipe, all_recipes
 
+EVALUATIONS, SECONDS = "network evaluations", "seconds"
+"""What a budget limits."""
 # Differences are reported to these.
 REFERENCES = ("plain", "best_of_n")
 
@@ -30,12 +33,16 @@ class SizedMethod:
 
     Attributes:
         evaluations: cost of an image, as `Cost.equivalent_evaluations`; None if it is not known.
+        uses_diamond_map: whether it evaluates the model's Diamond Map.
+        own_steps: the number of steps of its recipe or its model, if the budget does not pay for so many.
     """
 
     name: str
     alignment: Method
     num_inference_steps: int
     evaluations: int | None = None
+    uses_diamond_map: bool = False
+    own_steps: int | None = None
 
     @property
     def label(self) -> str:
@@ -56,7 +63,7 @@ CostOf = Callable[[SizedMethod], Cost]
 class Entry:
     """A budget, and the largest method of a recipe within it."""
 
-    budget: int
+    budget: float
     method: SizedMethod
 
 
@@ -64,45 +71,53 @@ class Entry:
 class LeftOut:
     """A method that is not compared at a budget, and why."""
 
-    budget: int
+    budget: float
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The methods that are compared, budget after budget, and those that are left out."""
+    """The methods that are compared, budget after budget, and those that are left out.
+
+    Attributes:
+        unit: of the budgets: `EVALUATIONS` or `SECONDS`.
+    """
 
     entries: list[Entry]
     left_out: list[LeftOut]
+    unit: str = EVALUATIONS
 
     @property
     def methods(self) -> list[SizedMethod]:
         """Each distinct method once: one that does not grow is the same at all budgets."""
         return list({entry.method.label: entry.method for entry in self.entries}.values())
 
-    def at(self, budget: int) -> list[SizedMethod]:
+    def at(self, budget: float) -> list[SizedMethod]:
         """The methods of one budget."""
         return [entry.method for entry in self.entries if entry.budget == budget]
 
 
 def plan_methods(
     names: Sequence[str],
-    budgets: Sequence[int],
+    budgets: Sequence[float],
     pipe: DiamondMapPipeline,
     reward: Reward,
     arguments: Mapping[str, Any] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     max_reward_calls: int | None = None,
+    paces: Mapping[str, float] | None = None,
 ) -> Plan:
     """The named methods at each budget, each as large as possible without exceeding it.
 
     Args:
         budgets: network evaluations for each image; one under classifier-free guidance counts 2, its backward pass 4.
+            With `paces` seconds.
         reward: the reward that the methods follow.
         arguments: arguments of the stock pipeline's `__call__` that are not the model's defaults.
         recipes: the recipes by name; None for all.
         max_reward_calls: the most scores of the reward for each image, at every budget; None for no limit.
+        paces: seconds of a network evaluation of each method, by its name.
 
     Raises:
         ValueError: a name or a budget comes twice or is unknown, or no method can be compared.
@@ -121,24 +136,44 @@ def plan_methods(
                     _check_usable(alignment, call, reward)
                     recipe = replace(recipes[name], alignment=alignment)
                     steps = call.arguments.num_inference_steps
-                    sized = sized_to_budget(name, recipe, budget, steps, cost_of, max_reward_calls)
+                    if paces is None:
+                        limit, option = int(budget), "--budgets"
+                    else:
+                        limit, option = _evaluations_in(budget, name, paces), "--budgets-seconds"
+                    sized = sized_to_budget(name, recipe, limit, steps, cost_of, max_reward_calls, option)
                     check_stages(reward, sized.alignment)
-                    entries.append(Entry(budget, sized))
+                    entries.append(Entry(budget, _described(sized, call.family, recipe.num_inference_steps or steps)))
                 except ValueError as reason:
                     left_out.append(LeftOut(budget, name, str(reason)))
     if not entries:
         raise ValueError(left_out[0].reason)
-    return Plan(entries, left_out)
+    return Plan(entries, left_out, EVALUATIONS if paces is None else SECONDS)
 
 
-def check_request(names: Sequence[str], budgets: Sequence[int], recipes: Mapping[str, Recipe]) -> None:
+def _evaluations_in(seconds: float, name: str, paces: Mapping[str, float]) -> int:
+    """How many network evaluations of a method a budget of seconds pays for."""
+    if name not in paces:
+        raise ValueError(f"method {name!r} fits none of the sizes at which methods are timed; leave it out")
+    return int(seconds / paces[name])
+
+
+def _described(method: SizedMethod, model: SampledModel, own_steps: int) -> SizedMethod:
+    """A method with what is said of it beside its size."""
+    return replace(
+        method,
+        uses_diamond_map=method.alignment.resolve(model).uses_diamond_map(model),
+        own_steps=own_steps if method.num_inference_steps < own_steps else None,
+    )
+
+
+def check_request(names: Sequence[str], budgets: Sequence[float], recipes: Mapping[str, Recipe]) -> None:
     """Raises a `ValueError` if a name or a budget comes twice or is unknown; this check needs no model."""
     for position, name in enumerate(names):
         if name not in recipes:
             raise ValueError(f"methods names {name!r}; choose among {', '.join(recipes)}")
         if name in names[:position]:
             raise ValueError(f"methods names {name!r} twice; name each method once")
-    if len(set(budgets)) < len(budgets) or min(budgets, default=0) < 1:
+    if len(set(budgets)) < len(budgets) or min(budgets, default=0) <= 0:
         raise ValueError(f"budgets is {list(budgets)}; give different positive numbers")
 
 
@@ -156,9 +191,10 @@ def sized_to_budget(
     default_steps: int,
     cost_of: CostOf,
     max_reward_calls: int | None = None,
+    budget_option: str = "--budgets",
 ) -> SizedMethod:
     """The largest method of a recipe whose `equivalent_evaluations` and scores for an image are within the budgets."""
-    limits = Budget(budget, max_reward_calls)
+    limits = Budget(max(1, budget), max_reward_calls)
     assert isinstance(recipe.alignment, Method), "the recipe is that of one model, for which its method was made"
     alignment = recipe.alignment.within(budget, max_reward_calls)
     method = SizedMethod(name, alignment, recipe.num_inference_steps or default_steps)
@@ -167,7 +203,7 @@ def sized_to_budget(
     cost = cost_of(method)
     for limit, most, spent in limits.exceeded(cost):
         named, unit, option = {
-            "max_network_evaluations": ("budget", "network evaluations", "--budgets"),
+            "max_network_evaluations": ("budget", EVALUATIONS, budget_option),
             "max_reward_calls": (limit, "scores", "--max-reward-calls"),
         }[limit]
         raise ValueError(

@@ -22,7 +22,7 @@ from ..sheets import Block, Tile, draw_sheet
 from ..text_tables import NOTHING
 from .compare import method_folder
 from .pareto import Point, points_of
-from .plan import SizedMethod
+from .plan import EVALUATIONS, SizedMethod
 from .records import AGAIN, Key, Record, image_path
 from .summary import Summary, method_names
 
@@ -60,11 +60,7 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, style in method_styles(summaries).items():
-        points = {
-            summary.cost["equivalent_evaluations"]: estimate_of(summary)
-            for summary in summaries
-            if summary.method.name == name
-        }
+        points = {summary.spent: estimate_of(summary) for summary in summaries if summary.method.name == name}
         costs = sorted(points)
         mean, lower, upper = ([getattr(points[cost], bound) for cost in costs] for bound in ("mean", "lower", "upper"))
         axes.plot(costs, mean, **style, marker=".", label=name)
@@ -73,13 +69,19 @@ def _against_cost(summaries: Sequence[Summary], what: str, estimate_of: Callable
         else:
             axes.vlines(costs, lower, upper, **style)
     axes.set_xscale("log")
-    axes.set_xlabel("network evaluations of an image, a backward pass counted as two")
+    axes.set_xlabel(_axis_text(summaries[0]))
     axes.set_ylabel(what)
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.set_xticks(sorted({summary.budget for summary in summaries}))
     axes.minorticks_off()
     _legend(figure, axes)
     return figure
+
+
+def _axis_text(summary: Summary) -> str:
+    if summary.unit == EVALUATIONS:
+        return "network evaluations of an image, a backward pass counted as two"
+    return "seconds of an image, of the processors" if "cpu_seconds" in summary.cost else "seconds of an image"
 
 
 def pareto_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
@@ -170,7 +172,7 @@ def overview_figure(summaries: Sequence[Summary]) -> Figure:
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_yticks(range(len(names)), names if axes is figure.axes[0] else [], fontsize="small")
         axes.tick_params(length=0)
-    figure.supxlabel("network evaluations of an image", fontsize="medium")
+    figure.supxlabel(f"{summaries[0].unit} of an image", fontsize="medium")
     return figure
 
 

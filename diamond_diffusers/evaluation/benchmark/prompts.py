@@ -26,12 +26,14 @@ class Prompt:
         index: number of the prompt in its file; seeds and the names of images depend on it.
         category: the part of the benchmark to which the prompt belongs.
         metadata: the further fields of the prompt in its file.
+        is_hard: whether it is one of the harder captions of the miniature world (`Caption.is_hard`).
     """
 
     index: int
     text: str
     category: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_hard: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,42 @@ class Suite:
     prompts: tuple[Prompt, ...]
     is_judged: bool = False
 
-    def first(self, count: int | None) -> Sequence[Prompt]:
+    def first(self, count: int | None, hard_share: float | None = None) -> Sequence[Prompt]:
         """The first `count` prompts; all for None.
+
+        Args:
+            hard_share: share of hard prompts among them, in [0, 1]: the first hard ones and the first of the others,
+                in their common order; None for the share that the prompts have.
 
         Raises:
             ValueError: there are not that many.
         """
         if count is not None and not 1 <= count <= len(self.prompts):
             raise ValueError(f"num_prompts is {count}; give a number from 1 to {len(self.prompts)}")
-        return self.prompts[:count]
+        if hard_share is None:
+            return self.prompts[:count]
+        if count is None:
+            raise ValueError(f"hard_share is {hard_share:g}, but num_prompts is not given; give both")
+        wanted = {True: round(count * hard_share)}
+        wanted[False] = count - wanted[True]
+        chosen = {is_hard: [each for each in self.prompts if each.is_hard == is_hard] for is_hard in wanted}
+        for is_hard, number in wanted.items():
+            if number > len(chosen[is_hard]):
+                raise ValueError(
+                    f"hard_share is {hard_share:g}, which takes {number} {'hard' if is_hard else 'other'} prompts of "
+                    f"{count}, but there are {len(chosen[is_hard])}; give another share, or fewer prompts"
+                )
+        taken = {each.index for is_hard, number in wanted.items() for each in chosen[is_hard][:number]}
+        return tuple(each for each in self.prompts if each.index in taken)
 
 
 def miniature_suite() -> Suite:
     """The 300 held-out captions of the miniature world."""
     captions = list(held_out_captions())
     random.Random(0).shuffle(captions)
-    prompts = [Prompt(index, caption.text, caption.category) for index, caption in enumerate(captions)]
+    prompts = [
+        Prompt(index, caption.text, caption.category, is_hard=caption.is_hard) for index, caption in enumerate(captions)
+    ]
     return Suite(tuple(prompts), is_judged=True)
 
 

@@ -176,6 +176,27 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def grid_cells() -> dict[str, tuple[str, str]]:
+    """Look-aheads and method of each cell of the grid, by the cell's name; columns of a user's own among them."""
+    return {
+        f"{column}_{method}": (column, method)
+        for column, ahead in (LOOK_AHEADS | own_look_aheads()).items()
+        for method in cells_of(ahead)
+    }
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a text, separated by commas, each once; `grid` stands for the grid's cells, `presets` for presets.
+
+    Example:
+        >>> names_in("plain, grid")[:3]
+        ['plain', 'point_beam_search', 'point_smc']
+    """
+    groups = {"grid": list(grid_cells()), "presets": PRESETS.names()}
+    given = [name.strip() for name in text.split(",")]
+    return [name for each in given for name in groups.get(each, [each])]
+
+
 def all_recipes() -> dict[str, Recipe]:
     """All that can be compared: `RECIPES`, and what is registered beside it.
 

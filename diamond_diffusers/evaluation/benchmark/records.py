@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -12,9 +12,13 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ...alignment.methods import METHODS
 from ...core.cost import Cost
+from ...core.serial import from_dict
+from ...families.base import Family
 from ...files.foreign import ForeignFileError, read_json
 from ...files.json_forms import fitted
+from ...maps.diamond_map import ADAPTER
 from ..files import plain, write_image, write_json
 
 IS_RECORD = "name a .json file beside an image of `diamond-diffusers benchmark`"
@@ -64,6 +68,8 @@ class Record:
         is_right: the judge's verdict, where there is a judge.
         cost: its share of the cost of its batch.
         peak_bytes: the most memory that its batch held; None where that is not known.
+        cpu_seconds: its share of the seconds that the processors worked on its batch, in all threads of the process:
+            what other processes do beside it lengthens them little. None on a GPU.
         trace: the figures of each step of this image.
         pixels: hash of the 8-bit pixels.
         batch: the batch in which it was drawn, as the row `row`.
@@ -81,6 +87,7 @@ class Record:
     is_right: bool | None
     cost: Cost
     peak_bytes: int | None
+    cpu_seconds: float | None
     trace: list[dict[str, float]]
     pixels: str
     batch: Batch
@@ -132,6 +139,8 @@ class RecordFolder:
     def _check(self, stored: Mapping[str, Any], path: Path) -> None:
         for key in sorted({*self.settings, *stored}):
             old, new = stored.get(key), self.settings.get(key)
+            if key == "alignment":
+                old = _with_later_options(old)
             if old != new:
                 raise ForeignFileError(
                     f"{key} is {new!r}, but '{path}' holds a result for {old!r}; "
@@ -151,6 +160,14 @@ class RecordFolder:
         write_image(image_path(self.folder, record.key), image)
         write_json(self.folder / f"{record.key.stem}.json", {"settings": self.settings, "record": asdict(record)})
         self._records[record.key] = record
+
+
+def _with_later_options(form: Any) -> Any:
+    """A method's stored form with the options that it has got since, at their defaults: as the method was before."""
+    try:
+        return plain(from_dict(METHODS, form))
+    except (TypeError, ValueError):
+        return form
 
 
 def image_path(folder: Path, key: Key) -> Path:
@@ -178,11 +195,34 @@ def pixel_hash(image: Image) -> str:
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:
     """A short hash of a few numbers of every weight, by which results of different weights are told apart."""
+    return _hash(weight for module in modules for weight in _state_of(module).items())
+
+
+def fingerprint_of_model(family: Family) -> str:
+    """The fingerprint of a family's components without a Diamond Map in its network, which has one of its own."""
+    modules = modules_of(family.pipeline.components)
+    if family.posterior_map is None:
+        return fingerprint(modules)
+    states = (_state_of(module) for module in modules)
+    # Beside an adapter the weights of a layer have another name.
+    return _hash(
+        (name.replace(".base_layer.", "."), weight)
+        for state in states
+        for name, weight in state.items()
+        if f".{ADAPTER}." not in name
+    )
+
+
+def fingerprint_of_map(family: Family) -> str | None:
+    """The fingerprint of the Diamond Map alone; None where there is none."""
+    return None if family.posterior_map is None else _hash(family.posterior_map.weights().items())
+
+
+def _hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in _state_of(module).items():
-            digest.update(name.encode())
-            digest.update(tensor.flatten()[:64].cpu().double().numpy().tobytes())
+    for name, weight in weights:
+        digest.update(name.encode())
+        digest.update(weight.detach().flatten()[:64].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -21,9 +21,18 @@ from ...files.json_forms import fitted, shown, whole_numbers
 from ...pipelines.pipeline import DiamondMapPipeline
 from ...rewards import Reward, ScoreStatistics, as_reward, calibrated
 from ..files import plain
-from .compare import draw, machine_facts
+from .compare import defaults_of, draw, machine_facts
 from .plan import SizedMethod
-from .records import IS_RECORD, Record, fingerprint, modules_of, pixel_hash, read_record
+from .records import (
+    IS_RECORD,
+    Record,
+    fingerprint,
+    fingerprint_of_map,
+    fingerprint_of_model,
+    modules_of,
+    pixel_hash,
+    read_record,
+)
 
 MAX_COUNT = 10_000
 """Of particles, steps, images of a batch, or pixels of a side."""
@@ -166,10 +175,12 @@ def redraw(recorded: Recorded, pipe: DiamondMapPipeline, reward: Reward) -> Redr
     record, settings = recorded.record, recorded.settings
     _check_arguments(settings["arguments"], pipe)
     found = {
-        "model_weights": fingerprint(modules_of(pipe.components)),
-        "model_defaults": plain(pipe.defaults),
+        "model_weights": fingerprint_of_model(pipe.family),
+        "model_defaults": plain(defaults_of(pipe)),
         "reward_weights": fingerprint(modules_of(vars(reward))),
     }
+    if "diamond_map_weights" in settings:
+        found["diamond_map_weights"] = fingerprint_of_map(pipe.family)
     for name, value in found.items():
         if value != settings[name]:
             raise ValueError(f"{name} is {value!r}, but the image was drawn with {settings[name]!r}; take that model")

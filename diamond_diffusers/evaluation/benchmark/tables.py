@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...miniature.grammar import CATEGORIES
 from ..scoring.statistics import Estimate
 from ..text_tables import NOTHING, TextTable, number_text, percent_text
 from .pareto import points_of
 from .plan import REFERENCES, LeftOut
-from .summary import Summary, method_names
+from .recipes import grid_cells
+from .summary import WITHOUT_MAP, Summary, method_names
 
 Column = tuple[str, Callable[[Summary], str]]
 
@@ -25,7 +26,13 @@ def text_tables(summaries: Sequence[Summary], left_out: Sequence[LeftOut] = ()) 
         tables.append(
             _table(f"Differences and rewards [95 % intervals]{where}", [METHOD, *SIZES, *_rewards(rows)], rows)
         )
-        tables.append(_table(f"Cost of an image{where}", [METHOD, *COSTS], rows))
+        if rows[0].score is not None:
+            differences = _differences(rows, "reward", lambda row: row.reward_differences, number_text)
+            tables.append(_table(f"Differences in reward [95 % intervals]{where}", [METHOD, *differences], rows))
+        tables.append(_grid(rows, where))
+        tables.append(_table(f"Cost of an image{where}", [METHOD, *_costs(rows)], rows))
+    if any(summary.method.own_steps for summary in summaries):
+        tables.append(_shortened(summaries))
     tables += [_pareto(summaries, name) for name in summaries[0].held_out_rewards]
     if left_out:
         tables.append(_left_out(left_out))
@@ -47,7 +54,24 @@ def _overview(summaries: Sequence[Summary]) -> TextTable:
         found = [cells.get((name, budget)) for budget in budgets]
         rows.append([name, *(NOTHING if cell is None else _aim_text(cell) for cell in found)])
     header = ["method", *(str(budget) for budget in budgets)]
-    return TextTable(f"{what}, by network evaluations an image [95 % intervals]", header, rows)
+    return TextTable(f"{what}, by {summaries[0].unit} an image [95 % intervals]", header, rows)
+
+
+def _grid(rows: Sequence[Summary], where: str) -> TextTable:
+    """A row for each method and a column for each posterior sampler, where several methods are of the grid."""
+    cells = {found: row for row in rows if (found := grid_cells().get(row.method.name)) is not None}
+    columns, methods = ([*dict.fromkeys(cell[place] for cell in cells)] for place in (0, 1))
+    if len(columns) < 2 or len(methods) < 2:
+        return TextTable("", [""], [])
+    texts = {cell: _figures(row) for cell, row in cells.items()}
+    body = [[method, *(texts.get((column, method), NOTHING) for column in columns)] for method in methods]
+    what = "mean reward" if rows[0].score is None else "right images in % / mean reward"
+    return TextTable(f"Every method with every posterior sampler, {what}{where}", ["method", *columns], body)
+
+
+def _figures(summary: Summary) -> str:
+    reward = f"{summary.reward.mean:.4g}"
+    return reward if summary.score is None else f"{100 * summary.score.mean:.0f} / {reward}"
 
 
 def _pareto(summaries: Sequence[Summary], held_out: str) -> TextTable:
@@ -60,6 +84,19 @@ def _pareto(summaries: Sequence[Summary], held_out: str) -> TextTable:
     ]
     title = f"Pareto front of the reward and held out: {held_out}, {len(rows)} of {len(points)} [95 % intervals]"
     return TextTable(title, ["method", "budget used", "reward", f"held out: {held_out}"], rows)
+
+
+def _shortened(summaries: Sequence[Summary]) -> TextTable:
+    """A row for each method that a budget does not pay for in its own number of steps."""
+    short: dict[tuple[str, int], list[str]] = {}
+    for row in summaries:
+        if row.method.own_steps is not None:
+            found = short.setdefault((row.method.name, row.method.own_steps), [])
+            found.append(f"{row.method.num_inference_steps} at {row.budget}")
+    rows = [[name, str(own), ", ".join(steps)] for (name, own), steps in short.items()]
+    return TextTable(
+        "In fewer steps than their own, which the budget does not pay for", ["method", "own", "steps"], rows
+    )
 
 
 def _left_out(entries: Sequence[LeftOut]) -> TextTable:
@@ -91,6 +128,7 @@ def _quality(rows: Sequence[Summary]) -> list[Column]:
     found = dict.fromkeys(category for row in rows for category in row.scores)
     ordered = [*(name for name in CATEGORIES if name in found), *(name for name in found if name not in CATEGORIES)]
     columns = [_category(name) for name in ordered]
+    columns += [_hard(name) for name in dict.fromkeys(name for row in rows for name in row.hard_scores)]
     if rows[0].score is not None:
         columns.append(("all", lambda summary: percent_text(summary.score)))
     if any(row.diversity is not None for row in rows):
@@ -99,10 +137,10 @@ def _quality(rows: Sequence[Summary]) -> list[Column]:
 
 
 def _rewards(rows: Sequence[Summary]) -> list[Column]:
-    present = {name for row in rows for name in row.differences}
     held_out = dict.fromkeys(name for row in rows for name in row.held_out_rewards)
+    figure = "reward" if rows[0].score is None else "score"
     return [
-        *(_difference(name) for name in REFERENCES if name in present),
+        *_differences(rows, figure, lambda row: row.differences, aim(rows[0])[1]),
         ("reward", lambda summary: number_text(summary.reward)),
         *(_held_out(name) for name in held_out),
     ]
@@ -115,12 +153,34 @@ def _category(name: str) -> Column:
     return name.replace("_", " "), text
 
 
-def _difference(name: str) -> Column:
-    return f"minus {name}", lambda summary: aim(summary)[1](summary.differences.get(name), "+")
+def _differences(
+    rows: Sequence[Summary],
+    figure: str,
+    differences_of: Callable[[Summary], Mapping[str, Estimate]],
+    write: Callable[[Estimate | None, str], str],
+) -> list[Column]:
+    """A column for each method to which there are differences, of which the best without a map is named."""
+    best = next((row.best_without_map[figure] for row in rows if figure in row.best_without_map), "")
+    names = {**{name: name for name in REFERENCES}, WITHOUT_MAP: f"{best}, the best without a map"}
+    present = {name for row in rows for name in differences_of(row)}
+
+    def column(name: str) -> Column:
+        return f"minus {names[name]}", lambda row: write(differences_of(row).get(name), "+")
+
+    return [column(name) for name in names if name in present]
+
+
+def _hard(name: str) -> Column:
+    return f"{name} captions", lambda summary: percent_text(summary.hard_scores.get(name))
 
 
 def _held_out(name: str) -> Column:
     return f"held out: {name}", lambda summary: number_text(summary.held_out_rewards.get(name))
+
+
+def _costs(rows: Sequence[Summary]) -> list[Column]:
+    on_cpu = [CPU_SECONDS] if all("cpu_seconds" in row.cost for row in rows) else []
+    return [*COSTS, *on_cpu, PEAK]
 
 
 def _cost(key: str, title: str, digits: int = 0) -> Column:
@@ -139,5 +199,9 @@ COSTS: list[Column] = [
     _cost("decodes", "decodes"),
     _cost("reward_calls", "reward calls"),
     _cost("seconds", "seconds", 2),
-    ("peak MiB", lambda summary: NOTHING if summary.peak_bytes is None else f"{summary.peak_bytes / 2**20:.0f}"),
 ]
+CPU_SECONDS = _cost("cpu_seconds", "CPU seconds", 2)
+PEAK: Column = (
+    "peak MiB",
+    lambda summary: NOTHING if summary.peak_bytes is None else f"{summary.peak_bytes / 2**20:.0f}",
+)

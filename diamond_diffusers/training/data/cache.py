@@ -25,7 +25,7 @@ from .batches import Order, prepared_lists
 from .encoding import Encoder
 from .images import Prepare
 from .rows import CaptionedImages, fingerprint
-from .trajectories import INNER_STEPS
+from .trajectories import INNER_STEPS, TrajectoryDraws
 
 if TYPE_CHECKING:
     from ..options.records import Options
@@ -152,4 +152,6 @@ def identity(options: Options, rows: Any, teacher: Teacher, order: Order, shard_
     if options.preparation.cache_trajectories:
         settings["guidance"] = str(teacher.guidance)
         settings["inner_times"] = str(inner_times(INNER_STEPS, 1.0).tolist())
+        if options.trajectory_draws != TrajectoryDraws():
+            settings["draws"] = str(options.trajectory_draws)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from ...core.memory_errors import want_of_memory
 from ..errors import TrainingError
 from ..teacher import Teacher
 from .images import Prepared
-from .trajectories import Trajectories, TrajectoryNoise
+from .trajectories import Trajectories, TrajectoryDraws, TrajectoryNoise
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +136,15 @@ class LatentEncoder(Encoder):
         return {**features, **{f"latents.{name}": tensor.to(self.dtype) for name, tensor in latents.items()}}
 
 
+@dataclass
 class TrajectoryEncoder(Encoder):
-    """Keeps an observation of each row, with two trajectories of the teacher's inner flow."""
+    """Keeps an observation of each row, with trajectories of the teacher's inner flow.
+
+    Args:
+        draws: how many, and of which observations.
+    """
+
+    draws: TrajectoryDraws = field(default_factory=TrajectoryDraws)
 
     def __call__(self, rows: Sequence[Prepared], seed: int, max_rows: int) -> dict[str, Tensor]:
         latents, features = self.encode(rows, seed)
@@ -146,7 +153,7 @@ class TrajectoryEncoder(Encoder):
             torch.manual_seed(seed)
             if "deviation" in latents:
                 z = mean + latents["deviation"] * torch.randn(max_rows, *mean.shape[1:])[: len(rows)]
-            noise = TrajectoryNoise.draw(max_rows, mean.shape[1:])
+            noise = TrajectoryNoise.draw(max_rows, mean.shape[1:], self.draws)
         device, family = self.teacher.family.device, self.teacher.family
 
         def evaluate(part: slice) -> dict[str, Tensor]:

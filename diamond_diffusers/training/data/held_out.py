@@ -63,7 +63,7 @@ class AllBut(Subset[Captioned]):
         digest = hashlib.sha256(str(list(left_out)).encode()).hexdigest()[:16]
         self.fingerprint = f"{rows.fingerprint} without {digest}"
 
-    def __getitem__(self, index: int) -> Captioned:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Captioned:
         return self.dataset[index + bisect_right(self._rows_before, index)]
 
     def __getitems__(self, indices: list[int]) -> list[Captioned]:

@@ -16,7 +16,7 @@ from .encoding import Encoder, LatentEncoder, TrajectoryEncoder, default_batch_s
 from .images import Preparation, Prepare, caption_alone, choose_caption
 from .pool import open_pool
 from .rows import Captioned
-from .trajectories import Trajectories
+from .trajectories import Trajectories, TrajectoryDraws
 
 if TYPE_CHECKING:
     from ..options.records import Options
@@ -48,7 +48,9 @@ def open_source(
     """
     cached = options.preparation.cache_trajectories
     source = _open_rows(options, rows, teacher, order, first_batch, barrier)
-    return source if evaluate is None or cached else with_trajectories(source, teacher, evaluate)
+    return (
+        source if evaluate is None or cached else with_trajectories(source, teacher, options.trajectory_draws, evaluate)
+    )
 
 
 def _open_rows(
@@ -95,10 +97,13 @@ def fill_cache(options: Options, rows: Any, teacher: Teacher, order: Order) -> S
     num_visited = options.updates.num_batches * order.batch_size * order.num_processes
     folder = options.output.output_dir / "cache" / identity(options, rows, teacher, order, shard_size)
     cache = ShardedCache(folder, min(len(rows), num_visited), shard_size)
-    kind: type[Encoder] = TrajectoryEncoder if preparation.cache_trajectories else LatentEncoder
     batch_size = preparation.teacher_batch_size or default_batch_size(device, shard_size)
     num_inference_steps = preparation.teacher_num_inference_steps if options.learns_from_samples else None
-    encode = kind(teacher, batch_size, getattr(torch, preparation.cache_dtype), num_inference_steps)
+    given = teacher, batch_size, getattr(torch, preparation.cache_dtype), num_inference_steps
+    keeps_trajectories = preparation.cache_trajectories
+    encode: Encoder = (
+        TrajectoryEncoder(*given, draws=options.trajectory_draws) if keeps_trajectories else LatentEncoder(*given)
+    )
     cache.fill(rows, _preparation(options, teacher), encode, order, preparation.dataloader_num_workers)
     return cache
 
@@ -137,10 +142,11 @@ def _caption(row: Captioned, rng: random.Random) -> str:
     return choose_caption(row, rng)
 
 
-def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable[..., Any]) -> Source:
+def with_trajectories(source: Source, teacher: Teacher, draws: TrajectoryDraws, evaluate: Callable[..., Any]) -> Source:
     """Runs the teacher's inner flow from the clean latents of a source.
 
     Args:
+        draws: how many, and of which observations.
         evaluate: the `DistilledModule`, through which a distributed network has to be evaluated.
     """
     for draw_latents in source:
@@ -148,7 +154,8 @@ def with_trajectories(source: Source, teacher: Teacher, evaluate: Callable[..., 
         def draw(draw_latents: Callable[..., Any] = draw_latents) -> Any:
             z, features = draw_latents()
             with torch.no_grad():
-                drawn = evaluate(lambda _: Trajectories.draw(teacher.family, z, teacher.conditions(features)))
+                conditions = teacher.conditions(features)
+                drawn = evaluate(lambda _: Trajectories.draw(teacher.family, z, conditions, draws))
             return drawn, features
 
         yield draw

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...core.checks import check_finite
 from ...core.model import Conditions
 from ...core.typed import Typed
+from ..levels import PURE_NOISE_SHARE
 
 if TYPE_CHECKING:
     from ...maps.diamond_map import DiamondMap
@@ -22,12 +23,18 @@ class DistillationLoss(Typed, ABC):
 
     The trainer sets fields of a loss that are named like one of its options, such as `diagonal_fraction`.
 
+    Args:
+        pure_noise_share: share of the rows that are observed at pure noise, where every run begins. Where it is 1, the
+            map learns to be a flow map of its base alone. Trajectories are drawn with this share, too.
+
     Attributes:
         needs_forward_mode: whether the network is differentiated in forward mode. Checkpointed gradients and a search
             for unused parameters are then refused, since they have no rule for it.
         needs_trajectories: whether the loss learns from trajectories of the teacher's inner flow, instead of from clean
             latents.
     """
+
+    pure_noise_share: float = PURE_NOISE_SHARE
 
     needs_forward_mode: ClassVar[bool] = False
     needs_trajectories: ClassVar[bool] = False

@@ -48,7 +48,7 @@ class StepLoss(DistillationLoss):
         count = len(data)
         num_diagonal = self._rows_before(batch_number + 1, count) - self._rows_before(batch_number, count)
         # Levels are on the CPU, and rows on the device, which is not to wait for an index.
-        levels, index = draw_levels(count), torch.arange(count, device=data.device)
+        levels, index = draw_levels(count, self.pure_noise_share), torch.arange(count, device=data.device)
         parts = {}
         if num_diagonal > 0:
             own = slice(num_diagonal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...core.glass import inner_times
 from ...core.model import Conditions
 from ...core.tensors import expand, repeat_each
-from ..data.trajectories import PAIR, Trajectories
+from ..data.trajectories import Trajectories
 from ..levels import per_posterior_variance
 from . import register_loss
 from .base import DistillationLoss
@@ -39,7 +40,7 @@ class TrajectoryLoss(DistillationLoss):
         (|D_1 - z_2| + |D_2 - z_1|) / 2 - |D_1 - D_2| / 2
 
     with the teacher's samples `z_1, z_2` and the map's `D_1, D_2` from the same two noises. Each is compared with the
-    one from the other noise, of which it is independent.
+    one from the other noise, of which it is independent. Of more than two trajectories it is the mean over all pairs.
 
     Args:
         regression_weight: weight of the regression beside the energy score. The regression speeds up the beginning, but
@@ -54,7 +55,7 @@ class TrajectoryLoss(DistillationLoss):
         self, diamond_map: DiamondMap, data: Trajectories, conditions: Conditions, batch_number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of trajectories under the conditions of their `N` observations, and its parts to log."""
-        count, device = len(data.x), data.x.device
+        (count, num_trajectories), device = data.states.shape[:2], data.x.device
         start, end = draw_places(count, data.states.shape[2] - 1)
         times, level = inner_times(data.states.shape[2] - 1, data.noise_to_signal), data.noise_to_signal
         s, r = (times[place, torch.arange(count)] for place in (start, end))
@@ -66,10 +67,10 @@ class TrajectoryLoss(DistillationLoss):
         kept = expand(r / s, target).to(target)
         target = (target - kept * xbar) / (1 - kept)
 
-        s, r, x, level = (repeat_each(of_observation, PAIR) for of_observation in (s, r, data.x, level))
-        conditions = conditions.rows(repeat_each(rows, PAIR))
+        s, r, x, level = (repeat_each(of_observation, num_trajectories) for of_observation in (s, r, data.x, level))
+        conditions = conditions.rows(repeat_each(rows, num_trajectories))
         denoised = diamond_map.mean_denoiser(xbar.flatten(0, 1), s, r, x, level, conditions)
-        denoised = denoised.unflatten(0, (-1, PAIR)).float()
+        denoised = denoised.unflatten(0, (-1, num_trajectories)).float()
 
         weights = per_posterior_variance(data.noise_to_signal).to(device, denoised.dtype, non_blocking=True)
         regression = weights * (denoised - target).square().flatten(1).mean(1)
@@ -90,9 +91,11 @@ def draw_places(count: int, num_inner_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def energy_score(drawn: Tensor, true: Tensor) -> Tensor:
-    """Energy scores `[N]` of pairs of samples `[N, 2, ...]`; those at the same place of a pair have the same noise."""
-    across = (_distance(drawn[:, 0], true[:, 1]) + _distance(drawn[:, 1], true[:, 0])) / 2
-    return across - _distance(drawn[:, 0], drawn[:, 1]) / 2
+    """Energy scores `[N]` of K samples `[N, K, ...]` each; those at the same place have the same noise."""
+    pairs = list(combinations(range(drawn.shape[1]), 2))
+    across = [(_distance(drawn[:, i], true[:, j]) + _distance(drawn[:, j], true[:, i])) / 2 for i, j in pairs]
+    apart = [_distance(drawn[:, i], drawn[:, j]) / 2 for i, j in pairs]
+    return torch.stack(across).mean(0) - torch.stack(apart).mean(0)
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from ...files.foreign import writable
 from ..losses import LOSSES
-from .fields import wrong_number
-from .records import DataOptions, LossOptions, Options, PreparationOptions
+from .fields import options_of, wrong_number
+from .records import DataOptions, LossOptions, MapOptions, Options, PreparationOptions
 
 TRACKERS = ("tensorboard", "wandb", "none")
 
@@ -19,6 +19,7 @@ def problems(options: Options) -> Iterator[str]:
         yield "--pretrained_model_name_or_path is missing; name a base model"
     yield from _data(options.data)
     yield from _preparation(options.preparation, options.data)
+    yield from _map(options.map)
     yield from _optimisation(options)
     yield from _output(options)
     yield from _without_effect(options)
@@ -61,6 +62,15 @@ def _preparation(preparation: PreparationOptions, data: DataOptions) -> Iterator
             yield f"--{name} encodes every image once; drop --random_flip"
     if preparation.cache_trajectories and preparation.cache_latents:
         yield "--cache_trajectories keeps the latents too; drop --cache_latents"
+
+
+def _map(options: MapOptions) -> Iterator[str]:
+    if options.initial_map is None:
+        return
+    for described in options_of(MapOptions):
+        value = getattr(options, described.name)
+        if described.name != "initial_map" and value != described.default:
+            yield f"--{described.flag} is {value}, but --initial_map brings its own; drop it"
 
 
 def _optimisation(options: Options) -> Iterator[str]:
@@ -129,6 +139,8 @@ def _loss(options: Options) -> Iterator[str]:
             f"--quantize fp8 has no forward-mode rule, which --loss {name} needs; take int8 or nf4, or "
             "--loss central_difference"
         )
+    if options.preparation.num_trajectories != PreparationOptions().num_trajectories and not loss.needs_trajectories:
+        yield "--num_trajectories is for --loss trajectories, and has no effect here; drop it"
     if options.preparation.cache_trajectories and not loss.needs_trajectories:
         yield "--cache_trajectories is for --loss trajectories; give that too"
     unused = vars(LossOptions()).keys() - {"name", "modules"} - options.loss.taken_by(loss).keys()

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..levels import PURE_NOISE_SHARE
 from ..losses import LOSSES
 from .fields import Option, above_zero, at_least, below_one, option, options_of, share
 
 if TYPE_CHECKING:
+    from ..data.trajectories import TrajectoryDraws
     from ..losses.base import DistillationLoss
 
 MINIATURE = "miniature"
@@ -88,6 +90,9 @@ class PreparationOptions:
     cache_trajectories: bool = option(
         False, "Run the teacher's inner flow once for each image or sample, for --loss trajectories."
     )
+    num_trajectories: int = option(
+        2, "Trajectories of the teacher for each row, with --loss trajectories.", check=at_least(2, 64)
+    )
     cache_dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Floating-point type of cached latents and trajectories; half precision halves their size."
     )
@@ -149,6 +154,9 @@ class LossOptions:
     regression_weight: float = option(
         0.05, "Weight of the regression beside the energy score, with --loss trajectories.", check=at_least(0)
     )
+    pure_noise_share: float = option(
+        PURE_NOISE_SHARE, "Share of the rows that are observed at pure noise, where every run begins.", check=share
+    )
     adaptive_weight_power: float = option(
         0.0, "p of the rows' weights 1 / (loss + 0.01)^p, which are all 1 for p = 0.", check=at_least(0)
     )
@@ -182,6 +190,9 @@ class MapOptions:
         None, "Names or endings of the adapted modules, comma-separated; by default every linear layer in a block."
     )
     condition_on_observation: bool = option(False, "Tell the network the noisy image itself too.")
+    initial_map: str | None = option(
+        None, "Diamond Map that training begins with, a folder or a repository; its rank and layers are taken."
+    )
 
 
 @dataclass(frozen=True)
@@ -375,6 +386,13 @@ class Options:
     logging: LoggingOptions = field(default_factory=LoggingOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+
+    @property
+    def trajectory_draws(self) -> TrajectoryDraws:
+        """What is drawn of each row, where trajectories are."""
+        from ..data.trajectories import TrajectoryDraws
+
+        return TrajectoryDraws(self.preparation.num_trajectories, self.loss.pure_noise_share)
 
     @property
     def learns_from_samples(self) -> bool:
