@@ -77,6 +77,9 @@ _BLACK_BOX: dict[str, Method | str] = {
     "best_of_smc": SMC(default_selection="best"),
     "best_of_smc_once": SMC(num_valuations=1, default_selection="best"),
     "fk_steering": "fk_steering",
+    "value_decoding": "value_decoding",
+    "rollover_search": "rollover_search",
+    "diffusion_tree_search": "diffusion_tree_search",
 }
 _DENOISER: dict[str, Method | str] = {
     "glass_smc": SMC(transition=GlassTransition(num_inner_steps=2), default_selection="best"),
@@ -119,7 +122,7 @@ class FlowMapView(SampledModel):
 
     Args:
         model: with a Diamond Map.
-        has_denoiser: whether the base of the map gives it a posterior mean.
+        has_denoiser: whether there is a posterior mean, which the base of the map gives as a score model.
     """
 
     has_flow_map = True
@@ -139,9 +142,6 @@ class FlowMapView(SampledModel):
             return self.model.diamond_map(xbar, s, r, y, level, conditions)
 
         return flow_map_of(inner_map)(x, noise_to_signal, next_noise_to_signal)
-
-    def denoise(self, x: Tensor, noise_to_signal: Level, conditions: Conditions) -> Tensor:
-        return self.model.predict(x, noise_to_signal, conditions)
 
     def decode(self, z: Tensor, conditions: Conditions, preview: bool = False) -> Tensor:
         return self.model.decode(z, conditions, preview)

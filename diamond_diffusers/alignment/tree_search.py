@@ -109,7 +109,7 @@ class TreeSearch(NoiseRounds):
         if self.transition is not None and not self.moves.is_stochastic:
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so that the children of a state would be the "
-                "same; take GlassTransition() or AncestralTransition(), or alignment 'random_search'"
+                "same; leave it out, or take AncestralTransition(), or alignment 'random_search'"
             )
 
     @property

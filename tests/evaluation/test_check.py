@@ -185,7 +185,7 @@ def test_a_reward_of_ones_own_is_called_as_users_call_it(tiny_pipe: DiamondMapPi
 
     found = rows_of(lambda images, prompts: images.mean((1, 2, 3)).detach())
     assert found.verdict == "measured" and found.told.startswith("mine: plain 0.")
-    assert type(found.figures["alignment"]).__name__ == "SMC" and ", with smc 0." in found.told
+    assert type(found.figures["alignment"]).__name__ == "BeamSearch" and ", with beam_search 0." in found.told
     with pytest.raises(ZeroDivisionError):
         rows_of(lambda images, prompts: 1 / 0)
 

@@ -86,7 +86,7 @@ def pipe_of(model: str) -> DiamondMapPipeline:
 
 
 def assert_works(
-    pipe: DiamondMapPipeline, form: Method | str | Mapping[str, Any], reward: Reward, rounds: int = 3
+    pipe: DiamondMapPipeline, form: Method | str | Mapping[str, Any], reward: Reward, rounds: int = 3, steps: int = 2
 ) -> None:
     """Runs a method, or where it is refused every method that the sentence advises."""
     try:
@@ -95,7 +95,7 @@ def assert_works(
             "a red star",
             reward=reward,
             alignment=form,
-            num_inference_steps=2,
+            num_inference_steps=steps,
             output_type="pt",
             generator=torch.Generator().manual_seed(0),
         ).images
@@ -107,7 +107,7 @@ def assert_works(
         advised = list(advice(method, sentence, pipe.family.has_denoiser))
         assert advised, sentence
         for each in advised:
-            assert_works(pipe, each, reward, rounds - 1)
+            assert_works(pipe, each, reward, rounds - 1, steps)
 
 
 def advice(method: Method, sentence: str, has_denoiser: bool) -> list[Method | str]:
@@ -135,18 +135,17 @@ def form_of(name: str) -> Method | str | Mapping[str, Any]:
     return {"name": name, "num_iterations": SHORT[name]} if name in SHORT else name
 
 
-FAST = {("schnell", "black_box")}
-ALL = [
-    pytest.param(model, reward, marks=[] if (model, reward) in FAST else pytest.mark.slow)
-    for model in BUILDERS
-    for reward in REWARDS
+CASES = [
+    # One step tells most of it in half the time.
+    ("schnell", "black_box", 1),
+    *(pytest.param(model, reward, 2, marks=pytest.mark.slow) for model in BUILDERS for reward in REWARDS),
 ]
 
 
-@pytest.mark.parametrize(("model", "reward"), ALL)
-def test_a_method_works_or_its_refusal_advises_what_does(model: str, reward: str) -> None:
+@pytest.mark.parametrize(("model", "reward", "steps"), CASES)
+def test_a_method_works_or_its_refusal_advises_what_does(model: str, reward: str, steps: int) -> None:
     for name in NAMES:
-        assert_works(pipe_of(model), form_of(name), REWARDS[reward])
+        assert_works(pipe_of(model), form_of(name), REWARDS[reward], steps=steps)
 
 
 def methods_on_the_page() -> list[Method | str]:

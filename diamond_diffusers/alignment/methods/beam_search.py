@@ -34,7 +34,7 @@ class BeamSearch(LookAheadSearch):
         if self.transition is not None and not self.moves.is_stochastic:
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so the branches of a particle would be the "
-                "same; take GlassTransition() or AncestralTransition(), or alignment 'path_search'"
+                "same; leave it out, or take AncestralTransition(), or alignment 'path_search'"
             )
 
     def branch(

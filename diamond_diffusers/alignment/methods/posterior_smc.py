@@ -95,8 +95,8 @@ class PosteriorSMC(SMC):
 
     def resolve(self, model: SampledModel) -> Self:
         # Look-aheads are what moves the particles: the transition, which says how noises correlate, evaluates nothing.
-        method = self.with_schedule(model).with_posterior(model)
-        return method if self.transition is not None else replace(method, transition=GlassTransition())
+        method = self if self.transition is not None else replace(self, transition=GlassTransition())
+        return method.with_schedule(model).with_posterior(model)
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> LookAheadCloud:
         cloud = super().start(law, x, num_steps)

@@ -94,7 +94,7 @@ class RolloverSearch(Method):
         if self.transition is not None and not self.moves.is_stochastic:
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so the candidates of a step would be the "
-                "same; take GlassTransition() or AncestralTransition(), or alignment 'path_search'"
+                "same; leave it out, or take AncestralTransition(), or alignment 'path_search'"
             )
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> RolloverCloud:

@@ -180,7 +180,7 @@ class SMC(Method):
         if self.transition is not None and not self._parts_copies(self.transition):
             raise ValueError(
                 f"transition is {self.transition}, which draws no noise, so copies of a particle would never part; "
-                "take GlassTransition() or AncestralTransition()"
+                "leave it out, or take AncestralTransition()"
             )
         if self.guide is not None:
             self.guide.check_comparable(self.posterior)

@@ -39,6 +39,7 @@ def fmrg_smc(model: Model | None = None, **options: Any) -> SMC:
         FlowMapPoint(),
         DiamondTransition() if model is not None and model.has_diamond_map else None,
         guide=Guide("pathwise", max_noise_to_signal=100.0),
+        resampling_threshold=0.5,
         num_valuations=None,
         default_selection="best",
     )
