@@ -69,7 +69,7 @@ class Record:
         cost: its share of the cost of its batch.
         peak_bytes: the most memory that its batch held; None where that is not known.
         cpu_seconds: its share of the seconds that the processors worked on its batch, in all threads of the process:
-            what other processes do beside it lengthens them little. None on a GPU.
+            other processes lengthen them through caches alone. None on a GPU.
         trace: the figures of each step of this image.
         pixels: hash of the 8-bit pixels.
         batch: the batch in which it was drawn, as the row `row`.

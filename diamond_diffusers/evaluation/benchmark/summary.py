@@ -72,6 +72,7 @@ class Summary:
         """The row as plain numbers and texts under one-level names, for CSV."""
         options = {
             "budget": self.budget,
+            "unit": self.unit,
             "method": self.method.name,
             "num_particles": self.method.alignment.num_particles,
             "num_inference_steps": self.method.num_inference_steps,
