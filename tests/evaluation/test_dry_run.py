@@ -158,3 +158,16 @@ def test_what_depends_on_scores_is_refused():
     assert "--watch is sharpness, whose cost depends on the scores" in refusal(
         *DRAWN, "--alignment", "random_search", "--watch", "sharpness"
     )
+    assert "--share-budget-at is 3.0, whose cost depends on the scores" in refusal(*DRAWN, "--share-budget-at", 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--shard", "1/2"), "--shard is 1/2"),
+        (("--report-only",), "--report-only is True"),
+        (("--budgets-seconds", "2"), "--budgets-seconds is 2"),
+    ],
+)
+def test_what_is_about_a_real_comparison_is_refused(option, told):
+    assert f"{told}, which is about images or seconds of a real run" in refusal("benchmark", "--dry-run", *option)
