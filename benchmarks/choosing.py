@@ -72,7 +72,6 @@ _BLACK_BOX: dict[str, Method | str] = {
     "zero_order_search": "zero_order_search",
     "path_search": "path_search",
     "beam_search": BeamSearch(branching=2),
-    "beam_search_of_2": BeamSearch(num_particles=2, branching=2),
     "smc": "smc",
     "best_of_smc": SMC(default_selection="best"),
     "best_of_smc_once": SMC(num_valuations=1, default_selection="best"),

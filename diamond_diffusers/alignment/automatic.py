@@ -107,7 +107,7 @@ DIAMOND_BEAM_SEARCH = BeamSearch(posterior=DiamondPosterior(1), transition=Diamo
 TABLE: Mapping[str, Mapping[str, tuple[Method | str, Method | str, Method | str]]] = {
     "base": {
         "differentiable": (Guidance(num_particles=4), Guidance(), Guidance()),
-        "black_box": (BeamSearch(num_particles=2, branching=2), BestOfN(), BeamSearch(branching=2)),
+        "black_box": (BeamSearch(branching=2), BestOfN(), BeamSearch(branching=2)),
         "dear": (BestOfN(), BestOfN(), BestOfN()),
     },
     "few_step": {

@@ -209,7 +209,9 @@ class SMC(Method):
         return replace(self, **filled) if filled else self
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> PathCloud:
-        assert self.num_valuations != "auto", "`resolve` fills it in, and comes before the first step"
+        # That of a method that is resolved stays as it is.
+        count = self.with_schedule(law.model).num_valuations
+        assert count != "auto", "`with_schedule` fills it in"
         cloud = super().start(law, x, num_steps)
         return PathCloud(
             x=x,
@@ -218,7 +220,7 @@ class SMC(Method):
             path_values=cloud.log_weights.new_zeros(*cloud.log_weights.shape, 1),
             log_offset=cloud.log_weights,
             inverse_temperature=torch.full_like(cloud.log_evidence, 1.0 if self.tempering is None else 0.0),
-            valuations=valuations(self.num_valuations, num_steps),
+            valuations=valuations(count, num_steps),
         )
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> PathCloud:
