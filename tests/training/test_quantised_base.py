@@ -54,9 +54,10 @@ def gradients(run: Trainer) -> list[torch.Tensor]:
     return kept
 
 
-def test_gradients_are_those_of_the_weights_that_fp8_stands_for(options):
-    """Blocks that are evaluated again find them, too."""
-    shared = ["--loss", "progressive", "--max_grad_norm", 0]
+@pytest.mark.parametrize("loss", ["progressive", pytest.param("central_difference", marks=pytest.mark.slow)])
+def test_gradients_are_those_of_the_weights_that_fp8_stands_for(options, loss):
+    """Blocks that are evaluated again find them, too; and a difference takes the step of what is computed with."""
+    shared = ["--loss", loss, "--max_grad_norm", 0]
     plain, *quantised = (
         Trainer(options(*shared, *further, output=f"out {further}"))
         for further in ([], ["--quantize", "fp8"], ["--quantize", "fp8", "--gradient_checkpointing"])
