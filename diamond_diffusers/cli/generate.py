@@ -341,7 +341,9 @@ def _shared_budget(threshold: float | None, verifier: str | None, method: Method
     from ..rewards import as_reward
 
     if method is not None:
-        check_shareable(method)
+        check_shareable(
+            method, "a budget is to be shared" if threshold is None else f"--share-budget-at is {threshold}"
+        )
     return SharedBudget(threshold, None if verifier is None else as_reward(verifier))
 
 

@@ -95,11 +95,15 @@ class Shared:
         return asdict(self)
 
 
-def check_shareable(method: Method) -> None:
-    """Raises a `ValueError` where a method has no rounds between which it could be ended, or no number of them."""
+def check_shareable(method: Method, given: str) -> None:
+    """Raises a `ValueError` where a method has no rounds between which it could be ended, or no number of them.
+
+    Args:
+        given: the argument and its value, as `shared_budget is ...`.
+    """
     if not method.works_in_rounds or method.grows is None:
         raise ValueError(
-            f"shared_budget is given, but alignment {type(method).__name__} does not draw an image in rounds, after "
+            f"{given}, but alignment {type(method).__name__} does not draw an image in rounds, after "
             "each of which it could stop; leave it out, or take a method in rounds, such as 'random_search', which is "
             "best-of-N in rounds"
         )
@@ -128,7 +132,7 @@ class Sharing:
         call: Call,
         named: dict[str, Reward],
     ) -> None:
-        check_shareable(method)
+        check_shareable(method, f"shared_budget is {shared_budget}")
         assert followed is not None, "methods in rounds need a reward"
         self.threshold = shared_budget.threshold
         self.verifier = None

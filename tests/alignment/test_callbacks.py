@@ -12,6 +12,8 @@ from diamond_diffusers import (
     BeamSearch,
     BestOfN,
     DenoiserPoint,
+    DiffusionTreeSampling,
+    DiffusionTreeSearch,
     GlassPosterior,
     GlassTransition,
     Guidance,
@@ -21,6 +23,7 @@ from diamond_diffusers import (
     NoiseOptimization,
     ODETransition,
     PathSearch,
+    PosteriorBeamSearch,
     PosteriorResampling,
     PosteriorResamplingSMC,
     PosteriorSMC,
@@ -162,10 +165,13 @@ def test_names_stand_for_methods_with_their_defaults():
         "posterior_smc": PosteriorSMC,
         "rollover_search": RolloverSearch,
         "value_decoding": ValueDecoding,
+        "posterior_beam_search": PosteriorBeamSearch,
+        "diffusion_tree_search": DiffusionTreeSearch,
+        "diffusion_tree_sampling": DiffusionTreeSampling,
     }
     smc = SMC(num_particles=7)
     assert as_method(smc) is smc
-    with pytest.raises(ValueError, match="alignment is 'dsp'; choose one of beam_search, best_of_n, guidance"):
+    with pytest.raises(ValueError, match="alignment is 'dsp'; choose one of beam_search, best_of_n, diffusion_tree"):
         as_method("dsp")
 
 

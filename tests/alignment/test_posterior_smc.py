@@ -172,7 +172,9 @@ def test_what_cannot_move_particles_is_refused(options, message):
 
 
 def test_no_transition_is_the_default_one():
-    assert PosteriorSMC(transition=None).resolve(tilted_law().model) == PosteriorSMC()
+    model = tilted_law().model
+    assert PosteriorSMC(transition=None).resolve(model) == PosteriorSMC().resolve(model)
+    assert PosteriorSMC(transition=None).resolve(model).transition == PosteriorSMC().transition
 
 
 def test_a_denoiser_is_not_needed():

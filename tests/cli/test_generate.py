@@ -508,7 +508,7 @@ def test_a_budget_is_shared(generate):
     assert record["settings"]["shared_budget"] == {"threshold": 100.0, "verifier": shared["verifier"]}
     assert f"shared: 0 of {len(shared['has_passed'])} images pass" in printed
     refused = refusal("generate", "a star", "--alignment", "smc", "--reward", "redness", "--share-budget-at", 0.5)
-    assert "shared_budget is given, but alignment SMC does not draw an image in rounds" in refused
+    assert "--share-budget-at is 0.5, but alignment SMC does not draw an image in rounds" in refused
 
 
 @pytest.mark.slow

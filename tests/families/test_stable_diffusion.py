@@ -243,7 +243,7 @@ def test_a_base_model_gives_the_scores_of_turbo() -> None:
     turbo, base = build_tiny_stable_diffusion(), build_tiny_stable_diffusion("v_prediction")
     turbo.scheduler = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
     pipe = DiamondMapPipeline.from_pipe(turbo, few_step=True, score_model=base)
-    smc = SMC(num_particles=2, posterior=GlassPosterior(num_inner_steps=2))
+    smc = SMC(num_particles=2, posterior=GlassPosterior(num_inner_steps=2), num_valuations=4)
     with counted(pipe) as maps, counted(pipe.score_model) as scores:
         out = pipe(PROMPTS, reward=brightness, alignment=smc, **CALL)
     assert maps.network == 2 * 2 * 3
@@ -293,7 +293,7 @@ def test_few_step_loras_sample_as_in_the_stock_pipeline(scheduler: type, call: d
     call = {**CALL, "num_inference_steps": 4, "output_type": "pt", **call}
     stock = pipe.pipeline(PROMPTS, generator=generators(), **call).images
     torch.testing.assert_close(pipe(PROMPTS, generator=generators(), **call).images, stock, atol=1e-4, rtol=0)
-    smc = SMC(num_particles=2, posterior=GlassPosterior(num_inner_steps=2))
+    smc = SMC(num_particles=2, posterior=GlassPosterior(num_inner_steps=2), num_valuations=4)
     out = pipe(PROMPTS, reward=brightness, alignment=smc, **call)
     # At each level the map, and the two evaluations of an inner flow of the base but at the start, which is not valued;
     # nothing after the last.

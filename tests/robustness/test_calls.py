@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.zoo.stable_diffusion import build_tiny_stable_diffusion
-from diamond_diffusers import SMC, DiamondMapPipeline
+from diamond_diffusers import SMC, DiamondMapPipeline, SharedBudget
 from diamond_diffusers.alignment.methods import METHODS
 from diamond_diffusers.alignment.presets import PRESETS
 from diamond_diffusers.pipelines.pipeline import DiamondMapPipelineOutput
@@ -197,6 +197,8 @@ def shown_of(called: Called, name: str, odd: Odd, *others: str) -> object:
     """What a refusal has to show: a value or one of the others, but nothing where an argument is refused by itself."""
     # Without an adapter no image prompt will do.
     others = (*others, "is given") if name.startswith("ip_adapter") else others
+    # What options without any stand for.
+    others = (*others, repr(SharedBudget())) if name == "shared_budget" else others
     return ANY if name in called.pipe.family.refused_arguments else OneOf((odd.value, *others))
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -40,8 +40,10 @@ MAY_BE_INFINITE = (
     "num_guided_steps",
     "snr_factor",
     "max_noise_to_signal",
+    "choice_strength",
 )
-"""Besides the fields that are infinite by default: those for which infinity says that there is no limit."""
+"""Besides the fields that are infinite by default: those for which infinity says that there is no limit, or takes
+the best."""
 PRESET_FIELDS = [(name, field.name) for name in PRESETS.names() for field in dataclasses.fields(PRESETS.get(name)())]
 
 
@@ -57,6 +59,8 @@ def fits(value: object, hint: Any, may_be_infinite: bool) -> bool:
         return any(fits(value, each, may_be_infinite) for each in get_args(hint))
     if kind is NoneType:
         return value is None
+    if kind is Literal:
+        return value in get_args(hint)
     if kind in (int, float):
         number = Integral if kind is int else Real
         if not isinstance(value, number) or isinstance(value, bool):
