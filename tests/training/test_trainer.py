@@ -253,7 +253,10 @@ class TestInitialMap:
         assert (told["rank"], told["condition_on_observation"]) == (3, True)
         assert told["initial_map"] == str(folder)
 
-    def test_a_missing_one(self, options, tmp_path):
+    def test_a_missing_one_is_found_missing_before_the_base_is_loaded(self, options, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            "diamond_diffusers.training.trainer.load_base", lambda *given: pytest.fail("loaded the base")
+        )
         with pytest.raises(TrainingError, match=r"--initial_map .*nothing cannot be loaded: .*"):
             Trainer(options("--initial_map", tmp_path / "nothing", "--rank", 64))
 
