@@ -113,7 +113,7 @@ class Trainer:
             options.teacher.guidance_scale,
             options.teacher.max_sequence_length,
         )
-        self.diamond_map = new_map(options.map, family)
+        self.diamond_map = new_map(options.map, family, options.model.cache_dir)
         try:
             # What the map is going to say of itself has to be possible before it is trained.
             check_card(options.output.license, options.validation.validation_prompt)
@@ -340,7 +340,8 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped = SkippedUpdates(**state["skipped"])
-        self.effort = Effort(state.get("seconds", 0.0))
+        # Beside what this part has spent on rows that were missing.
+        self.effort.seconds += state.get("seconds", 0.0)
         # The learning rate of that step is that of this run's own schedule.
         self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
         self.schedule.last_epoch -= 1
