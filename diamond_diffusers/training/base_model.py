@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from ..files.foreign_models import UNLOADABLE, why_unloadable
 from ..maps.diamond_map import DiamondMap
 from ..maps.map_config import read_map_config
 from ..maps.storage import load_diamond_map
-from ..pipelines.loading import base_of, check_class, class_of, embedded_model, find_map
+from ..pipelines.loading import EMBEDDED_MODEL, base_of, check_class, class_of, embedded_model, find_map
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.quantization import check_quantization, quantization_config
 from .errors import TrainingError
@@ -80,9 +81,18 @@ def check_initial_map(options: MapOptions, cache_dir: str | None) -> None:
     if options.initial_map is None:
         return
     try:
-        read_map_config(options.initial_map, cache_dir=cache_dir)
+        place, hub = _place_of_map(options.initial_map, cache_dir)
+        read_map_config(place, **hub)
     except UNLOADABLE as error:
         raise _unloadable_map(options.initial_map, error) from error
+
+
+def _place_of_map(name: str, cache_dir: str | None) -> tuple[str | Path, dict[str, Any]]:
+    """Where a map is, alone or beside its base, and the options of the Hub for it."""
+    place: str | Path = embedded_model() if name == EMBEDDED_MODEL else name
+    hub = {} if cache_dir is None else {"cache_dir": cache_dir}
+    found = find_map(place, hub)
+    return place, hub if found is None else dict(found.hub)
 
 
 def _unloadable_map(name: str, error: BaseException) -> TrainingError:
@@ -102,7 +112,8 @@ def new_map(options: MapOptions, family: Family, cache_dir: str | None = None) -
         if options.initial_map is None:
             layers = lora_layers(options, family.network_module)
             return DiamondMap(family, options.rank, options.lora_alpha, layers, options.condition_on_observation)
-        diamond_map = load_diamond_map(family, options.initial_map, cache_dir=cache_dir)
+        place, hub = _place_of_map(options.initial_map, cache_dir)
+        diamond_map = load_diamond_map(family, place, **hub)
     except UNLOADABLE as error:
         if options.initial_map is None:
             raise TrainingError(why_unloadable(error)) from error
