@@ -95,7 +95,7 @@ def _place_of_map(name: str, cache_dir: str | None) -> tuple[str | Path, dict[st
     return place, hub if found is None else dict(found.hub)
 
 
-def _unloadable_map(name: str, error: BaseException) -> TrainingError:
+def _unloadable_map(name: str, error: Exception) -> TrainingError:
     return TrainingError(f"--initial_map {name} cannot be loaded: {why_unloadable(error)}")
 
 
