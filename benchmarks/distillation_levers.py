@@ -21,6 +21,8 @@ from .command_line import command
 TRAINER = "diamond_diffusers.training.distill"
 RECIPE = Path("examples/training/miniature.yaml")
 BATCH_SIZE = 48
+MAX_ROWS = 65_536
+"""Scenes of the miniature's world."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,35 @@ class Levers:
         previous: Path | None = None
         for place, stage in enumerate(stages):
             folder = self.folder / f"lever-{number}-{place}"
-            if not (folder / CONFIG_NAME).exists():
-                self._run(folder, stage, previous, is_last=place + 1 == len(stages))
+            is_last = place + 1 == len(stages)
+            if (folder / CONFIG_NAME).exists():
+                self._check_complete(folder, stage, is_last)
+            else:
+                self._run(folder, stage, previous, is_last)
             previous = folder
         assert previous is not None, "a lever has stages"
         found = MapAccuracy.read(read_map_config(previous)["training"])
         assert found is not None, "the trainer has measured it"
         return found
+
+    def _updates(self, stage: Stage) -> int:
+        return max(1, round(stage.share * self.num_updates))
+
+    def _check_complete(self, folder: Path, stage: Stage, is_last: bool) -> None:
+        """Raises a `ValueError` where a complete run is not of this comparison, but of an earlier one in the folder."""
+        facts = read_map_config(folder)["training"]
+        expected: dict[str, int] = {"steps": self._updates(stage), "rows": self.num_rows}
+        found = {name: facts.get(name) for name in expected}
+        judged = MapAccuracy.read(facts) if is_last else None
+        if judged is not None:
+            expected |= {"observations": self.num_observations, "samples": self.num_samples}
+            found |= {"observations": judged.num_observations, "samples": judged.num_samples}
+        for name, value in expected.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"--output {self.folder} holds {folder.name} of another comparison, with {found[name]} {name} in "
+                    f"place of {value}; name another folder, or give the options of then"
+                )
 
     def _run(self, folder: Path, stage: Stage, previous: Path | None, is_last: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +125,7 @@ class Levers:
             "config": RECIPE,
             "output_dir": folder,
             "max_train_samples": self.num_rows,
-            "max_train_steps": max(1, round(stage.share * self.num_updates)),
+            "max_train_steps": self._updates(stage),
             "report_to": "none",
             "resume_from_checkpoint": "latest",
         }
@@ -138,12 +162,20 @@ def _cell(law: LawAccuracy) -> str:
     return f"{law.energy_distance:.2f} ({law.deviation_ratio:.2f})"
 
 
+def numbers_of(only: str) -> list[int]:
+    """The numbers of changes that `--only` names, ascending."""
+    words = [word.strip() for word in only.split(",")]
+    if not all(word.isdecimal() and int(word) < len(LEVERS) for word in words):
+        raise ValueError(f"--only is {only!r}; give numbers from 0 to {len(LEVERS) - 1}, separated by commas")
+    return sorted({int(word) for word in words})
+
+
 def benchmark_levers(
     output: Annotated[Path, typer.Option(help="Folder of the runs, which go on where they were ended.")] = Path(
         "out/levers"
     ),
     steps: Annotated[int, typer.Option(min=4, help="Updates of a run.")] = 300,
-    rows: Annotated[int, typer.Option(min=BATCH_SIZE, help="Different rows that are trained on.")] = 4096,
+    rows: Annotated[int, typer.Option(min=BATCH_SIZE, max=MAX_ROWS, help="Different rows that are trained on.")] = 4096,
     observations: Annotated[int, typer.Option(min=2, help="Held-out observations at each of five levels.")] = 16,
     samples: Annotated[int, typer.Option(min=2, help="Look-aheads of each of them.")] = 16,
     only: Annotated[str | None, typer.Option(help="Numbers of the changes, from 0, separated by commas.")] = None,
@@ -152,8 +184,8 @@ def benchmark_levers(
 
     The table gives the energy distance to the teacher's look-aheads, and in brackets their relative deviation.
     """
+    chosen = list(range(len(LEVERS))) if only is None else numbers_of(only)
     prepare_folder(output, "--output")
-    chosen = range(len(LEVERS)) if only is None else sorted({int(number) for number in only.split(",")})
     levers = Levers(output, steps, rows, observations, samples)
     names = list(LEVERS)
     typer.echo(table({names[number]: levers.accuracy(number, LEVERS[names[number]]) for number in chosen}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from ..families.registry import check_supported
 from ..files.foreign_models import UNLOADABLE, why_unloadable
 from ..maps.diamond_map import DiamondMap
+from ..maps.map_config import read_map_config
 from ..maps.storage import load_diamond_map
-from ..pipelines.loading import base_of, check_class, class_of, embedded_model, find_map
+from ..pipelines.loading import EMBEDDED_MODEL, base_of, check_class, class_of, embedded_model, find_map
 from ..pipelines.pipeline import DiamondMapPipeline
 from ..pipelines.quantization import check_quantization, quantization_config
 from .errors import TrainingError
@@ -74,8 +76,34 @@ def _quantised(options: ModelOptions, hub: dict[str, Any], dtype: torch.dtype) -
     return {} if config is None else {"quantization_config": config}
 
 
-def new_map(options: MapOptions, family: Family) -> DiamondMap:
+def check_initial_map(options: MapOptions, cache_dir: str | None) -> None:
+    """Raises a `TrainingError` where the map that training is to begin with is not there; before the base is loaded."""
+    if options.initial_map is None:
+        return
+    try:
+        place, hub = _place_of_map(options.initial_map, cache_dir)
+        read_map_config(place, **hub)
+    except UNLOADABLE as error:
+        raise _unloadable_map(options.initial_map, error) from error
+
+
+def _place_of_map(name: str, cache_dir: str | None) -> tuple[str | Path, dict[str, Any]]:
+    """Where a map is, alone or beside its base, and the options of the Hub for it."""
+    place: str | Path = embedded_model() if name == EMBEDDED_MODEL else name
+    hub = {} if cache_dir is None else {"cache_dir": cache_dir}
+    found = find_map(place, hub)
+    return place, hub if found is None else dict(found.hub)
+
+
+def _unloadable_map(name: str, error: Exception) -> TrainingError:
+    return TrainingError(f"--initial_map {name} cannot be loaded: {why_unloadable(error)}")
+
+
+def new_map(options: MapOptions, family: Family, cache_dir: str | None = None) -> DiamondMap:
     """The map that training begins with: an untrained one, which is the base, or a saved one.
+
+    Args:
+        cache_dir: folder for downloads.
 
     Raises:
         TrainingError: the base cannot carry a map, or not the saved one.
@@ -84,10 +112,12 @@ def new_map(options: MapOptions, family: Family) -> DiamondMap:
         if options.initial_map is None:
             layers = lora_layers(options, family.network_module)
             return DiamondMap(family, options.rank, options.lora_alpha, layers, options.condition_on_observation)
-        diamond_map = load_diamond_map(family, options.initial_map)
+        place, hub = _place_of_map(options.initial_map, cache_dir)
+        diamond_map = load_diamond_map(family, place, **hub)
     except UNLOADABLE as error:
-        named = "" if options.initial_map is None else f"--initial_map {options.initial_map} cannot be loaded: "
-        raise TrainingError(f"{named}{why_unloadable(error)}") from error
+        if options.initial_map is None:
+            raise TrainingError(why_unloadable(error)) from error
+        raise _unloadable_map(options.initial_map, error) from error
     # It is going to be of another training.
     diamond_map.guidance, diamond_map.training_facts = {}, {}
     diamond_map.base_model = diamond_map.base_revision = diamond_map.license = None

@@ -16,11 +16,10 @@ from ..files.json_forms import fitted
 from ..files.output import writing
 from .errors import TrainingError
 from .figures import SkippedUpdates
+from .options.records import Options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from .options.records import Options
 
 _NAME = re.compile(r"checkpoint-[0-9]+")
 _PARTIAL = ".partial"
@@ -29,6 +28,7 @@ _LEFT_BEHIND = re.compile(rf"{_NAME.pattern}(\.old)?{re.escape(_PARTIAL)}")
 
 
 ANOTHER = "resume from another checkpoint"
+HELD_OUT = "num_validation_observations"
 
 
 class _Average(TypedDict):
@@ -58,9 +58,14 @@ def decisive_options(options: Options, accelerator: Accelerator, num_taken: int 
     """
     decisive = {option.flag: str(value) for option, value in options.values() if not option.may_change}
     if num_taken:
-        decisive["num_validation_observations"] = str(options.validation.num_validation_observations)
+        decisive[HELD_OUT] = str(options.validation.num_validation_observations)
     machine = {name: str(getattr(accelerator, name)) for name in ("mixed_precision", "num_processes")}
     return {**decisive, **machine}
+
+
+def _of_earlier_versions() -> dict[str, str]:
+    """The values of options that a checkpoint does not name, as it is older: defaults, which change nothing."""
+    return {option.flag: str(option.default) for option, _ in Options().values() if not option.may_change}
 
 
 class Checkpoints:
@@ -215,13 +220,21 @@ class Checkpoints:
             ForeignFileError: it is no `RunState`.
             TrainingError: an option differs.
         """
-        then = fitted(state, RunState, f"the state in '{checkpoint}'", ANOTHER)["options"]
+        written = fitted(state, RunState, f"the state in '{checkpoint}'", ANOTHER)["options"]
+        then = {**_of_earlier_versions(), **written}
         for name in [*then, *now]:
-            if then.get(name) != now.get(name):
+            if then.get(name) == now.get(name):
+                continue
+            if name == HELD_OUT:
                 raise TrainingError(
-                    f"{checkpoint} is of a run with --{name} {then.get(name)}, and this one has {now.get(name)}; "
-                    "resume with its options, or start a new run in another --output_dir"
+                    f"{checkpoint} is of a run that held out {then.get(name, 'none')} of its rows, and this one holds "
+                    f"out {now.get(name, 'none')}; resume with the same --validation_metrics and --{HELD_OUT}, or "
+                    "start a new run in another --output_dir"
                 )
+            raise TrainingError(
+                f"{checkpoint} is of a run with --{name} {then.get(name)}, and this one has {now.get(name)}; "
+                "resume with its options, or start a new run in another --output_dir"
+            )
 
     def _file_name(self) -> str:
         return f"state-{self.process_index if self.num_states > 1 else 0}.pt"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ class Laws:
         """Look-aheads of the reference, and how those of `TEACHERS` compare with them."""
         reference = GlassPosterior(REFERENCE_STEPS)
         samples = torch.stack(list(self._draw(reference, observed, None)))
-        variances = torch.stack([total_variance(self._vectors(drawn)).cpu() for drawn in samples], 1)
+        variances = torch.stack([self._by_observation(total_variance, drawn) for drawn in samples], 1)
         alone = TeacherLaws(observed, samples, variances, {})
         statistics = {name: self.statistics(sampler, alone, None) for name, sampler in TEACHERS.items()}
         return TeacherLaws(observed, samples, variances, statistics)
@@ -149,9 +150,8 @@ class Laws:
         """
         found = []
         for samples, exact in zip(self._draw(sampler, drawn.observed, diamond_map), drawn.samples, strict=True):
-            vectors = self._vectors(samples)
-            energy = energy_distance(vectors, self._vectors(exact), share_noise=True)
-            found.append(torch.stack([energy, total_variance(vectors)]).cpu())
+            energies = self._by_observation(partial(energy_distance, share_noise=True), samples, exact)
+            found.append(torch.stack([energies, self._by_observation(total_variance, samples)]))
         return torch.stack(found, -1)
 
     def _draw(
@@ -179,11 +179,15 @@ class Laws:
         seeds = [random.Random(f"{self.seed} {level} {name} {row}").getrandbits(63) for row in observed.numbers]
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
-    def _vectors(self, samples: Tensor) -> Tensor:
-        """Samples `[n, K, ...]` as vectors `[n, K, d]` in float64, on the device if it has that."""
+    def _by_observation(self, figure: Callable[..., Tensor], *samples: Tensor) -> Tensor:
+        """A figure of each observation's samples `[n, K, ...]`, as vectors in float64: `[n]` on the CPU.
+
+        One after the other, since they would fill the device at once, beside all that is trained.
+        """
         device = self.teacher.family.device
         home = device if device.type in FLOAT64_DEVICES else torch.device("cpu")
-        return samples.flatten(2).to(home).double()
+        each = zip(*samples, strict=True)
+        return torch.cat([figure(*(one[None].flatten(2).to(home).double() for one in these)).cpu() for these in each])
 
 
 def network_of(family: Any, conditions: Conditions, diamond_map: PosteriorMap | None) -> Network:

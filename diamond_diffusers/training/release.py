@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -75,11 +76,13 @@ def facts(
     # The name of a folder need not be text.
     name = one_line(data.dataset_name or (data.train_data_dir and data.train_data_dir.name) or "prompts")
     told = "loss guidance_scale learning_rate lr_scheduler optimizer ema_decay rank condition_on_observation seed"
-    if options.map.initial_map is not None:
-        told += " initial_map"
     if loss.needs_trajectories:
         told += " num_trajectories"
     values = options.by_flag()
+    initial_map = options.map.initial_map
+    if initial_map is not None and os.path.isdir(initial_map):
+        # As for the data, where it is on this machine tells others nothing.
+        initial_map = one_line(Path(initial_map).resolve().name)
     return {
         "steps": steps,
         "batch_size": updates.train_batch_size * updates.gradient_accumulation_steps * accelerator.num_processes,
@@ -88,6 +91,7 @@ def facts(
         "mixed_precision": accelerator.mixed_precision,
         **({} if options.model.quantize is None else {"quantize": options.model.quantize}),
         **{option: values[option] for option in told.split()},
+        **({} if initial_map is None else {"initial_map": initial_map}),
         **options.loss.taken_by(type(loss)),
     }
 

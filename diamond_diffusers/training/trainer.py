@@ -25,7 +25,7 @@ from ..maps.map_config import declare_map
 from ..maps.storage import save_diamond_map
 from ..pipelines.model_card import check_card, write_model_card
 from ..pipelines.quantization import cast_layerwise
-from .base_model import DTYPES, check_base_can_be_quantised, load_base, new_map
+from .base_model import DTYPES, check_base_can_be_quantised, check_initial_map, load_base, new_map
 from .checkpoints import ANOTHER, Checkpoints, decisive_options
 from .data.batches import Order
 from .data.held_out import load_split_rows
@@ -70,6 +70,7 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(options)
         prepare_distribution(self.accelerator, options, self.loss)
         check_base_can_be_quantised(options.model, self.accelerator.device)
+        check_initial_map(options.map, options.model.cache_dir)
         one_state = self.accelerator.distributed_type != DistributedType.FSDP
         self.checkpoints = Checkpoints(
             options.output.output_dir,
@@ -91,7 +92,8 @@ class Trainer:
         self._build_map()
         if not one_state and options.preparation.keeps_rows:
             # While the base is whole: each process evaluates it at rows of its own, which shards could not.
-            fill_cache(options, self.rows.training, self.teacher, self._order(len(self.rows.training)))
+            with self.effort.counted():
+                fill_cache(options, self.rows.training, self.teacher, self._order(len(self.rows.training)))
         self._build_optimizer()
         self.validation = Validation(options, self.teacher, self.latents_shape, self.rows, self.accelerator)
         if state:
@@ -111,7 +113,7 @@ class Trainer:
             options.teacher.guidance_scale,
             options.teacher.max_sequence_length,
         )
-        self.diamond_map = new_map(options.map, family)
+        self.diamond_map = new_map(options.map, family, options.model.cache_dir)
         try:
             # What the map is going to say of itself has to be possible before it is trained.
             check_card(options.output.license, options.validation.validation_prompt)
@@ -338,7 +340,8 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped = SkippedUpdates(**state["skipped"])
-        self.effort = Effort(state.get("seconds", 0.0))
+        # Beside what this part has spent on rows that were missing.
+        self.effort.seconds += state.get("seconds", 0.0)
         # The learning rate of that step is that of this run's own schedule.
         self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
         self.schedule.last_epoch -= 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks import distillation_levers
-from benchmarks.distillation_levers import LEVERS, Levers, Stage, app, table
+from benchmarks.distillation_levers import LEVERS, Levers, Stage, app, numbers_of, table
 from diamond_diffusers.pipelines.map_accuracy import LawAccuracy, MapAccuracy
 from diamond_diffusers.training.options.parser import parse_options
 
@@ -47,6 +48,37 @@ def test_what_is_complete_is_not_run_again(runs, tmp_path):
     with pytest.raises(ValueError, match="diamond_map_config"):
         Levers(tmp_path, 4, 96, 2, 2).accuracy(0, (Stage(),))
     assert not runs
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, None),
+        ({"num_updates": 8}, "with 4 steps in place of 8"),
+        ({"num_rows": 48}, "with 96 rows in place of 48"),
+        ({"num_samples": 5}, "with 2 samples in place of 5"),
+    ],
+)
+def test_runs_of_another_comparison_are_not_taken_for_those_of_this_one(runs, tmp_path, monkeypatch, changed, message):
+    facts = {"steps": 4, "rows": 96, "accuracy": asdict(accuracy(1.0))}
+    monkeypatch.setattr(distillation_levers, "read_map_config", lambda folder: {"training": facts})
+    (tmp_path / "lever-0-0").mkdir()
+    (tmp_path / "lever-0-0" / "diamond_map_config.json").touch()
+    settings = {"num_updates": 4, "num_rows": 96, "num_observations": 2, "num_samples": 2, **changed}
+    levers = Levers(tmp_path, **settings)
+    if message is None:
+        assert levers.accuracy(0, (Stage(),)) == accuracy(1.0)
+    else:
+        with pytest.raises(ValueError, match=f"holds lever-0-0 of another comparison, {message}; name another folder"):
+            levers.accuracy(0, (Stage(),))
+    assert not runs
+
+
+@pytest.mark.parametrize("only", ["0,15", "-1", "first", ""])
+def test_changes_that_are_not_there_are_refused(only):
+    with pytest.raises(ValueError, match="give numbers from 0 to 14, separated by commas"):
+        numbers_of(only)
+    assert numbers_of("12, 0,12") == [0, 12]
 
 
 def test_the_table_shows_a_teacher_once():

@@ -321,6 +321,8 @@ def test_the_first_rows_of_a_stream_are_held_out_of_every_epoch(hub_folder):
     for epoch in range(3):
         seen = sorted(row.captions for row in rows.training.stream(epoch))
         assert seen == [f"caption {number}" for number in range(2, 6)]
+    with pytest.raises(TrainingError, match=r"is 6, but the data has 5 rows to hold out; lower it"):
+        load_split_rows(given("--dataset_name", hub_folder, *COLUMNS, "--streaming"), None, 0, 6)
 
 
 def test_held_out_scenes_have_captions_that_no_scene_has():

@@ -175,7 +175,10 @@ def test_shards_learn_from_rows_that_the_whole_base_has_drawn(options, prompts_f
 
     def child(given, accelerator) -> None:
         accelerator.end_training = lambda: None
-        Trainer(given, accelerator).run()
+        run = Trainer(given, accelerator)
+        # The rows are there by now, and their time counts.
+        assert run.effort.seconds > 0
+        run.run()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "rows_of_shard", lambda resolution: 1)

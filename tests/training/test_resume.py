@@ -133,6 +133,45 @@ def test_a_checkpoint_of_another_run_is_refused(options, monkeypatch, further, d
         Trainer(options("--resume_from_checkpoint", "latest", *further))
 
 
+NEW = {"quantize", "initial_map", "num_trajectories", "pure_noise_share"}
+"""Options that the first checkpoints did not know."""
+
+
+def test_a_checkpoint_that_is_older_than_an_option_is_of_a_run_with_its_default(options, monkeypatch):
+    class Continues(Exception):
+        """The base would be loaded now."""
+
+    def load(run):
+        raise Continues
+
+    monkeypatch.setattr(Trainer, "_build_map", load)
+    before = decisive_options(options(), Accelerator())
+    assert before.keys() >= NEW
+    before = {name: value for name, value in before.items() if name not in NEW}
+    Checkpoints(options().output.output_dir).save(1, {**STATE, "options": before})
+    with pytest.raises(Continues):
+        Trainer(options("--resume_from_checkpoint", "latest"))
+    with pytest.raises(
+        TrainingError, match=r"of a run with --pure_noise_share 0\.1, and this one has 0\.3; resume with"
+    ):
+        Trainer(options("--resume_from_checkpoint", "latest", "--pure_noise_share", 0.3))
+
+
+def test_rows_that_were_not_held_out_then_cannot_be_now(prompts_file, options, monkeypatch):
+    monkeypatch.setattr(Trainer, "_build_map", lambda self: pytest.fail("loaded the base"))
+    shared = ["--prompts_file", prompts_file, "--loss", "progressive"]
+    metrics = ["--validation_metrics", "--num_validation_observations", 2]
+    folder = options(*shared).output.output_dir
+    for taken, further, message in (
+        (0, metrics, "out none of its rows, and this one holds out 2"),
+        (2, [], "out 2 of its rows, and this one holds out none"),
+    ):
+        before = decisive_options(options(*shared, *metrics), Accelerator(), taken)
+        Checkpoints(folder).save(1, {**STATE, "options": before})
+        with pytest.raises(TrainingError, match=f"held {message}; resume with the same --validation_metrics and --num"):
+            Trainer(options(*shared, *further, "--resume_from_checkpoint", "latest"))
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [

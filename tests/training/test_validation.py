@@ -88,6 +88,21 @@ def test_a_map_of_the_right_law_is_told_from_a_narrow_one(laws_of_mixture):
             assert wrong.energy_distance > 3 * wrong.energy_distance_error > 0
 
 
+def test_figures_take_the_vectors_of_one_observation_at_a_time(laws_of_mixture, monkeypatch):
+    """All at once, in float64, they would fill a device."""
+    counts = []
+    whole = laws.energy_distance
+
+    def counted(first, second, share_noise):
+        counts.append(len(first))
+        return whole(first, second, share_noise)
+
+    monkeypatch.setattr(laws, "REFERENCE_STEPS", 2)
+    monkeypatch.setattr(laws, "energy_distance", counted)
+    laws_of_mixture(Exact)
+    assert counts == [1] * NUM_OBSERVATIONS * 2 * (len(MAPS) + len(laws.TEACHERS))
+
+
 def test_the_error_of_a_deviation_ratio_is_that_of_repeated_draws():
     """Of laws that differ in width, sampled in pairs with the same noise and with others."""
     widths = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).repeat(6)[:, None, None]

@@ -91,9 +91,10 @@ def load_split_rows(options: DataOptions, cache_dir: str | None, seed: int, num_
     if options.dataset_name == MINIATURE:
         return Rows(load_rows(options, cache_dir, seed), HeldOutScenes(num_held_out))
     if options.streaming:
-        held_out = first_rows(options, cache_dir, num_held_out)
-        _check_enough(len(held_out), num_held_out)
-        return Rows(load_rows(options, cache_dir, seed, num_skipped=num_held_out), held_out, num_held_out)
+        # One is left to be trained on.
+        first = first_rows(options, cache_dir, num_held_out + 1)
+        _check_enough(len(first) - 1, num_held_out)
+        return Rows(load_rows(options, cache_dir, seed, num_skipped=num_held_out), first[:num_held_out], num_held_out)
     rows = load_rows(options, cache_dir, seed)
     if isinstance(rows, list):
         return _split_prompts(rows, num_held_out)
@@ -101,7 +102,6 @@ def load_split_rows(options: DataOptions, cache_dir: str | None, seed: int, num_
         spare = len(rows.dataset) - len(rows)  # type: ignore[arg-type]
         numbers = [len(rows) + number for number in evenly_spaced(num_held_out, spare)]
         return Rows(rows, Subset(rows.dataset, numbers))  # type: ignore[arg-type]
-    # One is left to be trained on.
     _check_enough(len(rows) - 1, num_held_out)
     numbers = evenly_spaced(num_held_out, len(rows))
     return Rows(AllBut(rows, numbers), Subset(rows, numbers), num_held_out)  # type: ignore[arg-type]
