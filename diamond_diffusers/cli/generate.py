@@ -194,7 +194,12 @@ def generate(
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
     if dry_run:
-        refuse_with_dry_run(calibrate=calibrate, watch=watch, share_budget_at=share_budget_at)
+        refuse_with_dry_run(
+            calibrate=calibrate,
+            watch=watch,
+            share_budget_at=share_budget_at,
+            share_budget_verifier=share_budget_verifier,
+        )
         tiny = stand_ins(context, model, loading, stock, prompts_source)
         model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
         prompts_source = tiny.prompts_source
