@@ -70,6 +70,7 @@ def test_counts_are_those_of_an_image_and_of_all_of_them():
     ]
     # A cost that is no whole number an image is shown as it is.
     assert next(DryRun("a", drawn, 0, 3, 3, 1).rows())[2] == "6.7"
+    assert [row[1] for row in DryRun("a", drawn, 0, 1, 1, 1).rows()] == ["an image", "1 image"]
 
 
 @pytest.mark.parametrize("pixels", [512, pytest.param(1024, marks=pytest.mark.slow)])
@@ -139,6 +140,11 @@ def test_generate_prints_the_cost_of_all_prompts_and_writes_nothing(tmp_path):
         ["aligned", "3", "images", "36", "0", "9", "10", "36", "36"],
     ]
     assert "Counted on 1 of 3 images" in printed and not out.exists()
+
+
+def test_what_auto_would_choose_is_printed():
+    printed = succeed(*DRAWN, "--max-reward-calls", 2, "--no-plain")
+    assert "aligned: alignment 'auto' has chosen BestOfN" in printed and "a reward that is dear" in printed
 
 
 @pytest.mark.slow
