@@ -81,15 +81,16 @@ class SharedRounds:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        if self.budget == Budget():
+        if not (is_given := self.budget != Budget()):
             cost = cost_of_image(self.method, self.law, self.levels)
             object.__setattr__(self, "budget", Budget(cost.equivalent_evaluations, cost.reward_calls))
         first = self.prices.of(1)
         assert first is not None, "a method in rounds has one"
         for name, limit, least in self.budget.exceeded(first):
+            source = "raise it" if is_given else f"that is what the method costs: give {name}"
             raise ValueError(
                 f"a budget is shared round by round, but one round of {type(self.method).__name__} takes {least} of "
-                f"{name}, of which an image has {limit}; raise it, or make rounds smaller, as by round_size=1"
+                f"{name}, of which an image has {limit}; {source}, or make rounds smaller, as by round_size=1"
             )
 
     @property

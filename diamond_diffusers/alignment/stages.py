@@ -27,13 +27,16 @@ from .result import AlignmentResult
 from .reward_errors import Scored
 
 
-def check_stages(reward: Reward | None, method: Method, final_selection: str | None = None) -> None:
+def check_stages(
+    reward: Reward | None, method: Method, final_selection: str | None = None, is_budgeted: bool = False
+) -> None:
     """Raises a `ValueError` where a reward has stages that would have nothing to choose.
 
     Args:
         reward: of a call.
         method: with its count known.
         final_selection: as it was given.
+        is_budgeted: whether a budget has set the count.
     """
     if stages_of(reward) is None:
         return
@@ -43,9 +46,11 @@ def check_stages(reward: Reward | None, method: Method, final_selection: str | N
             "give 'best' or 'all'"
         )
     if method.needs_reward and method.num_particles == 1:
+        is_to_raise = is_budgeted and method.grows == "num_particles"
+        remedy = "raise the budget until it pays for 2" if is_to_raise else "give num_particles of at least 2"
         raise ValueError(
             f"reward has stages, which choose among the particles of an image, but alignment {type(method).__name__} "
-            "ends with 1; give num_particles of at least 2, or the first stage alone"
+            f"ends with 1; {remedy}, or the first stage alone"
         )
 
 

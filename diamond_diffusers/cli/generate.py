@@ -194,7 +194,12 @@ def generate(
 
     memory, scale = memory_options(particle_batch_size, gradient_checkpointing), found_reward_scale(reward_scale)
     if dry_run:
-        refuse_with_dry_run(calibrate=calibrate, watch=watch, share_budget_at=share_budget_at)
+        refuse_with_dry_run(
+            calibrate=calibrate,
+            watch=watch,
+            share_budget_at=share_budget_at,
+            share_budget_verifier=share_budget_verifier,
+        )
         tiny = stand_ins(context, model, loading, stock, prompts_source)
         model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
         prompts_source = tiny.prompts_source
@@ -253,6 +258,7 @@ def generate(
         )
         if dry_run:
             print_dry_runs(_dry_runs(drawn, scored_by, len(texts) * num_images))
+            _print_choices(drawn)
             return
         settings: dict[str, Any] = {
             "model": model or "embedded",
@@ -354,6 +360,13 @@ def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
     return f"{out.rewards[i]:.3f}" + (", violates" if violates else "")
 
 
+def _print_choices(drawn: SideBySide) -> None:
+    """Prints what alignment `"auto"` has chosen, and why."""
+    for name, out in drawn.outputs.items():
+        if out.choice is not None:
+            Console().print(f"{name}: {out.choice}", soft_wrap=True, markup=False, highlight=False)
+
+
 def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> None:
     table = text_table("prompt", "seed", *(f"{name} reward" for name in drawn.outputs))
     for i, (prompt, seed) in enumerate(zip(drawn.prompts, drawn.seeds, strict=True)):
@@ -364,9 +377,8 @@ def _print_rewards(drawn: SideBySide, num_images: int, is_scale_found: bool) -> 
         table.add_row("mean", "", *means)
     console = Console()
     console.print(table)
+    _print_choices(drawn)
     for name, out in drawn.outputs.items():
-        if out.choice is not None:
-            console.print(f"{name}: {out.choice}", soft_wrap=True, markup=False, highlight=False)
         console.print(f"{name}: {out.cost}", soft_wrap=True)
         if is_scale_found and out.reward_scale is not None:
             # Those of the images of one prompt are equal.

@@ -208,11 +208,12 @@ class Run(Iterator[Progress]):
         # What is to be found is found in the first step.
         known = 1.0 if isinstance(scale, AutoRewardScale) else scale
         law = Law(family, call.conditions, call.texts, reward, known, call.scores, execution, reward_errors=errors)
-        if any(limit is not None for limit in budget):
+        is_budgeted = any(limit is not None for limit in budget)
+        if is_budgeted:
             method = fit_to_budget(method, law, levels, *budget)
         if self._sharing is not None:
             self._sharing.plan(method, law, levels, Budget(*budget))
-        check_stages(reward, method, options.final_selection)
+        check_stages(reward, method, options.final_selection, is_budgeted)
         if options.max_reward_calls is None:
             warn_of_many_scores(method, law, levels)
         x = starting_particles(call, method, levels[0], self._random)

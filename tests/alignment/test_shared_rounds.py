@@ -142,6 +142,8 @@ def test_limits_of_all_images_are_those_of_one_times_their_number(budget, levels
 def test_a_part_that_pays_for_no_round_is_refused():
     with pytest.raises(ValueError, match=r"one round of RandomSearch takes 4 of max_network_evaluations, of which an "):
         shared(RandomSearch(), lambda image, progress: False, budget=Budget(2))
+    with pytest.raises(ValueError, match=r"has 3; that is what the method costs: give max_network_evaluations, or"):
+        shared(RandomSearch(num_candidates=3, round_size=4), lambda image, progress: False, budget=Budget())
 
 
 def test_images_that_share_a_generator_draw_differently():

@@ -215,7 +215,9 @@ def test_stages_count_in_budgets(shared_pipe):
     ("options", "message"),
     [
         ({"alignment": Guidance()}, "reward has stages, .* but alignment Guidance ends with 1; give num_particles"),
+        ({"max_network_evaluations": 2, "num_inference_steps": 1}, "ends with 1; raise the budget until it pays for 2"),
         ({"alignment": RandomSearch()}, "RandomSearch ends with 1"),
+        ({"alignment": RandomSearch(), "max_network_evaluations": 100}, "ends with 1; give num_particles"),
         ({"final_selection": "sample"}, "final_selection is 'sample', but the stages of the reward choose the best"),
         ({"reward": 2 * stages(2)}, "is made of one in stages"),
         ({"reward": stages(2) + as_reward("brightness")}, "is made of one in stages"),

@@ -80,7 +80,7 @@ def test_a_share_of_hard_captions():
         SUITE.first(None, 0.7)
     with pytest.raises(ValueError, match="takes 210 hard prompts of 300, but there are 178; give another share"):
         SUITE.first(300, 0.7)
-    with pytest.raises(ValueError, match="takes 1 hard prompts of 2, but there are 0"):
+    with pytest.raises(ValueError, match=r"hard_share is 0.5, but of these prompts none is known to be hard"):
         Suite((Prompt(0, "a"), Prompt(1, "b"))).first(2, 0.5)
 
 

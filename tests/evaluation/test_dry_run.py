@@ -17,8 +17,10 @@ from diamond_diffusers.evaluation.dry_run.parts import Part
 from diamond_diffusers.evaluation.dry_run.rewards import num_tried, stand_in_reward
 from diamond_diffusers.evaluation.dry_run.stand_ins import save_stand_in
 from diamond_diffusers.families.registry import FAMILIES
-from diamond_diffusers.rewards import REWARDS, staged
+from diamond_diffusers.rewards import REWARDS, CallableReward, staged
+from diamond_diffusers.rewards.remote import RemoteReward
 from tests.cli.invoking import refusal, succeed
+from tests.conftest import redness
 
 
 def test_a_stand_in_has_the_properties_of_the_reward_and_scores_by_itself():
@@ -44,10 +46,17 @@ def test_functions_and_stages_of_a_user_are_not_asked(monkeypatch):
     assert stages.num_scores(4) == 2 and [stage.keep for stage in stages.later] == [2]
     assert stages.first.name == "brightness" and stages.probe() == num_tried(stages) == 1
     # Whether it is differentiable is found out on one image.
-    assert function.differentiable and len(asked) <= 2
+    assert function.differentiable and len(asked) <= 2 and not function.is_dear
     asked.clear()
     function(torch.rand(2, 3, 8, 8), ["a", "b"])
     assert asked == []
+
+
+def test_a_dear_reward_stays_dear(monkeypatch):
+    # Alignment `"auto"` asks it for few scores, in a dry run as in a real one.
+    monkeypatch.setitem(REWARDS._entries, "own_paid", CallableReward(redness, is_dear=True))
+    monkeypatch.setitem(REWARDS._entries, "own_service", type("Service", (RemoteReward,), {}))
+    assert stand_in_reward("own_paid").is_dear and stand_in_reward("brightness + own_service").is_dear
 
 
 def test_counts_are_those_of_an_image_and_of_all_of_them():
@@ -61,6 +70,7 @@ def test_counts_are_those_of_an_image_and_of_all_of_them():
     ]
     # A cost that is no whole number an image is shown as it is.
     assert next(DryRun("a", drawn, 0, 3, 3, 1).rows())[2] == "6.7"
+    assert [row[1] for row in DryRun("a", drawn, 0, 1, 1, 1).rows()] == ["an image", "1 image"]
 
 
 @pytest.mark.parametrize("pixels", [512, pytest.param(1024, marks=pytest.mark.slow)])
@@ -132,6 +142,11 @@ def test_generate_prints_the_cost_of_all_prompts_and_writes_nothing(tmp_path):
     assert "Counted on 1 of 3 images" in printed and not out.exists()
 
 
+def test_what_auto_would_choose_is_printed():
+    printed = succeed(*DRAWN, "--max-reward-calls", 2, "--no-plain")
+    assert "aligned: alignment 'auto' has chosen BestOfN" in printed and "a reward that is dear" in printed
+
+
 @pytest.mark.slow
 def test_a_diamond_map_stands_in(tmp_path):
     model = ("--model", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--diamond-map", "someone/map")
@@ -159,6 +174,9 @@ def test_what_depends_on_scores_is_refused():
         *DRAWN, "--alignment", "random_search", "--watch", "sharpness"
     )
     assert "--share-budget-at is 3.0, whose cost depends on the scores" in refusal(*DRAWN, "--share-budget-at", 3)
+    assert "--share-budget-verifier is pickscore < 1, whose cost depends on the scores" in refusal(
+        *DRAWN, "--share-budget-verifier", "pickscore < 1"
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,22 @@ def test_the_least_time_of_an_evaluation_is_kept(setup, tmp_path, monkeypatch):
     assert timed[4:] == ["more_18", "more_18"] and again.items() > found.items()
 
 
+def test_shards_that_start_together_plan_with_the_same_times(setup, tmp_path, monkeypatch):
+    found = []
+
+    def started_meanwhile(*of):
+        if not (tmp_path / FILE).exists():
+            # Another shard, which comes to its end while this one is timing.
+            monkeypatch.setattr(module, "_seconds", lambda *of: 1.0)
+            found.append(measured_paces(setup, SIZES, setup.suite.first(1), tmp_path))
+            monkeypatch.setattr(module, "_seconds", started_meanwhile)
+        return 2.0
+
+    monkeypatch.setattr(module, "_seconds", started_meanwhile)
+    found.append(measured_paces(setup, SIZES, setup.suite.first(1), tmp_path))
+    assert found == [{"plain": 1.0, "best": 1.0}] * 2
+
+
 def test_times_of_another_machine_are_refused(setup, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_seconds", lambda *of: 1.0)
     assert measured_paces(setup, SIZES, setup.suite.first(1), tmp_path) == {"plain": 1.0, "best": 1.0}

@@ -66,14 +66,8 @@ def measured_paces(
     device = setup.pipe.family.device
     timed: Timed = {"device": device_name(device), "num_threads": torch.get_num_threads(), "seconds": {}}
     file = folder / FILE
-    if file.exists():
-        remedy = f"choose another --output, or delete '{file}' to time the methods again"
-        found: Timed = fitted(read_json(file, remedy), Timed, f"'{file}'", remedy)
-        for name, now in (("device", timed["device"]), ("num_threads", timed["num_threads"])):
-            if found[name] != now:  # type: ignore[literal-required]
-                raise ForeignFileError(f"{name} is {now!r}, but '{file}' holds times of {found[name]!r}; {remedy}")  # type: ignore[literal-required]
-        timed = found
-    absent = [method for method in sizes.values() if method.label not in timed["seconds"]]
+    kept = _kept(file, timed)
+    absent = [method for method in sizes.values() if method.label not in kept]
     keys = setup.keys(prompts)[: setup.batch_size]
     texts = {prompt.index: prompt.text for prompt in prompts}
     batch = Batch([texts[key.index] for key in keys], [setup.seed_of(key) for key in keys], setup.particle_batch_size)
@@ -85,8 +79,24 @@ def measured_paces(
             seconds = _seconds(setup, method, batch)
             timed["seconds"][method.label] = min(seconds, timed["seconds"].get(method.label, seconds))
     if absent:
+        # A shard that was started at the same time may have kept its times meanwhile; all plan with the first ones.
+        timed["seconds"] |= _kept(file, timed)
         write_json(file, timed)
+    else:
+        timed["seconds"] = kept
     return {name: timed["seconds"][method.label] for name, method in sizes.items()}
+
+
+def _kept(file: Path, timed: Timed) -> dict[str, float]:
+    """The seconds that a file holds, of the device of `timed`; none where there is no file."""
+    if not file.exists():
+        return {}
+    remedy = f"choose another --output, or delete '{file}' to time the methods again"
+    found: Timed = fitted(read_json(file, remedy), Timed, f"'{file}'", remedy)
+    for name, now in (("device", timed["device"]), ("num_threads", timed["num_threads"])):
+        if found[name] != now:  # type: ignore[literal-required]
+            raise ForeignFileError(f"{name} is {now!r}, but '{file}' holds times of {found[name]!r}; {remedy}")  # type: ignore[literal-required]
+    return found["seconds"]
 
 
 def _seconds(setup: Setup, method: SizedMethod, batch: Batch) -> float:

@@ -63,6 +63,11 @@ class Suite:
             return self.prompts[:count]
         if count is None:
             raise ValueError(f"hard_share is {hard_share:g}, but num_prompts is not given; give both")
+        if not any(each.is_hard for each in self.prompts):
+            raise ValueError(
+                f"hard_share is {hard_share:g}, but of these prompts none is known to be hard, as captions of the "
+                "miniature world are; leave it out"
+            )
         wanted = {True: round(count * hard_share)}
         wanted[False] = count - wanted[True]
         chosen = {is_hard: [each for each in self.prompts if each.is_hard == is_hard] for is_hard in wanted}

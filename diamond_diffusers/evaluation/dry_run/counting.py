@@ -47,7 +47,8 @@ class DryRun:
 
     def rows(self) -> Iterator[list[str]]:
         """The lines of the table: an image, and the experiment."""
-        for part, counts in (("an image", self.of_image()), (f"{self.num_images} images", self.of_experiment())):
+        whole = f"{self.num_images} image{'s' if self.num_images > 1 else ''}"
+        for part, counts in (("an image", self.of_image()), (whole, self.of_experiment())):
             forward, backward = counts["network_evaluations"], counts["backward_passes"]
             yield [self.name, part, *map(_shown, (*counts.values(), forward + 2 * backward, forward))]
 

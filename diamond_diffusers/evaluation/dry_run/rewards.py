@@ -18,7 +18,15 @@ from ...rewards.expressions import parse_expression
 from ...rewards.registry import Registered, registered_reward
 from ...rewards.stages import StagedReward
 
-PROPERTIES = ("differentiable", "reads_prompts", "max_batch_size", "default_reward_scale", "is_free", "example_prompt")
+PROPERTIES = (
+    "differentiable",
+    "reads_prompts",
+    "max_batch_size",
+    "default_reward_scale",
+    "is_free",
+    "is_dear",
+    "example_prompt",
+)
 """What a stand-in takes over."""
 
 
