@@ -15,11 +15,12 @@ from diamond_diffusers import (
     Reward,
     RolloverSearch,
 )
+from diamond_diffusers.alignment.budget import fit_to_budget
 from diamond_diffusers.alignment.random_source import RandomSource
 
 from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
-from ..core.mixture_model import LINEAR, make_law
+from ..core.mixture_model import LINEAR, MixtureModel, law_of, make_law, unconditional
 from .runs import COARSE_LEVELS, falling_levels, run
 
 MIXTURE, GAUSSIAN = make_mixture(3), make_gaussian()
@@ -97,6 +98,35 @@ def test_what_a_run_costs_does_not_depend_on_its_rewards(rewards):
     run(RolloverSearch(searches, quota, transition=GlassTransition(2)), law)
     assert law.cost.network_evaluations == num_images * searches * quota * (1 + 2 * (T - 1) + 1)
     assert law.cost.reward_calls == num_images * searches * quota * (1 + T)
+
+
+class GuidedInPart(MixtureModel):
+    """Whose evaluations at the first or the last levels cost twice as much."""
+
+    def __init__(self, is_dear):
+        super().__init__(MIXTURE)
+        self.is_dear = is_dear
+
+    def evaluations_per_row(self, noise_to_signal, conditions):
+        return 1 + self.is_dear(float(noise_to_signal))
+
+
+@pytest.mark.parametrize(
+    ("dear", "name", "limit", "saves"),
+    [
+        # What cheap levels save would buy too many evaluations at dear ones, and the other way round too many scores.
+        (lambda level: level < 1, "max_network_evaluations", 42, True),
+        (lambda level: level > 1, "max_reward_calls", 21, True),
+        # A run that saves nothing costs the most, and is what a budget pays for.
+        (lambda level: level < 1, "max_reward_calls", 20, False),
+    ],
+)
+def test_savings_keep_to_the_budget_where_levels_differ_in_price(dear, name, limit, saves):
+    scores = [*range(7), *range(1000, 1003), *range(0, -10_000, -1)] if saves else range(0, -10_000, -1)
+    law = law_of(GuidedInPart(dear), unconditional(), [""], Scripted(map(float, scores)))
+    run(fit_to_budget(RolloverSearch(transition=GlassTransition()), law, COARSE_LEVELS, **{name: limit}), law)
+    spent = {"max_network_evaluations": law.cost.equivalent_evaluations, "max_reward_calls": law.cost.reward_calls}
+    assert spent[name] <= limit
 
 
 def simulated(quota, spreads, rolls_over=True, count=8000):

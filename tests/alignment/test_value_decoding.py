@@ -17,6 +17,7 @@ from diamond_diffusers import (
     ValueDecoding,
 )
 from diamond_diffusers.alignment.budget import fit_to_budget
+from diamond_diffusers.alignment.random_source import RandomSource
 
 from ..core.exact_transition import ExactTransition
 from ..core.mixture import make_gaussian, make_mixture, seeded, standard_error
@@ -124,6 +125,14 @@ def test_costs_are_exact(block_size):
     evaluations, decodes = COSTS[block_size]
     assert (law.cost.network_evaluations, law.cost.decodes) == (2 * evaluations, 2 * decodes)
     assert law.cost.reward_calls == law.cost.decodes
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324])
+def test_the_lowest_temperatures_keep_the_highest_value(temperature):
+    """Though values are beyond all numbers in units of them."""
+    values = torch.tensor([[0.0, 1.0, 0.5], [-math.inf, 7.0, 8.0], [-9.0, -8.0, -math.inf]])
+    kept = ValueDecoding(temperature=temperature).kept(values, RandomSource(seeded(0), 3))
+    assert kept.tolist() == [1, 3 + 2, 6 + 1]
 
 
 def test_a_run_that_ends_within_a_block_returns_its_candidates():

@@ -32,14 +32,20 @@ class RolloverCloud(Cloud):
     Attributes:
         records: the highest value that each particle's search has met so far, `[B P]` float64 on the CPU.
         savings: candidates that each has saved, `[B P]` on the CPU.
+        saved_evaluations: network evaluations that it has saved with them, `[B P]` on the CPU.
         num_steps: of the run.
         num_moves: that the particles have made.
     """
 
     records: Tensor
     savings: Tensor
+    saved_evaluations: Tensor
     num_steps: int
     num_moves: int = 0
+
+    def affordable(self, price: int) -> Tensor:
+        """How many saved candidates of this price in evaluations each particle can draw, `[B P]`."""
+        return self.savings if price == 0 else self.savings.minimum(self.saved_evaluations // price)
 
 
 @METHODS.register("rollover_search")
@@ -59,9 +65,9 @@ class RolloverSearch(Method):
     So what a run costs is fixed, whatever the rewards: steps at which good candidates are common give to those at which
     they are rare. With T steps and W particles, `DenoiserPoint` and a transition that is random in all steps but the
     last, an image costs exactly `W T num_candidates` network evaluations, and as many scores and W. What a budget sets
-    is the quota. A quota of 1 leaves no choice, and costs no look-aheads. (Candidates are counted, not evaluations:
-    where classifier-free guidance covers some of the levels alone, those of one step cost more than those of another,
-    and a run may cost somewhat more or less than it was sized to.)
+    is the quota. A quota of 1 leaves no choice, and costs no look-aheads. Where classifier-free guidance covers some of
+    the levels alone, candidates of one step cost more evaluations than those of another; there savings buy no more
+    candidates than were saved, nor than the saved evaluations pay for, so that a run costs at most what its quotas do.
 
     Values are those of look-aheads, and the true reward after the last step. Particles are independent searches, each
     with records and savings of its own. All images of a call draw their candidates side by side, and those whose step
@@ -105,6 +111,7 @@ class RolloverSearch(Method):
             log_evidence=cloud.log_evidence,
             records=torch.full((len(x),), -math.inf, dtype=torch.float64),
             savings=torch.zeros(len(x), dtype=torch.long),
+            saved_evaluations=torch.zeros(len(x), dtype=torch.long),
             num_steps=num_steps,
         )
 
@@ -119,9 +126,10 @@ class RolloverSearch(Method):
             noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)
             x = self.moved(law.rows(cloud.x).network, cloud.x, interval, predicted, noise)
             return replace(cloud, x=x, ahead=None, figures={})
-        candidates = _Candidates(len(cloud.x))
+        candidates, before = _Candidates(len(cloud.x)), law.cost.equivalent_evaluations
         candidates.add(torch.arange(len(cloud.x)), *self._drawn(law, cloud.x, predicted, interval, random))
-        quotas = self.num_candidates + cloud.savings if chooses else candidates.counts.clone()
+        price = (law.cost.equivalent_evaluations - before) // len(cloud.x)
+        quotas = self.num_candidates + cloud.affordable(price) if chooses else candidates.counts.clone()
         # Candidates at clean data have no look-ahead, so that those of noisy levels are not saved for them.
         draws_all = cloud.num_moves >= cloud.num_steps - 1
         while len(particles := candidates.wanted(cloud.records, quotas, draws_all)):
@@ -135,7 +143,11 @@ class RolloverSearch(Method):
                 random.aside.of_rows(images),
             )
             candidates.add(particles, *drawn)
-        return candidates.best_of(cloud, quotas - candidates.counts)
+        fewer = self.num_candidates - candidates.counts
+        savings, saved_evaluations = cloud.savings + fewer, cloud.saved_evaluations + price * fewer
+        if draws_all:
+            savings, saved_evaluations = torch.zeros_like(savings), torch.zeros_like(saved_evaluations)
+        return replace(candidates.best_of(cloud), savings=savings, saved_evaluations=saved_evaluations)
 
     def _with_best_noises(
         self, law: Law, cloud: RolloverCloud, noise_to_signal: float, random: RandomSource
@@ -192,8 +204,8 @@ class _Candidates:
             return particles.repeat_interleave(left)
         return particles[(left > 0) & ~(torch.tensor(self.best, dtype=torch.float64) > records)]
 
-    def best_of(self, cloud: RolloverCloud, savings: Tensor) -> RolloverCloud:
-        """The cloud of the best candidate of each particle, which has saved so many others."""
+    def best_of(self, cloud: RolloverCloud) -> RolloverCloud:
+        """The cloud of the best candidate of each particle."""
         xs, aheads, finals, values = zip(*self.drawn, strict=True)
         rows = sent(torch.tensor(self.rows), xs[0].device)
         ahead, shape = LookAhead.joined(aheads).rows(rows), cloud.log_weights.shape
@@ -206,5 +218,4 @@ class _Candidates:
             values=torch.cat(values)[rows].unflatten(0, shape),
             figures=ahead.figures(shape[1]),
             records=torch.maximum(cloud.records, torch.tensor(self.best, dtype=torch.float64)),
-            savings=savings,
         )

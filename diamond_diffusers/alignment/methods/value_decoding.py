@@ -103,10 +103,10 @@ class ValueDecoding(BeamSearch):
         candidates = values.reshape(len(values) * self.num_particles, -1)
         if self.temperature == 0:
             return highest(candidates, 1)
-        scaled = candidates / self.temperature
-        # Where no candidate has a reward, nothing tells them apart.
-        scaled = scaled.masked_fill(torch.isneginf(scaled).all(1, keepdim=True), 0.0)
-        chosen = choose(read(scaled).double(), random.aside)
+        known = read(candidates).double()
+        # Nothing tells those of an infinite value apart, such as where no candidate has a reward.
+        below = (known - known.amax(1, keepdim=True)).nan_to_num(nan=0.0, neginf=-math.inf)
+        chosen = choose(below / self.temperature, random.aside)
         return sent(chosen + candidates.shape[1] * torch.arange(len(chosen)), values.device)
 
 
