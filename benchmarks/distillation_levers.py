@@ -32,10 +32,12 @@ class Stage:
     Attributes:
         share: of the updates.
         options: of the trainer, beside the shared ones.
+        share_of_rows: of the different rows that are trained on.
     """
 
     share: float = 1.0
     options: tuple[str, ...] = ()
+    share_of_rows: float = 1.0
 
 
 LEVERS: dict[str, tuple[Stage, ...]] = {
@@ -56,6 +58,7 @@ LEVERS: dict[str, tuple[Stage, ...]] = {
     "the Lagrangian loss at the end": (Stage(0.75), Stage(0.25, ("--loss", "lagrangian"))),
     "twice the updates of half the rows": (Stage(2.0, ("--train_batch_size", str(BATCH_SIZE // 2))),),
     "twice the updates": (Stage(2.0),),
+    "a quarter of the rows": (Stage(share_of_rows=0.25),),
 }
 """What is changed, one thing at a time, by its name in the table."""
 
@@ -64,7 +67,7 @@ LEVERS: dict[str, tuple[Stage, ...]] = {
 class Levers:
     """A comparison of changes to the recipe of the embedded model's map.
 
-    All runs have as many updates of as many rows, but for the last two, and the same held-out observations.
+    All runs have as many updates of as many rows, but for the last three, and the same held-out observations.
 
     Args:
         folder: of all runs. What one has computed of rows, others read; one that is complete is not run again.
@@ -99,10 +102,13 @@ class Levers:
     def _updates(self, stage: Stage) -> int:
         return max(1, round(stage.share * self.num_updates))
 
+    def _rows(self, stage: Stage) -> int:
+        return max(1, round(stage.share_of_rows * self.num_rows))
+
     def _check_complete(self, folder: Path, stage: Stage, is_last: bool) -> None:
         """Raises a `ValueError` where a complete run is not of this comparison, but of an earlier one in the folder."""
         facts = read_map_config(folder)["training"]
-        expected: dict[str, int] = {"steps": self._updates(stage), "rows": self.num_rows}
+        expected: dict[str, int] = {"steps": self._updates(stage), "rows": self._rows(stage)}
         found = {name: facts.get(name) for name in expected}
         judged = MapAccuracy.read(facts) if is_last else None
         if judged is not None:
@@ -124,7 +130,7 @@ class Levers:
         shared_options = {
             "config": RECIPE,
             "output_dir": folder,
-            "max_train_samples": self.num_rows,
+            "max_train_samples": self._rows(stage),
             "max_train_steps": self._updates(stage),
             "report_to": "none",
             "resume_from_checkpoint": "latest",
