@@ -275,7 +275,7 @@ class EmptyModel(SampledModel):
 
 
 class _Zero(Reward):
-    """The same score for all images, with a graph: what a method saves where one is better than others is not counted."""
+    """The same score for all images, with a graph: what a method saves where one is better is not counted."""
 
     name = "zero"
 
