@@ -23,7 +23,7 @@ class DiffusionTreeSampling(TreeSearch):
 
     With more rollouts the values become right, and the samples those of the tilted law exactly; nothing else has to be
     right, as look-aheads have for SMC. The root's value, `out.log_evidence`, becomes `log Z`, but slowly: what is
-    unlucky at first is seldom visited again, so that on a mixture it is about .1 too low with some hundred rollouts.
+    unlucky at first is seldom visited again, so that on a mixture it is .09 too low with 160 rollouts and .14 with 400.
     Both are of the law that the *transitions* sample, as of `SMC`. The samples of one tree (`num_particles`) may
     coincide.
 
