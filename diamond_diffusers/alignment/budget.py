@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -129,11 +130,17 @@ def fit_to_budget(
         )
     if alignment.grows is None:
         return alignment
-    buys_nothing = not budget.is_spent_by(cost_of(1), cost_of(2))
-    if buys_nothing and not any(budget.exceeded(cost_of(getattr(alignment, alignment.grows)))):
+    if budget.is_spent_by(cost_of(1), cost_of(2)):
+        return replace(alignment, **{alignment.grows: budget.largest(cost_of)})
+    beyond = 2 * getattr(alignment, alignment.grows)
+    if not budget.is_spent_by(cost_of(1), cost_of(beyond)):
         # As the candidates of random steps are, in a run that has none.
         return alignment
-    return replace(alignment, **{alignment.grows: budget.largest(cost_of)})
+    # As with the rollouts of a tree, which are at least as many as its particles.
+    while not any(budget.exceeded(cost_of(beyond))):
+        beyond *= 2
+    within = bisect_left(range(1, beyond), True, key=lambda size: any(budget.exceeded(cost_of(size))))
+    return replace(alignment, **{alignment.grows: within})
 
 
 def largest_within(limits: Sequence[tuple[int, Callable[[int], int]]]) -> int:

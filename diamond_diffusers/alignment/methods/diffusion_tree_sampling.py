@@ -22,8 +22,10 @@ class DiffusionTreeSampling(TreeSearch):
         from the root:  x' ~ exp(v(x')) over the children of x,  until x' is clean
 
     With more rollouts the values become right, and the samples those of the tilted law exactly; nothing else has to be
-    right, as look-aheads have for SMC. The root's value, `out.log_evidence`, becomes `log Z`. Both are of the law that
-    the *transitions* sample, as of `SMC`. The samples of one tree (`num_particles`) may coincide.
+    right, as look-aheads have for SMC. The root's value, `out.log_evidence`, becomes `log Z`, but slowly: what is
+    unlucky at first is seldom visited again, so that on a mixture it is .09 too low with 160 rollouts and .14 with 400.
+    Both are of the law that the *transitions* sample, as of `SMC`. The samples of one tree (`num_particles`) may
+    coincide.
 
     Growth, cost and budgets: see `TreeSearch`. C and `alpha` are the authors', of their images, and so are the levels
     that branch and a round of a single rollout. They take 1,000 to a million evaluations: below 36 rollouts, where all

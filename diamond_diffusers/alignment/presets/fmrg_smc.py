@@ -33,6 +33,10 @@ def fmrg_smc(model: Model | None = None, **options: Any) -> SMC:
     FMRG's: three times that of the velocity, however small the reward. Weights would take back what exceeds the tilt,
     at the cost of all but a few particles. At pure noise, where the gradient through the map says nothing, no
     look-ahead is drawn. There is no jump to the end: all levels are visited.
+
+    The gradient makes as many particles more accurate, and is dear: on a mixture with an exact flow map, the mean
+    square error of `log Z` in three steps is .19 with 16 guided particles, .24 with 16 of `guide=None`, and .09 with
+    37, which cost as many evaluations (`pytest -m slow tests/alignment/test_fmrg_smc.py -k helps` compares them).
     """
     smc = SMC(
         4,
