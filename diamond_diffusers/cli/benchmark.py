@@ -146,6 +146,7 @@ def benchmark(
 
     from ..evaluation.benchmark.compare import Setup, check_seed, drawn_so_far
     from ..evaluation.benchmark.exports import check_export
+    from ..evaluation.benchmark.paces import FILE as SECONDS_FILE
     from ..evaluation.benchmark.plan import check_request, plan_methods
     from ..evaluation.benchmark.prompts import miniature_suite, read_prompts
     from ..evaluation.benchmark.recipes import all_recipes, names_in
@@ -171,6 +172,10 @@ def benchmark(
     part = _shard(shard)
     if report_only and part is not None:
         raise ValueError(f"--shard is {shard}, but --report-only draws nothing; leave one of them out")
+    if report_only and budgets_seconds is not None and not (output / SECONDS_FILE).exists():
+        raise ValueError(
+            f"output is '{output}', where no method is timed yet, which --report-only does not do; run on without it"
+        )
     suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
     chosen = suite.first(num_prompts, hard_share)
     defaults = model_defaults(model, loading)

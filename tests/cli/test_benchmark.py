@@ -146,6 +146,7 @@ def test_bad_input_is_one_sentence(command, arguments, sentence):
         (("--shard", "2"), "--shard is '2'; give which part of how many, such as 2/4"),
         (("--shard", "3/2"), "shard is 3/2; give one from 1/2 to 2/2"),
         (("--shard", "1/2", "--report-only"), "--shard is 1/2, but --report-only draws nothing"),
+        (("--budgets-seconds", "1", "--report-only"), "where no method is timed yet, which --report-only does not do"),
         (("--hard-share", "0.5"), "hard_share is 0.5, but num_prompts is not given"),
         (("--seed", 1000), "seed is 1000"),
         (("--held-out-reward", "redness"), "held_out_rewards holds 'redness'"),
