@@ -54,7 +54,7 @@ def test_full_models_have_the_published_sizes(family: str) -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("family", one_of_each_kind(PUBLISHED_MODELS, ["flux", "stable_diffusion"]))
+@pytest.mark.parametrize("family", one_of_each_kind(PUBLISHED_MODELS, ["flux"]))
 def test_a_particle_costs_one_of_each(family: str) -> None:
     workload = Workload(family, pixels=32, particle_batch_size=1)
     one, two = measure(workload, [2, 1])

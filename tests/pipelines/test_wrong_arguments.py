@@ -78,8 +78,7 @@ class EncodedError(Exception):
     scope="module",
     params=[
         "flux",
-        "stable_diffusion",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sana", "pixart_sigma")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_diffusion", "sana", "pixart_sigma")),
     ],
 )
 def pipe(request: pytest.FixtureRequest) -> DiamondMapPipeline:

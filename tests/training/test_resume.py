@@ -51,7 +51,7 @@ def _killed_in_the_middle(given: Options, moment: str) -> None:
     ("moments", "special"),
     [
         (("update", "checkpoint"), ["--random_flip", "--loss", "central_difference"]),
-        (("update",), ["--loss", "trajectories", "--cache_trajectories"]),
+        pytest.param(("update",), ["--loss", "trajectories", "--cache_trajectories"], marks=pytest.mark.slow),
         pytest.param(
             ("update",),
             ["--teacher_samples", "--teacher_num_inference_steps", 1, "--loss", "progressive"],
