@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -34,14 +34,14 @@ class DistillationLoss(Typed, ABC):
             latents.
     """
 
-    pure_noise_share: float = PURE_NOISE_SHARE
+    pure_noise_share: float = field(default=PURE_NOISE_SHARE, kw_only=True)
 
     needs_forward_mode: ClassVar[bool] = False
     needs_trajectories: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        numbers = {each.name: getattr(self, each.name) for each in fields(self)}
         check_finite(**{name: number for name, number in numbers.items() if isinstance(number, float)})
 
     @abstractmethod

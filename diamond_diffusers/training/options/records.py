@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..levels import PURE_NOISE_SHARE
 from ..losses import LOSSES
 from .fields import Option, above_zero, at_least, below_one, option, options_of, share
 
@@ -155,7 +154,7 @@ class LossOptions:
         0.05, "Weight of the regression beside the energy score, with --loss trajectories.", check=at_least(0)
     )
     pure_noise_share: float = option(
-        PURE_NOISE_SHARE, "Share of the rows that are observed at pure noise, where every run begins.", check=share
+        0.1, "Share of the rows that are observed at pure noise, where every run begins.", check=share
     )
     adaptive_weight_power: float = option(
         0.0, "p of the rows' weights 1 / (loss + 0.01)^p, which are all 1 for p = 0.", check=at_least(0)
