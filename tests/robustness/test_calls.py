@@ -223,15 +223,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_argument(called: Called, argument: str, tally: Tally, same_afterwards: None) -> None:
-    """An eighth of the values; the rest is the next test's."""
-    for odd in share(ALL, 8, argument) if argument in called.arguments else ():
+    """A twelfth of the values; the rest is the next test's."""
+    for odd in share(ALL, 12, argument) if argument in called.arguments else ():
         judge_call(tally, called, argument, odd)
     tally.check()
 
 
 @pytest.mark.robustness
 def test_argument_at_length(called: Called, argument: str, tally: Tally, same_afterwards: None) -> None:
-    known = share(ALL, 8, argument)
+    known = share(ALL, 12, argument)
     for odd in ALL if argument in called.arguments else ():
         if odd not in known:
             judge_call(tally, called, argument, odd)
@@ -257,7 +257,7 @@ def test_prepare_and_iterate(
         if hasattr(result, "close"):
             result.close()
 
-    for odd in share(ALL, 10, f"{begin.__name__} {argument}"):
+    for odd in share(ALL, 15, f"{begin.__name__} {argument}"):
         made_by = f"{type(called.pipe.pipeline).__name__}: pipe.{begin.__name__}('a ring', {argument}={odd.label})"
         tally.judge(
             lambda value=odd.value: begun(value),

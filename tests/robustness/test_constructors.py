@@ -123,7 +123,7 @@ def test_option_of_a_serial_form(cls: type, name: str, tally: Tally) -> None:
 
 @pytest.mark.parametrize(("preset", "name"), PRESET_FIELDS)
 def test_option_of_a_preset(preset: str, name: str, tally: Tally) -> None:
-    for odd in share(ALL, 6, f"{preset}.{name}"):
+    for odd in share(ALL, 12, f"{preset}.{name}"):
         made_by = f"PRESETS.get({preset!r})(None, {name}={{}})"
         judge_field(tally, lambda value: PRESETS.get(preset)(None, **{name: value}), made_by, name, odd)
     tally.check()
