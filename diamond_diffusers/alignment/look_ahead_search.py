@@ -72,12 +72,16 @@ class LookAheadSearch(Method):
             random: of the run; the plain sample's noise comes from itself, everything else is drawn aside.
         """
 
-    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+    def branched(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+        """The cloud of all branches, of which none is chosen yet."""
         predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, interval.start)
-        x = self.branch(law, cloud.x, predicted, interval, random)
-        per_image = len(x) // law.num_images
+        return replace(cloud, x=self.branch(law, cloud.x, predicted, interval, random), ahead=None, figures={})
+
+    def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
+        cloud = self.branched(law, cloud, interval, random)
+        x, per_image = cloud.x, len(cloud.x) // law.num_images
         if per_image == self.num_particles and not interval.is_last:
-            return replace(cloud, x=x, ahead=None, figures={})
+            return cloud
         needed = self.moves.needs_prediction(law.rows(x).network)
         ahead, final, values = valued(law, self.posterior, x, interval, random.aside, with_prediction=needed)
         kept = self.kept(values.unflatten(0, (-1, per_image)), random)

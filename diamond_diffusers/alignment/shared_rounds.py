@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -93,14 +94,14 @@ class SharedRounds:
                 f"{name}, of which an image has {limit}; {source}, or make rounds smaller, as by round_size=1"
             )
 
-    @property
+    @cached_property
     def whole(self) -> Method:
         """The method with the count that it would have if all of the budget went to one image."""
         assert self.method.grows is not None, "`SharedBudget` has looked"
         count: int = getattr(self.method, self.method.grows)
         return replace(self.method, **{self.method.grows: count * self.law.num_images})
 
-    @property
+    @cached_property
     def prices(self) -> RoundPrices:
         """Of the rounds of each image, which all cost alike."""
         return RoundPrices(self.whole, self.law, self.levels)

@@ -137,22 +137,19 @@ def dry_reward(expression: str | None, defaults: Mapping[str, Any]) -> Reward | 
 
 def refuse_with_dry_run(**options: Any) -> None:
     """Raises a `ValueError` for an option that a dry run cannot tell the cost of; `options` by the flag's name."""
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {value}, whose cost depends on the scores of a real reward, which "
-                "--dry-run does not ask; drop one of them"
-            )
+    _refuse(options, "whose cost depends on the scores of a real reward, which --dry-run does not ask")
 
 
 def refuse_of_real_runs(**options: Any) -> None:
     """Raises a `ValueError` for an option about what a real run draws or how long it takes; `options` as above."""
+    _refuse(options, "which is about images or seconds of a real run, of which --dry-run has none")
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
     for name, value in options.items():
-        if value:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {value}, which is about images or seconds of a real run, of which "
-                "--dry-run has none; drop one of them"
-            )
+        # A switch that is off, too, is not given.
+        if value is not None and value is not False:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, {why}; drop one of them")
 
 
 def print_dry_runs(runs: list[DryRun]) -> None:

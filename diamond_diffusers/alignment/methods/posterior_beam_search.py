@@ -68,8 +68,7 @@ class PosteriorBeamSearch(Method):
 
     def resolve(self, model: SampledModel) -> Self:
         # Look-aheads are what moves the particles.
-        self.posterior.check(model)
-        return self
+        return self.with_posterior(model)
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
         drawn = (law, self.posterior, cloud.x, interval.start, random)

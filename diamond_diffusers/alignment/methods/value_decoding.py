@@ -89,15 +89,11 @@ class ValueDecoding(BeamSearch):
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> BlockCloud:
         assert isinstance(cloud, BlockCloud), "`start` makes one"
         num_moves = cloud.num_moves + 1
-        if interval.is_last or num_moves % self.block_size == 0:
-            chosen = super().step(law, cloud, interval, random)
-            assert isinstance(chosen, BlockCloud), "it is the same cloud with other particles"
-            cloud = chosen
-        else:
-            predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, interval.start)
-            x = self.branch(law, cloud.x, predicted, interval, random)
-            cloud = replace(cloud, x=x, ahead=None, figures={})
-        return replace(_of_rows(cloud, len(cloud.x) // law.num_images), num_moves=num_moves)
+        ends_block = interval.is_last or num_moves % self.block_size == 0
+        move = super().step if ends_block else self.branched
+        moved = move(law, cloud, interval, random)
+        assert isinstance(moved, BlockCloud), "it is the same cloud with other particles"
+        return replace(_of_rows(moved, len(moved.x) // law.num_images), num_moves=num_moves)
 
     def kept(self, values: Tensor, random: RandomSource) -> Tensor:
         candidates = values.reshape(len(values) * self.num_particles, -1)
