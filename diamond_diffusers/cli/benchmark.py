@@ -146,11 +146,9 @@ def benchmark(
 
     from ..evaluation.benchmark.compare import Setup, check_seed, drawn_so_far
     from ..evaluation.benchmark.exports import check_export
-    from ..evaluation.benchmark.paces import FILE as SECONDS_FILE
     from ..evaluation.benchmark.plan import check_request, plan_methods
     from ..evaluation.benchmark.prompts import miniature_suite, read_prompts
     from ..evaluation.benchmark.recipes import all_recipes, names_in
-    from ..evaluation.benchmark.records import fingerprint_of_map
     from ..evaluation.benchmark.report import Comparison
     from ..evaluation.benchmark.summary import summarise
     from ..evaluation.known_prompts import find_prompts
@@ -170,12 +168,8 @@ def benchmark(
         model, loading, stock, output = tiny.model, tiny.loading, tiny.stock, tiny.folder / "out"
         prompts_source = tiny.prompts_source
     part = _shard(shard)
-    if report_only and part is not None:
-        raise ValueError(f"--shard is {shard}, but --report-only draws nothing; leave one of them out")
-    if report_only and budgets_seconds is not None and not (output / SECONDS_FILE).exists():
-        raise ValueError(
-            f"output is '{output}', where no method is timed yet, which --report-only does not do; run on without it"
-        )
+    if report_only:
+        _check_report_only(shard, budgets_seconds, output)
     suite = miniature_suite() if prompts_source is None else read_prompts(find_prompts(prompts_source))
     chosen = suite.first(num_prompts, hard_share)
     defaults = model_defaults(model, loading)
@@ -228,13 +222,8 @@ def benchmark(
         typer.echo(f"Shard {shard} is in {output}; with those of all shards there, run the command without --shard")
     elif processes.is_main_process:
         summaries = summarise(plan, records, output, clip, {prompt.index for prompt in chosen if prompt.is_hard})
-        settings = {"budgets": sizes, "max_reward_calls": max_reward_calls, **setup.settings()}
-        settings |= {"hard_share": hard_share, "diamond_map_weights": fingerprint_of_map(pipe.family)}
-        if paces is not None:
-            settings["seconds_of_an_evaluation"] = paces
-        if used is not None:
-            settings["calibration_cost"] = used.cost
-        comparison = Comparison(settings, plan, records, summaries)
+        limits = {"budgets": sizes, "max_reward_calls": max_reward_calls}
+        comparison = Comparison(_told(setup, limits, hard_share, paces), plan, records, summaries)
         _report(comparison, chosen, export or (), output)
 
 
@@ -324,6 +313,33 @@ def _paces(
     sizes = {entry.method.name: entry.method for entry in reversed(plan.entries)}
     with console.status("") as status:
         return measured_paces(setup, sizes, prompts, output, lambda label: status.update(f"timing {label}"))
+
+
+def _told(
+    setup: Setup, limits: dict[str, Any], hard_share: float | None, paces: dict[str, float] | None
+) -> dict[str, Any]:
+    """The settings that a report tells of its run."""
+    from ..evaluation.benchmark.records import fingerprint_of_map
+
+    told = {**limits, **setup.settings(), "hard_share": hard_share}
+    told["diamond_map_weights"] = fingerprint_of_map(setup.pipe.family)
+    if paces is not None:
+        told["seconds_of_an_evaluation"] = paces
+    if setup.calibration is not None:
+        told["calibration_cost"] = setup.calibration.cost
+    return told
+
+
+def _check_report_only(shard: str | None, budgets_seconds: str | None, output: Path) -> None:
+    """Raises a `ValueError` where a run that draws nothing is asked to draw a part, or to time methods."""
+    from ..evaluation.benchmark.paces import FILE as SECONDS_FILE
+
+    if shard is not None:
+        raise ValueError(f"--shard is {shard}, but --report-only draws nothing; leave one of them out")
+    if budgets_seconds is not None and not (output / SECONDS_FILE).exists():
+        raise ValueError(
+            f"output is '{output}', where no method is timed yet, which --report-only does not do; run on without it"
+        )
 
 
 def _shard(text: str | None) -> Shard | None:

@@ -217,18 +217,12 @@ def generate(
         "--guidance-strength": guidance_strength,
     }
     request = requested(alignment, own_alignment(defaults, scored_by), flags, option or ())
-    method = None if request.is_auto else request.build()
-    budget = {"max_network_evaluations": max_network_evaluations, "max_reward_calls": max_reward_calls}
-    if (method is None or method.needs_reward) and scored_by is None:
-        raise ValueError(
-            f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
-            "one, or take --alignment none"
-        )
-    if method is not None:
-        check_call(method, request, {"reward_scale": scale, **budget})
-        method.check(scored_by)
-        if no_plain and not method.needs_reward:
-            raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    given = {
+        "reward_scale": scale,
+        "max_network_evaluations": max_network_evaluations,
+        "max_reward_calls": max_reward_calls,
+    }
+    method = checked_method(request, scored_by, given, no_plain)
     watched_by = _watch(watch, watch_patience, watch_every, method)
     shared_budget = _shared_budget(share_budget_at, share_budget_verifier, method)
     used = read_calibration(calibrate, calibration, scored_by)
@@ -293,6 +287,34 @@ def requested(
     if alignment is None and own == AUTO and given:
         own = "smc"
     return method_request(alignment or own, flags, options)
+
+
+def checked_method(
+    request: MethodRequest, reward: Reward | None, given: dict[str, Any], no_plain: bool
+) -> Method | None:
+    """The method that is asked for, before the model is loaded; None where it is chosen for that.
+
+    Args:
+        reward: of the run.
+        given: options of a call that only some methods take, as of `check_call`.
+        no_plain: whether plain images are left out.
+
+    Raises:
+        TypeError, ValueError: it lacks a reward, or makes no use of an option that is given.
+    """
+    method = None if request.is_auto else request.build()
+    if (method is None or method.needs_reward) and reward is None:
+        raise ValueError(
+            f"--reward is not given, and the model has none of its own, but alignment {request.name!r} needs one; name "
+            "one, or take --alignment none"
+        )
+    if method is None:
+        return None
+    check_call(method, request, given)
+    method.check(reward)
+    if no_plain and not method.needs_reward:
+        raise ValueError(f"--no-plain is given, but alignment {request.name!r} draws plain images alone; drop one")
+    return method
 
 
 def _dry_runs(drawn: SideBySide, reward: Reward | None, num_images: int) -> list[DryRun]:
