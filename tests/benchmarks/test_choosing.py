@@ -11,7 +11,6 @@ from benchmarks.choosing import (
     Bench,
     Row,
     benchmark_choosing,
-    candidates_of,
     cells_named,
     chosen_name,
     difference,
@@ -19,6 +18,7 @@ from benchmarks.choosing import (
     rows_of,
     verdict,
 )
+from benchmarks.choosing_candidates import candidates_of
 from diamond_diffusers.alignment.automatic import BUDGETS, MODELS, REWARDS, Cell
 from diamond_diffusers.alignment.named import as_method
 
