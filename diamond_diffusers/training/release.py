@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from ..files.foreign import one_line
-from ..files.output import prepare_folder
+from ..files.output import prepare_folder, writing
 from ..pipelines.model_card import MAP_REPOSITORY, create_repository, upload
 from .errors import TrainingError
 
@@ -48,6 +48,11 @@ class Origin(TypedDict):
     base_model: str | None
     base_revision: str | None
     license: str | None
+
+
+def writing_logs(options: Options) -> AbstractContextManager[None]:
+    """Context in which trackers write into their folder, whose errors are told as such."""
+    return writing(options.output.output_dir / options.logging.logging_dir)
 
 
 def origin(options: Options) -> Origin:

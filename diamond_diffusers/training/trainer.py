@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from .grid import CAPTION
 from .module import DistilledModule
 from .optimisation import build_optimizer, build_schedule, check_optimizer
 from .options.records import Options
-from .release import Effort, facts, make_repository, origin, prepare_output, push
+from .release import Effort, facts, make_repository, origin, prepare_output, push, writing_logs
 from .teacher import Teacher
 from .validation import Validated, Validation, averaged, prompt_of_card
 
@@ -149,7 +148,7 @@ class Trainer:
         updates, accelerator = self.options.updates, self.accelerator
         with self.effort.counted():
             source = self._open_source()
-        with self._writing_logs():
+        with writing_logs(self.options):
             start_trackers(accelerator, self.options)
         self.validation.prepare(self.module)
         self._free_memory()
@@ -169,7 +168,7 @@ class Trainer:
                     self._log(figures, bar)
                 self._save_and_validate_when_due()
         self._finish()
-        with self._writing_logs():
+        with writing_logs(self.options):
             accelerator.end_training()
 
     def _order(self, num_rows: int) -> Order:
@@ -217,11 +216,8 @@ class Trainer:
         if self.accelerator.scaler is not None:
             figures["skipped_updates"] = self.skipped.total
         bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-        with self._writing_logs():
+        with writing_logs(self.options):
             self.accelerator.log(figures, step=self.step)
-
-    def _writing_logs(self) -> AbstractContextManager[None]:
-        return writing(self.options.output.output_dir / self.options.logging.logging_dir)
 
     @differentiable_attention()
     def _update(self, source: Any) -> dict[str, float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core.glass import inner_times
-from ..files.output import whole_file, writing
+from ..files.output import whole_file
 from ..pipelines.map_accuracy import ACCURACY, MapAccuracy, distance_text, ratio_text
 from .data.held_out import Rows
 from .data.images import Preparation, choose_caption
 from .grid import TEACHER_ROW, grid_drawer, labelled_grid, map_rows, teacher_row
 from .laws import LEVELS, MAPS, REFERENCE_STEPS, Laws, Observed, TeacherLaws, accuracy
+from .options.identity import digest_of
+from .release import writing_logs
 from .teacher import Teacher
 
 if TYPE_CHECKING:
@@ -190,17 +191,17 @@ class Validation:
             "random_flip teacher_samples teacher_num_inference_steps num_validation_observations "
             "num_validation_samples seed"
         )
-        values = self.options.by_flag()
-        settings = {name: str(values[name]) for name in names.split()}
-        settings["teacher"] = f"{self.teacher.resolution} {self.teacher.guidance}"
-        settings["laws"] = f"{LEVELS} {inner_times(REFERENCE_STEPS, 1.0).tolist()}"
-        settings["rows"] = self.rows.fingerprint
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        settings = {
+            "teacher": f"{self.teacher.resolution} {self.teacher.guidance}",
+            "laws": f"{LEVELS} {inner_times(REFERENCE_STEPS, 1.0).tolist()}",
+            "rows": self.rows.fingerprint,
+        }
+        digest = digest_of(self.options, names, settings)
         share = f"{self.accelerator.process_index}-of-{self.accelerator.num_processes}"
         return self.options.output.output_dir / "cache" / f"validation-{digest}-{share}.safetensors"
 
     def _keep_grid(self, grid: Image.Image, file: Path, step: int) -> None:
-        with self._writing_logs():
+        with writing_logs(self.options):
             for tracker in self.accelerator.trackers:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, **layout)
@@ -209,16 +210,13 @@ class Validation:
                 grid.save(partial, "png")
 
     def _keep_accuracy(self, found: MapAccuracy, file: Path, step: int) -> None:
-        with self._writing_logs():
+        with writing_logs(self.options):
             self.accelerator.log(tracked(found), step=step)
         if self.accelerator.is_main_process:
             for line in lines_of(found):
                 logger.info("step %d: %s", step, line)
             with whole_file(file) as partial:
                 partial.write_text(json.dumps(asdict(found), indent=2) + "\n")
-
-    def _writing_logs(self) -> AbstractContextManager[None]:
-        return writing(self.options.output.output_dir / self.options.logging.logging_dir)
 
 
 def tracked(found: MapAccuracy) -> dict[str, float]:

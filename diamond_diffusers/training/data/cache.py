@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from ...core.glass import inner_times
 from ...files.output import writing
 from ...files.staging import write_safetensors
 from ..errors import TrainingError
+from ..options.identity import digest_of
 from .batches import Order, prepared_lists
 from .encoding import Encoder
 from .images import Prepare
@@ -140,11 +139,11 @@ def identity(options: Options, rows: Any, teacher: Teacher, order: Order, shard_
         "dataset_config_name dataset_split train_data_dir image_column caption_column center_crop cache_trajectories "
         "cache_dtype"
     )
-    values = options.by_flag()
-    settings = {name: str(values[name]) for name in names.split()}
-    settings["resolution"] = str(teacher.resolution)
-    settings["rows"] = fingerprint(rows)
-    settings["order"] = f"{order.num_rows} rows, seed {order.seed}, {shard_size} a shard"
+    settings = {
+        "resolution": str(teacher.resolution),
+        "rows": fingerprint(rows),
+        "order": f"{order.num_rows} rows, seed {order.seed}, {shard_size} a shard",
+    }
     if options.model.quantize is not None:
         settings["quantize"] = options.model.quantize
     if options.learns_from_samples:
@@ -154,4 +153,4 @@ def identity(options: Options, rows: Any, teacher: Teacher, order: Order, shard_
         settings["inner_times"] = str(inner_times(INNER_STEPS, 1.0).tolist())
         if options.trajectory_draws != TrajectoryDraws():
             settings["draws"] = str(options.trajectory_draws)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(options, names, settings)
