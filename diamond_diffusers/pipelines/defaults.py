@@ -11,7 +11,7 @@ from ..alignment.presets import PRESETS
 from ..core.serial import NAME
 from ..core.wording import did_you_mean, shown
 from .argument_types import call_parameters, fitted_arguments
-from .run import RunOptions
+from .run_options import RunOptions
 
 OWN_DEFAULTS = ("reward", "alignment", "reward_scale")
 """Options of a call besides the stock arguments for which a model may have a default."""

@@ -38,7 +38,8 @@ from .loading import (
 )
 from .misplaced import LOADER_OPTIONS
 from .output import DiamondMapPipelineOutput
-from .run import Run, RunOptions, interrupt_runs
+from .run import Run, interrupt_runs
+from .run_options import RunOptions
 from .saving_methods import SavingMethods
 from .shared_budget import SharedBudget
 from .signature import SignatureOfCall, StockCall
