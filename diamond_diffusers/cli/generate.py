@@ -24,6 +24,15 @@ from .calibration import (
     recorded,
 )
 from .dry_run import DryRunFlag, DryRunPrompts, dry_reward, print_dry_runs, refuse_with_dry_run, stand_ins
+from .ends import (
+    ShareBudgetAt,
+    ShareBudgetVerifier,
+    WatchEvery,
+    WatchPatience,
+    WatchReward,
+    shared_budget_of,
+    watch_of,
+)
 from .interruption import interruptible
 from .loading import (
     FoundRewardScale,
@@ -55,8 +64,6 @@ if TYPE_CHECKING:
     from ..evaluation.dry_run.counting import DryRun
     from ..evaluation.side_by_side import SideBySide
     from ..pipelines.output import DiamondMapPipelineOutput
-    from ..pipelines.shared_budget import SharedBudget
-    from ..pipelines.watch import Watch
     from ..rewards import Reward
 
 
@@ -111,37 +118,6 @@ MaxRewardCalls = Annotated[
     int | None,
     typer.Option(
         min=1, max=MAX_NUMBER, help="Budget of scores by the reward for an aligned image, which does likewise."
-    ),
-]
-WatchReward = Annotated[
-    str | None,
-    typer.Option(
-        "--watch",
-        metavar="REWARD",
-        help="A reward that is not followed: a search in rounds ends where it falls, and each image is taken where it "
-        "was the highest.",
-    ),
-]
-WatchPatience = Annotated[
-    int | None, typer.Option(min=1, max=MAX_COUNT, help="Checks in a row below its best at which --watch ends; 3.")
-]
-WatchEvery = Annotated[
-    int | None, typer.Option(min=1, max=MAX_COUNT, help="Rounds from one check of --watch to the next; 1.")
-]
-ShareBudgetAt = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SCORE",
-        help="An image of this score is good enough: a search in rounds ends it, and spends the rest of its budget on "
-        "the images that are not.",
-    ),
-]
-ShareBudgetVerifier = Annotated[
-    str | None,
-    typer.Option(
-        metavar="REWARD",
-        help="Gives that score in place of --reward; with a constraint, such as 'nsfw < 0.2', it decides without a "
-        "score, too.",
     ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder of the images and the record.")]
@@ -223,8 +199,8 @@ def generate(
         "max_reward_calls": max_reward_calls,
     }
     method = checked_method(request, scored_by, given, no_plain)
-    watched_by = _watch(watch, watch_patience, watch_every, method)
-    shared_budget = _shared_budget(share_budget_at, share_budget_verifier, method)
+    watched_by = watch_of(watch, watch_patience, watch_every, method)
+    shared_budget = shared_budget_of(share_budget_at, share_budget_verifier, method)
     used = read_calibration(calibrate, calibration, scored_by)
     pipe = load_model(model, loading, output)
     arguments = {"num_inference_steps": num_inference_steps, **stock.given()}
@@ -343,36 +319,6 @@ def check_call(method: Method, request: MethodRequest, given: dict[str, Any]) ->
             raise ValueError(
                 f"{flag} is {request.options[method.grows]}, which {own} {value} would replace; drop one of them"
             )
-
-
-def _watch(expression: str | None, patience: int | None, every: int | None, method: Method | None) -> Watch | None:
-    """The watch of a run; refused where the method makes no use of it, or where nothing is watched."""
-    counts = {"patience": patience, "every": every}
-    given = {name: count for name, count in counts.items() if count is not None}
-    if expression is None:
-        for name, count in given.items():
-            raise ValueError(f"--watch-{name} is {count}, but nothing is watched; name a reward with --watch")
-        return None
-    from ..pipelines.watch import Watch, check_watchable
-    from ..rewards import as_reward
-
-    if method is not None:
-        check_watchable(method)
-    return Watch(as_reward(expression), **given)
-
-
-def _shared_budget(threshold: float | None, verifier: str | None, method: Method | None) -> SharedBudget | None:
-    """When the images of a run are good enough; refused where a method that is known makes no use of it."""
-    if threshold is None and verifier is None:
-        return None
-    from ..pipelines.shared_budget import SharedBudget, check_shareable
-    from ..rewards import as_reward
-
-    if method is not None:
-        check_shareable(
-            method, "a budget is to be shared" if threshold is None else f"--share-budget-at is {threshold}"
-        )
-    return SharedBudget(threshold, None if verifier is None else as_reward(verifier))
 
 
 def _shown_reward(out: DiamondMapPipelineOutput, i: int) -> str:
