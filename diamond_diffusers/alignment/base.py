@@ -92,6 +92,26 @@ class Method(Typed, ABC):
         network = law.rows(x).network
         return network.predict(x, noise_to_signal) if self.moves.needs_prediction(network) else None
 
+    def predicted_of(self, law: Law, cloud: Cloud, noise_to_signal: float) -> Tensor | None:
+        """The same at the particles of a cloud, whose look-aheads may have brought it along."""
+        return cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, noise_to_signal)
+
+    def check_moves_are_random(self, alike: str, instead: str) -> None:
+        """Refuses a given transition that draws no noise.
+
+        Args:
+            alike: what would be the same with it, as the sentence has it.
+            instead: name of a method that does without noise.
+
+        Raises:
+            ValueError: the transition is such a one.
+        """
+        if self.transition is not None and not self.moves.is_stochastic:
+            raise ValueError(
+                f"transition is {self.transition}, which draws no noise, so {alike} would be the same; leave it "
+                f"out, or take AncestralTransition(), or alignment {instead!r}"
+            )
+
     def moved(self, network: Network, x: Tensor, interval: Interval, predicted: Tensor | None, noise: Tensor) -> Tensor:
         """Particles `[N, ...]` after a step of the transition, checked; arguments as of `Transition.step`.
 

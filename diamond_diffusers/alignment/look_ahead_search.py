@@ -74,7 +74,7 @@ class LookAheadSearch(Method):
 
     def branched(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:
         """The cloud of all branches, of which none is chosen yet."""
-        predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, interval.start)
+        predicted = self.predicted_of(law, cloud, interval.start)
         return replace(cloud, x=self.branch(law, cloud.x, predicted, interval, random), ahead=None, figures={})
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> Cloud:

@@ -106,11 +106,7 @@ class TreeSearch(NoiseRounds):
             raise ValueError(f"widening is {self.widening}; give a number above 0")
         if not 0 < self.widening_exponent < 1:
             raise ValueError(f"widening_exponent is {self.widening_exponent}; give a number between 0 and 1")
-        if self.transition is not None and not self.moves.is_stochastic:
-            raise ValueError(
-                f"transition is {self.transition}, which draws no noise, so that the children of a state would be the "
-                "same; leave it out, or take AncestralTransition(), or alignment 'random_search'"
-            )
+        self.check_moves_are_random("that the children of a state", "random_search")
 
     @property
     def grows(self) -> str | None:  # type: ignore[override]

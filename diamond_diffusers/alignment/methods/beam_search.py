@@ -31,11 +31,7 @@ class BeamSearch(LookAheadSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.transition is not None and not self.moves.is_stochastic:
-            raise ValueError(
-                f"transition is {self.transition}, which draws no noise, so the branches of a particle would be the "
-                "same; leave it out, or take AncestralTransition(), or alignment 'path_search'"
-            )
+        self.check_moves_are_random("the branches of a particle", "path_search")
 
     def branch(
         self,

@@ -97,18 +97,12 @@ class RolloverSearch(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(num_candidates=self.num_candidates)
-        if self.transition is not None and not self.moves.is_stochastic:
-            raise ValueError(
-                f"transition is {self.transition}, which draws no noise, so the candidates of a step would be the "
-                "same; leave it out, or take AncestralTransition(), or alignment 'path_search'"
-            )
+        self.check_moves_are_random("the candidates of a step", "path_search")
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> RolloverCloud:
         cloud = super().start(law, x, num_steps)
         return RolloverCloud(
-            x=x,
-            log_weights=cloud.log_weights,
-            log_evidence=cloud.log_evidence,
+            **vars(cloud),
             records=torch.full((len(x),), -math.inf, dtype=torch.float64),
             savings=torch.zeros(len(x), dtype=torch.long),
             saved_evaluations=torch.zeros(len(x), dtype=torch.long),
@@ -120,7 +114,7 @@ class RolloverSearch(Method):
         if cloud.num_moves == 0 and self.num_candidates > 1:
             cloud = self._with_best_noises(law, cloud, interval.start, random)
         cloud = replace(cloud, num_moves=cloud.num_moves + 1)
-        predicted = cloud.ahead.predicted if cloud.ahead else self.predicted(law, cloud.x, interval.start)
+        predicted = self.predicted_of(law, cloud, interval.start)
         chooses = self.num_candidates > 1 and self.moves.is_random(interval)
         if not chooses and not interval.is_last:
             noise = driving_noise(random, self.moves, cloud.x, self.num_particles, interval)

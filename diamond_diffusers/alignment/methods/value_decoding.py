@@ -83,8 +83,7 @@ class ValueDecoding(BeamSearch):
             raise ValueError(f"temperature is {self.temperature}; give a number of at least 0, which keeps the best")
 
     def start(self, law: Law, x: Tensor, num_steps: int) -> BlockCloud:
-        cloud = super().start(law, x, num_steps)
-        return BlockCloud(x=cloud.x, log_weights=cloud.log_weights, log_evidence=cloud.log_evidence)
+        return BlockCloud(**vars(super().start(law, x, num_steps)))
 
     def step(self, law: Law, cloud: Cloud, interval: Interval, random: RandomSource) -> BlockCloud:
         assert isinstance(cloud, BlockCloud), "`start` makes one"
